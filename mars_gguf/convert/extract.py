@@ -1,0 +1,340 @@
+"""Hidden states of a GGUF model: many prompts at once, all blocks, with and without steering.
+
+Prompts of one session are sequences of one unified KV cache. Everything but the last token of each
+is decoded first, without a callback, at the speed of prefill; what all prompts have in common (the
+head of the chat template) is decoded once and shared. The last tokens are then decoded together,
+one row a prompt, and that short decode is the one that is observed: as at run time, where a
+steered last token is decoded alone. It can be repeated with another block steered, because each
+time it runs on copies of the sequences; so recurrent models, which cannot rewind, work too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from llama_cpp import llama_chat_format, mtmd_cpp
+from llama_cpp import llama_cpp as lib
+from PIL import Image
+
+from mars_gguf.errors import ModelError
+from mars_gguf.hooks import HookedLlama, LayerOutput, Rows, require_gguf
+from mars_gguf.llama import fingerprint, load_mmproj
+from mars_gguf.vectors import ModelFingerprint
+
+MAX_SEQUENCES = 32
+N_BATCH = 512
+Messages = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A user message: pictures, then text. ``form`` and ``kind`` say where it comes from."""
+
+    text: str
+    images: tuple[Image.Image, ...] = ()
+    form: str = ""
+    kind: str = ""
+
+    @property
+    def modality(self) -> str:
+        """As the runtime names it: "text", "image" (one picture) or "video" (several)."""
+        return ("text", "image")[len(self.images)] if len(self.images) < 2 else "video"
+
+
+@dataclass
+class _Sequence:
+    head: list[tuple[int, ...] | Any]  # text tokens or media chunks
+    tail: tuple[int, ...]  # text tokens, at least one
+    n_past: int = 0
+
+
+class Session:
+    """Up to MAX_SEQUENCES prompts, decoded up to their last tokens."""
+
+    def __init__(self, extractor: GgufExtractor, sequences: list[_Sequence]) -> None:
+        self.extractor, self.sequences = extractor, sequences
+
+    def observe(self) -> tuple[Rows, Rows]:
+        """Hidden states after every block, [n, n_layer, n_embd], and logits of the first token,
+        [n, n_vocab], of all prompts of the session."""
+        extractor = self.extractor
+        states = np.empty((len(self.sequences), extractor.n_layer, extractor.n_embd), np.float32)
+
+        def visit(output: LayerOutput) -> None:
+            states[:, output.layer] = output.read()
+
+        logits = self._decode_last(range(extractor.n_layer), visit)
+        return states, logits
+
+    def steered(self, layer: int, additions: Rows) -> Rows:
+        """Logits of the first token, [n, n_vocab], with ``additions`` [n, n_embd] added to the
+        output of block ``layer`` at the last token of each prompt."""
+
+        def visit(output: LayerOutput) -> None:
+            output.write(0, output.read() + additions)
+
+        return self._decode_last([layer], visit)
+
+    def _decode_last(self, layers: Sequence[int], visit: Callable[[LayerOutput], None]) -> Rows:
+        llama, n = self.extractor.llama, len(self.sequences)
+        memory = lib.llama_get_memory(llama.ctx)
+        for i in range(n):
+            lib.llama_memory_seq_cp(memory, i, MAX_SEQUENCES + i, -1, -1)
+        entries = [
+            (s.tail[-1], s.n_past, MAX_SEQUENCES + i, True) for i, s in enumerate(self.sequences)
+        ]
+        with llama.tap.visiting(layers, self.extractor.n_embd, visit):
+            self.extractor.decode(entries)
+        n_vocab = llama.n_vocab()
+        logits = np.stack(
+            [
+                np.ctypeslib.as_array(lib.llama_get_logits_ith(llama.ctx, i), (n_vocab,)).copy()
+                for i in range(n)
+            ]
+        )
+        for i in range(n):
+            lib.llama_memory_seq_rm(memory, MAX_SEQUENCES + i, -1, -1)
+        return logits
+
+
+class GgufExtractor:
+    """A quantized model, opened for measuring. Raises ModelError for files that do not fit."""
+
+    def __init__(
+        self,
+        model: str,
+        mmproj: str | None = None,
+        *,
+        n_gpu_layers: int = 0,
+        n_threads: int | None = None,
+        n_ctx: int = 4096,
+        verbose: bool = False,
+    ) -> None:
+        self.llama = HookedLlama(
+            model,
+            n_ctx=n_ctx,
+            n_batch=N_BATCH,
+            n_gpu_layers=n_gpu_layers,
+            n_threads=n_threads,
+            n_threads_batch=n_threads,
+            verbose=verbose,
+            # Without a unified cache a batch is split by sequence and its rows move.
+            context_overrides={"n_seq_max": 2 * MAX_SEQUENCES, "kv_unified": True},
+        )
+        self.n_layer, self.n_embd = self.llama.n_layer, self.llama.n_embd()
+        self.n_cells = self.llama.n_ctx()
+        self.fingerprint: ModelFingerprint = fingerprint(self.llama)
+        self._handler: Any = None
+        if mmproj is not None:
+            require_gguf(mmproj)
+            self._handler = llama_chat_format.MTMDChatHandler(mmproj, verbose=verbose)
+            load_mmproj(self.llama, self._handler)
+        self._formatter = self._chat_formatter()
+        self._batch = lib.llama_batch_init(N_BATCH, 0, 1)
+
+    def close(self) -> None:
+        """Free the model."""
+        lib.llama_batch_free(self._batch)
+        self.llama.close()
+
+    def _chat_formatter(self) -> llama_chat_format.Jinja2ChatFormatter:
+        template = self.llama.metadata.get("tokenizer.chat_template")
+        if not template:
+            raise ModelError(
+                f"{self.llama.model_path}: this model has no chat template "
+                "(tokenizer.chat_template), expected a chat model: refusal is measured on chat "
+                "prompts. Use the instruct version of the model."
+            )
+        text = [
+            self.llama.detokenize([token], special=self._handler is None).decode(errors="ignore")
+            for token in (self.llama.token_eos(), self.llama.token_bos())
+        ]
+        return llama_chat_format.Jinja2ChatFormatter(template, *text)
+
+    # Prompts to tokens -------------------------------------------------------------------------
+
+    def render(self, prompt: Prompt) -> str:
+        """The chat template's text for one user message, media as mtmd's markers."""
+        content: Any = prompt.text
+        if prompt.images:
+            marker = mtmd_cpp.mtmd_default_marker().decode()
+            content = [{"type": "text", "text": marker} for _ in prompt.images]
+            content.append({"type": "text", "text": prompt.text})
+        messages: Any = [{"role": "user", "content": content}]
+        return self._formatter(messages=messages).prompt
+
+    def _sequence(self, prompt: Prompt) -> _Sequence:
+        text = self.render(prompt).encode()
+        if self._handler is None:
+            if prompt.images:
+                raise ModelError("a prompt with pictures, but no mmproj. Give one with --mmproj.")
+            tokens = self.llama.tokenize(text, add_bos=False, special=True)
+            return _Sequence([], tuple(tokens))
+        chunks = self._mtmd_chunks(text, prompt.images)
+        if not chunks or not isinstance(chunks[-1], tuple):
+            raise ModelError("the chat template puts nothing after a picture: no logits there")
+        return _Sequence(chunks[:-1], chunks[-1])
+
+    def _mtmd_chunks(self, text: bytes, images: Sequence[Image.Image]) -> list[Any]:
+        """Text chunks as tuples of tokens, media chunks as (copied) mtmd chunks with the bytes of
+        the picture they show."""
+        bitmaps = []
+        for image in images:
+            pixels = image.convert("RGB").tobytes()
+            data = (ctypes.c_uint8 * len(pixels)).from_buffer_copy(pixels)
+            bitmaps.append(mtmd_cpp.mtmd_bitmap_init(image.width, image.height, data))
+        chunks = mtmd_cpp.mtmd_input_chunks_init()
+        try:
+            input_text = mtmd_cpp.mtmd_input_text()
+            input_text.text, input_text.text_len = text, len(text)
+            input_text.add_special = input_text.parse_special = True
+            array = (mtmd_cpp.mtmd_bitmap_p_ctypes * len(bitmaps))(*bitmaps)
+            code = mtmd_cpp.mtmd_tokenize(
+                self._handler.mtmd_ctx, chunks, ctypes.byref(input_text), array, len(bitmaps)
+            )
+            if code != 0:
+                raise ModelError(f"libmtmd could not tokenize a prompt with pictures (code {code})")
+            return [
+                self._chunk(mtmd_cpp.mtmd_input_chunks_get(chunks, i))
+                for i in range(mtmd_cpp.mtmd_input_chunks_size(chunks))
+            ]
+        finally:
+            mtmd_cpp.mtmd_input_chunks_free(chunks)
+            for bitmap in bitmaps:
+                mtmd_cpp.mtmd_bitmap_free(bitmap)
+
+    @staticmethod
+    def _chunk(chunk: Any) -> Any:
+        if mtmd_cpp.mtmd_input_chunk_get_type(chunk) != mtmd_cpp.MTMD_INPUT_CHUNK_TYPE_TEXT:
+            return mtmd_cpp.mtmd_input_chunk_copy(chunk)
+        count = ctypes.c_size_t()
+        tokens = mtmd_cpp.mtmd_input_chunk_get_tokens_text(chunk, ctypes.byref(count))
+        return tuple(tokens[: count.value])
+
+    # Decoding ----------------------------------------------------------------------------------
+
+    def sessions(self, prompts: Sequence[Prompt]) -> Iterator[tuple[list[int], Session]]:
+        """Sessions over ``prompts`` in order, as many prompts in each as fit; each is valid until
+        the next is asked for. Yields the prompts' indices and the session."""
+        start = 0
+        while start < len(prompts):
+            group: list[_Sequence] = []
+            cells = 0
+            for prompt in prompts[start : start + MAX_SEQUENCES]:
+                sequence = self._sequence(prompt)
+                # One more cell for the copy's last token.
+                need = self._cells(sequence) + 1
+                if need > self.n_cells:
+                    raise ModelError(
+                        f"a prompt needs {need} cells of context, found {self.n_cells}. "
+                        "Raise --ctx-size."
+                    )
+                if cells + need > self.n_cells:
+                    self._free(sequence)
+                    break
+                group.append(sequence)
+                cells += need
+            with self._prefilled(group) as session:
+                yield list(range(start, start + len(group))), session
+            start += len(group)
+
+    def _cells(self, sequence: _Sequence) -> int:
+        return len(sequence.tail) + sum(
+            len(part)
+            if isinstance(part, tuple)
+            else mtmd_cpp.mtmd_input_chunk_get_n_tokens(part)
+            for part in sequence.head
+        )
+
+    @staticmethod
+    def _free(sequence: _Sequence) -> None:
+        for part in sequence.head:
+            if not isinstance(part, tuple):
+                mtmd_cpp.mtmd_input_chunk_free(part)
+
+    @contextmanager
+    def _prefilled(self, group: list[_Sequence]) -> Iterator[Session]:
+        memory = lib.llama_get_memory(self.llama.ctx)
+        lib.llama_memory_clear(memory, True)
+        try:
+            shared = self._share_prefix(group, memory)
+            for i, sequence in enumerate(group):
+                sequence.n_past = shared
+                for k, part in enumerate(sequence.head):
+                    if isinstance(part, tuple):
+                        tokens = part[shared:] if k == 0 else part
+                        self._decode_text(self._entries(sequence, i, tokens))
+                    else:
+                        sequence.n_past = self._decode_media(part, sequence.n_past, i)
+            entries = []
+            for i, sequence in enumerate(group):
+                skip = 0 if sequence.head else shared
+                entries += self._entries(sequence, i, sequence.tail[skip:-1])
+            self._decode_text(entries)
+            yield Session(self, group)
+        finally:
+            for sequence in group:
+                self._free(sequence)
+
+    def _share_prefix(self, group: list[_Sequence], memory: Any) -> int:
+        """Decode what all prompts begin with into every sequence; return its length."""
+        first = [s.head[0] if s.head else s.tail[:-1] for s in group]
+        if len(group) < 2 or not all(isinstance(tokens, tuple) for tokens in first):
+            return 0
+        shared = 0
+        while all(len(t) > shared and t[shared] == first[0][shared] for t in first):
+            shared += 1
+        if shared:
+            self._decode_text([(t, p, 0, False) for p, t in enumerate(first[0][:shared])])
+            for i in range(1, len(group)):
+                lib.llama_memory_seq_cp(memory, 0, i, -1, -1)
+        return shared
+
+    @staticmethod
+    def _entries(
+        sequence: _Sequence, index: int, tokens: tuple[int, ...]
+    ) -> list[tuple[int, int, int, bool]]:
+        entries = [(t, sequence.n_past + p, index, False) for p, t in enumerate(tokens)]
+        sequence.n_past += len(tokens)
+        return entries
+
+    def _decode_text(self, entries: list[tuple[int, int, int, bool]]) -> None:
+        for start in range(0, len(entries), N_BATCH):
+            self.decode(entries[start : start + N_BATCH])
+
+    def decode(self, entries: list[tuple[int, int, int, bool]]) -> None:
+        """Decode at most N_BATCH tokens: (token, position, sequence, wants logits) each."""
+        batch = self._batch
+        batch.n_tokens = len(entries)
+        for k, (token, position, sequence, wants_logits) in enumerate(entries):
+            batch.token[k], batch.pos[k], batch.logits[k] = token, position, wants_logits
+            batch.n_seq_id[k], batch.seq_id[k][0] = 1, sequence
+        code = lib.llama_decode(self.llama.ctx, batch)
+        if code != 0:
+            raise ModelError(f"llama_decode returned {code} for {len(entries)} tokens")
+
+    def _decode_media(self, chunk: Any, n_past: int, sequence: int) -> int:
+        context = self._handler.mtmd_ctx
+        if mtmd_cpp.mtmd_encode_chunk(context, chunk) != 0:
+            raise ModelError("libmtmd could not encode a picture")
+        after = lib.llama_pos(0)
+        code = mtmd_cpp.mtmd_helper_decode_image_chunk(
+            context,
+            self.llama.ctx,
+            chunk,
+            mtmd_cpp.mtmd_get_output_embd(context),
+            n_past,
+            sequence,
+            N_BATCH,
+            ctypes.byref(after),
+            mtmd_cpp.mtmd_helper_post_decode_callback(),
+            None,
+        )
+        if code != 0:
+            raise ModelError(f"llama.cpp could not decode a picture (code {code})")
+        return int(after.value)

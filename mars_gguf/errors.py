@@ -1,0 +1,20 @@
+"""What can go wrong with a user's input. Every message says what was wrong, what was found,
+what was expected and what to do; commands print it and exit with code 2."""
+
+from __future__ import annotations
+
+
+class MarsError(ValueError):
+    """Bad input: a file, a prompt set, an option."""
+
+
+class VectorError(MarsError):
+    """A vector file that is damaged, hostile, or made for another model."""
+
+
+class ModelError(MarsError):
+    """A model or mmproj that cannot be loaded, probed or steered."""
+
+
+class SteeringError(RuntimeError):
+    """Steering failed while a model was running. Nothing unsteered is returned instead."""

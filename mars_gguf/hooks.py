@@ -1,0 +1,279 @@
+"""Into llama.cpp by ctypes: read and change the residual stream during a decode, and set its
+control vector.
+
+The residual stream after block l (0-based), control vector included, is the graph node
+``l_out-<l>``, float32 [n_embd, n_rows] (src/models/*.cpp). The scheduler offers every node to the
+context's eval callback, first with ask=True, then, where that returned True, computed
+(ggml/src/ggml-backend.cpp, ggml_backend_sched_compute_splits).
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import re
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+from llama_cpp import Llama
+from llama_cpp import llama_cpp as lib
+from llama_cpp import mtmd_cpp
+from llama_cpp._logger import llama_log_callback
+
+from mars_gguf.errors import ModelError, SteeringError
+
+Rows = npt.NDArray[np.float32]
+
+
+def _ggml() -> Any:
+    """The library that holds ggml's tensor accessors: reachable through libllama, except on
+    Windows, where it must be named."""
+    try:
+        library: Any = lib._lib
+        library.ggml_backend_tensor_get
+    except AttributeError:
+        folder = Path(llama_cpp.__file__).parent / "lib"
+        library = ctypes.CDLL(str(next(folder.glob("*ggml-base.*"))))
+    pointer, size = ctypes.c_void_p, ctypes.c_size_t
+    for name, result, arguments in (
+        ("ggml_get_name", ctypes.c_char_p, [pointer]),
+        ("ggml_nelements", ctypes.c_int64, [pointer]),
+        ("ggml_nrows", ctypes.c_int64, [pointer]),
+        ("ggml_n_dims", ctypes.c_int, [pointer]),
+        ("ggml_element_size", size, [pointer]),
+        ("ggml_is_contiguous", ctypes.c_bool, [pointer]),
+        ("ggml_backend_tensor_get", None, [pointer, pointer, size, size]),
+        ("ggml_backend_tensor_set", None, [pointer, pointer, size, size]),
+    ):
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+ggml = _ggml()
+
+
+class LayerOutput:
+    """One computed node ``l_out-<layer>``: ``n_rows`` hidden states of ``n_embd`` float32 each.
+
+    Valid only inside the visit it is handed to. Works for tensors on any device. An access out of
+    range would abort the process in ggml, so it raises IndexError here.
+    """
+
+    def __init__(self, tensor: int, layer: int, n_embd: int) -> None:
+        self.tensor, self.layer, self.n_embd = tensor, layer, n_embd
+        elements, self.n_rows = ggml.ggml_nelements(tensor), ggml.ggml_nrows(tensor)
+        if (
+            ggml.ggml_element_size(tensor) != 4
+            or elements != self.n_rows * n_embd
+            or ggml.ggml_n_dims(tensor) > 2
+            or not ggml.ggml_is_contiguous(tensor)
+        ):
+            raise ModelError(
+                f"l_out-{layer} has {elements} values in {self.n_rows} rows and "
+                f"{ggml.ggml_n_dims(tensor)} dimensions, expected float32 rows of {n_embd}: "
+                "this architecture's residual stream cannot be steered."
+            )
+
+    def read(self, start: int = 0, stop: int | None = None) -> Rows:
+        """Hidden states of rows ``start`` to ``stop`` (exclusive; default: all), [n, n_embd]."""
+        stop = self.n_rows if stop is None else stop
+        if not 0 <= start <= stop <= self.n_rows:
+            raise IndexError(f"rows {start} to {stop} of {self.n_rows}")
+        rows = np.empty((stop - start, self.n_embd), np.float32)
+        if rows.size:
+            ggml.ggml_backend_tensor_get(
+                self.tensor, rows.ctypes.data, start * 4 * self.n_embd, rows.nbytes
+            )
+        return rows
+
+    def write(self, start: int, rows: Rows) -> None:
+        """Replace the hidden states from row ``start`` on by ``rows`` [n, n_embd]; all later
+        nodes of this decode see them."""
+        rows = np.ascontiguousarray(rows, np.float32)
+        if rows.ndim != 2 or rows.shape[1] != self.n_embd:
+            raise IndexError(f"rows of shape {rows.shape}, expected [n, {self.n_embd}]")
+        if not 0 <= start <= start + len(rows) <= self.n_rows:
+            raise IndexError(f"rows {start} to {start + len(rows)} of {self.n_rows}")
+        if rows.size:
+            ggml.ggml_backend_tensor_set(
+                self.tensor, rows.ctypes.data, start * 4 * self.n_embd, rows.nbytes
+            )
+
+
+Visit = Callable[[LayerOutput], None]
+
+
+class Tap:
+    """The eval callback of one context: calls ``visit`` with the outputs of chosen blocks.
+
+    Outside ``visiting`` it does nothing but return.
+    """
+
+    def __init__(self) -> None:
+        self._names: dict[bytes, int] = {}
+        self._visit: Visit | None = None
+        self._n_embd = 0
+        self._error: BaseException | None = None
+        self.callback = lib.ggml_backend_sched_eval_callback(self._on_node)
+
+    def _on_node(self, tensor: int, ask: bool, _user_data: int) -> bool:
+        if self._visit is None:
+            return not ask
+        layer = self._names.get(ggml.ggml_get_name(tensor))
+        if ask:
+            return layer is not None and self._error is None
+        # An exception would be lost in ctypes, and False would silently drop the rest of the
+        # graph: keep the first one for after the decode.
+        if layer is not None and self._error is None:
+            try:
+                self._visit(LayerOutput(tensor, layer, self._n_embd))
+            except BaseException as error:  # noqa: BLE001
+                self._error = error
+        return True
+
+    @contextmanager
+    def visiting(self, layers: Iterable[int], n_embd: int, visit: Visit) -> Iterator[None]:
+        """During decodes in this block, call ``visit`` for each of ``layers``, once an ubatch.
+
+        What a visit raises is raised again when the block ends: a ModelError as itself, anything
+        else as a SteeringError.
+        """
+        self._names = {f"l_out-{layer}".encode(): layer for layer in layers}
+        self._n_embd, self._error = n_embd, None
+        self._visit = visit
+        failed: BaseException | None = None
+        try:
+            yield
+        except BaseException as error:
+            failed = error
+            raise
+        finally:
+            self._visit = None
+            seen, self._error = self._error, None
+            if isinstance(seen, (ModelError, KeyboardInterrupt)):
+                raise seen
+            if seen is not None:
+                raise SteeringError(f"steering failed during a decode: {seen!r}") from (
+                    seen if failed is None else failed
+                )
+
+
+class _ContextParams:
+    """Data descriptor: adds the eval callback to the context parameters that ``Llama.__init__``
+    assigns, for which it has no keyword."""
+
+    def __set__(self, llama: HookedLlama, params: Any) -> None:
+        params.cb_eval = llama.tap.callback
+        for name, value in llama.context_overrides.items():
+            setattr(params, name, value)
+        llama.__dict__["context_params"] = params
+
+    def __get__(self, llama: HookedLlama, owner: type | None = None) -> Any:
+        return llama.__dict__["context_params"]
+
+
+class HookedLlama(Llama):
+    """A ``Llama`` whose residual stream can be read and changed.
+
+    Takes every argument of ``llama_cpp.Llama``, and ``context_overrides``: fields of
+    ``llama_context_params`` that it has no keyword for. Raises ModelError for a file that
+    llama.cpp does not load.
+    """
+
+    context_params: Any = _ContextParams()
+
+    def __init__(
+        self, model_path: str, *, context_overrides: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        self.tap = Tap()
+        self.context_overrides = context_overrides or {}
+        require_gguf(model_path)
+        try:
+            super().__init__(model_path, **kwargs)
+        except ValueError as error:
+            raise ModelError(
+                f"{model_path}: llama.cpp could not load this model ({error}). "
+                "Is the file whole, and its architecture known to this llama.cpp? "
+                "verbose=True shows what llama.cpp says."
+            ) from error
+        # libmtmd has a log of its own, which would ignore verbose=False.
+        mtmd_cpp.mtmd_helper_log_set(llama_log_callback, None)
+        # Closed before the interpreter takes apart what Llama.close needs.
+        me = weakref.ref(self)
+        atexit.register(lambda: (llama := me()) and llama.close())
+
+    @property
+    def n_layer(self) -> int:
+        """Number of blocks; block indices are 0 to n_layer - 1."""
+        return int(lib.llama_model_n_layer(self.model))
+
+    def memory_can_rewind(self) -> bool:
+        """Whether single tokens can be taken back: not from recurrent or hybrid memory."""
+        return not (self._is_recurrent or self._is_hybrid)
+
+
+def require_gguf(path: str) -> None:
+    """Raise ModelError unless ``path`` is a file that starts like a GGUF."""
+    file = Path(path)
+    if not file.exists():
+        raise ModelError(f"{path}: no such file")
+    if not file.is_file():
+        raise ModelError(f"{path}: not a file. Give a model in GGUF format.")
+    with file.open("rb") as stream:
+        magic = stream.read(4)
+    if magic != b"GGUF":
+        raise ModelError(
+            f"{path}: not a GGUF file (it starts with {magic!r}, expected b'GGUF'). "
+            "Give a model in GGUF format."
+        )
+
+
+def set_control_vector(llama: HookedLlama, layer: int, vector: Rows) -> None:
+    """Add ``vector`` [n_embd] to the output of block ``layer`` for every token from now on.
+
+    llama.cpp wants the whole buffer, [n_layer - 1, n_embd] from block 1 on: blocks that are not
+    sent keep what was set before (src/llama-adapter.cpp).
+    """
+    n_layer, n_embd = llama.n_layer, llama.n_embd()
+    if not 1 <= layer < n_layer or vector.shape != (n_embd,):
+        raise ModelError(
+            f"control vector of {vector.shape} values for block {layer}, expected {n_embd} "
+            f"values for a block from 1 to {n_layer - 1}"
+        )
+    buffer = np.zeros((n_layer - 1, n_embd), np.float32)
+    buffer[layer - 1] = vector
+    data = buffer.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+    code = lib.llama_set_adapter_cvec(llama.ctx, data, buffer.size, n_embd, layer, layer)
+    if code != 0:
+        raise SteeringError(f"llama_set_adapter_cvec returned {code}")
+
+
+def clear_control_vector(llama: HookedLlama) -> None:
+    """Add nothing any more."""
+    code = lib.llama_set_adapter_cvec(llama.ctx, None, 0, 0, 0, 0)
+    if code != 0:
+        raise SteeringError(f"llama_set_adapter_cvec returned {code} when cleared")
+
+
+def logits(llama: Llama) -> Rows:
+    """Logits of the last decoded token, a copy, [n_vocab]."""
+    pointer = lib.llama_get_logits_ith(llama.ctx, -1)
+    return np.ctypeslib.as_array(pointer, (llama.n_vocab(),)).copy()
+
+
+def quantization_name(file_type: str | None) -> str:
+    """``general.file_type`` as people write it: "15" -> "Q4_K_M"; "" if not known."""
+    import gguf
+
+    try:
+        name = gguf.LlamaFileType(int(file_type or "")).name
+    except ValueError:
+        return ""
+    return re.sub(r"^(MOSTLY|ALL)_", "", name)

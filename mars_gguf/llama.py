@@ -1,0 +1,467 @@
+"""The runtime: a ``llama_cpp.Llama`` that steers the first token of every reply.
+
+While a prompt is processed, the hidden state of its last token is read at one block. If the gate
+stays closed nothing else happens, and the output is bit-identical to plain llama-cpp-python.
+If it opens, the first token is sampled from a steered state; later tokens are not steered, and
+what the steered token left in the KV cache is not carried into later prompts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from llama_cpp import llama_chat_format
+from llama_cpp import llama_cpp as lib
+
+from mars_gguf import hooks
+from mars_gguf.errors import ModelError, SteeringError
+from mars_gguf.hooks import HookedLlama, LayerOutput, Rows
+from mars_gguf.steering import Decision, coordinate, decide, steering_vector
+from mars_gguf.vectors import ModelFingerprint, Vector, read_vector
+
+Way = Literal["cvec", "inline"]
+
+
+@dataclass(frozen=True)
+class Steering:
+    """What happened at the first token of a reply.
+
+    modality: "text", "image" (one picture in the context) or "video" (several).
+    t, z, gate, alpha: see mars_gguf.steering; alpha = 0 means nothing was changed.
+    way: "cvec" or "inline", None if nothing was changed.
+    milliseconds: spent on deciding and steering, beyond plain inference.
+    """
+
+    modality: str
+    t: float
+    z: float
+    gate: float
+    alpha: float
+    layer: int
+    way: Way | None
+    milliseconds: float
+
+
+class SteeredLlama(HookedLlama):
+    """A ``llama_cpp.Llama``, steered by a vector file. Takes every argument that ``Llama`` takes.
+
+    vector: a file written by mars_gguf.convert, or a Vector.
+    mmproj: multimodal projector (GGUF); shorthand for a MTMDChatHandler as ``chat_handler``.
+    way: "cvec" decodes the last prompt token again under llama.cpp's control vector; "inline" adds
+        the same vector within the pass, for models whose memory cannot be rewound; "auto" chooses.
+    force: use a vector made for another quantization or chat template of the same model.
+
+    Raises VectorError for a vector that is damaged or made for another model, ModelError for a
+    model or mmproj that does not load or cannot be probed and steered. While generating, raises
+    SteeringError rather than return an unsteered token.
+    """
+
+    def __init__(
+        self,
+        model_path: str,
+        *,
+        vector: str | os.PathLike[str] | Vector,
+        mmproj: str | None = None,
+        way: Way | Literal["auto"] = "auto",
+        force: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if way not in ("auto", "cvec", "inline"):
+            raise ModelError(f"way: found {way!r}, expected 'auto', 'cvec' or 'inline'")
+        self.vector = vector if isinstance(vector, Vector) else read_vector(vector)
+        self.mmproj, self.force = mmproj, force
+        self.last_steering: Steering | None = None
+        self._n_tokens = 0
+        self._evaluating = False
+        self._media_counter = 0
+        self._chat_handler: Any = None
+        self._sampled: int | None = None
+        self._captured: tuple[int, Rows] | None = None
+        self._decided: tuple[Decision, float] | None = None
+        self._pending = False
+        self._generating = False
+        self._steered_at: int | None = None
+        self._before_last: tuple[int, Any] | None = None
+        if mmproj is not None:
+            if kwargs.get("chat_handler") is not None:
+                raise ModelError("give mmproj or chat_handler, not both")
+            hooks.require_gguf(mmproj)
+            kwargs["chat_handler"] = llama_chat_format.MTMDChatHandler(
+                mmproj, verbose=bool(kwargs.get("verbose", True))
+            )
+        super().__init__(model_path, **kwargs)
+        self.fingerprint = fingerprint(self)
+        self.vector.require_model(self.fingerprint, force=force)
+        if way == "cvec" and not self.memory_can_rewind():
+            raise ModelError(
+                f"way='cvec' decodes the last prompt token twice, which the memory of a recurrent "
+                f"or hybrid model ({self.fingerprint.architecture}) does not allow. Use 'inline'."
+            )
+        self.way: Way = (
+            ("cvec" if self.memory_can_rewind() else "inline") if way == "auto" else way
+        )
+        self._self_test()
+        if mmproj is not None:
+            load_mmproj(self, self._chat_handler)
+
+    # What has been evaluated, and what of it is media ------------------------------------------
+
+    @property
+    def n_tokens(self) -> int:
+        """Positions in the context so far."""
+        return self._n_tokens
+
+    @n_tokens.setter
+    def n_tokens(self, value: int) -> None:
+        # Chat handlers decode a picture by themselves and then move n_tokens past it. Positions
+        # that appear without an eval are one picture each: they are marked by a negative number
+        # of its own in input_ids, so that no prefix of text tokens ever matches them.
+        if value > self._n_tokens and not self._evaluating:
+            self._media_counter += 1
+            self.input_ids[self._n_tokens : value] = -self._media_counter
+        self._n_tokens = value
+        if self._steered_at is not None and value <= self._steered_at:
+            self._steered_at = None
+
+    @property
+    def modality(self) -> str:
+        """Modality of the context: "text", "image" for one picture in it, "video" for several."""
+        ids = self.input_ids[: self._n_tokens]
+        pictures = len(np.unique(ids[ids < 0]))
+        return ("text", "image")[pictures] if pictures < 2 else "video"
+
+    def reset(self) -> None:
+        """Forget the context."""
+        super().reset()
+        self._sampled = self._captured = self._decided = self._before_last = None
+        self._pending = False
+
+    def load_state(self, state: Any) -> None:
+        """Restore what ``save_state`` returned."""
+        self._evaluating = True
+        try:
+            super().load_state(state)
+        finally:
+            self._evaluating = False
+        self._sampled = self._captured = self._decided = self._before_last = None
+        self._steered_at = None
+
+    def save_state(self) -> Any:
+        """Like ``Llama.save_state``, less what a steered token left in the cache."""
+        state = super().save_state()
+        if self._steered_at is not None:
+            state.n_tokens = self._steered_at
+            state.scores = state.scores[: self._steered_at]
+        return state
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()
+        if self.mmproj is None:
+            state["chat_handler"] = self._chat_handler
+        else:
+            del state["chat_handler"]
+        return state | {
+            "vector": self.vector, "mmproj": self.mmproj, "way": self.way, "force": self.force
+        }
+
+    # Prompt, first token, reply ----------------------------------------------------------------
+
+    def generate(
+        self, tokens: Sequence[int], *args: Any, **kwargs: Any
+    ) -> Generator[int, Sequence[int] | None, None]:
+        """As ``Llama.generate``; the first token it yields is steered if the gate opens."""
+        tokens = list(tokens)
+        if tokens and tokens[-1] < 0:
+            raise ModelError(
+                "the prompt ends with an image, expected text after it: llama.cpp has no logits "
+                "there. Use a chat template, or add text."
+            )
+        if self._steered_at is not None:
+            self.n_tokens = self._steered_at
+            self._requires_eval = True
+        elif self._captured is None or self._captured[0] != self.n_tokens:
+            self._requires_eval = True
+        self._sampled = self._decided = None
+        self._pending = self._generating = True
+        try:
+            yield from super().generate(tokens, *args, **kwargs)
+        finally:
+            self._generating = False
+
+    def eval(self, tokens: Sequence[int]) -> None:
+        """As ``Llama.eval``; reads the hidden state of the last token unless ``tokens`` continue
+        a reply (begin with the token that was sampled last)."""
+        tokens = list(tokens)
+        self._evaluating = True
+        try:
+            if not tokens or tokens[0] == self._sampled:
+                super().eval(tokens)
+            else:
+                self._eval_prompt(tokens)
+        finally:
+            self._evaluating = False
+
+    def _eval_prompt(self, tokens: list[int]) -> None:
+        self._captured = self._decided = self._before_last = None
+        if self._steered_at is not None:
+            tokens = self.input_ids[self._steered_at : self._n_tokens].tolist() + tokens
+            self.n_tokens = self._steered_at
+        last_of_prompt = self._generating and self._pending
+        if not self.memory_can_rewind() and not last_of_prompt:
+            # A chat handler's text: it may turn out to be the end of the prompt, and then its
+            # last token has to be taken back.
+            self._probe(tokens[:-1], steer=False)
+            self._before_last = (self._n_tokens, _partial_state(self))
+            tokens = tokens[-1:]
+        self._probe(tokens, steer=last_of_prompt and self.way == "inline")
+        self._pending = True
+
+    def _probe(self, tokens: list[int], *, steer: bool) -> None:
+        """Evaluate ``tokens`` and keep the hidden state of the last one; with ``steer``, decide
+        and steer within the same pass."""
+        if not tokens:
+            return
+        layer, batch = self.vector.layer, self.n_batch
+        only_outputs = layer == self.n_layer - 1 and not self._logits_all
+        remaining = -(-len(tokens) // batch) if only_outputs else len(tokens)
+
+        def visit(output: LayerOutput) -> None:
+            nonlocal remaining
+            remaining -= output.n_rows
+            if remaining > 0 or output.n_rows == 0:
+                return
+            last = output.n_rows - 1
+            row = output.read(last)[0]
+            self._captured = (start + len(tokens), row)
+            if steer:
+                began = time.perf_counter()
+                decision = self._decide(row)
+                if decision.alpha > 0:
+                    output.write(last, (row + self._vector_for(decision.alpha))[None])
+                self._decided = (decision, time.perf_counter() - began)
+
+        start = self._n_tokens
+        with self.tap.visiting([layer], self.n_embd(), visit):
+            super().eval(tokens)
+        if self._captured is None or remaining != 0:
+            raise SteeringError(
+                f"the probe did not see the last prompt token at l_out-{layer} ({remaining} rows "
+                "missing). Nothing was generated."
+            )
+
+    def sample(self, *args: Any, **kwargs: Any) -> int:
+        """As ``Llama.sample``; steers before the first token of a reply."""
+        if self._pending:
+            self._pending = False
+            self._evaluating = True
+            try:
+                self._steer()
+            finally:
+                self._evaluating = False
+        token: int = super().sample(*args, **kwargs)
+        self._sampled = token
+        return token
+
+    def _steer(self) -> None:
+        began = time.perf_counter()
+        if self._captured is None or self._captured[0] != self._n_tokens:
+            raise SteeringError(
+                "no hidden state was read for the last prompt token. Nothing was generated."
+            )
+        row = self._captured[1]
+        if self._decided is not None:
+            decision, seconds = self._decided
+        else:
+            decision, seconds = self._decide(row), 0.0
+            if decision.alpha > 0:
+                self._decode_last_again(row, decision)
+            seconds = time.perf_counter() - began
+        steered = decision.alpha > 0
+        self._steered_at = self._n_tokens - 1 if steered else None
+        self.last_steering = Steering(
+            self.modality, decision.t, decision.z, decision.gate, decision.alpha,
+            self.vector.layer, self.way if steered else None, 1000 * seconds,
+        )
+
+    def _decide(self, row: Rows) -> Decision:
+        geometry, modality = self.vector.geometry, self.modality
+        if modality == "video" and modality not in geometry.spreads:
+            modality = "image"
+        if modality not in geometry.spreads:
+            raise ModelError(
+                f"the prompt has media ({modality}), but the vector was measured on "
+                f"{', '.join(self.vector.modalities)} only. Convert with --mmproj."
+            )
+        return decide(row, geometry, modality)
+
+    def _vector_for(self, alpha: float) -> Rows:
+        return steering_vector(self.vector.geometry, alpha)
+
+    def _decode_last_again(self, row: Rows, decision: Decision) -> None:
+        """Take the last prompt token back and decode it alone, steered."""
+        token = int(self.input_ids[self._n_tokens - 1])
+        self._rewind_one()
+        addition, layer = self._vector_for(decision.alpha), self.vector.layer
+        after: list[Rows] = []
+
+        def visit(output: LayerOutput) -> None:
+            if self.way == "inline":
+                output.write(0, output.read() + addition)
+            after.append(output.read()[0])
+
+        with self.tap.visiting([layer], self.n_embd(), visit):
+            if self.way == "inline":
+                super().eval([token])
+            else:
+                hooks.set_control_vector(self, layer, addition)
+                try:
+                    super().eval([token])
+                finally:
+                    hooks.clear_control_vector(self)
+        self._require_moved(row, after, decision.alpha)
+
+    def _require_moved(self, before: Rows, after: list[Rows], alpha: float) -> None:
+        """Raise SteeringError unless the hidden state moved along the direction by about alpha:
+        some builds of llama.cpp ignored a changed control vector without a word."""
+        if not after:
+            raise SteeringError(f"the probe did not see l_out-{self.vector.layer} when steered")
+        g = self.vector.geometry
+        moved = float(coordinate(after[-1] - before, np.zeros_like(g.safe), g.direction))
+        expected = alpha / g.distance
+        if abs(moved - expected) > 0.5 * expected:
+            raise SteeringError(
+                f"steering by alpha = {alpha:.4g} moved the hidden state by {moved:.3g} D, "
+                f"expected {expected:.3g} D: this llama.cpp does not apply control vectors."
+            )
+
+    def _rewind_one(self) -> None:
+        position = self._n_tokens - 1
+        if self._before_last is not None and self._before_last[0] == position:
+            _restore_partial_state(self, self._before_last[1])
+        if not self._ctx.kv_cache_seq_rm(-1, position, -1):
+            raise SteeringError("llama.cpp could not take the last prompt token back")
+        self.n_tokens = position
+
+    def _self_test(self) -> None:
+        """Decode one token plainly and one steered, so that a model which cannot be probed or
+        steered is refused when it is loaded, not in the middle of a chat."""
+        g, token = self.vector.geometry, max(self.token_bos(), 0)
+        try:
+            self.eval([token])
+            assert self._captured is not None
+            if self.memory_can_rewind():
+                self._decode_last_again(
+                    self._captured[1], Decision(0.0, 0.0, 1.0, g.distance)
+                )
+        except (SteeringError, RuntimeError) as error:
+            raise ModelError(
+                f"{self.model_path}: this model ({self.fingerprint.architecture}) cannot be "
+                f"steered at block {self.vector.layer}: {error}"
+            ) from error
+        self.reset()
+        self._ctx.kv_cache_clear()
+        self.last_steering = None
+
+    # Chat --------------------------------------------------------------------------------------
+
+    @property
+    def chat_handler(self) -> Callable[..., Any] | None:
+        """The chat handler, its completions carrying ``mars``: what steering did."""
+        if self._chat_handler is None and self.chat_format is None:
+            return None  # Llama.__init__ has yet to choose a format
+        handler = (
+            self._chat_handler
+            or self._chat_handlers.get(self.chat_format)
+            or llama_chat_format.get_chat_completion_handler(self.chat_format)
+        )
+        return ReportingChatHandler(handler)
+
+    @chat_handler.setter
+    def chat_handler(self, handler: Any) -> None:
+        if isinstance(handler, ReportingChatHandler):
+            handler = handler.handler
+        self._chat_handler = handler
+
+
+class ReportingChatHandler:
+    """A chat handler whose completions carry ``last_steering`` under the key ``mars``; when
+    streaming, in the last chunk."""
+
+    def __init__(self, handler: Callable[..., Any]) -> None:
+        self.handler = handler
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.handler, name)
+
+    def __call__(self, *, llama: SteeredLlama, **kwargs: Any) -> Any:
+        reply = self.handler(llama=llama, **kwargs)
+        if isinstance(reply, dict):
+            return reply | {"mars": _report(llama)}
+        return self._stream(llama, reply)
+
+    @staticmethod
+    def _stream(llama: SteeredLlama, chunks: Iterator[Any]) -> Iterator[Any]:
+        for chunk in chunks:
+            if any(choice.get("finish_reason") for choice in chunk["choices"]):
+                chunk = chunk | {"mars": _report(llama)}
+            yield chunk
+
+
+def _report(llama: SteeredLlama) -> dict[str, Any] | None:
+    return asdict(llama.last_steering) if llama.last_steering is not None else None
+
+
+def load_mmproj(llama: HookedLlama, handler: Any) -> None:
+    """Load the handler's mmproj now rather than at the first picture.
+
+    Raises ModelError if it is not one, or does not fit the model.
+    """
+    try:
+        handler._init_mtmd_context(llama)
+    except ValueError as error:
+        raise ModelError(
+            f"{handler.clip_model_path}: llama.cpp could not load this mmproj for the model "
+            f"(n_embd {llama.n_embd()}): {error}. Is it the mmproj that belongs to this model?"
+        ) from error
+
+
+def fingerprint(llama: HookedLlama) -> ModelFingerprint:
+    """What identifies a loaded model. The tokenizer's hash is over the texts of all tokens that
+    are in use, by id; padding that converters add does not count."""
+    tokens = hashlib.sha256()
+    vocab = lib.llama_model_get_vocab(llama.model)
+    for token in range(llama.n_vocab()):
+        if not lib.llama_vocab_get_attr(vocab, token) & lib.LLAMA_TOKEN_ATTR_UNUSED:
+            tokens.update(lib.llama_vocab_get_text(vocab, token) + b"\n")
+    template = llama.metadata.get("tokenizer.chat_template", "")
+    return ModelFingerprint(
+        architecture=llama.metadata.get("general.architecture", ""),
+        name=llama.metadata.get("general.name", ""),
+        n_layer=llama.n_layer,
+        n_embd=llama.n_embd(),
+        quantization=hooks.quantization_name(llama.metadata.get("general.file_type")),
+        chat_template_sha256=hashlib.sha256(template.encode()).hexdigest() if template else "",
+        tokenizer_sha256=tokens.hexdigest(),
+    )
+
+
+def _partial_state(llama: HookedLlama) -> Any:
+    """The part of the memory that cannot be rewound (recurrent state) of sequence 0."""
+    flags = lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
+    size = lib.llama_state_seq_get_size_ext(llama.ctx, 0, flags)
+    buffer = (lib.ctypes.c_uint8 * size)()
+    if lib.llama_state_seq_get_data_ext(llama.ctx, buffer, size, 0, flags) != size:
+        raise SteeringError("llama.cpp could not copy the recurrent state")
+    return buffer
+
+
+def _restore_partial_state(llama: HookedLlama, buffer: Any) -> None:
+    flags = lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
+    if lib.llama_state_seq_set_data_ext(llama.ctx, buffer, len(buffer), 0, flags) != len(buffer):
+        raise SteeringError("llama.cpp could not restore the recurrent state")

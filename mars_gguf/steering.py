@@ -1,0 +1,123 @@
+"""The mathematics of MARS: re-centering, coordinate, gate, trust-bounded strength.
+
+numpy in, numpy out; no model. Everything is stated for one block and for the hidden state h of
+the last prompt token, float32 of shape [n_embd]. With the centroids mu_s (safe) and mu_u (unsafe),
+both means over text prompts:
+
+    r = mu_u - mu_s,  D = ||r||,  r_hat = r / D            refusal direction
+    h~ = h - delta_m                                       re-centering for modality m
+    t = <r_hat, h~ - mu_s> / D                             0 at the safe, 1 at the unsafe centroid
+    z = t / sigma_m                                        in spreads of neutral inputs
+    s = min(1, ReLU(z - z_0) / w)                          gate
+    alpha = s * D * ReLU(t_max - t)                        strength, bounded by the trust region
+    h' = h + alpha * r_hat                                 steered state
+
+After D'Inca, Mancini and Sebe, "Modality-Agnostic Refusal Steering" (arXiv 2606.31876); the
+spread, the ramp and the limit t_max are ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.floating]
+
+
+def recenter(h: Array, shift: Array) -> Array:
+    """Hidden states without what their medium adds by itself: ``h - delta_m``.
+
+    ``h`` is [..., n_embd], ``shift`` [n_embd] (zeros for text).
+    """
+    return np.asarray(h - shift)
+
+
+def coordinate(h: Array, safe: Array, direction: Array) -> Array:
+    """Position t of re-centred hidden states between the centroids; dimensionless.
+
+    ``h`` is [..., n_embd], ``safe`` and ``direction`` (not normalised) are [n_embd]; the result has
+    the leading shape of ``h``. t = <r_hat, h - mu_s> / D = <r, h - mu_s> / <r, r>, in float64: 0 at
+    the safe centroid, 1 at the unsafe one. Raises ZeroDivisionError if the direction is zero.
+    """
+    r = np.asarray(direction, np.float64)
+    squared = float(r @ r)
+    if squared == 0.0:
+        raise ZeroDivisionError("the refusal direction is zero: both centroids coincide")
+    return np.asarray((np.asarray(h, np.float64) - np.asarray(safe, np.float64)) @ r / squared)
+
+
+def gate(t: Array, spread: float, opens: float, ramp: float) -> Array:
+    """Gate s in [0, 1] for coordinates ``t``: min(1, ReLU(t / spread - opens) / ramp).
+
+    ``spread`` is sigma_m > 0 (units of t); ``opens`` (z_0) and ``ramp`` (w > 0) count spreads.
+    """
+    z = np.asarray(t, np.float64) / spread
+    return np.clip((z - opens) / ramp, 0.0, 1.0)
+
+
+def strength(t: Array, s: Array, distance: float, limit: float) -> Array:
+    """Strength alpha >= 0 for coordinates ``t`` and gates ``s``: s * D * ReLU(limit - t).
+
+    ``distance`` is D in units of h, ``limit`` is t_max. With s <= 1 the steered coordinate
+    t + alpha / D never passes the limit, and never lies below t.
+    """
+    return np.asarray(s, np.float64) * distance * np.maximum(limit - np.asarray(t, np.float64), 0.0)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What steering needs to know of one block: centroids [n_embd], a shift and spread for each
+    modality, gate and trust limit. See the module docstring for the symbols."""
+
+    safe: Array
+    unsafe: Array
+    shifts: dict[str, Array]
+    spreads: dict[str, float]
+    gate_opens: float
+    gate_ramp: float
+    trust_limit: float
+
+    @property
+    def direction(self) -> Array:
+        """r = mu_u - mu_s, [n_embd], not normalised."""
+        return self.unsafe - self.safe
+
+    @property
+    def distance(self) -> float:
+        """D = ||r||, in units of the hidden state."""
+        return float(np.linalg.norm(self.direction.astype(np.float64)))
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the mathematics says of one hidden state: t, z, gate s and alpha (units of h)."""
+
+    t: float
+    z: float
+    gate: float
+    alpha: float
+
+
+def decide(h: Array, geometry: Geometry, modality: str) -> Decision:
+    """Decide how strongly to steer hidden state ``h`` [n_embd] of a prompt of ``modality``.
+
+    Raises KeyError for a modality the geometry was not measured on, FloatingPointError if ``h`` is
+    not finite: such a state can be neither judged nor steered.
+    """
+    if not np.isfinite(h).all():
+        raise FloatingPointError("the hidden state has NaN or infinite entries")
+    spread = geometry.spreads[modality]
+    t = coordinate(
+        recenter(h, geometry.shifts[modality]), geometry.safe, geometry.direction
+    )
+    s = gate(t, spread, geometry.gate_opens, geometry.gate_ramp)
+    alpha = strength(t, s, geometry.distance, geometry.trust_limit)
+    return Decision(float(t), float(t) / spread, float(s), float(alpha))
+
+
+def steering_vector(geometry: Geometry, alpha: float) -> npt.NDArray[np.float32]:
+    """alpha * r_hat as float32 [n_embd]: what is added to h."""
+    unit = geometry.direction.astype(np.float64) / geometry.distance
+    return np.asarray(alpha * unit, np.float32)

@@ -1,0 +1,50 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+root = Path(__file__).parent
+version = next(
+    line.split('"')[1]
+    for line in (root / "mars_gguf/__init__.py").read_text().splitlines()
+    if line.startswith("__version__")
+)
+commands = ["bench", "chat", "convert", "demo", "evaluate", "server", "vectors"]
+present = [
+    c for c in commands if (root / f"mars_gguf/{c}.py").exists() or (root / f"mars_gguf/{c}").is_dir()
+]
+
+setup(
+    name="mars-gguf",
+    version=version,
+    description="Refusal steering for quantized multimodal models under llama-cpp-python",
+    long_description=(root / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["mars_gguf", "mars_gguf.*"]),
+    package_data={
+        "mars_gguf": ["py.typed"],
+        "mars_gguf.convert": ["data/*"],
+        "mars_gguf.demo_model": ["*.gguf", "*.jsonl", "*.json", "*.md", "demo/*", "neutral/*"],
+    },
+    install_requires=[
+        "llama-cpp-python>=0.3.36",
+        "gguf>=0.17",
+        "numpy>=1.24",
+        "pillow>=10.1",
+        "matplotlib>=3.8",
+        "rich>=13",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "convert": ["torch>=2.2", "transformers>=4.45", "accelerate", "safetensors"],
+        "server": ["llama-cpp-python[server]>=0.3.36"],
+        "test": ["pytest>=8", "hypothesis>=6", "mypy>=1.11", "ruff>=0.6"],
+    },
+    entry_points={
+        "console_scripts": [
+            f"mars-gguf-{c} = mars_gguf.{c}{'.__main__' if c == 'convert' else ''}:main"
+            for c in present
+        ],
+    },
+)
