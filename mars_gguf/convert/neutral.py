@@ -1,0 +1,435 @@
+"""Neutral pictures: what a medium does to a hidden state by itself is measured with these.
+
+Two kinds. "noise" is randomly coloured and shows nothing. "drawn" shows harmless things as real
+pictures do: shapes, scenes, words (also the typographic layouts that attacks use, here with
+harmless text) and charts. All are square, RGB and a function of the seed.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable
+from functools import lru_cache
+from os import PathLike
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageEnhance, ImageFont
+
+from mars_gguf.errors import MarsError
+from mars_gguf.media import load_image
+
+Kind = Literal["noise", "drawn"]
+Colour = tuple[int, int, int]
+Draw = ImageDraw.ImageDraw
+Painter = Callable[[np.random.Generator, int], Image.Image]
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+LONG_SIDE = 1024
+MIN_SIDE = 32
+OVERSAMPLING = 2  # drawn larger and scaled down, for smooth edges
+
+WORDS = (
+    "apple basket bicycle blanket bottle breakfast bridge candle carrot chair cheese clock cloud "
+    "coffee cushion dinner drawing envelope festival flower forest garden guitar hammock harbour "
+    "holiday honey island jacket kitchen ladder lantern lemon letter library meadow melody mirror "
+    "morning mountain museum notebook orange pancake paper pencil piano picnic pillow pumpkin "
+    "puzzle rainbow river salad scarf school spring sugar summer sunflower teapot ticket tomato "
+    "umbrella valley violin walnut window winter"
+).split()
+REQUESTS = (
+    "bake bread", "brew green tea", "build a birdhouse", "carve a pumpkin", "draw a horse",
+    "fold a paper crane", "grow tomatoes", "iron a shirt", "knit a scarf", "learn to swim",
+    "make a kite", "make pancakes", "make strawberry jam", "paint a fence", "plan a picnic",
+    "plant a tree", "play the guitar", "press flowers", "repair a bicycle", "sew a cushion",
+    "tie a bow tie", "train for a race", "wash a wool sweater", "write a postcard",
+)  # fmt: skip
+
+
+def neutral_images(kind: Kind, count: int, size: int, seed: int) -> list[Image.Image]:
+    """`count` different pictures of `size` x `size` pixels, the sorts of `kind` in turn.
+
+    A smaller count gives the beginning of the same list.
+    """
+    painters = _painters(kind)
+    _require_size(size)
+    return [
+        painters[i % len(painters)](np.random.default_rng([seed, i]), size) for i in range(count)
+    ]
+
+
+def frames(image_kind: Kind, count_frames: int, size: int, seed: int) -> list[Image.Image]:
+    """A short video: `count_frames` views of one picture, as a camera moves over it in a straight
+    line while the light flickers."""
+    painters = _painters(image_kind)
+    _require_size(size)
+    rng = np.random.default_rng(seed)
+    room = size // 6
+    picture = painters[rng.integers(len(painters))](rng, size + room)
+    start, end = rng.integers(0, room + 1, (2, 2))
+    views = []
+    for position in np.linspace(start, end, count_frames).round().astype(int):
+        x, y = position.tolist()
+        view = picture.crop((x, y, x + size, y + size))
+        views.append(ImageEnhance.Brightness(view).enhance(rng.uniform(0.9, 1.1)))
+    return views
+
+
+def noise_image(rng: np.random.Generator, size: int) -> Image.Image:
+    """A randomly coloured picture that shows nothing: grain, blocks or a gradient."""
+    _require_size(size)
+    return NOISE[rng.integers(len(NOISE))](rng, size)
+
+
+def drawn_image(rng: np.random.Generator, size: int) -> Image.Image:
+    """A harmless picture: shapes, a scene, words or a chart."""
+    _require_size(size)
+    return DRAWN[rng.integers(len(DRAWN))](rng, size)
+
+
+def read_images(directory: str | PathLike[str]) -> list[Image.Image]:
+    """The pictures of a folder (not of its subfolders), sorted by file name.
+
+    Each is loaded with `media.load_image` and scaled down to at most LONG_SIDE pixels on the
+    longer side. Hidden files and names with another ending than SUFFIXES are passed over.
+
+    Raises MarsError if there is no such folder, no picture in it, or one that cannot be read.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise MarsError(f"{directory}: no such folder; expected a folder with pictures")
+    entries = sorted(directory.iterdir(), key=lambda path: path.name)
+    paths = [p for p in entries if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
+    if not paths:
+        raise MarsError(
+            f"{directory}: no pictures; found {len(entries)} other entries, "
+            f"expected files ending in {', '.join(SUFFIXES)}"
+        )
+    images = []
+    for path in paths:
+        image = load_image(path)
+        image.thumbnail((LONG_SIDE, LONG_SIDE))
+        images.append(image)
+    return images
+
+
+def _painters(kind: str) -> tuple[Painter, ...]:
+    if kind not in ("noise", "drawn"):
+        raise MarsError(f"kind of neutral picture: found {kind!r}, expected 'noise' or 'drawn'")
+    return NOISE if kind == "noise" else DRAWN
+
+
+def _require_size(size: int) -> None:
+    if size < MIN_SIDE:
+        raise MarsError(
+            f"size of a neutral picture: found {size} pixels, expected at least {MIN_SIDE}"
+        )
+
+
+# Noise
+
+
+def _grain(rng: np.random.Generator, size: int) -> Image.Image:
+    mean = rng.uniform(0, 255, 3)
+    pixels = rng.normal(mean, rng.uniform(20, 120), (size, size, 3))
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def _blocks(rng: np.random.Generator, size: int) -> Image.Image:
+    columns, rows = rng.integers(2, 17, 2)
+    colours = rng.integers(0, 256, (rows, columns, 3), dtype=np.uint8)
+    return Image.fromarray(colours).resize((size, size), Image.Resampling.NEAREST)
+
+
+def _gradient(rng: np.random.Generator, size: int) -> Image.Image:
+    top_left, top_right, bottom_left, bottom_right = rng.uniform(0, 255, (4, 3))
+    x = np.linspace(0, 1, size)[None, :, None]
+    y = np.linspace(0, 1, size)[:, None, None]
+    top = top_left + x * (top_right - top_left)
+    bottom = bottom_left + x * (bottom_right - bottom_left)
+    return Image.fromarray((top + y * (bottom - top)).astype(np.uint8))
+
+
+# Colours and text
+
+
+def _colour(rng: np.random.Generator, low: int = 0, high: int = 256) -> Colour:
+    red, green, blue = rng.integers(low, high, 3).tolist()
+    return red, green, blue
+
+
+def _luminance(colour: Colour) -> float:
+    return float(np.dot(colour, (0.299, 0.587, 0.114)))
+
+
+def _contrasting(rng: np.random.Generator, ground: Colour) -> Colour:
+    while True:
+        colour = _colour(rng)
+        if abs(_luminance(colour) - _luminance(ground)) > 90:
+            return colour
+
+
+@lru_cache(maxsize=64)
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=size)
+
+
+def _text(text: str, width: float, height: float, colour: Colour, bold: bool) -> Image.Image:
+    """The text as a transparent picture, as large as fits `width` x `height`."""
+    measure = ImageDraw.Draw(Image.new("L", (1, 1)))
+
+    def box(size: int) -> tuple[float, float, float, float]:
+        stroke = size // 20 if bold else 0
+        return measure.multiline_textbbox((0, 0), text, _font(size), stroke_width=stroke)
+
+    left, top, right, bottom = box(100)
+    size = max(6, int(100 * min(width / (right - left), height / (bottom - top))))
+    left, top, right, bottom = box(size)
+    layer = Image.new("RGBA", (int(right - left) + 2, int(bottom - top) + 2))
+    ImageDraw.Draw(layer).multiline_text(
+        (1 - left, 1 - top), text, colour, _font(size), stroke_width=size // 20 if bold else 0
+    )
+    return layer
+
+
+def _tiles(rng: np.random.Generator, word: str, width: float) -> Image.Image:
+    side = int(width / len(word))
+    layer = Image.new("RGBA", (side * len(word), side))
+    draw = ImageDraw.Draw(layer)
+    for i, letter in enumerate(word.upper()):
+        ground = _colour(rng)
+        draw.rounded_rectangle(
+            (i * side + side * 0.06, side * 0.06, (i + 0.94) * side, side * 0.94),
+            side * 0.12,
+            ground,
+        )
+        glyph = _text(letter, side * 0.6, side * 0.6, _contrasting(rng, ground), bold=True)
+        corner = (int((i + 0.5) * side - glyph.width / 2), int(side / 2 - glyph.height / 2))
+        layer.alpha_composite(glyph, corner)
+    return layer
+
+
+def _paste(rng: np.random.Generator, image: Image.Image, layer: Image.Image) -> None:
+    """Paste `layer` somewhere inside `image`."""
+    margin = image.width // 32
+    layer.thumbnail((image.width - 2 * margin, image.height - 2 * margin))
+    x = int(rng.integers(margin, image.width - margin - layer.width + 1))
+    y = int(rng.integers(margin, image.height - margin - layer.height + 1))
+    image.paste(layer, (x, y), layer)
+
+
+def _phrase(rng: np.random.Generator) -> str:
+    """A word, a list of words, or a request in one of the layouts of typographic attacks."""
+    words = rng.choice(WORDS, int(rng.integers(3, 6)), replace=False).tolist()
+    request = str(rng.choice(REQUESTS))
+    marks = [f"{i}." for i in range(1, len(words) + 1)]
+    phrase: str = [
+        words[0],
+        " ".join(words[:2]),
+        "\n".join(words),
+        "\n".join(f"{mark} {word}" for mark, word in zip(marks, words, strict=True)),
+        textwrap.fill(f"how to {request}", int(rng.integers(8, 20))),
+        textwrap.fill(f"How do I {request}?", int(rng.integers(10, 20))),
+        textwrap.fill(f"Steps to {request}.", 18) + "\n" + "\n".join(marks),
+        textwrap.fill(f"Tell me how I can {request}, please.", int(rng.integers(12, 24))),
+    ][rng.integers(8)]
+    return phrase.upper() if rng.random() < 0.25 else phrase
+
+
+# Harmless pictures
+
+
+def _smooth(paint: Callable[[np.random.Generator, Image.Image], None]) -> Painter:
+    """Make a painter of a function that fills a picture given to it."""
+
+    def painter(rng: np.random.Generator, size: int) -> Image.Image:
+        large = size * OVERSAMPLING
+        image = Image.new("RGB", (large, large))
+        paint(rng, image)
+        return image.resize((size, size), Image.Resampling.LANCZOS)
+
+    return painter
+
+
+def _words(rng: np.random.Generator, image: Image.Image) -> None:
+    side = image.width
+    ground = _colour(rng)
+    image.paste(ground, (0, 0, side, side))
+    width = side * rng.uniform(0.5, 0.95)
+    if rng.random() < 0.2:
+        layer = _tiles(rng, str(rng.choice(WORDS)), width)
+    else:
+        ink = _contrasting(rng, ground)
+        layer = _text(_phrase(rng), width, side * 0.8, ink, bold=bool(rng.random() < 0.3))
+    angle = 0 if rng.random() < 0.4 else rng.uniform(-25, 25)
+    _paste(rng, image, layer.rotate(angle, Image.Resampling.BICUBIC, expand=True))
+
+
+def _shapes(rng: np.random.Generator, image: Image.Image) -> None:
+    side = image.width
+    draw = ImageDraw.Draw(image)
+    image.paste(_colour(rng), (0, 0, side, side))
+    for _ in range(rng.integers(1, 6)):
+        radius = side * rng.uniform(0.08, 0.25)
+        x, y = rng.uniform(radius, side - radius, 2).tolist()
+        box = (x - radius, y - radius * rng.uniform(0.5, 1), x + radius, y + radius)
+        fill, turn = _colour(rng), float(rng.uniform(0, 360))
+        match rng.integers(6):
+            case 0:
+                draw.ellipse(box, fill)
+            case 1:
+                draw.rectangle(box, fill)
+            case 2:
+                draw.ellipse(box, outline=fill, width=side // 32)
+            case 3:
+                draw.line(box, fill, side // 32)
+            case 4:
+                draw.polygon(_star(x, y, radius), fill)
+            case _:
+                draw.regular_polygon((x, y, radius), int(rng.integers(3, 9)), turn, fill)
+
+
+def _star(x: float, y: float, radius: float) -> list[tuple[float, float]]:
+    angles = np.pi * (np.arange(10) / 5 - 0.5)
+    radii = np.where(np.arange(10) % 2, 0.45, 1) * radius
+    return list(zip((x + radii * np.cos(angles)).tolist(), (y + radii * np.sin(angles)).tolist(),
+                    strict=True))  # fmt: skip
+
+
+def _scene(rng: np.random.Generator, image: Image.Image) -> None:
+    side = image.width
+    draw = ImageDraw.Draw(image)
+    sea = bool(rng.random() < 0.35)
+    horizon = side * rng.uniform(0.5, 0.7)
+    image.paste(_near(rng, (150, 200, 240)), (0, 0, side, side))
+    if rng.random() < 0.6:
+        hill = _near(rng, (120, 150, 110))
+        for _ in range(rng.integers(1, 4)):
+            x, width, height = rng.uniform(0, side), rng.uniform(0.2, 0.5) * side, side * 0.3
+            draw.ellipse((x - width, horizon - height, x + width, horizon + height), hill)
+    draw.rectangle((0, horizon, side, side), _near(rng, (40, 90, 160) if sea else (90, 150, 70)))
+    x, y, radius = rng.uniform(0.1, 0.9) * side, rng.uniform(0.1, 0.25) * side, side * 0.08
+    draw.ellipse((x - radius, y - radius, x + radius, y + radius), _near(rng, (250, 215, 80)))
+    for _ in range(rng.integers(0, 3)):
+        _cloud(draw, rng.uniform(0.1, 0.8) * side, rng.uniform(0.08, 0.3) * side, side * 0.06)
+    things = (_boat, _fish) if sea else (_house, _tree, _flower, _car)
+    count = int(rng.integers(1, 5))
+    for column in rng.permutation(4)[:count]:
+        x = (column + rng.uniform(0.2, 0.8)) * side / 4
+        y = rng.uniform(horizon + side * 0.05, side * 0.95)
+        things[rng.integers(len(things))](rng, draw, x, y, side * rng.uniform(0.14, 0.28))
+
+
+def _near(rng: np.random.Generator, colour: Colour) -> Colour:
+    red, green, blue = np.clip(colour + rng.normal(0, 25, 3), 0, 255).astype(int).tolist()
+    return red, green, blue
+
+
+def _cloud(draw: Draw, x: float, y: float, radius: float) -> None:
+    for shift, scale in ((-1, 0.7), (0, 1), (1, 0.75)):
+        centre, r = x + shift * radius, radius * scale
+        draw.ellipse((centre - r, y - r, centre + r, y + r * 0.8), "white")
+
+
+# Things of a scene stand at (x, y), the middle of their foot, and are s pixels high.
+
+
+def _house(rng: np.random.Generator, draw: Draw, x: float, y: float, s: float) -> None:
+    wall, roof, glass = _colour(rng, 120), _colour(rng, 0, 160), _near(rng, (240, 230, 150))
+    draw.rectangle((x - s / 2, y - s * 0.6, x + s / 2, y), wall)
+    draw.polygon([(x - s * 0.6, y - s * 0.6), (x, y - s), (x + s * 0.6, y - s * 0.6)], roof)
+    draw.rectangle((x - s * 0.35, y - s * 0.45, x - s * 0.1, y - s * 0.22), glass)
+    draw.rectangle((x + s * 0.1, y - s * 0.42, x + s * 0.32, y), roof)
+
+
+def _tree(rng: np.random.Generator, draw: Draw, x: float, y: float, s: float) -> None:
+    trunk, leaves = _near(rng, (110, 75, 40)), _near(rng, (40, 120, 50))
+    draw.rectangle((x - s * 0.07, y - s * 0.4, x + s * 0.07, y), trunk)
+    if rng.random() < 0.5:
+        draw.ellipse((x - s * 0.4, y - s, x + s * 0.4, y - s * 0.3), leaves)
+    else:
+        low = y - s * 0.25
+        draw.polygon([(x - s * 0.35, low), (x, y - s), (x + s * 0.35, low)], leaves)
+
+
+def _flower(rng: np.random.Generator, draw: Draw, x: float, y: float, s: float) -> None:
+    petal, r = _colour(rng, 80), s * 0.14
+    draw.line((x, y, x, y - s * 0.7), _near(rng, (40, 110, 40)), max(1, int(s * 0.05)))
+    for angle in np.arange(6) * np.pi / 3:
+        px, py = x + s * 0.2 * np.cos(angle), y - s * 0.7 + s * 0.2 * np.sin(angle)
+        draw.ellipse((px - r, py - r, px + r, py + r), petal)
+    draw.ellipse((x - r, y - s * 0.7 - r, x + r, y - s * 0.7 + r), _near(rng, (240, 200, 50)))
+
+
+def _car(rng: np.random.Generator, draw: Draw, x: float, y: float, s: float) -> None:
+    body, r = _colour(rng), s * 0.16
+    draw.polygon(
+        [(x - s * 0.4, y - s * 0.4), (x - s * 0.25, y - s * 0.7),
+         (x + s * 0.25, y - s * 0.7), (x + s * 0.45, y - s * 0.4)],
+        _near(rng, (190, 220, 230)),
+    )  # fmt: skip
+    draw.rounded_rectangle((x - s * 0.7, y - s * 0.42, x + s * 0.7, y - s * 0.1), s * 0.1, body)
+    for wheel in (x - s * 0.4, x + s * 0.4):
+        draw.ellipse((wheel - r, y - 2 * r, wheel + r, y), (30, 30, 30))
+
+
+def _boat(rng: np.random.Generator, draw: Draw, x: float, y: float, s: float) -> None:
+    hull, sail = _colour(rng, 0, 180), _colour(rng, 170)
+    draw.polygon(
+        [(x - s * 0.5, y - s * 0.25), (x + s * 0.5, y - s * 0.25),
+         (x + s * 0.3, y), (x - s * 0.3, y)],
+        hull,
+    )  # fmt: skip
+    draw.polygon([(x, y - s * 0.3), (x, y - s), (x + s * 0.42, y - s * 0.3)], sail)
+    draw.line((x, y - s * 0.25, x, y - s), (70, 50, 30), max(1, int(s * 0.04)))
+
+
+def _fish(rng: np.random.Generator, draw: Draw, x: float, y: float, s: float) -> None:
+    skin, middle = _colour(rng, 100), y - s * 0.25
+    draw.polygon([(x + s * 0.2, middle), (x + s * 0.6, y - s * 0.5), (x + s * 0.6, y)], skin)
+    draw.ellipse((x - s * 0.5, y - s * 0.5, x + s * 0.4, y), skin)
+    draw.ellipse((x - s * 0.35, y - s * 0.38, x - s * 0.27, y - s * 0.3), "black")
+
+
+def _chart(rng: np.random.Generator, image: Image.Image) -> None:
+    side = image.width
+    draw = ImageDraw.Draw(image)
+    paper = _colour(rng, 215)
+    ink = _contrasting(rng, paper)
+    image.paste(paper, (0, 0, side, side))
+    short = [word for word in WORDS if len(word) <= 6]
+    labels = rng.choice(short, int(rng.integers(3, 7)), replace=False).tolist()
+    values = rng.uniform(0.1, 1, len(labels))
+    left, top, right, bottom = side * 0.1, side * 0.22, side * 0.95, side * 0.85
+    title = _text(
+        f"{labels[0]} and {labels[1]}".capitalize(), side * 0.8, side * 0.09, ink, bold=False
+    )
+    image.paste(title, ((side - title.width) // 2, int(side * 0.05)), title)
+    form = rng.integers(3)
+    if form == 0:
+        angles = (np.cumsum(values) / values.sum() * 360).tolist()
+        for start, end in zip([0.0, *angles], angles, strict=False):
+            box = (side * 0.2, side * 0.25, side * 0.8, side * 0.85)
+            draw.pieslice(box, start, end, _colour(rng), outline=paper)
+        return
+    draw.line((left, top, left, bottom, right, bottom), ink, max(1, side // 128))
+    step = (right - left) / len(labels)
+    middles = left + step * (np.arange(len(labels)) + 0.5)
+    tops = bottom - values * (bottom - top)
+    for label, x in zip(labels, middles.tolist(), strict=True):
+        layer = _text(label, step * 0.9, side * 0.06, ink, bold=False)
+        image.paste(layer, (int(x - layer.width / 2), int(bottom + side * 0.03)), layer)
+    if form == 1:
+        fill = _colour(rng, 0, 200)
+        for x, y in zip(middles.tolist(), tops.tolist(), strict=True):
+            draw.rectangle((x - step * 0.35, y, x + step * 0.35, bottom), fill)
+    else:
+        for _ in range(rng.integers(1, 4)):
+            heights = bottom - rng.uniform(0.05, 1, len(labels)) * (bottom - top)
+            points = list(zip(middles.tolist(), heights.tolist(), strict=True))
+            draw.line(points, _colour(rng, 0, 200), max(1, side // 64), joint="curve")
+
+
+NOISE: tuple[Painter, ...] = (_grain, _blocks, _gradient)
+DRAWN: tuple[Painter, ...] = tuple(map(_smooth, (_shapes, _scene, _words, _chart)))

@@ -1,0 +1,69 @@
+"""Pictures from disk."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from os import PathLike
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mars_gguf.errors import MarsError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+
+
+def load_image(path: str | PathLike[str]) -> Image.Image:
+    """Load one picture as RGB, upright (EXIF orientation applied), transparency over white.
+
+    The format is told from the content, not from the name; of an animation it is the first
+    frame. Nothing is decoded before the size is known to be at most
+    ``PIL.Image.MAX_IMAGE_PIXELS``.
+
+    Raises MarsError if there is no such file, or it is not a picture in one of `FORMATS`,
+    damaged, or too large.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise MarsError(f"{path}: no such file; expected a picture ({', '.join(FORMATS)})")
+    if not path.is_file():
+        raise MarsError(f"{path}: not a file; expected a picture ({', '.join(FORMATS)})")
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            _require_bounded(image, path)
+            image.load()
+            return _rgb(ImageOps.exif_transpose(image))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise MarsError(f"{path}: picture too large: {error}") from error
+    except UnidentifiedImageError as error:
+        raise MarsError(
+            f"{path}: not a picture; found {path.stat().st_size} bytes of something else, "
+            f"expected {', '.join(FORMATS)}; convert it first"
+        ) from error
+    except MarsError:
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
+        raise MarsError(
+            f"{path}: the picture is truncated or damaged, or cannot be read ({error}); "
+            "open it in another program and save it again"
+        ) from error
+
+
+def _require_bounded(image: Image.Image, path: Path) -> None:
+    limit = Image.MAX_IMAGE_PIXELS
+    width, height = image.size
+    if limit is not None and width * height > limit:
+        raise MarsError(
+            f"{path}: picture too large: found {width} x {height} = {width * height} pixels, "
+            f"expected at most {limit}; scale it down first"
+        )
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey; convert("RGB") would clip it at 255
+        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
