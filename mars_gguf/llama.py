@@ -22,7 +22,7 @@ from llama_cpp import llama_cpp as lib
 from mars_gguf import hooks
 from mars_gguf.errors import ModelError, SteeringError
 from mars_gguf.hooks import HookedLlama, LayerOutput, Rows
-from mars_gguf.steering import Decision, coordinate, decide, steering_vector
+from mars_gguf.steering import Decision, decide, projection, steering_vector
 from mars_gguf.vectors import ModelFingerprint, Vector, read_vector
 
 Way = Literal["cvec", "inline"]
@@ -332,7 +332,7 @@ class SteeredLlama(HookedLlama):
         if not after:
             raise SteeringError(f"the probe did not see l_out-{self.vector.layer} when steered")
         g = self.vector.geometry
-        moved = float(coordinate(after[-1] - before, np.zeros_like(g.safe), g.direction))
+        moved = float((after[-1] - before) @ projection(g.direction))
         expected = alpha / g.distance
         if abs(moved - expected) > 0.5 * expected:
             raise SteeringError(

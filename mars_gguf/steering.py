@@ -6,14 +6,19 @@ both means over text prompts:
 
     r = mu_u - mu_s,  D = ||r||,  r_hat = r / D            refusal direction
     h~ = h - delta_m                                       re-centering for modality m
-    t = <r_hat, h~ - mu_s> / D                             0 at the safe, 1 at the unsafe centroid
+    t = <w, h~ - mu_s>,  <w, r> = 1                        0 at the safe, 1 at the unsafe centroid
     z = t / sigma_m                                        in spreads of neutral inputs
     s = min(1, ReLU(z - z_0) / w)                          gate
     alpha = s * D * ReLU(t_max - t)                        strength, bounded by the trust region
     h' = h + alpha * r_hat                                 steered state
 
+The read-out w says where a state lies, r_hat is where it is pushed; pushing by alpha moves t by
+alpha / D whatever w is. The plain choice is w = r / D^2, the projection on r_hat. A better one is
+measured by the converter: of all w with <w, r> = 1, the one that neutral inputs move least
+(mars_gguf.convert.geometry.readout).
+
 After D'Inca, Mancini and Sebe, "Modality-Agnostic Refusal Steering" (arXiv 2606.31876); the
-spread, the ramp and the limit t_max are ours.
+read-out, the spread, the ramp and the limit t_max are ours.
 """
 
 from __future__ import annotations
@@ -34,18 +39,25 @@ def recenter(h: Array, shift: Array) -> Array:
     return np.asarray(h - shift)
 
 
-def coordinate(h: Array, safe: Array, direction: Array) -> Array:
+def coordinate(h: Array, safe: Array, readout: Array) -> Array:
     """Position t of re-centred hidden states between the centroids; dimensionless.
 
-    ``h`` is [..., n_embd], ``safe`` and ``direction`` (not normalised) are [n_embd]; the result has
-    the leading shape of ``h``. t = <r_hat, h - mu_s> / D = <r, h - mu_s> / <r, r>, in float64: 0 at
-    the safe centroid, 1 at the unsafe one. Raises ZeroDivisionError if the direction is zero.
+    ``h`` is [..., n_embd], ``safe`` (mu_s) and ``readout`` (w) are [n_embd]; the result has the
+    leading shape of ``h``. t = <w, h - mu_s>, in float64.
     """
+    return np.asarray(
+        (np.asarray(h, np.float64) - np.asarray(safe, np.float64)) @ np.asarray(readout, np.float64)
+    )
+
+
+def projection(direction: Array) -> Array:
+    """The plain read-out of a direction r [n_embd]: r / <r, r>, so that t is the projection on r
+    in units of its length. Raises ZeroDivisionError if the direction is zero."""
     r = np.asarray(direction, np.float64)
     squared = float(r @ r)
     if squared == 0.0:
         raise ZeroDivisionError("the refusal direction is zero: both centroids coincide")
-    return np.asarray((np.asarray(h, np.float64) - np.asarray(safe, np.float64)) @ r / squared)
+    return r / squared
 
 
 def gate(t: Array, spread: float, opens: float, ramp: float) -> Array:
@@ -68,11 +80,12 @@ def strength(t: Array, s: Array, distance: float, limit: float) -> Array:
 
 @dataclass(frozen=True)
 class Geometry:
-    """What steering needs to know of one block: centroids [n_embd], a shift and spread for each
-    modality, gate and trust limit. See the module docstring for the symbols."""
+    """What steering needs to know of one block: centroids and read-out [n_embd], a shift and
+    spread for each modality, gate and trust limit. See the module docstring for the symbols."""
 
     safe: Array
     unsafe: Array
+    readout: Array
     shifts: dict[str, Array]
     spreads: dict[str, float]
     gate_opens: float
@@ -109,9 +122,7 @@ def decide(h: Array, geometry: Geometry, modality: str) -> Decision:
     if not np.isfinite(h).all():
         raise FloatingPointError("the hidden state has NaN or infinite entries")
     spread = geometry.spreads[modality]
-    t = coordinate(
-        recenter(h, geometry.shifts[modality]), geometry.safe, geometry.direction
-    )
+    t = coordinate(recenter(h, geometry.shifts[modality]), geometry.safe, geometry.readout)
     s = gate(t, spread, geometry.gate_opens, geometry.gate_ramp)
     alpha = strength(t, s, geometry.distance, geometry.trust_limit)
     return Decision(float(t), float(t) / spread, float(s), float(alpha))

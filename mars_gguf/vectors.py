@@ -8,7 +8,7 @@ Layout (GGUF version 3, little-endian):
     tensor direction.<l>     F32 [n_embd], r = mu_u - mu_s at block l (0-based), not normalised
     mars.version             u32, 1
     mars.layer               u32
-    mars.centroid.safe, mars.centroid.unsafe, mars.shift.<modality>      f32 [n_embd]
+    mars.centroid.safe, mars.centroid.unsafe, mars.readout, mars.shift.<modality>   f32 [n_embd]
     mars.spread.<modality>, mars.gate.open, mars.gate.ramp, mars.trust.limit      f32
     mars.model.*             what the vector was measured on
     mars.calibration.*, mars.source.*   what was measured, and with what
@@ -105,12 +105,18 @@ class Vector:
             1 <= self.layer < self.model.n_layer,
             "mars.layer", self.layer, f"1 to {self.model.n_layer - 1} (llama.cpp cannot steer block 0)",
         )
-        arrays = {"mars.centroid.safe": g.safe, "mars.centroid.unsafe": g.unsafe}
+        arrays = {
+            "mars.centroid.safe": g.safe,
+            "mars.centroid.unsafe": g.unsafe,
+            "mars.readout": g.readout,
+        }
         arrays |= {f"mars.shift.{m}": shift for m, shift in g.shifts.items()}
         for key, array in arrays.items():
             _expect(array.shape == (n,), key, f"{array.shape[0]} values", f"{n} (n_embd)")
             _expect(bool(np.isfinite(array).all()), key, "NaN or infinite values", "finite values")
         _expect(0 < g.distance < math.inf, "direction", f"length {g.distance}", "a length above 0")
+        unit = float(g.readout.astype(np.float64) @ g.direction.astype(np.float64))
+        _expect(abs(unit - 1) < 1e-2, "mars.readout", f"{unit:.3g} along the direction", "1")
         _expect("text" in g.spreads, "mars.spread.text", "nothing", "the spread of text prompts")
         _expect(
             g.shifts.keys() == g.spreads.keys(),
@@ -160,7 +166,9 @@ def write_vector(vector: Vector, path: str | os.PathLike[str]) -> None:
         writer.add_uint32("controlvector.layer_count", 1)
         writer.add_uint32("mars.version", VERSION)
         writer.add_uint32("mars.layer", vector.layer)
-        for name, array in (("centroid.safe", g.safe), ("centroid.unsafe", g.unsafe)):
+        for name, array in (
+            ("centroid.safe", g.safe), ("centroid.unsafe", g.unsafe), ("readout", g.readout)
+        ):
             writer.add_array(f"mars.{name}", _float32(array).tolist())
         for modality in vector.modalities:
             writer.add_array(f"mars.shift.{modality}", _float32(g.shifts[modality]).tolist())
@@ -252,6 +260,7 @@ def _vector(keys: dict[str, Any], tensors: dict[str, Array]) -> Vector:
     geometry = Geometry(
         safe=_get(keys, "mars.centroid.safe", np.ndarray),
         unsafe=_get(keys, "mars.centroid.unsafe", np.ndarray),
+        readout=_get(keys, "mars.readout", np.ndarray),
         shifts={m: _get(keys, f"mars.shift.{m}", np.ndarray) for m in spreads},
         spreads=spreads,
         gate_opens=_get(keys, "mars.gate.open", float),

@@ -1,0 +1,163 @@
+"""Refusal geometry from measured hidden states. numpy in, numpy out; no model.
+
+Shapes: n prompts, L blocks, d = n_embd, V = n_vocab. Coordinates t are dimensionless
+(mars_gguf.steering).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Centroids:
+    """Means of text prompts after every block: ``safe`` and ``unsafe``, float64 [L, d]."""
+
+    safe: Array
+    unsafe: Array
+
+    @property
+    def direction(self) -> Array:
+        """r = mu_u - mu_s, [L, d]."""
+        return self.unsafe - self.safe
+
+    @property
+    def distance(self) -> Array:
+        """D, [L]."""
+        return np.asarray(np.linalg.norm(self.direction, axis=-1))
+
+
+def centroids(harmless: Array, harmful: Array) -> Centroids:
+    """Centroids of hidden states [n, L, d] of harmless and of harmful text prompts."""
+    return Centroids(harmless.mean(0, dtype=np.float64), harmful.mean(0, dtype=np.float64))
+
+
+def readout(base: Centroids, deviations: Sequence[Array], shrinkage: float = 1.0) -> Array:
+    """Read-out w after every block, [L, d]: of all w with <w, r> = 1 the one that neutral inputs
+    move least (a minimum-variance distortionless response, as in adaptive beamforming).
+
+    ``deviations`` holds, for each modality, neutral hidden states less their mean, [n, L, d]: what
+    the form of a prompt, the subject of a picture or the medium do to the state without any harm in
+    it. With their covariance C, averaged over the modalities, and lambda = ``shrinkage`` times its
+    mean variance, w is (C + lambda 1)^-1 r, scaled. Solved in the space of the n samples (Woodbury),
+    so that n_embd may be large. NaN where the centroids coincide.
+    """
+    r = base.direction
+    w = np.empty_like(r)
+    for layer in range(r.shape[0]):
+        a = np.concatenate([d[:, layer] / np.sqrt(len(d)) for d in deviations]).astype(np.float64)
+        a /= np.sqrt(len(deviations))
+        ridge = shrinkage * float((a * a).sum()) / r.shape[1]
+        if ridge > 0:
+            inner = a @ a.T + ridge * np.eye(len(a))
+            w[layer] = r[layer] - a.T @ np.linalg.solve(inner, a @ r[layer])
+        else:
+            w[layer] = r[layer]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(w / np.einsum("ld,ld->l", w, r)[:, None])
+
+
+def coordinates(states: Array, base: Centroids, w: Array) -> Array:
+    """t = <w, h - mu_s> after every block: states [n, L, d] (re-centred for media) to [n, L]."""
+    return np.asarray(np.einsum("nld,ld->nl", states - base.safe, w))
+
+
+def auroc(positive: Array, negative: Array) -> float:
+    """Probability that a positive lies above a negative, ties counting half."""
+    difference = np.asarray(positive)[:, None] - np.asarray(negative)[None]
+    return float((difference > 0).mean() + 0.5 * (difference == 0).mean())
+
+
+def cell_means(values: Array, cells: Sequence[str]) -> dict[str, Array]:
+    """Mean of ``values`` [n, ...] within each named cell, by name in order."""
+    names = np.asarray(cells)
+    return {name: values[names == name].mean(0) for name in sorted(set(cells))}
+
+
+def robust_shift(states: Array, cells: Sequence[str], base: Centroids, w: Array) -> Array:
+    """Shift delta_m of a medium after every block, [L, d], from neutral probes [n, L, d].
+
+    Each probe belongs to a cell (a kind of picture with a form of prompt). The shift is the mean
+    of the probes less the safe centroid, corrected along the refusal direction so that its
+    coordinate is the median over the cells' coordinates: one odd form of prompt, or one odd kind
+    of picture, then moves the gate little. Across the direction the correction changes nothing.
+    """
+    mean = states.mean(0, dtype=np.float64)
+    means = np.stack(list(cell_means(coordinates(states, base, w), cells).values()))
+    correction = np.median(means, axis=0) - coordinates(mean[None], base, w)[0]
+    return np.asarray(mean - base.safe + np.nan_to_num(correction)[:, None] * base.direction)
+
+
+@dataclass(frozen=True)
+class RefusalScore:
+    """How much a first token looks like this model's answers to harmful prompts: 0 as for held-out
+    harmless ones, 1 as for held-out harmful ones. ``harmless`` and ``harmful`` are the mean raw
+    scores (posterior_weights) of those."""
+
+    harmless: float
+    harmful: float
+
+    @property
+    def contrast(self) -> float:
+        """Difference of the two means, at most 1: near 0 for a model that starts all its replies
+        alike."""
+        return self.harmful - self.harmless
+
+    def __call__(self, raw: Array) -> Array:
+        """Scores of raw scores, any shape. All 0 without contrast."""
+        return np.asarray((raw - self.harmless) / self.contrast if self.contrast > 0 else 0 * raw)
+
+
+def posterior_weights(harmful: Array, harmless: Array) -> Array:
+    """Weight of every token in the raw refusal score, [V], from mean first-token probabilities [V]
+    of harmful and of harmless prompts: the posterior p(harmful | token) under equal priors.
+
+    So the model's own replies say what a refusal begins with: no list of words. The raw score of a
+    distribution p over first tokens is <p, weights>.
+    """
+    rare = 1e-3  # tokens rarer than this on both sides say nothing
+    return np.asarray(harmful / (harmful + harmless + rare))
+
+
+def softmax(logits: Array) -> Array:
+    """Probabilities [n, V] of logits [n, V]."""
+    shifted = np.exp(logits - logits.max(-1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(-1, keepdims=True))
+
+
+@dataclass(frozen=True)
+class LayerScores:
+    """Why a block is chosen, each [L], NaN outside the candidates.
+
+    separation: AUROC of t on held-out text prompts.
+    threshold: by modality, the t that all but a share ``budget`` of neutral inputs stay below.
+    effect: share of held-out harmless prompts whose first token becomes a refusal when steering
+        is forced, the least over the modalities.
+    """
+
+    separation: Array
+    threshold: Mapping[str, Array]
+    effect: Array
+
+    @property
+    def total(self) -> Array:
+        """separation * effect * headroom, [L].
+
+        The headroom is 1 - threshold of the worst modality: how much of the way between the
+        centroids a medium may take from harmful content before the gate misses it.
+        """
+        worst = np.max(list(self.threshold.values()), axis=0)
+        return np.asarray(self.separation * self.effect * (1 - np.clip(worst, 0, 1)))
+
+
+def upper_bound(values: Array, share: float) -> Array:
+    """The value that at most a ``share`` of the samples [n, ...] exceed: an order statistic, so
+    for fewer than 1 / share samples it is their maximum."""
+    ordered = np.sort(values, axis=0)
+    return np.asarray(ordered[len(ordered) - 1 - int(share * len(ordered))])

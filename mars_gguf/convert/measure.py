@@ -1,0 +1,352 @@
+"""The conversion itself: from prompts and pictures to a vector, with any extractor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from mars_gguf import __version__, steering
+from mars_gguf.convert.extract import Prompt
+from mars_gguf.convert.geometry import (
+    Array,
+    Centroids,
+    LayerScores,
+    RefusalScore,
+    auroc,
+    cell_means,
+    centroids,
+    coordinates,
+    posterior_weights,
+    readout,
+    robust_shift,
+    softmax,
+    upper_bound,
+)
+from mars_gguf.convert.prompts import ContrastPrompts, require_enough, split
+from mars_gguf.errors import MarsError
+from mars_gguf.hooks import Rows
+from mars_gguf.vectors import ModelFingerprint, Vector
+
+T = TypeVar("T")
+
+Advance = Callable[[int], object]
+
+LIMITS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
+FORCED_LIMIT = 2.0
+
+
+class Session(Protocol):
+    """Some prompts, decoded up to their last tokens. See mars_gguf.convert.extract.Session."""
+
+    def observe(self) -> tuple[Rows, Rows]: ...
+
+    def steered(self, layer: int, additions: Rows) -> Rows: ...
+
+
+class Extractor(Protocol):
+    """What a conversion needs of a model."""
+
+    n_layer: int
+    n_embd: int
+    fingerprint: ModelFingerprint
+
+    def sessions(self, prompts: Sequence[Prompt]) -> Iterable[tuple[list[int], Session]]: ...
+
+
+@dataclass(frozen=True)
+class Options:
+    """Choices of a conversion.
+
+    held_out: share of the prompts that directions are not measured on, but checked.
+    layers: first and last candidate block; None: from 1 to 80 % of the depth, since what is
+        added after the last blocks chooses a first token and changes nothing else.
+    over_refusal: share of neutral inputs that may open the gate, in each modality.
+    ramp: w, in spreads.
+    """
+
+    held_out: float = 0.5
+    seed: int = 0
+    layers: tuple[int, int] | None = None
+    over_refusal: float = 0.01
+    ramp: float = 0.5
+
+
+@dataclass(frozen=True)
+class Observations:
+    """Of n prompts: hidden states [n, L, d] and raw refusal scores [n] (posterior_weights)."""
+
+    prompts: list[Prompt]
+    states: Rows
+    raw_scores: Array
+
+    @property
+    def cells(self) -> list[str]:
+        return [f"{p.kind}/{p.form}" for p in self.prompts]
+
+    def where(self, keep: npt.NDArray[np.bool_]) -> Observations:
+        """Those of the prompts for which ``keep`` [n] is true."""
+        prompts = [p for p, kept in zip(self.prompts, keep, strict=True) if kept]
+        return Observations(prompts, self.states[keep], self.raw_scores[keep])
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A vector and everything that its card and plot tell."""
+
+    vector: Vector
+    scores: LayerScores
+    coordinates: dict[str, Array]
+    refusal: RefusalScore
+    warnings: list[str]
+
+
+def convert(
+    extractor: Extractor,
+    contrast: ContrastPrompts,
+    neutral: Mapping[str, Sequence[Prompt]],
+    options: Options,
+    *,
+    source: Mapping[str, str],
+    progress: bool = True,
+) -> Conversion:
+    """Measure ``extractor``'s model on contrast prompts and, by modality, neutral media prompts.
+
+    Raises MarsError for prompt sets that are too small or a direction that separates nothing.
+    """
+    require_enough(contrast.harmful, "harmful prompts")
+    require_enough(contrast.harmless, "harmless prompts")
+    layers = _candidates(extractor.n_layer, options.layers)
+    train, held = contrast.split(options.held_out, options.seed)
+    halves = {m: _halves(probes, options.seed) for m, probes in neutral.items()}
+
+    total = len(contrast.harmful) + len(contrast.harmless) + sum(map(len, neutral.values()))
+    with tqdm(total=total, desc="hidden states", unit="prompt", disable=not progress) as bar:
+
+        def observe(prompts: Sequence[Prompt]) -> Observations:
+            return _observe(extractor, prompts, weights, bar.update)
+
+        harmful, p_harmful = _observe_first(extractor, _text(train.harmful), bar.update)
+        harmless, p_harmless = _observe_first(extractor, _text(train.harmless), bar.update)
+        base = centroids(harmless, harmful)
+        if not base.distance[layers].all():
+            raise MarsError(
+                "harmful and harmless prompts have the same mean hidden state, expected two "
+                "different sets"
+            )
+        weights = posterior_weights(p_harmful, p_harmless)
+        held_harmful, held_harmless = observe(_text(held.harmful)), observe(_text(held.harmless))
+        probes = {m: observe(shift_half) for m, (shift_half, _) in halves.items()}
+        checks = {m: observe(check_half) for m, (_, check_half) in halves.items()}
+    score = RefusalScore(
+        float(held_harmless.raw_scores.mean()), float(held_harmful.raw_scores.mean())
+    )
+    w = readout(base, [x - x.mean(0) for x in (harmless, *(o.states for o in probes.values()))])
+    shifts = {"text": np.zeros_like(base.safe)}
+    shifts |= {m: robust_shift(o.states, o.cells, base, w) for m, o in probes.items()}
+    raw = {
+        "harmful text": coordinates(held_harmful.states, base, w),
+        "harmless text": coordinates(held_harmless.states, base, w),
+    }
+    for m, o in probes.items():
+        means = cell_means(coordinates(o.states, base, w), o.cells)
+        raw |= {f"{m} {cell}": t[None] for cell, t in means.items()}
+    # What the model refuses by itself says nothing of over-refusal.
+    checks = {
+        m: o.where(score(o.raw_scores) < 0.5) for m, o in ({"text": held_harmless} | checks).items()
+    }
+    for m, o in checks.items():
+        require_enough(o.prompts, f"held-out harmless prompts that the model answers ({m})")
+    t = {m: coordinates(o.states - shifts[m], base, w) for m, o in checks.items()}
+
+    def refused(logits: Rows) -> npt.NDArray[np.bool_]:
+        return np.asarray(score(softmax(logits) @ weights) > 0.5)
+
+    scores = LayerScores(
+        separation=_separation(raw["harmful text"], raw["harmless text"], layers),
+        threshold={m: upper_bound(values, options.over_refusal) for m, values in t.items()},
+        effect=_effect(extractor, checks, base, t, layers, refused, progress),
+    )
+    layer = int(np.nanargmax(scores.total))
+
+    spreads = {m: max(float(values[:, layer].std()), 1e-3) for m, values in t.items()}
+    limit = _calibrate_limit(extractor, checks, base, t, layer, refused, progress)
+    opens = max(float(scores.threshold[m][layer]) / spreads[m] for m in t)
+    float32 = {m: np.asarray(s[layer], np.float32) for m, s in shifts.items()}
+    geometry = steering.Geometry(
+        safe=np.asarray(base.safe[layer], np.float32),
+        unsafe=np.asarray(base.unsafe[layer], np.float32),
+        readout=np.asarray(w[layer], np.float32),
+        shifts=float32,
+        spreads=spreads,
+        gate_opens=opens,
+        gate_ramp=options.ramp,
+        trust_limit=limit,
+    )
+    warnings = _warnings(score, scores, layer, raw["harmful text"][:, layer], geometry)
+    calibration = {
+        "prompts.harmful": len(train.harmful),
+        "prompts.harmless": len(train.harmless),
+        "prompts.harmful_held_out": len(held.harmful),
+        "prompts.harmless_held_out": len(held.harmless),
+        **{f"probes.{m}": len(p) for m, p in neutral.items()},
+        **{f"t.{name.replace(' ', '.')}": float(v[:, layer].mean()) for name, v in raw.items()},
+        "score.separation": float(scores.separation[layer]),
+        "score.effect": float(scores.effect[layer]),
+        "score.total": [float(x) for x in np.nan_to_num(scores.total)],
+        "refusal.contrast": score.contrast,
+        "over_refusal": options.over_refusal,
+    }
+    vector = Vector(
+        layer, geometry, extractor.fingerprint, calibration,
+        {**source, "tool": f"mars-gguf {__version__}", "prompts_sha256": contrast.sha256},
+    )
+    return Conversion(vector, scores, raw, score, warnings)
+
+
+def _text(prompts: Sequence[str]) -> list[Prompt]:
+    return [Prompt(text, form="text", kind="text") for text in prompts]
+
+
+def _halves(probes: Sequence[Prompt], seed: int) -> tuple[list[Prompt], list[Prompt]]:
+    """Split within every cell, so that both halves hold all forms and kinds."""
+    cells: dict[tuple[str, str], list[Prompt]] = {}
+    for probe in probes:
+        cells.setdefault((probe.kind, probe.form), []).append(probe)
+    halves = [split(cell, 0.5, seed) for cell in cells.values()]
+    return [p for a, _ in halves for p in a], [p for _, b in halves for p in b]
+
+
+def _candidates(n_layer: int, layers: tuple[int, int] | None) -> list[int]:
+    first, last = layers or (1, max(1, int(0.8 * n_layer)))
+    if not 1 <= first <= last < n_layer:
+        raise MarsError(
+            f"layers: found {first} to {last}, expected a range within 1 to {n_layer - 1}"
+        )
+    return list(range(first, last + 1))
+
+
+def _observe(
+    extractor: Extractor, prompts: Sequence[Prompt], weights: Array, advance: Advance
+) -> Observations:
+    states = np.empty((len(prompts), extractor.n_layer, extractor.n_embd), np.float32)
+    raw_scores = np.empty(len(prompts))
+    for indices, session in extractor.sessions(prompts):
+        states[indices], logits = session.observe()
+        raw_scores[indices] = softmax(logits) @ weights
+        advance(len(indices))
+    return Observations(list(prompts), states, raw_scores)
+
+
+def _observe_first(
+    extractor: Extractor, prompts: Sequence[Prompt], advance: Advance
+) -> tuple[Rows, Array]:
+    """Hidden states [n, L, d] and mean first-token probabilities [V]."""
+    states = np.empty((len(prompts), extractor.n_layer, extractor.n_embd), np.float32)
+    total: Array = np.zeros(1)
+    for indices, session in extractor.sessions(prompts):
+        states[indices], logits = session.observe()
+        total = total + softmax(logits).sum(0, dtype=np.float64)
+        advance(len(indices))
+    return states, total / len(prompts)
+
+
+def _separation(harmful: Array, harmless: Array, layers: Sequence[int]) -> Array:
+    separation = np.full(harmful.shape[1], np.nan)
+    for layer in layers:
+        separation[layer] = auroc(harmful[:, layer], harmless[:, layer])
+    return separation
+
+
+def _additions(base: Centroids, t: Array, layer: int, limit: float) -> Rows:
+    """What forced steering (gate fully open) adds at ``layer``: [n, d] for coordinates [n]."""
+    alpha = steering.strength(t, np.ones_like(t), float(base.distance[layer]), limit)
+    unit = base.direction[layer] / base.distance[layer]
+    return np.asarray(alpha[:, None] * unit, np.float32)
+
+
+def _effect(
+    extractor: Extractor,
+    checks: Mapping[str, Observations],
+    base: Centroids,
+    t: Mapping[str, Array],
+    layers: Sequence[int],
+    refused: Callable[[Rows], npt.NDArray[np.bool_]],
+    progress: bool,
+) -> Array:
+    """Share of harmless prompts that forced steering turns into refusals, the least over the
+    modalities, [L]; measured on the first session of each modality."""
+    effect = np.full(extractor.n_layer, np.nan)
+    effect[layers] = 1.0
+    with tqdm(
+        total=len(layers) * len(checks), desc="layer scores", unit="decode", disable=not progress
+    ) as bar:
+        for modality, observations in checks.items():
+            indices, session = next(iter(extractor.sessions(_spread_out(observations.prompts))))
+            chosen = _spread_out(range(len(observations.prompts)))
+            for layer in layers:
+                coordinates = t[modality][[chosen[i] for i in indices], layer]
+                additions = _additions(base, coordinates, layer, FORCED_LIMIT)
+                share = float(refused(session.steered(layer, additions)).mean())
+                effect[layer] = min(effect[layer], share)
+                bar.update()
+    return effect
+
+
+def _spread_out(items: Sequence[T]) -> list[T]:
+    """The items in an order in which any beginning is a fair sample of all cells."""
+    return [item for offset in range(7) for item in items[offset::7]]
+
+
+def _calibrate_limit(
+    extractor: Extractor,
+    checks: Mapping[str, Observations],
+    base: Centroids,
+    t: Mapping[str, Array],
+    layer: int,
+    refused: Callable[[Rows], npt.NDArray[np.bool_]],
+    progress: bool,
+) -> float:
+    """The trust limit t_max: the least of LIMITS at which forced steering refuses nearly as much
+    of every modality's harmless prompts as at the best."""
+    rates = np.ones(len(LIMITS))
+    total = sum(len(o.prompts) for o in checks.values())
+    with tqdm(total=total, desc="trust limit", unit="prompt", disable=not progress) as bar:
+        for modality, observations in checks.items():
+            count = np.zeros(len(LIMITS))
+            for indices, session in extractor.sessions(observations.prompts):
+                for k, limit in enumerate(LIMITS):
+                    additions = _additions(base, t[modality][indices, layer], layer, limit)
+                    count[k] += refused(session.steered(layer, additions)).sum()
+                bar.update(len(indices))
+            rates = np.minimum(rates, count / len(observations.prompts))
+    return LIMITS[int(np.argmax(rates >= 0.95 * rates.max()))]
+
+
+def _warnings(
+    score: RefusalScore, scores: LayerScores, layer: int, t_harmful: Array, g: steering.Geometry
+) -> list[str]:
+    found = []
+    if score.contrast < 0.2:
+        found.append(
+            "The model's first tokens hardly differ between harmful and harmless prompts "
+            f"(contrast {score.contrast:.2f} of 1): it seldom refuses, so there is little refusal "
+            "to steer towards."
+        )
+    if scores.separation[layer] < 0.9:
+        found.append(
+            f"Held-out harmful and harmless text overlap at the best block (AUROC "
+            f"{scores.separation[layer]:.2f})."
+        )
+    if scores.effect[layer] < 0.5:
+        found.append(
+            f"Forced steering turned only {scores.effect[layer]:.0%} of harmless prompts into "
+            "refusals."
+        )
+    if g.gate_opens * g.spreads["text"] > float(np.median(t_harmful)):
+        found.append("The gate stays closed for half of the held-out harmful text prompts.")
+    return found
