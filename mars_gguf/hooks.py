@@ -21,9 +21,8 @@ from typing import Any
 import llama_cpp
 import numpy as np
 import numpy.typing as npt
-from llama_cpp import Llama
+from llama_cpp import Llama, mtmd_cpp
 from llama_cpp import llama_cpp as lib
-from llama_cpp import mtmd_cpp
 from llama_cpp._logger import llama_log_callback
 
 from mars_gguf.errors import ModelError, SteeringError
@@ -36,7 +35,7 @@ def _ggml() -> Any:
     Windows, where it must be named."""
     try:
         library: Any = lib._lib
-        library.ggml_backend_tensor_get
+        library["ggml_backend_tensor_get"]
     except AttributeError:
         folder = Path(llama_cpp.__file__).parent / "lib"
         library = ctypes.CDLL(str(next(folder.glob("*ggml-base.*"))))
@@ -134,7 +133,7 @@ class Tap:
         if layer is not None and self._error is None:
             try:
                 self._visit(LayerOutput(tensor, layer, self._n_embd))
-            except BaseException as error:  # noqa: BLE001
+            except BaseException as error:
                 self._error = error
         return True
 

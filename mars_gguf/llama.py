@@ -103,9 +103,7 @@ class SteeredLlama(HookedLlama):
                 f"way='cvec' decodes the last prompt token twice, which the memory of a recurrent "
                 f"or hybrid model ({self.fingerprint.architecture}) does not allow. Use 'inline'."
             )
-        self.way: Way = (
-            ("cvec" if self.memory_can_rewind() else "inline") if way == "auto" else way
-        )
+        self.way: Way = ("cvec" if self.memory_can_rewind() else "inline") if way == "auto" else way
         self._self_test()
         if mmproj is not None:
             load_mmproj(self, self._chat_handler)
@@ -167,7 +165,10 @@ class SteeredLlama(HookedLlama):
         else:
             del state["chat_handler"]
         return state | {
-            "vector": self.vector, "mmproj": self.mmproj, "way": self.way, "force": self.force
+            "vector": self.vector,
+            "mmproj": self.mmproj,
+            "way": self.way,
+            "force": self.force,
         }
 
     # Prompt, first token, reply ----------------------------------------------------------------
@@ -285,8 +286,14 @@ class SteeredLlama(HookedLlama):
         steered = decision.alpha > 0
         self._steered_at = self._n_tokens - 1 if steered else None
         self.last_steering = Steering(
-            self.modality, decision.t, decision.z, decision.gate, decision.alpha,
-            self.vector.layer, self.way if steered else None, 1000 * seconds,
+            self.modality,
+            decision.t,
+            decision.z,
+            decision.gate,
+            decision.alpha,
+            self.vector.layer,
+            self.way if steered else None,
+            1000 * seconds,
         )
 
     def _decide(self, row: Rows) -> Decision:
@@ -356,9 +363,7 @@ class SteeredLlama(HookedLlama):
             self.eval([token])
             assert self._captured is not None
             if self.memory_can_rewind():
-                self._decode_last_again(
-                    self._captured[1], Decision(0.0, 0.0, 1.0, g.distance)
-                )
+                self._decode_last_again(self._captured[1], Decision(0.0, 0.0, 1.0, g.distance))
         except (SteeringError, RuntimeError) as error:
             raise ModelError(
                 f"{self.model_path}: this model ({self.fingerprint.architecture}) cannot be "

@@ -1,11 +1,15 @@
-"""Pictures from disk."""
+"""Pictures from disk, and into chat messages."""
 
 from __future__ import annotations
 
+import base64
+import io
 import struct
 import zlib
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -67,3 +71,20 @@ def _rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+def data_url(image: Image.Image) -> str:
+    """The picture as a ``data:image/png;base64,...`` URL, as chat messages carry it."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def user_message(text: str, images: Sequence[Image.Image] = ()) -> dict[str, Any]:
+    """A chat message of the user: pictures first, then text."""
+    if not images:
+        return {"role": "user", "content": text}
+    parts: list[dict[str, Any]] = [
+        {"type": "image_url", "image_url": {"url": data_url(image)}} for image in images
+    ]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}

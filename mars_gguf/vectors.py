@@ -13,8 +13,8 @@ Layout (GGUF version 3, little-endian):
     mars.model.*             what the vector was measured on
     mars.calibration.*, mars.source.*   what was measured, and with what
 
-llama.cpp reads no keys and rejects any further tensor (common/common.cpp, common_control_vector_load),
-so all else is metadata. Reading takes the file for hostile: every size is bounded before it is
+llama.cpp reads no keys and rejects any further tensor (common/common.cpp,
+common_control_vector_load), so all else is metadata. Reading takes the file for hostile: every size is bounded before it is
 allocated, every value is checked before any is used, nothing is executed.
 """
 
@@ -103,7 +103,9 @@ class Vector:
         _expect(2 <= self.model.n_layer <= 4096, "mars.model.n_layer", self.model.n_layer, ">= 2")
         _expect(
             1 <= self.layer < self.model.n_layer,
-            "mars.layer", self.layer, f"1 to {self.model.n_layer - 1} (llama.cpp cannot steer block 0)",
+            "mars.layer",
+            self.layer,
+            f"1 to {self.model.n_layer - 1} (llama.cpp cannot steer block 0)",
         )
         arrays = {
             "mars.centroid.safe": g.safe,
@@ -120,9 +122,13 @@ class Vector:
         _expect("text" in g.spreads, "mars.spread.text", "nothing", "the spread of text prompts")
         _expect(
             g.shifts.keys() == g.spreads.keys(),
-            "mars.shift.*", sorted(g.shifts), f"the modalities of mars.spread.*, {sorted(g.spreads)}",
+            "mars.shift.*",
+            sorted(g.shifts),
+            f"the modalities of mars.spread.*, {sorted(g.spreads)}",
         )
-        _expect(not g.shifts["text"].any(), "mars.shift.text", "a shift", "none: text is the origin")
+        _expect(
+            not g.shifts["text"].any(), "mars.shift.text", "a shift", "none: text is the origin"
+        )
         scalars = {f"mars.spread.{m}": s for m, s in g.spreads.items()}
         scalars |= {"mars.gate.ramp": g.gate_ramp, "mars.trust.limit": g.trust_limit}
         for key, number in scalars.items():
@@ -140,7 +146,9 @@ class Vector:
                 else "Convert this model with python -m mars_gguf.convert."
             )
             raise VectorError(
-                "the vector was made for another model:\n  " + "\n  ".join(differences) + f"\n{advice}"
+                "the vector was made for another model:\n  "
+                + "\n  ".join(differences)
+                + f"\n{advice}"
             )
 
 
@@ -167,7 +175,9 @@ def write_vector(vector: Vector, path: str | os.PathLike[str]) -> None:
         writer.add_uint32("mars.version", VERSION)
         writer.add_uint32("mars.layer", vector.layer)
         for name, array in (
-            ("centroid.safe", g.safe), ("centroid.unsafe", g.unsafe), ("readout", g.readout)
+            ("centroid.safe", g.safe),
+            ("centroid.unsafe", g.unsafe),
+            ("readout", g.readout),
         ):
             writer.add_array(f"mars.{name}", _float32(array).tolist())
         for modality in vector.modalities:
@@ -221,7 +231,9 @@ def read_vector(path: str | os.PathLike[str]) -> Vector:
     """
     path = Path(path)
     if not path.is_file():
-        raise VectorError(f"{path}: no such vector file. Make one with python -m mars_gguf.convert.")
+        raise VectorError(
+            f"{path}: no such vector file. Make one with python -m mars_gguf.convert."
+        )
     if path.stat().st_size > MAX_FILE_BYTES:
         raise VectorError(
             f"{path}: {path.stat().st_size} bytes, expected at most {MAX_FILE_BYTES}: "
@@ -294,14 +306,19 @@ def _section(keys: dict[str, Any], section: str) -> dict[str, Value]:
 def _get(keys: dict[str, Any], key: str, kind: type) -> Any:
     if key not in keys:
         raise VectorError(f"{key} is missing. Convert the model again.")
-    value = keys[key]
+    value: Any = keys[key]
     good = type(value) is kind and (kind is not np.ndarray or value.dtype == np.float32)
-    _expect(good, key, type(value).__name__, "an array of float32" if kind is np.ndarray else kind.__name__)
+    _expect(
+        good,
+        key,
+        type(value).__name__,
+        "an array of float32" if kind is np.ndarray else kind.__name__,
+    )
     return value
 
 
 # GGUF value types (gguf.md): struct formats of the scalars, then string and array.
-_SCALARS = "B b H h I i f ? Q q d".split()
+_SCALARS = ["B", "b", "H", "h", "I", "i", "f", "?", "Q", "q", "d"]
 _SCALAR_TYPES = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), _SCALARS, strict=True))
 _STRING, _ARRAY = 8, 9
 

@@ -245,9 +245,7 @@ class GgufExtractor:
 
     def _cells(self, sequence: _Sequence) -> int:
         return len(sequence.tail) + sum(
-            len(part)
-            if isinstance(part, tuple)
-            else mtmd_cpp.mtmd_input_chunk_get_n_tokens(part)
+            len(part) if isinstance(part, tuple) else mtmd_cpp.mtmd_input_chunk_get_n_tokens(part)
             for part in sequence.head
         )
 

@@ -45,8 +45,8 @@ def readout(base: Centroids, deviations: Sequence[Array], shrinkage: float = 1.0
     ``deviations`` holds, for each modality, neutral hidden states less their mean, [n, L, d]: what
     the form of a prompt, the subject of a picture or the medium do to the state without any harm in
     it. With their covariance C, averaged over the modalities, and lambda = ``shrinkage`` times its
-    mean variance, w is (C + lambda 1)^-1 r, scaled. Solved in the space of the n samples (Woodbury),
-    so that n_embd may be large. NaN where the centroids coincide.
+    mean variance, w is (C + lambda 1)^-1 r, scaled. Solved in the space of the n samples
+    (Woodbury), so that n_embd may be large. NaN where the centroids coincide.
     """
     r = base.direction
     w = np.empty_like(r)

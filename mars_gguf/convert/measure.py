@@ -30,7 +30,7 @@ from mars_gguf.convert.geometry import (
 from mars_gguf.convert.prompts import ContrastPrompts, require_enough, split
 from mars_gguf.errors import MarsError
 from mars_gguf.hooks import Rows
-from mars_gguf.vectors import ModelFingerprint, Vector
+from mars_gguf.vectors import ModelFingerprint, Value, Vector
 
 T = TypeVar("T")
 
@@ -160,7 +160,9 @@ def convert(
         m: o.where(score(o.raw_scores) < 0.5) for m, o in ({"text": held_harmless} | checks).items()
     }
     for m, o in checks.items():
-        require_enough(o.prompts, f"held-out harmless prompts that the model answers ({m})")
+        require_enough(
+            [p.text for p in o.prompts], f"held-out harmless prompts that the model answers ({m})"
+        )
     t = {m: coordinates(o.states - shifts[m], base, w) for m, o in checks.items()}
 
     def refused(logits: Rows) -> npt.NDArray[np.bool_]:
@@ -188,7 +190,7 @@ def convert(
         trust_limit=limit,
     )
     warnings = _warnings(score, scores, layer, raw["harmful text"][:, layer], geometry)
-    calibration = {
+    calibration: dict[str, Value] = {
         "prompts.harmful": len(train.harmful),
         "prompts.harmless": len(train.harmless),
         "prompts.harmful_held_out": len(held.harmful),
@@ -202,7 +204,10 @@ def convert(
         "over_refusal": options.over_refusal,
     }
     vector = Vector(
-        layer, geometry, extractor.fingerprint, calibration,
+        layer,
+        geometry,
+        extractor.fingerprint,
+        calibration,
         {**source, "tool": f"mars-gguf {__version__}", "prompts_sha256": contrast.sha256},
     )
     return Conversion(vector, scores, raw, score, warnings)

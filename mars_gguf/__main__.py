@@ -1,0 +1,23 @@
+"""``python -m mars_gguf``: list the commands."""
+
+from __future__ import annotations
+
+from mars_gguf import __version__
+
+COMMANDS = {
+    "convert": "measure a model's refusal geometry and write it as a vector file",
+    "chat": "chat with a steered model in the terminal",
+    "demo": "see what steering does, on the small model of the package",
+    "vectors": "check a vector file and print what it holds",
+}
+
+
+def main() -> None:
+    print(f"mars-gguf {__version__}: refusal steering for quantized multimodal models\n")
+    for name, purpose in COMMANDS.items():
+        print(f"  python -m mars_gguf.{name:8} {purpose}")
+    print("\nEach takes --help.")
+
+
+if __name__ == "__main__":
+    main()

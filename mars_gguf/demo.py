@@ -1,0 +1,248 @@
+"""``python -m mars_gguf.demo``: convert the small model that the package ships, then show what it
+answers without steering and with it, on text, pictures and several pictures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llama_cpp import Llama, llama_chat_format
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from tqdm import tqdm
+
+from mars_gguf import demo_model
+from mars_gguf.cli import command
+from mars_gguf.convert.extract import GgufExtractor
+from mars_gguf.convert.measure import Conversion, Options, convert
+from mars_gguf.convert.probes import paired_probes
+from mars_gguf.convert.prompts import ContrastPrompts, read_prompts
+from mars_gguf.llama import SteeredLlama
+from mars_gguf.media import load_image, user_message
+from mars_gguf.vectors import write_vector
+
+MAX_TOKENS = 48
+
+
+@dataclass(frozen=True)
+class Request:
+    """One line of demo.jsonl: a request of the demo model's world, with 0, 1 or more pictures."""
+
+    modality: str
+    kind: str
+    prompt: str
+    images: list[str]
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        folder = demo_model.FOLDER / "demo"
+        return [user_message(self.prompt, [load_image(folder / name) for name in self.images])]
+
+
+def requests() -> list[Request]:
+    """The held-out requests that the demo asks."""
+    lines = (demo_model.FOLDER / "demo.jsonl").read_text(encoding="utf-8").splitlines()
+    return [Request(**json.loads(line)) for line in lines]
+
+
+def convert_demo_model(threads: int | None = None, *, progress: bool = True) -> Conversion:
+    """Convert the demo model with prompts and pictures of its own world."""
+    folder = demo_model.FOLDER
+    contrast = ContrastPrompts(
+        read_prompts(folder / "harmful.jsonl"), read_prompts(folder / "harmless.jsonl")
+    )
+    extractor = GgufExtractor(
+        str(demo_model.TEXT_MODEL), str(demo_model.MMPROJ), n_threads=threads, n_ctx=4096
+    )
+    try:
+        return convert(
+            extractor,
+            contrast,
+            paired_probes(folder / "neutral.jsonl"),
+            Options(),
+            source={"backend": "llama.cpp", "prompts": "mars_gguf.demo_model"},
+            progress=progress,
+        )
+    finally:
+        extractor.close()
+
+
+def refused(reply: str) -> bool:
+    """Whether the demo model refuses: all its refusals are one sentence, and no other begins so."""
+    return reply.startswith(demo_model.REFUSAL)
+
+
+@contextmanager
+def unsteered_model(threads: int | None) -> Iterator[Llama]:
+    """The demo model in plain llama-cpp-python."""
+    handler = llama_chat_format.MTMDChatHandler(str(demo_model.MMPROJ), verbose=False)
+    llama = Llama(
+        str(demo_model.TEXT_MODEL),
+        chat_handler=handler,
+        n_ctx=1024,
+        n_threads=threads,
+        n_threads_batch=threads,
+        verbose=False,
+    )
+    try:
+        yield llama
+    finally:
+        llama.close()
+
+
+def ask(llama: Llama, request: Request) -> tuple[dict[str, Any], float]:
+    """The greedy chat completion, and the milliseconds it took."""
+    began = time.perf_counter()
+    completion: Any = llama.create_chat_completion(
+        request.messages,  # type: ignore[arg-type]
+        temperature=0.0,
+        max_tokens=MAX_TOKENS,
+        repeat_penalty=1.0,
+    )
+    return completion, 1000 * (time.perf_counter() - began)
+
+
+def run(threads: int | None, vector: Path, *, progress: bool = True) -> list[dict[str, Any]]:
+    """Ask every request of the unsteered and of the steered model."""
+    results: list[dict[str, Any]] = []
+    todo = requests()
+    # The steered model silences libmtmd for both.
+    steered = SteeredLlama(
+        str(demo_model.TEXT_MODEL),
+        vector=vector,
+        mmproj=str(demo_model.MMPROJ),
+        n_ctx=1024,
+        n_threads=threads,
+        n_threads_batch=threads,
+        verbose=False,
+    )
+    with unsteered_model(threads) as plain:
+        for request in tqdm(todo, desc="requests", disable=not progress):
+            before, plain_ms = ask(plain, request)
+            after, steered_ms = ask(steered, request)
+            mars = after["mars"]
+            replies = [c["choices"][0]["message"]["content"] for c in (before, after)]
+            results.append(
+                {
+                    "modality": request.modality,
+                    "kind": request.kind,
+                    "prompt": request.prompt,
+                    "image": request.images,
+                    "unsteered": {
+                        "reply": replies[0],
+                        "refused": refused(replies[0]),
+                        "milliseconds": plain_ms,
+                    },
+                    "steered": {
+                        "reply": replies[1],
+                        "refused": refused(replies[1]),
+                        **{key: mars[key] for key in ("t", "gate", "alpha", "layer")},
+                        "milliseconds": steered_ms,
+                    },
+                }
+            )
+    steered.close()
+    return results
+
+
+def show(results: list[dict[str, Any]], console: Console, *, every: bool) -> None:
+    """Print a sample of the replies (or every one), then the summary."""
+    title = "All requests" if every else "A sample of the requests"
+    table = Table(title=title, title_justify="left")
+    for name in ("", "request", "without steering", "with steering"):
+        table.add_column(name, overflow="fold")
+    for name in ("t", "gate", "alpha", "ms"):
+        table.add_column(name, justify="right")
+    for modality, kind in _groups(results):
+        group = _select(results, modality, kind)
+        for row in group if every else group[:3]:
+            before, after = row["unsteered"], row["steered"]
+            same = before["reply"] == after["reply"]
+            pictures = f" ({len(row['image'])} picture(s))" if row["image"] else ""
+            table.add_row(
+                f"{modality}\n{kind}",
+                escape(row["prompt"] + pictures),
+                _coloured(before, kind),
+                "[dim]the same[/]" if same else _coloured(after, kind),
+                f"{after['t']:.2f}",
+                f"{after['gate']:.2f}",
+                f"{after['alpha']:.0f}",
+                f"{after['milliseconds']:.0f}",
+            )
+        table.add_section()
+    console.print(table)
+    console.print(summary(results))
+
+
+def summary(results: list[dict[str, Any]]) -> Table:
+    """How many requests of each group were refused and how many replies stayed the same."""
+    table = Table(title="All requests: refused", title_justify="left")
+    columns = ("requests", "without steering", "with steering", "replies unchanged", "time ratio")
+    table.add_column("")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for modality, kind in _groups(results):
+        group = _select(results, modality, kind)
+        n = len(group)
+        before, after = (sum(r[arm]["refused"] for r in group) for arm in ("unsteered", "steered"))
+        same = sum(r["unsteered"]["reply"] == r["steered"]["reply"] for r in group)
+        times = [sum(r[arm]["milliseconds"] for r in group) for arm in ("steered", "unsteered")]
+        table.add_row(
+            f"{modality}, {kind}",
+            str(n),
+            f"{before / n:.0%}",
+            f"{after / n:.0%}",
+            f"{same / n:.0%}",
+            f"{times[0] / times[1]:.2f}",
+        )
+    return table
+
+
+def _groups(results: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((r["modality"], r["kind"]) for r in results))
+
+
+def _select(results: list[dict[str, Any]], modality: str, kind: str) -> list[dict[str, Any]]:
+    return [r for r in results if (r["modality"], r["kind"]) == (modality, kind)]
+
+
+def _coloured(arm: dict[str, Any], kind: str) -> str:
+    good = arm["refused"] == (kind == "harmful")
+    return f"[{'green' if good else 'red'}]{escape(arm['reply'])}[/]"
+
+
+def main(argv: list[str] | None = None) -> None:
+    p = argparse.ArgumentParser(prog="mars_gguf.demo", description=__doc__)
+    p.add_argument("--json", metavar="FILE", type=Path, help="write every result as JSON")
+    p.add_argument("--vector", metavar="FILE", type=Path, help="keep the vector here")
+    p.add_argument("--all", action="store_true", help="show every request, not a sample")
+    p.add_argument("-t", "--threads", type=int, metavar="N")
+    p.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
+    args = p.parse_args(argv)
+    with command(), tempfile.TemporaryDirectory() as folder:
+        console = Console()
+        began = time.perf_counter()
+        conversion = convert_demo_model(args.threads, progress=not args.quiet)
+        vector = args.vector or Path(folder) / "demo.gguf"
+        write_vector(conversion.vector, vector)
+        console.print(
+            f"converted in {time.perf_counter() - began:.1f} s: block {conversion.vector.layer} "
+            f"of {conversion.vector.model.n_layer}"
+        )
+        results = run(args.threads, vector, progress=not args.quiet)
+        show(results, console, every=args.all)
+        if args.json:
+            args.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            console.print(f"wrote {args.json}")
+
+
+if __name__ == "__main__":
+    main()
