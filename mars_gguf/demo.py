@@ -25,6 +25,7 @@ from mars_gguf.convert.extract import GgufExtractor
 from mars_gguf.convert.measure import Conversion, Options, convert
 from mars_gguf.convert.probes import paired_probes
 from mars_gguf.convert.prompts import ContrastPrompts, read_prompts
+from mars_gguf.errors import MarsError
 from mars_gguf.llama import SteeredLlama
 from mars_gguf.media import load_image, user_message
 from mars_gguf.vectors import write_vector
@@ -228,6 +229,9 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
     args = p.parse_args(argv)
     with command(), tempfile.TemporaryDirectory() as folder:
+        for path in (args.json, args.vector):
+            if path is not None and not path.parent.is_dir():
+                raise MarsError(f"{path.parent}: no such folder")
         console = Console()
         began = time.perf_counter()
         conversion = convert_demo_model(args.threads, progress=not args.quiet)

@@ -1,0 +1,194 @@
+"""Conversions of the shipped model, and of a real quantized chat model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from models import DEMO, DEMO_MMPROJ, OPTIONS, last_states, tokens_of, user
+
+from mars_gguf import demo, demo_model
+from mars_gguf.convert.extract import GgufExtractor, Prompt
+from mars_gguf.convert.measure import Conversion, Options, convert
+from mars_gguf.convert.prompts import ContrastPrompts, builtin_contrast, read_prompts
+from mars_gguf.errors import MarsError
+from mars_gguf.hooks import HookedLlama
+from mars_gguf.llama import SteeredLlama
+from mars_gguf.steering import coordinate
+from mars_gguf.vectors import read_vector, write_vector
+
+SOURCE = {"backend": "llama.cpp"}
+
+
+@pytest.fixture(scope="module")
+def conversion() -> Conversion:
+    return demo.convert_demo_model(threads=1, progress=False)
+
+
+@pytest.fixture
+def extractor() -> Iterator[GgufExtractor]:
+    extractor = GgufExtractor(DEMO, n_threads=1, n_ctx=2048)
+    yield extractor
+    extractor.close()
+
+
+@pytest.fixture(scope="module")
+def contrast() -> ContrastPrompts:
+    folder = demo_model.FOLDER
+    return ContrastPrompts(
+        read_prompts(folder / "harmful.jsonl"), read_prompts(folder / "harmless.jsonl")
+    )
+
+
+def test_the_centroids_are_the_means_of_states_read_one_by_one(
+    conversion: Conversion, contrast: ContrastPrompts
+) -> None:
+    vector = conversion.vector
+    train, _ = contrast.split(Options().held_out, Options().seed)
+    llama = HookedLlama(DEMO, **OPTIONS)
+    extractor = GgufExtractor(DEMO, n_threads=1)
+    for prompts, centroid in (
+        (train.harmless, vector.geometry.safe),
+        (train.harmful, vector.geometry.unsafe),
+    ):
+        states = [
+            last_states(llama, tokens_of(llama, extractor.render(Prompt(text))))[vector.layer]
+            for text in prompts
+        ]
+        mean = np.mean(states, axis=0, dtype=np.float64)
+        # One by one and in batches, quantized products round differently.
+        distance = np.linalg.norm(mean - centroid) / vector.geometry.distance
+        assert distance < 0.02
+    llama.close()
+    extractor.close()
+
+
+def test_a_second_conversion_writes_the_same_bytes(
+    conversion: Conversion, tmp_path: Path
+) -> None:
+    again = demo.convert_demo_model(threads=1, progress=False)
+    for name, one in (("first", conversion), ("second", again)):
+        write_vector(one.vector, tmp_path / name)
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+
+
+def test_the_vector_in_the_package_is_what_a_conversion_measures(conversion: Conversion) -> None:
+    """Bytes differ between processors; the block and the geometry do not."""
+    shipped, made = read_vector(demo_model.VECTOR), conversion.vector
+    assert shipped.layer == made.layer
+    assert shipped.model == made.model
+    a, b = shipped.geometry, made.geometry
+    cosine = a.direction @ b.direction / (a.distance * b.distance)
+    assert cosine > 0.999
+    assert a.spreads == pytest.approx(b.spreads, rel=0.1)
+    assert a.gate_opens == pytest.approx(b.gate_opens, rel=0.15)
+
+
+def test_held_out_text_lies_at_the_centroids_it_was_not_measured_on(
+    conversion: Conversion,
+) -> None:
+    layer, t = conversion.vector.layer, conversion.coordinates
+    assert abs(t["harmful text"][:, layer].mean() - 1) < 0.2
+    assert abs(t["harmless text"][:, layer].mean()) < 0.2
+    assert conversion.scores.separation[layer] > 0.95
+
+
+def test_media_are_recentred_on_the_safe_centroid(conversion: Conversion) -> None:
+    """The re-centred mean of fresh neutral pictures lies far nearer to safe than the gate."""
+    g, layer = conversion.vector.geometry, conversion.vector.layer
+    probes = demo.paired_probes(demo_model.FOLDER / "neutral.jsonl")
+    extractor = GgufExtractor(DEMO, DEMO_MMPROJ, n_threads=1)
+    for modality, prompts in probes.items():
+        states = np.concatenate(
+            [session.observe()[0][:, layer] for _, session in extractor.sessions(prompts)]
+        )
+        t = coordinate(states - g.shifts[modality], g.safe, g.readout)
+        assert abs(t.mean()) < 0.5 * g.gate_opens * g.spreads[modality]
+        opened = (t / g.spreads[modality] > g.gate_opens).mean()
+        assert opened <= 2.5 * Options().over_refusal
+    extractor.close()
+
+
+def test_the_chosen_block_is_the_best_of_the_candidates(conversion: Conversion) -> None:
+    scores = conversion.scores
+    assert conversion.vector.layer == int(np.nanargmax(scores.total))
+    candidates = np.flatnonzero(~np.isnan(scores.total))
+    assert candidates[0] == 1
+    assert candidates[-1] == int(0.8 * conversion.vector.model.n_layer)
+
+
+def test_a_text_only_conversion_needs_no_mmproj(
+    extractor: GgufExtractor, contrast: ContrastPrompts
+) -> None:
+    made = convert(extractor, contrast, {}, Options(), source=SOURCE, progress=False)
+    assert made.vector.modalities == ["text"]
+    assert not made.warnings
+
+
+@pytest.mark.parametrize(
+    ("harmful", "harmless", "expected"),
+    [
+        (["a"] * 7, ["b"] * 9, "harmful prompts: found 7"),
+        ([f"What is {i}?" for i in range(9)], [], "harmless prompts: found 0"),
+        (
+            [f"What is {i}?" for i in range(16)],
+            [f"What is {i}?" for i in range(16)],
+            "the same mean hidden state",
+        ),
+    ],
+)
+def test_prompt_sets_that_cannot_work_are_refused(
+    extractor: GgufExtractor, harmful: list[str], harmless: list[str], expected: str
+) -> None:
+    with pytest.raises(MarsError, match=expected):
+        convert(
+            extractor, ContrastPrompts(harmful, harmless), {}, Options(),
+            source=SOURCE, progress=False,
+        )  # fmt: skip
+
+
+def test_block_ranges_outside_the_model_are_refused(
+    extractor: GgufExtractor, contrast: ContrastPrompts
+) -> None:
+    with pytest.raises(MarsError, match="layers: found 0 to 3, expected a range within 1 to"):
+        convert(
+            extractor, contrast, {}, Options(layers=(0, 3)), source=SOURCE, progress=False
+        )
+
+
+def test_a_real_chat_model_converts_and_steers(smollm2: str, tmp_path: Path) -> None:
+    """It hardly refuses, and says so; what counts is that the file steers this very model."""
+    pairs = builtin_contrast()
+    extractor = GgufExtractor(smollm2, n_threads=2, n_ctx=2048)
+    made = convert(
+        extractor,
+        ContrastPrompts(pairs.harmful[::8], pairs.harmless[::8]),
+        {},
+        Options(layers=(14, 16), over_refusal=0.1),
+        source=SOURCE,
+        progress=False,
+    )
+    extractor.close()
+    assert any("seldom refuses" in warning for warning in made.warnings)
+    assert made.scores.separation[made.vector.layer] > 0.8
+    path = tmp_path / "smollm2.gguf"
+    write_vector(made.vector, path)
+
+    llama = SteeredLlama(smollm2, vector=path, n_ctx=512, n_threads=2, verbose=False)
+
+    def reply(text: str) -> tuple[str, Any]:
+        completion = llama.create_chat_completion(
+            [user(text)], temperature=0.0, max_tokens=12, seed=1
+        )
+        return completion["choices"][0]["message"]["content"], completion["mars"]
+
+    harmless, closed = reply("What is the capital of France?")
+    assert closed["gate"] == 0
+    harmful_text = pairs.harmful[1]
+    _, opened = reply(harmful_text)
+    assert opened["t"] > 0.4
+    assert "Paris" in harmless
+    llama.close()
