@@ -38,6 +38,7 @@ Advance = Callable[[int], object]
 
 LIMITS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
 FORCED_LIMIT = 2.0
+CLEAR_CONTRAST = 0.2  # of a RefusalScore, below which single prompts cannot be judged by it
 
 
 class Session(Protocol):
@@ -155,10 +156,10 @@ def convert(
     for m, o in probes.items():
         means = cell_means(coordinates(o.states, base, w), o.cells)
         raw |= {f"{m} {cell}": t[None] for cell, t in means.items()}
-    # What the model refuses by itself says nothing of over-refusal.
-    checks = {
-        m: o.where(score(o.raw_scores) < 0.5) for m, o in ({"text": held_harmless} | checks).items()
-    }
+    checks = {"text": held_harmless} | checks
+    if score.contrast >= CLEAR_CONTRAST:
+        # What the model refuses by itself says nothing of over-refusal.
+        checks = {m: o.where(score(o.raw_scores) < 0.5) for m, o in checks.items()}
     for m, o in checks.items():
         require_enough(
             [p.text for p in o.prompts], f"held-out harmless prompts that the model answers ({m})"
@@ -222,7 +223,7 @@ def _halves(probes: Sequence[Prompt], seed: int) -> tuple[list[Prompt], list[Pro
     cells: dict[tuple[str, str], list[Prompt]] = {}
     for probe in probes:
         cells.setdefault((probe.kind, probe.form), []).append(probe)
-    halves = [split(cell, 0.5, seed) for cell in cells.values()]
+    halves = [split(cell, 0.5, seed) if len(cell) > 1 else ([], cell) for cell in cells.values()]
     return [p for a, _ in halves for p in a], [p for _, b in halves for p in b]
 
 
@@ -336,7 +337,7 @@ def _warnings(
     score: RefusalScore, scores: LayerScores, layer: int, t_harmful: Array, g: steering.Geometry
 ) -> list[str]:
     found = []
-    if score.contrast < 0.2:
+    if score.contrast < CLEAR_CONTRAST:
         found.append(
             "The model's first tokens hardly differ between harmful and harmless prompts "
             f"(contrast {score.contrast:.2f} of 1): it seldom refuses, so there is little refusal "
