@@ -35,11 +35,12 @@ setup(
         "matplotlib>=3.8",
         "rich>=13",
         "tqdm>=4.66",
+        "tomli>=2; python_version < '3.11'",
     ],
     extras_require={
         "convert": ["torch>=2.2", "transformers>=4.45", "accelerate", "safetensors"],
-        "server": ["llama-cpp-python[server]>=0.3.36"],
-        "test": ["pytest>=8", "hypothesis>=6", "mypy>=1.11", "ruff>=0.6"],
+        "server": ["llama-cpp-python[server]>=0.3.36", "prometheus-client>=0.20"],
+        "test": ["pytest>=8", "hypothesis>=6", "mypy>=1.11", "ruff>=0.6", "openai>=1.40"],
     },
     entry_points={
         "console_scripts": [
