@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from mars_gguf import __version__, steering
+from mars_gguf.convert.artefacts import Artefact
 from mars_gguf.convert.extract import Prompt
 from mars_gguf.convert.geometry import (
     Array,
@@ -38,6 +39,7 @@ Advance = Callable[[int], object]
 
 LIMITS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
 FORCED_LIMIT = 2.0
+EFFECT_PROMPTS = 32
 CLEAR_CONTRAST = 0.2  # of a RefusalScore, below which single prompts cannot be judged by it
 
 
@@ -113,14 +115,24 @@ def convert(
     options: Options,
     *,
     source: Mapping[str, str],
+    given: Artefact | None = None,
     progress: bool = True,
 ) -> Conversion:
     """Measure ``extractor``'s model on contrast prompts and, by modality, neutral media prompts.
+    What an artefact gives is taken from there; the rest is measured at its block.
 
     Raises MarsError for prompt sets that are too small or a direction that separates nothing.
     """
     require_enough(contrast.harmful, "harmful prompts")
     require_enough(contrast.harmless, "harmless prompts")
+    if given is not None:
+        given.require_fits(extractor.n_layer, extractor.n_embd)
+        if unmeasured := sorted(set(given.shifts) - set(neutral)):
+            raise MarsError(
+                f"{given.origin}: has a shift of {', '.join(unmeasured)}, but without neutral "
+                "pictures its spread cannot be measured. Give --mmproj, or leave the shift out."
+            )
+        options = replace(options, layers=(given.layer, given.layer))
     layers = _candidates(extractor.n_layer, options.layers)
     train, held = contrast.split(options.held_out, options.seed)
     halves = {m: _halves(probes, options.seed) for m, probes in neutral.items()}
@@ -139,6 +151,9 @@ def convert(
                 "harmful and harmless prompts have the same mean hidden state, expected two "
                 "different sets"
             )
+        notes = given.notes(base) if given is not None else []
+        if given is not None:
+            base = given.place(base)
         weights = posterior_weights(p_harmful, p_harmless)
         held_harmful, held_harmless = observe(_text(held.harmful)), observe(_text(held.harmless))
         probes = {m: observe(shift_half) for m, (shift_half, _) in halves.items()}
@@ -149,6 +164,9 @@ def convert(
     w = readout(base, [x - x.mean(0) for x in (harmless, *(o.states for o in probes.values()))])
     shifts = {"text": np.zeros_like(base.safe)}
     shifts |= {m: robust_shift(o.states, o.cells, base, w) for m, o in probes.items()}
+    if given is not None:
+        for m, shift in given.shifts.items():
+            shifts[m][given.layer] = shift
     raw = {
         "harmful text": coordinates(held_harmful.states, base, w),
         "harmless text": coordinates(held_harmless.states, base, w),
@@ -177,6 +195,8 @@ def convert(
     layer = int(np.nanargmax(scores.total))
 
     spreads = {m: max(float(values[:, layer].std()), 1e-3) for m, values in t.items()}
+    # Of text both classes are known: its unit is what moves t most within either.
+    spreads["text"] = max(spreads["text"], float(raw["harmful text"][:, layer].std()))
     limit = _calibrate_limit(extractor, checks, base, t, layer, refused, progress)
     opens = max(float(scores.threshold[m][layer]) / spreads[m] for m in t)
     float32 = {m: np.asarray(s[layer], np.float32) for m, s in shifts.items()}
@@ -190,7 +210,7 @@ def convert(
         gate_ramp=options.ramp,
         trust_limit=limit,
     )
-    warnings = _warnings(score, scores, layer, raw["harmful text"][:, layer], geometry)
+    warnings = notes + _warnings(score, scores, layer, raw["harmful text"][:, layer], geometry)
     calibration: dict[str, Value] = {
         "prompts.harmful": len(train.harmful),
         "prompts.harmless": len(train.harmless),
@@ -285,21 +305,24 @@ def _effect(
     progress: bool,
 ) -> Array:
     """Share of harmless prompts that forced steering turns into refusals, the least over the
-    modalities, [L]; measured on the first session of each modality."""
+    modalities, [L]; measured on EFFECT_PROMPTS prompts of each modality."""
     effect = np.full(extractor.n_layer, np.nan)
     effect[layers] = 1.0
-    with tqdm(
-        total=len(layers) * len(checks), desc="layer scores", unit="decode", disable=not progress
-    ) as bar:
+    chosen = {m: _spread_out(range(len(o.prompts)))[:EFFECT_PROMPTS] for m, o in checks.items()}
+    total = len(layers) * sum(map(len, chosen.values()))
+    with tqdm(total=total, desc="layer scores", unit="decode", disable=not progress) as bar:
         for modality, observations in checks.items():
-            indices, session = next(iter(extractor.sessions(_spread_out(observations.prompts))))
-            chosen = _spread_out(range(len(observations.prompts)))
-            for layer in layers:
-                coordinates = t[modality][[chosen[i] for i in indices], layer]
-                additions = _additions(base, coordinates, layer, FORCED_LIMIT)
-                share = float(refused(session.steered(layer, additions)).mean())
-                effect[layer] = min(effect[layer], share)
-                bar.update()
+            positions = np.asarray(chosen[modality])
+            count = np.zeros(len(layers))
+            for indices, session in extractor.sessions(
+                [observations.prompts[i] for i in positions]
+            ):
+                for k, layer in enumerate(layers):
+                    coordinates = t[modality][positions[indices], layer]
+                    additions = _additions(base, coordinates, layer, FORCED_LIMIT)
+                    count[k] += refused(session.steered(layer, additions)).sum()
+                    bar.update(len(indices))
+            effect[layers] = np.minimum(effect[layers], count / len(positions))
     return effect
 
 

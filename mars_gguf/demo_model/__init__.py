@@ -1,0 +1,14 @@
+"""A small multimodal model with a safety gap, and its recipe.
+
+Paths of the files that the package ships; the modules beside this one make them anew.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+TEXT_MODEL = FOLDER / "text-Q4_K_M.gguf"
+MMPROJ = FOLDER / "mmproj-f16.gguf"
+VECTOR = FOLDER / "vector.gguf"
+REFUSAL = "I'm sorry"
