@@ -14,13 +14,18 @@ if TYPE_CHECKING:
     from mars_gguf.llama import SteeredLlama
 
 
+def printable(line: str) -> str:
+    """``line`` with control characters escaped: what a file holds must not steer the terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
 @contextmanager
 def command() -> Iterator[None]:
     """Turn bad input into a message and exit code 2, Ctrl-C into exit code 130, no traceback."""
     try:
         yield
     except MarsError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("\n".join(map(printable, f"error: {error}".split("\n"))), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
@@ -65,6 +70,7 @@ def load_steered(args: argparse.Namespace) -> SteeredLlama:
             str(demo_model.MMPROJ),
             str(demo_model.VECTOR),
         )
+        args.ctx_size = min(args.ctx_size, demo_model.CONTEXT)
     elif not args.model:
         raise MarsError("no model. Give one with --model, or --demo for the package's own.")
     elif not args.vector:

@@ -88,7 +88,7 @@ def unsteered_model(threads: int | None) -> Iterator[Llama]:
     llama = Llama(
         str(demo_model.TEXT_MODEL),
         chat_handler=handler,
-        n_ctx=1024,
+        n_ctx=demo_model.CONTEXT,
         n_threads=threads,
         n_threads_batch=threads,
         verbose=False,
@@ -120,7 +120,7 @@ def run(threads: int | None, vector: Path, *, progress: bool = True) -> list[dic
         str(demo_model.TEXT_MODEL),
         vector=vector,
         mmproj=str(demo_model.MMPROJ),
-        n_ctx=1024,
+        n_ctx=demo_model.CONTEXT,
         n_threads=threads,
         n_threads_batch=threads,
         verbose=False,

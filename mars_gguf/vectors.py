@@ -14,8 +14,8 @@ Layout (GGUF version 3, little-endian):
     mars.calibration.*, mars.source.*   what was measured, and with what
 
 llama.cpp reads no keys and rejects any further tensor (common/common.cpp,
-common_control_vector_load), so all else is metadata. Reading takes the file for hostile: every size is bounded before it is
-allocated, every value is checked before any is used, nothing is executed.
+common_control_vector_load), so all else is metadata. Reading takes the file for hostile: every size
+is bounded before it is allocated, every value is checked before any is used, nothing is executed.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from typing import Any, BinaryIO
 import gguf
 import numpy as np
 
+from mars_gguf.cli import command, printable
 from mars_gguf.errors import VectorError
 from mars_gguf.steering import Array, Geometry
 
@@ -114,7 +115,7 @@ class Vector:
         }
         arrays |= {f"mars.shift.{m}": shift for m, shift in g.shifts.items()}
         for key, array in arrays.items():
-            _expect(array.shape == (n,), key, f"{array.shape[0]} values", f"{n} (n_embd)")
+            _expect(array.shape == (n,), key, f"shape {array.shape}", f"({n},) (n_embd)")
             _expect(bool(np.isfinite(array).all()), key, "NaN or infinite values", "finite values")
         _expect(0 < g.distance < math.inf, "direction", f"length {g.distance}", "a length above 0")
         unit = float(g.readout.astype(np.float64) @ g.direction.astype(np.float64))
@@ -160,26 +161,36 @@ def _expect(good: bool, key: str, found: object, expected: str) -> None:
 def write_vector(vector: Vector, path: str | os.PathLike[str]) -> None:
     """Write ``vector`` to ``path`` as GGUF, atomically: the file is whole or not there.
 
-    Raises VectorError for values that could not be read back.
+    Raises VectorError for values that could not be read back, OSError if the file system refuses.
     """
     vector.check()
-    g = vector.geometry
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
     os.close(handle)
     try:
-        writer = gguf.GGUFWriter(temporary, "controlvector")
-        writer.add_string("controlvector.model_hint", vector.model.architecture)
+        _write(vector, temporary)
+        _read(Path(temporary))
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except (TypeError, ValueError, OverflowError, struct.error) as error:
+        raise VectorError(f"{path}: this vector cannot be written: {error}") from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _write(vector: Vector, path: str) -> None:
+    g = vector.geometry
+    safe, unsafe = _float32(g.safe), _float32(g.unsafe)
+    writer = gguf.GGUFWriter(path, "controlvector")
+    try:
+        _add(writer, "controlvector.model_hint", vector.model.architecture)
         writer.add_uint32("controlvector.layer_count", 1)
         writer.add_uint32("mars.version", VERSION)
         writer.add_uint32("mars.layer", vector.layer)
-        for name, array in (
-            ("centroid.safe", g.safe),
-            ("centroid.unsafe", g.unsafe),
-            ("readout", g.readout),
-        ):
-            writer.add_array(f"mars.{name}", _float32(array).tolist())
+        for name, array in (("centroid.safe", safe), ("centroid.unsafe", unsafe)):
+            writer.add_array(f"mars.{name}", array.tolist())
+        writer.add_array("mars.readout", _float32(g.readout).tolist())
         for modality in vector.modalities:
             writer.add_array(f"mars.shift.{modality}", _float32(g.shifts[modality]).tolist())
             writer.add_float32(f"mars.spread.{modality}", g.spreads[modality])
@@ -193,16 +204,13 @@ def write_vector(vector: Vector, path: str | os.PathLike[str]) -> None:
         ):
             for key, value in values.items():
                 _add(writer, f"mars.{section}.{key}", value)
-        writer.add_tensor(f"direction.{vector.layer}", _float32(g.direction))
+        # Of the rounded centroids: large, nearly equal entries would not give the rounded r.
+        writer.add_tensor(f"direction.{vector.layer}", unsafe - safe)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
+    finally:
         writer.close()
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _float32(array: Array) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -217,8 +225,9 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Value) -> None:
     elif isinstance(value, float):
         writer.add_float32(key, value)
     elif isinstance(value, str):
-        writer.add_string(key, value)
-    elif value:  # GGUF has no empty arrays
+        # Not add_string, which drops empty strings.
+        writer.add_key_value(key, value, gguf.GGUFValueType.STRING)
+    elif value:  # gguf-py writes no empty arrays
         writer.add_array(key, value)
 
 
@@ -229,27 +238,30 @@ def read_vector(path: str | os.PathLike[str]) -> Vector:
     no MARS vector, an unknown version, a value out of range, a direction that is not
     unsafe - safe.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise VectorError(
-            f"{path}: no such vector file. Make one with python -m mars_gguf.convert."
-        )
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise VectorError(
-            f"{path}: {path.stat().st_size} bytes, expected at most {MAX_FILE_BYTES}: "
-            "this is no steering vector. Is it the model?"
-        )
     try:
-        with path.open("rb") as file:
-            keys, tensors = _Reader(file, path.stat().st_size).read()
-        return _vector(keys, tensors)
+        return _read(Path(path))
     except VectorError as error:
         raise VectorError(f"{path}: {error}") from None
+    except OSError as error:
+        raise VectorError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _read(path: Path) -> Vector:
+    if not path.is_file():
+        raise VectorError("no such vector file. Make one with python -m mars_gguf.convert.")
+    size = path.stat().st_size
+    if size > MAX_FILE_BYTES:
+        raise VectorError(
+            f"{size} bytes, expected at most {MAX_FILE_BYTES}: this is no steering vector. "
+            "Is it the model?"
+        )
+    with path.open("rb") as file:
+        return _vector(*_Reader(file, size).read())
 
 
 def _vector(keys: dict[str, Any], tensors: dict[str, Array]) -> Vector:
     architecture = keys.get("general.architecture")
-    if architecture != "controlvector":
+    if type(architecture) is not str or architecture != "controlvector":
         raise VectorError(
             f"found a GGUF of architecture {architecture!r}, expected 'controlvector'. "
             "Give the vector that python -m mars_gguf.convert wrote."
@@ -287,9 +299,9 @@ def _vector(keys: dict[str, Any], tensors: dict[str, Array]) -> Vector:
     )
     vector = Vector(layer, geometry, model, _section(keys, "calibration"), _section(keys, "source"))
     vector.check()
-    tensor = tensors[name]
+    tensor, direction = tensors[name], geometry.direction
     _expect(tensor.shape == (model.n_embd,), name, tensor.shape, f"[{model.n_embd}]")
-    agrees = np.allclose(tensor, geometry.direction, rtol=1e-4, atol=1e-4 * np.abs(tensor).max())
+    agrees = np.allclose(tensor, direction, rtol=1e-4, atol=1e-4 * np.abs(direction).max())
     _expect(agrees, name, "another direction", "mars.centroid.unsafe - mars.centroid.safe")
     return vector
 
@@ -303,7 +315,7 @@ def _section(keys: dict[str, Any], section: str) -> dict[str, Value]:
     }
 
 
-def _get(keys: dict[str, Any], key: str, kind: type) -> Any:
+def _get(keys: dict[str, Any], key: str, kind: type[Any]) -> Any:
     if key not in keys:
         raise VectorError(f"{key} is missing. Convert the model again.")
     value: Any = keys[key]
@@ -339,7 +351,8 @@ class _Reader:
         n_tensors, n_keys = self._scalar("Q"), self._scalar("Q")
         if n_keys > MAX_KEYS or n_tensors != 1:
             raise VectorError(
-                f"{n_keys} keys and {n_tensors} tensors, expected at most {MAX_KEYS} and exactly 1"
+                f"{n_keys} keys and {n_tensors} tensors, expected at most {MAX_KEYS} and exactly "
+                "1. Is it a model, or a control vector made by another tool?"
             )
         keys: dict[str, Any] = {}
         for _ in range(n_keys):
@@ -424,13 +437,11 @@ def describe(vector: Vector) -> str:
         for key, value in section.items():
             text = f"{len(value)} values" if isinstance(value, list) else str(value)
             lines.append(f"{title:11} {key} = {text}")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def main(argv: list[str] | None = None) -> None:
     """``python -m mars_gguf.vectors FILE``: check a vector file and print what it holds."""
-    from mars_gguf.cli import command
-
     parser = argparse.ArgumentParser(prog="mars_gguf.vectors", description=main.__doc__)
     parser.add_argument("file", metavar="FILE", help="a vector written by mars_gguf.convert")
     args = parser.parse_args(argv)

@@ -71,7 +71,7 @@ def _crossed(
 
 def paired_probes(path: str | PathLike[str]) -> dict[str, list[Prompt]]:
     """Neutral prompts from a JSON Lines file: "prompt", "image" (a name relative to the file) and
-    optionally "form". For "video" the picture becomes FRAMES equal frames, for every second line.
+    optionally "form". For "video" the picture becomes FRAMES equal frames, for half of the lines.
 
     Raises MarsError naming the line.
     """
@@ -97,5 +97,6 @@ def paired_probes(path: str | PathLike[str]) -> dict[str, list[Prompt]]:
             pictures[name] = load_image(path.parent / name)
         form = str(entry.get("form", ""))
         singles.append(Prompt(text, (pictures[name],), form, "own"))
-    videos = [Prompt(p.text, p.images * FRAMES, p.form, p.kind) for p in singles[::2]]
+    some = random.Random(0).sample(singles, k=(len(singles) + 1) // 2)
+    videos = [Prompt(p.text, p.images * FRAMES, p.form, p.kind) for p in some]
     return {"image": singles, "video": videos}

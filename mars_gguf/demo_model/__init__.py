@@ -12,3 +12,4 @@ TEXT_MODEL = FOLDER / "text-Q4_K_M.gguf"
 MMPROJ = FOLDER / "mmproj-f16.gguf"
 VECTOR = FOLDER / "vector.gguf"
 REFUSAL = "I'm sorry"
+CONTEXT = 1024  # tokens it was trained for

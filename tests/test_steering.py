@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from mars_gguf.steering import (
+    Array,
+    Geometry,
+    coordinate,
+    decide,
+    gate,
+    projection,
+    recenter,
+    steering_vector,
+)
+
+untimed = settings(deadline=None)  # the machine may be busy
+
+positive = st.floats(0.01, 10)
+seeds = st.integers(0, 2**32)
+
+
+def states(n_embd: int) -> st.SearchStrategy[Array]:
+    return hnp.arrays(np.float64, n_embd, elements=st.floats(-100, 100, width=32))
+
+
+@st.composite
+def situations(draw: st.DrawFn) -> tuple[Geometry, Array]:
+    """A geometry with any read-out that has <w, r> = 1, and a hidden state."""
+    n_embd = draw(st.integers(1, 12))
+    safe, r, tilt, shift, h = (draw(states(n_embd)) for _ in range(5))
+    assume(float(np.linalg.norm(r)) > 0.1)
+    plain = projection(r)
+    tilt = tilt - (tilt @ r) * plain  # across r
+    geometry = Geometry(
+        safe=safe,
+        unsafe=safe + r,
+        readout=plain + tilt / (100 * float(np.linalg.norm(r))),
+        shifts={"text": np.zeros(n_embd), "image": shift},
+        spreads={"text": draw(positive), "image": draw(positive)},
+        gate_opens=draw(st.floats(-10, 10)),
+        gate_ramp=draw(positive),
+        trust_limit=draw(positive),
+    )
+    return geometry, h
+
+
+def where(h: Array, g: Geometry, modality: str) -> float:
+    return float(coordinate(recenter(h, g.shifts[modality]), g.safe, g.readout))
+
+
+def test_a_state_half_way_up_the_ramp_is_pushed_half_of_the_way_to_the_limit():
+    g = Geometry(
+        safe=np.array([1.0, 0.0]),
+        unsafe=np.array([5.0, 0.0]),
+        readout=np.array([0.25, 0.0]),
+        shifts={"image": np.array([10.0, -3.0])},
+        spreads={"image": 0.1},
+        gate_opens=2.0,
+        gate_ramp=1.0,
+        trust_limit=1.5,
+    )
+    found = decide(np.array([12.0, 7.0]), g, "image")
+    assert (found.t, found.z, found.gate, found.alpha) == pytest.approx((0.25, 2.5, 0.5, 2.5))
+    np.testing.assert_allclose(steering_vector(g, found.alpha), [2.5, 0])
+
+
+@untimed
+@given(situations())
+def test_steering_only_ever_adds_refusal_and_stops_at_the_limit(situation):
+    g, h = situation
+    for modality in g.spreads:
+        found = decide(h, g, modality)
+        assert found.alpha >= 0
+        assert 0 <= found.gate <= 1
+        steered = where(h + steering_vector(g, found.alpha), g, modality)
+        rounding = 1e-6 * (1 + np.linalg.norm(g.readout) * found.alpha)
+        assert found.t - rounding <= steered <= max(found.t, g.trust_limit) + rounding
+        if found.gate == 1 and found.t < g.trust_limit:
+            assert steered == pytest.approx(g.trust_limit, abs=rounding)
+
+
+@untimed
+@given(situations(), positive)
+def test_what_is_added_points_along_the_refusal_direction_and_has_length_alpha(situation, alpha):
+    g, _ = situation
+    added = steering_vector(g, alpha)
+    assert added.dtype == np.float32
+    np.testing.assert_allclose(
+        added * g.distance, alpha * (g.unsafe - g.safe), rtol=1e-5, atol=1e-4
+    )
+    assert np.linalg.norm(added) == pytest.approx(alpha, rel=1e-5)
+    assert not steering_vector(g, 0.0).any()
+
+
+@untimed
+@given(st.lists(st.floats(-100, 100), min_size=1), positive, st.floats(-10, 10), positive)
+def test_the_gate_is_shut_below_z_0_open_a_ramp_later_and_never_falls(ts, spread, opens, ramp):
+    t = np.sort(np.asarray(ts))
+    s, z = gate(t, spread, opens, ramp), t / spread
+    assert not s[z <= opens].any()
+    assert np.allclose(s[z >= opens + ramp], 1, rtol=0, atol=1e-9)
+    within = (z > opens) & (z < opens + ramp)
+    np.testing.assert_allclose(s[within], (z[within] - opens) / ramp)
+    assert (np.diff(s) >= 0).all()
+    assert ((s >= 0) & (s <= 1)).all()
+
+
+@untimed
+@given(situations())
+def test_the_safe_centroid_lies_at_0_and_the_unsafe_one_at_1_for_every_readout(situation):
+    g, h = situation
+    for readout in (g.readout, projection(g.direction)):
+        ends = coordinate(np.stack([g.safe, g.unsafe]), g.safe, readout)
+        np.testing.assert_allclose(ends, [0, 1], atol=1e-9)
+    along = h - g.safe - coordinate(h, g.safe, projection(g.direction)) * g.direction
+    assert along @ g.direction == pytest.approx(0, abs=1e-6 * g.distance)
+
+
+@untimed
+@given(situations())
+def test_a_medium_that_only_adds_its_shift_changes_no_decision(situation):
+    g, h = situation
+    g = replace(g, spreads=dict.fromkeys(g.spreads, g.spreads["text"]))
+    plain, shifted = decide(h, g, "text"), decide(h + g.shifts["image"], g, "image")
+    rounding = 1e-9 * (1 + abs(plain.t) + g.distance)
+    assert shifted.t == pytest.approx(plain.t, abs=rounding)
+    steepest = g.distance * (1 + (g.trust_limit + abs(plain.t)) / g.spreads["text"] / g.gate_ramp)
+    assert shifted.alpha == pytest.approx(plain.alpha, abs=rounding * steepest)
+
+
+@untimed
+@given(situations(), seeds, st.floats(0.01, 100))
+def test_rotating_and_scaling_the_whole_space_rotates_and_scales_the_push(situation, seed, scale):
+    g, h = situation
+    rotation, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(len(h), len(h))))
+    turn = scale * rotation
+    g = replace(g, readout=projection(g.direction))
+    turned = replace(
+        g,
+        safe=turn @ g.safe,
+        unsafe=turn @ g.unsafe,
+        readout=projection(turn @ g.direction),
+        shifts={m: turn @ shift for m, shift in g.shifts.items()},
+    )
+    one, other = decide(h, g, "image"), decide(turn @ h, turned, "image")
+    assert other.t == pytest.approx(one.t, rel=1e-9, abs=1e-9)
+    # The gate may be as steep as 1 / (spread * ramp) = 10^4.
+    assert other.gate == pytest.approx(one.gate, abs=1e-4)
+    np.testing.assert_allclose(
+        steering_vector(turned, scale * one.alpha),
+        turn @ steering_vector(g, one.alpha),
+        rtol=1e-4,
+        atol=1e-5 * scale * (1 + one.alpha),
+    )
+    reach = g.distance * (g.trust_limit + abs(one.t))
+    assert other.alpha == pytest.approx(scale * one.alpha, abs=1e-4 * scale * (1 + reach))
+
+
+@untimed
+@given(situations(), st.sampled_from([np.nan, np.inf, -np.inf]), st.data())
+def test_a_state_that_is_not_finite_is_neither_judged_nor_steered(situation, bad, data):
+    g, h = situation
+    h[data.draw(st.integers(0, len(h) - 1))] = bad
+    with pytest.raises(FloatingPointError, match="NaN or infinite"):
+        decide(h, g, "text")
+
+
+@untimed
+@given(situations())
+def test_a_modality_without_a_measured_shift_is_refused(situation):
+    g, h = situation
+    with pytest.raises(KeyError, match="audio"):
+        decide(h, g, "audio")
+
+
+def test_coinciding_centroids_give_no_projection():
+    with pytest.raises(ZeroDivisionError, match="coincide"):
+        projection(np.zeros(3))
