@@ -194,6 +194,9 @@ class HookedLlama(Llama):
         self.tap = Tap()
         self.context_overrides = context_overrides or {}
         require_gguf(model_path)
+        if kwargs.get("n_ctx"):
+            # llama.cpp pads the context to a multiple of 256, llama-cpp-python's buffers are not.
+            kwargs["n_ctx"] = -(-kwargs["n_ctx"] // 256) * 256
         try:
             super().__init__(model_path, **kwargs)
         except ValueError as error:
@@ -205,8 +208,12 @@ class HookedLlama(Llama):
         # libmtmd has a log of its own, which would ignore verbose=False.
         mtmd_cpp.mtmd_helper_log_set(llama_log_callback, None)
         # Closed before the interpreter takes apart what Llama.close needs.
-        me = weakref.ref(self)
-        atexit.register(lambda: (llama := me()) and llama.close())
+        atexit.register(_close, weakref.ref(self))
+
+    def close(self) -> None:
+        """Free the model, if it was loaded."""
+        if "_stack" in self.__dict__:
+            super().close()
 
     @property
     def n_layer(self) -> int:
@@ -216,6 +223,12 @@ class HookedLlama(Llama):
     def memory_can_rewind(self) -> bool:
         """Whether single tokens can be taken back: not from recurrent or hybrid memory."""
         return not (self._is_recurrent or self._is_hybrid)
+
+
+def _close(reference: weakref.ref[HookedLlama]) -> None:
+    llama = reference()
+    if llama is not None:
+        llama.close()
 
 
 def require_gguf(path: str) -> None:

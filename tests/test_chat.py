@@ -64,7 +64,7 @@ def test_json_carries_the_reply_and_what_steering_did() -> None:
         (["--demo", "--image", "none.png", "-p", "x"], "none.png: no such file"),
         (["--demo", "--image", DEMO, "-p", "x"], "not a picture"),
         (["-m", DEMO, "--vector", str(demo_model.VECTOR), "--image", "x.png"], "no such file"),
-        (["--demo", "-c", "32", "-p", "a " * 200], "context"),
+        (["--demo", "-c", "32", "-p", "a " * 400], "exceeds n_ctx"),
     ],
 )
 def test_bad_input_is_a_clear_error(arguments: list[str], expected: str) -> None:

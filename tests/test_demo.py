@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,8 @@ Results = list[dict[str, Any]]
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Results]:
     path = tmp_path_factory.mktemp("demo") / "demo.json"
     command = [sys.executable, "-m", "mars_gguf.demo", "--json", str(path), "--quiet"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    wide = os.environ | {"COLUMNS": "200"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=wide)
     return done.stdout, json.loads(path.read_text())
 
 

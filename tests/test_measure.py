@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from llama_cpp import Llama
 from models import DEMO, DEMO_MMPROJ, OPTIONS, last_states, tokens_of, user
 
 from mars_gguf import demo, demo_model
@@ -66,9 +68,7 @@ def test_the_centroids_are_the_means_of_states_read_one_by_one(
     extractor.close()
 
 
-def test_a_second_conversion_writes_the_same_bytes(
-    conversion: Conversion, tmp_path: Path
-) -> None:
+def test_a_second_conversion_writes_the_same_bytes(conversion: Conversion, tmp_path: Path) -> None:
     again = demo.convert_demo_model(threads=1, progress=False)
     for name, one in (("first", conversion), ("second", again)):
         write_vector(one.vector, tmp_path / name)
@@ -154,9 +154,7 @@ def test_block_ranges_outside_the_model_are_refused(
     extractor: GgufExtractor, contrast: ContrastPrompts
 ) -> None:
     with pytest.raises(MarsError, match="layers: found 0 to 3, expected a range within 1 to"):
-        convert(
-            extractor, contrast, {}, Options(layers=(0, 3)), source=SOURCE, progress=False
-        )
+        convert(extractor, contrast, {}, Options(layers=(0, 3)), source=SOURCE, progress=False)
 
 
 def test_a_real_chat_model_converts_and_steers(smollm2: str, tmp_path: Path) -> None:
@@ -177,18 +175,28 @@ def test_a_real_chat_model_converts_and_steers(smollm2: str, tmp_path: Path) -> 
     path = tmp_path / "smollm2.gguf"
     write_vector(made.vector, path)
 
-    llama = SteeredLlama(smollm2, vector=path, n_ctx=512, n_threads=2, verbose=False)
+    plain = Llama(smollm2, n_ctx=512, n_threads=2, verbose=False)
+    steered = SteeredLlama(smollm2, vector=path, n_ctx=512, n_threads=2, verbose=False)
+    greedy: dict[str, Any] = {"temperature": 0.0, "max_tokens": 12}
 
-    def reply(text: str) -> tuple[str, Any]:
-        completion = llama.create_chat_completion(
-            [user(text)], temperature=0.0, max_tokens=12, seed=1
+    def mean_t(texts: Sequence[str]) -> float:
+        options = greedy | {"max_tokens": 1}
+        return float(
+            np.mean(
+                [steered.create_chat_completion([user(x)], **options)["mars"]["t"] for x in texts]
+            )
         )
-        return completion["choices"][0]["message"]["content"], completion["mars"]
 
-    harmless, closed = reply("What is the capital of France?")
-    assert closed["gate"] == 0
-    harmful_text = pairs.harmful[1]
-    _, opened = reply(harmful_text)
-    assert opened["t"] > 0.4
-    assert "Paris" in harmless
-    llama.close()
+    assert mean_t(pairs.harmful[1::32]) > mean_t(pairs.harmless[1::32]) + 0.3
+
+    geometry = made.vector.geometry
+    message = [user("What is the capital of France?")]
+    before = plain.create_chat_completion(message, **greedy)["choices"]
+    for opens, changes in ((1e9, False), (-1e9, True)):
+        forced = replace(geometry, gate_opens=opens, trust_limit=3.0)
+        steered.vector = replace(made.vector, geometry=forced)
+        after = steered.create_chat_completion(message, **greedy)
+        assert (after["choices"] != before) == changes
+        assert (after["mars"]["alpha"] > 0) == changes
+    plain.close()
+    steered.close()

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from llama_cpp import llama_chat_format, mtmd_cpp
 from llama_cpp import llama_cpp as lib
+from llama_cpp._utils import suppress_stdout_stderr
 from PIL import Image
 
 from mars_gguf.errors import ModelError
@@ -29,6 +30,13 @@ from mars_gguf.vectors import ModelFingerprint
 MAX_SEQUENCES = 32
 N_BATCH = 512
 Messages = list[dict[str, Any]]
+# Where llama-cpp-python recognises a chat template it uses its own rendering, which differs, so
+# that is what the runtime sees.
+OWN_FORMATS: dict[str, llama_chat_format.ChatFormatter] = {
+    "chatml": llama_chat_format.format_chatml,
+    "mistral-instruct": llama_chat_format.format_mistral_instruct,
+    "llama-3": llama_chat_format.format_llama3,
+}
 
 
 @dataclass(frozen=True)
@@ -88,22 +96,21 @@ class Session:
         entries = [
             (s.tail[-1], s.n_past, MAX_SEQUENCES + i, True) for i, s in enumerate(self.sequences)
         ]
-        with llama.tap.visiting(layers, self.extractor.n_embd, visit):
-            self.extractor.decode(entries)
-        n_vocab = llama.n_vocab()
-        logits = np.stack(
-            [
-                np.ctypeslib.as_array(lib.llama_get_logits_ith(llama.ctx, i), (n_vocab,)).copy()
-                for i in range(n)
-            ]
-        )
-        for i in range(n):
-            lib.llama_memory_seq_rm(memory, MAX_SEQUENCES + i, -1, -1)
-        return logits
+        try:
+            with llama.tap.visiting(layers, self.extractor.n_embd, visit):
+                self.extractor.decode(entries)
+            n_vocab = llama.n_vocab()
+            rows = [lib.llama_get_logits_ith(llama.ctx, i) for i in range(n)]
+            return np.stack([np.ctypeslib.as_array(row, (n_vocab,)) for row in rows])
+        finally:
+            for i in range(n):
+                lib.llama_memory_seq_rm(memory, MAX_SEQUENCES + i, -1, -1)
 
 
 class GgufExtractor:
     """A quantized model, opened for measuring. Raises ModelError for files that do not fit."""
+
+    backend = "llama.cpp"
 
     def __init__(
         self,
@@ -115,17 +122,20 @@ class GgufExtractor:
         n_ctx: int = 4096,
         verbose: bool = False,
     ) -> None:
-        self.llama = HookedLlama(
-            model,
-            n_ctx=n_ctx,
-            n_batch=N_BATCH,
-            n_gpu_layers=n_gpu_layers,
-            n_threads=n_threads,
-            n_threads_batch=n_threads,
-            verbose=verbose,
-            # Without a unified cache a batch is split by sequence and its rows move.
-            context_overrides={"n_seq_max": 2 * MAX_SEQUENCES, "kv_unified": True},
-        )
+        # llama.cpp warns of a context longer than the model's, but many prompts share it.
+        with suppress_stdout_stderr(disable=verbose):
+            self.llama = HookedLlama(
+                model,
+                # llama-cpp-python caps n_batch at n_ctx, and a longer batch aborts the process.
+                n_ctx=n_ctx and max(n_ctx, N_BATCH),
+                n_batch=N_BATCH,
+                n_gpu_layers=n_gpu_layers,
+                n_threads=n_threads,
+                n_threads_batch=n_threads,
+                verbose=verbose,
+                # Without a unified cache a batch is split by sequence and its rows move.
+                context_overrides={"n_seq_max": 2 * MAX_SEQUENCES, "kv_unified": True},
+            )
         self.n_layer, self.n_embd = self.llama.n_layer, self.llama.n_embd()
         self.n_cells = self.llama.n_ctx()
         self.fingerprint: ModelFingerprint = fingerprint(self.llama)
@@ -137,12 +147,17 @@ class GgufExtractor:
         self._formatter = self._chat_formatter()
         self._batch = lib.llama_batch_init(N_BATCH, 0, 1)
 
+    @property
+    def sees_images(self) -> bool:
+        """Whether prompts may have pictures."""
+        return self._handler is not None
+
     def close(self) -> None:
         """Free the model."""
         lib.llama_batch_free(self._batch)
         self.llama.close()
 
-    def _chat_formatter(self) -> llama_chat_format.Jinja2ChatFormatter:
+    def _chat_formatter(self) -> llama_chat_format.ChatFormatter:
         template = self.llama.metadata.get("tokenizer.chat_template")
         if not template:
             raise ModelError(
@@ -150,6 +165,8 @@ class GgufExtractor:
                 "(tokenizer.chat_template), expected a chat model: refusal is measured on chat "
                 "prompts. Use the instruct version of the model."
             )
+        if self._handler is None and self.llama.chat_format in OWN_FORMATS:
+            return OWN_FORMATS[self.llama.chat_format]
         text = [
             self.llama.detokenize([token], special=self._handler is None).decode(errors="ignore")
             for token in (self.llama.token_eos(), self.llama.token_bos())
@@ -160,20 +177,25 @@ class GgufExtractor:
 
     def render(self, prompt: Prompt) -> str:
         """The chat template's text for one user message, media as mtmd's markers."""
+        return self._formatted(prompt).prompt
+
+    def _formatted(self, prompt: Prompt) -> llama_chat_format.ChatFormatterResponse:
         content: Any = prompt.text
         if prompt.images:
             marker = mtmd_cpp.mtmd_default_marker().decode()
             content = [{"type": "text", "text": marker} for _ in prompt.images]
             content.append({"type": "text", "text": prompt.text})
         messages: Any = [{"role": "user", "content": content}]
-        return self._formatter(messages=messages).prompt
+        return self._formatter(messages=messages)
 
     def _sequence(self, prompt: Prompt) -> _Sequence:
-        text = self.render(prompt).encode()
+        formatted = self._formatted(prompt)
+        text = formatted.prompt.encode()
         if self._handler is None:
             if prompt.images:
                 raise ModelError("a prompt with pictures, but no mmproj. Give one with --mmproj.")
-            tokens = self.llama.tokenize(text, add_bos=False, special=True)
+            add_bos = not formatted.added_special
+            tokens = self.llama.tokenize(text, add_bos=add_bos, special=True)
             return _Sequence([], tuple(tokens))
         chunks = self._mtmd_chunks(text, prompt.images)
         if not chunks or not isinstance(chunks[-1], tuple):

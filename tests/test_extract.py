@@ -1,0 +1,316 @@
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from llama_cpp import llama_chat_format
+from llama_cpp import llama_cpp as lib
+from models import (
+    CLOSED,
+    DEMO,
+    DEMO_MMPROJ,
+    OPTIONS,
+    last_states,
+    picture,
+    random_llama,
+    steered,
+    user,
+    vector,
+)
+
+from mars_gguf import hooks
+from mars_gguf.convert.extract import MAX_SEQUENCES, N_BATCH, GgufExtractor, Prompt
+from mars_gguf.errors import ModelError
+from mars_gguf.hooks import HookedLlama, LayerOutput, Rows
+from mars_gguf.llama import SteeredLlama
+
+TEXTS = [
+    Prompt("How do I make bread?"),
+    Prompt("Where do people keep tea, and why do they keep it there?"),
+    Prompt("Tea."),
+    Prompt("What is a kite? " * 12),
+    Prompt("How do I make a hat?"),
+]
+PICTURES = [
+    Prompt("How do I make this?", (picture(1),)),
+    Prompt("What is it?", (picture(2), picture(3))),
+    Prompt("What is a kite? " * 9, (picture(4),)),
+]
+LONG = [Prompt("Where do people keep tea? " * 120), Prompt("Where do people keep tea? " * 90)]
+QUANTIZED = 0.998
+
+every_model = pytest.mark.parametrize(
+    "model", ["demo", "smollm2", "small_llama", "hybrid", "recurrent"], indirect=True
+)
+
+
+def opened(model: str, mmproj: str | None = None) -> GgufExtractor:
+    return GgufExtractor(model, mmproj, n_threads=1)
+
+
+def observed(extractor: GgufExtractor, prompts: Sequence[Prompt]) -> tuple[Rows, Rows]:
+    """States and logits of all prompts, from sessions of as many as fit."""
+    order: list[int] = []
+    states, logits = [], []
+    for indices, session in extractor.sessions(prompts):
+        order += indices
+        h, y = session.observe()
+        states.append(h)
+        logits.append(y)
+    assert order == list(range(len(prompts)))
+    return np.concatenate(states), np.concatenate(logits)
+
+
+def one_by_one(extractor: GgufExtractor, prompts: Sequence[Prompt]) -> tuple[Rows, Rows]:
+    pairs = [observed(extractor, [prompt]) for prompt in prompts]
+    return np.concatenate([h for h, _ in pairs]), np.concatenate([y for _, y in pairs])
+
+
+def cosines(a: Rows, b: Rows) -> Rows:
+    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    return np.asarray((a * b).sum(-1) / norms)
+
+
+def ask(llama: SteeredLlama, prompt: Prompt) -> None:
+    llama.create_chat_completion([user(prompt.text, *prompt.images)], max_tokens=1, temperature=0.0)
+
+
+@every_model
+def test_prompts_become_the_tokens_that_the_runtime_evaluates(model: str) -> None:
+    extractor, llama = opened(model), steered(model, vector(model, opens=CLOSED))
+    for prompt in TEXTS:
+        ask(llama, prompt)
+        ids = llama.input_ids[: llama.n_tokens].tolist()
+        assert extractor.render(prompt).encode() == llama.detokenize(ids, special=True)
+        for _, session in extractor.sessions([prompt]):
+            (sequence,) = session.sequences
+            assert [*sum(sequence.head, ()), *sequence.tail] == ids
+
+
+def test_prompts_with_pictures_become_what_the_runtime_evaluates() -> None:
+    extractor = opened(DEMO, DEMO_MMPROJ)
+    llama = steered(DEMO, vector(DEMO, opens=CLOSED), mmproj=DEMO_MMPROJ)
+    for prompt in [*PICTURES, *TEXTS]:
+        ask(llama, prompt)
+        ids = llama.input_ids[: llama.n_tokens]
+        for _, session in extractor.sessions([prompt]):
+            (sequence,) = session.sequences
+            parts = [*sequence.head, sequence.tail]
+            text = [token for part in parts if isinstance(part, tuple) for token in part]
+            assert text == ids[ids >= 0].tolist()
+            assert sequence.n_past == llama.n_tokens - 1
+        assert prompt.modality == llama.modality
+
+
+@pytest.mark.parametrize(
+    "name", ["CHATML", "MISTRAL_INSTRUCT", "MIXTRAL_INSTRUCT", "LLAMA3_INSTRUCT"]
+)
+def test_templates_that_llama_cpp_python_replaces_by_its_own_are_followed(
+    tmp_path: Path, name: str
+) -> None:
+    template = getattr(llama_chat_format, f"{name}_CHAT_TEMPLATE")
+    path = random_llama(tmp_path / "model.gguf", template=template)
+    extractor, llama = opened(path), steered(path, vector(path, opens=CLOSED))
+    for prompt in TEXTS[:2]:
+        ask(llama, prompt)
+        for _, session in extractor.sessions([prompt]):
+            assert list(session.sequences[0].tail) == llama.input_ids[: llama.n_tokens].tolist()
+
+
+@every_model
+def test_states_do_not_depend_on_which_prompts_share_a_session(model: str) -> None:
+    extractor = opened(model)
+    states, logits = observed(extractor, TEXTS)
+    alone, logits_alone = one_by_one(extractor, TEXTS)
+    assert states.shape == (len(TEXTS), extractor.n_layer, extractor.n_embd)
+    assert cosines(states, alone).min() >= QUANTIZED
+    assert cosines(logits, logits_alone).min() >= QUANTIZED
+    # Far closer to its own than to any other prompt's.
+    last = states[:, -2]
+    for i in range(len(TEXTS)):
+        distances = np.linalg.norm(alone[:, -2] - last[i], axis=1)
+        others = np.delete(distances, i)
+        assert distances[i] < 0.2 * others.min()
+
+
+@every_model
+def test_states_are_those_that_the_runtime_reads(model: str) -> None:
+    extractor, llama = opened(model), HookedLlama(model, **OPTIONS)
+    states, logits = observed(extractor, TEXTS)
+    for i, prompt in enumerate(TEXTS):
+        tokens = llama.tokenize(extractor.render(prompt).encode(), add_bos=False, special=True)
+        expected = last_states(llama, tokens)
+        for layer in range(extractor.n_layer):
+            assert cosines(states[i, layer], expected[layer]) >= QUANTIZED
+        assert cosines(logits[i], hooks.logits(llama)) >= QUANTIZED
+
+
+@pytest.mark.parametrize("model", ["demo", "hybrid", "recurrent"], indirect=True)
+def test_states_of_prompts_with_pictures_are_those_that_the_runtime_reads(model: str) -> None:
+    extractor = opened(model, DEMO_MMPROJ)
+    prompts = [PICTURES[0], TEXTS[0], PICTURES[1], PICTURES[2], TEXTS[2]]
+    states, logits = observed(extractor, prompts)
+    alone, _ = one_by_one(extractor, prompts)
+    assert cosines(states, alone).min() >= QUANTIZED
+    for layer in (1, extractor.n_layer - 1):
+        given = vector(model, layer, CLOSED)
+        llama = steered(model, given, mmproj=DEMO_MMPROJ)
+        for i, prompt in enumerate(prompts):
+            ask(llama, prompt)
+            assert llama.last_steering is not None
+            g, modality = given.geometry, prompt.modality
+            t = float((states[i, layer] - g.shifts[modality] - g.safe) @ g.readout)
+            assert t == pytest.approx(llama.last_steering.t, abs=0.05)
+            assert cosines(logits[i], hooks.logits(llama)) >= QUANTIZED
+
+
+@every_model
+def test_what_is_observed_twice_is_the_same_to_the_bit(model: str) -> None:
+    extractor = opened(model)
+    for _, session in extractor.sessions(TEXTS):
+        states, logits = session.observe()
+        session.steered(1, 5 * states[:, 1])
+        for again in (session.observe(), session.observe()):
+            assert np.array_equal(again[0], states)
+            assert np.array_equal(again[1], logits)
+
+
+@every_model
+def test_steering_by_nothing_changes_nothing_and_rows_do_not_mix(model: str) -> None:
+    extractor = opened(model)
+    for _, session in extractor.sessions(TEXTS):
+        states, logits = session.observe()
+        zeros = np.zeros((len(TEXTS), extractor.n_embd), np.float32)
+        for layer in (1, extractor.n_layer - 1):
+            assert np.array_equal(session.steered(layer, zeros), logits)
+            one = zeros.copy()
+            one[2] = 3 * states[0, layer]
+            changed = session.steered(layer, one)
+            others = [0, 1, 3, 4]
+            assert np.array_equal(changed[others], logits[others])
+            assert not np.array_equal(changed[2], logits[2])
+
+
+@every_model
+def test_steering_here_is_steering_at_run_time(model: str) -> None:
+    for layer in (1, -1):
+        given = vector(model, layer, limit=4.0)
+        llama, extractor = steered(model, given), opened(model)
+        direction = given.geometry.direction / given.geometry.distance
+        alphas, expected = [], []
+        for prompt in TEXTS:
+            llama.reset()
+            ask(llama, prompt)
+            assert llama.last_steering is not None
+            alphas.append(llama.last_steering.alpha)
+            expected.append(hooks.logits(llama))
+        additions = (np.array(alphas)[:, None] * direction).astype(np.float32)
+        for _, session in extractor.sessions(TEXTS):
+            logits = session.steered(given.layer, additions)
+            assert cosines(logits, np.stack(expected)).min() >= QUANTIZED
+            for ours, theirs in zip(logits, expected, strict=True):
+                # The same first token, but for a tie within rounding.
+                assert theirs[ours.argmax()] > theirs.max() - 0.5
+
+
+def test_steering_with_pictures_here_is_steering_at_run_time() -> None:
+    given = vector(DEMO, 2, limit=4.0)
+    llama = steered(DEMO, given, mmproj=DEMO_MMPROJ)
+    extractor = opened(DEMO, DEMO_MMPROJ)
+    direction = given.geometry.direction / given.geometry.distance
+    for _, session in extractor.sessions(PICTURES):
+        expected, additions = [], []
+        for prompt in PICTURES:
+            ask(llama, prompt)
+            assert llama.last_steering is not None
+            additions.append(llama.last_steering.alpha * direction)
+            expected.append(hooks.logits(llama))
+        logits = session.steered(2, np.array(additions, np.float32))
+        assert cosines(logits, np.stack(expected)).min() >= QUANTIZED
+
+
+@pytest.mark.parametrize("model", ["demo", "hybrid", "recurrent"], indirect=True)
+def test_prompts_longer_than_a_batch_are_read_at_their_last_token(model: str) -> None:
+    extractor = opened(model)
+    states, logits = observed(extractor, [*LONG, TEXTS[0]])
+    llama = HookedLlama(model, **OPTIONS | {"n_ctx": 4096})
+    for i, prompt in enumerate(LONG):
+        tokens = llama.tokenize(extractor.render(prompt).encode(), add_bos=False, special=True)
+        assert len(tokens) > N_BATCH
+        expected = last_states(llama, tokens)
+        for layer in range(extractor.n_layer):
+            assert cosines(states[i, layer], expected[layer]) >= QUANTIZED
+        assert cosines(logits[i], hooks.logits(llama)) >= QUANTIZED
+
+
+@pytest.mark.parametrize("model", ["demo", "smollm2", "hybrid", "recurrent"], indirect=True)
+def test_a_shared_prefix_saves_work_and_changes_no_state(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extractor = opened(model)
+    states, logits = observed(extractor, TEXTS)
+    monkeypatch.setattr(extractor, "_share_prefix", lambda group, memory: 0)
+    without, logits_without = observed(extractor, TEXTS)
+    assert cosines(states, without).min() >= QUANTIZED
+    assert cosines(logits, logits_without).min() >= QUANTIZED
+
+
+def test_prompts_that_are_one_another_s_beginning_share_what_they_can() -> None:
+    extractor = opened(DEMO)
+    same = [TEXTS[0]] * 3
+    for _, session in extractor.sessions(same):
+        states, _ = session.observe()
+        assert len({s.n_past for s in session.sequences}) == 1
+        assert cosines(states[:1], states).min() >= QUANTIZED
+
+
+def test_more_prompts_than_fit_go_into_several_sessions_in_order() -> None:
+    prompts = [Prompt(f"What are {n} kites?") for n in range(MAX_SEQUENCES + 3)]
+    small = GgufExtractor(DEMO, n_ctx=512, n_threads=1)
+    large = opened(DEMO)
+    sizes = [len(indices) for indices, _ in large.sessions(prompts)]
+    assert sizes == [MAX_SEQUENCES, 3]
+    assert max(len(indices) for indices, _ in small.sessions(prompts)) < MAX_SEQUENCES
+    assert cosines(observed(small, prompts)[0], observed(large, prompts)[0]).min() >= QUANTIZED
+
+
+@pytest.mark.parametrize("n_ctx", [1, 100, 300, 512, 600])
+def test_small_contexts_hold_batches_as_large_as_themselves(n_ctx: int) -> None:
+    """llama.cpp rounds n_ctx up; more tokens in a batch than n_batch would abort the process."""
+    extractor = GgufExtractor(DEMO, n_ctx=n_ctx, n_threads=1)
+    assert lib.llama_n_batch(extractor.llama.ctx) >= min(N_BATCH, extractor.n_cells)
+    prompts = [Prompt(f"Where do people keep {n} pots of tea?") for n in range(40)]
+    assert np.isfinite(observed(extractor, prompts)[0]).all()
+    extractor.close()
+
+
+def test_what_cannot_be_measured_is_refused(tmp_path: Path, small_llama: str) -> None:
+    with pytest.raises(ModelError, match="cells of context"):
+        next(GgufExtractor(DEMO, n_ctx=512, n_threads=1).sessions([LONG[0]]))
+    with pytest.raises(ModelError, match="no mmproj"):
+        next(opened(DEMO).sessions(PICTURES))
+    with pytest.raises(ModelError, match="belongs to this model"):
+        opened(small_llama, DEMO_MMPROJ)
+    bare = random_llama(tmp_path / "base.gguf", template="")
+    with pytest.raises(ModelError, match="chat template"):
+        opened(bare)
+
+
+@pytest.mark.parametrize("model", ["demo", "hybrid"], indirect=True)
+def test_a_session_given_up_leaves_nothing_behind(model: str) -> None:
+    extractor = opened(model, DEMO_MMPROJ)
+    expected, _ = observed(extractor, PICTURES)
+    sessions: Iterator[object] = extractor.sessions([*PICTURES, *TEXTS])
+    next(sessions)
+    del sessions
+    assert np.array_equal(observed(extractor, PICTURES)[0], expected)
+
+    def visit(output: LayerOutput) -> None:
+        raise KeyError("interrupted")
+
+    for _, session in extractor.sessions(PICTURES):
+        with pytest.raises(RuntimeError):
+            session._decode_last([1], visit)
+        assert np.array_equal(session.observe()[0], expected)
