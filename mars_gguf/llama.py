@@ -184,6 +184,11 @@ class SteeredLlama(HookedLlama):
                 "the prompt ends with an image, expected text after it: llama.cpp has no logits "
                 "there. Use a chat template, or add text."
             )
+        if min(tokens, default=0) < 0 and tokens != self.input_ids[: self._n_tokens].tolist():
+            raise ModelError(
+                "the prompt has negative token ids, expected ids of the vocabulary: pictures enter "
+                "through a chat handler."
+            )
         known = self._captured is not None and self._captured[0] == self.n_tokens
         if self._steered_at is not None or not known:
             self._requires_eval = True

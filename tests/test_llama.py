@@ -753,3 +753,11 @@ def test_a_model_of_two_blocks_is_steered_at_its_only_steerable_block(tmp_path: 
     complete(llama, tokens_of(llama, QUESTION), 1)
     assert llama.last_steering is not None
     assert llama.last_steering.layer == 1
+
+
+def test_negative_token_ids_from_outside_never_reach_a_picture_in_the_cache() -> None:
+    llama = steered(DEMO, mmproj=DEMO_MMPROJ)
+    chat(llama, IMAGE, 1)
+    ids = llama.input_ids[: llama.n_tokens].tolist()
+    with pytest.raises(ModelError, match="negative token ids"):
+        llama.create_completion([*ids, *tokens_of(llama, "Hello.")], max_tokens=1)
