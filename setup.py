@@ -10,7 +10,9 @@ version = next(
 )
 commands = ["bench", "chat", "convert", "demo", "evaluate", "server", "vectors"]
 present = [
-    c for c in commands if (root / f"mars_gguf/{c}.py").exists() or (root / f"mars_gguf/{c}").is_dir()
+    c
+    for c in commands
+    if (root / f"mars_gguf/{c}.py").exists() or (root / f"mars_gguf/{c}").is_dir()
 ]
 
 setup(

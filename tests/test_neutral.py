@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import struct
 import zlib
 
@@ -112,7 +113,7 @@ def test_frames_move_steadily_over_one_picture():
     steps, whole_way, other_pictures = [], [], []
     for seed in range(30):
         views = frames("drawn", 6, 96, seed)
-        steps += [difference(a, b) for a, b in zip(views, views[1:], strict=False)]
+        steps += [difference(a, b) for a, b in itertools.pairwise(views)]
         whole_way.append(difference(views[0], views[-1]))
         other_pictures.append(difference(views[0], frames("drawn", 1, 96, seed + 1000)[0]))
     assert np.mean(steps) < 0.6 * np.mean(whole_way)
