@@ -40,7 +40,7 @@ setup(
         "tomli>=2; python_version < '3.11'",
     ],
     extras_require={
-        "convert": ["torch>=2.2", "transformers>=4.45", "accelerate", "safetensors"],
+        "convert": ["torch>=2.4", "transformers>=5", "accelerate", "safetensors"],
         "server": ["llama-cpp-python[server]>=0.3.36", "prometheus-client>=0.20"],
         "test": ["pytest>=8", "hypothesis>=6", "mypy>=1.11", "ruff>=0.6", "openai>=1.40"],
     },

@@ -1,26 +1,60 @@
-"""``python -m mars_gguf.convert MODEL.gguf [--mmproj MMPROJ.gguf] [-o VECTOR.gguf]``: measure a
-model's refusal geometry and write it as a control-vector file, with a card and a plot beside it."""
+"""Measure a model's refusal geometry and write it as a control-vector file, with a card and a plot
+beside it.
+
+    python -m mars_gguf.convert MODEL.gguf [--mmproj MMPROJ.gguf] [-o VECTOR.gguf]
+    python -m mars_gguf.convert DIRECTORY-OR-HUB-ID [-o VECTOR.gguf]
+    python -m mars_gguf.convert DIRECTION.{safetensors,npz,pt,gguf} --model MODEL [--layer N]
+    python -m mars_gguf.convert --recipe convert/NAME.toml
+"""
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mars_gguf.cli import command
-from mars_gguf.convert.prompts import ContrastPrompts, builtin_contrast, read_prompts
+from mars_gguf.convert.artefacts import Artefact, is_artefact, read_artefact
+from mars_gguf.convert.prompts import (
+    ContrastPrompts,
+    builtin_contrast,
+    read_prompts,
+    require_enough,
+)
+from mars_gguf.convert.recipes import read_recipe
 from mars_gguf.errors import MarsError
-from mars_gguf.vectors import describe, write_vector
+from mars_gguf.vectors import describe, file_sha256, write_vector
+
+if TYPE_CHECKING:
+    from mars_gguf.convert.extract import GgufExtractor, Prompt
+    from mars_gguf.convert.extract_transformers import TransformersExtractor
+
+# What a recipe leaves to the command line: the machine, and what is shown.
+BESIDE_RECIPE = (
+    "recipe output device batch_size n_gpu_layers threads trust_remote_code no_plot quiet verbose"
+).split()
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="mars_gguf.convert", description=__doc__)
-    p.add_argument("model", metavar="MODEL.gguf", help="quantized chat model")
-    p.add_argument("--mmproj", metavar="FILE", help="multimodal projector of the model")
+    p = argparse.ArgumentParser(
+        prog="mars_gguf.convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument(
+        "input",
+        nargs="?",
+        metavar="MODEL",
+        help="a GGUF file; a transformers directory or hub id (ORG/NAME); or a file with a "
+        "direction that was measured elsewhere (mars_gguf/convert/artefacts.py says how it looks)",
+    )
+    p.add_argument("--recipe", metavar="FILE", type=Path, help="convert as this TOML file says")
+    p.add_argument("--mmproj", metavar="FILE", help="multimodal projector of a GGUF model")
     p.add_argument(
         "-o",
         "--output",
         metavar="FILE",
-        type=Path,
         help="vector file (default: MODEL-mars.gguf in this directory)",
     )
     prompts = p.add_argument_group("what to measure with")
@@ -30,6 +64,12 @@ def parser() -> argparse.ArgumentParser:
         help="harmful prompts, one a line or JSON Lines (default: built in)",
     )
     prompts.add_argument("--harmless", metavar="FILE", help="harmless prompts, likewise")
+    prompts.add_argument(
+        "--modality",
+        action="append",
+        choices=["text", "image", "video"],
+        help="measure text and this alone; can be repeated (default: all that the model takes)",
+    )
     prompts.add_argument(
         "--neutral-media",
         metavar="PATH",
@@ -62,8 +102,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="SHARE",
         help="share of neutral inputs that may open the gate (default: 0.01)",
     )
-    model = p.add_argument_group("llama.cpp")
-    model.add_argument(
+    given = p.add_argument_group("direction measured elsewhere")
+    given.add_argument("--model", metavar="MODEL", help="the model it is for, GGUF or transformers")
+    given.add_argument("--layer", type=int, metavar="N", help="its block, 0-based")
+    gguf = p.add_argument_group("GGUF models")
+    gguf.add_argument(
         "-c",
         "--ctx-size",
         type=int,
@@ -71,62 +114,100 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="context that several prompts share (default: 4096)",
     )
-    model.add_argument("-ngl", "--n-gpu-layers", type=int, default=0, metavar="N")
-    model.add_argument("-t", "--threads", type=int, metavar="N")
+    gguf.add_argument("-ngl", "--n-gpu-layers", type=int, default=0, metavar="N")
+    gguf.add_argument("-t", "--threads", type=int, metavar="N")
+    torch = p.add_argument_group("transformers models")
+    torch.add_argument(
+        "--dtype",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        default="auto",
+        help="of the weights (default: auto, as they are stored)",
+    )
+    torch.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
+    torch.add_argument(
+        "--batch-size", type=int, default=8, metavar="N", help="prompts at once (default: 8)"
+    )
+    torch.add_argument("--revision", metavar="COMMIT", help="of a model on the hub")
+    torch.add_argument(
+        "--trust-remote-code", action="store_true", help="run code that comes with the model"
+    )
     p.add_argument("--no-plot", action="store_true", help="write no PNG")
     p.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
-    p.add_argument("-v", "--verbose", action="store_true", help="show what llama.cpp says")
+    p.add_argument("-v", "--verbose", action="store_true", help="show what the libraries say")
+    p.set_defaults(untested=None, quantization=None, prompts_sha256=None)
     return p
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parser().parse_args(argv)
+    p = parser()
+    args = p.parse_args(argv)
     with command():
+        if args.recipe:
+            follow_recipe(args, p)
         run(args)
+
+
+def follow_recipe(args: argparse.Namespace, p: argparse.ArgumentParser) -> None:
+    """Set the options that the recipe states. Raises MarsError for options beside it."""
+    beside = [
+        name
+        for name, value in vars(args).items()
+        if name not in BESIDE_RECIPE and value != p.get_default(name)
+    ]
+    if beside:
+        raise MarsError(
+            f"--recipe says what to measure: found {', '.join(beside)} beside it. Change a copy of "
+            "the recipe, or leave it out."
+        )
+    for name, value in read_recipe(args.recipe).items():
+        if name != "output" or args.output is None:
+            setattr(args, name, value)
 
 
 def run(args: argparse.Namespace) -> None:
     """Convert as the command line says. Raises MarsError for bad input, before anything is
     written."""
-    from mars_gguf.convert.extract import GgufExtractor
     from mars_gguf.convert.measure import Options, convert
-    from mars_gguf.convert.probes import neutral_probes
     from mars_gguf.convert.report import write_card, write_plot
-    from mars_gguf.hooks import require_gguf
 
-    contrast = _contrast(args.harmful, args.harmless)
+    if args.input is None:
+        raise MarsError("no model: give a GGUF file, a transformers model, or --recipe")
+    contrast = _contrast(args)
     options = Options(
         seed=args.seed, layers=_layers(args.layers), over_refusal=_share(args.over_refusal)
     )
-    output = args.output or Path(f"{Path(args.model).stem}-mars.gguf")
-    if output.exists() and output.samefile(args.model):
-        raise MarsError(f"{output}: this is the model itself. Choose another --output.")
-    require_gguf(args.model)
-    neutral = {}
-    if args.mmproj:
-        require_gguf(args.mmproj)
-        neutral = neutral_probes(args.probes, args.image_size, args.seed, args.neutral_media)
-    elif args.neutral_media:
-        raise MarsError("--neutral-media needs --mmproj: without it the model sees no pictures")
-    extractor = GgufExtractor(
-        args.model,
-        args.mmproj,
-        n_gpu_layers=args.n_gpu_layers,
-        n_threads=args.threads,
-        n_ctx=args.ctx_size,
-        verbose=args.verbose,
-    )
+    given, model = _artefact(args)
+    output = _output(args.output or f"{_stem(args.input)}-mars.gguf", [args.input, model])
+    neutral = _neutral(args) if args.mmproj or not is_gguf(model) else _no_pictures(args)
+    extractor = open_model(model, args)
     try:
-        source = {"backend": "llama.cpp", "prompts": "built in" if not args.harmful else "files"}
+        if not extractor.sees_images:
+            neutral = _no_pictures(args)
+        if args.quantization not in (None, extractor.fingerprint.quantization):
+            raise MarsError(
+                f"{model}: found quantization {extractor.fingerprint.quantization!r}, the recipe "
+                f"says {args.quantization!r}"
+            )
         conversion = convert(
-            extractor, contrast, neutral, options, source=source, progress=not args.quiet
+            extractor,
+            contrast,
+            neutral,
+            options,
+            source=_source(args, extractor, given),
+            given=given,
+            progress=not args.quiet,
         )
     finally:
         extractor.close()
-    write_vector(conversion.vector, output)
-    write_card(conversion, output.with_suffix(".md"), output)
-    if not args.no_plot:
-        write_plot(conversion, output.with_suffix(".png"))
+    if args.untested:
+        conversion.warnings.insert(0, f"The recipe was shipped untested: {args.untested}")
+    try:
+        write_vector(conversion.vector, output)
+        write_card(conversion, output.with_suffix(".md"), output)
+        if not args.no_plot:
+            write_plot(conversion, output.with_suffix(".png"))
+    except OSError as error:
+        raise MarsError(f"{output}: could not be written: {error}") from error
     print(describe(conversion.vector))
     for warning in conversion.warnings:
         print(f"warning: {warning}")
@@ -136,12 +217,135 @@ def run(args: argparse.Namespace) -> None:
     )
 
 
-def _contrast(harmful: str | None, harmless: str | None) -> ContrastPrompts:
-    if (harmful is None) != (harmless is None):
+def open_model(model: str, args: argparse.Namespace) -> GgufExtractor | TransformersExtractor:
+    """Open a GGUF file by llama.cpp, anything else by transformers."""
+    from mars_gguf.convert.extract import GgufExtractor
+    from mars_gguf.hooks import require_gguf
+
+    if is_gguf(model):
+        require_gguf(model)
+        return GgufExtractor(
+            model,
+            args.mmproj,
+            n_gpu_layers=args.n_gpu_layers,
+            n_threads=args.threads,
+            n_ctx=args.ctx_size,
+            verbose=args.verbose,
+        )
+    if args.mmproj:
+        raise MarsError(f"--mmproj goes with GGUF models; {model} brings its own processor")
+    from mars_gguf.convert.extract_transformers import TransformersExtractor
+
+    return TransformersExtractor(
+        model,
+        dtype=args.dtype,
+        device=args.device,
+        batch_size=args.batch_size,
+        images=args.modality is None or set(args.modality) != {"text"},
+        revision=args.revision,
+        trust_remote_code=args.trust_remote_code,
+        verbose=args.verbose,
+    )
+
+
+def is_gguf(model: str) -> bool:
+    """Whether this is for llama.cpp: any file, and what is called one."""
+    return Path(model).is_file() or model.lower().endswith(".gguf")
+
+
+def _stem(name: str) -> str:
+    return Path(name).stem if Path(name).is_file() else Path(name).name
+
+
+def _contrast(args: argparse.Namespace) -> ContrastPrompts:
+    if (args.harmful is None) != (args.harmless is None):
         raise MarsError("--harmful and --harmless go together: give both files or neither")
-    if harmful is None or harmless is None:
-        return builtin_contrast()
-    return ContrastPrompts(read_prompts(harmful), read_prompts(harmless))
+    if args.harmful is None:
+        contrast = builtin_contrast()
+    else:
+        contrast = ContrastPrompts(read_prompts(args.harmful), read_prompts(args.harmless))
+        require_enough(contrast.harmful, args.harmful)
+        require_enough(contrast.harmless, args.harmless)
+    if args.prompts_sha256 not in (None, contrast.sha256):
+        raise MarsError(
+            f"{args.recipe}: found prompts of sha256 {contrast.sha256}, prompts.sha256 says "
+            f"{args.prompts_sha256}: other prompts make another vector"
+        )
+    return contrast
+
+
+def _artefact(args: argparse.Namespace) -> tuple[Artefact | None, str]:
+    """(what was measured elsewhere, the model)."""
+    if not is_artefact(Path(args.input)):
+        if args.model is not None or args.layer is not None:
+            raise MarsError(
+                f"--model and --layer go with a direction measured elsewhere; {args.input} is none"
+            )
+        return None, args.input
+    given = read_artefact(Path(args.input), args.layer)
+    if args.model is None:
+        raise MarsError(
+            f"{args.input}: holds a direction, no model. What else a vector needs is measured on "
+            "the model: give it with --model."
+        )
+    if args.layers is not None:
+        raise MarsError(f"--layers: {args.input} is of block {given.layer}, there is no choice")
+    return given, args.model
+
+
+def _output(name: str, inputs: list[str]) -> Path:
+    output = Path(name)
+    if output.is_dir():
+        raise MarsError(f"{output}: is a directory, expected a file name")
+    if output.exists() and any(Path(i).exists() and output.samefile(i) for i in inputs):
+        raise MarsError(f"{output}: this is the input itself. Choose another --output.")
+    folder = next(p for p in output.absolute().parents if p.exists())
+    try:  # now, not after an hour of measuring
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise MarsError(
+            f"{output}: cannot be written, {folder}: {error.strerror}. Choose another --output."
+        ) from error
+    return output
+
+
+def _neutral(args: argparse.Namespace) -> dict[str, list[Prompt]]:
+    from mars_gguf.convert.probes import neutral_probes
+
+    wanted = args.modality or ["image", "video"]
+    if set(wanted) <= {"text"}:
+        return {}
+    probes = neutral_probes(args.probes, args.image_size, args.seed, args.neutral_media)
+    return {m: prompts for m, prompts in probes.items() if m in wanted}
+
+
+def _no_pictures(args: argparse.Namespace) -> dict[str, list[Prompt]]:
+    media = [m for m in args.modality or [] if m != "text"]
+    if media or args.neutral_media:
+        raise MarsError(
+            f"{'--modality ' + media[0] if media else '--neutral-media'}: this model sees no "
+            "pictures. A GGUF model needs --mmproj, a transformers model a processor that takes "
+            "images."
+        )
+    return {}
+
+
+def _source(
+    args: argparse.Namespace,
+    extractor: GgufExtractor | TransformersExtractor,
+    given: Artefact | None,
+) -> dict[str, str]:
+    source = {
+        "backend": extractor.backend,
+        "prompts": "built in" if args.harmful is None else "files",
+    }
+    if not extractor.fingerprint.name:
+        source["model"] = Path(args.model or args.input).name
+    if given is not None:
+        source |= {"direction": given.origin, "direction_sha256": file_sha256(args.input)}
+    if args.recipe:
+        source["recipe"] = args.recipe.name
+    return source
 
 
 def _layers(text: str | None) -> tuple[int, int] | None:

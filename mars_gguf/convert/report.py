@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from mars_gguf.convert.measure import Conversion
-from mars_gguf.vectors import describe, file_sha256
+from mars_gguf.vectors import Vector, describe, file_sha256
 
 
 def write_card(conversion: Conversion, path: Path, vector_path: Path) -> None:
@@ -17,8 +17,9 @@ def write_card(conversion: Conversion, path: Path, vector_path: Path) -> None:
     lines = [
         f"# {vector_path.name}",
         "",
-        f"A refusal-steering vector for **{vector.model.name or vector.model.architecture}** "
-        f"({vector.model.quantization}), made by {vector.source['tool']}.",
+        f"A refusal-steering vector for **{_model_name(vector)}** "
+        f"({vector.model.quantization or vector.source['backend']}), made by "
+        f"{vector.source['tool']}.",
         "",
         "```",
         f"python -m mars_gguf.chat --model MODEL.gguf --vector {vector_path.name}",
@@ -84,6 +85,10 @@ def write_card(conversion: Conversion, path: Path, vector_path: Path) -> None:
     path.write_text("\n".join(lines), encoding="utf-8")
 
 
+def _model_name(vector: Vector) -> str:
+    return str(vector.model.name or vector.source.get("model") or vector.model.architecture)
+
+
 def write_plot(conversion: Conversion, path: Path) -> None:
     """Plot t by block for every set, and the blocks' scores (PNG)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -112,7 +117,7 @@ def write_plot(conversion: Conversion, path: Path) -> None:
     top.axhline(1, color="0.7", linewidth=0.8)
     top.set_ylim(-1, 2)
     top.set_ylabel("t (0 safe, 1 unsafe centroid)")
-    top.set_title(f"{vector.model.name}: where prompts lie, before re-centering")
+    top.set_title(f"{_model_name(vector)}: where prompts lie, before re-centering")
     top.legend(fontsize=7, ncols=2, loc="upper left")
     bottom.plot(blocks, scores.separation, label="separation (AUROC)")
     bottom.plot(blocks, scores.effect, label="effect of forced steering")

@@ -1,0 +1,338 @@
+"""Directions and centroids that were measured elsewhere.
+
+A ``.safetensors``, ``.npz`` or ``.pt`` file holds, by name:
+
+    layer             integer: the block, 0-based (or --layer; needed with arrays of one block)
+    direction         from harmless to harmful, [n_embd]; its length does not matter
+    centroid.safe     mean hidden state of harmless text prompts, [n_embd]
+    centroid.unsafe   mean hidden state of harmful text prompts, [n_embd]
+    shift.image, shift.video      what a medium adds by itself, [n_embd]; optional
+
+``direction`` or both centroids are needed. Hidden states are those of the last prompt token after
+a block. Arrays may hold all blocks, [n_layer, n_embd], row i the output of block i; transformers'
+``hidden_states`` has the embeddings before them, which must be left out. A ``.pt`` file may also
+hold one bare tensor: the direction. It is read with weights_only, so nothing in it is executed.
+
+A GGUF control vector holds one ``direction.N`` a layer. What N means differs: repeng's is the
+output of block N, which is also where llama.cpp adds it; llama.cpp's cvector-generator captures
+the output of block N - 1. They are told apart by the type of ``controlvector.layer_count``, u32
+and i32. ``layer`` here always counts blocks: with --layer 14, repeng's direction.14 and
+cvector-generator's direction.15 are read.
+
+What an artefact does not say (centroids, how far along the direction they lie, spreads, gate,
+trust limit) depends on the model and its quantization: it is measured on the model.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+from mars_gguf.convert.geometry import Array, Centroids
+from mars_gguf.errors import MarsError
+from mars_gguf.steering import coordinate, projection
+from mars_gguf.vectors import MAX_FILE_BYTES
+
+SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
+ARRAYS = ("direction", "centroid.safe", "centroid.unsafe", "shift.image", "shift.video")
+MIN_COSINE = 0.1
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """What was measured elsewhere of block ``layer``; arrays are float64 [n_embd].
+
+    ``safe`` and ``unsafe`` are None where the file has a direction only. ``n_layer`` is the number
+    of blocks the file tells of, None if it is one.
+    """
+
+    layer: int
+    direction: Array
+    safe: Array | None = None
+    unsafe: Array | None = None
+    shifts: Mapping[str, Array] = field(default_factory=dict)
+    n_layer: int | None = None
+    origin: str = "artefact"
+
+    def require_fits(self, n_layer: int, n_embd: int) -> None:
+        """Raise MarsError unless the artefact is of a model of this shape."""
+        if self.n_layer not in (None, n_layer):
+            hint = ": leave out row 0, the embeddings" if self.n_layer == n_layer + 1 else ""
+            raise MarsError(
+                f"{self.origin}: found {self.n_layer} blocks, expected the model's {n_layer}{hint}"
+            )
+        if len(self.direction) != n_embd:
+            raise MarsError(
+                f"{self.origin}: found arrays of {len(self.direction)} values, expected the "
+                f"model's n_embd, {n_embd}. Was it measured on another model?"
+            )
+        if not 1 <= self.layer < n_layer:
+            raise MarsError(f"{self.origin}: found block {self.layer}, expected 1 to {n_layer - 1}")
+
+    @property
+    def has_centroids(self) -> bool:
+        """Whether both centroids are given, and with them the direction's length and sign."""
+        return self.safe is not None and self.unsafe is not None
+
+    def cosine(self, measured: Centroids) -> float:
+        """Cosine of the direction and what the model itself makes of harmful and harmless
+        prompts at this block."""
+        r = measured.direction[self.layer]
+        return float(self.direction @ r / np.linalg.norm(self.direction) / np.linalg.norm(r))
+
+    def place(self, measured: Centroids) -> Centroids:
+        """The centroids [L, d] to go on with: the measured ones, at this block the artefact's.
+
+        A direction without centroids starts at the safe centroid (measured, if not given), is as
+        long as the difference of the measured centroids is along it, and is turned around if it
+        points from harmful to harmless. Raises MarsError for a direction that is not this
+        model's refusal direction at all (cosine below MIN_COSINE).
+        """
+        cosine = self.cosine(measured)
+        cosine = self.cosine(measured)
+        if abs(cosine) < MIN_COSINE or (self.has_centroids and cosine < 0):
+            raise MarsError(
+                f"{self.origin}: at block {self.layer} its direction has cosine {cosine:.2f} with "
+                "the difference between harmful and harmless prompts on this model, expected at "
+                f"least {MIN_COSINE}. Another block, another model, or safe and unsafe mixed up?"
+            )
+        unit = self.direction / np.linalg.norm(self.direction)
+        along = float(measured.direction[self.layer] @ unit) * unit
+        safe, unsafe = self.safe, self.unsafe
+        if safe is None:
+            safe = measured.safe[self.layer] if unsafe is None else unsafe - along
+        if unsafe is None:
+            unsafe = safe + along
+        placed = Centroids(measured.safe.copy(), measured.unsafe.copy())
+        placed.safe[self.layer], placed.unsafe[self.layer] = safe, unsafe
+        return placed
+
+    def notes(self, measured: Centroids) -> list[str]:
+        """What the user should know of how the artefact and the model agree."""
+        cosine = self.cosine(measured)
+        found = [
+            f"The direction is not measured here: {self.origin}. Its cosine with the one that "
+            f"this conversion measured at block {self.layer} is {abs(cosine):.2f}."
+        ]
+        if cosine < 0:
+            found.append("It pointed from harmful to harmless and was turned around.")
+        placed = self.place(measured)
+        safe, unsafe = placed.safe[self.layer], placed.unsafe[self.layer]
+        t = float(coordinate(measured.safe[self.layer], safe, projection(unsafe - safe)))
+        if abs(t) > 0.5:
+            found.append(
+                f"Harmless prompts of this conversion lie at t = {t:.2f}, not at the given safe "
+                "centroid (0): other prompts, another chat template, or another block."
+            )
+        return found
+
+
+def is_artefact(path: Path) -> bool:
+    """Whether the file is one this module reads: by suffix, or a GGUF control vector."""
+    return path.suffix.lower() in SUFFIXES or _is_control_vector(path)
+
+
+def read_artefact(path: Path, layer: int | None = None) -> Artefact:
+    """Read and check an artefact; ``layer`` (--layer) is the block, if the file does not say.
+
+    Raises MarsError naming what is missing or wrong: see the module docstring for what is expected.
+    """
+    if not path.is_file():
+        raise MarsError(f"{path}: no such file")
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise MarsError(
+            f"{path}: {path.stat().st_size} bytes, expected at most {MAX_FILE_BYTES}: an artefact "
+            "holds directions or centroids. Is it the model?"
+        )
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        return _control_vector(path, layer)
+    loader = {".safetensors": _load_safetensors, ".npz": _load_npz}.get(suffix, _load_pt)
+    return _artefact(path, loader(path), layer)
+
+
+def _artefact(path: Path, values: Mapping[str, Any], layer: int | None) -> Artefact:
+    unknown = sorted(set(values) - {*ARRAYS, "layer"})
+    if unknown:
+        raise MarsError(
+            f"{path}: unknown names {', '.join(map(repr, unknown))}, expected 'layer' and some of "
+            f"{', '.join(map(repr, ARRAYS))}"
+        )
+    centroids = [name in values for name in ARRAYS[1:3]]
+    if "direction" not in values and not all(centroids):
+        missing = " and ".join(
+            repr(name) for name, there in zip(ARRAYS[1:3], centroids, strict=True) if not there
+        )
+        raise MarsError(
+            f"{path}: {missing} missing; expected 'direction', or both 'centroid.safe' and "
+            "'centroid.unsafe'"
+        )
+    layer = _layer(path, values.get("layer"), layer)
+    arrays = {name: _numbers(path, name, values[name]) for name in ARRAYS if name in values}
+    shapes = {name: array.shape for name, array in arrays.items()}
+    if len(set(shapes.values())) != 1 or len(next(iter(shapes.values()))) not in (1, 2):
+        raise MarsError(
+            f"{path}: found shapes {shapes}, expected all [n_embd] or all [n_layer, n_embd]"
+        )
+    n_layer = None
+    first = next(iter(arrays.values()))
+    if first.ndim == 2:
+        n_layer = len(first)
+        if not 0 <= layer < n_layer:
+            raise MarsError(f"{path}: found {n_layer} blocks, but the layer is {layer}")
+        arrays = {name: array[layer] for name, array in arrays.items()}
+    safe, unsafe = arrays.get("centroid.safe"), arrays.get("centroid.unsafe")
+    direction = arrays.get("direction")
+    if safe is not None and unsafe is not None:
+        difference = unsafe - safe
+        if direction is not None and not _parallel(direction, difference):
+            raise MarsError(
+                f"{path}: 'direction' does not point from 'centroid.safe' to 'centroid.unsafe'. "
+                "Leave one of them out."
+            )
+        direction = difference
+    assert direction is not None
+    if not direction.any():
+        raise MarsError(f"{path}: the direction at block {layer} is zero")
+    shifts = {m: arrays[f"shift.{m}"] for m in ("image", "video") if f"shift.{m}" in arrays}
+    return Artefact(layer, direction, safe, unsafe, shifts, n_layer, path.name)
+
+
+def _layer(path: Path, found: Any, wanted: int | None) -> int:
+    if found is None:
+        if wanted is None:
+            raise MarsError(f"{path}: 'layer' missing; say of which block this is with --layer")
+        return wanted
+    number = np.asarray(found)
+    if number.size != 1 or not np.issubdtype(number.dtype, np.integer):
+        raise MarsError(f"{path}: 'layer' is {found!r:.60}, expected one integer")
+    if wanted not in (None, int(number.item())):
+        raise MarsError(
+            f"{path}: found 'layer' {int(number.item())}, but --layer {wanted}. Leave out --layer."
+        )
+    return int(number.item())
+
+
+def _numbers(path: Path, name: str, value: Any) -> Array:
+    array = np.asarray(value)
+    if not np.issubdtype(array.dtype, np.number) or np.issubdtype(array.dtype, np.complexfloating):
+        raise MarsError(f"{path}: {name!r} has type {array.dtype}, expected numbers")
+    if not np.isfinite(array).all():
+        raise MarsError(f"{path}: {name!r} has NaN or infinite values, expected finite ones")
+    return array.astype(np.float64)
+
+
+def _parallel(a: Array, b: Array) -> bool:
+    return float(a @ b) > 0.999 * float(np.linalg.norm(a) * np.linalg.norm(b))
+
+
+# Formats -----------------------------------------------------------------------------------------
+
+
+def _load_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, TypeError, AttributeError) as error:
+        raise MarsError(
+            f"{path}: cannot be read as safetensors ({error}); save float32 arrays"
+        ) from error
+
+
+def _load_npz(path: Path) -> dict[str, Any]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > MAX_FILE_BYTES:
+            raise MarsError(f"{path}: unpacks to {size} bytes, expected at most {MAX_FILE_BYTES}")
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except MarsError:
+        raise
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise MarsError(
+            f"{path}: cannot be read as .npz without running a pickle in it ({error}); save plain "
+            "arrays with numpy.savez"
+        ) from error
+
+
+def _load_pt(path: Path) -> dict[str, Any]:
+    try:
+        import torch
+    except ImportError as error:
+        raise MarsError(
+            f"{path}: reading .pt needs torch ({error}): pip install 'mars-gguf[convert]'"
+        ) from error
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle.UnpicklingError, zip and pickle errors of any kind
+        raise MarsError(
+            f"{path}: cannot be read as tensors alone (weights_only: nothing in the file is "
+            f"executed): {str(error).splitlines()[0] if str(error) else type(error).__name__}. "
+            "Save a dict of tensors with torch.save."
+        ) from error
+    if torch.is_tensor(content):
+        content = {"direction": content}
+    if not isinstance(content, dict):
+        raise MarsError(f"{path}: found {type(content).__name__}, expected a dict of tensors")
+    return {
+        str(name): value.detach().double().numpy()
+        if torch.is_tensor(value) and value.is_floating_point()
+        else value
+        for name, value in content.items()
+    }
+
+
+def _is_control_vector(path: Path) -> bool:
+    if not path.is_file() or path.stat().st_size > MAX_FILE_BYTES:
+        return False
+    with path.open("rb") as file:
+        # Writers put general.architecture first; its value lies in the first bytes.
+        return file.read(4) == b"GGUF" and b"controlvector" in file.read(200)
+
+
+def _control_vector(path: Path, layer: int | None) -> Artefact:
+    try:
+        reader = gguf.GGUFReader(path)
+        count = reader.fields.get("controlvector.layer_count")
+        directions = {
+            int(tensor.name.removeprefix("direction.")): np.array(tensor.data, np.float64)
+            for tensor in reader.tensors
+            if tensor.name.startswith("direction.")
+            and tensor.tensor_type == gguf.GGMLQuantizationType.F32
+        }
+        ours = "mars.version" in reader.fields
+    except Exception as error:  # gguf-py raises whatever its arithmetic ran into
+        raise MarsError(f"{path}: damaged, or no control vector ({error!r:.200})") from error
+    if ours:
+        raise MarsError(f"{path}: this is a vector of mars_gguf already. Give it with --vector.")
+    if not directions:
+        raise MarsError(f"{path}: no tensor direction.N of type F32, expected one a layer")
+    from_generator = count is not None and count.types[-1] == gguf.GGUFValueType.INT32
+    tool, offset = ("cvector-generator", 1) if from_generator else ("repeng", 0)
+    blocks = sorted(n - offset for n in directions)
+    if layer is None:
+        if len(blocks) > 1:
+            raise MarsError(
+                f"{path}: found directions of blocks {blocks[0]} to {blocks[-1]}; choose one with "
+                "--layer"
+            )
+        layer = blocks[0]
+    if layer not in blocks:
+        raise MarsError(
+            f"{path}: no direction of block {layer} (direction.{layer + offset} of {tool}), found "
+            f"blocks {blocks[0]} to {blocks[-1]}"
+        )
+    name = f"direction.{layer + offset}"
+    direction = _numbers(path, name, directions[layer + offset])
+    if direction.ndim != 1 or not direction.any():
+        raise MarsError(f"{path}: {name} of shape {direction.shape} is zero or not [n_embd]")
+    return Artefact(layer, direction, origin=f"{path.name} ({tool}, {name})")

@@ -1,0 +1,460 @@
+"""Hidden states of a transformers checkpoint: what extract.py does for GGUF models, in torch.
+
+Forward hooks on the language model's blocks keep the last token's row of every block's output.
+(The last entry of transformers' ``hidden_states`` is after the final norm: no block's output.)
+Of a batch, everything but the last tokens goes into a key-value cache once; the last tokens run on
+copies of it, as often as another block is to be steered. Where a model's cached pass does not
+repeat its plain pass, which is tried on the first batch, whole prompts run each time instead.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from llama_cpp.llama_chat_format import guess_chat_format_from_gguf_metadata
+
+from mars_gguf.convert.extract import OWN_FORMATS, Prompt
+from mars_gguf.errors import MarsError, ModelError
+from mars_gguf.hooks import Rows
+from mars_gguf.vectors import ModelFingerprint
+
+try:
+    import torch
+    import transformers
+except ImportError as error:
+    raise MarsError(
+        f"converting from transformers needs torch and transformers ({error}): "
+        "pip install 'mars-gguf[convert]'"
+    ) from error
+
+Inputs = dict[str, Any]
+Visit = Callable[[int, Any], Any]
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+# transformers' model types whose architecture has another name in GGUF (gguf.MODEL_ARCH_NAMES).
+# Empty: it depends on more than the type, so it is not compared.
+_GGUF_NAMES = {
+    "mistral": "", "mistral3": "", "mixtral": "", "qwen2_5_vl": "qwen2vl", "cohere": "command-r",
+    "phi": "phi2",
+}  # fmt: skip
+
+
+class Session:
+    """A batch of prompts. ``cached``: the last tokens run on a cache of all others."""
+
+    def __init__(self, extractor: TransformersExtractor, inputs: Inputs) -> None:
+        self.extractor, self.inputs = extractor, inputs
+        self.cached = False
+        self._head: Any = None
+
+    def observe(self) -> tuple[Rows, Rows]:
+        """Hidden states after every block, [n, n_layer, n_embd], and logits of the first token,
+        [n, n_vocab], of all prompts of the batch."""
+        return self._observe(self._forward)
+
+    def steered(self, layer: int, additions: Rows) -> Rows:
+        """Logits of the first token, [n, n_vocab], with ``additions`` [n, n_embd] added to the
+        output of block ``layer`` at the last token of each prompt."""
+
+        def add(index: int, hidden: Any) -> Any:
+            if index != layer:
+                return None
+            hidden = hidden.clone()
+            hidden[:, -1] += torch.from_numpy(additions).to(hidden)
+            return hidden
+
+        with self.extractor.visiting(add):
+            return self._forward()
+
+    def cache_works(self) -> bool:
+        """Whether the last token on a cache of the others gives what the whole prompt gives."""
+        whole, _ = self._observe(self._forward_whole)
+        try:
+            parts, _ = self._observe(self._forward_last)
+        except Exception:  # of any kind, from any architecture's code: then not this way
+            self._head = None
+            return False
+        tolerance = max(1e-3, 8 * torch.finfo(self.extractor.model.dtype).eps)
+        difference = np.linalg.norm(whole - parts, axis=-1)
+        return bool((difference <= tolerance * np.linalg.norm(whole, axis=-1)).all())
+
+    def _observe(self, forward: Callable[[], Rows]) -> tuple[Rows, Rows]:
+        extractor = self.extractor
+        n = len(self.inputs["input_ids"])
+        states = np.empty((n, extractor.n_layer, extractor.n_embd), np.float32)
+        missing = set(range(extractor.n_layer))
+
+        def keep(index: int, hidden: Any) -> None:
+            if hidden.dim() != 3 or hidden.shape[::2] != (n, extractor.n_embd):
+                raise ModelError(
+                    f"block {index} puts out a tensor of shape {list(hidden.shape)}, expected "
+                    f"[{n}, tokens, {extractor.n_embd}]: this architecture cannot be steered"
+                )
+            states[:, index] = hidden[:, -1].float().cpu().numpy()
+            missing.discard(index)
+
+        with extractor.visiting(keep):
+            logits = forward()
+        if missing:
+            raise ModelError(f"blocks {sorted(missing)} were not run: this model skips blocks")
+        if not np.isfinite(states).all():
+            raise ModelError(
+                f"hidden states in {extractor.model.dtype} have NaN or infinite entries. "
+                "Use --dtype bfloat16 or float32."
+            )
+        return states, logits
+
+    def _forward(self) -> Rows:
+        return self._forward_last() if self.cached else self._forward_whole()
+
+    def _forward_whole(self) -> Rows:
+        return self._run(self.inputs, use_cache=False)
+
+    def _forward_last(self) -> Rows:
+        ids, mask = self.inputs["input_ids"], self.inputs["attention_mask"]
+        if self._head is None:
+            self._head = self._prefill()
+        last: Inputs = {"input_ids": ids[:, -1:], "attention_mask": mask}
+        if "position_ids" in self.inputs:
+            last["position_ids"] = self.inputs["position_ids"][:, -1:]
+        for deltas in self._rope_deltas():
+            positions = mask.sum(-1, keepdim=True) - 1 + deltas
+            last["position_ids"] = positions.expand(3, -1, -1)
+        return self._run(last, use_cache=True, past_key_values=copy.deepcopy(self._head))
+
+    def _prefill(self) -> Any:
+        """The key-value cache of all tokens but the last."""
+        for module in self.extractor.model.modules():
+            if hasattr(module, "rope_deltas"):
+                module.rope_deltas = None  # of the batch before
+        ids = self.inputs["input_ids"]
+        head = {
+            name: x[:, :-1] if torch.is_tensor(x) and x.shape == ids.shape else x
+            for name, x in self.inputs.items()
+        }
+        with self.extractor.visiting(None):
+            return self.extractor.run(head, use_cache=True).past_key_values
+
+    def _rope_deltas(self) -> list[Any]:
+        """Where pictures take fewer positions than tokens (M-RoPE), what to add to the rest, as
+        the model noted it in the pass over them."""
+        deltas = [getattr(m, "rope_deltas", None) for m in self.extractor.model.modules()]
+        return [d for d in deltas if d is not None]
+
+    def _run(self, inputs: Inputs, **options: Any) -> Rows:
+        logits: Rows = self.extractor.run(inputs, **options).logits[:, -1].float().cpu().numpy()
+        return logits
+
+
+class TransformersExtractor:
+    """A causal or image-text-to-text model of transformers, opened for measuring.
+
+    model: a local directory, or a hub id (with ``revision``).
+    dtype: of the weights; "auto": as they are stored.
+    device: "auto" takes CUDA, else MPS, else the CPU.
+    images: whether prompts will have pictures, if the model takes them; it then needs its
+        processor.
+    trust_remote_code: run code that comes with the model. Off: such models are refused.
+
+    Raises ModelError for a model that does not load, or that cannot be measured.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        dtype: str = "auto",
+        device: str = "auto",
+        batch_size: int = 8,
+        images: bool = True,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        verbose: bool = False,
+    ) -> None:
+        if not verbose:
+            transformers.utils.logging.disable_progress_bar()
+            transformers.utils.logging.set_verbosity_error()
+        if batch_size < 1:
+            raise MarsError(f"--batch-size: found {batch_size}, expected at least 1")
+        require_checkpoint(model)
+        self.name, self.batch_size = model, batch_size
+        self.backend = f"transformers {transformers.__version__}"
+        self._options: Inputs = {"trust_remote_code": trust_remote_code}
+        if revision is not None:
+            self._options["revision"] = revision
+        config = self._load(transformers.AutoConfig)
+        if config.is_encoder_decoder:
+            raise ModelError(f"{model}: an encoder-decoder model, expected a decoder-only one")
+        text = config.get_text_config(decoder=True)
+        multimodal = text is not config
+        kind = (
+            transformers.AutoModelForImageTextToText
+            if multimodal
+            else transformers.AutoModelForCausalLM
+        )
+        self.processor = self._processor() if multimodal and images else None
+        self.tokenizer = (
+            self.processor.tokenizer if self.processor else self._load(transformers.AutoTokenizer)
+        )
+        self.template = self._template()
+        # Where llama-cpp-python renders by a format of its own, that is what the runtime sees.
+        guess = guess_chat_format_from_gguf_metadata({"tokenizer.chat_template": self.template})
+        self._own_format = None if multimodal else OWN_FORMATS.get(guess or "")
+        self.tokenizer.padding_side = "left"
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.model = self._load(kind, dtype=dtype, device_map=_device(device)).eval()
+        self.n_layer, self.n_embd = text.num_hidden_layers, text.hidden_size
+        self._visit: Visit | None = None
+        for index, block in enumerate(_blocks(self.model, self.n_layer)):
+            block.register_forward_hook(self._hook(index))
+        self._accepts = inspect.signature(self.model.forward).parameters
+        self._multimodal = multimodal
+        self._cache_works: dict[int, bool] = {}
+        self.fingerprint = ModelFingerprint(
+            architecture=_architecture(config.model_type, text.model_type),
+            name="",  # what GGUF calls general.name is not known here
+            n_layer=self.n_layer,
+            n_embd=self.n_embd,
+            quantization="",
+            chat_template_sha256=hashlib.sha256(self.template.encode()).hexdigest(),
+            tokenizer_sha256=_tokenizer_sha256(self.tokenizer),
+        )
+
+    @property
+    def sees_images(self) -> bool:
+        """Whether prompts may have pictures."""
+        return self.processor is not None
+
+    def close(self) -> None:
+        """Free the model."""
+        del self.model
+
+    # Loading -----------------------------------------------------------------------------------
+
+    def _load(self, kind: Any, **options: Any) -> Any:
+        try:
+            return kind.from_pretrained(self.name, **self._options, **options)
+        except Exception as error:  # whatever its readers of files make of these
+            reason = " ".join(str(error).split())
+            raise ModelError(
+                f"{self.name}: transformers could not load it as {kind.__name__}: {reason:.400}"
+            ) from error
+
+    def _processor(self) -> Any:
+        advice = "To measure text alone, use --modality text."
+        try:
+            processor = self._load(transformers.AutoProcessor)
+        except ModelError as error:
+            raise ModelError(f"{error}. {advice}") from error
+        if getattr(processor, "image_processor", None) is None:
+            raise ModelError(f"{self.name}: its processor takes no images. {advice}")
+        return processor
+
+    def _template(self) -> str:
+        template = getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template
+        if isinstance(template, dict):
+            template = template.get("default")
+        if not template:
+            raise ModelError(
+                f"{self.name}: this model has no chat template, expected a chat model: refusal is "
+                "measured on chat prompts. Use the instruct version of the model."
+            )
+        return str(template)
+
+    # Prompts to tensors ------------------------------------------------------------------------
+
+    def render(self, prompt: Prompt) -> str:
+        """The chat template's text for one user message, media as the processor's markers."""
+        if self._own_format is not None:
+            return self._own_format(messages=[{"role": "user", "content": prompt.text}]).prompt
+        parts = [{"type": "image"} for _ in prompt.images]
+        parts.append({"type": "text", "text": prompt.text})
+        # Templates of models that see want a list of parts, those of text models a string; each
+        # kind may drop the other silently.
+        contents: list[Any] = [prompt.text] if not self._multimodal else [parts, prompt.text]
+        failure: object = "the rendered prompt does not hold the user's text"
+        for content in contents if not prompt.images else contents[:1]:
+            try:
+                text = self.tokenizer.apply_chat_template(
+                    [{"role": "user", "content": content}],
+                    chat_template=self.template,
+                    tokenize=False,
+                    add_generation_prompt=True,
+                )
+            except Exception as error:  # jinja2's, or whatever the template calls
+                failure = error
+                continue
+            if prompt.text.strip() in text:
+                return str(text)
+        raise ModelError(f"{self.name}: the chat template cannot be used: {failure}")
+
+    def _inputs(self, prompts: Sequence[Prompt]) -> Inputs:
+        texts = [self.render(prompt) for prompt in prompts]
+        images = [[image.convert("RGB") for image in prompt.images] for prompt in prompts]
+        begun = self.tokenizer.bos_token is not None and texts[0].startswith(
+            self.tokenizer.bos_token
+        )
+        # As llama.cpp does: the template alone for text models; with a projector (and after
+        # llama-cpp-python's own formats) the tokenizer adds what the text leaves out.
+        adds = self._multimodal or self._own_format is not None
+        options = {
+            "padding": True,
+            "return_tensors": "pt",
+            "add_special_tokens": adds and not begun,
+        }
+        if not images[0]:
+            encoded = self.tokenizer(texts, **options)
+        elif self.processor is None:
+            raise ModelError(f"{self.name}: a prompt with pictures, but no processor for them")
+        else:
+            try:
+                encoded = self.processor(text=texts, images=images, **options)
+            except (ValueError, TypeError, IndexError) as error:
+                raise ModelError(
+                    f"{self.name}: its processor does not take {len(images[0])} picture(s) in one "
+                    f"prompt: {error}"
+                ) from error
+        device, dtype = self.model.device, self.model.dtype
+        inputs = {
+            name: x.to(device, dtype if x.is_floating_point() else None)
+            for name, x in encoded.items()
+            if torch.is_tensor(x) and (name in self._accepts or name != "token_type_ids")
+        }
+        if not self._multimodal and "position_ids" in self._accepts:
+            inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        return inputs
+
+    # Running -----------------------------------------------------------------------------------
+
+    def sessions(self, prompts: Sequence[Prompt]) -> Iterator[tuple[list[int], Session]]:
+        """Sessions over ``prompts`` in order, ``batch_size`` prompts in each, fewer where prompts
+        with and without pictures meet. Yields the prompts' indices and the session."""
+        start = 0
+        while start < len(prompts):
+            count = len(prompts[start].images)
+            stop = start + 1
+            while (
+                stop < min(len(prompts), start + self.batch_size)
+                and len(prompts[stop].images) == count
+            ):
+                stop += 1
+            session = Session(self, self._inputs(prompts[start:stop]))
+            if count not in self._cache_works:
+                self._cache_works[count] = session.cache_works()
+            session.cached = self._cache_works[count]
+            yield list(range(start, stop)), session
+            start = stop
+
+    @contextmanager
+    def visiting(self, visit: Visit | None) -> Iterator[None]:
+        """Within this block every pass calls ``visit`` (None: nothing) with each block's index and
+        output [n, tokens, n_embd], and goes on with what it returns, unless that is None."""
+        outer, self._visit = self._visit, visit
+        try:
+            yield
+        finally:
+            self._visit = outer
+
+    def _hook(self, index: int) -> Any:
+        def hook(_block: Any, _inputs: Any, output: Any) -> Any:
+            if self._visit is None:
+                return None
+            hidden = output[0] if isinstance(output, tuple) else output
+            changed = self._visit(index, hidden)
+            if changed is None or not isinstance(output, tuple):
+                return changed
+            return (changed, *output[1:])
+
+        return hook
+
+    def run(self, inputs: Inputs, **options: Any) -> Any:
+        """The model's output for ``inputs``; logits of the last token where it can choose."""
+        if "logits_to_keep" in self._accepts:
+            options["logits_to_keep"] = 1
+        with torch.inference_mode():
+            return self.model(**inputs, **options)
+
+
+def require_checkpoint(model: str) -> None:
+    """Raise ModelError unless ``model`` is a directory with a model in it, or looks like a hub id
+    (ORG/NAME)."""
+    path = Path(model)
+    if not path.exists():
+        if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", model):
+            return
+        raise ModelError(f"{model}: no such file or directory, and not a hub id (ORG/NAME)")
+    if not path.is_dir():
+        raise ModelError(f"{model}: not a directory, expected a transformers model")
+    if not (path / "config.json").is_file():
+        raise ModelError(
+            f"{model}: no config.json in this directory, expected a transformers model (as "
+            "save_pretrained writes it)"
+        )
+    if not any(f.suffix in (".safetensors", ".bin") for f in path.iterdir()):
+        raise ModelError(
+            f"{model}: no weights in this directory, expected *.safetensors beside config.json. "
+            "Is the download complete?"
+        )
+
+
+def _device(name: str) -> str:
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        return next(device for device, there in available.items() if there)
+    if not available.get(name):
+        found = ", ".join(device for device, there in available.items() if there)
+        raise MarsError(f"--device: found {name!r}, this machine has {found}")
+    return name
+
+
+def _blocks(model: Any, n_layer: int) -> Any:
+    """The language model's list of blocks: the outermost of ``n_layer`` modules within it."""
+    for name, module in model.get_decoder().named_modules():
+        tower = re.search("vision|visual|image|audio|speech", name)
+        if isinstance(module, torch.nn.ModuleList) and len(module) == n_layer and not tower:
+            return module
+    raise ModelError(
+        f"{type(model).__name__}: found no list of {n_layer} blocks in its language model: this "
+        "architecture cannot be measured"
+    )
+
+
+def _architecture(*model_types: str) -> str:
+    """GGUF's name for the architecture of a model of one of these types, "" if not sure."""
+    plain = {re.sub(r"\W|_", "", name): name for name in gguf.MODEL_ARCH_NAMES.values()}
+    for model_type in model_types:
+        name = model_type.removesuffix("_text")
+        if name in _GGUF_NAMES:
+            return _GGUF_NAMES[name]
+        if (found := plain.get(re.sub(r"\W|_", "", name))) is not None:
+            return found
+    return ""
+
+
+def _tokenizer_sha256(tokenizer: Any) -> str:
+    """As mars_gguf.llama.fingerprint has it for the GGUF of the same model. "" for tokenizers that
+    are no byte-level BPE: converting to GGUF changes texts of theirs."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    decoder = type(getattr(backend, "decoder", None)).__name__
+    if backend is None or type(backend.model).__name__ != "BPE" or decoder != "ByteLevel":
+        return ""
+    texts = hashlib.sha256()
+    for token in tokenizer.convert_ids_to_tokens(range(len(tokenizer))):
+        if token is not None:
+            texts.update(token.encode() + b"\n")
+    return texts.hexdigest()

@@ -1,0 +1,216 @@
+"""``python -m mars_gguf.convert.parity MODEL.gguf CHECKPOINT``: measure one model through both
+extractors and print how they agree, as a Markdown table.
+
+Of the same weights (an F32 GGUF against float32) the two agree up to rounding; a quantized GGUF
+against its float32 checkpoint shows what quantization does to hidden states and coordinates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mars_gguf.cli import command
+from mars_gguf.convert.extract import GgufExtractor, Prompt
+from mars_gguf.convert.extract_transformers import DEVICES, DTYPES, TransformersExtractor
+from mars_gguf.convert.geometry import Array
+from mars_gguf.convert.measure import Conversion, Extractor, Options, convert
+from mars_gguf.convert.probes import neutral_probes
+from mars_gguf.convert.prompts import ContrastPrompts, builtin_contrast, read_prompts
+from mars_gguf.errors import MarsError
+from mars_gguf.hooks import Rows, require_gguf
+
+HEADING = "## Parity"
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How two extractors of one model agree.
+
+    names: of the two.
+    cosine: by modality, cosine of the two hidden states after every block, [n, L].
+    t: coordinates t of held-out text prompts by the two, each by its own geometry, [2, n, L].
+    conversions, seconds: what each selected, and how long converting took.
+    """
+
+    names: tuple[str, str]
+    cosine: dict[str, Array]
+    t: Array
+    conversions: tuple[Conversion, Conversion]
+    seconds: tuple[float, float]
+
+    @property
+    def layers(self) -> tuple[int, int]:
+        """The selected blocks."""
+        a, b = self.conversions
+        return a.vector.layer, b.vector.layer
+
+    def table(self) -> str:
+        """The whole as Markdown."""
+        difference = np.abs(self.t[0] - self.t[1])
+        modalities = list(self.cosine)
+        lines = [
+            f"{HEADING}: {self.names[0]} and {self.names[1]}",
+            "",
+            "Cosine of the hidden states of one prompt, the least over "
+            + ", ".join(f"{len(c)} {m} prompts" for m, c in self.cosine.items())
+            + f"; difference of t, the mean and the largest over {difference.shape[0]} held-out "
+            "text prompts.",
+            "",
+            "| block | "
+            + " | ".join(f"cosine, {m}" for m in modalities)
+            + " | difference of t | largest |",
+            "| --- " * (len(modalities) + 3) + "|",
+        ]
+        for block in range(difference.shape[1]):
+            cells = [f"{self.cosine[m][:, block].min():.6f}" for m in modalities]
+            cells += [f"{difference[:, block].mean():.4f}", f"{difference[:, block].max():.4f}"]
+            name = f"**{block}**" if block in self.layers else str(block)
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines += [
+            "",
+            "| | " + " | ".join(self.names) + " |",
+            "| --- | --- | --- |",
+            "| selected block | " + " | ".join(map(str, self.layers)) + " |",
+            "| seconds | " + " | ".join(f"{s:.1f}" for s in self.seconds) + " |",
+        ]
+        return "\n".join(lines) + "\n"
+
+
+def compare(
+    a: Extractor,
+    b: Extractor,
+    contrast: ContrastPrompts,
+    neutral: Mapping[str, Sequence[Prompt]],
+    options: Options,
+    *,
+    names: tuple[str, str] = ("a", "b"),
+    n_prompts: int = 32,
+    progress: bool = False,
+) -> Parity:
+    """Convert with both extractors, and compare hidden states on ``n_prompts`` of each modality.
+
+    Raises MarsError if the two are not of one model.
+    """
+    differences = a.fingerprint.differences(b.fingerprint, force=True)
+    if differences:
+        raise MarsError(f"{names[0]} and {names[1]} are two models:\n  " + "\n  ".join(differences))
+    conversions, seconds = [], []
+    for extractor, name in ((a, names[0]), (b, names[1])):
+        began = time.perf_counter()
+        source = {"backend": name}
+        conversions.append(
+            convert(extractor, contrast, neutral, options, source=source, progress=progress)
+        )
+        seconds.append(time.perf_counter() - began)
+    _, held = contrast.split(options.held_out, options.seed)
+    text = [p for pair in zip(held.harmful, held.harmless, strict=False) for p in pair]
+    samples = {"text": [Prompt(p) for p in text]} | {m: list(p) for m, p in neutral.items()}
+    cosine = {
+        m: _cosine(_states(a, prompts[:n_prompts]), _states(b, prompts[:n_prompts]))
+        for m, prompts in samples.items()
+    }
+    sets = ("harmful text", "harmless text")
+    t = np.stack([np.concatenate([c.coordinates[s] for s in sets]) for c in conversions])
+    return Parity(
+        names,
+        cosine,
+        t,
+        (conversions[0], conversions[1]),
+        (seconds[0], seconds[1]),
+    )
+
+
+def _states(extractor: Extractor, prompts: Sequence[Prompt]) -> Rows:
+    return np.concatenate([s.observe()[0] for _, s in extractor.sessions(prompts)])
+
+
+def _cosine(a: Rows, b: Rows) -> Array:
+    lengths = np.linalg.norm(a.astype(np.float64), axis=-1) * np.linalg.norm(b, axis=-1)
+    return np.asarray(np.einsum("nld,nld->nl", a, b, dtype=np.float64) / lengths)
+
+
+def append_to_card(card: Path, table: str) -> None:
+    """Put the table at the end of a vector's card, in place of an older one."""
+    if not card.is_file():
+        raise MarsError(f"{card}: no such card. mars_gguf.convert writes one beside the vector.")
+    text = card.read_text(encoding="utf-8")
+    text = re.split(f"^{HEADING}: ", text, flags=re.MULTILINE)[0].rstrip()
+    card.write_text(f"{text}\n\n{table}", encoding="utf-8")
+
+
+def main(argv: list[str] | None = None) -> None:
+    p = argparse.ArgumentParser(prog="mars_gguf.convert.parity", description=__doc__)
+    p.add_argument("gguf", metavar="MODEL.gguf")
+    p.add_argument("checkpoint", metavar="CHECKPOINT", help="transformers directory or hub id")
+    p.add_argument("--mmproj", metavar="FILE", help="compare on pictures too")
+    p.add_argument("--harmful", metavar="FILE")
+    p.add_argument("--harmless", metavar="FILE")
+    p.add_argument("--pairs", type=int, metavar="N", help="use the first N prompts of each set")
+    p.add_argument("--neutral-media", metavar="PATH")
+    p.add_argument("--probes", type=int, default=32, metavar="N")
+    p.add_argument("--image-size", type=int, default=224, metavar="N")
+    p.add_argument("--dtype", choices=DTYPES, default="float32")
+    p.add_argument("--device", choices=DEVICES, default="auto")
+    p.add_argument("--batch-size", type=int, default=32, metavar="N")
+    p.add_argument("-ngl", "--n-gpu-layers", type=int, default=0, metavar="N")
+    p.add_argument("-t", "--threads", type=int, metavar="N")
+    p.add_argument("--card", type=Path, metavar="FILE", help="append the table to this card")
+    p.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
+    args = p.parse_args(argv)
+    with command():
+        print(run(args))
+
+
+def run(args: argparse.Namespace) -> str:
+    """Compare as the command line says; returns the table."""
+    if (args.harmful is None) != (args.harmless is None):
+        raise MarsError("--harmful and --harmless go together: give both files or neither")
+    contrast = builtin_contrast()
+    if args.harmful is not None:
+        contrast = ContrastPrompts(read_prompts(args.harmful), read_prompts(args.harmless))
+    contrast = ContrastPrompts(contrast.harmful[: args.pairs], contrast.harmless[: args.pairs])
+    require_gguf(args.gguf)
+    neutral = {}
+    if args.mmproj is not None:
+        neutral = neutral_probes(args.probes, args.image_size, 0, args.neutral_media)
+    checkpoint = TransformersExtractor(
+        args.checkpoint,
+        dtype=args.dtype,
+        device=args.device,
+        batch_size=args.batch_size,
+        images=args.mmproj is not None,
+    )
+    quantized = GgufExtractor(
+        args.gguf, args.mmproj, n_threads=args.threads, n_gpu_layers=args.n_gpu_layers
+    )
+    names = (
+        f"llama.cpp {quantized.fingerprint.quantization}",
+        f"transformers {str(checkpoint.model.dtype).removeprefix('torch.')}",
+    )
+    try:
+        parity = compare(
+            quantized,
+            checkpoint,
+            contrast,
+            neutral,
+            Options(),
+            names=names,
+            progress=not args.quiet,
+        )
+    finally:
+        quantized.close()
+        checkpoint.close()
+    if args.card is not None:
+        append_to_card(args.card, parity.table())
+    return parity.table()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Recipes: how a vector was made, as a TOML file that makes it again.
+
+    python -m mars_gguf.convert --recipe convert/NAME.toml
+
+    output = "../vectors/NAME.gguf"     # where the vector goes
+    untested = "why"                    # only if whoever ships the recipe could not run it
+
+    [model]
+    path = "model.gguf"                 # a GGUF file or a transformers directory, or
+    hub = "ORG/NAME"                    # a transformers model on the hub, with
+    revision = "..."                    # the commit
+    mmproj = "mmproj.gguf"
+    quantization = "Q4_K_M"             # checked (GGUF)
+    dtype = "bfloat16"                  # transformers
+    ctx_size = 4096                     # GGUF
+
+    [prompts]                           # without files: the built-in sets
+    harmful = "harmful.jsonl"
+    harmless = "harmless.jsonl"
+    sha256 = "..."                      # checked (prompts.prompt_set_sha256)
+
+    [neutral]
+    media = "neutral.jsonl"             # own pictures, or
+    count = 96                          # the number,
+    image_size = 224                    # width and height of pictures that are drawn
+    modalities = ["image"]              # default: all that the model takes
+
+    [calibration]
+    layers = "1-24"                     # candidate blocks, first and last
+    over_refusal = 0.01
+    seed = 0                            # of splits and drawn pictures
+
+Every key but output, one of path and hub, and prompts.sha256 may be left out. Paths are relative to
+the recipe. A recipe says what is measured; what machine it runs on (threads, device, batch size)
+stays with the command line.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mars_gguf.errors import MarsError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+MODALITIES = ("text", "image", "video")
+
+# Section and key: type, and the command's option it stands for.
+_KEYS: dict[str, dict[str, tuple[type, str]]] = {
+    "": {"output": (Path, "output"), "untested": (str, "untested")},
+    "model": {
+        "path": (Path, "input"),
+        "hub": (str, "input"),
+        "revision": (str, "revision"),
+        "mmproj": (Path, "mmproj"),
+        "quantization": (str, "quantization"),
+        "dtype": (str, "dtype"),
+        "ctx_size": (int, "ctx_size"),
+    },
+    "prompts": {
+        "harmful": (Path, "harmful"),
+        "harmless": (Path, "harmless"),
+        "sha256": (str, "prompts_sha256"),
+    },
+    "neutral": {
+        "media": (Path, "neutral_media"),
+        "count": (int, "probes"),
+        "image_size": (int, "image_size"),
+        "modalities": (list, "modality"),  # of MODALITIES
+    },
+    "calibration": {
+        "layers": (str, "layers"),
+        "over_refusal": (float, "over_refusal"),
+        "seed": (int, "seed"),
+    },
+}
+
+
+_EXPECTED = {
+    str: "text",
+    Path: "a path",
+    int: "a whole number",
+    float: "a number",
+    list: "a list",
+}
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The options of the convert command that a recipe stands for, by name; those it does not
+    name are absent. Raises MarsError for a file that is no recipe, naming the key."""
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise MarsError(f"{path}: no such recipe") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise MarsError(f"{path}: cannot be read as TOML ({error})") from error
+    sections = {name: value for name, value in content.items() if isinstance(value, dict)}
+    sections[""] = {name: value for name, value in content.items() if name not in sections}
+    options: dict[str, Any] = {}
+    for section, values in sections.items():
+        if section not in _KEYS:
+            raise MarsError(
+                f"{path}: unknown section [{section}], expected "
+                + ", ".join(f"[{name}]" for name in _KEYS if name)
+            )
+        options |= _section(path, section, values)
+    model = sections.get("model", {})
+    if ("path" in model) == ("hub" in model):
+        raise MarsError(f"{path}: [model] needs a path or a hub id, one of them")
+    for key, option in (("output", "output"), ("prompts.sha256", "prompts_sha256")):
+        if option not in options:
+            raise MarsError(f"{path}: {key} is missing")
+    return options
+
+
+def _has_type(value: object, kind: type) -> bool:
+    return type(value) is kind  # not isinstance: True is no whole number
+
+
+def _section(path: Path, section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    known = _KEYS[section]
+    options: dict[str, Any] = {}
+    value: Any
+    for key, value in values.items():
+        name = f"{section}.{key}" if section else key
+        if key not in known:
+            raise MarsError(f"{path}: unknown key {name}, expected one of {', '.join(known)}")
+        kind, option = known[key]
+        text = kind in (str, Path)
+        if kind is float and type(value) is int:
+            value = float(value)
+        if not _has_type(value, str if text else kind) or (text and not value):
+            raise MarsError(f"{path}: {name} is {value!r:.60}, expected {_EXPECTED[kind]}")
+        if kind is list and (not value or not set(map(str, value)) <= set(MODALITIES)):
+            raise MarsError(f"{path}: {name} is {value!r:.60}, expected some of {MODALITIES}")
+        options[option] = str(path.parent / value) if kind is Path else value
+    return options

@@ -1,0 +1,166 @@
+"""The convert command on GGUF models: bad input ends with a message, exit code 2 and no file."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from models import DEMO, DEMO_MMPROJ, random_llama
+
+from mars_gguf.convert.__main__ import main
+from mars_gguf.convert.prompts import builtin_contrast
+from mars_gguf.vectors import read_vector
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Path:
+    """A folder of good and bad input files."""
+    folder = tmp_path / "inputs"
+    folder.mkdir()
+    pairs = builtin_contrast()
+    for name, lines in {
+        "harmful": pairs.harmful[:32],
+        "harmless": pairs.harmless[:32],
+        "same": pairs.harmless[:32],
+        "seven": pairs.harmful[:7],
+        "repeated": pairs.harmful[:1] * 20,
+        "empty": [],
+        "comments": ["# nothing", "", "# else"],
+        "model.txt": ["this is no model"],
+        "broken.jsonl": ['{"prompt": 3}'],
+    }.items():
+        (folder / name).write_text("\n".join(lines), encoding="utf-8")
+    (folder / "latin1").write_bytes("Wo steht die T\xfcr?\n".encode("latin-1") * 9)
+    (folder / "cut.gguf").write_bytes(Path(DEMO).read_bytes()[:100_000])
+    (folder / "pictures").mkdir()
+    (folder / "pictures" / "a.png").write_bytes(b"\x89PNG no picture")
+    return folder
+
+
+def convert(*options: str, folder: Path, output: Path) -> None:
+    """Run the command; words that name an input file become its path."""
+    known = {path.name for path in folder.iterdir()}
+    words = [str(folder / word) if word in known else word for word in options]
+    sets = [] if "--harmful" in words else ["--harmful", str(folder / "harmful")]
+    sets += [] if "--harmless" in words else ["--harmless", str(folder / "harmless")]
+    main([*words, "-q", "-t", "1", "-o", str(output), *sets])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["missing.gguf"], "missing.gguf: no such file"),
+        (["model.txt"], "not a GGUF file (it starts with b'this', expected b'GGUF')"),
+        (["cut.gguf"], "llama.cpp could not load this model"),
+        (["pictures"], "no config.json in this directory"),
+        ([DEMO_MMPROJ], "llama.cpp could not load this model"),
+        ([DEMO, "--mmproj", "missing.gguf"], "missing.gguf: no such file"),
+        ([DEMO, "--mmproj", "model.txt"], "not a GGUF file"),
+        ([DEMO, "--mmproj", DEMO], "llama.cpp could not load this mmproj"),
+        ([DEMO, "--harmful", "empty"], "no prompts found"),
+        ([DEMO, "--harmless", "comments"], "no prompts found"),
+        ([DEMO, "--harmful", "seven"], "found 7 different prompts, expected at least 8"),
+        ([DEMO, "--harmless", "repeated"], "found 1 different prompts, expected at least 8"),
+        ([DEMO, "--harmful", "broken.jsonl"], "broken.jsonl, line 1: 'prompt' is 3"),
+        ([DEMO, "--harmful", "latin1"], "not UTF-8"),
+        ([DEMO, "--harmful", "nothing-here"], "nothing-here: no such file"),
+        ([DEMO, "--harmful", "same"], "the same mean hidden state"),
+        ([DEMO, "--layers", "x"], "--layers: found 'x', expected FIRST-LAST"),
+        ([DEMO, "--layers", "0-3"], "layers: found 0 to 3, expected a range within 1 to 7"),
+        ([DEMO, "--over-refusal", "1"], "--over-refusal: found 1.0"),
+        ([DEMO, "--modality", "image"], "--modality image: this model sees no pictures"),
+        ([DEMO, "--neutral-media", "pictures"], "--neutral-media: this model sees no pictures"),
+        ([DEMO, "--mmproj", DEMO_MMPROJ, "--neutral-media", "pictures"], "a.png: "),
+        ([DEMO, "--layer", "3"], "--model and --layer go with a direction measured elsewhere"),
+        ([], "no model: give a GGUF file, a transformers model, or --recipe"),
+    ],
+)  # fmt: skip
+def test_bad_input_ends_with_a_message_and_nothing_written(
+    options: list[str], message: str, inputs: Path, tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as ended:
+        convert(*options, folder=inputs, output=tmp_path / "v.gguf")
+    assert ended.value.code == 2
+    assert sorted(tmp_path.rglob("*")) == before
+    error = capfd.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_one_set_of_prompts_without_the_other_is_refused(
+    inputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([DEMO, "--harmful", str(inputs / "harmful")])
+    assert ended.value.code == 2
+    assert "--harmful and --harmless go together" in capsys.readouterr().err
+
+
+def test_an_mmproj_of_another_model_is_refused(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = random_llama(tmp_path / "other.gguf")
+    with pytest.raises(SystemExit) as ended:
+        convert(other, "--mmproj", DEMO_MMPROJ, folder=inputs, output=tmp_path / "v.gguf")
+    assert ended.value.code == 2
+    assert "Is it the mmproj that belongs to this model?" in capsys.readouterr().err
+    assert not (tmp_path / "v.gguf").exists()
+
+
+def test_a_model_without_a_chat_template_is_refused(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = random_llama(tmp_path / "other.gguf", template="")
+    with pytest.raises(SystemExit) as ended:
+        convert(other, folder=inputs, output=tmp_path / "v.gguf")
+    assert ended.value.code == 2
+    assert "has no chat template" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["model", "folder", "under-a-file", "no-rights"])
+def test_places_that_cannot_be_written_are_refused_before_measuring(
+    place: str, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "m.gguf"
+    model.write_bytes(Path(DEMO).read_bytes())
+    output = {
+        "model": model,
+        "folder": inputs,
+        "under-a-file": model / "v.gguf",
+        "no-rights": Path("/proc/v.gguf"),
+    }[place]
+    if place == "no-rights" and not Path("/proc").is_dir():
+        pytest.skip("no directory that nobody may write to")
+    with pytest.raises(SystemExit) as ended:
+        convert(str(model), folder=inputs, output=output)
+    assert ended.value.code == 2
+    assert str(output) in capsys.readouterr().err
+    assert model.read_bytes() == Path(DEMO).read_bytes()
+
+
+def test_a_failed_conversion_leaves_the_older_vector_as_it_was(
+    inputs: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "v.gguf"
+    convert(DEMO, "--no-plot", folder=inputs, output=output)
+    before = output.read_bytes()
+    assert read_vector(output).modalities == ["text"]
+    with pytest.raises(SystemExit):
+        convert(DEMO, "--harmful", "same", folder=inputs, output=output)
+    assert output.read_bytes() == before
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["inputs", "v.gguf", "v.md"]
+
+
+def test_the_module_runs_as_a_command_from_any_folder(inputs: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mars_gguf.convert", "missing.gguf"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == "error: missing.gguf: no such file\n"
+    assert sorted(tmp_path.iterdir()) == [inputs]

@@ -1,0 +1,177 @@
+"""Recipes: what they say, what is refused, and that they make the same vector again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from models import DEMO, DEMO_MMPROJ
+
+from mars_gguf import demo_model
+from mars_gguf.convert.__main__ import main
+from mars_gguf.convert.prompts import ContrastPrompts, builtin_contrast, read_prompts
+from mars_gguf.convert.recipes import read_recipe
+from mars_gguf.errors import MarsError
+from mars_gguf.vectors import read_vector
+
+SHIPPED = sorted((Path(__file__).parents[1] / "convert").glob("*.toml"))
+SHA256 = builtin_contrast().sha256
+MINIMAL = f"""
+output = "v.gguf"
+[model]
+path = "model.gguf"
+[prompts]
+sha256 = "{SHA256}"
+"""
+
+
+def recipe(folder: Path, text: str = MINIMAL) -> Path:
+    path = folder / "r.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_shipped_recipes_name_files_that_are_there_and_prompts_that_are_these(path: Path) -> None:
+    options = read_recipe(path)
+    assert Path(options["output"]).resolve().parent == path.parents[1] / "vectors"
+    for name in ("harmful", "harmless", "neutral_media", "mmproj"):
+        assert name not in options or Path(options[name]).exists()
+    contrast = builtin_contrast()
+    if "harmful" in options:
+        contrast = ContrastPrompts(*(read_prompts(options[n]) for n in ("harmful", "harmless")))
+    assert contrast.sha256 == options["prompts_sha256"]
+
+
+def test_there_is_a_recipe_of_the_shipped_model() -> None:
+    options = read_recipe(next(path for path in SHIPPED if path.name == "demo.toml"))
+    assert Path(options["input"]).samefile(demo_model.TEXT_MODEL)
+    assert "untested" not in options
+
+
+def test_paths_are_relative_to_the_recipe_and_names_are_not(tmp_path: Path) -> None:
+    assert read_recipe(recipe(tmp_path))["input"] == str(tmp_path / "model.gguf")
+    hub = MINIMAL.replace('path = "model.gguf"', 'hub = "ORG/NAME"\nrevision = "abc"')
+    options = read_recipe(recipe(tmp_path, hub))
+    assert (options["input"], options["revision"]) == ("ORG/NAME", "abc")
+    assert options["output"] == str(tmp_path / "v.gguf")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[model]", "[modell]", r"unknown section \[modell\], expected \[model\]"),
+        ("path", "paht", "unknown key model.paht, expected one of path, hub"),
+        ('"model.gguf"', "3", "model.path is 3, expected a path"),
+        ('"model.gguf"', '""', "model.path is '', expected a path"),
+        ('path = "model.gguf"', "", "needs a path or a hub id"),
+        ("path =", 'hub = "A/B"\npath =', "needs a path or a hub id, one of them"),
+        ("output", "outptu", "unknown key outptu, expected one of output, untested"),
+        ('output = "v.gguf"', "", "output is missing"),
+        ("sha256 =", "harmful =", "prompts.sha256 is missing"),
+        ("[prompts]", "[calibration]\nseed = 1.5\n[prompts]", "seed is 1.5, expected a whole"),
+        ("[prompts]", "[calibration]\nseed = true\n[prompts]", "seed is True, expected a whole"),
+        ("[prompts]", '[neutral]\nmodalities = ["smell"]\n[prompts]', "expected some of"),
+        ("[prompts]", '[neutral]\nmodalities = "image"\n[prompts]', "expected a list"),
+        ("[prompts]", "[prompts", "cannot be read as TOML"),
+        ("output", "\0", "cannot be read as TOML"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_recipe_is_named(
+    old: str, new: str, message: str, tmp_path: Path
+) -> None:
+    assert old in MINIMAL
+    with pytest.raises(MarsError, match=message):
+        read_recipe(recipe(tmp_path, MINIMAL.replace(old, new, 1)))
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        (MINIMAL, ["model.gguf"], "--recipe says what to measure: found input beside it"),
+        (MINIMAL, ["--seed", "3"], "--recipe says what to measure: found seed beside it"),
+        (MINIMAL, [], "model.gguf: no such file"),
+        (MINIMAL.replace(SHA256, "0" * 64), [], f"found prompts of sha256 {SHA256}"),
+        (
+            MINIMAL.replace("model.gguf", DEMO + '"\nquantization = "F16'),
+            [],
+            "found quantization 'Q4_K_M', the recipe says 'F16'",
+        ),
+        (MINIMAL.replace("path", "unknown"), [], "unknown key model.unknown"),
+    ],
+)  # fmt: skip
+def test_recipes_that_cannot_be_followed_end_with_a_message_and_no_file(
+    text: str, options: list[str], message: str, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    path = recipe(tmp_path, text)
+    with pytest.raises(SystemExit) as ended:
+        main(["--recipe", str(path), *options])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_no_such_recipe_ends_with_a_message(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--recipe", "nowhere.toml"])
+    assert ended.value.code == 2
+    assert "nowhere.toml: no such recipe" in capsys.readouterr().err
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A recipe of the shipped model on few of its prompts and pictures."""
+    folder = demo_model.FOLDER
+    contrast = []
+    for name in ("harmful", "harmless"):
+        contrast.append(read_prompts(folder / f"{name}.jsonl")[::4])
+        (tmp_path / name).write_text("\n".join(contrast[-1]))
+    rows: list[dict[str, Any]] = [
+        json.loads(line) for line in (folder / "neutral.jsonl").read_text().splitlines()[::8]
+    ]
+    for row in rows:
+        row["image"] = str(folder / row["image"])
+    (tmp_path / "neutral.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return recipe(
+        tmp_path,
+        f"""
+        output = "out/v.gguf"
+        untested = "it is made in a test"
+        [model]
+        path = "{DEMO}"
+        mmproj = "{DEMO_MMPROJ}"
+        quantization = "Q4_K_M"
+        ctx_size = 2048
+        [prompts]
+        harmful = "harmful"
+        harmless = "harmless"
+        sha256 = "{ContrastPrompts(*contrast).sha256}"
+        [neutral]
+        media = "neutral.jsonl"
+        modalities = ["image"]
+        [calibration]
+        layers = "4-6"
+        over_refusal = 0.05
+        """,
+    )
+
+
+def test_a_recipe_makes_the_same_bytes_again(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["--recipe", str(small), "-q", "-t", "2"])
+    first = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    main(["--recipe", str(small), "-q", "-t", "2", "-o", str(tmp_path / "again" / "v.gguf")])
+    again = {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()}
+    assert sorted(first) == ["v.gguf", "v.md", "v.png"]
+    assert first == again
+    vector = read_vector(tmp_path / "out" / "v.gguf")
+    assert vector.modalities == ["text", "image"]
+    assert 4 <= vector.layer <= 6
+    assert vector.calibration["over_refusal"] == pytest.approx(0.05)
+    assert vector.source["recipe"] == "r.toml"
+    assert "shipped untested: it is made in a test" in first["v.md"].decode()
+    assert "shipped untested" in capsys.readouterr().out

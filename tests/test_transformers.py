@@ -1,0 +1,408 @@
+"""Hidden states of transformers checkpoints, and parity with llama.cpp on the same weights."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import checkpoints  # skips these tests without torch and transformers
+import llama_cpp
+import numpy as np
+import pytest
+import torch
+import transformers
+from checkpoints import BLOCKS, SEEING, TEXTS, WIDTH
+from llama_cpp import llama_chat_format
+from models import OPTIONS, picture, random_llama, user
+
+from mars_gguf.convert.__main__ import main
+from mars_gguf.convert.extract import GgufExtractor, Prompt
+from mars_gguf.convert.extract_transformers import TransformersExtractor
+from mars_gguf.convert.measure import Options
+from mars_gguf.convert.parity import Parity, append_to_card, compare
+from mars_gguf.convert.prompts import ContrastPrompts, builtin_contrast
+from mars_gguf.errors import MarsError, ModelError
+from mars_gguf.llama import SteeredLlama
+from mars_gguf.vectors import read_vector
+
+
+@pytest.fixture(autouse=True, scope="module")
+def offline() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Checkpoints made so far, by name."""
+    return {"": str(tmp_path_factory.mktemp("checkpoints"))}
+
+
+@pytest.fixture
+def checkpoint(request: pytest.FixtureRequest, folders: dict[str, str]) -> str:
+    name: str = request.param
+    if name in ("qwen2_vl", "internvl"):  # transformers' processors of these need it
+        pytest.importorskip("torchvision", exc_type=ImportError)
+    if name not in folders:
+        make = checkpoints.llama if name == "llama" else SEEING[name]
+        folders[name] = make(Path(folders[""]) / name)
+    return folders[name]
+
+
+EVERY = pytest.mark.parametrize("checkpoint", ["llama", *SEEING], indirect=True)
+LLAMA = pytest.mark.parametrize("checkpoint", ["llama"], indirect=True)
+LLAVA = pytest.mark.parametrize("checkpoint", ["llava"], indirect=True)
+
+
+def prompts_for(extractor: TransformersExtractor) -> list[Prompt]:
+    """Of different lengths; with no, one and three pictures for models that see."""
+    counts = (0, 1, 3) if extractor.sees_images else (0,)
+    return [
+        Prompt(text, tuple(picture(10 * k + i, 40) for k in range(count)))
+        for count in counts
+        for i, text in enumerate(TEXTS)
+    ]
+
+
+def reference(extractor: TransformersExtractor, prompt: Prompt) -> tuple[Any, Any]:
+    """(hidden_states of the last token, logits) as transformers itself gives them, for one prompt
+    alone: no padding, no cache, no hooks."""
+    text = extractor.render(prompt)
+    encode = extractor.processor if prompt.images else extractor.tokenizer
+    images = {"images": [list(prompt.images)]} if prompt.images else {}
+    inputs = encode(text=[text], add_special_tokens=False, return_tensors="pt", **images)
+    if not prompt.images:
+        inputs.pop("token_type_ids", None)
+    with torch.inference_mode():
+        output = extractor.model(**inputs, output_hidden_states=True, use_cache=False)
+    return [x[0, -1] for x in output.hidden_states], output.logits[0, -1]
+
+
+@EVERY
+def test_block_outputs_are_transformers_hidden_states_and_the_last_is_before_the_norm(
+    checkpoint: str,
+) -> None:
+    extractor = TransformersExtractor(checkpoint, batch_size=4)
+    prompts = prompts_for(extractor)
+    seen = 0
+    for indices, session in extractor.sessions(prompts):
+        states, logits = session.observe()
+        assert states.shape == (len(indices), BLOCKS, WIDTH)
+        assert session.cached
+        for row, index in enumerate(indices):
+            hidden, last = reference(extractor, prompts[index])
+            for block in range(BLOCKS - 1):
+                np.testing.assert_allclose(
+                    states[row, block], hidden[block + 1].numpy(), rtol=1e-3, atol=1e-4
+                )
+            with torch.inference_mode():
+                normed = extractor.model.get_decoder().norm(torch.from_numpy(states[row, -1]))
+            np.testing.assert_allclose(normed.numpy(), hidden[-1].numpy(), rtol=1e-3, atol=1e-4)
+            assert not np.allclose(states[row, -1], hidden[-1].numpy(), rtol=1e-2)
+            np.testing.assert_allclose(logits[row], last.numpy(), rtol=1e-3, atol=1e-3)
+            seen += 1
+    assert seen == len(prompts)
+
+
+@EVERY
+def test_steering_adds_to_one_block_at_the_last_token_with_and_without_a_cache(
+    checkpoint: str,
+) -> None:
+    extractor = TransformersExtractor(checkpoint)
+    rng = np.random.default_rng(5)
+    for indices, session in extractor.sessions(prompts_for(extractor)):
+        additions = rng.normal(size=(len(indices), WIDTH)).astype(np.float32)
+        states, plain = session.observe()
+        np.testing.assert_array_equal(session.steered(1, 0 * additions), plain)
+        # After the last block only the norm and the head remain: computed here by hand.
+        with torch.inference_mode():
+            moved = torch.from_numpy(states[:, -1] + additions)
+            head = extractor.model.get_output_embeddings()
+            expected = head(extractor.model.get_decoder().norm(moved)).numpy()
+        np.testing.assert_allclose(
+            session.steered(BLOCKS - 1, additions), expected, rtol=1e-3, atol=1e-3
+        )
+        steered = session.steered(1, additions)
+        assert abs(steered - plain).max() > 0.05
+        np.testing.assert_array_equal(session.steered(1, additions), steered)
+        session.cached = False
+        np.testing.assert_allclose(session.steered(1, additions), steered, rtol=1e-3, atol=1e-3)
+
+
+@LLAMA
+def test_a_cache_that_does_not_repeat_the_plain_pass_is_noticed(checkpoint: str) -> None:
+    extractor = TransformersExtractor(checkpoint)
+    sessions = [s for _, s in extractor.sessions([Prompt(text) for text in TEXTS[:2] * 8])]
+    assert sessions[0].cache_works()
+    for module_input in ("input_ids", "attention_mask"):
+        assert sessions[0].inputs[module_input].shape == sessions[1].inputs[module_input].shape
+    sessions[1].inputs["input_ids"] = sessions[1].inputs["input_ids"].flip(0)
+    sessions[1].observe()
+    sessions[0]._head = sessions[1]._head
+    assert not sessions[0].cache_works()
+
+
+@pytest.mark.parametrize("name", ["CHATML", "MISTRAL_INSTRUCT", "LLAMA3_INSTRUCT"])
+def test_templates_that_llama_cpp_python_replaces_by_its_own_are_followed(
+    name: str, tmp_path: Path
+) -> None:
+    template = getattr(llama_chat_format, f"{name}_CHAT_TEMPLATE")
+    extractor = TransformersExtractor(checkpoints.llama(tmp_path / "hf", template))
+    other = GgufExtractor(random_llama(tmp_path / "model.gguf", template=template), n_threads=1)
+    assert extractor.render(Prompt(TEXTS[0])) == other.render(Prompt(TEXTS[0]))
+    other.close()
+
+
+@LLAVA
+def test_prompts_with_and_without_pictures_keep_their_order(checkpoint: str) -> None:
+    extractor = TransformersExtractor(checkpoint, batch_size=3)
+    prompts = prompts_for(extractor)
+    mixed = [prompts[i] for i in (0, 7, 12, 1, 2, 8, 3)]
+    alone = {id(p): next(extractor.sessions([p]))[1].observe()[0][0] for p in mixed}
+    order: list[int] = []
+    for indices, session in extractor.sessions(mixed):
+        order += indices
+        for index, state in zip(indices, session.observe()[0], strict=True):
+            np.testing.assert_allclose(state, alone[id(mixed[index])], rtol=1e-3, atol=1e-4)
+    assert order == list(range(len(mixed)))
+
+
+@EVERY
+def test_half_precision_is_close(checkpoint: str) -> None:
+    full = TransformersExtractor(checkpoint)
+    half = TransformersExtractor(checkpoint, dtype="bfloat16")
+    assert half.model.dtype == torch.bfloat16
+    prompts = prompts_for(full)
+    pairs = zip(full.sessions(prompts), half.sessions(prompts), strict=True)
+    for (_, a), (_, b) in pairs:
+        x, y = a.observe()[0], b.observe()[0]
+        difference = np.linalg.norm(x - y, axis=-1) / np.linalg.norm(x, axis=-1)
+        assert difference.max() < 0.1
+
+
+# The same weights through both paths -------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def real(smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """(transformers directory, F32 GGUF) of SmolLM2's weights, both from its Q4_1 file."""
+    folder = tmp_path_factory.mktemp("smollm2")
+    source = Path(smollm2)
+    loaded = {"gguf_file": source.name}
+    transformers.utils.logging.disable_progress_bar()
+    words = transformers.AutoTokenizer.from_pretrained(source.parent, **loaded)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        source.parent, dtype=torch.float32, **loaded
+    )
+    # Its weights are plain float32 now, but transformers refuses to save what it calls quantized.
+    model.hf_quantizer, model.is_quantized = None, False
+    model.config.__dict__.pop("quantization_config", None)
+    model.save_pretrained(folder / "checkpoint")
+    words.save_pretrained(folder / "checkpoint")
+    del model
+    parameters = llama_cpp.llama_model_quantize_default_params()
+    parameters.ftype = llama_cpp.LLAMA_FTYPE_ALL_F32
+    parameters.allow_requantize = True
+    gguf = folder / "f32.gguf"
+    code = llama_cpp.llama_model_quantize(
+        smollm2.encode(), str(gguf).encode(), ctypes.byref(parameters)
+    )
+    assert code == 0
+    yield str(folder / "checkpoint"), str(gguf)
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def parity(real: tuple[str, str]) -> Parity:
+    pairs = builtin_contrast()
+    contrast = ContrastPrompts(pairs.harmful[::11], pairs.harmless[::11])
+    a = GgufExtractor(real[1], n_threads=2, n_ctx=2048)
+    b = TransformersExtractor(real[0], batch_size=32)
+    assert not a.fingerprint.differences(b.fingerprint)
+    assert a.fingerprint.tokenizer_sha256 == b.fingerprint.tokenizer_sha256
+    assert a.fingerprint.chat_template_sha256 == b.fingerprint.chat_template_sha256
+    assert a.fingerprint.architecture == b.fingerprint.architecture == "llama"
+    names = ("llama.cpp F32", "transformers float32")
+    result = compare(a, b, contrast, {}, Options(), names=names, n_prompts=8)
+    a.close()
+    b.close()
+    return result
+
+
+def test_both_paths_measure_the_same_of_a_real_model(parity: Parity) -> None:
+    assert parity.cosine["text"].shape == (8, 30)
+    assert parity.cosine["text"].min() >= 0.9999
+    a, b = parity.layers
+    assert a == b
+    assert abs(parity.t[0] - parity.t[1])[:, a].max() < 0.01
+    x, y = (c.vector.geometry for c in parity.conversions)
+    assert x.direction @ y.direction / (x.distance * y.distance) > 0.9999
+    assert x.spreads["text"] == pytest.approx(y.spreads["text"], rel=0.02)
+    assert x.gate_opens == pytest.approx(y.gate_opens, rel=0.02)
+
+
+def test_the_parity_table_is_printed_and_goes_into_a_card(parity: Parity, tmp_path: Path) -> None:
+    table = parity.table()
+    rows = [line for line in table.splitlines() if line.startswith("| ") and "1.000000" in line]
+    assert len(rows) == 30
+    assert f"| selected block | {parity.layers[0]} | {parity.layers[1]} |" in table
+    card = tmp_path / "card.md"
+    card.write_text("# card\n\ntext\n")
+    append_to_card(card, "## Parity: an older one\n\n| 1 |\n")
+    append_to_card(card, table)
+    assert card.read_text() == f"# card\n\ntext\n\n{table}"
+
+
+def test_a_vector_from_float32_steers_the_quantized_model(parity: Parity, smollm2: str) -> None:
+    vector = parity.conversions[1].vector
+    llama = SteeredLlama(smollm2, vector=vector, **OPTIONS)
+    llama.create_chat_completion([user(builtin_contrast().harmful[1])], max_tokens=1)
+    assert llama.last_steering is not None
+    assert llama.last_steering.layer == vector.layer
+    assert abs(llama.last_steering.t) < 3
+    llama.close()
+
+
+def test_two_models_are_not_compared(real: tuple[str, str], small_llama: str) -> None:
+    a, b = GgufExtractor(small_llama), TransformersExtractor(real[0])
+    with pytest.raises(MarsError, match=r"two models:\n.*n_layer"):
+        compare(a, b, builtin_contrast(), {}, Options())
+    a.close()
+
+
+# The command -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sets(tmp_path: Path) -> list[str]:
+    pairs = builtin_contrast()
+    for name, prompts in (("harmful", pairs.harmful), ("harmless", pairs.harmless)):
+        (tmp_path / name).write_text("\n".join(prompts[:32]), encoding="utf-8")
+    return ["--harmful", str(tmp_path / "harmful"), "--harmless", str(tmp_path / "harmless")]
+
+
+@LLAVA
+def test_the_command_measures_text_pictures_and_videos_of_a_checkpoint(
+    checkpoint: str, sets: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "v.gguf"
+    sizes = ["--probes", "64", "--image-size", "32", "--batch-size", "16"]
+    main([checkpoint, "-o", str(output), "-q", "--dtype", "float32", *sizes, *sets])
+    vector = read_vector(output)
+    assert vector.modalities == ["text", "image", "video"]
+    assert vector.model.architecture == "llama"
+    assert vector.model.quantization == ""
+    assert vector.source["backend"] == f"transformers {transformers.__version__}"
+    assert f"**{Path(checkpoint).name}**" in output.with_suffix(".md").read_text()
+    assert output.with_suffix(".png").stat().st_size > 10_000
+    assert "wrote" in capsys.readouterr().out
+
+
+def without_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def without_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def without_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink()
+
+
+def with_a_template_that_drops_the_user(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("hello")
+
+
+def as_encoder_decoder(folder: Path) -> None:
+    change_config(folder, is_encoder_decoder=True)
+
+
+def with_code_of_its_own(folder: Path) -> None:
+    (folder / "evil.py").write_text("raise SystemExit('ran')")
+    change_config(folder, model_type="evil", auto_map={"AutoConfig": "evil.Config"})
+
+
+def with_damaged_weights(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"\xff" * 100)
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@LLAMA
+@pytest.mark.parametrize(
+    ("damage", "options", "message"),
+    [
+        (without_weights, [], "no weights in this directory, expected \\*.safetensors"),
+        (without_config, [], "no config.json in this directory"),
+        (without_template, [], "no chat template, expected a chat model"),
+        (with_a_template_that_drops_the_user, [], "the chat template cannot be used"),
+        (as_encoder_decoder, [], "an encoder-decoder model"),
+        (with_code_of_its_own, [], "could not load it as AutoConfig"),
+        (with_damaged_weights, [], "could not load it as AutoModelForCausalLM"),
+        (None, ["--modality", "image"], "--modality image: this model sees no pictures"),
+        (None, ["--device", "mps"], "--device: found 'mps', this machine has"),
+        (None, ["--batch-size", "0"], "--batch-size: found 0"),
+        (None, ["--mmproj", "p.gguf"], "--mmproj goes with GGUF models"),
+        (None, ["--layers", "9-9"], "layers: found 9 to 9, expected a range within 1 to 3"),
+    ],
+)  # fmt: skip
+def test_checkpoints_that_cannot_be_converted_end_with_a_message_and_no_file(
+    checkpoint: str, damage: Any, options: list[str], message: str, sets: list[str],
+    tmp_path: Path, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint, folder)
+    if damage is not None:
+        damage(folder)
+    before = set(tmp_path.iterdir())
+    with pytest.raises(SystemExit) as ended:
+        main([str(folder), "-o", str(tmp_path / "v.gguf"), "-q", *options, *sets])
+    assert ended.value.code == 2
+    assert set(tmp_path.iterdir()) == before
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert re.search(message, error)
+
+
+@LLAVA
+def test_a_model_that_sees_but_lost_its_processor_is_measured_on_text_if_that_is_asked(
+    checkpoint: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint, folder)
+    (folder / "processor_config.json").unlink()
+    with pytest.raises(ModelError, match=r"as AutoProcessor: .* use --modality text"):
+        TransformersExtractor(str(folder))
+    extractor = TransformersExtractor(str(folder), images=False)
+    assert not extractor.sees_images
+    states = next(extractor.sessions([Prompt(TEXTS[0])]))[1].observe()[0]
+    whole = TransformersExtractor(checkpoint)
+    expected = next(whole.sessions([Prompt(TEXTS[0])]))[1].observe()[0]
+    np.testing.assert_array_equal(states, expected)
+    with pytest.raises(ModelError, match="no processor"):
+        next(extractor.sessions([Prompt(TEXTS[0], (picture(1),))]))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere", "no such file or directory, and not a hub id"),
+        ("nobody/nothing-of-this-name", "could not load it as AutoConfig"),
+    ],
+)
+def test_names_of_nothing_are_refused(name: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        TransformersExtractor(name)
