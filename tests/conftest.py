@@ -1,7 +1,13 @@
 from __future__ import annotations
 
-import models
-import pytest
+import os
+
+# Before llama.cpp is loaded, here and in every command that a test runs: threads that spin while
+# they wait make a busy machine crawl.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import models  # noqa: E402
+import pytest  # noqa: E402
 
 
 @pytest.fixture(scope="session")
