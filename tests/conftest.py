@@ -6,8 +6,8 @@ import os
 # they wait make a busy machine crawl.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import models  # noqa: E402
-import pytest  # noqa: E402
+import models
+import pytest
 
 
 @pytest.fixture(scope="session")
