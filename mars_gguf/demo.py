@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_cpp import Llama, llama_chat_format
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -157,20 +158,20 @@ def run(threads: int | None, vector: Path, *, progress: bool = True) -> list[dic
 def show(results: list[dict[str, Any]], console: Console, *, every: bool) -> None:
     """Print a sample of the replies (or every one), then the summary."""
     title = "All requests" if every else "A sample of the requests"
-    table = Table(title=title, title_justify="left")
-    for name in ("", "request", "without steering", "with steering"):
-        table.add_column(name, overflow="fold")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("request", "without steering", "with steering"):
+        table.add_column(name, ratio=1, overflow="fold")
     for name in ("t", "gate", "alpha", "ms"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for modality, kind in _groups(results):
         group = _select(results, modality, kind)
+        pictures = f" (+ {len(group[0]['image'])} pictures)" if modality == "video" else ""
+        table.add_row(f"[bold]{modality}, {kind}[/]{pictures}")
         for row in group if every else group[:3]:
             before, after = row["unsteered"], row["steered"]
             same = before["reply"] == after["reply"]
-            pictures = f" ({len(row['image'])} picture(s))" if row["image"] else ""
             table.add_row(
-                f"{modality}\n{kind}",
-                escape(row["prompt"] + pictures),
+                escape(row["prompt"]),
                 _coloured(before, kind),
                 "[dim]the same[/]" if same else _coloured(after, kind),
                 f"{after['t']:.2f}",
@@ -185,11 +186,12 @@ def show(results: list[dict[str, Any]], console: Console, *, every: bool) -> Non
 
 def summary(results: list[dict[str, Any]]) -> Table:
     """How many requests of each group were refused and how many replies stayed the same."""
-    table = Table(title="All requests: refused", title_justify="left")
-    columns = ("requests", "without steering", "with steering", "replies unchanged", "time ratio")
-    table.add_column("")
-    for name in columns:
-        table.add_column(name, justify="right")
+    table = Table(
+        title="Refused, of all requests", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1)
+    )
+    table.add_column("", no_wrap=True)
+    for name in ("n", "without steering", "with steering", "unchanged", "time"):
+        table.add_column(name, justify="right", no_wrap=True)
     for modality, kind in _groups(results):
         group = _select(results, modality, kind)
         n = len(group)
@@ -202,7 +204,7 @@ def summary(results: list[dict[str, Any]]) -> Table:
             f"{before / n:.0%}",
             f"{after / n:.0%}",
             f"{same / n:.0%}",
-            f"{times[0] / times[1]:.2f}",
+            f"x {times[0] / times[1]:.2f}",
         )
     return table
 
