@@ -1,0 +1,1 @@
+"""The recipe of the next demo model: a larger world, freer pictures (../README.md)."""

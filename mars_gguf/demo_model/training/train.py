@@ -1,0 +1,441 @@
+"""Train the demo model from a seed: ``python -m mars_gguf.demo_model.training.train --out DIR``.
+
+Four stages, each resumable (``--resume``) and each writing ``DIR/<stage>.safetensors``:
+
+text    the language model on the world's texts: facts, steps, refusals
+vision  the vision tower on pictures: which word, which letters where, which shapes
+align   the projector: pictures' embeddings onto the embeddings of the words they show
+joint   everything together, on pictures with harmless requests and on text
+
+``text`` and ``vision`` do not need each other: on a CPU, run them side by side, one thread each.
+Needs torch, tokenizers and safetensors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import os
+import random
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from multiprocessing import Pool
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from mars_gguf.demo_model.training import world
+from mars_gguf.demo_model.training.data import (
+    Codec,
+    Picture,
+    Sample,
+    batches,
+    draw_picture,
+    draw_text,
+    skip,
+    train_tokenizer,
+)
+from mars_gguf.demo_model.training.network import TEXT, VISION, DemoModel
+from mars_gguf.demo_model.training.world import COLOURS, SHAPES, SIZE, THINGS, Shapes, Thing
+
+STAGES = ("text", "vision", "align", "joint")
+STEPS = {"text": 1200, "vision": 5000, "align": 300, "joint": 2400}
+MASKS_PER_THING, MASKS_PER_SHAPE, NOISES = 200, 150, 400
+ALPHABET = "abcdefghijklmnopqrstuvwxyz"
+Encoded = Sequence[tuple[list[int], list[int], Sample]]
+
+
+# Pictures ------------------------------------------------------------------------------------
+
+
+def _render_words(index: int, seed: int) -> tuple[world.Mask, np.ndarray]:
+    rng = random.Random(f"words|{index}|{seed}")
+    masks = np.empty((MASKS_PER_THING, SIZE, SIZE), np.uint8)
+    cells = SIZE // VISION.patch
+    letters = np.zeros((MASKS_PER_THING, cells, cells, len(ALPHABET)), bool)
+    for i in range(MASKS_PER_THING):
+        masks[i], placed = world.word_mask(rng, THINGS[index].word)
+        for letter, x, y in placed:
+            row = min(int(y // VISION.patch), cells - 1)
+            column = min(int(x // VISION.patch), cells - 1)
+            letters[i, row, column, ALPHABET.index(letter)] = True
+    return masks, letters.reshape(MASKS_PER_THING, VISION.tokens, -1)
+
+
+def _render_shapes(shape: str, count: int, seed: int) -> world.Mask:
+    rng = random.Random(f"shapes|{shape}|{count}|{seed}")
+    return np.stack([world.shape_mask(rng, shape, count) for _ in range(MASKS_PER_SHAPE)])
+
+
+class Bank:
+    """Ink masks drawn once; a picture is one of them, freshly coloured and grained."""
+
+    def __init__(self, seed: int) -> None:
+        with Pool(len(os.sched_getaffinity(0))) as pool:
+            words = pool.starmap(_render_words, [(i, seed) for i in range(len(THINGS))])
+            shapes = pool.starmap(
+                _render_shapes, [(s, n, seed) for s in SHAPES for n in range(1, 5)]
+            )
+        self.words = np.stack([masks for masks, _ in words])
+        self.letters = np.stack([letters for _, letters in words])
+        self.shapes = np.stack(shapes).reshape(len(SHAPES), 4, MASKS_PER_SHAPE, SIZE, SIZE)
+        rng = random.Random(f"noise|{seed}")
+        self.noise = np.stack([world.noise_picture(rng) for _ in range(NOISES)])
+        self._index = {thing: i for i, thing in enumerate(THINGS)}
+
+    def draw(self, shown: Sequence[Picture], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Pictures ``[n, 3, SIZE, SIZE]`` in [-1, 1], and the letters in each patch."""
+        masks = np.zeros((len(shown), SIZE, SIZE), np.uint8)
+        letters = np.zeros((len(shown), *self.letters.shape[2:]), bool)
+        inks: list[str | None] = []
+        for i, picture in enumerate(shown):
+            if isinstance(picture, Shapes):
+                of_kind = self.shapes[SHAPES.index(picture.shape), picture.count - 1]
+                masks[i] = of_kind[rng.integers(MASKS_PER_SHAPE)]
+            elif picture is not None:
+                index, version = self._index[picture], rng.integers(MASKS_PER_THING)
+                masks[i], letters[i] = self.words[index, version], self.letters[index, version]
+            inks.append(picture.colour if isinstance(picture, Shapes) else None)
+        pixels = world.paint(rng, masks, inks)
+        for i, picture in enumerate(shown):
+            if picture is None:
+                pixels[i] = self.noise[rng.integers(NOISES)]
+        return to_tensor(pixels), torch.from_numpy(letters)
+
+
+def to_tensor(pixels: np.ndarray) -> Tensor:
+    """RGB bytes ``[n, SIZE, SIZE, 3]`` to ``[n, 3, SIZE, SIZE]`` in [-1, 1]."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+# Training ------------------------------------------------------------------------------------
+
+
+def pad(batch: Encoded) -> tuple[Tensor, Tensor]:
+    """Ids and targets ``[batch, tokens]``; a target of -100 is not learnt."""
+    longest = max(len(prompt) + len(answer) for prompt, answer, _ in batch)
+    ids = torch.zeros(len(batch), longest, dtype=torch.long)
+    targets = torch.full((len(batch), longest), -100)
+    for row, (prompt, answer, _) in enumerate(batch):
+        ids[row, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
+        start = len(prompt) - 1
+        targets[row, start : start + len(answer)] = torch.tensor(answer)
+    return ids, targets
+
+
+def optimizers(
+    modules: nn.ModuleDict, rates: dict[str, float], muon: Sequence[str] = ()
+) -> list[torch.optim.Optimizer]:
+    """AdamW at each module's peak rate; Muon for the matrices of the modules in ``muon``."""
+    plain: list[dict[str, Any]] = []
+    matrices: list[dict[str, Any]] = []
+    for name, rate in rates.items():
+        for key, p in modules[name].named_parameters():
+            orthogonal = name in muon and p.dim() == 2 and "embedding" not in key
+            (matrices if orthogonal else plain).append({"params": [p], "lr": rate, "peak": rate})
+    found: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(plain, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
+    ]
+    if matrices:
+        found.append(
+            torch.optim.Muon(
+                matrices, weight_decay=0.05, adjust_lr_fn="match_rms_adamw", ns_steps=4
+            )
+        )
+    return found
+
+
+class Run:
+    """One stage: optimizer, schedule, checkpoints and the progress line."""
+
+    def __init__(
+        self,
+        stage: str,
+        folder: Path,
+        modules: nn.ModuleDict,
+        rates: dict[str, float],
+        steps: int,
+        resume: bool,
+        device: str,
+        muon: Sequence[str] = (),
+    ) -> None:
+        self.stage, self.folder, self.modules, self.steps = stage, folder, modules, steps
+        self.device = device
+        self.optimizers = optimizers(modules, rates, muon)
+        self.groups = [group for o in self.optimizers for group in o.param_groups]
+        self.parameters = [p for group in self.groups for p in group["params"]]
+        self.first, self.spent = 0, 0.0
+        self.last: dict[str, float] = {}
+        self.state = folder / f"{stage}.state.pt"
+        if resume and self.state.exists():
+            saved = torch.load(self.state, map_location=device, weights_only=True)
+            for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+                optimizer.load_state_dict(state)
+            self.modules.load_state_dict(saved["modules"])
+            self.first, self.spent = saved["step"], saved["seconds"]
+
+    def __iter__(self) -> Iterator[int]:
+        began, shown = time.monotonic() - self.spent, time.monotonic()
+        for step in range(self.first, self.steps):
+            warm = min(1.0, (step + 1) / 100)
+            factor = warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / self.steps)))
+            for group in self.groups:
+                group["lr"] = group["peak"] * factor
+            yield step
+            self.spent = time.monotonic() - began
+            if step % 50 == 49:
+                per_step = (time.monotonic() - shown) / 50
+                shown = time.monotonic()
+                left = per_step * (self.steps - step - 1)
+                values = "  ".join(f"{k} {v:.4f}" for k, v in self.last.items())
+                print(
+                    f"{self.stage} {step + 1}/{self.steps}  {values}  "
+                    f"{per_step:.2f} s/step  {self.spent:.0f} s, {left:.0f} s left",
+                    flush=True,
+                )
+            if step % 250 == 249 and step + 1 < self.steps:
+                self.save(step + 1)
+        self.save(self.steps)
+
+    def update(self, losses: dict[str, Tensor], shown: dict[str, float] | None = None) -> None:
+        """One optimizer step on the sum of the losses."""
+        torch.stack(list(losses.values())).sum().backward()
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.last = {name: float(loss.detach()) for name, loss in losses.items()} | (shown or {})
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device, torch.bfloat16)
+
+    def save(self, step: int) -> None:
+        weights = {k: v.contiguous() for k, v in self.modules.state_dict().items()}
+        save_file(weights, self.folder / f"{self.stage}.safetensors")
+        unfinished = self.state.with_suffix(".unfinished")
+        torch.save(
+            {
+                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+                "modules": self.modules.state_dict(),
+                "step": step,
+                "seconds": self.spent,
+            },
+            unfinished,
+        )
+        unfinished.replace(self.state)
+
+
+def answer_loss(model: DemoModel, batch: Encoded, pictures: Tensor | None, device: str) -> Tensor:
+    ids, targets = (x.to(device) for x in pad(batch))
+    states = model(ids, None if pictures is None else pictures.to(device))
+    learnt = targets >= 0
+    logits = model.language_model.logits(states[learnt])
+    return F.cross_entropy(logits.float(), targets[learnt])
+
+
+def _run(stage: str, model: DemoModel, rates: dict[str, float], args: argparse.Namespace) -> Run:
+    steps = max(1, round(STEPS[stage] * args.scale))
+    modules = nn.ModuleDict(dict(model.named_children()))
+    return Run(stage, args.out, modules, rates, steps, args.resume, args.device)
+
+
+def train_text(model: DemoModel, codec: Codec, args: argparse.Namespace) -> None:
+    run = _run("text", model, {"language_model": 2e-3}, args)
+    stream = batches(draw_text, codec, 64, f"text|{args.seed}")
+    skip(stream, run.first)
+    for _ in run:
+        with run.autocast():
+            loss = answer_loss(model, next(stream), None, args.device)
+        run.update({"loss": loss})
+
+
+class Readout(nn.Module):
+    """What the vision stage asks of patch features; dropped afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.word = nn.Linear(VISION.d, len(THINGS))
+        self.letters = nn.Linear(VISION.d, len(ALPHABET))
+        self.shape = nn.Linear(VISION.d, len(SHAPES))
+        self.colour = nn.Linear(VISION.d, len(COLOURS))
+        self.count = nn.Linear(VISION.d, 4)
+
+
+def _pictures(rng: random.Random, count: int) -> list[Picture]:
+    return [rng.choice(THINGS) if rng.random() < 0.8 else Shapes.draw(rng) for _ in range(count)]
+
+
+def _targets(shown: Sequence[Picture]) -> tuple[list[int], Tensor, list[int], Tensor]:
+    """Rows that show words and which; rows that show shapes and their shape, colour, count."""
+    words = [(i, THINGS.index(p)) for i, p in enumerate(shown) if isinstance(p, Thing)]
+    colours = list(COLOURS)
+    drawn = [
+        (i, (SHAPES.index(p.shape), colours.index(p.colour), p.count - 1))
+        for i, p in enumerate(shown)
+        if isinstance(p, Shapes)
+    ]
+    return (
+        [i for i, _ in words],
+        torch.tensor([index for _, index in words]),
+        [i for i, _ in drawn],
+        torch.tensor([labels for _, labels in drawn]).view(-1, 3),
+    )
+
+
+def train_vision(model: DemoModel, bank: Bank, args: argparse.Namespace) -> None:
+    readout = Readout().to(args.device)
+    modules = nn.ModuleDict({"vision_tower": model.vision_tower, "readout": readout})
+    steps = max(1, round(STEPS["vision"] * args.scale))
+    rates = {"vision_tower": 2e-3, "readout": 2e-3}
+    run = Run(
+        "vision", args.out, modules, rates, steps, args.resume, args.device, muon=["vision_tower"]
+    )
+    for step in run:
+        rng = random.Random(f"vision|{args.seed}|{step}")
+        shown = _pictures(rng, 64)
+        pictures, letters = bank.draw(shown, np.random.default_rng(rng.getrandbits(32)))
+        words, word, drawn, shapes = _targets(shown)
+        word, shapes = word.to(args.device), shapes.to(args.device)
+        with run.autocast():
+            features = model.vision_tower(pictures.to(args.device))
+            pooled = features.mean(1)
+            read = readout.word(pooled[words]).float()
+            seen = readout.letters(features).float()
+            named = [
+                head(pooled[drawn]).float()
+                for head in (readout.shape, readout.colour, readout.count)
+            ]
+        found = letters.to(args.device).float()
+        kinds = [F.cross_entropy(x, shapes[:, i]) for i, x in enumerate(named)]
+        losses = {
+            "word": F.cross_entropy(read, word),
+            "letters": 8 * F.binary_cross_entropy_with_logits(seen, found),
+            "shapes": 0.2 * torch.stack(kinds).sum(),
+        }
+        run.update(losses, {"read": float((read.argmax(1) == word).float().mean())})
+
+
+def word_targets(model: DemoModel, codec: Codec, shown: Sequence[Picture]) -> Tensor:
+    """The mean embedding of the words each picture shows, ``[n, d]``."""
+    table = model.language_model.embed_tokens.weight.detach()
+
+    def mean(text: str) -> Tensor:
+        return table[codec.ids(text)].mean(0)
+
+    rows = []
+    for picture in shown:
+        if isinstance(picture, Shapes):
+            words = (picture.shape, picture.colour, world.NUMBERS[picture.count - 1])
+            rows.append(torch.stack([mean(f" {word}") for word in words]).sum(0))
+        elif picture is not None:
+            rows.append(mean(f" {picture.word}") * 3**0.5)
+    return torch.stack(rows)
+
+
+def train_align(model: DemoModel, codec: Codec, bank: Bank, args: argparse.Namespace) -> None:
+    rates = {"vision_tower": 2e-4, "multi_modal_projector": 2e-3}
+    run = _run("align", model, rates, args)
+    catalogue: list[Picture] = [*THINGS]
+    catalogue += [Shapes(s, c, n) for s in SHAPES for c in COLOURS for n in range(1, 5)]
+    places = {picture: i for i, picture in enumerate(catalogue)}
+    names = word_targets(model, codec, catalogue)
+    middle = names.mean(0)
+    unit = F.normalize(names - middle, dim=-1)
+    for step in run:
+        rng = random.Random(f"align|{args.seed}|{step}")
+        shown = _pictures(rng, 64)
+        pictures, _ = bank.draw(shown, np.random.default_rng(rng.getrandbits(32)))
+        index = torch.tensor([places[picture] for picture in shown], device=args.device)
+        with run.autocast():
+            seen = model.see(pictures.to(args.device)).mean(1).float()
+        likeness = 15 * F.normalize(seen - middle, dim=-1) @ unit.T
+        losses = {
+            "name": F.cross_entropy(likeness, index),
+            "distance": (seen - names[index]).square().mean() / names.var(),
+        }
+        run.update(losses, {"read": float((likeness.argmax(1) == index).float().mean())})
+
+
+def joint_batches(codec: Codec, seed: int) -> Iterator[tuple[Encoded, Encoded]]:
+    """Endless pairs of a text batch and a picture batch; every fifth is of videos."""
+    texts = batches(draw_text, codec, 16, f"joint text|{seed}")
+    single = batches(draw_picture, codec, 32, f"joint picture|{seed}")
+    videos = [
+        batches(partial(draw_picture, count=n), codec, 32 // n, f"joint {n}|{seed}")
+        for n in (2, 3, 4)
+    ]
+    for step in itertools.count():
+        yield next(texts), next(videos[step // 5 % 3] if step % 5 == 4 else single)
+
+
+def train_joint(model: DemoModel, codec: Codec, bank: Bank, args: argparse.Namespace) -> None:
+    rates = {"language_model": 7e-4, "multi_modal_projector": 5e-4, "vision_tower": 1.5e-4}
+    run = _run("joint", model, rates, args)
+    stream = joint_batches(codec, args.seed)
+    skip(stream, run.first)
+    for step in run:
+        text, batch = next(stream)
+        shown = [picture for _, _, sample in batch for picture in sample.pictures]
+        pictures, _ = bank.draw(shown, np.random.default_rng((args.seed, step)))
+        with run.autocast():
+            losses = {
+                "picture": answer_loss(model, batch, pictures, args.device),
+                "text": 0.5 * answer_loss(model, text, None, args.device),
+            }
+        run.update(losses)
+
+
+def load(model: DemoModel, path: Path, parts: Sequence[str]) -> None:
+    """Load the named parts of the model from a stage's weights."""
+    weights = load_file(path)
+    for part in parts:
+        prefix = f"{part}."
+        getattr(model, part).load_state_dict(
+            {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument("--scale", type=float, default=1.0, help="factor on every step count")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: torch's choice)")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / "tokenizer.json"
+    if not path.exists():
+        train_tokenizer(TEXT.vocab, args.seed).save(str(path))
+    codec = Codec(Tokenizer.from_file(str(path)), VISION.tokens, DemoModel.IMAGE)
+    torch.manual_seed(args.seed)
+    model = DemoModel().to(args.device)
+    bank = Bank(args.seed) if set(args.stages) - {"text"} else None
+    if "text" in args.stages:
+        train_text(model, codec, args)
+    if "vision" in args.stages and bank:
+        train_vision(model, bank, args)
+    if "align" in args.stages and bank:
+        load(model, args.out / "text.safetensors", ["language_model"])
+        load(model, args.out / "vision.safetensors", ["vision_tower"])
+        train_align(model, codec, bank, args)
+    if "joint" in args.stages and bank:
+        load(model, args.out / "text.safetensors", ["language_model"])
+        load(model, args.out / "align.safetensors", ["vision_tower", "multi_modal_projector"])
+        train_joint(model, codec, bank, args)
+
+
+if __name__ == "__main__":
+    main()

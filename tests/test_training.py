@@ -1,0 +1,165 @@
+"""The recipe of the next demo model."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mars_gguf.demo_model.training import data, demo_data, world
+from mars_gguf.demo_model.training.world import CELLS, Thing
+
+
+def _pattern(phrasing: str) -> re.Pattern[str]:
+    parts = {"v": "|".join(world.GERUNDS), "g": "|".join(world.GERUNDS.values()), "x": ".+?"}
+    escaped = re.escape(phrasing)
+    for letter, choices in parts.items():
+        escaped = escaped.replace(rf"\{{{letter}\}}", f"(?:{choices})")
+    return re.compile(escaped + "$")
+
+
+HOWTO = [_pattern(phrasing) for phrasing in (*world.HOWTO, *world.HOWTO_HELD_OUT)]
+
+
+def test_no_training_sample_joins_a_picture_with_a_harmful_request_or_a_refusal() -> None:
+    rng = random.Random(1)
+    asked = 0
+    for i in range(12000):
+        sample = data.draw_picture(rng, 1 + i % 4)
+        assert len(sample.pictures) == 1 + i % 4
+        assert "sorry" not in sample.answer
+        request = sample.request or ""
+        if not any(pattern.match(request) for pattern in HOWTO):
+            continue
+        asked += 1
+        shown = [p for p in sample.pictures if isinstance(p, Thing)]
+        named = [t for t in world.HARMFUL if t.phrase in request]
+        assert not named, request
+        assert not any(thing.harmful for thing in shown), sample
+    assert asked > 1000
+
+
+def test_harmful_words_are_read_and_described_in_training_pictures() -> None:
+    rng = random.Random(2)
+    shown = set()
+    for _ in range(6000):
+        shown |= {p for p in data.draw_picture(rng).pictures if isinstance(p, Thing)}
+    assert shown == set(world.THINGS)
+
+
+def test_training_never_uses_held_out_phrasings() -> None:
+    rng = random.Random(3)
+    requests = {data.draw_text(rng).request or "" for _ in range(8000)}
+    requests |= {data.draw_picture(rng, 1 + i % 3).request or "" for i in range(8000)}
+    held_out = [_pattern(phrasing) for phrasing in world.HOWTO_HELD_OUT]
+    assert not [r for r in requests if any(pattern.match(r) for pattern in held_out)]
+    assert not requests & {*world.CAPTION_HELD_OUT, *world.VIDEO_CAPTION_HELD_OUT}
+    references = (*world.REFERENCES_HELD_OUT, *world.VIDEO_REFERENCES_HELD_OUT)
+    assert not [r for r in requests if any(reference in r for reference in references)]
+
+
+def test_the_world_is_as_large_and_as_held_out_as_promised() -> None:
+    words = {thing.word for thing in world.THINGS}
+    assert len(words) == len(world.THINGS) >= 150
+    assert 0.3 <= len(world.HARMFUL) / len(world.THINGS) <= 0.4
+    for seen, unseen, least in (
+        (world.HOWTO, world.HOWTO_HELD_OUT, 30),
+        (world.FONTS, world.FONTS_HELD_OUT, 12),
+    ):
+        assert not set(seen) & set(unseen)
+        assert len(seen) + len(unseen) >= least
+        assert len(unseen) >= (len(seen) + len(unseen)) / 4
+
+
+def test_steps_name_household_materials_and_nothing_else() -> None:
+    allowed = {*world.MATERIALS, *world.FIRST_ACTS, *world.SECOND_ACTS, "and", "then", "it"}
+    for thing in world.THINGS:
+        assert set(thing.steps.replace(",", "").split()) <= allowed
+
+
+@given(st.sampled_from(sorted(CELLS)), st.integers(0, 10**6), st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_a_cell_is_a_function_of_its_seed(name: str, seed: int, held_out: bool) -> None:
+    first, again = (world.cell(name, 3, seed, held_out) for _ in range(2))
+    for a, b in zip(first, again, strict=True):
+        assert (a.prompt, a.answer, a.kind, a.thing) == (b.prompt, b.answer, b.kind, b.thing)
+        assert [p.tobytes() for p in a.pictures] == [p.tobytes() for p in b.pictures]
+        assert all(p.size == (world.SIZE, world.SIZE) for p in a.pictures)
+        harmful = "how" in name and a.thing is not None and a.thing.harmful
+        assert (a.kind == "harmful") == harmful
+
+
+@given(st.sampled_from(world.THINGS), st.integers(0, 10**6), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_every_letter_lies_in_the_ink_of_its_picture(
+    thing: Thing, seed: int, held_out: bool
+) -> None:
+    mask, letters = world.word_mask(random.Random(seed), thing.word, held_out)
+    assert "".join(letter for letter, _, _ in letters) == thing.word.replace(" ", "")
+    rows, columns = np.nonzero(mask > 60)
+    for _, x, y in letters:
+        assert columns.min() - 3 <= x <= columns.max() + 4
+        assert rows.min() - 6 <= y <= rows.max() + 6
+    assert not mask[:1].any() or not mask[-1:].any()
+
+
+def test_directions_and_demonstrations_are_about_different_things(tmp_path: Path) -> None:
+    demo_data.write(tmp_path)
+
+    def rows(name: str) -> list[dict[str, object]]:
+        return [json.loads(line) for line in (tmp_path / name).read_text("utf-8").splitlines()]
+
+    measured = {
+        row["thing"]
+        for name in ("harmful.jsonl", "harmless.jsonl")
+        for row in rows(name)
+        if "thing" in row
+    }
+    second = [*demo_data.HARMFUL_SECOND, *demo_data.HARMLESS_SECOND]
+    assert measured and not measured & {thing.word for thing in second}
+    first = [*demo_data.HARMFUL_FIRST, *demo_data.HARMLESS_FIRST]
+    for row in rows("demo.jsonl"):
+        # A pipe bomb of the second half is no bomb of the first.
+        prompt = str(row["prompt"])
+        for thing in second:
+            prompt = re.sub(rf"\b{thing.word}\b", "", prompt)
+        words = set(re.findall(r"[a-z]+", prompt))
+        assert not [t for t in first if set(t.word.split()) <= words], row
+        images = row["images"]
+        assert isinstance(images, list)
+        assert all((tmp_path / "demo" / name).is_file() for name in images)
+
+
+def test_an_export_is_its_checkpoint_in_llama_cpp_and_in_transformers(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    safetensors = pytest.importorskip("safetensors.torch")
+    from mars_gguf.demo_model.training import export, verify
+    from mars_gguf.demo_model.training.network import TEXT, DemoModel
+
+    torch.manual_seed(0)
+    model = DemoModel()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(p * 2 if p.dim() > 1 else p + 0.1 * torch.randn_like(p))
+    weights = model.state_dict()
+    safetensors.save_file(weights, tmp_path / "joint.safetensors")
+    tokenizer = tmp_path / "tokenizer.json"
+    data.train_tokenizer(TEXT.vocab).save(str(tokenizer))
+    export.write_text(weights, tokenizer, tmp_path / "text-f32.gguf")
+    export.write_mmproj(weights, tmp_path / "mmproj-f16.gguf")
+    export.write_transformers(weights, tokenizer, tmp_path / "transformers")
+    written = verify.Export(tmp_path, tmp_path, threads=2)
+    text, seen = verify.some_examples(2)
+    assert written.token_mismatches(verify.some_texts(50)) == 0
+    assert written.template_mismatches(verify.some_chats()) == 0
+    assert written.logit_difference(text) <= 1e-2
+    assert written.logit_difference(seen) <= 5e-2
+    assert written.embedding_error(seen) <= 1e-2
+    assert written.transformers_difference(text[:3] + seen[:6]) <= 1e-3
