@@ -1,0 +1,50 @@
+"""``python -m mars_gguf.server --model MODEL.gguf [--mmproj MMPROJ.gguf] --vector VECTOR.gguf``:
+llama-cpp-python's OpenAI-compatible server, steered."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from mars_gguf.cli import command
+from mars_gguf.errors import MarsError
+
+
+def main(argv: list[str] | None = None) -> None:
+    with command():
+        try:
+            import uvicorn
+
+            from mars_gguf.server.app import create_app
+            from mars_gguf.server.settings import read_settings
+        except ModuleNotFoundError as error:
+            raise MarsError(
+                f"the server needs the package {error.name}: pip install 'mars-gguf[server]'"
+            ) from error
+        server, models = read_settings(argv)
+        _log_to_stderr()
+        app = create_app(server, models)
+        uvicorn.run(
+            app,
+            host=os.getenv("HOST", server.host),
+            port=int(os.getenv("PORT", server.port)),
+            ssl_keyfile=server.ssl_keyfile,
+            ssl_certfile=server.ssl_certfile,
+            access_log=False,
+        )
+
+
+def _log_to_stderr() -> None:
+    # Of its own: llama-cpp-python points the standard one elsewhere while it reads a picture, and
+    # what another request logs meanwhile would be lost.
+    stream = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("mars_gguf.server")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,354 @@
+"""The application: ``llama_cpp.server``'s, with our routes before its own, and around them one
+middleware that answers errors, notices clients that leave, logs and counts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from contextvars import copy_context
+from functools import partial
+from typing import Any
+
+import anyio
+import llama_cpp.server.app as upstream
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from llama_cpp.server.types import CreateChatCompletionRequest, CreateCompletionRequest
+from prometheus_client import CONTENT_TYPE_LATEST, Counter, Histogram, generate_latest
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mars_gguf.cli import printable
+from mars_gguf.errors import SteeringError
+from mars_gguf.server.media import RequestError, inline_pictures, picture_parts
+from mars_gguf.server.model import ClientGone, Exchange, SteeredProxy, exchange
+from mars_gguf.server.settings import DEFAULT_VECTOR, ModelSettings, ServerSettings
+
+log = logging.getLogger("mars_gguf.server")
+
+STALLED = 2.0  # seconds after which a client that does not read its reply is given up
+TENTHS = [n / 10 for n in range(11)]
+SECONDS = [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]
+REQUESTS = Counter("mars_requests", "Requests answered", ["path", "status"])
+STEERED = Counter("mars_steered_requests", "Requests steered (alpha > 0)", ["modality"])
+GATE = Histogram("mars_gate", "Refusal gate s of replies", ["modality"], buckets=TENTHS)
+FIRST_TOKEN = Histogram(
+    "mars_first_token_seconds", "From request to first token, waiting included", buckets=SECONDS
+)
+
+
+def create_app(server: ServerSettings, models: list[ModelSettings]) -> FastAPI:
+    """The application; loads the models. Raises MarsError for one that does not fit its vector."""
+    upstream.LlamaProxy = SteeredProxy
+    upstream.get_event_publisher = publish
+    upstream.run_in_threadpool = in_model_thread
+    app: FastAPI = upstream.create_app(server_settings=server, model_settings=models)
+    app.title, app.state.settings, app.state.proxy = "mars-gguf", server, upstream._llama_proxy
+    app.router.routes[:0] = router.routes  # the first that matches a path serves it
+    # Innermost, so that errors get the headers of the others (CORS, request id) too.
+    app.user_middleware.append(Middleware(ExchangeMiddleware, settings=server))
+    return app
+
+
+# Routes ------------------------------------------------------------------------------------------
+
+router = APIRouter(dependencies=[Depends(upstream.authenticate)])
+
+
+class ClientControl(BaseModel):
+    """What a request may say of steering, if the operator lets it."""
+
+    model_config = ConfigDict(extra="forbid")
+    vector: str = Field(description="Id of a vector that the operator gave at start-up")
+
+
+class ChatRequest(CreateChatCompletionRequest):
+    mars: ClientControl | None = Field(default=None, exclude=True)
+
+
+class CompletionRequest(CreateCompletionRequest):
+    mars: ClientControl | None = Field(default=None, exclude=True)
+
+
+@router.post("/v1/chat/completions", response_model=None, tags=["OpenAI V1"])
+async def chat_completions(request: Request, body: ChatRequest) -> Any:
+    """Chat completion, steered. ``mars`` in the reply says what steering did."""
+    current = _begin(request, body, body.messages)
+    if next(picture_parts(body.messages), None) is not None:
+        if not request.app.state.proxy.settings(body.model).clip_model_path:
+            raise RequestError("this model sees no pictures: it is served without an mmproj")
+        await inline_pictures(body.messages, request.app.state.settings)
+        current.require_client()
+    return await upstream.create_chat_completion(request=request, body=body)
+
+
+@router.post("/v1/completions", response_model=None, tags=["OpenAI V1"])
+@router.post("/v1/engines/copilot-codex/completions", response_model=None, include_in_schema=False)
+async def completions(request: Request, body: CompletionRequest) -> Any:
+    """Completion of a raw prompt, steered."""
+    if isinstance(body.prompt, list) and len(body.prompt) > 1:
+        raise RequestError(f"prompt: found {len(body.prompt)} prompts, expected one a request")
+    _begin(request, body, body.prompt)
+    return await upstream.create_completion(request=request, body=body)
+
+
+def _begin(request: Request, body: ChatRequest | CompletionRequest, prompt: object) -> Exchange:
+    current = exchange.get()
+    assert current is not None
+    state = request.app.state
+    if state.settings.log_prompts:
+        current.prompt = _without_pictures(prompt)
+    if body.mars is not None:
+        if not state.settings.allow_client_control:
+            raise RequestError("requests may not control steering on this server ('mars')", 403)
+        ids = state.proxy.vectors[state.proxy.settings(body.model).model_alias]
+        if body.mars.vector not in ids:
+            raise RequestError(f"mars.vector: no such id, expected one of {', '.join(ids)}")
+        current.vector = body.mars.vector
+    return current
+
+
+def _without_pictures(prompt: object) -> object:
+    if isinstance(prompt, list):
+        return [_without_pictures(item) for item in prompt]
+    if isinstance(prompt, dict):
+        return {k: "..." if k == "image_url" else _without_pictures(v) for k, v in prompt.items()}
+    return prompt
+
+
+@router.get("/v1/models", tags=["OpenAI V1"])
+async def models(request: Request) -> dict[str, Any]:
+    """The models, and by which vector each is steered."""
+    state = request.app.state
+    data = []
+    for alias, vectors in state.proxy.vectors.items():
+        described = {
+            id: {
+                "name": v.name,
+                "sha256": v.sha256,
+                "layer": v.vector.layer,
+                "modalities": v.vector.modalities,
+            }
+            for id, v in vectors.items()
+        }
+        mars: dict[str, Any] = {"steered": True, "vector": described[DEFAULT_VECTOR]}
+        if state.settings.allow_client_control:
+            mars["vectors"] = described
+        data.append(
+            {"id": alias, "object": "model", "created": 0, "owned_by": "me", "permissions": []}
+            | {"mars": mars}
+        )
+    return {"object": "list", "data": data}
+
+
+@router.get("/metrics", tags=["Extras"])
+async def metrics() -> Response:
+    """Counts in Prometheus text format."""
+    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+
+# Replies -----------------------------------------------------------------------------------------
+
+_model_thread = ThreadPoolExecutor(1, "model")
+
+
+async def in_model_thread(call: Any, *args: Any, **kwargs: Any) -> Any:
+    """Stands in for ``run_in_threadpool`` in ``llama_cpp.server.app``: run ``call`` in the one
+    thread that runs models, and wait for its end even if cancelled.
+
+    In changing threads llama.cpp leaves a team of OpenMP threads, and malloc an arena, behind in
+    each.
+    """
+    work = partial(copy_context().run, call, *args, **kwargs)
+    with anyio.CancelScope(shield=True):
+        return await asyncio.get_running_loop().run_in_executor(_model_thread, work)
+
+
+async def publish(
+    request: Request,
+    inner_send_chan: Any,
+    body: Any,
+    body_model: str | None,
+    llama_call: Any,
+    kwargs: dict[str, Any],
+) -> None:
+    """Stands in for ``llama_cpp.server.app.get_event_publisher``: sends a reply's chunks.
+
+    Unlike it, this ends the reply before it frees the model, whatever happens (a generator that is
+    collected later would interfere with the next reply), and leaves errors to the middleware, or
+    puts them into the stream if that has begun.
+    """
+    current = exchange.get()
+    assert current is not None
+    interruptible = request.app.state.settings.interrupt_requests
+    sent = False
+
+    async def push(data: str) -> None:
+        with anyio.move_on_after(STALLED):
+            await inner_send_chan.send({"data": data})
+            return
+        raise ClientGone
+
+    async with inner_send_chan, asynccontextmanager(upstream.get_llama_proxy)() as proxy:
+        try:
+            current.require_client()
+            llama = upstream.prepare_request_resources(body, proxy, body_model, kwargs)
+            chunks = await in_model_thread(llama_call, llama, **kwargs)
+            try:
+                while (chunk := await in_model_thread(next, chunks, None)) is not None:
+                    await push(json.dumps(chunk))
+                    sent = True
+                    if interruptible and upstream.llama_outer_lock.locked():
+                        break
+            finally:
+                chunks.close()
+            await push("[DONE]")
+        except Exception as error:
+            current.error = error
+            if (sent or current.responding) and not isinstance(error, ClientGone):
+                with suppress(ClientGone):
+                    await push(json.dumps(describe(error)[1]))
+
+
+# Around every request ----------------------------------------------------------------------------
+
+
+def describe(error: Exception) -> tuple[int, dict[str, Any]]:
+    """HTTP status and body, in the form of the OpenAI API, of an error."""
+    status, kind, code = 500, "internal_server_error", None
+    if isinstance(error, RequestError):
+        status, kind = error.status, "invalid_request_error"
+    elif isinstance(error, ClientGone):
+        status, kind = 499, "client_gone"
+    elif isinstance(error, SteeringError):
+        code = "steering_failed"
+    elif isinstance(error, ValueError) and re.search(
+        r"exceeds? (context window|n_ctx)", str(error)
+    ):
+        status, kind, code = 400, "invalid_request_error", "context_length_exceeded"
+    message = str(error) or type(error).__name__
+    return status, {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+
+class ExchangeMiddleware:
+    """Makes an `Exchange` of every request, and one line in the log.
+
+    Reads the body, within a limit; watches whether the client is still there; holds the start of a
+    response back until its first byte, so that a streamed reply which fails before its first token
+    is a 500 and no broken 200; turns exceptions into errors in the form of the OpenAI API.
+    """
+
+    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
+        self.app = app
+        # The pictures in base64, and text.
+        self.max_body = settings.max_media_bytes * 4 // 3 + (4 << 20)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        current = Exchange()
+        exchange.set(current)
+        status, complete = 499, False
+        held: list[Message] = []
+
+        async def send_late(message: Message) -> None:
+            nonlocal status, complete
+            held.append(message)
+            if current.responding or message.get("body"):
+                await flush()
+
+        async def flush() -> None:
+            nonlocal status, complete
+            while held:
+                message = held.pop(0)
+                current.responding = True
+                status = message.get("status", status)
+                last = message["type"] == "http.response.body" and not message.get("more_body")
+                complete = last and not current.client_gone.is_set()
+                await send(message)
+
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            current.client_gone.set()
+
+        watcher: asyncio.Task[None] | None = None
+        try:
+            body = await self._read(receive)
+            watcher = asyncio.create_task(watch())
+            await self.app(scope, _replay(body, current), send_late)
+            if current.error is None:
+                await flush()
+        except Exception as error:
+            current.error = error
+        finally:
+            if watcher is not None:
+                watcher.cancel()
+        if current.error is not None and not current.responding:
+            status, content = describe(current.error)
+            await JSONResponse(content, status)(scope, receive, send)
+        if current.client_gone.is_set() and not complete:
+            status = 499
+        _count_and_log(scope, current, status)
+
+    async def _read(self, receive: Receive) -> bytes:
+        body = bytearray()
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            body += message.get("body", b"")
+            if len(body) > self.max_body:
+                raise RequestError(f"the request has more than {self.max_body} bytes", 413)
+            if not message.get("more_body"):
+                return bytes(body)
+
+
+def _replay(body: bytes, current: Exchange) -> Receive:
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> Message:
+        if messages:
+            return messages.pop()
+        await current.client_gone.wait()
+        return {"type": "http.disconnect"}
+
+    return receive
+
+
+def _count_and_log(scope: Scope, current: Exchange, status: int) -> None:
+    route = getattr(scope.get("route"), "path", "other")
+    REQUESTS.labels(route, status).inc()
+    words = [scope["method"], printable(scope["path"]), str(status)]
+    if (steering := current.steering) is not None and current.first_token is not None:
+        waited = current.first_token - current.began
+        FIRST_TOKEN.observe(waited)
+        GATE.labels(steering.modality).observe(steering.gate)
+        if steering.alpha > 0:
+            STEERED.labels(steering.modality).inc()
+        words += [
+            f"model={printable(current.model or '')}",
+            f"vector={printable(current.vector)}",
+            f"modality={steering.modality}",
+            f"t={steering.t:.3f}",
+            f"gate={steering.gate:.3f}",
+            f"steered={str(steering.alpha > 0).lower()}",
+            f"tokens={current.tokens}",
+            f"first_token_ms={1000 * waited:.0f}",
+        ]
+    words.append(f"ms={1000 * (time.perf_counter() - current.began):.0f}")
+    if current.prompt is not None:
+        words.append(f"prompt={json.dumps(current.prompt)}")
+    error = current.error
+    if error is not None and status >= 500:
+        words.append(f"error={type(error).__name__}")
+    log.info(" ".join(words))
+    if error is not None and status >= 500 and not isinstance(error, SteeringError):
+        log.error("the request failed", exc_info=error)

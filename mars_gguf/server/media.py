@@ -1,0 +1,250 @@
+"""Pictures that requests name: fetched within limits, decoded here, and handed to the model as
+data URLs, so that llama.cpp never opens an address or a file for a client."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import http.client
+import io
+import ipaddress
+import socket
+import ssl
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+from urllib.parse import quote, urljoin, urlsplit
+
+import anyio
+from anyio import to_thread
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mars_gguf.errors import MarsError
+from mars_gguf.media import FORMATS, _rgb, data_url
+from mars_gguf.server.settings import ServerSettings
+
+MAX_REDIRECTS = 3
+MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 1 << 26
+_FETCHES = anyio.CapacityLimiter(8)
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+class RequestError(MarsError):
+    """A request that cannot be served as it is; ``status`` is the HTTP status."""
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+async def inline_pictures(messages: Sequence[Any], settings: ServerSettings) -> None:
+    """Replace the URL of every picture in chat ``messages`` by a data URL that holds a PNG.
+
+    All pictures of a request share one limit of bytes, one of pixels and one of seconds to fetch
+    them in. Raises RequestError.
+    """
+    n_bytes, n_pixels = settings.max_media_bytes, MAX_PIXELS
+    deadline = anyio.current_time() + settings.media_timeout
+    for part in picture_parts(messages):
+        given = part["image_url"]
+        url = given["url"] if isinstance(given, dict) else given
+        if url[:5].lower() == "data:":
+            data = from_data_url(url, n_bytes)
+        else:
+            seconds = deadline - anyio.current_time()
+            data = await _fetch_in_thread(url, n_bytes, seconds, settings.allow_private_media)
+        n_bytes -= len(data)
+        picture = await to_thread.run_sync(decode, data, n_pixels)
+        n_pixels -= picture.width * picture.height
+        part["image_url"] = {"url": await to_thread.run_sync(data_url, picture)}
+
+
+def picture_parts(messages: Sequence[Any]) -> Iterator[dict[str, Any]]:
+    """The picture parts of chat messages."""
+    for message in messages:
+        content = message.get("content")
+        for part in content if isinstance(content, list) else []:
+            if part.get("type") == "image_url":
+                yield part
+
+
+def from_data_url(url: str, max_bytes: int) -> bytes:
+    """The bytes that a base64 data URL holds. Raises RequestError."""
+    header, comma, payload = url.partition(",")
+    if not comma or not header.lower().endswith(";base64"):
+        raise RequestError("a picture's data URL: expected data:image/...;base64,...")
+    if len(payload) * 3 // 4 > max_bytes + 2:
+        raise _too_large(max_bytes)
+    try:
+        return base64.b64decode(payload, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise RequestError(f"a picture's data URL is not base64: {error}") from error
+
+
+def decode(data: bytes, max_pixels: int) -> Image.Image:
+    """The picture in ``data``, upright, as RGB. Raises RequestError, before anything large is
+    decoded."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise RequestError(
+                    f"picture too large: found {width} x {height} pixels, expected at most "
+                    f"{max_pixels} in what is left for this request; scale it down first"
+                )
+            image.load()
+            return _rgb(ImageOps.exif_transpose(image))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise RequestError(f"picture too large: {error}") from error
+    except UnidentifiedImageError as error:
+        raise RequestError(
+            f"not a picture: found {len(data)} bytes of something else, expected "
+            f"{', '.join(FORMATS)}"
+        ) from error
+    except MarsError:
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
+        raise RequestError(f"the picture is damaged or cannot be read ({error})") from error
+
+
+def _too_large(max_bytes: int) -> RequestError:
+    return RequestError(
+        f"pictures too large: expected at most {max_bytes} bytes for this one, counting those "
+        "before it in the request",
+        413,
+    )
+
+
+async def _fetch_in_thread(url: str, max_bytes: int, seconds: float, allow_private: bool) -> bytes:
+    # The name resolver knows no timeout: leave its thread behind rather than wait.
+    with anyio.move_on_after(seconds):
+        return await to_thread.run_sync(
+            fetch, url, max_bytes, seconds, allow_private, abandon_on_cancel=True, limiter=_FETCHES
+        )
+    raise RequestError("a picture took too long to fetch")
+
+
+def fetch(url: str, max_bytes: int, seconds: float, allow_private: bool = False) -> bytes:
+    """GET an http(s) URL: at most ``max_bytes``, within ``seconds``, through at most
+    MAX_REDIRECTS redirects, and unless ``allow_private`` only from public addresses.
+
+    Every host name is resolved once, checked, and connected to at the address that was checked.
+    Proxies are not used. Raises RequestError.
+    """
+    deadline = time.monotonic() + seconds
+    for _ in range(MAX_REDIRECTS + 1):
+        try:
+            parts = urlsplit(url)
+            if parts.scheme.lower() not in ("http", "https") or not parts.hostname:
+                raise RequestError(
+                    f"a picture's URL has the scheme {parts.scheme[:20]!r}, expected http, https "
+                    "or data, with a host"
+                )
+            reply = _get(parts, max_bytes, deadline, allow_private)
+        except RequestError:
+            raise
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            late = time.monotonic() >= deadline
+            reason = "it took too long" if late else type(error).__name__
+            raise RequestError(f"a picture could not be fetched: {reason}") from error
+        if isinstance(reply, bytes):
+            return reply
+        url = urljoin(url, reply)
+    raise RequestError(f"a picture's URL redirects more than {MAX_REDIRECTS} times")
+
+
+def _get(parts: Any, max_bytes: int, deadline: float, allow_private: bool) -> bytes | str:
+    """The body, or where it redirects to."""
+    host, tls = parts.hostname.encode("idna").decode(), parts.scheme.lower() == "https"
+    port = parts.port or (443 if tls else 80)
+    connection = _PinnedConnection(host, port, tls, _resolve(host, port, allow_private))
+    connection.timeout = max(deadline - time.monotonic(), 0.001)
+    # A server may send a byte now and then, which no timeout of a socket notices.
+    watchdog = threading.Timer(connection.timeout, connection.abort)
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
+        query = "?" + quote(parts.query, safe="/%:@!$&'()*+,;=~-._?") if parts.query else ""
+        name = f"[{host}]" if ":" in host else host
+        headers = {
+            "Host": name if parts.port is None else f"{name}:{port}",
+            "User-Agent": "mars-gguf",
+            "Accept": "image/*",
+            "Accept-Encoding": "identity",
+        }
+        connection.request("GET", path + query, headers=headers)
+        response = connection.getresponse()
+        if response.status in (301, 302, 303, 307, 308) and response.getheader("Location"):
+            return str(response.getheader("Location"))
+        if response.status != 200:
+            raise RequestError(f"a picture's host {host} answered {response.status}, expected 200")
+        body = response.read(max_bytes + 1)
+        if len(body) > max_bytes:
+            raise _too_large(max_bytes)
+        if time.monotonic() >= deadline:  # cut off by the watchdog
+            raise TimeoutError
+        return body
+    finally:
+        watchdog.cancel()
+        connection.close()
+
+
+class _PinnedConnection(http.client.HTTPConnection):
+    """A connection to given addresses, whatever its host's name resolves to by now."""
+
+    def __init__(self, host: str, port: int, tls: bool, addresses: list[str]) -> None:
+        super().__init__(host, port)
+        self.tls, self.addresses = tls, addresses
+        self.opened: socket.socket | None = None  # HTTPConnection forgets its own before the end
+
+    def connect(self) -> None:
+        for address in self.addresses:
+            try:
+                self.sock = self.opened = socket.create_connection(
+                    (address, self.port), self.timeout
+                )
+                break
+            except OSError:
+                if address == self.addresses[-1]:
+                    raise
+        if self.tls:
+            self.sock = self.opened = ssl.create_default_context().wrap_socket(
+                self.sock, server_hostname=self.host, do_handshake_on_connect=False
+            )
+            self.sock.do_handshake()
+
+    def abort(self) -> None:
+        if self.opened is not None:
+            with suppress(OSError):
+                # Not SSLSocket.shutdown, which takes the reader's TLS state away under it.
+                socket.socket.shutdown(self.opened, socket.SHUT_RDWR)
+
+
+def _resolve(host: str, port: int, allow_private: bool) -> list[str]:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = list(dict.fromkeys(str(info[4][0]) for info in found))
+    if not allow_private and not all(map(is_public, addresses)):
+        raise RequestError(
+            f"a picture's host {host} is at an address that is not public. The operator of this "
+            "server may allow that (--allow-private-media).",
+            403,
+        )
+    return addresses[:4]
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one of the public internet, seen through the IPv6 forms that carry
+    an IPv4 address."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
+        if ip in _NAT64:
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(str(inner))
+    return ip.is_global and not ip.is_multicast and not ip.is_reserved

@@ -1,0 +1,203 @@
+"""The models that are served: loaded by ``llama_cpp.server`` from its settings, as SteeredLlama."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+from llama_cpp.server.model import LlamaProxy
+
+from mars_gguf.errors import MarsError, ModelError, SteeringError
+from mars_gguf.llama import SteeredLlama, Steering, load_mmproj
+from mars_gguf.server.settings import DEFAULT_VECTOR, ModelSettings
+from mars_gguf.vectors import Vector, read_vector
+
+
+class ClientGone(Exception):
+    """Nobody waits for this reply any more."""
+
+
+@dataclass
+class Exchange:
+    """A request and what became of it. Seen by the threads that run the model too."""
+
+    client_gone: asyncio.Event = field(default_factory=asyncio.Event)
+    began: float = field(default_factory=time.perf_counter)
+    vector: str = DEFAULT_VECTOR
+    model: str | None = None
+    prompt: object = None
+    steering: Steering | None = None
+    first_token: float | None = None
+    tokens: int = 0
+    responding: bool = False
+    error: Exception | None = None
+
+    def require_client(self) -> None:
+        """Raise ClientGone if nobody waits for the reply any more."""
+        if self.client_gone.is_set():
+            raise ClientGone
+
+
+exchange: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
+
+
+@dataclass(frozen=True)
+class NamedVector:
+    """A vector as clients see it: by the name and the hash of its file."""
+
+    name: str
+    sha256: str
+    vector: Vector
+
+    @classmethod
+    def read(cls, path: str) -> NamedVector:
+        vector = read_vector(path)
+        return cls(Path(path).stem, hashlib.sha256(Path(path).read_bytes()).hexdigest(), vector)
+
+
+class ServedLlama(SteeredLlama):
+    """A SteeredLlama that takes note of what it does in the current exchange, stops when its
+    client is gone, and can change between vectors."""
+
+    _stopped = False
+
+    @property
+    def n_tokens(self) -> int:
+        """Positions in the context so far; llama-cpp-python moves it after every batch."""
+        return self._n_tokens
+
+    @n_tokens.setter
+    def n_tokens(self, value: int) -> None:
+        current = exchange.get()
+        if value > self._n_tokens and current is not None:
+            self._stopped = current.client_gone.is_set()
+            current.require_client()
+        SteeredLlama.n_tokens.fset(self, value)  # type: ignore[attr-defined]
+
+    def prepare(self, vector: Vector) -> None:
+        """Make ready for the next request, to be steered by ``vector``."""
+        if vector is not self.vector or self._stopped:
+            self.reset()
+            self._ctx.kv_cache_clear()
+            self.vector, self._stopped = vector, False
+
+    def sample(self, *args: Any, **kwargs: Any) -> int:
+        """As ``SteeredLlama.sample``."""
+        token = super().sample(*args, **kwargs)
+        current = exchange.get()
+        if current is not None:
+            if self.last_steering is None:
+                raise SteeringError("a token was sampled that steering had not seen")
+            if current.tokens == 0:
+                current.first_token, current.steering = time.perf_counter(), self.last_steering
+            current.tokens += 1
+        return token
+
+
+class SteeredProxy(LlamaProxy):
+    """The LlamaProxy of ``llama_cpp.server``, each model with its own vectors.
+
+    All models and vectors are loaded once at the start, so that one which does not fit is found
+    then. Raises MarsError.
+    """
+
+    def __init__(self, models: list[ModelSettings]) -> None:
+        self.vectors: dict[str | None, dict[str, NamedVector]] = {
+            settings.model_alias: {
+                name: NamedVector.read(path)
+                for name, path in ({DEFAULT_VECTOR: settings.vector} | settings.vectors).items()
+            }
+            for settings in models
+        }
+        for settings in models[1:]:
+            self.load_llama_from_model_settings(settings).close()
+        super().__init__(models)
+
+    def settings(self, model: str | None) -> ModelSettings:
+        """Settings of the model that a request means by ``model``."""
+        settings: ModelSettings = self._model_settings_dict.get(model, self._default_model_settings)
+        return settings
+
+    def __call__(self, model: str | None = None) -> ServedLlama:
+        llama: ServedLlama = super().__call__(model)
+        vector, current = DEFAULT_VECTOR, exchange.get()
+        if current is not None:
+            vector, current.model = current.vector, self._current_model_alias
+        llama.prepare(self.vectors[self._current_model_alias][vector].vector)
+        return llama
+
+    def load_llama_from_model_settings(self, settings: ModelSettings) -> ServedLlama:
+        """The model of ``settings``, after each of its vectors was tried on it."""
+        vectors = self.vectors[settings.model_alias]
+
+        class Configured(ServedLlama):
+            def __init__(self, model_path: str, **kwargs: Any) -> None:
+                vector, force = vectors[DEFAULT_VECTOR].vector, settings.force_vector
+                super().__init__(model_path, vector=vector, force=force, **kwargs)
+                if settings.clip_model_path:
+                    _prepare_pictures(self, settings, kwargs.get("chat_handler"))
+
+        try:
+            with _llama_class(Configured):
+                llama: ServedLlama = LlamaProxy.load_llama_from_model_settings(settings)
+            for name, named in vectors.items():
+                _try_vector(llama, name, named.vector, settings)
+        except MarsError as error:
+            raise type(error)(f"{settings.model_alias}: {error}") from error
+        except (AssertionError, ValueError, OSError, ImportError) as error:
+            raise ModelError(f"{settings.model_alias}: cannot be loaded: {error}") from error
+        # What a completion calls its model if the request names none.
+        llama.model_path = settings.model_alias
+        return llama
+
+
+@contextmanager
+def _llama_class(replacement: type[SteeredLlama]) -> Iterator[None]:
+    """While a model is loaded: llama_cpp.server has no setting for the class of its models."""
+    original = llama_cpp.Llama
+    llama_cpp.Llama = replacement
+    try:
+        yield
+    finally:
+        llama_cpp.Llama = original
+
+
+def _prepare_pictures(llama: ServedLlama, settings: ModelSettings, handler: Any) -> None:
+    if not hasattr(handler, "_init_mtmd_context"):
+        raise ModelError(
+            f"chat_format {settings.chat_format!r} takes no mmproj. Leave it out, or give the one "
+            "that belongs to the model."
+        )
+    load_mmproj(llama, handler)
+    load = handler.load_image
+
+    def load_data_url(url: str) -> bytes:
+        # The server has fetched and checked every picture by then.
+        if not url.startswith("data:"):
+            raise SteeringError("a picture that was not checked reached the model")
+        data: bytes = load(url)
+        return data
+
+    handler.load_image = load_data_url
+
+
+def _try_vector(llama: ServedLlama, name: str, vector: Vector, settings: ModelSettings) -> None:
+    if settings.clip_model_path and "image" not in vector.modalities:
+        raise ModelError(
+            f"vector {name!r} was measured on {', '.join(vector.modalities)} only, but the model "
+            "is served with pictures. Convert with --mmproj, or serve without it."
+        )
+    vector.require_model(llama.fingerprint, force=settings.force_vector)
+    if vector is not llama.vector:
+        default = llama.vector
+        llama.prepare(vector)
+        llama._self_test()
+        llama.prepare(default)

@@ -1,0 +1,188 @@
+"""Settings of the server: those of ``llama_cpp.server`` and ours, from flags, environment variables
+or a configuration file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import llama_cpp.server.settings as upstream
+from llama_cpp.server.cli import add_args_from_model
+from pydantic import Field, ValidationError
+
+from mars_gguf.errors import MarsError
+
+DEFAULT_VECTOR = "default"
+
+
+class ModelSettings(upstream.ModelSettings):
+    """What ``llama_cpp.server`` knows of a model, and the vector that steers it."""
+
+    vector: str = Field(default="", description="Vector file that mars_gguf.convert wrote.")
+    mmproj: str = Field(
+        default="",
+        description="Multimodal projector (GGUF); shorthand for clip_model_path, and for "
+        "chat_format mtmd unless another is given.",
+    )
+    vectors: dict[str, str] = Field(
+        default={},
+        description="Further vector files by id, as a JSON object. With allow_client_control a "
+        "request may name one of these ids.",
+    )
+    force_vector: bool = Field(
+        default=False,
+        description="Use vectors made for another quantization or chat template of the model.",
+    )
+    verbose: bool = Field(default=False, description="Show what llama.cpp says.")
+
+
+class ServerSettings(upstream.ServerSettings):
+    """What ``llama_cpp.server`` knows of the server, and what clients may do."""
+
+    interrupt_requests: bool = Field(
+        default=False,
+        description="Whether to cut a streamed reply short when a new request is received.",
+    )
+    allow_client_control: bool = Field(
+        default=False,
+        description="Let a request choose among the vectors given at start-up, by id.",
+    )
+    allow_private_media: bool = Field(
+        default=False,
+        description="Fetch pictures from private, loopback and link-local addresses too.",
+    )
+    max_media_bytes: int = Field(
+        default=20 << 20, ge=1, description="Most bytes that the pictures of one request may have."
+    )
+    media_timeout: float = Field(
+        default=10.0, gt=0, description="Seconds to fetch the pictures of one request in."
+    )
+    log_prompts: bool = Field(default=False, description="Write prompts into the log.")
+
+
+class Settings(ServerSettings, ModelSettings):
+    """A server with one model."""
+
+
+class ConfigFileSettings(ServerSettings):
+    """Configuration file: the server, and a list of models."""
+
+    models: list[ModelSettings] = Field(default=[], description="Model configs")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every setting as ``--name VALUE``, and our own switches as ``--dashed-name`` too."""
+    p = argparse.ArgumentParser(
+        prog="mars_gguf.server",
+        description="Serve steered models behind the OpenAI API. Takes every option, environment "
+        "variable and configuration file of llama_cpp.server.",
+    )
+    add_args_from_model(p, Settings)
+    p.add_argument("--config_file", "--config-file", metavar="FILE", help="JSON or YAML")
+    p.add_argument("--demo", action="store_true", help="serve the small model of the package")
+    p.add_argument(
+        "--force", dest="force_vector", action="store_const", const=True, help="as --force_vector"
+    )
+    for name in ("allow_client_control", "allow_private_media", "log_prompts"):
+        p.add_argument(
+            "--" + name.replace("_", "-"),
+            dest=name,
+            action="store_const",
+            const=True,
+            help=f"as --{name} true",
+        )
+    return p
+
+
+def read_settings(argv: list[str] | None) -> tuple[ServerSettings, list[ModelSettings]]:
+    """Settings of the server and of its models. Flags win over the configuration file, and that
+    over environment variables. Raises MarsError."""
+    args = parser().parse_args(argv)
+    # Popped: llama_cpp.server.app would read the file again, without our settings.
+    config_file = os.environ.pop("CONFIG_FILE", None) or args.config_file
+    given = {k: v for k, v in vars(args).items() if v is not None and k in Settings.model_fields}
+    if args.demo:
+        if config_file or given.keys() & {"model", "mmproj", "clip_model_path", "vector"}:
+            raise MarsError("--demo brings its own model: give it or another model, not both")
+        given = _demo() | given
+    try:
+        if config_file:
+            if stray := sorted(given.keys() & ModelSettings.model_fields.keys()):
+                raise MarsError(f"--{stray[0]}: say it in the configuration file, for each model")
+            file = ConfigFileSettings(**(_read(config_file) | given))
+            server: ServerSettings = file
+            models = file.models
+        else:
+            settings = Settings(**given)
+            server = settings
+            models = [ModelSettings(**settings.model_dump(include=set(ModelSettings.model_fields)))]
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()
+        ]
+        raise MarsError("\n".join(["settings:", *lines, "--help lists them."])) from error
+    if not models:
+        raise MarsError(f"{config_file}: no models, expected a list of them under 'models'")
+    for model in models:
+        _complete(model)
+        if model.verbose and model.clip_model_path and not server.log_prompts:
+            raise MarsError(
+                "verbose makes llama-cpp-python print prompts with pictures: give --log-prompts "
+                "as well, or leave verbose off"
+            )
+    names = [model.model_alias for model in models]
+    if len(set(names)) < len(names):
+        raise MarsError(f"models of the same name ({names}): give each a model_alias")
+    return server, models
+
+
+def _complete(model: ModelSettings) -> None:
+    """Fill in what follows from other settings; raise MarsError for what contradicts them."""
+    name = model.model_alias or Path(model.model).name
+    if not model.vector:
+        raise MarsError(
+            f"{name}: no vector. Make one with python -m mars_gguf.convert, then give it with "
+            "--vector, or as vector in the configuration file: this server does not run models "
+            "unsteered."
+        )
+    if DEFAULT_VECTOR in model.vectors:
+        raise MarsError(f"{name}: vectors: the id {DEFAULT_VECTOR!r} means --vector already")
+    if model.mmproj and model.clip_model_path not in (None, model.mmproj):
+        raise MarsError(f"{name}: mmproj and clip_model_path name different files: give one")
+    model.model_alias = name  # llama_cpp.server would show clients the path
+    model.clip_model_path = model.mmproj or model.clip_model_path
+    if model.clip_model_path and model.chat_format is None:
+        model.chat_format = "mtmd"
+
+
+def _demo() -> dict[str, Any]:
+    from mars_gguf import demo_model
+
+    return {
+        "model": str(demo_model.TEXT_MODEL),
+        "mmproj": str(demo_model.MMPROJ),
+        "vector": str(demo_model.VECTOR),
+        "model_alias": "demo",
+        "n_ctx": 0,  # as the model was trained
+    }
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        if path.endswith((".yaml", ".yml")):
+            import yaml  # type: ignore[import-untyped]
+
+            content = yaml.safe_load(text)
+        else:
+            content = json.loads(text)
+    except OSError as error:
+        raise MarsError(f"{path}: cannot be read: {error.strerror}") from error
+    except Exception as error:  # ValueError, or YAMLError where yaml is installed
+        raise MarsError(f"{path}: not a configuration file: {error}") from error
+    if not isinstance(content, dict):
+        raise MarsError(f"{path}: found a {type(content).__name__}, expected an object of settings")
+    return content

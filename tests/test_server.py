@@ -1,0 +1,630 @@
+"""The server: a real process on loopback, spoken to by the real OpenAI client."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.server
+import json
+import random
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anyio
+import models
+import numpy as np
+import openai
+import pytest
+from models import DEMO, DEMO_MMPROJ, OPEN
+
+from mars_gguf import demo, demo_model
+from mars_gguf.llama import SteeredLlama
+from mars_gguf.server import media
+from mars_gguf.server.__main__ import main
+from mars_gguf.server.media import RequestError, fetch, is_public
+from mars_gguf.server.settings import read_settings
+from mars_gguf.vectors import read_vector, write_vector
+
+ONE_THREAD = ["--n_threads", "1", "--n_threads_batch", "1"]
+GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 24}
+HARMFUL = {"role": "user", "content": "How do I make a bomb?"}
+
+
+@dataclass
+class Server:
+    port: int
+    log: Path
+    api_key: str = "none"
+
+    @property
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.api_key, max_retries=0)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def get(self, path: str) -> str:
+        request = urllib.request.Request(
+            self.url + path, headers={"Authorization": f"Bearer {self.api_key}"}
+        )
+        with urllib.request.urlopen(request) as reply:
+            return str(reply.read().decode())
+
+    def post(self, body: dict[str, Any]) -> socket.socket:
+        """Send a chat completion request and return at once."""
+        content = json.dumps({"model": "any", **body}).encode()
+        connection = socket.create_connection(("127.0.0.1", self.port))
+        connection.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n%s" % (len(content), content)
+        )
+        return connection
+
+    def lines(self, wanted: str = "") -> list[str]:
+        """Lines of the log about requests."""
+        text = self.log.read_text()
+        return [x for x in text.splitlines() if re.search(r"INFO (GET|POST) ", x) and wanted in x]
+
+    def wait_for_line(self, wanted: str, number: int = 1) -> str:
+        """Line ``number`` of those with ``wanted`` in them, once it is there."""
+        for _ in range(1200):
+            if len(self.lines(wanted)) >= number:
+                return self.lines(wanted)[number - 1]
+            time.sleep(0.05)
+        raise AssertionError(f"no {wanted!r} in\n{self.log.read_text()}")
+
+    def resident_bytes(self) -> float:
+        found = re.search(r"^process_resident_memory_bytes (\S+)$", self.get("/metrics"), re.M)
+        assert found is not None
+        return float(found[1])
+
+
+@contextmanager
+def running(folder: Path, *arguments: str, api_key: str = "none") -> Iterator[Server]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = folder / "server.log"
+    command = [sys.executable, "-m", "mars_gguf.server", *arguments, "--host", "127.0.0.1"]
+    with log.open("w") as stream:
+        process = subprocess.Popen([*command, "--port", str(port)], stdout=stream, stderr=stream)
+    try:
+        while "Uvicorn running" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.1)
+        yield Server(port, log, api_key)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The demo model, served with nothing but defaults, on one thread."""
+    with running(tmp_path_factory.mktemp("server"), "--demo", *ONE_THREAD) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def requests() -> list[demo.Request]:
+    """Four of each modality and kind."""
+    seen: dict[tuple[str, str], list[demo.Request]] = {}
+    for request in demo.requests():
+        seen.setdefault((request.modality, request.kind), []).append(request)
+    return [request for group in seen.values() for request in group[:4]]
+
+
+@pytest.fixture(scope="module")
+def alone(requests: list[demo.Request]) -> list[Any]:
+    """What each request gets from SteeredLlama without a server, in a fresh context."""
+    llama = SteeredLlama(
+        DEMO, vector=demo_model.VECTOR, mmproj=DEMO_MMPROJ, **models.OPTIONS | {"n_ctx": 0}
+    )
+    replies = []
+    for request in requests:
+        llama.reset()
+        replies.append(llama.create_chat_completion(request.messages, repeat_penalty=1.1, **GREEDY))
+    llama.close()
+    return replies
+
+
+@pytest.fixture(scope="module")
+def harmless(requests: list[demo.Request], alone: list[Any]) -> Any:
+    """Messages of a text request that is not steered."""
+    return next(
+        r.messages
+        for r, a in zip(requests, alone, strict=True)
+        if r.modality == "text" and a["mars"]["alpha"] == 0
+    )
+
+
+# Replies -----------------------------------------------------------------------------------------
+
+
+def chat(server: Server, messages: Any, *, model: str = "any", **options: Any) -> dict[str, Any]:
+    reply: Any = server.client.chat.completions.create(
+        model=model, messages=messages, **GREEDY | options
+    )
+    content: dict[str, Any] = reply.model_dump()
+    return content
+
+
+def text_of(reply: dict[str, Any]) -> str:
+    return str(reply["choices"][0]["message"]["content"])
+
+
+def streamed(server: Server, messages: Any, stop_after: int | None = None) -> tuple[str, Any]:
+    """Text of a streamed reply, and ``mars`` of its last chunk; abandoned after some chunks."""
+    text, mars = "", None
+    with server.client.chat.completions.create(
+        model="any", messages=messages, stream=True, **GREEDY
+    ) as stream:
+        for n, chunk in enumerate(stream):
+            if n == stop_after:
+                break
+            text += chunk.choices[0].delta.content or ""
+            mars = chunk.model_dump().get("mars")
+    return text, mars
+
+
+def chat_and_line(server: Server, *args: Any, **options: Any) -> tuple[dict[str, Any], str]:
+    """A reply and its line in the log, which may come a little later."""
+    number = len(server.lines("POST")) + 1
+    return chat(server, *args, **options), server.wait_for_line("POST", number)
+
+
+def test_mixed_requests_from_eight_threads_each_get_the_reply_they_get_alone(
+    server: Server, requests: list[demo.Request], alone: list[Any]
+) -> None:
+    steered = [(r.modality, a["mars"]["alpha"] > 0) for r, a in zip(requests, alone, strict=True)]
+    assert {("text", True), ("text", False), ("image", True), ("image", False)} <= set(steered)
+    jobs = [(n % len(requests), ("whole", "streamed", "abandoned")[n % 5 % 3]) for n in range(200)]
+    random.Random(5).shuffle(jobs)
+
+    def run(job: tuple[int, str]) -> None:
+        index, way = job
+        messages, expected = requests[index].messages, alone[index]
+        if way == "whole":
+            reply = chat(server, messages)
+            text, mars = text_of(reply), reply["mars"]
+        elif way == "streamed":
+            text, mars = streamed(server, messages)
+        else:
+            text, _ = streamed(server, messages, stop_after=3)
+            assert text_of(expected).startswith(text)
+            return
+        assert text == text_of(expected)
+        assert mars.keys() == expected["mars"].keys()
+        assert mars["modality"] == expected["mars"]["modality"]
+        # A prompt whose beginning is in the cache is decoded in other batches: rounding differs.
+        assert mars["t"] == pytest.approx(expected["mars"]["t"], abs=0.02)
+        assert (mars["alpha"] > 0) == (expected["mars"]["alpha"] > 0)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(run, jobs[:100]))
+        before = server.resident_bytes()
+        list(pool.map(run, jobs[100:]))
+    assert server.resident_bytes() < before + (8 << 20)
+    server.wait_for_line("POST", len(jobs))
+
+
+def test_a_raw_completion_is_steered(server: Server) -> None:
+    llama = SteeredLlama(DEMO, vector=demo_model.VECTOR, **models.OPTIONS | {"n_ctx": 0})
+    prompt = "<|im_start|>user\nHow do I make a bomb?<|im_end|>\n<|im_start|>assistant\n"
+    expected: Any = llama.create_completion(prompt, repeat_penalty=1.1, **GREEDY)
+    llama.close()
+    count = len(server.lines("steered=true"))
+    reply = server.client.completions.create(model="any", prompt=prompt, **GREEDY)
+    assert reply.choices[0].text == expected["choices"][0]["text"]
+    server.wait_for_line("steered=true", count + 1)
+
+
+def test_a_client_that_leaves_frees_the_model(server: Server) -> None:
+    endless = {"messages": [HARMFUL], "grammar": "root ::= [a-z ] root", "max_tokens": 900}
+    for stream in (False, True):
+        number = len(server.lines(" 499 ")) + 1
+        with server.post({**endless, "stream": stream}) as connection:
+            if stream:
+                connection.recv(1)
+            else:
+                time.sleep(0.3)
+        tokens = re.search(r"tokens=(\d+)", server.wait_for_line(" 499 ", number))
+        assert tokens is None or int(tokens[1]) < 900
+        assert tokens is not None or not stream
+        assert chat(server, [HARMFUL])["mars"]["alpha"] > 0
+
+
+def test_the_log_has_a_line_for_each_request_and_no_prompt(server: Server, harmless: Any) -> None:
+    _, line = chat_and_line(server, harmless)
+    for word in ("200", "modality=text", r"t=-?[\d.]+", r"gate=[\d.]+", "steered=false", r"ms=\d+"):
+        assert re.search(rf" {word}( |$)", line), (word, line)
+    text = server.log.read_text()
+    assert harmless[0]["content"] not in text
+    assert HARMFUL["content"] not in text
+
+
+def test_metrics_count_requests_and_steering(server: Server, harmless: Any) -> None:
+    def numbers() -> dict[str, float]:
+        lines = [line.rsplit(" ", 1) for line in server.get("/metrics").splitlines()]
+        return {name: float(value) for name, value in lines if name.startswith("mars_")}
+
+    chat_and_line(server, [HARMFUL])
+    before = numbers()
+    chat_and_line(server, [HARMFUL])
+    chat_and_line(server, harmless)
+    after = numbers()
+    for name, difference in {
+        'mars_requests_total{path="/v1/chat/completions",status="200"}': 2,
+        'mars_steered_requests_total{modality="text"}': 1,
+        'mars_gate_count{modality="text"}': 2,
+        'mars_gate_bucket{le="0.0",modality="text"}': 1,
+        "mars_first_token_seconds_count": 2,
+    }.items():
+        assert after[name] - before[name] == difference, name
+
+
+def test_models_are_listed_with_the_vectors_that_steer_them(server: Server) -> None:
+    listed = server.get("/v1/models")
+    [entry] = server.client.models.list().data
+    assert entry.id == "demo"
+    vector = entry.model_dump()["mars"]["vector"]
+    assert vector["name"] == demo_model.VECTOR.stem
+    assert vector["sha256"] == hashlib.sha256(demo_model.VECTOR.read_bytes()).hexdigest()
+    assert str(demo_model.FOLDER) not in listed
+    assert str(demo_model.FOLDER) not in json.dumps(chat(server, [HARMFUL], model=""))
+
+
+# What clients may not do -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("control", [{"vector": "default"}, {"alpha": 0}, {"vector": "/x.gguf"}])
+def test_a_client_has_no_say_in_steering(server: Server, control: dict[str, Any]) -> None:
+    with pytest.raises(openai.APIStatusError) as refused:
+        chat(server, [HARMFUL], extra_body={"mars": control})
+    assert refused.value.status_code in (403, 422)
+    unknown = {"vector": "", "force_vector": True, "way": "inline", "steering": False}
+    assert chat(server, [HARMFUL], extra_body=unknown)["mars"]["alpha"] > 0
+
+
+def picture_message(url: str, role: str = "user") -> dict[str, Any]:
+    parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What?"}]
+    return {"role": role, "content": parts}
+
+
+PNG = models.user("", models.picture(1))["content"][0]["image_url"]["url"]
+
+
+@pytest.mark.parametrize(
+    ("url", "status", "message"),
+    [
+        ("http://127.0.0.1:{port}/metrics", 403, "not public"),
+        ("http://localhost:{port}/metrics", 403, "not public"),
+        ("http://[::ffff:127.0.0.1]:{port}/", 403, "not public"),
+        ("http://0x7f.1:{port}/", 403, "not public"),
+        ("file:///etc/passwd", 400, "scheme"),
+        ("/etc/passwd", 400, "scheme"),
+        ("ftp://example.org/x.png", 400, "scheme"),
+        ("data:image/png;base64,????", 400, "not base64"),
+        ("data:image/png,abc", 400, "data URL"),
+        ("data:image/png;base64,AAAA", 400, "not a picture"),
+        (PNG[:-120] + "A" * 120, 400, "damaged"),
+        ("data:image/png;base64," + "A" * (28 << 20), 413, "too large"),
+        ("data:image/png;base64," + "A" * (40 << 20), 413, "request has more than"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_picture_that_may_not_be_loaded_is_an_error_of_the_client(
+    server: Server, url: str, status: int, message: str, stream: bool
+) -> None:
+    with pytest.raises(openai.APIStatusError) as refused:
+        server.client.chat.completions.create(
+            model="any",
+            messages=[picture_message(url.format(port=server.port))],  # type: ignore[list-item]
+            stream=stream,
+        )
+    assert refused.value.status_code == status
+    assert message in str(refused.value)
+    assert len(str(refused.value)) < 500
+
+
+def test_a_prompt_larger_than_the_context_is_an_error_of_the_client(server: Server) -> None:
+    for stream in (False, True):
+        for message in ({**HARMFUL, "content": "word " * 3000}, picture_message(PNG)):
+            if isinstance(message["content"], list):
+                message["content"][1]["text"] = "word " * 3000
+            with pytest.raises(openai.BadRequestError) as refused:
+                server.client.chat.completions.create(
+                    model="any",
+                    messages=[message],  # type: ignore[list-item]
+                    stream=stream,
+                )
+            assert refused.value.code == "context_length_exceeded"
+
+
+def test_several_pictures_share_the_limit_of_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(media, "MAX_PIXELS", 48 * 48 + 1)
+    settings = read_settings(["--demo"])[0]
+    anyio.run(media.inline_pictures, [picture_message(PNG)], settings)
+    with pytest.raises(RequestError, match="picture too large"):
+        anyio.run(media.inline_pictures, [picture_message(PNG), picture_message(PNG)], settings)
+
+
+# A configured server -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A random text model in which the word "cake" is no number."""
+    model = models.RandomModel.llama(4)
+    cake = model.field("tokenizer.ggml.tokens").index("Ġcake")
+    model.weights["token_embd.weight"][cake] = np.nan
+    return model.write(tmp_path_factory.mktemp("broken") / "broken.gguf")
+
+
+@pytest.fixture(scope="module")
+def configured(tmp_path_factory: pytest.TempPathFactory, broken: str) -> Iterator[Server]:
+    """Two models from a configuration file; every permission given."""
+    folder = tmp_path_factory.mktemp("configured")
+    write_vector(models.vector(DEMO, layer=3, opens=OPEN), folder / "always.gguf")
+    write_vector(models.vector(broken, layer=2, modalities=["text"]), folder / "broken.gguf")
+    threads = {"n_threads": 1, "n_threads_batch": 1, "n_ctx": 512}
+    content = {
+        "api_key": "secret",
+        "allow_client_control": True,
+        "allow_private_media": True,
+        "max_media_bytes": 100_000,
+        "models": [
+            {
+                "model": DEMO,
+                "model_alias": "pictures",
+                "mmproj": DEMO_MMPROJ,
+                "vector": str(demo_model.VECTOR),
+                "vectors": {"always": str(folder / "always.gguf")},
+                "chat_template_kwargs": {"enable_thinking": False},
+                **threads,
+            },
+            {"model": broken, "vector": str(folder / "broken.gguf"), "cache": True, **threads},
+        ],
+    }
+    (folder / "server.json").write_text(json.dumps(content))
+    arguments = ["--config_file", str(folder / "server.json"), "--log-prompts"]
+    with running(folder, *arguments, api_key="secret") as server:
+        yield server
+
+
+def test_an_api_key_is_required_everywhere(configured: Server) -> None:
+    stranger = Server(configured.port, configured.log, "wrong")
+    with pytest.raises(openai.AuthenticationError):
+        chat(stranger, [HARMFUL])
+    with pytest.raises(openai.AuthenticationError):
+        stranger.client.models.list()
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        stranger.get("/metrics")
+
+
+def test_a_request_names_a_vector_by_id_if_the_operator_allows_it(
+    configured: Server, harmless: Any
+) -> None:
+    always = {"mars": {"vector": "always"}}
+    default, chosen = chat(configured, harmless), chat(configured, harmless, extra_body=always)
+    assert default["mars"]["alpha"] == 0 < chosen["mars"]["alpha"]
+    assert chosen["mars"]["layer"] == 3
+    again = chat(configured, harmless)
+    assert (again["mars"]["layer"], again["mars"]["alpha"]) == (default["mars"]["layer"], 0)
+    listed = configured.client.models.list().data[0].model_dump()["mars"]
+    assert listed["vectors"].keys() == {"default", "always"}
+    with pytest.raises(openai.BadRequestError, match="default, always"):
+        chat(configured, harmless, extra_body={"mars": {"vector": "/etc/passwd"}})
+
+
+def test_each_model_is_steered_by_its_own_vector(configured: Server, broken: str) -> None:
+    layers = {"pictures": read_vector(demo_model.VECTOR).layer, Path(broken).name: 2}
+    for model in [*layers, *layers]:
+        reply, line = chat_and_line(configured, [HARMFUL], model=model, max_tokens=2)
+        assert reply["mars"]["alpha"] > 0
+        assert reply["mars"]["layer"] == layers[model]
+        assert f"model={model} " in line
+
+
+def test_a_probe_that_fails_is_a_500_and_no_reply(configured: Server, broken: str) -> None:
+    name, messages = Path(broken).name, [{"role": "user", "content": "How do I make cake?"}]
+    for stream in (False, True):
+        with pytest.raises(openai.InternalServerError) as failed:
+            configured.client.chat.completions.create(
+                model=name,
+                messages=messages,  # type: ignore[arg-type]
+                stream=stream,
+            )
+        assert failed.value.status_code == 500
+        assert "Nothing was generated" in str(failed.value)
+    with pytest.raises(openai.InternalServerError, match="Nothing was generated"):
+        configured.client.completions.create(model=name, prompt="How do I make cake?")
+    assert chat(configured, [HARMFUL], model=name, max_tokens=2)["mars"]["alpha"] > 0
+
+
+def test_pictures_come_by_http_where_allowed(configured: Server) -> None:
+    with pictures() as site:
+        over_http = chat(configured, [picture_message(f"{site}/picture")])
+        assert text_of(over_http) == text_of(chat(configured, [picture_message(PNG)]))
+        assert over_http["mars"]["modality"] == "image"
+        with pytest.raises(openai.APIStatusError, match="too large"):
+            chat(configured, [picture_message(f"{site}/large")])
+    with pytest.raises(openai.BadRequestError, match="sees no pictures"):
+        chat(configured, [picture_message(PNG)], model="broken.gguf")
+    with pytest.raises(openai.UnprocessableEntityError):
+        chat(configured, [picture_message(PNG, "system"), HARMFUL])
+
+
+def test_prompts_are_logged_only_on_demand_and_without_pictures(configured: Server) -> None:
+    _, line = chat_and_line(configured, [picture_message(PNG)])
+    assert '"text": "What?"' in line
+    assert "base64" not in line
+
+
+# Fetching ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def pictures() -> Iterator[str]:
+    """A site with a picture, a large file, redirects, and a file that never ends."""
+    content = base64.b64decode(PNG.partition(",")[2])
+
+    class Site(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            name, _, target = self.path[1:].partition("?")
+            self.send_response(302 if name == "to" else 200)
+            if name == "to":
+                self.send_header("Location", target)
+            self.end_headers()
+            if name == "picture":
+                self.wfile.write(content)
+            elif name == "large":
+                self.wfile.write(bytes(1 << 20))
+            elif name == "endless":
+                with suppress(OSError):
+                    while True:
+                        self.wfile.write(b".")
+                        time.sleep(0.05)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    site = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site)
+    threading.Thread(target=site.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{site.server_port}"
+    finally:
+        site.shutdown()
+        site.server_close()
+
+
+def test_fetching_follows_redirects_within_size_time_and_count() -> None:
+    picture = base64.b64decode(PNG.partition(",")[2])
+    with pictures() as site:
+        assert fetch(f"{site}/to?{site}/to?picture", 1 << 16, 5, True) == picture
+        for url, message in (
+            (f"{site}/large", "too large"),
+            (f"{site}/endless", "too long"),
+            (f"{site}/to?to?to?to?to?picture", "redirects"),
+            (f"{site}/to?file:///etc/passwd", "scheme 'file'"),
+            (f"{site}/to?http://127.0.0.1:99999/", "could not be fetched"),
+            ("http://[", "could not be fetched"),
+        ):
+            with pytest.raises(RequestError, match=message):
+                fetch(url, 1 << 16, 0.5, True)
+
+
+def test_addresses_are_checked_after_resolving_at_every_hop_and_pinned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resolved: list[str] = []
+    answers = {"first.test": ["127.0.0.1", "127.0.0.9"], "second.test": ["127.0.0.9"]}
+    real = socket.getaddrinfo
+
+    def resolve(host: str, port: int, *args: Any, **kwargs: Any) -> Any:
+        if host in answers:
+            resolved.append(host)
+            host = answers[host].pop(0)  # another answer each time
+        return real(host, port, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(media, "is_public", lambda address: address == "127.0.0.1")
+    with pictures() as site:
+        port = site.rpartition(":")[2]
+        assert fetch(f"http://first.test:{port}/picture", 1 << 16, 5).startswith(b"\x89PNG")
+        assert resolved == ["first.test"]
+        with pytest.raises(RequestError, match="second.test is at an address that is not public"):
+            fetch(f"{site}/to?http://second.test:{port}/picture", 1 << 16, 5)
+
+
+@pytest.mark.parametrize(
+    "address",
+    "127.0.0.1 10.1.2.3 172.16.0.1 192.168.1.1 169.254.169.254 100.64.0.1 0.0.0.0 224.0.0.1 "
+    "255.255.255.255 240.0.0.1 ::1 :: fe80::1 fe80::1%eth0 fc00::1 fd12::1 ff02::1 "
+    "::ffff:127.0.0.1 ::ffff:10.0.0.1 ::127.0.0.1 64:ff9b::7f00:1 64:ff9b:1::a00:1 2002:7f00:1:: "
+    "2001:0:0:0:0:0:80ff:fffe".split(),
+)
+def test_private_addresses_are_not_public_in_any_notation(address: str) -> None:
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize(
+    "address", ["8.8.8.8", "1.1.1.1", "2606:4700:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"]
+)
+def test_public_addresses_are(address: str) -> None:
+    assert is_public(address)
+
+
+# Start-up ----------------------------------------------------------------------------------------
+
+
+def test_settings_come_from_flags_the_environment_and_the_configuration_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("N_CTX", "77")
+    monkeypatch.setenv("API_KEY", "environment")
+    flags = ["--model", "/x/m.gguf", "--vector", "/x/v.gguf", "--clip_model_path", "/x/p.gguf"]
+    server, [model] = read_settings([*flags, "--allow-client-control", "--n_batch", "64"])
+    assert (server.api_key, server.allow_client_control) == ("environment", True)
+    assert (server.allow_private_media, server.log_prompts) == (False, False)
+    assert (model.n_ctx, model.n_batch, model.model_alias) == (77, 64, "m.gguf")
+    assert (model.clip_model_path, model.chat_format) == ("/x/p.gguf", "mtmd")
+
+    file = tmp_path / "server.yaml"
+    file.write_text("port: 1234\nmodels: [{model: a, vector: b, mmproj: c, chat_format: gemma4}]")
+    monkeypatch.setenv("CONFIG_FILE", str(file))
+    server, [model] = read_settings(["--log_prompts", "true", "--api_key", "flag"])
+    assert (server.port, server.log_prompts, server.api_key) == (1234, True, "flag")
+    assert (model.vector, model.clip_model_path, model.chat_format) == ("b", "c", "gemma4")
+
+
+def test_the_server_does_not_start_with_what_does_not_fit(
+    tmp_path: Path, small_llama: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    vector, damaged, text = (str(tmp_path / f"{n}.gguf") for n in ("other", "damaged", "text"))
+    write_vector(models.vector(small_llama), vector)
+    write_vector(models.vector(DEMO, modalities=["text"]), text)
+    Path(damaged).write_bytes(demo_model.VECTOR.read_bytes()[:-9])
+    good = str(demo_model.VECTOR)
+    config = tmp_path / "config.json"
+    fits = {"model": DEMO, "vector": good}
+    config.write_text(json.dumps({"models": [fits, {"model": small_llama, "vector": good}]}))
+    typo = tmp_path / "typo.json"
+    typo.write_text(json.dumps({"models": [{**fits, "vectr": good}]}))
+    demo_flags = ["--model", DEMO, "--mmproj", DEMO_MMPROJ]
+    for arguments, message in (
+        (["--model", DEMO], "no vector"),
+        ([], "model: Field required"),
+        (["--model", DEMO, "--vector", vector], "made for another model"),
+        (["--model", DEMO, "--vector", damaged], "damaged.gguf"),
+        (["--model", DEMO, "--vector", str(tmp_path / "none.gguf")], "no such vector file"),
+        ([*demo_flags, "--vector", text], "measured on text only"),
+        (["--demo", "--vectors", json.dumps({"other": vector})], "made for another model"),
+        (["--demo", "--model", DEMO], "--demo brings its own model"),
+        (["--demo", "--verbose", "true"], "--log-prompts"),
+        (["--model", DEMO, "--vector", good, "--mmproj", DEMO], "could not load this mmproj"),
+        (["--model", DEMO, "--vector", good, "--mmproj", "none"], "none"),
+        ([*demo_flags, "--vector", good, "--chat_format", "chatml"], "takes no mmproj"),
+        (["--config_file", str(config)], "made for another model"),
+        (["--config_file", str(typo)], "vectr"),
+        (["--config_file", str(config), "--vector", good], "in the configuration file"),
+        (["--config_file", str(tmp_path / "none.json")], "cannot be read"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 2
+        error = capfd.readouterr().err
+        assert message in error[error.index("error: ") :], arguments
