@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -19,14 +19,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 
 
 def load_image(path: str | PathLike[str]) -> Image.Image:
-    """Load one picture as RGB, upright (EXIF orientation applied), transparency over white.
+    """Load one picture from a file, as `decode_image` does.
 
-    The format is told from the content, not from the name; of an animation it is the first
-    frame. Nothing is decoded before the size is known to be at most
-    ``PIL.Image.MAX_IMAGE_PIXELS``.
-
-    Raises MarsError if there is no such file, or it is not a picture in one of `FORMATS`,
-    damaged, or too large.
+    Raises MarsError if there is no such file, too.
     """
     path = Path(path)
     if not path.exists():
@@ -34,34 +29,46 @@ def load_image(path: str | PathLike[str]) -> Image.Image:
     if not path.is_file():
         raise MarsError(f"{path}: not a file; expected a picture ({', '.join(FORMATS)})")
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            _require_bounded(image, path)
+        with path.open("rb") as file:
+            return decode_image(file, str(path))
+    except OSError as error:
+        raise MarsError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def decode_image(file: BinaryIO, name: str, max_pixels: int | None = None) -> Image.Image:
+    """The picture in ``file``, called ``name`` in messages, as RGB, upright (EXIF orientation
+    applied), transparency over white.
+
+    The format is told from the content; of an animation it is the first frame. Nothing is decoded
+    before the size is known to be at most ``max_pixels`` (default: ``PIL.Image.MAX_IMAGE_PIXELS``).
+
+    Raises MarsError if it is not a picture in one of `FORMATS`, damaged, or too large.
+    """
+    limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            width, height = image.size
+            if limit is not None and width * height > limit:
+                raise MarsError(
+                    f"{name}: picture too large: found {width} x {height} = {width * height} "
+                    f"pixels, expected at most {limit}; scale it down first"
+                )
             image.load()
             return _rgb(ImageOps.exif_transpose(image))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise MarsError(f"{path}: picture too large: {error}") from error
+        raise MarsError(f"{name}: picture too large: {error}") from error
     except UnidentifiedImageError as error:
         raise MarsError(
-            f"{path}: not a picture; found {path.stat().st_size} bytes of something else, "
+            f"{name}: not a picture; found {file.seek(0, io.SEEK_END)} bytes of something else, "
             f"expected {', '.join(FORMATS)}; convert it first"
         ) from error
     except MarsError:
         raise
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
         raise MarsError(
-            f"{path}: the picture is truncated or damaged, or cannot be read ({error}); "
+            f"{name}: the picture is truncated or damaged, or cannot be read ({error}); "
             "open it in another program and save it again"
         ) from error
-
-
-def _require_bounded(image: Image.Image, path: Path) -> None:
-    limit = Image.MAX_IMAGE_PIXELS
-    width, height = image.size
-    if limit is not None and width * height > limit:
-        raise MarsError(
-            f"{path}: picture too large: found {width} x {height} = {width * height} pixels, "
-            f"expected at most {limit}; scale it down first"
-        )
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -31,6 +31,7 @@ def main(argv: list[str] | None = None) -> None:
             ssl_keyfile=server.ssl_keyfile,
             ssl_certfile=server.ssl_certfile,
             access_log=False,
+            timeout_graceful_shutdown=10,  # else a client that does not read would prevent it
         )
 
 

@@ -32,7 +32,7 @@ from mars_gguf.server.settings import DEFAULT_VECTOR, ModelSettings, ServerSetti
 
 log = logging.getLogger("mars_gguf.server")
 
-STALLED = 2.0  # seconds after which a client that does not read its reply is given up
+STALLED = 30.0  # seconds after which a client that does not read its reply is given up
 TENTHS = [n / 10 for n in range(11)]
 SECONDS = [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]
 REQUESTS = Counter("mars_requests", "Requests answered", ["path", "status"])

@@ -10,10 +10,8 @@ import io
 import ipaddress
 import socket
 import ssl
-import struct
 import threading
 import time
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
@@ -21,10 +19,10 @@ from urllib.parse import quote, urljoin, urlsplit
 
 import anyio
 from anyio import to_thread
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from mars_gguf.errors import MarsError
-from mars_gguf.media import FORMATS, _rgb, data_url
+from mars_gguf.media import data_url, decode_image
 from mars_gguf.server.settings import ServerSettings
 
 MAX_REDIRECTS = 3
@@ -89,26 +87,9 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
     """The picture in ``data``, upright, as RGB. Raises RequestError, before anything large is
     decoded."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise RequestError(
-                    f"picture too large: found {width} x {height} pixels, expected at most "
-                    f"{max_pixels} in what is left for this request; scale it down first"
-                )
-            image.load()
-            return _rgb(ImageOps.exif_transpose(image))
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise RequestError(f"picture too large: {error}") from error
-    except UnidentifiedImageError as error:
-        raise RequestError(
-            f"not a picture: found {len(data)} bytes of something else, expected "
-            f"{', '.join(FORMATS)}"
-        ) from error
-    except MarsError:
-        raise
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
-        raise RequestError(f"the picture is damaged or cannot be read ({error})") from error
+        return decode_image(io.BytesIO(data), "a picture", max_pixels)
+    except MarsError as error:
+        raise RequestError(str(error)) from error
 
 
 def _too_large(max_bytes: int) -> RequestError:
