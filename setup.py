@@ -46,7 +46,7 @@ setup(
     },
     entry_points={
         "console_scripts": [
-            f"mars-gguf-{c} = mars_gguf.{c}{'.__main__' if c == 'convert' else ''}:main"
+            f"mars-gguf-{c} = mars_gguf.{c}{'.__main__' * (root / 'mars_gguf' / c).is_dir()}:main"
             for c in present
         ],
     },

@@ -87,7 +87,7 @@ class SteeredLlama(HookedLlama):
         self._captured: tuple[int, Rows] | None = None
         self._decided: tuple[Decision, float] | None = None
         self._pending = False
-        self._reading_prompt = False
+        self._reading_prompt: object | None = None
         self._steered_at: int | None = None
         self._before: tuple[int, Any] | None = None
         if mmproj is not None:
@@ -193,11 +193,14 @@ class SteeredLlama(HookedLlama):
         if self._steered_at is not None or not known:
             self._requires_eval = True
         self._sampled = self._decided = self.last_steering = None
-        self._pending = self._reading_prompt = True
+        self._pending = True
+        mine = self._reading_prompt = object()
         try:
             yield from super().generate(tokens, *args, **kwargs)
         finally:
-            self._reading_prompt = False
+            # A generator that was given up may be collected in the middle of the next reply.
+            if self._reading_prompt is mine:
+                self._reading_prompt = None
 
     def eval(self, tokens: Sequence[int]) -> None:
         """As ``Llama.eval``; reads the hidden state of the last token unless ``tokens`` continue
@@ -216,11 +219,11 @@ class SteeredLlama(HookedLlama):
         self._captured = self._decided = self._before = None
         if self._steered_at is not None:
             tokens = self._forget_steered() + tokens
-        if not self.memory_can_rewind() and not self._reading_prompt:
+        if not self.memory_can_rewind() and self._reading_prompt is None:
             # A chat handler's text: it may turn out to be the end of the prompt, and then it has
             # to be taken back and evaluated again, steered.
             self._before = (self._n_tokens, _partial_state(self))
-        self._probe(tokens, steer=self._reading_prompt and self.way == "inline")
+        self._probe(tokens, steer=self._reading_prompt is not None and self.way == "inline")
         self._pending = True
 
     def _forget_steered(self) -> list[int]:
@@ -279,7 +282,7 @@ class SteeredLlama(HookedLlama):
     def sample(self, *args: Any, **kwargs: Any) -> int:
         """As ``Llama.sample``; steers before the first token of a reply."""
         if self._pending:
-            self._pending = self._reading_prompt = False
+            self._pending, self._reading_prompt = False, None
             self._evaluating = True
             try:
                 self._steer()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import mars_gguf
@@ -39,3 +40,11 @@ def test_the_list_of_commands_is_complete() -> None:
     commands = {p.stem for p in [*modules, *packages]} - {"__main__"}
     for command in commands:
         assert f"mars_gguf.{command} " in listed
+
+
+def test_every_console_script_leads_to_a_command() -> None:
+    scripts = [s for s in entry_points(group="console_scripts") if s.name.startswith("mars-gguf-")]
+    names = {script.name.removeprefix("mars-gguf-") for script in scripts}
+    assert {"convert", "chat", "demo", "server", "vectors"} <= names
+    for script in scripts:
+        assert callable(script.load())
