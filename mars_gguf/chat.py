@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from mars_gguf.cli import add_model_arguments, command, load_steered
+from mars_gguf.cli import add_model_arguments, command, load_steered, positive
 from mars_gguf.errors import MarsError
 from mars_gguf.llama import SteeredLlama, Steering
 from mars_gguf.media import load_image, user_message
@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         help="attach a picture to the first message (repeatable)",
     )
     p.add_argument("-sys", "--system-prompt", metavar="TEXT")
-    p.add_argument("-n", "--max-tokens", type=int, default=512, metavar="N")
+    p.add_argument("-n", "--max-tokens", type=positive, default=512, metavar="N")
     p.add_argument("--temp", type=float, default=0.8, metavar="X")
     p.add_argument("--top-k", type=int, default=40, metavar="N")
     p.add_argument("--top-p", type=float, default=0.95, metavar="X")
@@ -59,6 +59,8 @@ def main(argv: list[str] | None = None) -> None:
     with command():
         images = [load_image(path) for path in args.image]
         prompt = args.prompt
+        if sys.stdin is None and prompt in (None, "-"):
+            raise MarsError("no standard input to read a prompt from. Give one with --prompt.")
         if prompt == "-" or (prompt is None and not sys.stdin.isatty()):
             prompt = sys.stdin.read().strip()
         if prompt is not None and not prompt:

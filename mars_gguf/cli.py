@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from mars_gguf.errors import MarsError
+from mars_gguf.errors import MarsError, SteeringError
 
 if TYPE_CHECKING:
     from mars_gguf.llama import SteeredLlama
@@ -21,15 +22,28 @@ def printable(line: str) -> str:
 
 @contextmanager
 def command() -> Iterator[None]:
-    """Turn bad input into a message and exit code 2, Ctrl-C into exit code 130, no traceback."""
+    """Turn bad input into a message and exit code 2, a failure of steering into exit code 1,
+    Ctrl-C into exit code 130; no traceback. A reader that went away ends the command."""
     try:
         yield
-    except MarsError as error:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (MarsError, SteeringError, OSError) as error:
         print("\n".join(map(printable, f"error: {error}".split("\n"))), file=sys.stderr)
-        sys.exit(2)
+        sys.exit(1 if isinstance(error, SteeringError) else 2)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def positive(text: str) -> int:
+    """An option's value as a whole number from 1 to 2**24, for argparse."""
+    value = int(text)
+    if not 1 <= value <= 1 << 24:
+        raise argparse.ArgumentTypeError(f"found {value}, expected 1 to {1 << 24}")
+    return value
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,9 +64,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="how the first token is steered (default: auto)",
     )
-    group.add_argument("-c", "--ctx-size", type=int, default=4096, metavar="N")
+    group.add_argument("-c", "--ctx-size", type=positive, default=4096, metavar="N")
     group.add_argument("-ngl", "--n-gpu-layers", type=int, default=0, metavar="N")
-    group.add_argument("-t", "--threads", type=int, metavar="N")
+    group.add_argument("-t", "--threads", type=positive, metavar="N")
     group.add_argument("-v", "--verbose", action="store_true", help="show what llama.cpp says")
 
 

@@ -21,7 +21,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from mars_gguf import demo_model
-from mars_gguf.cli import command
+from mars_gguf.cli import command, positive
 from mars_gguf.convert.extract import GgufExtractor
 from mars_gguf.convert.measure import Conversion, Options, convert
 from mars_gguf.convert.probes import paired_probes
@@ -227,13 +227,15 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--json", metavar="FILE", type=Path, help="write every result as JSON")
     p.add_argument("--vector", metavar="FILE", type=Path, help="keep the vector here")
     p.add_argument("--all", action="store_true", help="show every request, not a sample")
-    p.add_argument("-t", "--threads", type=int, metavar="N")
+    p.add_argument("-t", "--threads", type=positive, metavar="N")
     p.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
     args = p.parse_args(argv)
     with command(), tempfile.TemporaryDirectory() as folder:
         for path in (args.json, args.vector):
             if path is not None and not path.parent.is_dir():
                 raise MarsError(f"{path.parent}: no such folder")
+            if path is not None and path.is_dir():
+                raise MarsError(f"{path}: a folder, expected the name of a file to write")
         console = Console()
         began = time.perf_counter()
         conversion = convert_demo_model(args.threads, progress=not args.quiet)

@@ -12,6 +12,8 @@ from __future__ import annotations
 import atexit
 import ctypes
 import re
+import signal
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -109,6 +111,23 @@ class LayerOutput:
 Visit = Callable[[LayerOutput], None]
 
 
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back until the block ends. In a callback the exception would be lost in ctypes,
+    and what the callback then returns would silently drop the rest of the graph."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _frame: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before or signal.default_int_handler)
+        if held:
+            signal.raise_signal(signal.SIGINT)
+
+
 class Tap:
     """The eval callback of one context: calls ``visit`` with the outputs of chosen blocks.
 
@@ -149,7 +168,8 @@ class Tap:
         self._visit = visit
         failed: BaseException | None = None
         try:
-            yield
+            with interrupts_held():
+                yield
         except BaseException as error:
             failed = error
             raise

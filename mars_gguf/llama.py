@@ -204,16 +204,21 @@ class SteeredLlama(HookedLlama):
 
     def eval(self, tokens: Sequence[int]) -> None:
         """As ``Llama.eval``; reads the hidden state of the last token unless ``tokens`` continue
-        a reply (begin with the token that was sampled last)."""
+        a reply (are the token that was sampled last)."""
         tokens = list(tokens)
         self._evaluating = True
         try:
-            if not tokens or tokens[0] == self._sampled:
+            if not tokens or self._continues_reply(tokens):
                 super().eval(tokens)
             else:
                 self._eval_prompt(tokens)
         finally:
             self._evaluating = False
+
+    def _continues_reply(self, tokens: list[int]) -> bool:
+        # More than the token just sampled comes with speculative decoding, else it is a prompt.
+        drafted = self.draft_model is not None
+        return tokens[0] == self._sampled and (len(tokens) == 1 or drafted)
 
     def _eval_prompt(self, tokens: list[int]) -> None:
         self._captured = self._decided = self._before = None
@@ -223,8 +228,8 @@ class SteeredLlama(HookedLlama):
             # A chat handler's text: it may turn out to be the end of the prompt, and then it has
             # to be taken back and evaluated again, steered.
             self._before = (self._n_tokens, _partial_state(self))
-        self._probe(tokens, steer=self._reading_prompt is not None and self.way == "inline")
         self._pending = True
+        self._probe(tokens, steer=self._reading_prompt is not None and self.way == "inline")
 
     def _forget_steered(self) -> list[int]:
         """Take back the steered token and what follows it; return the tokens to evaluate anew."""
@@ -282,12 +287,13 @@ class SteeredLlama(HookedLlama):
     def sample(self, *args: Any, **kwargs: Any) -> int:
         """As ``Llama.sample``; steers before the first token of a reply."""
         if self._pending:
-            self._pending, self._reading_prompt = False, None
+            self._reading_prompt = None
             self._evaluating = True
             try:
                 self._steer()
             finally:
                 self._evaluating = False
+            self._pending = False  # after a failure, the next sample must not go unsteered
         token: int = super().sample(*args, **kwargs)
         self._sampled = token
         return token

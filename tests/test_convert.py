@@ -164,3 +164,19 @@ def test_the_module_runs_as_a_command_from_any_folder(inputs: Path, tmp_path: Pa
     assert done.returncode == 2
     assert done.stderr == "error: missing.gguf: no such file\n"
     assert sorted(tmp_path.iterdir()) == [inputs]
+
+
+@pytest.mark.parametrize(
+    ("output", "message"), [("v.gguf", "is the input itself"), ("v.md", "expected '.gguf'")]
+)
+def test_neither_vector_nor_card_replaces_what_was_there(
+    output: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = tmp_path / "v.md"
+    prompts.write_text("\n".join(f"What is {n}?" for n in range(20)))
+    given = ["--harmful", str(prompts), "--harmless", str(prompts)]
+    with pytest.raises(SystemExit) as ended:
+        main([DEMO, *given, "-o", str(tmp_path / output)])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+    assert prompts.read_text().startswith("What is 0?")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -209,3 +210,24 @@ def test_states_are_those_of_an_independent_implementation() -> None:
             state = theirs[layer + 1][0, -1].numpy()
             assert cosine(ours[layer], state) >= 0.999
             assert np.linalg.norm(ours[layer]) == pytest.approx(np.linalg.norm(state), rel=0.03)
+
+
+def test_ctrl_c_in_a_callback_is_raised_after_a_whole_decode() -> None:
+    llama = HookedLlama(DEMO, **OPTIONS)
+    tokens = tokens_of(llama, "How do I make bread?")
+    expected = last_states(llama, tokens)
+    seen: dict[int, Rows] = {}
+
+    def visit(output: LayerOutput) -> None:
+        signal.raise_signal(signal.SIGINT)
+        if output.n_rows:
+            seen[output.layer] = output.read(output.n_rows - 1)[0]
+
+    llama.reset()
+    with (
+        pytest.raises(KeyboardInterrupt),
+        llama.tap.visiting(range(llama.n_layer), llama.n_embd(), visit),
+    ):
+        llama.eval(tokens)
+    assert seen.keys() == expected.keys()
+    assert all((seen[layer] == expected[layer]).all() for layer in seen)

@@ -761,3 +761,29 @@ def test_negative_token_ids_from_outside_never_reach_a_picture_in_the_cache() ->
     ids = llama.input_ids[: llama.n_tokens].tolist()
     with pytest.raises(ModelError, match="negative token ids"):
         llama.create_completion([*ids, *tokens_of(llama, "Hello.")], max_tokens=1)
+
+
+def test_a_prompt_that_begins_with_the_token_sampled_last_is_a_prompt() -> None:
+    llama = steered(DEMO)
+    llama.eval(tokens_of(llama, QUESTION))
+    sampled = llama.sample(temp=0.0)
+    llama.last_steering = None
+    llama.eval([sampled])
+    llama.sample(temp=0.0)
+    assert llama.last_steering is None  # a reply goes on
+    llama.eval([llama._sampled, *tokens_of(llama, QUESTION)])
+    llama.sample(temp=0.0)
+    assert llama.last_steering is not None  # another prompt
+
+
+def test_a_sample_after_steering_failed_is_steered_or_fails_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    llama = steered(DEMO)
+    llama.eval(tokens_of(llama, QUESTION))
+    with monkeypatch.context() as broken:
+        broken.setattr(hooks, "set_control_vector", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            llama.sample(temp=0.0)
+    with pytest.raises(SteeringError):
+        llama.sample(temp=0.0)

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mars_gguf.cli import command
+from mars_gguf.cli import command, positive
 from mars_gguf.convert.artefacts import Artefact, is_artefact, read_artefact
 from mars_gguf.convert.prompts import (
     ContrastPrompts,
@@ -78,14 +78,14 @@ def parser() -> argparse.ArgumentParser:
     )
     prompts.add_argument(
         "--probes",
-        type=int,
+        type=positive,
         default=96,
         metavar="N",
         help="neutral prompts with pictures (default: 96)",
     )
     prompts.add_argument(
         "--image-size",
-        type=int,
+        type=positive,
         default=224,
         metavar="N",
         help="width and height of neutral pictures (default: 224)",
@@ -109,13 +109,13 @@ def parser() -> argparse.ArgumentParser:
     gguf.add_argument(
         "-c",
         "--ctx-size",
-        type=int,
+        type=positive,
         default=4096,
         metavar="N",
         help="context that several prompts share (default: 4096)",
     )
     gguf.add_argument("-ngl", "--n-gpu-layers", type=int, default=0, metavar="N")
-    gguf.add_argument("-t", "--threads", type=int, metavar="N")
+    gguf.add_argument("-t", "--threads", type=positive, metavar="N")
     torch = p.add_argument_group("transformers models")
     torch.add_argument(
         "--dtype",
@@ -177,7 +177,9 @@ def run(args: argparse.Namespace) -> None:
         seed=args.seed, layers=_layers(args.layers), over_refusal=_share(args.over_refusal)
     )
     given, model = _artefact(args)
-    output = _output(args.output or f"{_stem(args.input)}-mars.gguf", [args.input, model])
+    used = (args.harmful, args.harmless, args.neutral_media, args.mmproj, args.recipe)
+    inputs = [args.input, model, *(str(path) for path in used if path)]
+    output = _output(args.output or f"{_stem(args.input)}-mars.gguf", inputs)
     neutral = _neutral(args) if args.mmproj or not is_gguf(model) else _no_pictures(args)
     extractor = open_model(model, args)
     try:
@@ -297,8 +299,16 @@ def _output(name: str, inputs: list[str]) -> Path:
     output = Path(name)
     if output.is_dir():
         raise MarsError(f"{output}: is a directory, expected a file name")
-    if output.exists() and any(Path(i).exists() and output.samefile(i) for i in inputs):
-        raise MarsError(f"{output}: this is the input itself. Choose another --output.")
+    if output.suffix != ".gguf":
+        raise MarsError(
+            f"{output}: found the ending {output.suffix!r}, expected '.gguf': the card and the "
+            "plot are written beside it under '.md' and '.png'"
+        )
+    for written in (output, output.with_suffix(".md"), output.with_suffix(".png")):
+        if written.is_dir():
+            raise MarsError(f"{written}: is a directory, expected to write a file there")
+        if written.exists() and any(Path(i).exists() and written.samefile(i) for i in inputs):
+            raise MarsError(f"{written}: this is the input itself. Choose another --output.")
     folder = next(p for p in output.absolute().parents if p.exists())
     try:  # now, not after an hour of measuring
         tempfile.TemporaryFile(dir=folder).close()

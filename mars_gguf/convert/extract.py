@@ -96,9 +96,20 @@ class Session:
         entries = [
             (s.tail[-1], s.n_past, MAX_SEQUENCES + i, True) for i, s in enumerate(self.sequences)
         ]
+        missing = set(layers)
+
+        def note(output: LayerOutput) -> None:
+            visit(output)
+            missing.discard(output.layer)
+
         try:
-            with llama.tap.visiting(layers, self.extractor.n_embd, visit):
+            with llama.tap.visiting(layers, self.extractor.n_embd, note):
                 self.extractor.decode(entries)
+            if missing:
+                raise ModelError(
+                    f"l_out-{min(missing)} was not seen: this architecture has no such node, or "
+                    "the decode was cut short"
+                )
             n_vocab = llama.n_vocab()
             rows = [lib.llama_get_logits_ith(llama.ctx, i) for i in range(n)]
             return np.stack([np.ctypeslib.as_array(row, (n_vocab,)) for row in rows])

@@ -136,6 +136,9 @@ def convert(
     layers = _candidates(extractor.n_layer, options.layers)
     train, held = contrast.split(options.held_out, options.seed)
     halves = {m: _halves(probes, options.seed) for m, probes in neutral.items()}
+    for m, parts in halves.items():
+        for part in parts:
+            require_enough([p.text for p in part], f"each half of the neutral prompts ({m})")
 
     total = len(contrast.harmful) + len(contrast.harmless) + sum(map(len, neutral.values()))
     with tqdm(total=total, desc="hidden states", unit="prompt", disable=not progress) as bar:
@@ -243,7 +246,10 @@ def _halves(probes: Sequence[Prompt], seed: int) -> tuple[list[Prompt], list[Pro
     cells: dict[tuple[str, str], list[Prompt]] = {}
     for probe in probes:
         cells.setdefault((probe.kind, probe.form), []).append(probe)
-    halves = [split(cell, 0.5, seed) if len(cell) > 1 else ([], cell) for cell in cells.values()]
+    lonely = [cell[0] for cell in cells.values() if len(cell) == 1]
+    groups = [cell for cell in cells.values() if len(cell) > 1]
+    groups += [lonely] if len(lonely) > 1 else []
+    halves = [split(group, 0.5, seed) for group in groups]
     return [p for a, _ in halves for p in a], [p for _, b in halves for p in b]
 
 

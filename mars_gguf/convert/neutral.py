@@ -28,6 +28,7 @@ Painter = Callable[[np.random.Generator, int], Image.Image]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 LONG_SIDE = 1024
 MIN_SIDE = 32
+MAX_SIDE = 4096
 OVERSAMPLING = 2  # drawn larger and scaled down, for smooth edges
 
 WORDS = (
@@ -121,9 +122,10 @@ def _painters(kind: str) -> tuple[Painter, ...]:
 
 
 def _require_size(size: int) -> None:
-    if size < MIN_SIDE:
+    if not MIN_SIDE <= size <= MAX_SIDE:
         raise MarsError(
-            f"size of a neutral picture: found {size} pixels, expected at least {MIN_SIDE}"
+            f"size of a neutral picture: found {size} pixels, expected at least {MIN_SIDE} and at "
+            f"most {MAX_SIDE}"
         )
 
 

@@ -13,6 +13,7 @@ from mars_gguf.vectors import Vector, describe, file_sha256
 def write_card(conversion: Conversion, path: Path, vector_path: Path) -> None:
     """Write the Markdown card of ``vector_path``: what was measured, on what, and how to use it."""
     vector, scores = conversion.vector, conversion.scores
+    mmproj = "--mmproj MMPROJ.gguf " if vector.modalities != ["text"] else ""
     g, layer = vector.geometry, vector.layer
     lines = [
         f"# {vector_path.name}",
@@ -22,7 +23,7 @@ def write_card(conversion: Conversion, path: Path, vector_path: Path) -> None:
         f"{vector.source['tool']}.",
         "",
         "```",
-        f"python -m mars_gguf.chat --model MODEL.gguf --vector {vector_path.name}",
+        f"python -m mars_gguf.chat --model MODEL.gguf {mmproj}--vector {vector_path.name}",
         "```",
         "",
     ]
@@ -79,7 +80,7 @@ def write_card(conversion: Conversion, path: Path, vector_path: Path) -> None:
         "",
         "The file adds refusal where the model itself would have refused the same request as "
         "text; it does not make a model safe that was not aligned, and it is measured on the "
-        "prompts named above, not on yours.",
+        "prompts whose hash stands above, not on yours.",
         "",
     ]
     path.write_text("\n".join(lines), encoding="utf-8")
