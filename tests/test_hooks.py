@@ -224,10 +224,14 @@ def test_ctrl_c_in_a_callback_is_raised_after_a_whole_decode() -> None:
             seen[output.layer] = output.read(output.n_rows - 1)[0]
 
     llama.reset()
-    with (
-        pytest.raises(KeyboardInterrupt),
-        llama.tap.visiting(range(llama.n_layer), llama.n_embd(), visit),
-    ):
-        llama.eval(tokens)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job has none
+    try:
+        with (
+            pytest.raises(KeyboardInterrupt),
+            llama.tap.visiting(range(llama.n_layer), llama.n_embd(), visit),
+        ):
+            llama.eval(tokens)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert seen.keys() == expected.keys()
     assert all((seen[layer] == expected[layer]).all() for layer in seen)
