@@ -159,7 +159,7 @@ def chat(server: Server, messages: Any, *, model: str = "any", **options: Any) -
         model=model, messages=messages, **GREEDY | options
     )
     content: dict[str, Any] = reply.model_dump()
-    return content
+    return content | {"_request_id": reply._request_id}
 
 
 def text_of(reply: dict[str, Any]) -> str:
@@ -182,8 +182,8 @@ def streamed(server: Server, messages: Any, stop_after: int | None = None) -> tu
 
 def chat_and_line(server: Server, *args: Any, **options: Any) -> tuple[dict[str, Any], str]:
     """A reply and its line in the log, which may come a little later."""
-    number = len(server.lines("POST")) + 1
-    return chat(server, *args, **options), server.wait_for_line("POST", number)
+    reply = chat(server, *args, **options)
+    return reply, server.wait_for_line(f"request_id={reply['_request_id']}")
 
 
 def test_mixed_requests_from_eight_threads_each_get_the_reply_they_get_alone(

@@ -23,6 +23,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, Counter, Histogram, generate_
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette_context import context
+from starlette_context.header_keys import HeaderKeys
 
 from mars_gguf.cli import printable
 from mars_gguf.errors import SteeringError
@@ -344,6 +346,7 @@ def _count_and_log(scope: Scope, current: Exchange, status: int) -> None:
             f"first_token_ms={1000 * waited:.0f}",
         ]
     words.append(f"ms={1000 * (time.perf_counter() - current.began):.0f}")
+    words.append(f"request_id={context[HeaderKeys.request_id]}")
     if current.prompt is not None:
         words.append(f"prompt={json.dumps(current.prompt)}")
     error = current.error
