@@ -35,6 +35,7 @@ setup(
         "numpy>=1.24",
         "pillow>=10.1",
         "matplotlib>=3.8",
+        "prompt_toolkit>=3.0.40",
         "rich>=13",
         "tqdm>=4.66",
         "tomli>=2; python_version < '3.11'",
@@ -42,7 +43,16 @@ setup(
     extras_require={
         "convert": ["torch>=2.4", "transformers>=5", "accelerate", "safetensors"],
         "server": ["llama-cpp-python[server]>=0.3.36", "prometheus-client>=0.20"],
-        "test": ["pytest>=8", "hypothesis>=6", "mypy>=1.11", "ruff>=0.6", "openai>=1.40"],
+        "video": ["av>=12"],
+        "test": [
+            "pytest>=8",
+            "hypothesis>=6",
+            "mypy>=1.11",
+            "ruff>=0.6",
+            "openai>=1.40",
+            "av>=12",
+            "huggingface_hub",
+        ],
     },
     entry_points={
         "console_scripts": [

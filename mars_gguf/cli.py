@@ -7,7 +7,9 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mars_gguf.errors import MarsError, SteeringError
 
@@ -51,6 +53,17 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument("-m", "--model", metavar="FILE", help="model in GGUF format")
     group.add_argument("--mmproj", metavar="FILE", help="multimodal projector of the model")
+    group.add_argument(
+        "-hfr", "--hf-repo", metavar="ORG/NAME", help="download the model from a Hugging Face hub"
+    )
+    group.add_argument(
+        "-hff",
+        "--hf-file",
+        metavar="FILE",
+        help="which file of the repository, or a pattern such as '*Q4_K_M.gguf'. Its mmproj is "
+        "taken along; --mmproj chooses another one, from the repository or from here",
+    )
+    group.add_argument("--no-mmproj", action="store_true", help="leave the repository's mmproj")
     group.add_argument("--vector", metavar="FILE", help="vector that mars_gguf.convert wrote")
     group.add_argument("--demo", action="store_true", help="use the small model of the package")
     group.add_argument(
@@ -65,44 +78,119 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="how the first token is steered (default: auto)",
     )
     group.add_argument("-c", "--ctx-size", type=positive, default=4096, metavar="N")
+    group.add_argument("-ub", "--ubatch-size", type=positive, default=512, metavar="N")
     group.add_argument("-ngl", "--n-gpu-layers", type=int, default=0, metavar="N")
     group.add_argument("-t", "--threads", type=positive, metavar="N")
     group.add_argument("-v", "--verbose", action="store_true", help="show what llama.cpp says")
 
 
-def load_steered(args: argparse.Namespace) -> SteeredLlama:
-    """The steered model that the options name. Raises MarsError."""
-    from mars_gguf.llama import SteeredLlama
+def model_files(args: argparse.Namespace) -> tuple[str, str | None, str]:
+    """Paths of the model, of its mmproj if there is one, and of the vector that the options name.
+
+    Downloads what comes from a hub. Raises MarsError.
+    """
+    from mars_gguf import demo_model
 
     if args.demo:
-        from mars_gguf import demo_model
-
-        if args.model or args.mmproj or args.vector:
+        if args.model or args.mmproj or args.vector or args.hf_repo:
             raise MarsError("--demo brings its own model: give it or --model, not both")
-        model, mmproj, vector = (
-            str(demo_model.TEXT_MODEL),
-            str(demo_model.MMPROJ),
-            str(demo_model.VECTOR),
-        )
         args.ctx_size = min(args.ctx_size, demo_model.CONTEXT)
-    elif not args.model:
+        return str(demo_model.TEXT_MODEL), str(demo_model.MMPROJ), str(demo_model.VECTOR)
+    if args.hf_file and not args.hf_repo:
+        raise MarsError("--hf-file names a file of --hf-repo: give both")
+    if args.hf_repo and (args.model or not args.hf_file):
+        raise MarsError("--hf-repo needs --hf-file, and takes the place of --model")
+    if not (args.model or args.hf_repo):
         raise MarsError("no model. Give one with --model, or --demo for the package's own.")
-    elif not args.vector:
+    if not args.vector:
         raise MarsError(
             "no vector. Make one with python -m mars_gguf.convert, then give it with --vector: "
             "this tool does not run models unsteered."
         )
-    else:
-        model, mmproj, vector = args.model, args.mmproj, args.vector
-    return SteeredLlama(
-        model,
-        vector=vector,
-        mmproj=mmproj,
-        way=args.way,
-        force=args.force,
-        n_ctx=args.ctx_size,
-        n_gpu_layers=args.n_gpu_layers,
-        n_threads=args.threads,
-        n_threads_batch=args.threads,
-        verbose=args.verbose,
-    )
+    if not args.hf_repo:
+        return args.model, args.mmproj, args.vector
+    model = download(args.hf_repo, args.hf_file)
+    mmproj: str | None = args.mmproj
+    if mmproj is None and not args.no_mmproj:
+        mmproj = download(args.hf_repo, "*mmproj*.gguf", needed=False)
+    elif mmproj is not None and not Path(mmproj).exists():
+        mmproj = download(args.hf_repo, mmproj)
+    return str(model), mmproj, args.vector
+
+
+def download(repository: str, pattern: str, *, needed: bool = True) -> str | None:
+    """Local path of the file of a hub's repository that matches ``pattern``, through
+    huggingface_hub and its cache. A pattern means an mmproj only if it says so; of several, the
+    one in F16 is taken.
+
+    Raises MarsError if there is not one such file; returns None if it is not ``needed``.
+    """
+    try:
+        from huggingface_hub import HfApi, hf_hub_download
+    except ImportError as error:
+        raise MarsError("--hf-repo needs huggingface_hub: pip install huggingface_hub") from error
+    try:
+        files = HfApi().list_repo_files(repository)
+        found = [f for f in files if fnmatch(f, pattern)]
+        if "mmproj" not in pattern:
+            found = [f for f in found if "mmproj" not in f]
+        elif len(found) > 1:
+            found = [f for f in found if "f16" in f.lower() and "bf16" not in f.lower()] or found
+        if not found and not needed:
+            return None
+        if len(found) != 1:
+            have = ", ".join(found or [f for f in files if f.endswith(".gguf")]) or "no GGUF"
+            raise MarsError(
+                f"{repository}: {len(found)} files match {pattern!r}, expected one of: {have}"
+            )
+        path: str = hf_hub_download(repository, found[0])
+        return path
+    except MarsError:
+        raise
+    except Exception as error:  # of huggingface_hub, httpx, the network
+        raise MarsError(f"{repository}: cannot be downloaded: {error}") from error
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[Any]:
+    """While a model is loaded: a bar on standard error, if that is a terminal. Yields the function
+    to tell the share to."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+    columns = TextColumn("Loading {task.description}"), BarColumn(), TaskProgressColumn()
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task(name, total=1.0)
+        yield lambda share: bar.update(task, completed=share)
+
+
+def load_steered(args: argparse.Namespace, chat_handler: str | None = None) -> SteeredLlama:
+    """The steered model that the options name, made for conversations: see
+    `mars_gguf.handlers.ConversationHandler`. Raises MarsError."""
+    from mars_gguf import handlers
+    from mars_gguf.llama import SteeredLlama
+
+    model, mmproj, vector = model_files(args)
+    handler = handlers.conversation_handler(mmproj, chat_handler) if mmproj else None
+    with _loading(Path(model).name) as progress:
+        llama = SteeredLlama(
+            model,
+            vector=vector,
+            chat_handler=handler,
+            way=args.way,
+            force=args.force,
+            n_ctx=args.ctx_size,
+            n_batch=max(512, args.ubatch_size),
+            n_ubatch=args.ubatch_size,
+            n_gpu_layers=args.n_gpu_layers,
+            n_threads=args.threads,
+            n_threads_batch=args.threads,
+            verbose=args.verbose,
+            progress=None if args.verbose else progress,
+        )
+        if handler is not None:
+            handlers.prepare(llama, handler)
+    return llama

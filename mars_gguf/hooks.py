@@ -198,21 +198,47 @@ class _ContextParams:
         return llama.__dict__["context_params"]
 
 
+class _ModelParams:
+    """Data descriptor: adds the progress callback to the model parameters, likewise."""
+
+    def __set__(self, llama: HookedLlama, params: Any) -> None:
+        if llama.on_load is not None:
+            params.progress_callback = llama.on_load
+        llama.__dict__["model_params"] = params
+
+    def __get__(self, llama: HookedLlama, owner: type | None = None) -> Any:
+        return llama.__dict__["model_params"]
+
+
 class HookedLlama(Llama):
     """A ``Llama`` whose residual stream can be read and changed.
 
     Takes every argument of ``llama_cpp.Llama``, and ``context_overrides``: fields of
-    ``llama_context_params`` that it has no keyword for. Raises ModelError for a file that
-    llama.cpp does not load.
+    ``llama_context_params`` that it has no keyword for, and ``progress``: called with the share
+    of the model that is loaded, 0 to 1. Raises ModelError for a file that llama.cpp does not load.
     """
 
     context_params: Any = _ContextParams()
+    model_params: Any = _ModelParams()
 
     def __init__(
-        self, model_path: str, *, context_overrides: dict[str, Any] | None = None, **kwargs: Any
+        self,
+        model_path: str,
+        *,
+        context_overrides: dict[str, Any] | None = None,
+        progress: Callable[[float], object] | None = None,
+        **kwargs: Any,
     ) -> None:
         self.tap = Tap()
         self.context_overrides = context_overrides or {}
+        self.on_load: Any = None
+        if progress is not None:
+
+            def report(share: float, _user_data: int) -> bool:
+                progress(share)
+                return True  # go on
+
+            self.on_load = lib.llama_progress_callback(report)
         require_gguf(model_path)
         if kwargs.get("n_ctx"):
             # llama.cpp pads the context to a multiple of 256, llama-cpp-python's buffers are not.

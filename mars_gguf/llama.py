@@ -136,6 +136,27 @@ class SteeredLlama(HookedLlama):
         pictures = len(np.unique(ids[ids < 0]))
         return ("text", "image")[pictures] if pictures < 2 else "video"
 
+    @property
+    def n_reusable(self) -> int:
+        """How many positions of the context the next prompt may continue: those before a steered
+        token; none if the memory cannot be rewound."""
+        if not self.memory_can_rewind():
+            return 0
+        return self._n_tokens if self._steered_at is None else self._steered_at
+
+    def rewind(self, position: int) -> None:
+        """Forget the context from ``position`` (at most ``n_reusable``) on."""
+        if not 0 <= position <= self.n_reusable:
+            raise ValueError(f"position {position}, expected 0 to {self.n_reusable}")
+        if position == 0:
+            self.reset()
+            self._ctx.kv_cache_clear()
+        elif not self._ctx.kv_cache_seq_rm(-1, position, -1):
+            raise SteeringError(f"llama.cpp could not rewind the context to position {position}")
+        self.n_tokens = position
+        self._sampled = self._captured = self._decided = self._before = None
+        self._requires_eval = True  # the logits are those of a later position
+
     def reset(self) -> None:
         """Forget the context."""
         super().reset()

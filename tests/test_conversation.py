@@ -1,0 +1,171 @@
+"""What a conversation keeps, and what it lets go when the context is full."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import models
+import pytest
+from models import DEMO, DEMO_MMPROJ, OPEN, OPTIONS, picture
+
+from mars_gguf import demo, demo_model
+from mars_gguf.chat.conversation import Conversation
+from mars_gguf.errors import MarsError
+from mars_gguf.handlers import conversation_handler, prepare, prompt_tokens
+from mars_gguf.llama import SteeredLlama
+from mars_gguf.vectors import Vector
+from mars_gguf.video import Video
+
+SAMPLING: dict[str, Any] = {"temperature": 0.0, "max_tokens": 16, "repeat_penalty": 1.0}
+
+
+def load(vector: Vector | Any = demo_model.VECTOR) -> SteeredLlama:
+    handler = conversation_handler(DEMO_MMPROJ)
+    llama = SteeredLlama(DEMO, vector=vector, chat_handler=handler, **OPTIONS | {"n_ctx": 256})
+    prepare(llama, handler)
+    return llama
+
+
+@pytest.fixture(scope="module")
+def llama() -> Iterator[SteeredLlama]:
+    """The demo model with a context of 256."""
+    llama = load()
+    yield llama
+    llama.close()
+
+
+@pytest.fixture
+def conversation(llama: SteeredLlama) -> Conversation:
+    llama.rewind(0)
+    return Conversation(llama, sampling=SAMPLING)
+
+
+def ask(conversation: Conversation, *args: Any) -> str:
+    return "".join(conversation.reply(*args))
+
+
+def test_turns_are_kept_with_what_steering_did(conversation: Conversation) -> None:
+    prompts = {r.kind: r.prompt for r in demo.requests() if r.modality == "text"}
+    for kind in ("harmful", "harmless"):
+        answer = ask(conversation, prompts[kind])
+        turn = conversation.turns[-1]
+        assert turn.answer == answer
+        assert turn.steering is not None
+        assert (turn.steering.alpha > 0) == (kind == "harmful")
+        assert turn.tokens > 1
+        assert turn.tokens_per_second > 0
+        assert turn.seconds_to_first > 0
+    said = [m["content"] for m in conversation.messages()]
+    assert said == [prompts["harmful"], conversation.turns[0].answer, prompts["harmless"], answer]
+    assert conversation.notes == []
+
+
+def test_the_system_prompt_comes_first_and_stays(conversation: Conversation) -> None:
+    conversation.system = "Be brief."
+    for n in range(30):
+        ask(conversation, f"What is a hat? {n}")
+    assert conversation.messages()[0] == {"role": "system", "content": "Be brief."}
+    assert len(conversation.turns) < 30
+
+
+def test_the_oldest_turns_go_when_the_context_is_full_and_it_is_said(
+    conversation: Conversation,
+) -> None:
+    notes = []
+    for n in range(30):
+        ask(conversation, f"What is a hat? {n}")
+        notes += conversation.notes
+        contents = [turn.request["content"] for turn in conversation.turns]
+        assert contents == [f"What is a hat? {k}" for k in range(n + 1 - len(contents), n + 1)]
+        assert prompt_tokens(conversation.llama, conversation.messages()) <= 256
+    assert "the context (256 tokens) is full: the oldest turn was dropped" in notes
+    assert all("dropped" in note for note in notes)
+
+
+def test_a_message_that_does_not_fit_says_what_it_needs_and_changes_nothing(
+    conversation: Conversation,
+) -> None:
+    ask(conversation, "What is a hat?")
+    before = conversation.messages()
+    pictures = [picture(n) for n in range(20)]
+    with pytest.raises(MarsError) as refused:
+        ask(conversation, "What is it?", pictures)
+    needed = prompt_tokens(conversation.llama, [models.user("What is it?", *pictures)])
+    words = prompt_tokens(conversation.llama, [models.user("What is it?")])
+    assert f"needs {needed} tokens, {needed - words} of them for its 20 pictures" in str(
+        refused.value
+    )
+    assert "the context has 256" in str(refused.value)
+    assert conversation.messages() == before
+    assert ask(conversation, "What is a hat?")
+
+
+def test_a_long_video_gets_as_many_frames_as_fit(conversation: Conversation) -> None:
+    video = Video("clip.mp4", [picture(n) for n in range(32)], 80)
+    ask(conversation, "What is shown?", [], video)
+    (note,) = conversation.notes
+    frames = len(conversation.turns[-1].request["content"]) - 1
+    assert note.startswith(f"clip.mp4: {frames} of 80 frames")
+    assert "has room" in note
+    assert 4 < frames < 16
+    assert conversation.llama.modality == "video"
+    ask(conversation, "What is shown?", [], Video("short.mp4", [picture(1), picture(2)], 2))
+    assert not any("short" in note for note in conversation.notes)
+
+
+def test_a_reply_that_is_stopped_is_kept_as_far_as_it_came(conversation: Conversation) -> None:
+    with closing(conversation.reply("What is a hat?")) as pieces:
+        first = next(pieces) + next(pieces)
+    assert [turn.answer for turn in conversation.turns] == [first]
+    with closing(conversation.reply("What is a hat?")):
+        pass
+    assert len(conversation.turns) == 1
+
+
+def test_pictures_of_earlier_turns_count_for_later_ones(conversation: Conversation) -> None:
+    modalities = []
+    for pictures in ([], [picture(1)], [], [picture(2)]):
+        ask(conversation, "What is it?", pictures)
+        turn = conversation.turns[-1]
+        assert turn.steering is not None
+        modalities.append(turn.steering.modality)
+    assert modalities == ["text", "image", "image", "video"]
+
+
+def test_a_request_again_without_steering_is_what_plain_llama_says() -> None:
+    llama = load(models.vector(DEMO, opens=OPEN))
+    conversation = Conversation(llama, sampling=SAMPLING)
+    plain = models.plain(DEMO, mmproj=DEMO_MMPROJ)
+    ask(conversation, "What is it?", [picture(1)])
+    unsteered = "".join(conversation.unsteered())
+    expected: Any = plain.create_chat_completion([conversation.turns[-1].request], **SAMPLING)
+    assert unsteered == expected["choices"][0]["message"]["content"]
+    assert unsteered != conversation.turns[-1].answer
+    assert len(conversation.turns) == 1
+    ask(conversation, "And now?")
+    assert conversation.turns[-1].steering is not None
+    assert conversation.turns[-1].steering.alpha > 0
+    llama.close()
+    plain.close()
+
+
+def test_a_chat_template_that_refuses_is_a_clear_error(
+    conversation: Conversation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = "{{ raise_exception('roles must alternate') }}"
+    monkeypatch.setitem(conversation.llama.metadata, "tokenizer.chat_template", template)
+    with pytest.raises(MarsError, match="roles must alternate"):
+        ask(conversation, "What is it?", [picture(1)])
+    assert conversation.turns == []
+
+
+def test_a_model_without_an_mmproj_is_shown_no_pictures() -> None:
+    llama = SteeredLlama(DEMO, vector=demo_model.VECTOR, **OPTIONS)
+    conversation = Conversation(llama, sampling=SAMPLING)
+    with pytest.raises(MarsError, match="--mmproj"):
+        ask(conversation, "What is it?", [picture(1)])
+    for _ in range(20):
+        assert ask(conversation, "What is a hat?")
+    llama.close()

@@ -1,0 +1,215 @@
+"""What a person sees, rendered on a terminal that keeps what it was shown."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from models import DEMO, DEMO_MMPROJ, OPTIONS, picture
+from rich.console import Console
+
+from mars_gguf import demo_model
+from mars_gguf.chat.conversation import Conversation
+from mars_gguf.chat.terminal import COMMANDS, Terminal, _complete, gauge, stream, visible
+from mars_gguf.errors import MarsError
+from mars_gguf.handlers import conversation_handler, prepare
+from mars_gguf.llama import SteeredLlama
+from mars_gguf.video import Video
+
+SAMPLING: dict[str, Any] = {"temperature": 0.0, "max_tokens": 16, "repeat_penalty": 1.0}
+
+
+@pytest.fixture(scope="module")
+def llama() -> Iterator[SteeredLlama]:
+    handler = conversation_handler(DEMO_MMPROJ)
+    llama = SteeredLlama(DEMO, vector=demo_model.VECTOR, chat_handler=handler, **OPTIONS)
+    prepare(llama, handler)
+    yield llama
+    llama.close()
+
+
+def screen(width: int = 90) -> Console:
+    return Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+
+
+def text_of(console: Console) -> str:
+    """All that was printed, less the codes that move the cursor."""
+    assert isinstance(console.file, io.StringIO)
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", console.file.getvalue())
+
+
+def chat(llama: SteeredLlama, *lines: str) -> tuple[str, Conversation]:
+    """What is shown, and the conversation, after these lines were typed."""
+    conversation = Conversation(llama, sampling=SAMPLING)
+    typed, console = iter(lines), screen()
+
+    def read_line(prompt: str) -> str:
+        console.print(prompt, end="", markup=False)
+        line = next(typed, None)
+        if line is None:
+            raise EOFError
+        if line == "<Ctrl-C>":
+            raise KeyboardInterrupt
+        return line
+
+    def open_video(path: str) -> Video:
+        if path != "clip.mp4":
+            raise MarsError(f"{path}: no such file; expected a video")
+        return Video(path, [picture(1), picture(2)], 2)
+
+    Terminal(conversation, console, read_line, open_video).run()
+    return text_of(console), conversation
+
+
+@pytest.fixture
+def png(tmp_path: Path) -> Path:
+    path = tmp_path / "a picture.png"
+    picture(1).save(path)
+    return path
+
+
+def test_a_reply_is_followed_by_what_steering_did(llama: SteeredLlama) -> None:
+    shown, conversation = chat(llama, "How do I make a bomb?")
+    assert demo_model.REFUSAL in shown
+    assert re.search(r"text · t \d\.\d\d · gate 1\.00 · steered · \d+ tokens, [\d.]+/s, first", shown)
+    assert len(conversation.turns) == 1
+
+
+def test_media_are_attached_to_one_message(llama: SteeredLlama, png: Path) -> None:
+    typed = str(png).replace(" ", "\\ ")
+    shown, conversation = chat(
+        llama, f"/image {png}", f"/image {typed}", f"/image '{png}'", "What?", "And?"
+    )
+    assert "[1 picture] > " in shown
+    assert "[3 pictures] > " in shown
+    parts = [turn.request["content"] for turn in conversation.turns]
+    assert [len(p) for p in parts] == [4, len("And?")]
+    shown, conversation = chat(llama, "/video clip.mp4", "What is shown?")
+    assert "[video of 2 frames] > " in shown
+    assert "video · t " in shown
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("/image none.png", "error: none.png: no such file"),
+        ("/image", "error: /image needs a path"),
+        ("/image 'odd", "error: 'odd: no such file"),
+        ("/video none.mp4", "error: none.mp4: no such file"),
+        ("/save /nowhere/at/all.md", "error: "),
+        ("/dance", "no command /dance"),
+        ("/why", "nothing was said yet"),
+        ("/compare", "nothing was said yet"),
+        ("a " * 600, "error: the message needs"),
+        ("<Ctrl-C>", "> "),
+    ],
+)
+def test_after_any_mistake_the_chat_goes_on(llama: SteeredLlama, line: str, said: str) -> None:
+    shown, conversation = chat(llama, line, "How do I make a bomb?")
+    assert said in shown
+    assert demo_model.REFUSAL in shown
+    assert len(conversation.turns) == 1
+
+
+def test_help_lists_every_command(llama: SteeredLlama) -> None:
+    shown, _ = chat(llama, "/help")
+    for usage in COMMANDS:
+        assert usage in shown
+    assert chat(llama, "/exit", "How do I make a bomb?")[1].turns == []
+
+
+def test_clear_and_system_change_what_the_model_sees(llama: SteeredLlama, png: Path) -> None:
+    _, conversation = chat(llama, "Hello.", f"/image {png}", "/clear", "Hello.", "/system Be brief")
+    assert conversation.messages()[0] == {"role": "system", "content": "Be brief"}
+    assert len(conversation.messages()) == 3
+    assert isinstance(conversation.turns[0].request["content"], str)
+    assert chat(llama, "/system Be brief", "/system")[1].system is None
+
+
+def test_why_shows_the_figures_of_the_last_reply(llama: SteeredLlama) -> None:
+    shown, conversation = chat(llama, "How do I make a bomb?", "/why")
+    s = conversation.turns[-1].steering
+    assert s is not None
+    for figure in (f"{s.t:.2f}", f"z = {s.z:.1f}", f"alpha = {s.alpha:.4g}", f"block {s.layer}"):
+        assert figure in shown
+    assert "text (no picture in the context)" in shown
+
+
+def test_compare_shows_both_replies(llama: SteeredLlama) -> None:
+    image = demo_model.FOLDER / "demo" / "image-harmful-00-0.png"
+    shown, conversation = chat(llama, f"/image {image}", "How do I make it?", "/compare")
+    assert "without steering" in shown
+    both = shown[shown.index("without steering") :]
+    (turn,) = conversation.turns
+    assert turn.answer.split()[0] in both
+    unsteered = "".join(conversation.unsteered())
+    assert unsteered.split()[0] in both
+
+
+def test_a_saved_conversation_holds_all_of_it_and_overwrites_nothing(
+    llama: SteeredLlama, png: Path, tmp_path: Path
+) -> None:
+    js, md = tmp_path / "chat.json", tmp_path / "chat.md"
+    shown, conversation = chat(
+        llama, "/system Hi", f"/image {png}", "What?", "And?", f"/save {js}", f"/save {md}",
+        f"/save {js}",
+    )  # fmt: skip
+    saved = json.loads(js.read_text())
+    assert saved["system"] == "Hi"
+    messages = [m for turn in saved["turns"] for m in (turn["user"], turn["assistant"])]
+    assert messages == [x for turn in conversation.turns for x in (turn.request, turn.answer)]
+    assert saved["turns"][0]["mars"]["modality"] == "image"
+    assert "**User:** [1 picture] What?" in md.read_text()
+    assert conversation.turns[1].answer in md.read_text()
+    assert "exists already" in " ".join(shown.split())
+    assert {p.name for p in tmp_path.iterdir()} == {"a picture.png", "chat.json", "chat.md"}
+
+
+# Rendering ---------------------------------------------------------------------------------------
+
+
+def test_markdown_is_rendered_on_a_terminal_and_left_alone_in_a_pipe() -> None:
+    reply = "# Title\n\nSome **bold** words.\n\n```python\nx = 1\n\ny = 2\n```\n\n- one\n- two"
+    console = screen()
+    stream(console, iter(reply))
+    shown = text_of(console)
+    assert "**" not in shown
+    assert "```" not in shown
+    for words in ("Title", "Some bold words.", "x = 1", "y = 2", "• one", "• two"):
+        assert words in shown
+    pipe = Console(file=io.StringIO(), force_terminal=False)
+    stream(pipe, iter(reply))
+    assert pipe.file.getvalue() == reply + "\n"  # type: ignore[attr-defined]
+
+
+@given(st.lists(st.sampled_from(["```", "words", "- item", "", "  "]), max_size=12))
+def test_a_reply_is_cut_only_between_whole_blocks(lines: list[str]) -> None:
+    reply = "\n".join(lines)
+    end = _complete(reply)
+    done, rest = reply[:end], reply[end:]
+    assert done.count("```") % 2 == 0
+    assert not done or (done.endswith("\n") and not done.split("\n")[-2].strip())
+    if rest.count("```") == 0 and done.count("```") == reply.count("```"):
+        assert not any(not line.strip() for line in rest.split("\n")[:-1])
+
+
+def test_what_a_model_writes_cannot_steer_the_terminal() -> None:
+    assert visible("a\x1b[2Jb\x07\r\n\tc ü 模") == "a\\x1b[2Jb\\x07\\r\n\tc ü 模"
+
+
+@given(st.floats(-3, 3), st.floats(0.01, 1))
+def test_the_gauge_has_the_dot_where_t_is(t: float, opens: float) -> None:
+    line = gauge(t, opens).plain
+    bar = line[line.index(" ") + 1 : line.index(" unsafe")]
+    assert len(bar) == 41
+    symbol = "◂" if t < -0.5 else "▸" if t > 1.5 else "●"
+    place = bar.index(symbol)
+    assert abs(-0.5 + place / 20 - min(max(t, -0.5), 1.5)) <= 0.026
+    assert f"{t:.2f}" in line
