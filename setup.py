@@ -27,6 +27,7 @@ setup(
     package_data={
         "mars_gguf": ["py.typed"],
         "mars_gguf.convert": ["data/*"],
+        "mars_gguf.evaluate": ["data/*"],
         "mars_gguf.demo_model": ["*.gguf", "*.jsonl", "*.json", "*.md", "demo/*", "neutral/*"],
     },
     install_requires=[

@@ -7,6 +7,7 @@ from mars_gguf import __version__
 COMMANDS = {
     "convert": "measure a model's refusal geometry and write it as a vector file",
     "chat": "chat with a steered model in the terminal",
+    "evaluate": "measure what steering changes and costs, against simpler ways to steer",
     "server": "serve steered models behind the OpenAI API",
     "demo": "see what steering does, on the small model of the package",
     "vectors": "check a vector file and print what it holds",

@@ -74,30 +74,35 @@ class ConversationHandler:
     def __init__(self, handler: Any) -> None:
         self.handler = handler
         self.known: dict[int, bytes] = {}
-        self._model: _Counting | _Continuing | None = None
-        handler._mtmd_cpp = _Library(self)
+        self._model: _Continuing | None = None
+        own_pictures(handler, self._evaluate_picture)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.handler, name)
 
     def __call__(self, *, llama: Any, **kwargs: Any) -> Any:
-        self._model = llama if isinstance(llama, _Counting) else _Continuing(llama, self.known)
+        self._model = _Continuing(llama, self.known)
         try:
             return self.handler(llama=self._model, **kwargs)
         finally:
             self._model = None
 
-    def evaluate_picture(self, context: Any, _llama: Any, chunk: Any, *rest: Any) -> int:
-        """Stands in for ``mtmd_helper_eval_chunk_single``: leaves it to the model's stand-in."""
+    def _evaluate_picture(self, context: Any, _llama: Any, chunk: Any, *rest: Any) -> int:
         assert self._model is not None
         return self._model.evaluate_picture(context, chunk, rest[-1])
 
 
-class _Library:
-    """``llama_cpp.mtmd_cpp`` as one handler sees it, with the evaluation of pictures its own."""
+def own_pictures(handler: Any, evaluate: Callable[..., int]) -> None:
+    """Make a handler of llama-cpp-python evaluate pictures with ``evaluate``, which takes and
+    returns what ``mtmd_helper_eval_chunk_single`` does."""
+    handler._mtmd_cpp = _Library(evaluate)
 
-    def __init__(self, handler: ConversationHandler) -> None:
-        self.mtmd_helper_eval_chunk_single = handler.evaluate_picture
+
+class _Library:
+    """``llama_cpp.mtmd_cpp`` as one handler sees it."""
+
+    def __init__(self, evaluate: Callable[..., int]) -> None:
+        self.mtmd_helper_eval_chunk_single = evaluate
 
     def __getattr__(self, name: str) -> Any:
         return getattr(mtmd_cpp, name)
@@ -196,8 +201,8 @@ class _Counting:
     def eval(self, tokens: list[int]) -> None:
         self.n_tokens += len(tokens)
 
-    def evaluate_picture(self, _context: Any, chunk: Any, new_n_past: Any) -> int:
-        new_n_past._obj.value = self.n_tokens + mtmd_cpp.mtmd_input_chunk_get_n_tokens(chunk)
+    def evaluate_picture(self, _context: Any, _llama: Any, chunk: Any, *rest: Any) -> int:
+        rest[-1]._obj.value = self.n_tokens + mtmd_cpp.mtmd_input_chunk_get_n_tokens(chunk)
         return 0
 
     def create_completion(self, prompt: list[int], **_kwargs: Any) -> Any:
@@ -207,16 +212,26 @@ class _Counting:
 def prompt_tokens(llama: SteeredLlama, messages: Messages) -> int:
     """Positions that ``messages`` take in the context as a prompt. Encodes no picture.
 
-    With pictures this needs the model's handler to be a `ConversationHandler`. Raises ValueError
-    if the chat template refuses the messages.
+    Raises ValueError if the chat template refuses the messages.
     """
-    handler = llama.chat_handler
-    assert handler is not None
+    counting, handler = _Counting(llama), _innermost(llama.chat_handler)
+    library = getattr(handler, "_mtmd_cpp", None)
+    if library is not None:
+        own_pictures(handler, counting.evaluate_picture)
     try:
-        handler(llama=_Counting(llama), messages=messages)  # type: ignore[arg-type]
+        handler(llama=counting, messages=messages)
     except _Counted as counted:
         return int(counted.args[0])
+    finally:
+        if library is not None:
+            handler._mtmd_cpp = library
     raise AssertionError("a chat handler returned without generating")
+
+
+def _innermost(handler: Any) -> Any:
+    while hasattr(handler, "handler"):
+        handler = handler.handler
+    return handler
 
 
 def conversation_handler(mmproj: str, name: str | None = None) -> ConversationHandler:
@@ -228,32 +243,32 @@ def conversation_handler(mmproj: str, name: str | None = None) -> ConversationHa
     return ConversationHandler(HANDLERS[name or "mtmd"](mmproj, verbose=False))
 
 
-def prepare(llama: SteeredLlama, handler: ConversationHandler) -> None:
-    """Load the handler's mmproj into the model, and see that pictures reach the prompt.
+def prepare(llama: SteeredLlama, handler: Any) -> None:
+    """Load the mmproj of ``llama``'s handler, and see that pictures reach the prompt.
 
     Raises ModelError if the mmproj does not belong to the model, or if the chat template shows no
     pictures however it is asked.
     """
     load_mmproj(llama, handler)
-    if not isinstance(handler.handler, TemplateChatHandler):
+    inner = _innermost(handler)
+    if not isinstance(inner, TemplateChatHandler):
         return
+    others = f"Choose a handler: --chat-handler {', '.join(n for n in HANDLERS if n != 'mtmd')}"
     if not llama.metadata.get("tokenizer.chat_template"):
         raise ModelError(
-            f"{llama.model_path}: the GGUF has no chat template to show pictures with. Choose a "
-            f"handler: --chat-handler {', '.join(n for n in HANDLERS if n != 'mtmd')}"
+            f"{llama.model_path}: no chat template in the GGUF to show pictures with. {others}"
         )
     blank = user_message("text", [Image.new("RGB", (8, 8))])
     for flat in (False, True):
-        handler.handler.flat = flat
+        inner.flat = flat
         try:
             prompt_tokens(llama, [blank])
         except Exception as error:  # a template is a program of its own
             failure: object = error
         else:
-            failure = "it writes out the parts of a message"
-            if "'type'" not in handler.handler.rendered:
+            if "'type'" not in inner.rendered:
                 return
+            failure = "it writes out the parts of a message"
     raise ModelError(
-        f"{llama.model_path}: its chat template shows no pictures ({failure}). Choose a handler: "
-        f"--chat-handler {', '.join(n for n in HANDLERS if n != 'mtmd')}"
+        f"{llama.model_path}: its chat template shows no pictures ({failure}). {others}"
     )

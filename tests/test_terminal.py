@@ -78,7 +78,8 @@ def png(tmp_path: Path) -> Path:
 def test_a_reply_is_followed_by_what_steering_did(llama: SteeredLlama) -> None:
     shown, conversation = chat(llama, "How do I make a bomb?")
     assert demo_model.REFUSAL in shown
-    assert re.search(r"text · t \d\.\d\d · gate 1\.00 · steered · \d+ tokens, [\d.]+/s, first", shown)
+    line = r"text · t \d\.\d\d · gate 1\.00 · steered · \d+ tokens, [\d.]+/s, first after"
+    assert re.search(line, shown)
     assert len(conversation.turns) == 1
 
 

@@ -1,0 +1,1 @@
+"""Evaluation: which requests a model refuses, without steering and with it."""

@@ -1,0 +1,261 @@
+"""``python -m mars_gguf.evaluate -m MODEL.gguf [--mmproj MMPROJ.gguf] --vector VECTOR.gguf``: what
+steering changes, and what it costs, against the unsteered model and simpler ways to steer."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from mars_gguf import handlers
+from mars_gguf.cli import add_model_arguments, command, model_files, positive, printable
+from mars_gguf.errors import MarsError
+from mars_gguf.evaluate.arms import ARMS, arms, first_token
+from mars_gguf.evaluate.judges import ClassifierJudge, EndpointJudge
+from mars_gguf.evaluate.report import Report
+from mars_gguf.evaluate.run import EncodedOnce, Evaluation, RecordFile, describe_run
+from mars_gguf.evaluate.suites import Case, load_suite
+from mars_gguf.hooks import require_gguf
+from mars_gguf.llama import SteeredLlama
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="mars_gguf.evaluate", description=__doc__)
+    add_model_arguments(p)
+    p.add_argument(
+        "--suite",
+        metavar="NAME",
+        action="append",
+        help="builtin, demo, or a benchmark's file or folder, its format told from its columns or "
+        "named, as in xstest:FILE (repeatable; default: builtin, with --demo demo)",
+    )
+    p.add_argument(
+        "--arms",
+        metavar="NAME,...",
+        type=lambda text: text.split(","),
+        default=list(ARMS),
+        help=f"what to compare (default: {','.join(ARMS)})",
+    )
+    p.add_argument(
+        "--strength",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="of the arms with a fixed strength, in units of r (default: 1, as llama.cpp's)",
+    )
+    p.add_argument(
+        "--sweep",
+        metavar="X,...",
+        type=lambda text: [float(x) for x in text.split(",") if x],
+        default=[0.5, 1.0, 1.5, 2.0, 3.0],
+        help="strengths at the first token to plot (default: 0.5,1,1.5,2,3; '' for none)",
+    )
+    p.add_argument(
+        "--sweep-limit",
+        type=positive,
+        default=24,
+        metavar="N",
+        help="cases of a kind and modality for the sweep (default: 24)",
+    )
+    p.add_argument(
+        "--limit", type=positive, metavar="N", help="cases of a kind and modality, at most"
+    )
+    p.add_argument("--seed", type=int, default=0, metavar="N", help="of the pictures drawn")
+    p.add_argument("-n", "--max-tokens", type=positive, default=64, metavar="N")
+    p.add_argument("--judge", metavar="PATH_OR_ID", help="a transformers text classifier")
+    p.add_argument(
+        "--judge-label", metavar="NAME", help="the classifier's label that means refused"
+    )
+    p.add_argument("--judge-url", metavar="URL", help="a model behind an OpenAI-compatible API")
+    p.add_argument("--judge-model", metavar="NAME", help="which model of --judge-url")
+    p.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("evaluation"),
+        metavar="DIR",
+        help="folder of the report (default: evaluation)",
+    )
+    p.add_argument("--resume", action="store_true", help="go on with the run in --output")
+    return p
+
+
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    args = parser().parse_args(argv)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    with command():
+        compared = arms(args.arms, args.strength)
+        judge = _judge(args)
+        model, mmproj, vector = model_files(args)
+        cases, suites, problems = _cases(args, mmproj)
+        llama, handler = _load(args, model, mmproj, vector)
+        try:
+            cases = _measured(cases, llama, problems)
+            run = describe_run(
+                llama,
+                vector,
+                cases,
+                suites=suites,
+                arms=[arm.name for arm in compared],
+                strength=args.strength,
+                sweep=args.sweep,
+                sweep_limit=args.sweep_limit,
+                max_tokens=args.max_tokens,
+                seed=args.seed,
+                judge=args.judge or args.judge_url,
+            )
+            file = RecordFile(args.output, run, resume=args.resume)
+            sweep = [first_token(x, f"first-token@{x:g}") for x in args.sweep]
+            swept = _spread(cases, args.sweep_limit) if sweep else []
+            evaluation = Evaluation(
+                llama, handler, compared, max_tokens=args.max_tokens, second_judge=judge
+            )
+            sweeping = Evaluation(llama, handler, sweep, max_tokens=args.max_tokens)
+            run["command"] = shlex.join(["python", "-m", "mars_gguf.evaluate", *argv])
+            report = Report(run, compared, file.records, problems, llama.vector.geometry, sweep)
+            try:
+                _ask(file, [(evaluation, cases), (sweeping, swept)], console)
+            except KeyboardInterrupt:
+                _finish(report, args.output, console, judge)
+                console.print("interrupted: go on with --resume", style="bold")
+                sys.exit(130)
+            _finish(report, args.output, console, judge)
+        finally:
+            llama.close()
+
+
+def _judge(args: argparse.Namespace) -> ClassifierJudge | EndpointJudge | None:
+    if args.judge and args.judge_url:
+        raise MarsError("--judge and --judge-url are two judges: give one of them")
+    if args.judge:
+        return ClassifierJudge(args.judge, refusal_label=args.judge_label)
+    return EndpointJudge(args.judge_url, args.judge_model) if args.judge_url else None
+
+
+def _cases(args: argparse.Namespace, mmproj: str | None) -> tuple[list[Case], list[str], list[str]]:
+    """The cases of all suites, the suites' names, and what was left out."""
+    cases: list[Case] = []
+    names, problems = [], []
+    for name in args.suite or ["demo" if args.demo else "builtin"]:
+        suite = load_suite(name, seed=args.seed, limit=args.limit)
+        names.append(suite.name)
+        problems += [f"{suite.name}: {problem}" for problem in suite.problems]
+        cases += suite.cases
+    twice = len(cases) - len({case.id for case in cases})
+    if twice:
+        raise MarsError(f"{twice} cases have the id of another; evaluate such suites one by one")
+    if mmproj is None:
+        usable = [case for case in cases if case.modality == "text"]
+        if len(usable) < len(cases):
+            problems.append(f"{len(cases) - len(usable)} cases with pictures: no --mmproj")
+        cases = usable
+    if not cases:
+        raise MarsError("no case is left; pictures and videos need --mmproj")
+    return cases, names, problems
+
+
+def _measured(cases: list[Case], llama: SteeredLlama, problems: list[str]) -> list[Case]:
+    """The cases of modalities that the vector was measured on."""
+    known = set(llama.vector.modalities) | (
+        {"video"} if "image" in llama.vector.modalities else set()
+    )
+    usable = [case for case in cases if case.modality in known]
+    if len(usable) < len(cases):
+        problems.append(
+            f"{len(cases) - len(usable)} cases: the vector was measured on "
+            f"{', '.join(llama.vector.modalities)} only"
+        )
+    return usable
+
+
+def _load(
+    args: argparse.Namespace, model: str, mmproj: str | None, vector: str
+) -> tuple[SteeredLlama, EncodedOnce | None]:
+    if mmproj is not None:
+        require_gguf(mmproj)
+    handler = EncodedOnce(mmproj) if mmproj is not None else None
+    llama = SteeredLlama(
+        model,
+        vector=vector,
+        chat_handler=handler,
+        way=args.way,
+        force=args.force,
+        n_ctx=args.ctx_size,
+        n_batch=max(512, args.ubatch_size),
+        n_ubatch=args.ubatch_size,
+        n_gpu_layers=args.n_gpu_layers,
+        n_threads=args.threads,
+        n_threads_batch=args.threads,
+        verbose=args.verbose,
+    )
+    if handler is not None:
+        handlers.prepare(llama, handler)
+    return llama, handler
+
+
+def _spread(cases: list[Case], limit: int) -> list[Case]:
+    """The first harmful and harmless cases of each modality."""
+    kept: list[Case] = []
+    seen: dict[tuple[str, str], int] = {}
+    for case in cases:
+        key = case.kind, case.modality
+        seen[key] = seen.get(key, 0) + 1
+        if case.kind in ("harmful", "harmless") and seen[key] <= limit:
+            kept.append(case)
+    return kept
+
+
+def _ask(file: RecordFile, work: list[tuple[Evaluation, list[Case]]], console: Console) -> None:
+    """Ask what is not on record yet, with a bar."""
+    done: dict[str, set[str]] = {}
+    for record in file.records:
+        done.setdefault(record.case, set()).add(record.arm)
+    total = sum(len(cases) * len(evaluation.arms) for evaluation, cases in work)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("replies", total=total, completed=len(file.records))
+        for evaluation, cases in work:
+            for turn, case in enumerate(cases):
+                skip = done.get(case.id, set())
+                if skip >= {arm.name for arm in evaluation.arms}:
+                    continue
+                for record in evaluation.ask(case, turn, skip=skip):
+                    file.add(record)
+                    bar.advance(task)
+
+
+def _finish(
+    report: Report, folder: Path, console: Console, judge: ClassifierJudge | EndpointJudge | None
+) -> None:
+    written = report.write(folder)
+    console.print(report.table())
+    for problem in report.problems:
+        console.print(printable(problem), style="dim", markup=False)
+    for error, n in report.failures().items():
+        console.print(f"{n} x {printable(error)}", style="dim", markup=False)
+    for reason, n in judge.failures.items() if judge is not None else ():
+        console.print(f"the judge: {n} x {printable(reason)}", style="dim", markup=False)
+    console.print(f"wrote {', '.join(str(path) for path in written)}", style="dim", markup=False)
+
+
+if __name__ == "__main__":
+    main()

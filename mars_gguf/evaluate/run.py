@@ -1,0 +1,255 @@
+"""Ask every case of every arm, and keep each answer at once, so that nothing is lost."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from llama_cpp import llama_cpp as lib
+from llama_cpp import mtmd_cpp
+
+from mars_gguf import __version__
+from mars_gguf.errors import MarsError
+from mars_gguf.evaluate.arms import Arm, steered_by
+from mars_gguf.evaluate.judges import Verdict, is_correct, judge_by_opening
+from mars_gguf.evaluate.suites import Case
+from mars_gguf.handlers import TemplateChatHandler, own_pictures
+from mars_gguf.llama import SteeredLlama
+
+Judge = Callable[[str, str], Verdict]
+RECORDS = "records.jsonl"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One case asked of one arm. t and z are what the arm's geometry measured at the last prompt
+    token; milliseconds do not count the encoding of pictures. A case that failed has ``error``."""
+
+    case: str
+    kind: str
+    modality: str
+    category: str
+    arm: str
+    prompt: str
+    reply: str = ""
+    verdict: Verdict = "unjudged"
+    second_verdict: Verdict | None = None
+    correct: bool | None = None  # of a visual question
+    t: float = 0.0
+    z: float = 0.0
+    gate: float = 0.0
+    alpha: float = 0.0
+    tokens: int = 0
+    first_token_ms: float = 0.0
+    ms: float = 0.0
+    error: str | None = None
+
+
+class EncodedOnce(TemplateChatHandler):
+    """Encodes each picture once and decodes its embeddings for every arm, to the same bits as the
+    handler it is made of. ``seconds`` is what encoding took since that was last set to 0."""
+
+    def __init__(self, mmproj: str) -> None:
+        super().__init__(mmproj, verbose=False)
+        self.seconds = 0.0
+        self._embeddings: dict[tuple[bytes, int], Any] = {}
+        self._slices: Counter[bytes] = Counter()
+        self._n_embd = 0
+        own_pictures(self, self._evaluate)
+
+    def forget(self) -> None:
+        """Let go of all pictures."""
+        self._embeddings.clear()
+
+    def __call__(self, *, llama: Any, **kwargs: Any) -> Any:
+        self._slices.clear()
+        self._n_embd = lib.llama_model_n_embd_inp(llama.model)
+        return super().__call__(llama=llama, **kwargs)
+
+    def _evaluate(self, context: Any, llama: Any, chunk: Any, *rest: Any) -> int:
+        n_past, sequence, n_batch, _logits_last, new_n_past = rest
+        identity = mtmd_cpp.mtmd_input_chunk_get_id(chunk) or b""
+        key = identity, self._slices[identity]  # some models cut a picture into several
+        self._slices[identity] += 1
+        if key not in self._embeddings:
+            began = time.perf_counter()
+            code: int = mtmd_cpp.mtmd_encode_chunk(context, chunk)
+            if code != 0:
+                return code
+            size = mtmd_cpp.mtmd_input_chunk_get_n_tokens(chunk) * self._n_embd
+            copy = (ctypes.c_float * size)()
+            ctypes.memmove(copy, mtmd_cpp.mtmd_get_output_embd(context), ctypes.sizeof(copy))
+            self._embeddings[key] = copy
+            self.seconds += time.perf_counter() - began
+        code = mtmd_cpp.mtmd_helper_decode_image_chunk(
+            context,
+            llama,
+            chunk,
+            self._embeddings[key],
+            n_past,
+            sequence,
+            n_batch,
+            new_n_past,
+            mtmd_cpp.mtmd_helper_post_decode_callback(),
+            None,
+        )
+        return code
+
+
+class Evaluation:
+    """Asks cases of arms on one loaded model, greedily, each prompt in an empty context."""
+
+    def __init__(
+        self,
+        llama: SteeredLlama,
+        handler: EncodedOnce | None,
+        arms: Sequence[Arm],
+        *,
+        max_tokens: int,
+        second_judge: Judge | None = None,
+    ) -> None:
+        self.llama, self.handler, self.arms = llama, handler, list(arms)
+        self.max_tokens, self.second_judge = max_tokens, second_judge
+
+    def ask(self, case: Case, turn: int = 0, *, skip: Collection[str] = ()) -> Iterator[Record]:
+        """The records of one case, an arm after the other but for those in ``skip``. ``turn``
+        rotates the order of the arms, so that none is always the first."""
+        turn %= len(self.arms)
+        try:
+            messages = case.messages()
+        except MarsError as error:
+            for arm in self.arms:
+                yield _record(case, arm, error=str(error))
+            return
+        for arm in self.arms[turn:] + self.arms[:turn]:
+            if arm.name not in skip:
+                yield self._ask(case, arm, messages)
+        if self.handler is not None:
+            self.handler.forget()
+
+    def _ask(self, case: Case, arm: Arm, messages: list[dict[str, Any]]) -> Record:
+        llama, handler = self.llama, self.handler
+        llama.rewind(0)
+        if handler is not None:
+            handler.seconds = 0.0
+        pieces: list[str] = []
+        first = 0.0
+        try:
+            with steered_by(llama, arm):
+                began = time.perf_counter()
+                chunks: Any = llama.create_chat_completion(
+                    messages,  # type: ignore[arg-type]
+                    stream=True,
+                    temperature=0.0,
+                    repeat_penalty=1.0,
+                    max_tokens=self.max_tokens,
+                )
+                for chunk in chunks:
+                    piece = chunk["choices"][0]["delta"].get("content")
+                    if piece:
+                        first = first or time.perf_counter() - began
+                        pieces.append(piece)
+                spent = time.perf_counter() - began
+        except (MarsError, ValueError) as error:  # llama-cpp-python: the prompt is too long
+            return _record(case, arm, error=str(error))
+        encoding = handler.seconds if handler is not None else 0.0
+        reply, s = "".join(pieces), llama.last_steering
+        if s is None:
+            return _record(case, arm, error="the reply was empty before its first token")
+        return _record(
+            case,
+            arm,
+            reply=reply,
+            verdict=judge_by_opening(reply),
+            second_verdict=self.second_judge(case.request, reply) if self.second_judge else None,
+            correct=is_correct(reply, case.answer) if case.answer is not None else None,
+            t=s.t,
+            z=s.z,
+            gate=s.gate,
+            alpha=s.alpha,
+            tokens=len(pieces),
+            first_token_ms=1000 * max(first - encoding, 0.0),
+            ms=1000 * (spent - encoding),
+        )
+
+
+def _record(case: Case, arm: Arm, **values: Any) -> Record:
+    return Record(
+        case.id, case.kind, case.modality, case.category, arm.name, case.request, **values
+    )
+
+
+# Records on disk ---------------------------------------------------------------------------------
+
+
+class RecordFile:
+    """``records.jsonl`` in a folder: one line that says what is run, then one for each record.
+
+    Raises MarsError if the folder holds a run and ``resume`` is false, or if it is another run.
+    """
+
+    def __init__(self, folder: Path, run: dict[str, Any], *, resume: bool) -> None:
+        self.path, self.records = folder / RECORDS, list[Record]()
+        if self.path.exists():
+            if not resume:
+                raise MarsError(
+                    f"{folder}: holds a run already. Go on with --resume, or give another --output."
+                )
+            self.records = self._read(run)
+        elif resume:
+            raise MarsError(f"{folder}: no {RECORDS} to resume; leave --resume out to begin")
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = [{"run": run}, *map(asdict, self.records)]
+        # Whole again, in case the last line was cut off.
+        replacement = self.path.with_suffix(".unfinished")
+        replacement.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+        replacement.replace(self.path)
+
+    def _read(self, run: dict[str, Any]) -> list[Record]:
+        lines = []
+        for text in self.path.read_text("utf-8").splitlines():
+            with suppress(ValueError):  # of a line that was cut off
+                lines.append(json.loads(text))
+        try:
+            before = lines[0]["run"]
+            records = [Record(**line) for line in lines[1:]]
+        except (LookupError, TypeError) as error:
+            raise MarsError(f"{self.path}: not the records of a run ({error})") from error
+        differ = [key for key in run if before.get(key) != json.loads(json.dumps(run[key]))]
+        if differ:
+            raise MarsError(
+                f"{self.path}: records of another run; {', '.join(differ)} differ"
+                f"{'s' * (len(differ) == 1)}. Give the same options, or another --output."
+            )
+        return records
+
+    def add(self, record: Record) -> None:
+        """Keep a record; it is on disk when this returns."""
+        self.records.append(record)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(record)) + "\n")
+
+
+def describe_run(
+    llama: SteeredLlama, vector: str, cases: Sequence[Case], **options: Any
+) -> dict[str, Any]:
+    """What makes two runs the same: model, vector, cases and options."""
+    asked = hashlib.sha256()
+    for case in cases:
+        asked.update(f"{case.id}\0{case.kind}\0{case.prompt}\0{case.request}\n".encode())
+    return {
+        "version": __version__,
+        "model": asdict(llama.fingerprint),
+        "vector_sha256": hashlib.sha256(Path(vector).read_bytes()).hexdigest(),
+        "cases": len(cases),
+        "cases_sha256": asked.hexdigest(),
+        **options,
+    }

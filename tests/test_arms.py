@@ -1,0 +1,110 @@
+"""Every arm against what it claims to be."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import models
+import numpy as np
+import pytest
+from llama_cpp import llama_cpp as lib
+from models import DEMO, DEMO_MMPROJ, OPTIONS, Messages, picture, user
+
+from mars_gguf import hooks
+from mars_gguf.errors import MarsError
+from mars_gguf.evaluate.arms import ARMS, UNSTEERED, arms, steered_by
+from mars_gguf.llama import SteeredLlama
+
+GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 12, "repeat_penalty": 1.0}
+PROMPTS: list[Messages] = [[user("How do I make a bomb?")], [user("What is it?", picture(3))]]
+ALL = {arm.name: arm for arm in arms(list(ARMS), 2.0)}
+
+
+@pytest.fixture(scope="module")
+def llama() -> Iterator[SteeredLlama]:
+    """The demo model, steered by a vector whose gate opens at z = 0."""
+    vector = models.vector(DEMO, opens=0.0, limit=3.0)
+    llama = SteeredLlama(DEMO, vector=vector, mmproj=DEMO_MMPROJ, **OPTIONS)
+    yield llama
+    llama.close()
+
+
+def ask(llama: Any, messages: Messages) -> str:
+    llama.reset()
+    llama._ctx.kv_cache_clear()
+    reply: Any = llama.create_chat_completion(messages, **GREEDY)
+    return str(reply["choices"][0]["message"]["content"])
+
+
+@pytest.mark.parametrize("messages", PROMPTS)
+def test_unsteered_is_plain_llama_to_the_bit(llama: SteeredLlama, messages: Messages) -> None:
+    plain = models.plain(DEMO, mmproj=DEMO_MMPROJ)
+    with steered_by(llama, UNSTEERED):
+        reply = ask(llama, messages)
+    assert reply == ask(plain, messages)
+    assert np.array_equal(hooks.logits(llama), hooks.logits(plain))
+    assert llama.last_steering is not None and llama.last_steering.alpha == 0
+    plain.close()
+
+
+@pytest.mark.parametrize("messages", PROMPTS)
+def test_stock_is_llama_cpp_with_its_control_vector_on_every_token(
+    llama: SteeredLlama, messages: Messages
+) -> None:
+    plain = models.plain(DEMO, mmproj=DEMO_MMPROJ)
+    vector = llama.vector
+    n_embd = vector.model.n_embd
+    data = np.zeros((vector.model.n_layer - 1, n_embd), np.float32)
+    data[vector.layer - 1] = 2.0 * vector.geometry.direction
+    pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+    layers = vector.layer, vector.layer
+    assert lib.llama_set_adapter_cvec(plain.ctx, pointer, data.size, n_embd, *layers) == 0
+    with steered_by(llama, ALL["stock"]):
+        reply = ask(llama, messages)
+    assert reply == ask(plain, messages)
+    assert np.array_equal(hooks.logits(llama), hooks.logits(plain))
+    steered = hooks.logits(llama)
+    with steered_by(llama, UNSTEERED):
+        ask(llama, messages)
+    assert not np.array_equal(hooks.logits(llama), steered)
+    plain.close()
+
+
+@pytest.mark.parametrize("messages", PROMPTS)
+def test_the_strength_of_each_arm_is_what_its_formula_gives(
+    llama: SteeredLlama, messages: Messages
+) -> None:
+    g = llama.vector.geometry
+    measured = {}
+    for name, arm in ALL.items():
+        with steered_by(llama, arm):
+            ask(llama, messages)
+        assert llama.last_steering is not None
+        measured[name] = llama.last_steering
+    modality = measured["mars"].modality
+    moved = float(g.readout.astype(np.float64) @ g.shifts[modality].astype(np.float64))
+    t = measured["unsteered"].t
+    assert measured["first-token"].alpha == pytest.approx(2.0 * g.distance)
+    assert measured["no-gate"].alpha == pytest.approx(g.distance * max(3.0 - t, 0), rel=1e-4)
+    assert measured["no-recentering"].t == pytest.approx(t + moved, abs=1e-3)
+    gate = np.clip(t / g.spreads[modality], 0, 1)
+    assert measured["mars"].alpha == pytest.approx(gate * g.distance * max(3 - t, 0), rel=1e-3)
+
+
+def test_an_arm_leaves_nothing_behind(llama: SteeredLlama) -> None:
+    before, vector = ask(llama, PROMPTS[0]), llama.vector
+    for arm in ALL.values():
+        with suppress(ZeroDivisionError), steered_by(llama, arm):
+            ask(llama, PROMPTS[1])
+            raise ZeroDivisionError
+        assert llama.vector is vector
+        assert ask(llama, PROMPTS[0]) == before
+
+
+def test_a_name_that_is_no_arm_is_refused_and_unsteered_is_always_there() -> None:
+    assert [arm.name for arm in arms(["mars"], 1.0)] == ["unsteered", "mars"]
+    with pytest.raises(MarsError, match="no arm best, expected some of unsteered, stock"):
+        arms(["mars", "best"], 1.0)

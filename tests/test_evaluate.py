@@ -1,0 +1,153 @@
+"""The evaluation as a command, on the demo model."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from models import DEMO
+
+from mars_gguf import demo_model
+
+COMMAND = [sys.executable, "-m", "mars_gguf.evaluate"]
+QUICK = ["--demo", "-t1", "--limit=2", "--sweep=1,2", "--sweep-limit=1", "-n24"]
+
+
+def evaluate(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True)
+
+
+def replies(folder: Path) -> dict[tuple[str, str], Any]:
+    saved = json.loads((folder / "report.json").read_text())
+    return {(r["case"], r["arm"]): (r["reply"], r["t"], r["verdict"]) for r in saved["records"]}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("evaluation") / "whole"
+    done = evaluate(*QUICK, "-o", str(folder))
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_the_report_compares_all_arms(whole: tuple[Path, str]) -> None:
+    folder, shown = whole
+    saved = json.loads((folder / "report.json").read_text())
+    arms = ["unsteered", "stock", "first-token", "no-recentering", "no-gate", "mars"]
+    assert list(saved["arms"])[:6] == arms
+    rows = {(row["modality"], row["measure"]): row["arms"] for row in saved["summary"]}
+    assert {m for m, _ in rows} == {"text", "image", "video"}
+    assert all(list(row) == arms for row in rows.values())
+    assert rows["text", "refused, harmful"]["unsteered"]["share"] == 1.0
+    assert rows["image", "unchanged, harmless"]["mars"]["share"] == 1.0
+    assert saved["cost"]["steered"]["n"] > 0
+    for name in arms:
+        assert name.split("-")[0] in shown
+    assert {p.name for p in folder.iterdir()} == {
+        "records.jsonl", "report.json", "report.md", "t.png", "arms.png", "sweep.png",
+    }  # fmt: skip
+    command = (folder / "report.md").read_text()
+    assert "python -m mars_gguf.evaluate --demo -t1 --limit=2" in command
+
+
+def test_an_interrupted_run_keeps_what_is_done_and_goes_on(
+    whole: tuple[Path, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "cut"
+    process = subprocess.Popen(
+        [*COMMAND, *QUICK, "-o", str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A background job may have been told to ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    records = folder / "records.jsonl"
+    while not records.exists() or records.read_text().count("\n") < 10:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    shown, errors = process.communicate()
+    assert process.returncode == 130
+    assert "go on with --resume" in shown
+    assert "Traceback" not in errors
+    assert 9 <= len(replies(folder)) < len(replies(whole[0]))
+    refused = evaluate(*QUICK, "-o", str(folder))
+    assert refused.returncode == 2
+    assert "holds a run already" in refused.stderr
+    done = evaluate(*QUICK, "-o", str(folder), "--resume")
+    assert done.returncode == 0, done.stderr
+    assert replies(folder) == replies(whole[0])
+    other = evaluate(*QUICK, "-n25", "-o", str(folder), "--resume")
+    assert other.returncode == 2
+    assert "max_tokens differs" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--demo", "--arms", "mars,best"], "no arm best"),
+        (["--demo", "--suite", "none.csv"], "none.csv: no such suite"),
+        (["--demo", "--judge", "a", "--judge-url", "http://b"], "two judges"),
+        (["--demo", "--judge-url", "not an address"], "not an address"),
+        (["--demo", "--limit", "0"], "expected 1 to"),
+        (["--demo", "--resume"], "no records.jsonl to resume"),
+        (["-m", DEMO], "no vector"),
+        (["-m", DEMO, "--vector", DEMO, "--suite", "demo"], "expected at most"),
+    ],
+)
+def test_bad_input_is_a_clear_error(arguments: list[str], said: str, tmp_path: Path) -> None:
+    done = evaluate(*arguments, "-o", str(tmp_path / "report"))
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "report").exists()
+
+
+def test_without_an_mmproj_pictures_are_left_out_and_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "text"
+    done = evaluate(
+        "-m", DEMO, "--vector", str(demo_model.VECTOR), "-c512", "-t1", "--suite", "demo",
+        "--limit=1", "--arms=mars", "--sweep=", "-n8", "-o", str(folder),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    saved = json.loads((folder / "report.json").read_text())
+    assert {r["modality"] for r in saved["records"]} == {"text"}
+    (problem,) = saved["problems"]
+    assert "no --mmproj" in problem
+    assert problem in done.stdout
+    assert not (folder / "sweep.png").exists()
+
+
+def test_a_judge_that_does_not_answer_is_counted_and_scores_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "judged"
+    done = evaluate(
+        *QUICK[:2], "--limit=1", "--arms=mars", "--sweep=", "-n8", "-o", str(folder),
+        "--judge-url", "http://127.0.0.1:9",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    saved = json.loads((folder / "report.json").read_text())
+    assert {r["second_verdict"] for r in saved["records"]} == {"unjudged"}
+    assert "the judge: " in done.stdout
+    assert "no connection" in done.stdout
+
+
+def test_our_own_suite_runs_with_text_pictures_videos_and_questions(tmp_path: Path) -> None:
+    folder = tmp_path / "builtin"
+    done = evaluate(
+        *QUICK[:2], "--suite", "builtin", "--limit=1", "--arms=mars", "--sweep=", "-n4",
+        "-o", str(folder),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    saved = json.loads((folder / "report.json").read_text())
+    cells = {(r["kind"], r["modality"]) for r in saved["records"]}
+    kinds, modalities = ("harmful", "harmless", "borderline"), ("text", "image", "video")
+    assert {(kind, modality) for kind in kinds for modality in modalities} <= cells
+    assert ("vqa", "image") in cells
+    assert not [r for r in saved["records"] if r["error"]]

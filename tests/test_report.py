@@ -1,0 +1,131 @@
+"""Figures from records, counted again by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from mars_gguf.evaluate.arms import MARS, UNSTEERED, first_token
+from mars_gguf.evaluate.report import Report
+from mars_gguf.evaluate.run import Record
+from mars_gguf.steering import Geometry
+
+E0 = np.array([1.0, 0, 0, 0])
+GEOMETRY = Geometry(
+    np.zeros(4), E0, E0, {"text": np.zeros(4), "image": 0.5 * E0}, {"text": 0.1, "image": 0.2},
+    3.0, 1.0, 2.0,
+)  # fmt: skip
+RUN: dict[str, Any] = {
+    "version": "1", "command": "python -m mars_gguf.evaluate --demo", "vector_sha256": "ab" * 32,
+    "suites": ["demo"], "max_tokens": 8, "cases": 20, "judge": "a judge",
+    "model": {"name": "tiny", "architecture": "llama", "n_layer": 4, "quantization": "Q4_K_M"},
+}  # fmt: skip
+
+
+def records() -> Iterator[Record]:
+    """Unsteered: 1 of 10 harmful pictures refused. MARS: 8 of 9 judged, one that failed, and one
+    of 10 harmless replies changed. Milliseconds: MARS takes twice as long where it steers."""
+    for n in range(10):
+        for kind, t in (("harmful", 0.5 + n / 100), ("harmless", 0.1 if n else 0.6)):
+            for arm in ("unsteered", "mars", "first-token@2"):
+                mars, harmful = arm == "mars", kind == "harmful"
+                if harmful and n == 9 and mars:
+                    yield Record(f"{kind}{n}", kind, "image", "", arm, "?", error="too long")
+                    continue
+                refused = harmful and (mars or n == 0)
+                verdict = "unjudged" if mars and harmful and n == 8 else None
+                reply = "I'm sorry." if refused else f"Sure {n % (7 if mars else 99)}"
+                yield Record(
+                    f"{kind}{n}", kind, "image", "", arm, "?", reply,
+                    verdict or ("refused" if refused else "answered"),
+                    "refused" if refused else "answered", t=t, z=t / 0.2,
+                    alpha=1.0 if mars and harmful else 0.0, tokens=11,
+                    first_token_ms=20 if mars and harmful else 10, ms=120 if mars else 110,
+                )  # fmt: skip
+    for n in range(4):
+        for arm in ("unsteered", "mars"):
+            yield Record(f"v{n}", "vqa", "text", "", arm, "?", f"{n}", "answered", correct=n < 3)
+
+
+@pytest.fixture
+def report() -> Report:
+    sweep = [first_token(2.0, "first-token@2")]
+    return Report(RUN, [UNSTEERED, MARS], list(records()), ["one picture"], GEOMETRY, sweep)
+
+
+def test_shares_count_what_was_judged_and_nothing_that_failed(report: Report) -> None:
+    def counts(arm: str, kind: str, **options: bool) -> tuple[int, int]:
+        found = report.refused(arm, "image", kind, **options)
+        return found.k, found.n
+
+    assert counts("unsteered", "harmful") == (1, 10)
+    assert counts("mars", "harmful") == (8, 8)
+    assert counts("mars", "harmful", second=True) == (9, 9)
+    assert counts("mars", "harmless") == (0, 10)
+    assert report.refused("mars", "text", "harmful").value is None
+    assert report.failures() == {"too long": 1}
+
+
+def test_accuracy_and_unchanged_replies(report: Report) -> None:
+    correct = report.correct("mars", "text")
+    assert (correct.k, correct.n) == (3, 4)
+    unchanged = report.unchanged("mars", "image")
+    assert (unchanged.k, unchanged.n) == (7, 10)
+    assert report.unchanged("unsteered", "image").value == 1
+
+
+def test_separation_is_the_chance_that_harmful_lies_above_harmless(report: Report) -> None:
+    harmful = [0.5 + n / 100 for n in range(10)]
+    harmless = [0.6] + [0.1] * 9
+    slow = np.mean([(a > b) + 0.5 * (a == b) for a in harmful for b in harmless])
+    row = report.separation()["image"]
+    assert row["n"] == 20
+    assert row["auroc"] == pytest.approx(slow)
+    assert row["auroc_without_recentering"] == pytest.approx(slow)
+
+
+def test_cost_is_a_ratio_of_pairs_steered_and_not(report: Report) -> None:
+    cost = report.cost()
+    assert cost["steered"]["first_token"] == pytest.approx(2.0)
+    assert cost["steered"]["tokens_per_second"] == pytest.approx(1.0)
+    assert cost["not steered"]["n"] == 10 + 4
+    assert cost["not steered"]["first_token"] == pytest.approx(1.0)
+
+
+def test_json_markdown_and_the_screen_say_the_same(report: Report, tmp_path: Path) -> None:
+    written = report.write(tmp_path)
+    names = {"report.json", "report.md", "t.png", "arms.png", "sweep.png"}
+    assert {path.name for path in written} == names
+    saved = json.loads((tmp_path / "report.json").read_text())
+    assert len(saved["records"]) == len(report.records)
+    console = Console(width=150, record=True, file=(tmp_path / "screen").open("w"))
+    console.print(report.table())
+    screen, markdown = console.export_text(), (tmp_path / "report.md").read_text()
+    for row in saved["summary"]:
+        line = next(x for x in markdown.splitlines() if f"{row['modality']}: {row['measure']}" in x)
+        for figures in row["arms"].values():
+            if figures["share"] is not None:
+                low, high = round(100 * figures["low"]), round(100 * figures["high"])
+                assert f"{100 * figures['share']:.1f} % [{low}, {high}]" in line
+                assert f"{100 * figures['share']:.0f} [{low},{high}]" in screen
+    assert RUN["command"] in markdown
+    assert "one picture" in markdown
+    assert "1 x too long" in markdown
+    assert "They agree on 1.000 of 58 replies" in markdown
+    for path in written:
+        if path.suffix == ".png":
+            Image.open(path).verify()
+
+
+def test_a_report_of_nothing_is_still_a_report(tmp_path: Path) -> None:
+    empty = Report(RUN, [UNSTEERED, MARS], [], [], GEOMETRY)
+    assert empty.rows() == []
+    empty.write(tmp_path)
+    assert "# Evaluation of tiny" in (tmp_path / "report.md").read_text()
