@@ -63,7 +63,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="which file of the repository, or a pattern such as '*Q4_K_M.gguf'. Its mmproj is "
         "taken along; --mmproj chooses another one, from the repository or from here",
     )
-    group.add_argument("--no-mmproj", action="store_true", help="leave the repository's mmproj")
+    group.add_argument("--no-mmproj", action="store_true", help="load no mmproj: text only")
     group.add_argument("--vector", metavar="FILE", help="vector that mars_gguf.convert wrote")
     group.add_argument("--demo", action="store_true", help="use the small model of the package")
     group.add_argument(
@@ -77,7 +77,14 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="how the first token is steered (default: auto)",
     )
-    group.add_argument("-c", "--ctx-size", type=positive, default=4096, metavar="N")
+    group.add_argument(
+        "-c",
+        "--ctx-size",
+        type=lambda text: 0 if text == "0" else positive(text),
+        default=4096,
+        metavar="N",
+        help="tokens of context (default: 4096; 0: as many as the model was trained with)",
+    )
     group.add_argument("-ub", "--ubatch-size", type=positive, default=512, metavar="N")
     group.add_argument("-ngl", "--n-gpu-layers", type=int, default=0, metavar="N")
     group.add_argument("-t", "--threads", type=positive, metavar="N")
@@ -94,8 +101,9 @@ def model_files(args: argparse.Namespace) -> tuple[str, str | None, str]:
     if args.demo:
         if args.model or args.mmproj or args.vector or args.hf_repo:
             raise MarsError("--demo brings its own model: give it or --model, not both")
-        args.ctx_size = min(args.ctx_size, demo_model.CONTEXT)
-        return str(demo_model.TEXT_MODEL), str(demo_model.MMPROJ), str(demo_model.VECTOR)
+        args.ctx_size = min(args.ctx_size or demo_model.CONTEXT, demo_model.CONTEXT)
+        mmproj = None if args.no_mmproj else str(demo_model.MMPROJ)
+        return str(demo_model.TEXT_MODEL), mmproj, str(demo_model.VECTOR)
     if args.hf_file and not args.hf_repo:
         raise MarsError("--hf-file names a file of --hf-repo: give both")
     if args.hf_repo and (args.model or not args.hf_file):
@@ -108,9 +116,9 @@ def model_files(args: argparse.Namespace) -> tuple[str, str | None, str]:
             "this tool does not run models unsteered."
         )
     if not args.hf_repo:
-        return args.model, args.mmproj, args.vector
+        return args.model, None if args.no_mmproj else args.mmproj, args.vector
     model = download(args.hf_repo, args.hf_file)
-    mmproj: str | None = args.mmproj
+    mmproj = None if args.no_mmproj else args.mmproj
     if mmproj is None and not args.no_mmproj:
         mmproj = download(args.hf_repo, "*mmproj*.gguf", needed=False)
     elif mmproj is not None and not Path(mmproj).exists():
@@ -158,13 +166,18 @@ def _loading(name: str) -> Iterator[Any]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-    columns = TextColumn("Loading {task.description}"), BarColumn(), TaskProgressColumn()
-    console = Console(stderr=True)
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task(name, total=1.0)
-        yield lambda share: bar.update(task, completed=share)
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield None
+        return
+    columns = TextColumn("Loading {task.description}", markup=False), BarColumn()
+    # A file of its own: llama-cpp-python sends standard error to nowhere while it loads.
+    with os.fdopen(os.dup(2), "w", encoding="utf-8") as terminal:
+        bar = Progress(
+            *columns, TaskProgressColumn(), console=Console(file=terminal), transient=True
+        )
+        with bar:
+            task = bar.add_task(printable(name), total=1.0)
+            yield lambda share: bar.update(task, completed=share)
 
 
 def load_steered(args: argparse.Namespace, chat_handler: str | None = None) -> SteeredLlama:

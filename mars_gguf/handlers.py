@@ -108,6 +108,17 @@ class _Library:
         return getattr(mtmd_cpp, name)
 
 
+def require_one_batch(context: Any, chunk: Any, n_ubatch: int) -> None:
+    """Raise ModelError for a picture that the model must decode in one micro-batch and cannot:
+    llama.cpp would abort the process."""
+    cells = mtmd_cpp.mtmd_input_chunk_get_n_tokens(chunk)
+    if mtmd_cpp.mtmd_decode_use_non_causal(context, chunk) and cells > n_ubatch:
+        raise ModelError(
+            f"the picture has {cells} tokens, which this model decodes in one micro-batch: "
+            f"found n_ubatch {n_ubatch}, expected {cells} or more (--ubatch-size)"
+        )
+
+
 class _Continuing:
     """A model before which a handler lays a prompt from its beginning, chunk by chunk; ``n_tokens``
     is how much of it is there so far. What the context holds of it stays, the rest is evaluated."""
@@ -154,16 +165,12 @@ class _Continuing:
             past.value = end
             return 0
         self._stop_keeping()
-        llama, cells = self._llama, mtmd_cpp.mtmd_input_chunk_get_n_tokens(chunk)
-        n_ubatch = llama.context_params.n_ubatch
-        if mtmd_cpp.mtmd_decode_use_non_causal(context, chunk) and cells > n_ubatch:
-            raise ModelError(  # llama.cpp would abort
-                f"the picture has {cells} tokens, which this model decodes in one micro-batch: "
-                f"found n_ubatch {n_ubatch}, expected {cells} or more (--ubatch-size)"
+        llama = self._llama
+        require_one_batch(context, chunk, llama.context_params.n_ubatch)
+        with hooks.interrupts_held():
+            code: int = mtmd_cpp.mtmd_helper_eval_chunk_single(
+                context, llama._ctx.ctx, chunk, start, 0, llama.n_batch, False, new_n_past
             )
-        code: int = mtmd_cpp.mtmd_helper_eval_chunk_single(
-            context, llama._ctx.ctx, chunk, start, 0, llama.n_batch, False, new_n_past
-        )
         if code == 0:
             llama.n_tokens = past.value
             self._known[int(llama.input_ids[start])] = identity or b""

@@ -232,11 +232,15 @@ class HookedLlama(Llama):
         self.tap = Tap()
         self.context_overrides = context_overrides or {}
         self.on_load: Any = None
+        stopped: list[BaseException] = []
         if progress is not None:
 
             def report(share: float, _user_data: int) -> bool:
-                progress(share)
-                return True  # go on
+                try:
+                    progress(share)
+                except BaseException as error:  # Ctrl-C, too; it would be lost in ctypes
+                    stopped.append(error)
+                return not stopped
 
             self.on_load = lib.llama_progress_callback(report)
         require_gguf(model_path)
@@ -246,6 +250,8 @@ class HookedLlama(Llama):
         try:
             super().__init__(model_path, **kwargs)
         except ValueError as error:
+            if stopped:
+                raise stopped[0] from None
             raise ModelError(
                 f"{model_path}: llama.cpp could not load this model ({error}). "
                 "Is the file whole, and its architecture known to this llama.cpp? "

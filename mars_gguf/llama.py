@@ -148,12 +148,12 @@ class SteeredLlama(HookedLlama):
         """Forget the context from ``position`` (at most ``n_reusable``) on."""
         if not 0 <= position <= self.n_reusable:
             raise ValueError(f"position {position}, expected 0 to {self.n_reusable}")
+        self.n_tokens = position  # first: what lies beyond n_tokens is never relied on
         if position == 0:
             self.reset()
             self._ctx.kv_cache_clear()
         elif not self._ctx.kv_cache_seq_rm(-1, position, -1):
             raise SteeringError(f"llama.cpp could not rewind the context to position {position}")
-        self.n_tokens = position
         self._sampled = self._captured = self._decided = self._before = None
         self._requires_eval = True  # the logits are those of a later position
 
@@ -230,7 +230,8 @@ class SteeredLlama(HookedLlama):
         self._evaluating = True
         try:
             if not tokens or self._continues_reply(tokens):
-                super().eval(tokens)
+                with hooks.interrupts_held():
+                    super().eval(tokens)
             else:
                 self._eval_prompt(tokens)
         finally:
@@ -294,8 +295,9 @@ class SteeredLlama(HookedLlama):
 
         start, end = self._n_tokens, self._n_tokens + len(tokens)
         try:
-            with self.tap.visiting([layer], self.n_embd(), visit):
-                super().eval(tokens)
+            for first in range(0, len(tokens), batch):  # Ctrl-C acts between batches
+                with self.tap.visiting([layer], self.n_embd(), visit):
+                    super().eval(tokens[first : first + batch])
         except BaseException:
             self.n_tokens, self._captured = start, None
             raise
@@ -404,10 +406,9 @@ class SteeredLlama(HookedLlama):
             )
 
     def _rewind_one(self) -> None:
-        position = self._n_tokens - 1
-        if not self._ctx.kv_cache_seq_rm(-1, position, -1):
+        self.n_tokens = self._n_tokens - 1
+        if not self._ctx.kv_cache_seq_rm(-1, self._n_tokens, -1):
             raise SteeringError("llama.cpp could not take the last prompt token back")
-        self.n_tokens = position
 
     def _evaluate_again(self, position: int, state: Any) -> Decision:
         """Take all text from ``position`` on back and evaluate it again, steered in the pass."""

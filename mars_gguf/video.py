@@ -1,16 +1,21 @@
-"""Frames of a video file: by llama.cpp's own helper, which runs ffmpeg, or by PyAV."""
+"""Frames of a video file, by ffmpeg or by PyAV.
+
+llama.cpp's own helper (tools/mtmd/mtmd-helper.cpp) runs ffmpeg too, but takes the size of frames
+from before their rotation, so that a film held upright comes out scrambled, and waits for ever when
+ffmpeg has much to complain of. Here ffmpeg hands over pictures that carry their own size.
+"""
 
 from __future__ import annotations
 
-import ctypes
+import json
 import shutil
+import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
-from llama_cpp import mtmd_cpp
 from PIL import Image
 
 from mars_gguf.errors import MarsError
@@ -40,17 +45,13 @@ def sample(items: Sequence[T], count: int) -> list[T]:
 
 
 def load_video(
-    path: str | PathLike[str],
-    mtmd: Any,
-    *,
-    fps: float = FPS,
-    max_frames: int = MAX_FRAMES,
+    path: str | PathLike[str], *, fps: float = FPS, max_frames: int = MAX_FRAMES
 ) -> Video:
-    """Frames of a video file at ``fps`` frames a second, at most ``max_frames``, evenly spaced.
+    """Frames of a video file at ``fps`` frames a second, at most ``max_frames``, evenly spaced and
+    upright, each at most `LONGEST_SIDE` pixels wide and high.
 
-    ``mtmd`` is the mtmd context of a chat handler. A frame is at most `LONGEST_SIDE` pixels wide
-    and high. Raises MarsError if the file is missing or has no frames, or if there is nothing to
-    decode it with.
+    Raises MarsError if the file is missing or has no frames, or if there is nothing to decode it
+    with.
     """
     file = Path(path)
     if not file.is_file():
@@ -59,25 +60,14 @@ def load_video(
     file = file.resolve()
     if not file.stat().st_size:
         raise MarsError(f"{path}: the file is empty, expected a video")
+    decode = _decode_with_ffmpeg if _has_ffmpeg() else _decode_with_pyav
     try:
-        if shutil.which("ffmpeg") and shutil.which("ffprobe") and _helper_reads_videos(mtmd):
-            frames, total = _decode_with_ffmpeg(file, mtmd, fps, max_frames)
-        else:
-            frames, total = _decode_with_pyav(file, fps, max_frames)
+        frames, total = decode(file, fps, max_frames)
     except MarsError as error:
         raise MarsError(f"{path}: {error}") from error
     if not frames:
         raise MarsError(f"{path}: no frames found, expected a video. Can a player show it?")
     return Video(file.name, sample(frames, max_frames), total)
-
-
-def _helper_reads_videos(mtmd: Any) -> bool:
-    return bool(mtmd_cpp.mtmd_helper_support_video(mtmd))
-
-
-def _shrunk(image: Image.Image) -> Image.Image:
-    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-    return image
 
 
 def _thinned(frames: Iterator[Image.Image], max_frames: int) -> tuple[list[Image.Image], int]:
@@ -86,57 +76,70 @@ def _thinned(frames: Iterator[Image.Image], max_frames: int) -> tuple[list[Image
     stride, count = 1, 0
     for frame in frames:
         if count % stride == 0:
-            kept.append(_shrunk(frame))
+            frame.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+            kept.append(frame)
             if len(kept) > 2 * max_frames:
                 kept, stride = kept[::2], 2 * stride
         count += 1
     return kept, count
 
 
-# llama.cpp's helper ------------------------------------------------------------------------------
+# ffmpeg ------------------------------------------------------------------------------------------
 
 
-def _decode_with_ffmpeg(
-    file: Path, mtmd: Any, fps: float, max_frames: int
-) -> tuple[list[Image.Image], int]:
-    params = mtmd_cpp.mtmd_helper_video_init_params_default()
-    params.timestamp_interval_ms = 0
-    params.fps_target = fps
-    video = _open(file, mtmd, params)
-    total = mtmd_cpp.mtmd_helper_video_get_info(video).n_frames
-    if total > max_frames:  # ffmpeg need not hand over what is then left out
-        mtmd_cpp.mtmd_helper_video_free(video)
-        params.fps_target = fps * max_frames / total
-        video = _open(file, mtmd, params)
-    try:
-        frames, count = _thinned(_frames(video), max_frames)
-    finally:
-        mtmd_cpp.mtmd_helper_video_free(video)
+def _has_ffmpeg() -> bool:
+    return shutil.which("ffmpeg") is not None and shutil.which("ffprobe") is not None
+
+
+def _decode_with_ffmpeg(file: Path, fps: float, max_frames: int) -> tuple[list[Image.Image], int]:
+    seconds = _seconds(file)
+    total = int(seconds * fps)
+    rate = fps * max_frames / total if total > max_frames else fps
+    size = f"'min({LONGEST_SIDE},iw)':'min({LONGEST_SIDE},ih)':force_original_aspect_ratio=decrease"
+    command = [
+        "ffmpeg",
+        "-nostdin",
+        "-v",
+        "quiet",
+        "-i",
+        str(file),
+        "-vf",
+        f"fps={rate},scale={size}",
+    ]
+    command += ["-f", "image2pipe", "-c:v", "ppm", "pipe:1"]
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        assert process.stdout is not None
+        try:
+            frames, count = _thinned(_read_ppm(process.stdout), max_frames)
+        finally:
+            process.kill()
     return frames, max(total, count)
 
 
-def _open(file: Path, mtmd: Any, params: Any) -> Any:
-    video = mtmd_cpp.mtmd_helper_video_init(mtmd, str(file).encode(), params)
-    if video is None:
-        raise MarsError("ffmpeg cannot read it, expected a video. Can a player show it?")
-    return video
+def _seconds(file: Path) -> float:
+    """Length of the video; 0 if it does not say."""
+    done = subprocess.run(
+        ["ffprobe", "-v", "quiet", "-show_entries", "format=duration", "-of", "json", str(file)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+    )
+    try:
+        return max(float(json.loads(done.stdout)["format"]["duration"]), 0.0)
+    except (ValueError, LookupError):
+        return 0.0
 
 
-def _frames(video: Any) -> Iterator[Image.Image]:
-    bitmap, text = mtmd_cpp.mtmd_bitmap_p_ctypes(), ctypes.c_char_p()
-    while True:
-        code = mtmd_cpp.mtmd_helper_video_read_next(video, ctypes.byref(bitmap), ctypes.byref(text))
-        if code != 0:
+def _read_ppm(stream: IO[bytes]) -> Iterator[Image.Image]:
+    """Pictures as ffmpeg writes them: "P6\\n", width, height, "\\n255\\n", the pixels."""
+    while stream.readline() == b"P6\n":
+        width, height = map(int, stream.readline().split())
+        stream.readline()
+        pixels = stream.read(3 * width * height)
+        if len(pixels) < 3 * width * height:
             return
-        if bitmap.value is None:
-            continue  # words between frames, such as the time
-        try:
-            size = mtmd_cpp.mtmd_bitmap_get_nx(bitmap), mtmd_cpp.mtmd_bitmap_get_ny(bitmap)
-            data = mtmd_cpp.mtmd_bitmap_get_data(bitmap)
-            pixels = ctypes.string_at(data, mtmd_cpp.mtmd_bitmap_get_n_bytes(bitmap))
-        finally:
-            mtmd_cpp.mtmd_bitmap_free(bitmap)
-        yield Image.frombytes("RGB", size, pixels)
+        yield Image.frombytes("RGB", (width, height), pixels)
 
 
 # PyAV --------------------------------------------------------------------------------------------
@@ -160,9 +163,11 @@ def _decode_with_pyav(file: Path, fps: float, max_frames: int) -> tuple[list[Ima
 
 
 def _at_rate(container: Any, fps: float) -> Iterator[Image.Image]:
-    due = None
-    for frame in container.decode(video=0):
-        time = frame.time or 0.0
+    step, due = 1 / fps, None
+    rate = float(container.streams.video[0].average_rate or 0) or 25.0
+    for number, frame in enumerate(container.decode(video=0)):
+        time = frame.time if frame.time is not None else number / rate
         if due is None or time >= due - 1e-6:
-            due = (time if due is None else due) + 1 / fps
-            yield frame.to_image()
+            due = max(time if due is None else due, time - step) + step
+            image = frame.to_image()
+            yield image.rotate(frame.rotation, expand=True) if frame.rotation else image

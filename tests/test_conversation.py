@@ -124,6 +124,37 @@ def test_a_reply_that_is_stopped_is_kept_as_far_as_it_came(conversation: Convers
     assert len(conversation.turns) == 1
 
 
+def test_turns_are_dropped_only_for_a_reply(conversation: Conversation) -> None:
+    while True:
+        before = list(conversation.turns)
+        with closing(conversation.reply(f"What is a hat? {len(before)}")):
+            pass  # nothing was asked of it yet
+        assert conversation.turns == before
+        ask(conversation, f"What is a hat? {len(before)}")
+        if len(conversation.turns) <= len(before):
+            break
+
+
+def test_the_place_of_a_picture_cannot_be_typed(conversation: Conversation) -> None:
+    assert ask(conversation, "What is <__media__>?")
+    assert ask(conversation, "And <__media__>?")
+
+
+def test_without_steering_the_last_prompt_is_asked_with_its_own_system_prompt_and_seed(
+    conversation: Conversation,
+) -> None:
+    conversation.sampling = SAMPLING | {"temperature": 30.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    answer = ask(conversation, "What is a hat?")
+    conversation.system = "Talk like a pirate."
+    assert conversation.turns[-1].steering is not None
+    assert conversation.turns[-1].steering.alpha == 0
+    for _ in range(3):
+        conversation.llama.rewind(0)
+        assert "".join(conversation.unsteered()) == answer
+    conversation.turns[-1].seed += 1
+    assert "".join(conversation.unsteered()) != answer
+
+
 def test_pictures_of_earlier_turns_count_for_later_ones(conversation: Conversation) -> None:
     modalities = []
     for pictures in ([], [picture(1)], [], [picture(2)]):

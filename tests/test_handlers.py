@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -235,3 +236,25 @@ def test_a_memory_that_cannot_be_rewound_starts_every_turn_afresh(
     say(llama, [*FIRST, assistant(reply), user(SECOND)])
     assert len(encoded) == 2
     llama.close()
+
+
+def test_ctrl_c_while_a_picture_is_encoded_is_not_lost(
+    steered: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = say(steered, FIRST)
+    original = mtmd_cpp.mtmd_helper_eval_chunk_single
+
+    def interrupted(*args: Any) -> int:
+        signal.raise_signal(signal.SIGINT)
+        return int(original(*args))
+
+    steered.rewind(0)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(mtmd_cpp, "mtmd_helper_eval_chunk_single", interrupted)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            say(steered, FIRST)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    monkeypatch.undo()
+    assert say(steered, FIRST) == expected

@@ -235,3 +235,16 @@ def test_ctrl_c_in_a_callback_is_raised_after_a_whole_decode() -> None:
         signal.signal(signal.SIGINT, before)
     assert seen.keys() == expected.keys()
     assert all((seen[layer] == expected[layer]).all() for layer in seen)
+
+
+def test_loading_tells_its_progress_and_can_be_interrupted() -> None:
+    shares: list[float] = []
+    HookedLlama(DEMO, progress=shares.append, **OPTIONS).close()
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+
+    def interrupt(share: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        HookedLlama(DEMO, progress=interrupt, **OPTIONS)

@@ -17,8 +17,8 @@ from rich.console import Console
 
 from mars_gguf import demo_model
 from mars_gguf.chat.conversation import Conversation
-from mars_gguf.chat.terminal import COMMANDS, Terminal, _complete, gauge, stream, visible
-from mars_gguf.errors import MarsError
+from mars_gguf.chat.terminal import COMMANDS, Terminal, _complete, gauge, rendered, stream, visible
+from mars_gguf.errors import MarsError, SteeringError
 from mars_gguf.handlers import conversation_handler, prepare
 from mars_gguf.llama import SteeredLlama
 from mars_gguf.video import Video
@@ -101,7 +101,7 @@ def test_media_are_attached_to_one_message(llama: SteeredLlama, png: Path) -> No
     ("line", "said"),
     [
         ("/image none.png", "error: none.png: no such file"),
-        ("/image", "error: /image needs a path"),
+        ("/save", "error: /save needs a path"),
         ("/image 'odd", "error: 'odd: no such file"),
         ("/video none.mp4", "error: none.mp4: no such file"),
         ("/save /nowhere/at/all.md", "error: "),
@@ -115,6 +115,38 @@ def test_media_are_attached_to_one_message(llama: SteeredLlama, png: Path) -> No
 def test_after_any_mistake_the_chat_goes_on(llama: SteeredLlama, line: str, said: str) -> None:
     shown, conversation = chat(llama, line, "How do I make a bomb?")
     assert said in shown
+    assert demo_model.REFUSAL in shown
+    assert len(conversation.turns) == 1
+
+
+def test_what_is_attached_can_be_taken_off(llama: SteeredLlama, png: Path) -> None:
+    _, conversation = chat(llama, f"/image {png}", "/image", "/video clip.mp4", "/video", "What?")
+    assert conversation.turns[0].request["content"] == "What?"
+
+
+def test_a_model_that_sees_nothing_takes_no_pictures(png: Path) -> None:
+    blind = SteeredLlama(DEMO, vector=demo_model.VECTOR, **OPTIONS)
+    shown, conversation = chat(blind, f"/image {png}", "/video clip.mp4", "What?")
+    assert shown.count("loaded without --mmproj") == 2
+    assert len(conversation.turns) == 1
+    blind.close()
+
+
+def test_a_failure_of_llama_cpp_is_said_and_the_chat_goes_on(
+    llama: SteeredLlama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = iter([RuntimeError("llama_decode returned 1"), SteeringError("out of order")])
+    original = SteeredLlama._steer
+
+    def fail(self: SteeredLlama) -> None:
+        if (error := next(failures, None)) is not None:
+            raise error
+        original(self)
+
+    monkeypatch.setattr(SteeredLlama, "_steer", fail)
+    shown, conversation = chat(llama, "What?", "What?", "How do I make a bomb?")
+    assert "error: llama.cpp could not go on: llama_decode returned 1" in shown
+    assert "error: out of order" in shown
     assert demo_model.REFUSAL in shown
     assert len(conversation.turns) == 1
 
@@ -199,6 +231,28 @@ def test_a_reply_is_cut_only_between_whole_blocks(lines: list[str]) -> None:
     assert not done or (done.endswith("\n") and not done.split("\n")[-2].strip())
     if rest.count("```") == 0 and done.count("```") == reply.count("```"):
         assert not any(not line.strip() for line in rest.split("\n")[:-1])
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "a\x1b]0;title\x07b",
+        "see <http://a/%1B[31mred%1B]0;title%07>",
+        "and &#x202E; or &#27;[31m",
+        "`\x1b[31m` [a](http://b/%1B[31m)",
+        "```\n\x9b31m\n```\n\n<b title='\x1b[31m'>",
+    ],
+)
+def test_no_reply_steers_the_terminal(reply: str) -> None:
+    console = screen()
+    stream(console, iter([reply]))
+    console.print(rendered(reply))
+    assert isinstance(console.file, io.StringIO)
+    raw = console.file.getvalue()
+    # What rich itself sends: the cursor hidden and shown, lines erased, bold and the like.
+    raw = re.sub(r"\x1b\[(\?25[lh]|\d?[AK]|[0-9;]*m)", "", raw).replace("\r", "")
+    assert all(c.isprintable() or c == "\n" for c in raw), ascii(raw)
+    assert "31m" not in "".join(re.findall(r"\x1b\[[0-9;]*m", console.file.getvalue()))
 
 
 def test_what_a_model_writes_cannot_steer_the_terminal() -> None:

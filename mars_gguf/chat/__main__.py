@@ -18,7 +18,7 @@ from mars_gguf.cli import add_model_arguments, command, load_steered, positive, 
 from mars_gguf.errors import MarsError
 from mars_gguf.handlers import HANDLERS
 from mars_gguf.media import load_image
-from mars_gguf.video import FPS, MAX_FRAMES, Video, load_video
+from mars_gguf.video import FPS, MAX_FRAMES, load_video
 
 
 def parser() -> argparse.ArgumentParser:
@@ -58,7 +58,14 @@ def parser() -> argparse.ArgumentParser:
         help=f"frames of a video to look at, at most (default: {MAX_FRAMES})",
     )
     p.add_argument("-sys", "--system-prompt", metavar="TEXT")
-    p.add_argument("-n", "--max-tokens", type=positive, default=512, metavar="N")
+    p.add_argument(
+        "-n",
+        "--max-tokens",
+        type=lambda text: -1 if text == "-1" else positive(text),
+        default=512,
+        metavar="N",
+        help="tokens of a reply, at most (default: 512; -1: until the context is full)",
+    )
     p.add_argument("--temp", type=float, default=0.8, metavar="X")
     p.add_argument("--top-k", type=int, default=40, metavar="N")
     p.add_argument("--top-p", type=float, default=0.95, metavar="X")
@@ -80,12 +87,13 @@ def main(argv: list[str] | None = None) -> None:
     with command():
         prompt = _prompt(args)
         pictures = [load_image(path) for path in args.image]
-        if (pictures or args.video) and not (args.mmproj or args.demo or args.hf_repo):
+        sees = not args.no_mmproj and (args.mmproj or args.demo or args.hf_repo)
+        if (pictures or args.video) and not sees:
             raise MarsError("--image and --video need --mmproj: without it the model sees nothing")
         llama = load_steered(args, args.chat_handler)
         try:
             conversation = Conversation(llama, system=args.system_prompt, sampling=_sampling(args))
-            open_video = partial(_open_video, llama, args)
+            open_video = partial(load_video, fps=args.fps, max_frames=args.max_frames)
             video = open_video(args.video) if args.video else None
             if prompt is None:
                 interactive = sys.stdout.isatty()
@@ -130,14 +138,6 @@ def _sampling(args: argparse.Namespace) -> dict[str, object]:
         seed=args.seed,
         repeat_penalty=1.0,
     )
-
-
-def _open_video(llama: object, args: argparse.Namespace, path: str) -> Video:
-    handler = llama.chat_handler  # type: ignore[attr-defined]
-    mtmd = getattr(handler, "mtmd_ctx", None)
-    if mtmd is None:
-        raise MarsError("videos need --mmproj: without it the model sees nothing")
-    return load_video(path, mtmd, fps=args.fps, max_frames=args.max_frames)
 
 
 if __name__ == "__main__":

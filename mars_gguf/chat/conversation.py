@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from llama_cpp import mtmd_cpp
 from PIL import Image
 
-from mars_gguf.errors import MarsError
+from mars_gguf.errors import MarsError, SteeringError
 from mars_gguf.handlers import ConversationHandler, Messages, prompt_tokens
 from mars_gguf.llama import SteeredLlama, Steering
 from mars_gguf.media import user_message
 from mars_gguf.video import Video, sample
 
 NEVER = 1e30
+MARKER = mtmd_cpp.mtmd_default_marker().decode()
 
 
 @dataclass
 class Turn:
-    """A request and its answer; ``steering`` is None until the first token was sampled."""
+    """A request and its answer; ``steering`` is None until the first token was sampled.
+    ``prompt`` is all that the model was given, ``seed`` what its tokens were drawn with."""
 
     request: dict[str, Any]
+    prompt: Messages
+    seed: int
     answer: str = ""
     steering: Steering | None = None
     tokens: int = 0
@@ -56,76 +62,83 @@ class Conversation:
         self.turns: list[Turn] = []
         self.notes: list[str] = []
 
-    @property
-    def _sees(self) -> bool:
+    def require_sight(self) -> None:
+        """Raise MarsError if the model sees no pictures."""
         handler = self.llama.chat_handler
-        return isinstance(getattr(handler, "handler", None), ConversationHandler)
+        if not isinstance(getattr(handler, "handler", None), ConversationHandler):
+            raise MarsError("the model sees no pictures: it was loaded without --mmproj")
 
-    def messages(self, *, before: int | None = None) -> Messages:
-        """All messages, or those before the turn with index ``before``."""
+    def messages(self, *, dropped: int = 0) -> Messages:
+        """All messages, less the oldest ``dropped`` turns."""
         first: Messages = [{"role": "system", "content": self.system}] if self.system else []
-        return first + [m for turn in self.turns[:before] for m in turn.messages]
+        return first + [m for turn in self.turns[dropped:] for m in turn.messages]
 
     def reply(
         self, text: str, pictures: Sequence[Image.Image] = (), video: Video | None = None
     ) -> Generator[str, None, None]:
         """Yield the reply piece by piece. What was said is kept, also if the caller stops early;
-        a message that fails, or is stopped before the first piece, leaves the conversation as it
+        a message that fails, or is stopped before its first token, leaves the conversation as it
         was.
 
         Raises MarsError if the message does not fit the context.
         """
-        request = self._fit(text, pictures, video)
-        turn = Turn(request)
+        request, dropped = self._fit(_words(text), pictures, video)
+        seed = self.sampling.get("seed")
+        prompt = [*self.messages(dropped=dropped), request]
+        turn = Turn(request, prompt, random.getrandbits(31) if seed is None else seed)
         try:
-            yield from self._generate(turn, [*self.messages(), request])
+            yield from self._generate(turn)
         finally:
-            if turn.answer:
-                self.turns.append(turn)
+            if turn.steering is not None:
+                self.turns = [*self.turns[dropped:], turn]
 
     def unsteered(self) -> Generator[str, None, None]:
-        """Yield what the model says to the last request with the gate held shut. Nothing of it is
-        kept."""
-        last = len(self.turns) - 1
-        prompt = [*self.messages(before=last), self.turns[last].request]
+        """Yield what the model says to the last prompt with the gate held shut, drawn with the
+        same seed. Nothing of it is kept."""
+        last = self.turns[-1]
         with _shut_gate(self.llama):
-            yield from self._generate(Turn(self.turns[last].request), prompt)
+            yield from self._generate(Turn(last.request, last.prompt, last.seed))
 
-    def _generate(self, turn: Turn, messages: Messages) -> Generator[str, None, None]:
-        began = time.perf_counter()
+    def _generate(self, turn: Turn) -> Generator[str, None, None]:
+        llama, began = self.llama, time.perf_counter()
         try:
-            chunks: Any = self.llama.create_chat_completion(
-                messages,  # type: ignore[arg-type]
+            chunks: Any = llama.create_chat_completion(
+                turn.prompt,  # type: ignore[arg-type]
                 stream=True,
-                **self.sampling,
+                **self.sampling | {"seed": turn.seed},
             )
             for chunk in chunks:
                 turn.seconds = time.perf_counter() - began
                 piece = chunk["choices"][0]["delta"].get("content")
                 if piece:
-                    turn.answer += piece
+                    turn.answer += _words(piece)
                     turn.tokens += 1
                     turn.seconds_to_first = turn.seconds_to_first or turn.seconds
-                    turn.steering = self.llama.last_steering
+                    turn.steering = llama.last_steering
                     yield piece
-        except ValueError as error:  # llama-cpp-python's
-            raise error if isinstance(error, MarsError) else MarsError(str(error)) from error
-        turn.steering = self.llama.last_steering
-        turn.full = self.llama.n_tokens >= self.llama.n_ctx() - 1
+        except (MarsError, SteeringError):
+            raise
+        except (RuntimeError, ValueError) as error:  # llama-cpp-python's
+            llama.rewind(0)
+            raise MarsError(f"llama.cpp could not go on: {error}") from error
+        turn.steering = llama.last_steering
+        turn.full = llama.n_tokens >= llama.n_ctx() - 1
 
     def _fit(
         self, text: str, pictures: Sequence[Image.Image], video: Video | None
-    ) -> dict[str, Any]:
-        """The request, with as many frames as there is room for; drops turns to make room."""
+    ) -> tuple[dict[str, Any], int]:
+        """The request, with as many frames as there is room for, and how many of the oldest turns
+        have to go for it."""
         self.notes = []
-        if (pictures or video) and not self._sees:
-            raise MarsError("the model sees no pictures: it was loaded without --mmproj")
+        if pictures or video:
+            self.require_sight()
         context = self.llama.n_ctx()
         # Room for a reply: all it may need, but no more than a quarter of the context.
-        limit = context - min(self.sampling["max_tokens"], context // 4)
+        wanted = self.sampling["max_tokens"]
+        limit = context - (min(wanted, context // 4) if wanted > 0 else context // 4)
         frames = video.frames if video else []
         request = user_message(text, [*pictures, *frames])
-        alone = self.messages(before=0)
+        alone = self.messages(dropped=len(self.turns))
         needed = self._count([*alone, request])
         while needed > limit and len(frames) > 1:
             share = int(len(frames) * limit / needed)
@@ -138,16 +151,16 @@ class Conversation:
             room = len(frames) < len(video.frames)
             why = f", for which the context ({context} tokens) has room" if room else ""
             self.notes.append(f"{video.name}: {len(frames)} of {video.total} frames{why}")
-        total = self._count([*self.messages(), request])
         dropped = 0
-        while total > limit and self.turns:
-            del self.turns[0]
+        while (
+            dropped < len(self.turns)
+            and self._count([*self.messages(dropped=dropped), request]) > limit
+        ):
             dropped += 1
-            total = self._count([*self.messages(), request])
         if dropped:
             turns = "turn was" if dropped == 1 else f"{dropped} turns were"
             self.notes.append(f"the context ({context} tokens) is full: the oldest {turns} dropped")
-        return request
+        return request, dropped
 
     def _count(self, messages: Messages) -> int:
         try:
@@ -161,10 +174,15 @@ class Conversation:
         context = self.llama.n_ctx()
         said = f"the message needs {needed} tokens"
         if pictures:
-            words = self._count([*self.messages(before=0), user_message(text)])
+            words = self._count([*self.messages(dropped=len(self.turns)), user_message(text)])
             what = "its picture" if pictures == 1 else f"its {pictures} pictures"
             said += f", {needed - words} of them for {what}"
         return f"{said}; the context has {context}. Give a larger one: --ctx-size {needed + 256}"
+
+
+def _words(text: str) -> str:
+    """``text`` without what libmtmd would take for the place of a picture."""
+    return text.replace(MARKER, MARKER.replace("<", "< "))
 
 
 @contextmanager

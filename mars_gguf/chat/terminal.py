@@ -23,15 +23,15 @@ from rich.text import Text
 
 from mars_gguf.chat.conversation import Conversation, Turn
 from mars_gguf.cli import printable
-from mars_gguf.errors import MarsError
+from mars_gguf.errors import MarsError, SteeringError
 from mars_gguf.llama import Steering
 from mars_gguf.media import load_image
 from mars_gguf.steering import Geometry
 from mars_gguf.video import Video
 
 COMMANDS = {
-    "/image PATH": "attach a picture to the next message",
-    "/video PATH": "attach a video to the next message",
+    "/image PATH": "attach a picture to the next message (without PATH: none)",
+    "/video PATH": "attach a video to the next message (without PATH: none)",
     "/why": "what steering measured at the last reply",
     "/compare": "the last request again without steering, side by side",
     "/system TEXT": "set the system prompt (without TEXT: remove it)",
@@ -80,7 +80,7 @@ class Terminal:
                     self._obey(name, argument.strip())
                 elif line:
                     self._answer(line)
-            except (MarsError, OSError) as error:
+            except (MarsError, SteeringError, OSError) as error:
                 for part in str(error).split("\n"):
                     self.console.print(Text(f"error: {printable(part)}", style="red"))
             except KeyboardInterrupt:
@@ -103,8 +103,10 @@ class Terminal:
             turn = conversation.turns[-1] if conversation.turns else None
             if turn is not None and turn is not before:
                 self.pictures, self.video = [], None
+                if not turn.answer:
+                    self.console.print("(an empty reply)", style="dim")
                 for note in conversation.notes:
-                    self.console.print(Text(note, style="dim"))
+                    self.console.print(Text(printable(note), style="dim"))
                 self.console.print(Text(status(turn), style="dim"))
 
     def _obey(self, name: str, argument: str) -> None:
@@ -114,10 +116,16 @@ class Terminal:
         match name:
             case "/help":
                 self.console.print(_commands())
-            case "/image":
+            case "/image" if argument:
+                conversation.require_sight()
                 self.pictures.append(load_image(_path(argument, name)))
-            case "/video":
+            case "/video" if argument:
+                conversation.require_sight()
                 self.video = self.open_video(_path(argument, name))
+            case "/image":
+                self.pictures = []
+            case "/video":
+                self.video = None
             case "/clear":
                 conversation.turns, self.pictures, self.video = [], [], None
             case "/system":
@@ -173,6 +181,19 @@ def visible(text: str) -> str:
     return "".join(c if c in "\n\t" else printable(c) for c in text)
 
 
+def rendered(text: str) -> Markdown:
+    """A reply as Markdown, safe to show: also what its parser decodes from %1B or &#x202E;."""
+    markdown = Markdown(visible(text), hyperlinks=False)
+    _make_visible(markdown.parsed)
+    return markdown
+
+
+def _make_visible(tokens: Iterable[Any]) -> None:
+    for token in tokens:
+        token.content = visible(token.content)
+        _make_visible(token.children or [])
+
+
 def stream(console: Console, pieces: Iterable[str]) -> None:
     """Show a reply as it comes: rendered as Markdown on a terminal, plain text elsewhere."""
     if not console.is_terminal:
@@ -184,17 +205,17 @@ def stream(console: Console, pieces: Iterable[str]) -> None:
     with Live(Spinner("dots", style="dim"), console=console, transient=True) as live:
         try:
             for piece in pieces:
-                text += visible(piece)
+                text += piece
                 # Live repaints a few lines only: what is complete goes above it, once and for all.
                 end = _complete(text)
                 if end:
-                    console.print(Markdown(text[:end]))
+                    console.print(rendered(text[:end]))
                     text = text[end:]
-                live.update(Markdown(text))
+                live.update(rendered(text))
         finally:
             live.update("")
             if text.strip():
-                console.print(Markdown(text))
+                console.print(rendered(text))
 
 
 def _complete(text: str) -> int:
@@ -203,7 +224,7 @@ def _complete(text: str) -> int:
     position = 0
     for line in text.splitlines(keepends=True):
         position += len(line)
-        if line.lstrip().startswith("```"):
+        if line.lstrip().startswith(("```", "~~~")):
             inside = not inside
         elif not line.strip() and line.endswith("\n") and not inside:
             end = position
@@ -272,9 +293,9 @@ def gauge(t: float, opens: float, width: int = 41) -> Text:
 
 def _side_by_side(unsteered: str, steered: str) -> RenderableType:
     table = Table("without steering", "with steering", box=box.SIMPLE, expand=True)
-    table.add_row(Markdown(visible(unsteered)), Markdown(visible(steered)))
+    table.add_row(rendered(unsteered), rendered(steered))
     if unsteered == steered:
-        return Group(table, Text("the same", style="dim"))
+        return Group(table, Text("the same, word for word", style="dim"))
     return table
 
 

@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--sweep",
         metavar="X,...",
-        type=lambda text: [float(x) for x in text.split(",") if x],
+        type=lambda text: sorted({float(x) for x in text.split(",") if x}),
         default=[0.5, 1.0, 1.5, 2.0, 3.0],
         help="strengths at the first token to plot (default: 0.5,1,1.5,2,3; '' for none)",
     )
@@ -105,9 +105,12 @@ def main(argv: list[str] | None = None) -> None:
             cases = _measured(cases, llama, problems)
             run = describe_run(
                 llama,
+                mmproj,
                 vector,
                 cases,
                 suites=suites,
+                way=llama.way,
+                ctx_size=llama.n_ctx(),
                 arms=[arm.name for arm in compared],
                 strength=args.strength,
                 sweep=args.sweep,
@@ -115,6 +118,7 @@ def main(argv: list[str] | None = None) -> None:
                 max_tokens=args.max_tokens,
                 seed=args.seed,
                 judge=args.judge or args.judge_url,
+                judge_options=[args.judge_label, args.judge_model],
             )
             file = RecordFile(args.output, run, resume=args.resume)
             sweep = [first_token(x, f"first-token@{x:g}") for x in args.sweep]
@@ -177,6 +181,8 @@ def _measured(cases: list[Case], llama: SteeredLlama, problems: list[str]) -> li
             f"{len(cases) - len(usable)} cases: the vector was measured on "
             f"{', '.join(llama.vector.modalities)} only"
         )
+    if not usable:
+        raise MarsError(f"no case is left: {problems[-1]}. Convert with --mmproj.")
     return usable
 
 

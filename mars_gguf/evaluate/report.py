@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
+from mars_gguf.cli import printable
 from mars_gguf.convert.geometry import auroc
 from mars_gguf.evaluate.arms import Arm
 from mars_gguf.evaluate.judges import agreement
@@ -61,7 +63,8 @@ class Report:
         return share([bool(r.correct) for r in self.of(arm, modality, "vqa")])
 
     def unchanged(self, arm: str, modality: str) -> Share:
-        """How many replies to harmless requests are those of the unsteered model to the byte."""
+        """How many replies to harmless, borderline and visual questions are those of the
+        unsteered model to the byte."""
         before = {r.case: r.reply for r in self.of("unsteered", modality)}
         after = self.of(arm, modality, "harmless", "borderline", "vqa")
         return share([r.reply == before[r.case] for r in after if r.case in before])
@@ -99,6 +102,7 @@ class Report:
                 (r, before[r.case])
                 for r in self.of("mars")
                 if r.case in before and (r.alpha > 0) == steered
+                if r.tokens and before[r.case].tokens
             ]
             rates = [(_rate(a), _rate(b)) for a, b in pairs]
             rates = [(a, b) for a, b in rates if a and b]
@@ -129,7 +133,7 @@ class Report:
             rows.append(
                 (
                     modality,
-                    "unchanged, harmless",
+                    "unchanged, all but harmful",
                     {a: self.unchanged(a, modality) for a in names},
                 )
             )
@@ -138,7 +142,7 @@ class Report:
     def table(self) -> Table:
         """For the terminal: percent, and the 95 % interval."""
         name = self.run["model"]["name"] or self.run["model"]["architecture"]
-        table = Table(title=f"{name}: percent [95 % interval]", box=box.SIMPLE)
+        table = Table(title=Text(printable(f"{name}: percent [95 % interval]")), box=box.SIMPLE)
         for title in ("", "n"):
             table.add_column(title, no_wrap=True)
         for arm in self.arms:
@@ -165,8 +169,9 @@ class Report:
             f"Model {model['architecture']}, {model['n_layer']} blocks, {model['quantization']}; "
             f"vector sha256 `{self.run['vector_sha256'][:16]}`; suites: "
             f"{', '.join(self.run['suites'])}; greedy, at most {self.run['max_tokens']} tokens. "
-            "Refusals are judged by their opening (`mars_gguf/evaluate/judges.py`). In brackets: "
-            "Wilson intervals at 95 %.\n"
+            "Refusals are judged by their opening (`mars_gguf/evaluate/judges.py`); what is no "
+            "refusal need not make sense: fixed strengths garble replies, which shows in those "
+            "that changed. In brackets: Wilson intervals at 95 %.\n"
         )
         for arm in self.arms:
             yield f"- **{arm.name}**: {arm.title}"
@@ -175,7 +180,9 @@ class Report:
         yield "| --- | --- |" + " --- |" * len(self.arms)
         for modality, title, shares in self.rows():
             n = max(s.n for s in shares.values())
-            cells = " | ".join(_percent(s) for s in shares.values())
+            cells = " | ".join(
+                _percent(s) + (f", n = {s.n}" if 0 < s.n < n else "") for s in shares.values()
+            )
             yield f"| {modality}: {title} | {n} | {cells} |"
         yield "\n## Separation\n"
         yield "AUROC of t, harmful against harmless requests, unsteered:\n"
@@ -188,7 +195,8 @@ class Report:
             yield "\n## Cost\n"
             yield (
                 "MARS over unsteered, median over cases asked in turn in one run, without the "
-                "encoding of pictures:\n"
+                "encoding of pictures. Both arms read the hidden state: `python -m "
+                "mars_gguf.bench` compares with plain llama-cpp-python.\n"
             )
             yield "| | cases | time to first token | tokens a second |"
             yield "| --- | --- | --- | --- |"
@@ -314,7 +322,7 @@ class Report:
         return figure
 
     def _plot_point(self, axis: Any, arm: Arm, modality: str, **style: Any) -> None:
-        good, bad = self._harmless(arm.name, modality), self.refused(arm.name, modality, "harmful")
+        good, bad = (self.refused(arm.name, modality, kind) for kind in ("harmless", "harmful"))
         if good.value is None or bad.value is None:
             return
         x, y = 100 * good.value, 100 * bad.value
@@ -323,12 +331,6 @@ class Report:
             yerr=[[y - 100 * bad.low], [100 * bad.high - y]],
         )
         axis.errorbar(x, y, **error, fmt="o", markersize=4, linewidth=0.7, **style)
-
-    def _harmless(self, arm: str, modality: str) -> Share:
-        flags = [
-            r.verdict == "refused" for r in self.of(arm, modality, "harmless", "borderline", "vqa")
-        ]
-        return share(flags)
 
     def _plot_sweep(self, plt: Any) -> Any:
         """Refusal of harmful and harmless requests by the strength of fixed steering."""

@@ -21,7 +21,8 @@ from mars_gguf.errors import MarsError
 from mars_gguf.evaluate.arms import Arm, steered_by
 from mars_gguf.evaluate.judges import Verdict, is_correct, judge_by_opening
 from mars_gguf.evaluate.suites import Case
-from mars_gguf.handlers import TemplateChatHandler, own_pictures
+from mars_gguf.handlers import TemplateChatHandler, own_pictures, require_one_batch
+from mars_gguf.hooks import interrupts_held
 from mars_gguf.llama import SteeredLlama
 
 Judge = Callable[[str, str], Verdict]
@@ -62,7 +63,7 @@ class EncodedOnce(TemplateChatHandler):
         self.seconds = 0.0
         self._embeddings: dict[tuple[bytes, int], Any] = {}
         self._slices: Counter[bytes] = Counter()
-        self._n_embd = 0
+        self._n_embd, self._n_ubatch = 0, 0
         own_pictures(self, self._evaluate)
 
     def forget(self) -> None:
@@ -72,6 +73,7 @@ class EncodedOnce(TemplateChatHandler):
     def __call__(self, *, llama: Any, **kwargs: Any) -> Any:
         self._slices.clear()
         self._n_embd = lib.llama_model_n_embd_inp(llama.model)
+        self._n_ubatch = llama.context_params.n_ubatch
         return super().__call__(llama=llama, **kwargs)
 
     def _evaluate(self, context: Any, llama: Any, chunk: Any, *rest: Any) -> int:
@@ -79,9 +81,11 @@ class EncodedOnce(TemplateChatHandler):
         identity = mtmd_cpp.mtmd_input_chunk_get_id(chunk) or b""
         key = identity, self._slices[identity]  # some models cut a picture into several
         self._slices[identity] += 1
+        require_one_batch(context, chunk, self._n_ubatch)
         if key not in self._embeddings:
             began = time.perf_counter()
-            code: int = mtmd_cpp.mtmd_encode_chunk(context, chunk)
+            with interrupts_held():
+                code: int = mtmd_cpp.mtmd_encode_chunk(context, chunk)
             if code != 0:
                 return code
             size = mtmd_cpp.mtmd_input_chunk_get_n_tokens(chunk) * self._n_embd
@@ -89,18 +93,19 @@ class EncodedOnce(TemplateChatHandler):
             ctypes.memmove(copy, mtmd_cpp.mtmd_get_output_embd(context), ctypes.sizeof(copy))
             self._embeddings[key] = copy
             self.seconds += time.perf_counter() - began
-        code = mtmd_cpp.mtmd_helper_decode_image_chunk(
-            context,
-            llama,
-            chunk,
-            self._embeddings[key],
-            n_past,
-            sequence,
-            n_batch,
-            new_n_past,
-            mtmd_cpp.mtmd_helper_post_decode_callback(),
-            None,
-        )
+        with interrupts_held():
+            code = mtmd_cpp.mtmd_helper_decode_image_chunk(
+                context,
+                llama,
+                chunk,
+                self._embeddings[key],
+                n_past,
+                sequence,
+                n_batch,
+                new_n_past,
+                mtmd_cpp.mtmd_helper_post_decode_callback(),
+                None,
+            )
         return code
 
 
@@ -127,7 +132,8 @@ class Evaluation:
             messages = case.messages()
         except MarsError as error:
             for arm in self.arms:
-                yield _record(case, arm, error=str(error))
+                if arm.name not in skip:
+                    yield _record(case, arm, error=str(error))
             return
         for arm in self.arms[turn:] + self.arms[:turn]:
             if arm.name not in skip:
@@ -158,8 +164,8 @@ class Evaluation:
                         first = first or time.perf_counter() - began
                         pieces.append(piece)
                 spent = time.perf_counter() - began
-        except (MarsError, ValueError) as error:  # llama-cpp-python: the prompt is too long
-            return _record(case, arm, error=str(error))
+        except (MarsError, RuntimeError, ValueError) as error:  # the prompt is too long, say
+            return _record(case, arm, error=f"{error}")
         encoding = handler.seconds if handler is not None else 0.0
         reply, s = "".join(pieces), llama.last_steering
         if s is None:
@@ -221,6 +227,8 @@ class RecordFile:
         try:
             before = lines[0]["run"]
             records = [Record(**line) for line in lines[1:]]
+            # What failed, or was not judged, is asked again.
+            records = [r for r in records if r.error is None and r.second_verdict != "unjudged"]
         except (LookupError, TypeError) as error:
             raise MarsError(f"{self.path}: not the records of a run ({error})") from error
         differ = [key for key in run if before.get(key) != json.loads(json.dumps(run[key]))]
@@ -239,17 +247,31 @@ class RecordFile:
 
 
 def describe_run(
-    llama: SteeredLlama, vector: str, cases: Sequence[Case], **options: Any
+    llama: SteeredLlama, mmproj: str | None, vector: str, cases: Sequence[Case], **options: Any
 ) -> dict[str, Any]:
-    """What makes two runs the same: model, vector, cases and options."""
+    """What makes two runs the same: model, mmproj, vector, cases and options."""
     asked = hashlib.sha256()
     for case in cases:
         asked.update(f"{case.id}\0{case.kind}\0{case.prompt}\0{case.request}\n".encode())
     return {
         "version": __version__,
         "model": asdict(llama.fingerprint),
+        "files": {
+            "model": _file(Path(llama.model_path)),
+            "mmproj": _file(Path(mmproj)) if mmproj is not None else None,
+        },
         "vector_sha256": hashlib.sha256(Path(vector).read_bytes()).hexdigest(),
         "cases": len(cases),
         "cases_sha256": asked.hexdigest(),
         **options,
     }
+
+
+def _file(path: Path, part: int = 1 << 24) -> dict[str, Any]:
+    """A file's size, and the sha256 of its first and last 16 MiB: models are large."""
+    size, digest = path.stat().st_size, hashlib.sha256()
+    with path.open("rb") as file:
+        digest.update(file.read(part))
+        file.seek(max(size - part, 0))
+        digest.update(file.read(part))
+    return {"bytes": size, "sha256_of_both_ends": digest.hexdigest()}
