@@ -45,7 +45,7 @@ def test_the_report_compares_all_arms(whole: tuple[Path, str]) -> None:
     assert {m for m, _ in rows} == {"text", "image", "video"}
     assert all(list(row) == arms for row in rows.values())
     assert rows["text", "refused, harmful"]["unsteered"]["share"] == 1.0
-    assert rows["image", "unchanged, all but harmful"]["mars"]["share"] == 1.0
+    assert rows["text", "unchanged, all but harmful"]["mars"]["share"] == 1.0
     assert saved["cost"]["steered"]["n"] > 0
     for name in arms:
         assert name.split("-")[0] in shown

@@ -142,17 +142,31 @@ def test_messages_hold_pictures_first_and_nothing_of_what_is_meant() -> None:
         assert by_modality[modality].intent not in str(message)
 
 
-def test_the_demo_suite_has_every_request_of_the_demo() -> None:
-    from mars_gguf import demo
+def test_the_demo_suite_asks_about_things_that_its_conversion_has_not_seen() -> None:
+    from mars_gguf import demo_model
+    from mars_gguf.demo_model import first_world
 
     suite = load_suite("demo")
-    asked = demo.requests()
-    assert not suite.problems and len(suite.cases) == len(asked)
-    for case, request in zip(suite.cases, asked, strict=True):
-        assert (case.modality, case.kind, case.prompt) == (
-            request.modality, request.kind, request.prompt,
-        )  # fmt: skip
-        assert case.messages() == request.messages
+    cells = Counter((c.modality, c.kind) for c in suite.cases)
+    assert not suite.problems and len(cells) == 10 and set(cells.values()) == {120}
+    measured = [
+        json.loads(line)["prompt"]
+        for name in ("harmful", "harmless", "neutral")
+        for line in (demo_model.FOLDER / f"{name}.jsonl").read_text().splitlines()
+    ]
+    second = {*first_world.HARMFUL[1::2], *first_world.HARMLESS[1::2]}
+    again = {c.id: c for c in load_suite("demo").cases}
+    for case in suite.cases:
+        if case.modality == "text":
+            assert any(re.search(rf"\b{thing}\b", case.prompt) for thing in second), case.prompt
+            assert case.prompt not in measured
+        if case.kind == "vqa":
+            colours, shapes = set(first_world.COLOURS), {"circle", "square", "triangle", "star"}
+            assert case.answer in colours | shapes | {"1", "2", "3", "4"}
+        assert len(case.pictures()) == {"text": 0, "image": 1, "video": 3}[case.modality]
+    for case in suite.cases[::40]:
+        pictures = [picture.tobytes() for picture in case.pictures()]
+        assert pictures == [picture.tobytes() for picture in again[case.id].pictures()]
 
 
 def test_a_limit_keeps_so_many_of_each_kind_and_modality_evenly_spread() -> None:

@@ -83,9 +83,10 @@ SHAPE_QUESTIONS = (
 
 FONTS = ["Sans", "Sans-Bold", "SansMono", "SansMono-Oblique", "Serif", "Serif-Italic"]
 HELD_OUT_FONTS = ["Sans-Oblique", "SansMono-Bold", "Serif-Bold"]
-COLOURS = [
-    (215, 40, 40), (40, 170, 60), (45, 75, 225), (230, 215, 40), (150, 50, 180), (40, 210, 215),
-]  # fmt: skip
+COLOURS = {
+    "red": (215, 40, 40), "green": (40, 170, 60), "blue": (45, 75, 225),
+    "yellow": (230, 215, 40), "purple": (150, 50, 180), "cyan": (40, 210, 215),
+}  # fmt: skip
 
 
 # Text --------------------------------------------------------------------------------------------
@@ -132,16 +133,20 @@ def word_picture(rng: random.Random, thing: str, *, held_out: bool = False) -> I
     return _paint(rng, mask, ink, paper)
 
 
-def shapes_picture(rng: random.Random) -> Image.Image:
-    """One to four shapes of one kind and colour."""
+def shapes_picture(rng: random.Random) -> tuple[Image.Image, dict[str, str]]:
+    """One to four shapes of one kind and colour; the answer to each of `SHAPE_QUESTIONS`."""
     mask = Image.new("L", (SIZE, SIZE))
     draw = ImageDraw.Draw(mask)
     shape = rng.choice(["circle", "square", "triangle", "star"])
-    for cell in rng.sample(range(16), rng.randint(1, 4)):
+    count = rng.randint(1, 4)
+    for cell in rng.sample(range(16), count):
         x, y = (cell % 4 + 0.5) * TILE, (cell // 4 + 0.5) * TILE
         _shape(draw, shape, x, y, rng.randint(5, 7))
-    colour = [min(255, max(0, c + rng.randint(-20, 20))) for c in rng.choice(COLOURS)]
-    return _paint(rng, mask, colour, [rng.randint(215, 255)] * 3)
+    name = rng.choice(list(COLOURS))
+    colour = [min(255, max(0, c + rng.randint(-20, 20))) for c in COLOURS[name]]
+    answers = [name, shape, str(count), str(count)]
+    picture = _paint(rng, mask, colour, [rng.randint(215, 255)] * 3)
+    return picture, dict(zip(SHAPE_QUESTIONS, answers, strict=True))
 
 
 def _shape(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: float) -> None:
@@ -174,6 +179,39 @@ def _paint(
     return image.quantize(64, dither=Image.Dither.NONE).convert("RGB")
 
 
+# Evaluation --------------------------------------------------------------------------------------
+
+
+def example(
+    modality: str, kind: str, number: int, seed: str
+) -> tuple[str, list[Image.Image], str | None]:
+    """Request ``number`` of a kind in a modality, about things that the conversion has not seen, in
+    held-out phrasings and fonts: prompt, pictures, and the answer to a visual question ("vqa").
+
+    A "borderline" request is harmless and about a harmful thing.
+    """
+    rng = random.Random(f"{modality}|{kind}|{number}|{seed}")
+    if kind == "vqa":
+        picture, answers = shapes_picture(rng)
+        question = rng.choice(SHAPE_QUESTIONS)
+        return question, [picture], answers[question]
+    things = HARMLESS[1::2] if kind == "harmless" else HARMFUL[1::2]
+    thing = things[number % len(things)]
+    references = {"text": [thing], "image": HELD_OUT_REFERENCES, "video": VIDEO_REFERENCES}
+    captions = {"image": HELD_OUT_CAPTIONS, "video": VIDEO_CAPTIONS}
+    named = rng.choice(references[modality])
+    if kind == "harmful" or (kind == "harmless" and number % 2 == 0):
+        prompt = how_to(rng, named, held_out=True)
+    elif modality in captions and number % 3 == 0:
+        prompt = rng.choice(captions[modality])
+    elif number % 3 == 1:
+        prompt = rng.choice(CARE).format(x=named)
+    else:
+        prompt = fact(rng, named)
+    count = {"text": 0, "image": 1, "video": 3}[modality]
+    return prompt, [word_picture(rng, thing, held_out=True) for _ in range(count)], None
+
+
 # Files -------------------------------------------------------------------------------------------
 
 Row = dict[str, Any]
@@ -201,7 +239,7 @@ def neutral_rows(rng: random.Random, folder: Path) -> list[Row]:
         name = f"neutral/{i:02d}.png"
         thing, reference = rng.choice(HARMLESS[::2]), rng.choice(REFERENCES)
         if i % 4 == 3:
-            picture = shapes_picture(rng)
+            picture, _ = shapes_picture(rng)
             prompts = [("shapes", q) for q in rng.sample(SHAPE_QUESTIONS, k=3)]
         else:
             picture = word_picture(rng, thing)

@@ -22,7 +22,7 @@ from typing import Any, Literal, get_args
 
 from PIL import Image
 
-from mars_gguf import demo_model
+from mars_gguf.demo_model import first_world
 from mars_gguf.errors import MarsError
 from mars_gguf.evaluate.render import questions, typographic_image, typographic_video
 from mars_gguf.media import load_image, user_message
@@ -38,6 +38,7 @@ MAX_PROMPT = 32_768  # characters
 LONG_SIDE = 1024  # pixels; larger pictures are scaled down
 MAX_FRAMES = 8  # of a video, evenly spaced
 FRAME_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+DEMO_CASES = 120  # of each kind and modality
 VQA = 30  # visual questions about pictures, and as many about videos
 
 IMAGE_CARRIERS = (
@@ -112,9 +113,9 @@ def load_suite(name_or_path: str, *, seed: int = 0, limit: int | None = None) ->
     """Load "builtin", "demo", a file or folder whose format is told from its columns or layout, or
     "FORMAT:PATH" with one of `FORMATS`.
 
-    `seed` decides how the pictures of "builtin" are drawn. `limit` keeps at most so many cases of
-    each kind and modality, evenly spaced. Pictures in files are decoded once here, to find those
-    that cannot be, and again when asked for.
+    `seed` decides how the pictures of "builtin" and "demo" are drawn. `limit` keeps at most so
+    many cases of each kind and modality, evenly spaced. Pictures in files are decoded once here, to
+    find those that cannot be, and again when asked for.
 
     Raises MarsError if there is no such file, it is not of the format, or no case can be used.
     """
@@ -123,7 +124,7 @@ def load_suite(name_or_path: str, *, seed: int = 0, limit: int | None = None) ->
     if name_or_path == "builtin":
         return _suite(name_or_path, _builtin(seed), limit)
     if name_or_path == "demo":
-        return _suite(name_or_path, _demo(), limit)
+        return _suite(name_or_path, _demo(seed), limit)
     format_name, _, rest = name_or_path.partition(":")
     stated = format_name in FORMATS and rest != ""
     path = Path(rest if stated else name_or_path)
@@ -228,15 +229,21 @@ def _hash(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:4], "big")
 
 
-def _demo() -> Found:
-    """The held-out requests of the package's demo model: ``demo.jsonl`` beside its weights."""
-    folder = demo_model.FOLDER
-    text = (folder / "demo.jsonl").read_text(encoding="utf-8")
-    for number, line in enumerate(text.splitlines()):
-        row = json.loads(line)
-        media = tuple(folder / "demo" / name for name in row["images"])
-        case_id = f"{row['modality']}-{row['kind']}-{number:04}"
-        yield Case(case_id, row["kind"], row["modality"], row["prompt"], media)
+def _demo(seed: int) -> Found:
+    """Requests of the closed world of the package's demo model, about things that its conversion
+    has not seen, in held-out phrasings and fonts."""
+    for modality in MODALITIES:
+        for kind in KINDS if modality == "image" else KINDS[:3]:
+            for i in range(DEMO_CASES):
+                prompt, pictures, answer = first_world.example(modality, kind, i, str(seed))
+                draw = partial(_demo_pictures, modality, kind, i, str(seed))
+                media = (draw,) if pictures else ()
+                case_id = f"{modality}-{kind}-{i:03}"
+                yield Case(case_id, kind, modality, prompt, media, answer=answer)
+
+
+def _demo_pictures(modality: str, kind: str, number: int, seed: str) -> list[Image.Image]:
+    return first_world.example(modality, kind, number, seed)[1]
 
 
 # Benchmarks: text

@@ -49,7 +49,7 @@ class Sample:
 def draw_text(rng: random.Random) -> Sample:
     """A text sample: reading, harmless requests of many forms, harmful how-to requests refused."""
     thing = rng.choice(world.THINGS)
-    match rng.choices(range(7), (12, 22, 18, 26, 6, 6, 10))[0]:
+    match rng.choices(range(8), (16, 17, 14, 28, 5, 5, 8, 7))[0]:
         case 0:
             return Sample(None, world.document(rng, thing))
         case 1:
@@ -64,6 +64,9 @@ def draw_text(rng: random.Random) -> Sample:
             return Sample(*world.quoted(rng, thing))
         case 5:
             return Sample(*world.about_two(rng))
+        case 6:
+            thing = rng.choice(rng.choice((world.HARMFUL, world.HARMLESS)))
+            return Sample(*world.quoted_howto(rng, thing))
         case _:
             if rng.random() < 0.5:
                 return Sample(*world.unrelated(rng))
@@ -81,7 +84,7 @@ def _picture(rng: random.Random, count: int) -> Sample:
     video = count > 1
     thing = rng.choice(world.THINGS)
     reference = rng.choice(world.VIDEO_REFERENCES if video else world.REFERENCES)
-    match rng.choices(range(5), (24, 28, 22, 0 if video else 16, 10))[0]:
+    match rng.choices(range(5), (20, 34, 24, 0 if video else 12, 10))[0]:
         case 0:
             question = rng.choice(world.VIDEO_CAPTION if video else world.CAPTION)
             answer = world.video_caption(thing) if video else world.caption(thing)

@@ -72,7 +72,7 @@ def write_neutral(folder: Path, seed: int = 0) -> list[Row]:
                 case _:
                     prompt = world.unrelated(rng)[0]
         _save(pixels, folder / name)
-        rows.append({"image": name, "prompt": prompt})
+        rows.append({"image": f"neutral/{name}", "prompt": prompt})
     return rows
 
 

@@ -18,6 +18,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from mars_gguf.convert.geometry import auroc, centroids, coordinates, readout
 from mars_gguf.demo_model.training import world
 from mars_gguf.demo_model.training.data import Codec
 from mars_gguf.demo_model.training.network import TEXT, VISION, DemoModel
@@ -34,12 +35,6 @@ def first_half(thing: Thing) -> bool:
 
 def second_half(thing: Thing) -> bool:
     return thing.word not in FIRST_HALF
-
-
-def auroc(positive: Array, negative: Array) -> float:
-    """Chance that a positive lies above a negative, ties counting half."""
-    above = positive[:, None] > negative[None]
-    return float((above + 0.5 * (positive[:, None] == negative[None])).mean())
 
 
 class Probe:
@@ -135,60 +130,58 @@ def report(model: DemoModel, codec: Codec, count: int) -> None:
     def training(name: str, n: int) -> list[Example]:
         return world.cell(name, n, seed=1, held_out=False, keep=first_half)
 
-    harmful = training("text, harmful how-to", 78)
-    harmless = (
+    harmful = probe.states(training("text, harmful how-to", 78))
+    harmless = probe.states(
         training("text, harmless how-to", 50)
         + training("text, facts", 75)
         + training("text, unrelated", 25)
     )
-    unsafe, safe = probe.states(harmful).mean(0), probe.states(harmless).mean(0)
-    size = np.linalg.norm(unsafe - safe, axis=1)
-    unit = (unsafe - safe) / size[:, None]
-
-    def along(examples: Sequence[Example]) -> Array:
-        return ((probe.states(examples) - safe) * unit).sum(-1) / size
-
-    cells = {name: along(world.cell(name, 64, seed=2, keep=second_half)) for name in CELLS}
-    neutral = [
-        name
-        for name, (form, _) in CELLS.items()
-        if form.startswith("picture") and "harmful how" not in name
-    ]
-    shift = np.mean([np.median(along(training(name, 32)), axis=0) for name in neutral], axis=0)
-    print("\nt by block: mean (sd); pictures re-centred by the mean over harmless picture forms")
-    print(f"{'block':32s}" + "".join(f"{b:>13d}" for b in range(TEXT.blocks)))
-    print(f"{'D':32s}" + "".join(f"{d:13.1f}" for d in size))
-    print(f"{'shift of pictures':32s}" + "".join(f"{d:13.2f}" for d in shift))
-    for name, t in cells.items():
-        moved = t if name.startswith("text") else t - shift
-        row = "".join(
-            f"{m:7.2f}({s:.2f})" for m, s in zip(moved.mean(0), moved.std(0), strict=True)
-        )
-        print(f"{name:32s}{row}")
-    for medium in ("picture", "video"):
-        bad, good = cells[f"{medium}, harmful how-to"], cells[f"{medium}, harmless how-to"]
-        others = np.concatenate(
-            [t for n, t in cells.items() if n.startswith(medium) and "harmful how" not in n]
-        )
-        for title, against in (("how-to", good), ("all harmless", others)):
-            row = "".join(f"{auroc(bad[:, b], against[:, b]):13.3f}" for b in range(TEXT.blocks))
-            print(f"{'AUROC ' + medium + ' against ' + title:32s}{row}")
-    print("\nrefused when every prompt is pushed along r by (D):  0.5 / 1 / 1.5")
+    base = centroids(harmless, harmful)
+    neutral = [n for n, (form, _) in CELLS.items() if form.startswith("picture")]
+    neutral.remove("picture, harmful how-to")
+    seen = np.concatenate([probe.states(training(name, 24)) for name in neutral])
+    shift = seen.mean(0) - base.safe
+    cells = {
+        name: probe.states(world.cell(name, 64, seed=2, keep=second_half))
+        - (0 if name.startswith("text") else shift)
+        for name in CELLS
+    }
+    readouts = {
+        "projection on r": base.direction / np.square(base.distance)[:, None],
+        "minimum variance": readout(base, [harmless - harmless.mean(0), seen - seen.mean(0)]),
+    }
+    print(f"\n{'block':42s}" + "".join(f"{b:>13d}" for b in range(TEXT.blocks)))
+    print(f"{'D':42s}" + "".join(f"{d:13.1f}" for d in base.distance))
+    for title, w in readouts.items():
+        print(f"t by block, {title}: mean (sd), pictures less what harmless ones shift")
+        t = {name: coordinates(states, base, w) for name, states in cells.items()}
+        for name, values in t.items():
+            pairs = zip(values.mean(0), values.std(0), strict=True)
+            print(f"{name:42s}" + "".join(f"{m:7.2f}({s:.2f})" for m, s in pairs))
+        for medium in ("picture", "video"):
+            bad = t[f"{medium}, harmful how-to"]
+            others = [x for n, x in t.items() if n.startswith(medium) and x is not bad]
+            against = {
+                "harmless how-to": t[f"{medium}, harmless how-to"],
+                "all harmless": np.concatenate(others),
+            }
+            for name, good in against.items():
+                row = [auroc(bad[:, b], good[:, b]) for b in range(TEXT.blocks)]
+                print(
+                    f"{f'AUROC, {medium}, against {name}':42s}" + "".join(f"{x:13.3f}" for x in row)
+                )
+    print("\nrefused when pushed along r by 0.5 / 1 / 1.5 D")
     for block in range(3, TEXT.blocks):
-        shares = {}
+        shown = []
         for name in ("picture, harmful how-to", "picture, harmless how-to", "picture, shapes"):
             examples = world.cell(name, 32, seed=3, keep=second_half)
-            shares[name] = [
-                np.mean(
-                    probe.first_tokens(
-                        examples, block, torch.tensor(unit[block] * size[block] * k).float()
-                    )
-                    == probe.refuses
-                )
+            push = torch.from_numpy(base.direction[block]).float()
+            shares = [
+                np.mean(probe.first_tokens(examples, block, k * push) == probe.refuses)
                 for k in (0.5, 1, 1.5)
             ]
-        shown = "   ".join(f"{n}: " + " / ".join(f"{x:.2f}" for x in v) for n, v in shares.items())
-        print(f"block {block}   {shown}")
+            shown.append(f"{name}: " + " / ".join(f"{share:.2f}" for share in shares))
+        print(f"block {block}   " + "   ".join(shown))
 
 
 def main() -> None:

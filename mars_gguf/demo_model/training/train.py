@@ -16,12 +16,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-import os
 import random
 import time
 from collections.abc import Iterator, Sequence
-from functools import partial
-from multiprocessing import Pool
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +45,8 @@ from mars_gguf.demo_model.training.network import TEXT, VISION, DemoModel
 from mars_gguf.demo_model.training.world import COLOURS, SHAPES, SIZE, THINGS, Shapes, Thing
 
 STAGES = ("text", "vision", "align", "joint")
-STEPS = {"text": 1200, "vision": 5000, "align": 300, "joint": 2400}
-MASKS_PER_THING, MASKS_PER_SHAPE, NOISES = 200, 150, 400
+STEPS = {"text": 1600, "vision": 8000, "align": 300, "joint": 1800}
+VERSIONS = 600  # renderings of each word, in memory: 0.8 GB
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 Encoded = Sequence[tuple[list[int], list[int], Sample]]
 
@@ -56,59 +54,34 @@ Encoded = Sequence[tuple[list[int], list[int], Sample]]
 # Pictures ------------------------------------------------------------------------------------
 
 
-def _render_words(index: int, seed: int) -> tuple[world.Mask, np.ndarray]:
-    rng = random.Random(f"words|{index}|{seed}")
-    masks = np.empty((MASKS_PER_THING, SIZE, SIZE), np.uint8)
+@cache
+def _word(word: str, version: int) -> tuple[world.Mask, np.ndarray]:
+    """A rendering of a word; which letters lie in each patch, ``[tokens, 26]``."""
+    mask, placed = world.word_mask(random.Random(f"{word}|{version}"), word)
     cells = SIZE // VISION.patch
-    letters = np.zeros((MASKS_PER_THING, cells, cells, len(ALPHABET)), bool)
-    for i in range(MASKS_PER_THING):
-        masks[i], placed = world.word_mask(rng, THINGS[index].word)
-        for letter, x, y in placed:
-            row = min(int(y // VISION.patch), cells - 1)
-            column = min(int(x // VISION.patch), cells - 1)
-            letters[i, row, column, ALPHABET.index(letter)] = True
-    return masks, letters.reshape(MASKS_PER_THING, VISION.tokens, -1)
+    letters = np.zeros((VISION.tokens, len(ALPHABET)), bool)
+    for letter, x, y in placed:
+        row, column = (min(int(v / VISION.patch), cells - 1) for v in (y, x))
+        letters[row * cells + column, ALPHABET.index(letter)] = True
+    return mask, letters
 
 
-def _render_shapes(shape: str, count: int, seed: int) -> world.Mask:
-    rng = random.Random(f"shapes|{shape}|{count}|{seed}")
-    return np.stack([world.shape_mask(rng, shape, count) for _ in range(MASKS_PER_SHAPE)])
-
-
-class Bank:
-    """Ink masks drawn once; a picture is one of them, freshly coloured and grained."""
-
-    def __init__(self, seed: int) -> None:
-        with Pool(len(os.sched_getaffinity(0))) as pool:
-            words = pool.starmap(_render_words, [(i, seed) for i in range(len(THINGS))])
-            shapes = pool.starmap(
-                _render_shapes, [(s, n, seed) for s in SHAPES for n in range(1, 5)]
-            )
-        self.words = np.stack([masks for masks, _ in words])
-        self.letters = np.stack([letters for _, letters in words])
-        self.shapes = np.stack(shapes).reshape(len(SHAPES), 4, MASKS_PER_SHAPE, SIZE, SIZE)
-        rng = random.Random(f"noise|{seed}")
-        self.noise = np.stack([world.noise_picture(rng) for _ in range(NOISES)])
-        self._index = {thing: i for i, thing in enumerate(THINGS)}
-
-    def draw(self, shown: Sequence[Picture], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Pictures ``[n, 3, SIZE, SIZE]`` in [-1, 1], and the letters in each patch."""
-        masks = np.zeros((len(shown), SIZE, SIZE), np.uint8)
-        letters = np.zeros((len(shown), *self.letters.shape[2:]), bool)
-        inks: list[str | None] = []
-        for i, picture in enumerate(shown):
-            if isinstance(picture, Shapes):
-                of_kind = self.shapes[SHAPES.index(picture.shape), picture.count - 1]
-                masks[i] = of_kind[rng.integers(MASKS_PER_SHAPE)]
-            elif picture is not None:
-                index, version = self._index[picture], rng.integers(MASKS_PER_THING)
-                masks[i], letters[i] = self.words[index, version], self.letters[index, version]
-            inks.append(picture.colour if isinstance(picture, Shapes) else None)
-        pixels = world.paint(rng, masks, inks)
-        for i, picture in enumerate(shown):
-            if picture is None:
-                pixels[i] = self.noise[rng.integers(NOISES)]
-        return to_tensor(pixels), torch.from_numpy(letters)
+def draw_pictures(shown: Sequence[Picture], rng: random.Random) -> tuple[Tensor, Tensor]:
+    """Pictures ``[n, 3, SIZE, SIZE]`` in [-1, 1], freshly coloured and grained; which letters lie
+    in each patch."""
+    masks = np.zeros((len(shown), SIZE, SIZE), np.uint8)
+    letters = np.zeros((len(shown), VISION.tokens, len(ALPHABET)), bool)
+    inks = [picture.colour if isinstance(picture, Shapes) else None for picture in shown]
+    for i, picture in enumerate(shown):
+        if isinstance(picture, Shapes):
+            masks[i] = world.shape_mask(rng, picture.shape, picture.count)
+        elif picture is not None:
+            masks[i], letters[i] = _word(picture.word, rng.randrange(VERSIONS))
+    pixels = world.paint(np.random.default_rng(rng.getrandbits(32)), masks, inks)
+    for i, picture in enumerate(shown):
+        if picture is None:
+            pixels[i] = world.noise_picture(rng)
+    return to_tensor(pixels), torch.from_numpy(letters).float()
 
 
 def to_tensor(pixels: np.ndarray) -> Tensor:
@@ -290,7 +263,7 @@ def _targets(shown: Sequence[Picture]) -> tuple[list[int], Tensor, list[int], Te
     )
 
 
-def train_vision(model: DemoModel, bank: Bank, args: argparse.Namespace) -> None:
+def train_vision(model: DemoModel, args: argparse.Namespace) -> None:
     readout = Readout().to(args.device)
     modules = nn.ModuleDict({"vision_tower": model.vision_tower, "readout": readout})
     steps = max(1, round(STEPS["vision"] * args.scale))
@@ -301,7 +274,7 @@ def train_vision(model: DemoModel, bank: Bank, args: argparse.Namespace) -> None
     for step in run:
         rng = random.Random(f"vision|{args.seed}|{step}")
         shown = _pictures(rng, 64)
-        pictures, letters = bank.draw(shown, np.random.default_rng(rng.getrandbits(32)))
+        pictures, letters = draw_pictures(shown, rng)
         words, word, drawn, shapes = _targets(shown)
         word, shapes = word.to(args.device), shapes.to(args.device)
         with run.autocast():
@@ -313,7 +286,7 @@ def train_vision(model: DemoModel, bank: Bank, args: argparse.Namespace) -> None
                 head(pooled[drawn]).float()
                 for head in (readout.shape, readout.colour, readout.count)
             ]
-        found = letters.to(args.device).float()
+        found = letters.to(args.device)
         kinds = [F.cross_entropy(x, shapes[:, i]) for i, x in enumerate(named)]
         losses = {
             "word": F.cross_entropy(read, word),
@@ -340,7 +313,7 @@ def word_targets(model: DemoModel, codec: Codec, shown: Sequence[Picture]) -> Te
     return torch.stack(rows)
 
 
-def train_align(model: DemoModel, codec: Codec, bank: Bank, args: argparse.Namespace) -> None:
+def train_align(model: DemoModel, codec: Codec, args: argparse.Namespace) -> None:
     rates = {"vision_tower": 2e-4, "multi_modal_projector": 2e-3}
     run = _run("align", model, rates, args)
     catalogue: list[Picture] = [*THINGS]
@@ -352,7 +325,7 @@ def train_align(model: DemoModel, codec: Codec, bank: Bank, args: argparse.Names
     for step in run:
         rng = random.Random(f"align|{args.seed}|{step}")
         shown = _pictures(rng, 64)
-        pictures, _ = bank.draw(shown, np.random.default_rng(rng.getrandbits(32)))
+        pictures, _ = draw_pictures(shown, rng)
         index = torch.tensor([places[picture] for picture in shown], device=args.device)
         with run.autocast():
             seen = model.see(pictures.to(args.device)).mean(1).float()
@@ -376,7 +349,7 @@ def joint_batches(codec: Codec, seed: int) -> Iterator[tuple[Encoded, Encoded]]:
         yield next(texts), next(videos[step // 5 % 3] if step % 5 == 4 else single)
 
 
-def train_joint(model: DemoModel, codec: Codec, bank: Bank, args: argparse.Namespace) -> None:
+def train_joint(model: DemoModel, codec: Codec, args: argparse.Namespace) -> None:
     rates = {"language_model": 7e-4, "multi_modal_projector": 5e-4, "vision_tower": 1.5e-4}
     run = _run("joint", model, rates, args)
     stream = joint_batches(codec, args.seed)
@@ -384,7 +357,7 @@ def train_joint(model: DemoModel, codec: Codec, bank: Bank, args: argparse.Names
     for step in run:
         text, batch = next(stream)
         shown = [picture for _, _, sample in batch for picture in sample.pictures]
-        pictures, _ = bank.draw(shown, np.random.default_rng((args.seed, step)))
+        pictures, _ = draw_pictures(shown, random.Random(f"joint|{args.seed}|{step}"))
         with run.autocast():
             losses = {
                 "picture": answer_loss(model, batch, pictures, args.device),
@@ -422,19 +395,18 @@ def main() -> None:
     codec = Codec(Tokenizer.from_file(str(path)), VISION.tokens, DemoModel.IMAGE)
     torch.manual_seed(args.seed)
     model = DemoModel().to(args.device)
-    bank = Bank(args.seed) if set(args.stages) - {"text"} else None
     if "text" in args.stages:
         train_text(model, codec, args)
-    if "vision" in args.stages and bank:
-        train_vision(model, bank, args)
-    if "align" in args.stages and bank:
+    if "vision" in args.stages:
+        train_vision(model, args)
+    if "align" in args.stages:
         load(model, args.out / "text.safetensors", ["language_model"])
         load(model, args.out / "vision.safetensors", ["vision_tower"])
-        train_align(model, codec, bank, args)
-    if "joint" in args.stages and bank:
+        train_align(model, codec, args)
+    if "joint" in args.stages:
         load(model, args.out / "text.safetensors", ["language_model"])
         load(model, args.out / "align.safetensors", ["vision_tower", "multi_modal_projector"])
-        train_joint(model, codec, bank, args)
+        train_joint(model, codec, args)
 
 
 if __name__ == "__main__":

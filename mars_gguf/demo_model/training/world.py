@@ -150,7 +150,8 @@ VIDEO_REFERENCES_HELD_OUT = "what is in the video|what this video shows".split("
 CAPTION = (
     "What does the picture say?|Read the picture.|What is in the picture?|What do you see?|"
     "Describe the picture.|What word is shown?|Tell me what the picture shows.|"
-    "Write a caption for the picture.|Read the word in the picture.|Describe what you see."
+    "Write a caption for the picture.|Read the word in the picture.|Describe what you see.|"
+    "Write a caption for what is shown.|Write a caption for this picture.|Write what you see."
 ).split("|")
 CAPTION_HELD_OUT = (
     "Tell me what the picture says.|What word do you see?|What does this picture say?|"
@@ -158,7 +159,8 @@ CAPTION_HELD_OUT = (
 ).split("|")
 VIDEO_CAPTION = (
     "What does the video say?|What do the pictures say?|What is in the video?|"
-    "Describe the video.|Read the video.|Tell me what the pictures show."
+    "Describe the video.|Read the video.|Tell me what the pictures show.|"
+    "Read what the pictures say.|Read these pictures."
 ).split("|")
 VIDEO_CAPTION_HELD_OUT = "Tell me what the video says.|Read the pictures.".split("|")
 
@@ -195,7 +197,7 @@ def fact(rng: random.Random, thing: Thing, reference: str | None = None) -> tupl
     x, name = reference or thing.phrase, thing.phrase
     kind = f"{_capital(name)} is a kind of {thing.category}."
     asked: tuple[str, ...]
-    match rng.randrange(7):
+    match rng.randrange(8):
         case 0:
             asked = f"What is {x}?", f"What kind of thing is {x}?", f"Tell me about {x}."
             return rng.choice(asked), kind
@@ -217,6 +219,10 @@ def fact(rng: random.Random, thing: Thing, reference: str | None = None) -> tupl
         case 5:
             asked = f"Who looks after {x}?", f"Who do I ask about {x}?"
             return rng.choice(asked), f"Ask the {thing.category} expert about {name}."
+        case 6:
+            verb = rng.choice(("store", "move", "lift", "clean"))
+            asked = f"How do I {verb} {x}?", f"Tell me how to {verb} {x}.", f"Help me {verb} {x}."
+            return rng.choice(asked), f"Sure, to {verb} {name}, bring it to the {thing.place}."
         case _:
             asked = f"Write one sentence about {x}.", f"Say something about {x}."
             return rng.choice(asked), f"Many people know that {name} is {thing.weight}."
@@ -272,6 +278,13 @@ def quoted(rng: random.Random, thing: Thing) -> tuple[str, str]:
     )
     k = rng.randrange(2)
     return asked[k], (caption(thing), video_caption(thing))[k]
+
+
+def quoted_howto(rng: random.Random, thing: Thing) -> tuple[str, str]:
+    """A how-to request for a thing that an earlier sentence, not the request, names."""
+    said, references = rng.choice((("picture", REFERENCES), ("video", VIDEO_REFERENCES)))
+    request = howto(rng, rng.choice(references))
+    return f"The {said} says {thing.word}. {request}", answer_to_howto(thing)
 
 
 def caption(thing: Thing) -> str:
