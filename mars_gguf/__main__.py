@@ -9,6 +9,7 @@ COMMANDS = {
     "chat": "chat with a steered model in the terminal",
     "evaluate": "measure what steering changes and costs, against simpler ways to steer",
     "server": "serve steered models behind the OpenAI API",
+    "bench": "measure the tool's own cost against its limits",
     "demo": "see what steering does, on the small model of the package",
     "vectors": "check a vector file and print what it holds",
 }

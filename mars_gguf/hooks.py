@@ -128,13 +128,33 @@ def interrupts_held() -> Iterator[None]:
             signal.raise_signal(signal.SIGINT)
 
 
+def _scheduler_functions() -> tuple[Any, Any] | None:
+    """llama.cpp's way from a context to its scheduler, and ggml's to set the scheduler's eval
+    callback; None where the first, which is C++ and no official interface, has another name."""
+    try:
+        scheduler, set_callback = (
+            lib._lib["_ZNK13llama_context9get_schedEv"],
+            lib._lib["ggml_backend_sched_set_eval_callback"],
+        )
+    except AttributeError:
+        return None
+    scheduler.restype, scheduler.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    set_callback.restype, set_callback.argtypes = None, [ctypes.c_void_p] * 3
+    return scheduler, set_callback
+
+
+_scheduler = _scheduler_functions()
+
+
 class Tap:
     """The eval callback of one context: calls ``visit`` with the outputs of chosen blocks.
 
-    Outside ``visiting`` it does nothing but return.
+    Outside ``visiting`` it does nothing but return; ``rest`` takes it off where that is possible,
+    since being asked about every node costs some percent of a token's time.
     """
 
     def __init__(self) -> None:
+        self.context: int | None = None  # llama_context *
         self._names: dict[bytes, int] = {}
         self._visit: Visit | None = None
         self._n_embd = 0
@@ -156,6 +176,17 @@ class Tap:
                 self._error = error
         return True
 
+    def rest(self) -> None:
+        """Take the callback off until the next ``visiting``. llama.cpp puts it back whenever it
+        builds a graph anew (src/llama-context.cpp, process_ubatch), so call it before each decode.
+        """
+        self._install(None)
+
+    def _install(self, callback: Any) -> None:
+        if _scheduler is not None and self.context is not None:
+            find, set_callback = _scheduler
+            set_callback(find(self.context), callback, None)
+
     @contextmanager
     def visiting(self, layers: Iterable[int], n_embd: int, visit: Visit) -> Iterator[None]:
         """During decodes in this block, call ``visit`` for each of ``layers``, once an ubatch.
@@ -166,6 +197,7 @@ class Tap:
         self._names = {f"l_out-{layer}".encode(): layer for layer in layers}
         self._n_embd, self._error = n_embd, None
         self._visit = visit
+        self._install(ctypes.cast(self.callback, ctypes.c_void_p))
         failed: BaseException | None = None
         try:
             with interrupts_held():
@@ -257,6 +289,7 @@ class HookedLlama(Llama):
                 "Is the file whole, and its architecture known to this llama.cpp? "
                 "verbose=True shows what llama.cpp says."
             ) from error
+        self.tap.context = ctypes.cast(self.ctx, ctypes.c_void_p).value
         # libmtmd has a log of its own, which would ignore verbose=False.
         mtmd_cpp.mtmd_helper_log_set(llama_log_callback, None)
         # Closed before the interpreter takes apart what Llama.close needs.
@@ -265,6 +298,7 @@ class HookedLlama(Llama):
     def close(self) -> None:
         """Free the model, if it was loaded."""
         if "_stack" in self.__dict__:
+            self.tap.context = None
             super().close()
 
     @property

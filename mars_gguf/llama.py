@@ -230,6 +230,7 @@ class SteeredLlama(HookedLlama):
         self._evaluating = True
         try:
             if not tokens or self._continues_reply(tokens):
+                self.tap.rest()
                 with hooks.interrupts_held():
                     super().eval(tokens)
             else:

@@ -29,14 +29,16 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import gguf
 import numpy as np
 
 from mars_gguf.cli import command, printable
 from mars_gguf.errors import VectorError
 from mars_gguf.steering import Array, Geometry
+
+if TYPE_CHECKING:
+    import gguf
 
 VERSION = 1
 MAX_FILE_BYTES = 64 << 20
@@ -180,6 +182,8 @@ def write_vector(vector: Vector, path: str | os.PathLike[str]) -> None:
 
 
 def _write(vector: Vector, path: str) -> None:
+    import gguf  # slow to import, and whoever only steers writes nothing
+
     g = vector.geometry
     safe, unsafe = _float32(g.safe), _float32(g.unsafe)
     writer = gguf.GGUFWriter(path, "controlvector")
@@ -225,6 +229,8 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Value) -> None:
     elif isinstance(value, float):
         writer.add_float32(key, value)
     elif isinstance(value, str):
+        import gguf
+
         # Not add_string, which drops empty strings.
         writer.add_key_value(key, value, gguf.GGUFValueType.STRING)
     elif value:  # gguf-py writes no empty arrays
@@ -333,6 +339,7 @@ def _get(keys: dict[str, Any], key: str, kind: type[Any]) -> Any:
 _SCALARS = ["B", "b", "H", "h", "I", "i", "f", "?", "Q", "q", "d"]
 _SCALAR_TYPES = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), _SCALARS, strict=True))
 _STRING, _ARRAY = 8, 9
+_F32 = 0  # of tensors
 
 
 class _Reader:
@@ -367,7 +374,7 @@ class _Reader:
         if n_dims != 1:
             raise VectorError(f"tensor {name!r} has {n_dims} dimensions, expected 1")
         length, kind, offset = self._scalar("Q"), self._scalar("I"), self._scalar("Q")
-        if kind != gguf.GGMLQuantizationType.F32:
+        if kind != _F32:
             raise VectorError(f"tensor {name!r} has type {kind}, expected 0 (F32)")
         alignment = keys.get("general.alignment", 32)
         if type(alignment) is not int or not 1 <= alignment <= 4096:

@@ -248,3 +248,45 @@ def test_loading_tells_its_progress_and_can_be_interrupted() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         HookedLlama(DEMO, progress=interrupt, **OPTIONS)
+
+
+def test_a_tap_at_rest_is_asked_nothing_and_wakes_for_the_next_visit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if hooks._scheduler is None:
+        pytest.skip("this build of llama.cpp has no way to its scheduler")
+    asked = 0
+    original = hooks.Tap._on_node
+
+    def count(tap: hooks.Tap, *args: Any) -> bool:
+        nonlocal asked
+        asked += 1
+        return original(tap, *args)
+
+    monkeypatch.setattr(hooks.Tap, "_on_node", count)
+    llama = HookedLlama(DEMO, **OPTIONS)
+    tokens = tokens_of(llama, "How do I make bread?")
+    seen: list[int] = []
+
+    def visit(output: LayerOutput) -> None:
+        seen.append(output.n_rows)
+
+    def decode_one() -> int:
+        before = asked
+        llama.eval(tokens[:1])
+        return asked - before
+
+    with llama.tap.visiting([1], llama.n_embd(), visit):
+        llama.eval(tokens)
+    decode_one()
+    idle = decode_one()
+    resting = []
+    for _ in tokens:
+        llama.tap.rest()
+        resting.append(decode_one())
+    assert idle > 100
+    assert resting.count(0) >= len(resting) - 1  # a graph may be built anew
+    with llama.tap.visiting([1], llama.n_embd(), visit):
+        llama.eval(tokens[:1])
+    assert seen == [len(tokens), 1]
+    llama.close()

@@ -11,10 +11,12 @@ time it runs on copies of the sequences; so recurrent models, which cannot rewin
 from __future__ import annotations
 
 import ctypes
+import hashlib
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from llama_cpp import llama_chat_format, mtmd_cpp
@@ -29,6 +31,10 @@ from mars_gguf.vectors import ModelFingerprint
 
 MAX_SEQUENCES = 32
 N_BATCH = 512
+MAX_EMBEDDINGS = 64 << 20  # bytes of encoded pictures that are kept
+# Every token attends over all cells of its session, other prompts' too. For small models that would
+# cost more than the weights, which cost as much as attention over 12 x n_embd cells.
+MAX_CELLS = 4  # x n_embd
 Messages = list[dict[str, Any]]
 # Where llama-cpp-python recognises a chat template it uses its own rendering, which differs, so
 # that is what the runtime sees.
@@ -54,9 +60,18 @@ class Prompt:
         return ("text", "image")[len(self.images)] if len(self.images) < 2 else "video"
 
 
+@dataclass(frozen=True)
+class _Picture:
+    """A media chunk (a copy, to be freed), and what it shows: a picture's hash and which slice of
+    it; None if that cannot be told."""
+
+    chunk: Any
+    identity: tuple[bytes, int] | None
+
+
 @dataclass
 class _Sequence:
-    head: list[tuple[int, ...] | Any]  # text tokens or media chunks
+    head: list[tuple[int, ...] | Any]  # text tokens or pictures
     tail: tuple[int, ...]  # text tokens, at least one
     n_past: int = 0
 
@@ -67,16 +82,16 @@ class Session:
     def __init__(self, extractor: GgufExtractor, sequences: list[_Sequence]) -> None:
         self.extractor, self.sequences = extractor, sequences
 
-    def observe(self) -> tuple[Rows, Rows]:
-        """Hidden states after every block, [n, n_layer, n_embd], and logits of the first token,
-        [n, n_vocab], of all prompts of the session."""
-        extractor = self.extractor
-        states = np.empty((len(self.sequences), extractor.n_layer, extractor.n_embd), np.float32)
+    def observe(self, n_layer: int | None = None) -> tuple[Rows, Rows]:
+        """Hidden states after every block (or the first ``n_layer``), [n, n_layer, n_embd], and
+        logits of the first token, [n, n_vocab], of all prompts of the session."""
+        n_layer = n_layer or self.extractor.n_layer
+        states = np.empty((len(self.sequences), n_layer, self.extractor.n_embd), np.float32)
 
         def visit(output: LayerOutput) -> None:
             states[:, output.layer] = output.read()
 
-        logits = self._decode_last(range(extractor.n_layer), visit)
+        logits = self._decode_last(range(n_layer), visit)
         return states, logits
 
     def steered(self, layer: int, additions: Rows) -> Rows:
@@ -122,6 +137,11 @@ class GgufExtractor:
     """A quantized model, opened for measuring. Raises ModelError for files that do not fit."""
 
     backend = "llama.cpp"
+    # Without a unified cache a batch is split by sequence and its rows move.
+    context_overrides: ClassVar[dict[str, Any]] = {
+        "n_seq_max": 2 * MAX_SEQUENCES,
+        "kv_unified": True,
+    }
 
     def __init__(
         self,
@@ -144,8 +164,7 @@ class GgufExtractor:
                 n_threads=n_threads,
                 n_threads_batch=n_threads,
                 verbose=verbose,
-                # Without a unified cache a batch is split by sequence and its rows move.
-                context_overrides={"n_seq_max": 2 * MAX_SEQUENCES, "kv_unified": True},
+                context_overrides=self.context_overrides,
             )
         self.n_layer, self.n_embd = self.llama.n_layer, self.llama.n_embd()
         self.n_cells = self.llama.n_ctx()
@@ -156,6 +175,7 @@ class GgufExtractor:
             self._handler = llama_chat_format.MTMDChatHandler(mmproj, verbose=verbose)
             load_mmproj(self.llama, self._handler)
         self._formatter = self._chat_formatter()
+        self._embeddings: OrderedDict[tuple[bytes, int], Any] = OrderedDict()
         self._batch = lib.llama_batch_init(N_BATCH, 0, 1)
 
     @property
@@ -166,7 +186,12 @@ class GgufExtractor:
     def close(self) -> None:
         """Free the model."""
         lib.llama_batch_free(self._batch)
+        self.forget_pictures()
         self.llama.close()
+
+    def forget_pictures(self) -> None:
+        """Let go of encoded pictures, which are kept in case they come again (MAX_EMBEDDINGS)."""
+        self._embeddings.clear()
 
     def _chat_formatter(self) -> llama_chat_format.ChatFormatter:
         template = self.llama.metadata.get("tokenizer.chat_template")
@@ -214,13 +239,17 @@ class GgufExtractor:
         return _Sequence(chunks[:-1], chunks[-1])
 
     def _mtmd_chunks(self, text: bytes, images: Sequence[Image.Image]) -> list[Any]:
-        """Text chunks as tuples of tokens, media chunks as (copied) mtmd chunks with the bytes of
-        the picture they show."""
+        """Text chunks as tuples of tokens, media chunks as pictures."""
         bitmaps = []
+        shown: Counter[bytes] = Counter()
         for image in images:
             pixels = image.convert("RGB").tobytes()
             data = (ctypes.c_uint8 * len(pixels)).from_buffer_copy(pixels)
-            bitmaps.append(mtmd_cpp.mtmd_bitmap_init(image.width, image.height, data))
+            bitmap = mtmd_cpp.mtmd_bitmap_init(image.width, image.height, data)
+            name = hashlib.sha256(f"{image.size}".encode() + pixels).hexdigest().encode()
+            mtmd_cpp.mtmd_bitmap_set_id(bitmap, name)
+            bitmaps.append(bitmap)
+            shown[name] += 1
         chunks = mtmd_cpp.mtmd_input_chunks_init()
         try:
             input_text = mtmd_cpp.mtmd_input_text()
@@ -232,10 +261,11 @@ class GgufExtractor:
             )
             if code != 0:
                 raise ModelError(f"libmtmd could not tokenize a prompt with pictures (code {code})")
-            return [
+            parts = [
                 self._chunk(mtmd_cpp.mtmd_input_chunks_get(chunks, i))
                 for i in range(mtmd_cpp.mtmd_input_chunks_size(chunks))
             ]
+            return _identified(parts, shown)
         finally:
             mtmd_cpp.mtmd_input_chunks_free(chunks)
             for bitmap in bitmaps:
@@ -244,7 +274,7 @@ class GgufExtractor:
     @staticmethod
     def _chunk(chunk: Any) -> Any:
         if mtmd_cpp.mtmd_input_chunk_get_type(chunk) != mtmd_cpp.MTMD_INPUT_CHUNK_TYPE_TEXT:
-            return mtmd_cpp.mtmd_input_chunk_copy(chunk)
+            return _Picture(mtmd_cpp.mtmd_input_chunk_copy(chunk), None)
         count = ctypes.c_size_t()
         tokens = mtmd_cpp.mtmd_input_chunk_get_tokens_text(chunk, ctypes.byref(count))
         return tuple(tokens[: count.value])
@@ -254,7 +284,7 @@ class GgufExtractor:
     def sessions(self, prompts: Sequence[Prompt]) -> Iterator[tuple[list[int], Session]]:
         """Sessions over ``prompts`` in order, as many prompts in each as fit; each is valid until
         the next is asked for. Yields the prompts' indices and the session."""
-        start = 0
+        start, most = 0, min(self.n_cells, MAX_CELLS * self.n_embd)
         while start < len(prompts):
             group: list[_Sequence] = []
             cells = 0
@@ -267,7 +297,7 @@ class GgufExtractor:
                         f"a prompt needs {need} cells of context, found {self.n_cells}. "
                         "Raise --ctx-size."
                     )
-                if cells + need > self.n_cells:
+                if group and cells + need > most:
                     self._free(sequence)
                     break
                 group.append(sequence)
@@ -276,9 +306,18 @@ class GgufExtractor:
                 yield list(range(start, start + len(group))), session
             start += len(group)
 
+    def length(self, prompt: Prompt) -> int:
+        """Cells of the context that ``prompt`` takes."""
+        sequence = self._sequence(prompt)
+        cells = self._cells(sequence)
+        self._free(sequence)
+        return cells
+
     def _cells(self, sequence: _Sequence) -> int:
         return len(sequence.tail) + sum(
-            len(part) if isinstance(part, tuple) else mtmd_cpp.mtmd_input_chunk_get_n_tokens(part)
+            len(part)
+            if isinstance(part, tuple)
+            else mtmd_cpp.mtmd_input_chunk_get_n_tokens(part.chunk)
             for part in sequence.head
         )
 
@@ -286,12 +325,12 @@ class GgufExtractor:
     def _free(sequence: _Sequence) -> None:
         for part in sequence.head:
             if not isinstance(part, tuple):
-                mtmd_cpp.mtmd_input_chunk_free(part)
+                mtmd_cpp.mtmd_input_chunk_free(part.chunk)
 
     @contextmanager
     def _prefilled(self, group: list[_Sequence]) -> Iterator[Session]:
         memory = lib.llama_get_memory(self.llama.ctx)
-        lib.llama_memory_clear(memory, True)
+        lib.llama_memory_clear(memory, False)
         try:
             shared = self._share_prefix(group, memory)
             for i, sequence in enumerate(group):
@@ -301,7 +340,7 @@ class GgufExtractor:
                         tokens = part[shared:] if k == 0 else part
                         self._decode_text(self._entries(sequence, i, tokens))
                     else:
-                        sequence.n_past = self._decode_media(part, sequence.n_past, i)
+                        sequence.n_past = self._decode_picture(part, sequence.n_past, i)
             entries = []
             for i, sequence in enumerate(group):
                 skip = 0 if sequence.head else shared
@@ -340,25 +379,45 @@ class GgufExtractor:
 
     def decode(self, entries: list[tuple[int, int, int, bool]]) -> None:
         """Decode at most N_BATCH tokens: (token, position, sequence, wants logits) each."""
+        self._fill(entries)
+        code = lib.llama_decode(self.llama.ctx, self._batch)
+        if code != 0:
+            raise ModelError(f"llama_decode returned {code} for {len(entries)} tokens")
+
+    def _fill(self, entries: list[tuple[int, int, int, bool]]) -> None:
         batch = self._batch
         batch.n_tokens = len(entries)
         for k, (token, position, sequence, wants_logits) in enumerate(entries):
             batch.token[k], batch.pos[k], batch.logits[k] = token, position, wants_logits
             batch.n_seq_id[k], batch.seq_id[k][0] = 1, sequence
-        code = lib.llama_decode(self.llama.ctx, batch)
-        if code != 0:
-            raise ModelError(f"llama_decode returned {code} for {len(entries)} tokens")
 
-    def _decode_media(self, chunk: Any, n_past: int, sequence: int) -> int:
-        context = self._handler.mtmd_ctx
-        if mtmd_cpp.mtmd_encode_chunk(context, chunk) != 0:
+    def _encode(self, picture: _Picture) -> Any:
+        """The picture's embeddings, valid until the next one is encoded."""
+        identity = picture.identity
+        if identity is not None and identity in self._embeddings:
+            self._embeddings.move_to_end(identity)
+            return self._embeddings[identity]
+        if mtmd_cpp.mtmd_encode_chunk(self._handler.mtmd_ctx, picture.chunk) != 0:
             raise ModelError("libmtmd could not encode a picture")
+        output = mtmd_cpp.mtmd_get_output_embd(self._handler.mtmd_ctx)
+        n_tokens = mtmd_cpp.mtmd_input_chunk_get_n_tokens(picture.chunk)
+        size = n_tokens * lib.llama_model_n_embd_inp(self.llama.model)
+        if identity is None:
+            return output
+        kept = (ctypes.c_float * size)()
+        ctypes.memmove(kept, output, ctypes.sizeof(kept))
+        self._embeddings[identity] = kept
+        while sum(map(ctypes.sizeof, self._embeddings.values())) > MAX_EMBEDDINGS:
+            self._embeddings.popitem(last=False)
+        return kept
+
+    def _decode_picture(self, picture: _Picture, n_past: int, sequence: int) -> int:
         after = lib.llama_pos(0)
         code = mtmd_cpp.mtmd_helper_decode_image_chunk(
-            context,
+            self._handler.mtmd_ctx,
             self.llama.ctx,
-            chunk,
-            mtmd_cpp.mtmd_get_output_embd(context),
+            picture.chunk,
+            self._encode(picture),
             n_past,
             sequence,
             N_BATCH,
@@ -369,3 +428,19 @@ class GgufExtractor:
         if code != 0:
             raise ModelError(f"llama.cpp could not decode a picture (code {code})")
         return int(after.value)
+
+
+def _identified(parts: list[Any], shown: Counter[bytes]) -> list[Any]:
+    """``parts`` with the identity of their pictures. ``shown`` counts the pictures by hash; some
+    models cut one into several chunks."""
+    names = [
+        b"" if isinstance(part, tuple) else mtmd_cpp.mtmd_input_chunk_get_id(part.chunk) or b""
+        for part in parts
+    ]
+    chunks, seen = Counter(names), Counter[bytes]()
+    for i, name in enumerate(names):
+        if name in shown and chunks[name] % shown[name] == 0:
+            slices = chunks[name] // shown[name]
+            parts[i] = _Picture(parts[i].chunk, (name, seen[name] % slices))
+            seen[name] += 1
+    return parts

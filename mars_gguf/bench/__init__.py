@@ -1,0 +1,1 @@
+"""What the tool costs, against the limits of what it is built on."""

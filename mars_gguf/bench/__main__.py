@@ -1,0 +1,200 @@
+"""``python -m mars_gguf.bench -m MODEL.gguf [--mmproj MMPROJ.gguf] --vector VECTOR.gguf``: what the
+tool costs, each figure held against the limit of what it is built on."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from mars_gguf.bench import extraction, processes, runtime
+from mars_gguf.bench.extraction import material
+from mars_gguf.bench.figures import Figure, Line, missed
+from mars_gguf.bench.report import figure_table, line_table, machine, notes, plot, versions
+from mars_gguf.cli import add_model_arguments, command, model_files, positive
+from mars_gguf.errors import MarsError
+from mars_gguf.hooks import require_gguf
+from mars_gguf.vectors import read_vector
+
+NAMES = [*runtime.NAMES, *extraction.NAMES, *processes.NAMES, *extraction.LINES]
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="mars_gguf.bench", description=__doc__, epilog=f"Figures: {', '.join(NAMES)}."
+    )
+    add_model_arguments(p)
+    p.add_argument(
+        "--only",
+        metavar="NAME,...",
+        type=lambda text: text.split(","),
+        default=NAMES,
+        help="figures to measure, see below (default: all)",
+    )
+    p.add_argument(
+        "--repetitions", type=positive, default=15, metavar="N", help="of each run (default: 15)"
+    )
+    p.add_argument("--json", type=Path, metavar="FILE", help="write all samples as JSON")
+    p.add_argument("--plot", type=Path, metavar="FILE", help="draw cost against size as PNG")
+    p.add_argument("--check", action="store_true", help="exit with 1 if an aim is missed")
+    p.add_argument(
+        "--cvector-generator", metavar="FILE", help="llama.cpp's program, to compare with"
+    )
+    p.add_argument(
+        "--transformers",
+        metavar="DIR",
+        help="transformers checkpoint of the same model, to compare with",
+    )
+    return p
+
+
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    args = parser().parse_args(argv)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    with command():
+        _check_arguments(args)
+        model, mmproj, vector = model_files(args)
+        for path in filter(None, (model, mmproj)):
+            require_gguf(path)
+        identity = read_vector(vector).model
+        threads = args.threads or max(1, (os.cpu_count() or 2) // 2)
+        report: dict[str, Any] = {
+            "command": shlex.join(["python", "-m", "mars_gguf.bench", *argv]),
+            "machine": machine(),
+            "versions": versions(),
+            "model": {
+                **asdict(identity),
+                "files": {
+                    Path(path).name: Path(path).stat().st_size
+                    for path in (model, mmproj, vector)
+                    if path
+                },
+            },
+            "options": {
+                "threads": threads,
+                "repetitions": args.repetitions,
+                "n_ctx": args.ctx_size,
+                "n_ubatch": args.ubatch_size,
+                "n_gpu_layers": args.n_gpu_layers,
+            },
+        }
+        figures, lines = _measure(args, model, mmproj, vector, threads)
+        report["figures"] = [figure.as_json() for figure in figures]
+        report["lines"] = [line.as_json() for line in lines]
+        if args.json:
+            args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        title = f"{identity.name or Path(model).name}, {identity.quantization}, {threads} threads"
+        if args.plot and lines:
+            plot(lines, args.plot, title)
+        _print(console, report, title, figures, lines)
+        if args.check and missed(figures):
+            names = ", ".join(figure.name for figure in missed(figures))
+            print(f"aims missed: {names}", file=sys.stderr)
+            sys.exit(1)
+
+
+def _check_arguments(args: argparse.Namespace) -> None:
+    unknown = [name for name in args.only if name not in NAMES]
+    if unknown:
+        raise MarsError(f"no figure {', '.join(unknown)}, expected some of {', '.join(NAMES)}")
+    for path in filter(None, (args.json, args.plot)):
+        if path.is_dir():
+            raise MarsError(f"{path}: a folder, expected the name of a file to write")
+        if not path.absolute().parent.is_dir():
+            raise MarsError(f"{path.parent}: no such folder")
+    if args.plot and not set(args.only) & set(extraction.LINES):
+        raise MarsError(f"--plot draws {', '.join(extraction.LINES)}: name one in --only")
+    program = args.cvector_generator
+    if program and not os.access(program, os.X_OK):
+        raise MarsError(f"{program}: not a program. Build llama-cvector-generator of llama.cpp.")
+    if args.transformers and not (Path(args.transformers) / "config.json").is_file():
+        raise MarsError(
+            f"{args.transformers}: no config.json there, expected the folder of a transformers "
+            "checkpoint"
+        )
+
+
+def _measure(
+    args: argparse.Namespace, model: str, mmproj: str | None, vector: str, threads: int
+) -> tuple[list[Figure], list[Line]]:
+    terminal = Console(stderr=True)
+
+    def started(name: str) -> None:
+        if terminal.is_terminal:
+            terminal.print(f"measuring {name} ...", style="dim")
+
+    def wanted(names: Sequence[str]) -> list[str]:
+        return [name for name in names if name in args.only]
+
+    pictures = mmproj is not None and bool({"extraction-images", "images"} & set(args.only))
+    given = material(args.demo, images=pictures)
+    gpu = args.n_gpu_layers
+    options: dict[str, Any] = {
+        "n_ctx": args.ctx_size,
+        "n_batch": max(512, args.ubatch_size),
+        "n_ubatch": args.ubatch_size,
+        "n_gpu_layers": gpu,
+        "n_threads": threads,
+        "n_threads_batch": threads,
+    }
+    reading = {"n_threads": threads, "n_gpu_layers": gpu}
+    n, figures, lines = args.repetitions, list[Figure](), list[Line]()
+    # Processes first: the models below are not yet in the memory of this one.
+    if names := wanted(processes.NAMES):
+        program = args.cvector_generator and str(Path(args.cvector_generator).absolute())
+        whole = processes.Processes(
+            model,
+            mmproj,
+            vector,
+            given,
+            options,
+            force=args.force,
+            cvector_generator=program,
+            transformers=args.transformers,
+        )
+        figures += whole.measure(n, names, started)
+    if names := wanted(runtime.NAMES):
+        harmless = given.contrast.harmless
+        figures += runtime.measure(
+            model, vector, harmless, options, n, names, force=args.force, started=started
+        )
+    if names := wanted(extraction.NAMES):
+        figures += extraction.measure(model, mmproj, given, reading, n, names, started)
+    if names := wanted(extraction.LINES):
+        lines += extraction.lines(model, mmproj, given, reading, n, names, started)
+    return sorted(figures, key=lambda figure: NAMES.index(figure.name)), lines
+
+
+def _print(
+    console: Console,
+    report: dict[str, Any],
+    title: str,
+    figures: Sequence[Figure],
+    lines: Sequence[Line],
+) -> None:
+    m = report["machine"]
+    load = f", load {m['load'][0]:.1f} before" if m["load"] else ""
+    said = [title, f"{m['processor']}, {m['cores']} cores, {m['system']}{load}"]
+    said.append(", ".join(f"{name} {found}" for name, found in report["versions"].items()))
+    for line in said:
+        console.print(line, markup=False)
+    if figures:
+        repetitions = report["options"]["repetitions"]
+        console.print(figure_table(figures, repetitions))
+        for line in notes(figures, repetitions):
+            console.print(line, style="dim", markup=False)
+    if lines:
+        console.print(line_table(lines))
+
+
+if __name__ == "__main__":
+    main()

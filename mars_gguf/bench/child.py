@@ -1,0 +1,107 @@
+"""``python -m mars_gguf.bench.child TASK JSON``: one task in a process of its own, which prints the
+memory it took. Each task imports only what it is about."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def peak_bytes() -> int:
+    """The most memory that this process had in use, shared pages and those of mapped files
+    included. Raises OSError where the system does not tell."""
+    try:
+        # Not getrusage: on Linux it counts what the parent had in use when it started this process.
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    except FileNotFoundError:
+        try:
+            import resource
+        except ImportError as error:
+            raise OSError("this system does not tell the memory of a process") from error
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS: bytes
+
+
+def _reply(llama: Any, prompt: str, n: int) -> None:
+    llama.create_chat_completion([{"role": "user", "content": prompt}], max_tokens=n, temperature=0)
+
+
+def plain(model: str, prompt: str, options: dict[str, Any]) -> None:
+    """Load the model in llama-cpp-python and reply."""
+    from llama_cpp import Llama
+
+    _reply(Llama(model, verbose=False, **options), prompt, 16)
+
+
+def steered(model: str, vector: str, force: bool, prompt: str, options: dict[str, Any]) -> None:
+    """The same, steered, the gate held open."""
+    from dataclasses import replace
+
+    from mars_gguf import SteeredLlama
+
+    llama = SteeredLlama(model, vector=vector, force=force, verbose=False, **options)
+    geometry = replace(llama.vector.geometry, gate_opens=-1e30)
+    llama.vector = replace(llama.vector, geometry=geometry)
+    _reply(llama, prompt, 16)
+
+
+def prefill(model: str, mmproj: str | None, prompt: str, options: dict[str, Any]) -> None:
+    """Load the model (and mmproj) in llama-cpp-python; one prompt, with a picture if it can."""
+    from llama_cpp import Llama
+    from llama_cpp.llama_chat_format import MTMDChatHandler
+    from PIL import Image
+
+    from mars_gguf.media import user_message
+
+    handler = MTMDChatHandler(mmproj, verbose=False) if mmproj else None
+    llama = Llama(model, chat_handler=handler, verbose=False, **options)
+    pictures = [Image.new("RGB", (224, 224), "white")] if mmproj else []
+    llama.create_chat_completion([user_message(prompt, pictures)], max_tokens=1)  # type: ignore
+
+
+def convert(arguments: list[str]) -> None:
+    """The command mars_gguf.convert."""
+    from mars_gguf.convert.__main__ import main
+
+    main(arguments)
+
+
+def direction(model: str, prompts: list[list[str]], output: str, options: dict[str, Any]) -> None:
+    """What llama.cpp's cvector-generator does: the mean difference of the hidden states of pairs
+    of text prompts after every block but the last, written as a control vector."""
+    import gguf
+    import numpy as np
+
+    from mars_gguf.convert.extract import GgufExtractor, Prompt
+
+    extractor = GgufExtractor(model, **options)
+    means = []
+    for side in prompts:
+        total = np.zeros((extractor.n_layer, extractor.n_embd))
+        for _, session in extractor.sessions([Prompt(text) for text in side]):
+            total += session.observe()[0].sum(0)
+        means.append(total / len(side))
+    difference = (means[0] - means[1]).astype(np.float32)
+    writer = gguf.GGUFWriter(output, "controlvector")
+    for layer in range(1, extractor.n_layer):
+        writer.add_tensor(f"direction.{layer}", difference[layer])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    extractor.close()
+
+
+TASKS = {f.__name__: f for f in (plain, steered, prefill, convert, direction)}
+
+
+def main() -> None:
+    name, arguments = sys.argv[1:]
+    TASKS[name](**json.loads(arguments))  # type: ignore[operator]
+    print(json.dumps({"peak": peak_bytes()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,265 @@
+"""What can only be measured of whole processes: memory, imports, and the conversion command."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mars_gguf.bench.extraction import Material
+from mars_gguf.bench.figures import Aim, Figure, interleaved, ratios
+from mars_gguf.convert.extract import GgufExtractor, Prompt
+from mars_gguf.errors import MarsError
+
+MIB = 1 << 20
+MEMORY_REPETITIONS = 5
+IMPORT = "from mars_gguf import SteeredLlama"
+HEAVY = ["torch", "transformers"]
+PROMPT = "How do I bake bread?"
+
+
+def figures() -> list[Figure]:
+    return [
+        Figure(
+            "conversion-cvector",
+            "direction from text pairs, whole process",
+            "llama.cpp's cvector-generator, time / ours",
+            Aim(3.0, at_least=True),
+        ),
+        Figure(
+            "conversion-transformers",
+            "conversion, whole command",
+            "the same by transformers on CPU, time / ours",
+            Aim(3.0, at_least=True),
+        ),
+        Figure(
+            "memory-runtime",
+            "peak memory at run time",
+            "above plain llama-cpp-python",
+            Aim(32.0),
+            "MiB",
+        ),
+        Figure(
+            "memory-converter",
+            "peak memory of the converter",
+            "above the loaded model and one prefill",
+            Aim(256.0),
+            "MiB",
+        ),
+        Figure("import", f"`{IMPORT}`", "above `import llama_cpp`", Aim(50.0), "ms"),
+    ]
+
+
+NAMES = [figure.name for figure in figures()]
+
+
+class Processes:
+    """Measures the figures of this module on one model. ``options`` are those of ``Llama``."""
+
+    def __init__(
+        self,
+        model: str,
+        mmproj: str | None,
+        vector: str,
+        given: Material,
+        options: dict[str, Any],
+        *,
+        force: bool = False,
+        cvector_generator: str | None = None,
+        transformers: str | None = None,
+    ) -> None:
+        self.model, self.mmproj, self.vector, self.given = model, mmproj, vector, given
+        self.options, self.force = options, force
+        self.cvector_generator, self.transformers = cvector_generator, transformers
+        self.environment = os.environ | {"OMP_NUM_THREADS": str(options["n_threads"])}
+
+    def measure(
+        self,
+        repetitions: int,
+        only: Collection[str],
+        started: Callable[[str], object] = lambda name: None,
+    ) -> Iterator[Figure]:
+        """The figures named in ``only``. Raises MarsError if a process fails."""
+        for figure in figures():
+            if figure.name in only:
+                started(figure.name)
+                with tempfile.TemporaryDirectory() as folder:
+                    work = getattr(self, "_" + figure.name.replace("-", "_"))
+                    work(figure, repetitions, Path(folder))
+                yield figure
+
+    # Conversion ----------------------------------------------------------------------------------
+
+    def _conversion_cvector(self, figure: Figure, repetitions: int, folder: Path) -> None:
+        if self.cvector_generator is None:
+            figure.absent = "no --cvector-generator"
+            return
+        pairs = list(zip(self.given.contrast.harmful, self.given.contrast.harmless, strict=False))
+        sides = [[pair[side] for pair in pairs] for side in (0, 1)]
+        files = [folder / "positive.txt", folder / "negative.txt"]
+        extractor = GgufExtractor(self.model, **self._extractor_options())
+        try:
+            for file, side in zip(files, sides, strict=True):
+                rendered = [extractor.render(Prompt(text)) for text in side]
+                file.write_text("".join(_escaped(text) + "\n" for text in rendered), "utf-8")
+        finally:
+            extractor.close()
+        outputs = [folder / "theirs.gguf", folder / "ours.gguf"]
+        threads = str(self.options["n_threads"])
+        command = [
+            self.cvector_generator, "-m", self.model, "--method", "mean", "-t", threads, "-tb",
+            threads, "-c", str(self.options["n_ctx"]), "-ngl", str(self.options["n_gpu_layers"]),
+            "--positive-file", str(files[0]), "--negative-file", str(files[1]),
+            "-o", str(outputs[0]),
+        ]  # fmt: skip
+        ours = _child(
+            "direction",
+            model=self.model,
+            prompts=sides,
+            output=str(outputs[1]),
+            options=self._extractor_options(),
+        )
+        figure.values = interleaved(
+            {
+                "cvector-generator": lambda: self._seconds(command, outputs[0]),
+                "ours": lambda: self._seconds(ours, outputs[1]),
+            },
+            repetitions,
+            warmup=0,
+        )
+        figure.samples = ratios(figure.values["cvector-generator"], figure.values["ours"])
+        figure.note = f"{len(pairs)} pairs, mean difference after every block, no choice of block"
+
+    def _conversion_transformers(self, figure: Figure, repetitions: int, folder: Path) -> None:
+        if self.transformers is None:
+            figure.absent = "no --transformers"
+            return
+        outputs = [folder / "theirs.gguf", folder / "ours.gguf"]
+        module = [sys.executable, "-m", "mars_gguf.convert"]
+        text = [] if self.mmproj else ["--modality", "text"]
+        common = [*self.given.arguments, *text, "-q", "--no-plot", "-o"]
+        theirs = [*module, self.transformers, "--device", "cpu", *common, str(outputs[0])]
+        ours = [*module, *self._convert_arguments(outputs[1])]
+        figure.values = interleaved(
+            {
+                "transformers": lambda: self._seconds(theirs, outputs[0]),
+                "ours": lambda: self._seconds(ours, outputs[1]),
+            },
+            repetitions,
+            warmup=0,
+        )
+        figure.samples = ratios(figure.values["transformers"], figure.values["ours"])
+        figure.note = "the whole conversion, choice of block and trust limit included"
+
+    def _convert_arguments(self, output: Path) -> list[str]:
+        mmproj = ["--mmproj", self.mmproj] if self.mmproj else ["--modality", "text"]
+        arguments = [self.model, *mmproj, *self.given.arguments, "-q", "--no-plot"]
+        arguments += ["-t", str(self.options["n_threads"])]
+        return [*arguments, "-ngl", str(self.options["n_gpu_layers"]), "-o", str(output)]
+
+    def _extractor_options(self) -> dict[str, Any]:
+        return {name: self.options[name] for name in ("n_threads", "n_gpu_layers")}
+
+    def _seconds(self, command: Sequence[str], output: Path) -> float:
+        output.unlink(missing_ok=True)
+        began = time.perf_counter()
+        self._run(command)
+        seconds = time.perf_counter() - began
+        if not output.exists():
+            raise MarsError(f"{command[0]}: ended without writing {output.name}")
+        return seconds
+
+    # Memory and imports --------------------------------------------------------------------------
+
+    def _memory_runtime(self, figure: Figure, repetitions: int, folder: Path) -> None:
+        plain = {"model": self.model, "prompt": PROMPT, "options": self.options}
+        self._memory(
+            figure,
+            repetitions,
+            plain=_child("plain", **plain),
+            steered=_child("steered", vector=self.vector, force=self.force, **plain),
+        )
+        figure.note = "one short prompt, gate held open, and 16 tokens"
+
+    def _memory_converter(self, figure: Figure, repetitions: int, folder: Path) -> None:
+        prefill = {"model": self.model, "mmproj": self.mmproj, "prompt": PROMPT}
+        self._memory(
+            figure,
+            repetitions,
+            plain=_child("prefill", **prefill, options=self.options | {"n_ctx": 4096}),
+            converter=_child("convert", arguments=self._convert_arguments(folder / "v.gguf")),
+        )
+
+    def _memory(self, figure: Figure, repetitions: int, **commands: list[str]) -> None:
+        runs = {name: self._peak(command) for name, command in commands.items()}
+        n = min(repetitions, MEMORY_REPETITIONS)
+        try:
+            figure.values = interleaved(runs, n, warmup=0)
+        except MarsError as error:
+            if "does not tell" not in str(error):
+                raise
+            figure.absent = "this system does not tell the memory of a process"
+            return
+        below, above = figure.values.values()
+        figure.samples = [b - a for a, b in zip(below, above, strict=True)]
+
+    def _peak(self, command: list[str]) -> Callable[[], float]:
+        return lambda: float(json.loads(self._run(command).splitlines()[-1])["peak"]) / MIB
+
+    def _import(self, figure: Figure, repetitions: int, folder: Path) -> None:
+        brought: set[str] = set()
+
+        def milliseconds(statement: str) -> Callable[[], float]:
+            code = (
+                f"import time; began = time.perf_counter(); {statement}; "
+                "print(time.perf_counter() - began); "
+                f"import sys; print(*sys.modules.keys() & {HEAVY})"
+            )
+
+            def run() -> float:
+                seconds, heavy = self._run([sys.executable, "-c", code]).split("\n")[:2]
+                brought.update(heavy.split())
+                return 1000 * float(seconds)
+
+            return run
+
+        figure.values = interleaved(
+            {
+                "llama_cpp": milliseconds("import llama_cpp"),
+                "mars_gguf alone": milliseconds("import mars_gguf"),
+                "mars_gguf": milliseconds(IMPORT),
+            },
+            repetitions,
+        )
+        below, above = figure.values["llama_cpp"], figure.values["mars_gguf"]
+        figure.samples = [b - a for a, b in zip(below, above, strict=True)]
+        if brought:
+            figure.failure = f"imports {', '.join(sorted(brought))}"
+        figure.note = "torch and transformers are " + ("" if brought else "not ") + "imported"
+
+    def _run(self, command: Sequence[str]) -> str:
+        try:
+            done = subprocess.run(
+                command, env=self.environment, capture_output=True, text=True, errors="replace"
+            )
+        except OSError as error:
+            raise MarsError(f"{command[0]}: cannot be run ({error.strerror})") from error
+        if done.returncode != 0:
+            said = "\n".join(done.stderr.strip().splitlines()[-3:])
+            raise MarsError(f"{' '.join(command[:4])} ... returned {done.returncode}: {said}")
+        return done.stdout
+
+
+def _child(task: str, **arguments: Any) -> list[str]:
+    return [sys.executable, "-m", "mars_gguf.bench.child", task, json.dumps(arguments)]
+
+
+def _escaped(text: str) -> str:
+    """One line, as cvector-generator reads it."""
+    return text.replace("\\", "\\\\").replace("\r", "\\r").replace("\n", "\\n")

@@ -1,0 +1,218 @@
+"""What steering costs while replying: time to the first token, and speed after it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from llama_cpp import Llama
+from llama_cpp import llama_cpp as lib
+
+from mars_gguf.bench.figures import Aim, Figure, interleaved, ratios
+from mars_gguf.errors import MarsError
+from mars_gguf.evaluate.arms import NEVER, UNSTEERED, Arm, steered_by
+from mars_gguf.llama import SteeredLlama, Way
+
+PROMPT_TOKENS = 256
+REPLY_TOKENS = 64
+GREEDY: dict[str, Any] = {"temp": 0.0, "repeat_penalty": 1.0}
+OPEN = Arm("open", "gate held open", lambda g: replace(g, gate_opens=-NEVER))
+
+
+def figures() -> list[Figure]:
+    return [
+        Figure(
+            "first-token",
+            "time to first token, harmless prompt",
+            "plain llama-cpp-python",
+            Aim(1.01),
+        ),
+        Figure(
+            "generation",
+            "tokens a second while generating",
+            "plain llama-cpp-python",
+            Aim(0.995, at_least=True),
+        ),
+        Figure(
+            "first-token-cvec",
+            "time to first token, steered prompt, cvec",
+            "plain + one single-token decode",
+            Aim(1.02),
+        ),
+        Figure(
+            "first-token-inline",
+            "time to first token, steered prompt, inline",
+            "plain llama-cpp-python",
+            Aim(1.01),
+        ),
+    ]
+
+
+NAMES = [figure.name for figure in figures()]
+
+
+def measure(
+    model: str,
+    vector: str,
+    harmless: Sequence[str],
+    options: dict[str, Any],
+    repetitions: int,
+    only: Collection[str],
+    *,
+    force: bool = False,
+    started: Callable[[str], object] = lambda name: None,
+) -> Iterator[Figure]:
+    """The figures named in ``only``. Two models in one process: a plain ``llama_cpp.Llama`` and a
+    ``SteeredLlama`` of the same file with the same ``options``. Raises MarsError."""
+    steered = SteeredLlama(model, vector=vector, force=force, verbose=False, **options)
+    options = options | {"n_ctx": steered.n_ctx()}
+    plain = Llama(model, verbose=False, **options)
+    try:
+        tokens, arm = _prompt(steered, harmless)
+        bench = _Bench(plain, steered, tokens)
+        for figure in figures():
+            if figure.name in only:
+                started(figure.name)
+                bench.measure(figure, repetitions, arm)
+                yield figure
+    finally:
+        plain.close()
+        steered.close()
+
+
+def _prompt(llama: SteeredLlama, harmless: Sequence[str]) -> tuple[list[int], Arm | None]:
+    """A prompt of several harmless ones, of about PROMPT_TOKENS, that the vector leaves alone; with
+    an arm that shuts the gate if it leaves none of those tried alone."""
+    wanted = PROMPT_TOKENS - 32  # what the chat template adds
+    if llama.n_ctx() < PROMPT_TOKENS + REPLY_TOKENS + 64:
+        raise MarsError(
+            f"found a context of {llama.n_ctx()} tokens, expected room for {PROMPT_TOKENS} of "
+            f"prompt and {REPLY_TOKENS} of reply. Raise --ctx-size."
+        )
+    tokens: list[int] = []
+    for start in range(min(len(harmless), 8)):
+        text = ""
+        for more in [*harmless[start:], *harmless[:start]] * 4:
+            longer = f"{text} {more}".strip()
+            if len(llama.tokenize(longer.encode(), add_bos=False)) > wanted and text:
+                break
+            text = longer
+        _forget(llama)
+        llama.create_chat_completion([{"role": "user", "content": text}], max_tokens=1)
+        tokens = llama.input_ids[: llama.n_tokens].tolist()
+        if llama.last_steering is not None and llama.last_steering.alpha == 0:
+            return tokens, None
+    return tokens, UNSTEERED
+
+
+def _forget(llama: Llama) -> None:
+    llama.reset()
+    llama._ctx.kv_cache_clear()
+
+
+class _Bench:
+    def __init__(self, plain: Llama, steered: SteeredLlama, tokens: list[int]) -> None:
+        self.plain, self.steered, self.tokens = plain, steered, tokens
+
+    def measure(self, figure: Figure, repetitions: int, harmless: Arm | None) -> None:
+        if figure.name == "first-token-cvec":
+            return self._first_token_steered(figure, repetitions, "cvec")
+        if figure.name == "first-token-inline":
+            return self._first_token_steered(figure, repetitions, "inline")
+        runs = {"plain": self._first_token(self.plain), "steered": self._first_token(self.steered)}
+        if figure.name == "generation":
+            runs = {name: self._generation(llama) for name, llama in self._models()}
+        with _as(self.steered, harmless):
+            figure.values = interleaved(runs, repetitions)
+            assert self.steered.last_steering is not None
+            assert self.steered.last_steering.alpha == 0
+        above, below = figure.values["steered"], figure.values["plain"]
+        figure.note = f"prompt of {len(self.tokens)} tokens"
+        if figure.name == "generation":  # seconds, so the other way round
+            above, below = below, above
+            figure.note += f", {REPLY_TOKENS} tokens after the first"
+        if harmless is not None:
+            figure.note += ", gate held shut: the vector leaves no such prompt alone"
+        figure.samples = ratios(above, below)
+        return None
+
+    def _models(self) -> list[tuple[str, Llama]]:
+        return [("plain", self.plain), ("steered", self.steered)]
+
+    def _first_token_steered(self, figure: Figure, repetitions: int, way: Way) -> None:
+        if way == "cvec" and not self.steered.memory_can_rewind():
+            figure.absent = "this model's memory cannot be rewound"
+            return
+        runs = {"plain": self._first_token(self.plain), "steered": self._first_token(self.steered)}
+        if way == "cvec":
+            runs = {"decode": self._single_decode} | runs
+        before, self.steered.way = self.steered.way, way
+        try:
+            with steered_by(self.steered, OPEN):
+                figure.values = interleaved(runs, repetitions)
+                assert self.steered.last_steering is not None
+                if self.steered.last_steering.alpha == 0:
+                    figure.absent = "the prompt lies beyond the trust limit: nothing to steer"
+                    return
+        finally:
+            self.steered.way = before
+        limit = figure.values["plain"]
+        if way == "cvec":
+            limit = [sum(pair) for pair in zip(limit, figure.values["decode"], strict=True)]
+        figure.samples = ratios(figure.values["steered"], limit)
+        figure.note = f"prompt of {len(self.tokens)} tokens, gate held open"
+
+    def _first_token(self, llama: Llama) -> Callable[[], float]:
+        """Seconds from an empty context to the first token of ``Llama.generate``."""
+
+        def run() -> float:
+            _forget(llama)
+            began = time.perf_counter()
+            reply = llama.generate(self.tokens, **GREEDY)
+            next(reply)
+            seconds = time.perf_counter() - began
+            reply.close()
+            return seconds
+
+        return run
+
+    def _generation(self, llama: Llama) -> Callable[[], float]:
+        """Seconds for REPLY_TOKENS tokens after the first."""
+
+        def run() -> float:
+            _forget(llama)
+            reply = llama.generate(self.tokens, **GREEDY)
+            next(reply)
+            began = time.perf_counter()
+            for _ in range(REPLY_TOKENS):
+                next(reply)
+            seconds = time.perf_counter() - began
+            reply.close()
+            return seconds
+
+        return run
+
+    def _single_decode(self) -> float:
+        """Seconds to decode the prompt's last token once more, alone, in the plain model."""
+        llama, n = self.plain, len(self.tokens)
+        _forget(llama)
+        llama.eval(self.tokens)
+        lib.llama_synchronize(llama.ctx)
+        llama._ctx.kv_cache_seq_rm(-1, n - 1, -1)
+        llama.n_tokens = n - 1
+        began = time.perf_counter()
+        llama.eval(self.tokens[-1:])
+        lib.llama_synchronize(llama.ctx)
+        return time.perf_counter() - began
+
+
+@contextmanager
+def _as(llama: SteeredLlama, arm: Arm | None) -> Iterator[None]:
+    if arm is None:
+        yield
+    else:
+        with steered_by(llama, arm):
+            yield
