@@ -180,6 +180,21 @@ def _loading(name: str) -> Iterator[Any]:
             yield lambda share: bar.update(task, completed=share)
 
 
+def llama_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options, less the files, as arguments of SteeredLlama."""
+    return dict(
+        way=args.way,
+        force=args.force,
+        n_ctx=args.ctx_size,
+        n_batch=max(512, args.ubatch_size),
+        n_ubatch=args.ubatch_size,
+        n_gpu_layers=args.n_gpu_layers,
+        n_threads=args.threads,
+        n_threads_batch=args.threads,
+        verbose=args.verbose,
+    )
+
+
 def load_steered(args: argparse.Namespace, chat_handler: str | None = None) -> SteeredLlama:
     """The steered model that the options name, made for conversations: see
     `mars_gguf.handlers.ConversationHandler`. Raises MarsError."""
@@ -193,16 +208,8 @@ def load_steered(args: argparse.Namespace, chat_handler: str | None = None) -> S
             model,
             vector=vector,
             chat_handler=handler,
-            way=args.way,
-            force=args.force,
-            n_ctx=args.ctx_size,
-            n_batch=max(512, args.ubatch_size),
-            n_ubatch=args.ubatch_size,
-            n_gpu_layers=args.n_gpu_layers,
-            n_threads=args.threads,
-            n_threads_batch=args.threads,
-            verbose=args.verbose,
             progress=None if args.verbose else progress,
+            **llama_options(args),
         )
         if handler is not None:
             handlers.prepare(llama, handler)

@@ -19,7 +19,14 @@ from rich.progress import (
 )
 
 from mars_gguf import handlers
-from mars_gguf.cli import add_model_arguments, command, model_files, positive, printable
+from mars_gguf.cli import (
+    add_model_arguments,
+    command,
+    llama_options,
+    model_files,
+    positive,
+    printable,
+)
 from mars_gguf.errors import MarsError
 from mars_gguf.evaluate.arms import ARMS, arms, first_token
 from mars_gguf.evaluate.judges import ClassifierJudge, EndpointJudge
@@ -192,20 +199,7 @@ def _load(
     if mmproj is not None:
         require_gguf(mmproj)
     handler = EncodedOnce(mmproj) if mmproj is not None else None
-    llama = SteeredLlama(
-        model,
-        vector=vector,
-        chat_handler=handler,
-        way=args.way,
-        force=args.force,
-        n_ctx=args.ctx_size,
-        n_batch=max(512, args.ubatch_size),
-        n_ubatch=args.ubatch_size,
-        n_gpu_layers=args.n_gpu_layers,
-        n_threads=args.threads,
-        n_threads_batch=args.threads,
-        verbose=args.verbose,
-    )
+    llama = SteeredLlama(model, vector=vector, chat_handler=handler, **llama_options(args))
     if handler is not None:
         handlers.prepare(llama, handler)
     return llama, handler
