@@ -181,7 +181,11 @@ def test_a_conversation_that_takes_another_turn_keeps_what_is_common(
 def test_the_length_of_a_prompt_is_known_without_evaluating_it(
     steered: Counting, encoded: list[int]
 ) -> None:
-    for messages in (FIRST, [user("Hello.")], [user("", picture(1), picture(2))]):
+    in_the_middle = user("", picture(1))
+    in_the_middle["content"].insert(0, {"type": "text", "text": "Here is "})
+    in_the_middle["content"][-1]["text"] = ". What is it?"
+    alone = user("", picture(1), picture(2))
+    for messages in (FIRST, [user("Hello.")], [alone], [in_the_middle]):
         counted = prompt_tokens(steered, messages)
         assert not encoded
         steered.rewind(0)

@@ -131,7 +131,9 @@ class Terminal:
             case "/system":
                 conversation.system = argument or None
             case "/save":
-                save(conversation, Path(_path(argument, name)))
+                path = Path(_path(argument, name))
+                save(conversation, path)
+                self.console.print(Text(printable(f"wrote {path}"), style="dim"))
             case "/why" | "/compare" if last is None or last.steering is None:
                 self.console.print("nothing was said yet", style="dim")
             case "/why":
