@@ -176,16 +176,18 @@ class Tap:
                 self._error = error
         return True
 
-    def rest(self) -> None:
-        """Take the callback off until the next ``visiting``. llama.cpp puts it back whenever it
-        builds a graph anew (src/llama-context.cpp, process_ubatch), so call it before each decode.
-        """
-        self._install(None)
+    def rest(self) -> bool:
+        """Take the callback off until the next ``visiting``; whether that was possible. llama.cpp
+        puts it back whenever it builds a graph anew (src/llama-context.cpp, process_ubatch), so
+        call it before each decode."""
+        return self._install(None)
 
-    def _install(self, callback: Any) -> None:
-        if _scheduler is not None and self.context is not None:
-            find, set_callback = _scheduler
-            set_callback(find(self.context), callback, None)
+    def _install(self, callback: Any) -> bool:
+        if _scheduler is None or self.context is None:
+            return False
+        find, set_callback = _scheduler
+        set_callback(find(self.context), callback, None)
+        return True
 
     @contextmanager
     def visiting(self, layers: Iterable[int], n_embd: int, visit: Visit) -> Iterator[None]:
