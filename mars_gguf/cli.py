@@ -75,7 +75,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--way",
         choices=["auto", "cvec", "inline"],
         default="auto",
-        help="how the first token is steered (default: auto)",
+        help="how the first token is steered (default: auto, which is inline)",
     )
     group.add_argument(
         "-c",

@@ -156,6 +156,7 @@ class Tap:
     def __init__(self) -> None:
         self.context: int | None = None  # llama_context *
         self._names: dict[bytes, int] = {}
+        self._name_of = ggml.ggml_get_name
         self._visit: Visit | None = None
         self._n_embd = 0
         self._error: BaseException | None = None
@@ -164,7 +165,7 @@ class Tap:
     def _on_node(self, tensor: int, ask: bool, _user_data: int) -> bool:
         if self._visit is None:
             return not ask
-        layer = self._names.get(ggml.ggml_get_name(tensor))
+        layer = self._names.get(self._name_of(tensor))
         if ask:
             return layer is not None and self._error is None
         # An exception would be lost in ctypes, and False would silently drop the rest of the
@@ -175,6 +176,10 @@ class Tap:
             except BaseException as error:
                 self._error = error
         return True
+
+    def done(self) -> None:
+        """Visit nothing more in this ``visiting``: later nodes then cost next to nothing."""
+        self._visit = None
 
     def rest(self) -> bool:
         """Take the callback off until the next ``visiting``; whether that was possible. llama.cpp
@@ -368,12 +373,13 @@ def logits(llama: Llama) -> Rows:
     return np.ctypeslib.as_array(pointer, (llama.n_vocab(),)).copy()
 
 
+_FILE_TYPES = {
+    getattr(lib, name): re.sub(r"^LLAMA_FTYPE_(MOSTLY_|ALL_)?", "", name)
+    for name in dir(lib)
+    if name.startswith("LLAMA_FTYPE_")
+}
+
+
 def quantization_name(file_type: str | None) -> str:
     """``general.file_type`` as people write it: "15" -> "Q4_K_M"; "" if not known."""
-    import gguf
-
-    try:
-        name = gguf.LlamaFileType(int(file_type or "")).name
-    except ValueError:
-        return ""
-    return re.sub(r"^(MOSTLY|ALL)_", "", name)
+    return _FILE_TYPES.get(int(file_type), "") if file_type and file_type.isdecimal() else ""

@@ -55,7 +55,8 @@ class SteeredLlama(HookedLlama):
     vector: a file written by mars_gguf.convert, or a Vector.
     mmproj: multimodal projector (GGUF); shorthand for a MTMDChatHandler as ``chat_handler``.
     way: "cvec" decodes the last prompt token again under llama.cpp's control vector; "inline" adds
-        the same vector within the pass, for models whose memory cannot be rewound; "auto" chooses.
+        the same vector within the pass, which works for every memory and costs no second decode;
+        "auto" is "inline".
     force: use a vector made for another quantization or chat template of the same model.
 
     Raises VectorError for a vector that is damaged or made for another model, ModelError for a
@@ -105,7 +106,7 @@ class SteeredLlama(HookedLlama):
                 f"way='cvec' decodes the last prompt token twice, which the memory of a recurrent "
                 f"or hybrid model ({self.fingerprint.architecture}) does not allow. Use 'inline'."
             )
-        self.way: Way = ("cvec" if self.memory_can_rewind() else "inline") if way == "auto" else way
+        self.way: Way = "inline" if way == "auto" else way
         self._self_test()
         if mmproj is not None:
             load_mmproj(self, self._chat_handler)
@@ -133,7 +134,8 @@ class SteeredLlama(HookedLlama):
     def modality(self) -> str:
         """Modality of the context: "text", "image" for one picture in it, "video" for several."""
         ids = self.input_ids[: self._n_tokens]
-        pictures = len(np.unique(ids[ids < 0]))
+        marks = ids[ids < 0]  # each picture is a run of a number of its own
+        pictures = np.count_nonzero(np.diff(marks)) + 1 if marks.size else 0
         return ("text", "image")[pictures] if pictures < 2 else "video"
 
     @property
@@ -295,6 +297,7 @@ class SteeredLlama(HookedLlama):
                     self._steered_at = end - 1
                     output.write(last, (row + self._vector_for(decision.alpha))[None])
                 self._decided = (decision, time.perf_counter() - began)
+            self.tap.done()
 
         start, end = self._n_tokens, self._n_tokens + len(tokens)
         try:

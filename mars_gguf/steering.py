@@ -24,6 +24,7 @@ read-out, the spread, the ramp and the limit t_max are ours.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -92,12 +93,12 @@ class Geometry:
     gate_ramp: float
     trust_limit: float
 
-    @property
+    @cached_property
     def direction(self) -> Array:
         """r = mu_u - mu_s, [n_embd], not normalised."""
         return self.unsafe - self.safe
 
-    @property
+    @cached_property
     def distance(self) -> float:
         """D = ||r||, in units of the hidden state."""
         return float(np.linalg.norm(self.direction.astype(np.float64)))

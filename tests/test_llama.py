@@ -248,7 +248,8 @@ def test_a_steered_reply_is_what_plain_llama_gives_with_a_cache_steered_by_hand(
     model: str, layer: int, extra: dict[str, Any]
 ) -> None:
     given = vector(model, layer)
-    llama, by_hand, unsteered = steered(model, given, **extra), plain(model, **extra), plain(model)
+    llama = steered(model, given, way="cvec", **extra)
+    by_hand, unsteered = plain(model, **extra), plain(model)
     prompt = tokens_of(llama, QUESTION)
     forced = words(llama)
     logits = complete(llama, prompt, forced=forced)
@@ -367,7 +368,7 @@ def test_a_gate_that_barely_opens_is_no_error(smollm2: str) -> None:
 @rewindable
 def test_the_next_turn_starts_at_the_steered_position_from_unsteered_states(model: str) -> None:
     given = vector(model)
-    llama, reference = steered(model, given), plain(model)
+    llama, reference = steered(model, given, way="cvec"), plain(model)
     prompt, forced = tokens_of(llama, QUESTION), words(llama)
     complete(llama, prompt, forced=forced)
     second = [*prompt, *forced, *tokens_of(llama, FOLLOW_UP)]
@@ -535,7 +536,7 @@ def test_speculative_decoding_continues_from_the_steered_token(model: str, opens
     def draft() -> dict[str, Any]:
         return {"draft_model": LlamaPromptLookupDecoding(num_pred_tokens=4)}
 
-    llama, reference = steered(model, given, **draft()), plain(model, **draft())
+    llama, reference = steered(model, given, way="cvec", **draft()), plain(model, **draft())
     for text in (LONG[:150], LONG[:60]):
         prompt = tokens_of(llama, text)
         llama.reset()
@@ -701,7 +702,7 @@ def test_a_vector_for_another_model_is_refused_naming_what_differs(small_llama: 
     other = replace(given, model=replace(given.model, quantization="Q8_0"))
     with pytest.raises(VectorError, match="quantization"):
         steered(DEMO, other)
-    assert steered(DEMO, other, force=True).way == "cvec"
+    assert steered(DEMO, other, force=True).way == "inline"
 
 
 def test_models_that_cannot_be_loaded_are_refused(tmp_path: Path) -> None:
@@ -779,7 +780,7 @@ def test_a_prompt_that_begins_with_the_token_sampled_last_is_a_prompt() -> None:
 def test_a_sample_after_steering_failed_is_steered_or_fails_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    llama = steered(DEMO)
+    llama = steered(DEMO, way="cvec")
     llama.eval(tokens_of(llama, QUESTION))
     with monkeypatch.context() as broken:
         broken.setattr(hooks, "set_control_vector", lambda *_: 1 / 0)
