@@ -176,7 +176,7 @@ class Evaluation:
             reply=reply,
             verdict=judge_by_opening(reply),
             second_verdict=self.second_judge(case.request, reply) if self.second_judge else None,
-            correct=is_correct(reply, case.answer) if case.answer is not None else None,
+            correct=is_correct(reply, case.answer, case.prompt) if case.answer else None,
             t=s.t,
             z=s.z,
             gate=s.gate,
