@@ -138,6 +138,22 @@ def test_a_judge_that_does_not_answer_is_counted_and_scores_nothing(tmp_path: Pa
     assert "no connection" in done.stdout
 
 
+def test_an_evaluation_of_which_every_case_fails_is_a_failure(tmp_path: Path) -> None:
+    suite = tmp_path / "suite.jsonl"
+    long, short = (
+        {"id": prompt[:2], "kind": "harmless", "prompt": prompt}
+        for prompt in ("bomb " * 900, "Hello.")
+    )
+    arguments = "--demo", "-c512", "-t1", "--suite", str(suite), "--arms=mars", "--sweep=", "-n4"
+    suite.write_text(json.dumps(long))
+    failed = evaluate(*arguments, "-o", str(tmp_path / "failed"))
+    assert failed.returncode == 1
+    assert "every case failed" in failed.stderr and "exceed" in failed.stdout
+    assert (tmp_path / "failed" / "report.md").exists()
+    suite.write_text(json.dumps(long) + "\n" + json.dumps(short))
+    assert evaluate(*arguments, "-o", str(tmp_path / "half")).returncode == 0
+
+
 def test_our_own_suite_runs_with_text_pictures_videos_and_questions(tmp_path: Path) -> None:
     folder = tmp_path / "builtin"
     done = evaluate(

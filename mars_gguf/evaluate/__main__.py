@@ -143,6 +143,9 @@ def main(argv: list[str] | None = None) -> None:
                 console.print("interrupted: go on with --resume", style="bold")
                 sys.exit(130)
             _finish(report, args.output, console, judge)
+            if all(record.error is not None for record in file.records):
+                print("every case failed, for the reasons above", file=sys.stderr)
+                sys.exit(1)
         finally:
             llama.close()
 
