@@ -84,6 +84,25 @@ def test_visual_questions_are_scored(evaluation: Evaluation) -> None:
     assert all(r.correct is None for r in evaluation.ask(image_case(1)))
 
 
+@pytest.mark.parametrize("most", [3, 24])
+def test_tokens_are_those_that_were_sampled(evaluation: Evaluation, most: int) -> None:
+    case = Case("a", "harmless", "text", "How do I make bread?")
+    short = Evaluation(evaluation.llama, evaluation.handler, evaluation.arms, max_tokens=most)
+    records = {r.arm: r for r in short.ask(case)}
+    evaluation.llama.rewind(0)
+    reply: Any = evaluation.llama.create_chat_completion(
+        case.messages(),
+        temperature=0.0,
+        repeat_penalty=1.0,
+        max_tokens=most,  # type: ignore
+    )
+    ended = reply["choices"][0]["finish_reason"] == "stop"
+    assert ended == (most == 24)
+    assert records["mars"].reply == reply["choices"][0]["message"]["content"]
+    assert records["mars"].tokens == reply["usage"]["completion_tokens"] + ended
+    assert all(r.tokens == most or r.tokens < most == 24 for r in records.values())
+
+
 def test_what_cannot_be_asked_is_an_error_on_record_and_no_refusal(
     evaluation: Evaluation, tmp_path: Path
 ) -> None:

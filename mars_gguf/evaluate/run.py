@@ -32,7 +32,8 @@ RECORDS = "records.jsonl"
 @dataclass(frozen=True)
 class Record:
     """One case asked of one arm. t and z are what the arm's geometry measured at the last prompt
-    token; milliseconds do not count the encoding of pictures. A case that failed has ``error``."""
+    token; milliseconds do not count the encoding of pictures. ``tokens`` are those sampled from the
+    first that gave text, the end of the reply among them. A case that failed has ``error``."""
 
     case: str
     kind: str
@@ -147,7 +148,7 @@ class Evaluation:
         if handler is not None:
             handler.seconds = 0.0
         pieces: list[str] = []
-        first = 0.0
+        first, start = 0.0, 0
         try:
             with steered_by(llama, arm):
                 began = time.perf_counter()
@@ -161,7 +162,8 @@ class Evaluation:
                 for chunk in chunks:
                     piece = chunk["choices"][0]["delta"].get("content")
                     if piece:
-                        first = first or time.perf_counter() - began
+                        if not pieces:
+                            first, start = time.perf_counter() - began, llama.n_tokens
                         pieces.append(piece)
                 spent = time.perf_counter() - began
         except (MarsError, RuntimeError, ValueError) as error:  # the prompt is too long, say
@@ -181,7 +183,8 @@ class Evaluation:
             z=s.z,
             gate=s.gate,
             alpha=s.alpha,
-            tokens=len(pieces),
+            # Not the pieces: a character may take several tokens. The last one is not evaluated.
+            tokens=llama.n_tokens - start + 1 if pieces else 0,
             first_token_ms=1000 * max(first - encoding, 0.0),
             ms=1000 * (spent - encoding),
         )
