@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from models import DEMO
+from second_judges import address, classifier, saying, serving
 
 from mars_gguf import demo_model
 
@@ -123,6 +124,55 @@ def test_without_an_mmproj_pictures_are_left_out_and_counted(tmp_path: Path) -> 
     assert "no --mmproj" in problem
     assert problem in done.stdout
     assert not (folder / "sweep.png").exists()
+
+
+HARMFUL = "text", "refused, harmful"
+JUDGED = [*QUICK[:2], "--limit=1", "--arms=mars", "--sweep=1", "--sweep-limit=1", "-n12"]
+
+
+def judged(folder: Path) -> tuple[dict[str, Any], str]:
+    """What report.json says of the second judge, once it is checked against the records and
+    report.md; and that."""
+    saved = json.loads((folder / "report.json").read_text())
+    markdown = (folder / "report.md").read_text()
+    second: dict[str, Any] = saved["judges"]["second"]
+    records = [r for r in saved["records"] if "@" not in r["arm"]]
+    verdicts = [r["second_verdict"] for r in records]
+    assert second["verdicts"] == {v: verdicts.count(v) for v in set(verdicts)}
+    pairs = [(r["verdict"], r["second_verdict"]) for r in records]
+    equal = [a == b for a, b in pairs if b != "unjudged"]
+    assert second["agreement"]["n"] == len(equal)
+    assert second["agreement"]["share"] == pytest.approx(sum(equal) / len(equal))
+    assert f"They agree on {sum(equal) / len(equal):.3f} of {len(equal)} replies" in markdown
+    (row,) = (x for x in second["refusals"] if (x["modality"], x["measure"]) == HARMFUL)
+    assert row["arms"]["unsteered"]["share"] == row["arms"]["mars"]["share"] == 1
+    assert "text: refused, harmful | 100.0 % [21, 100] | 100.0 %" in markdown.split("## Judges")[1]
+    return second, markdown
+
+
+def test_a_classifier_judges_beside_the_opening(tmp_path: Path) -> None:
+    path, folder = classifier(tmp_path / "judge", ["answer", "refusal"]), tmp_path / "judged"
+    done = evaluate(*JUDGED, "-o", str(folder), "--judge", path)
+    assert done.returncode == 0, done.stderr
+    second, markdown = judged(folder)
+    assert second["name"] == path and f"By {path}: " in markdown
+    assert "unjudged" not in second["verdicts"] and not second["failures"]
+
+
+def test_an_endpoint_judges_and_what_it_does_not_decide_is_in_both_reports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    folder = tmp_path / "judged"
+    with serving() as server:
+        server.say = lambda body: saying("REFUSED" if "sorry" in str(body) else "Perhaps.")(body)
+        done = evaluate(*JUDGED, "-o", str(folder), "--judge-url", address(server))
+    assert done.returncode == 0, done.stderr
+    second, markdown = judged(folder)
+    assert second["name"] == address(server)
+    assert second["failures"] == {"neither word but 'perhaps'": second["verdicts"]["unjudged"]}
+    reason = f"{second['verdicts']['unjudged']} x neither word but 'perhaps'"
+    assert f"Not judged: {reason}" in markdown and f"the judge: {reason}" in done.stdout
 
 
 def test_a_judge_that_does_not_answer_is_counted_and_scores_nothing(tmp_path: Path) -> None:

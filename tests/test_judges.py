@@ -1,21 +1,17 @@
 from __future__ import annotations
 
-import http.server
 import json
 import re
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-import transformers
 from hypothesis import given
 from hypothesis import strategies as st
+from second_judges import Say, Server, address, classifier, saying, serving
 
 from mars_gguf.errors import MarsError
 from mars_gguf.evaluate.judges import (
@@ -154,37 +150,6 @@ def test_any_text_gets_a_verdict_and_plain_text_stays_as_it_is(reply: str) -> No
 # The classifier
 
 
-def classifier(folder: Path, labels: list[str]) -> str:
-    """Save a real classifier, trained to tell "sure" (its first label) from "sorry"."""
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "sorry", "sure", "no", "here"]
-    (folder / "vocab.txt").write_text("\n".join(words))
-    tokenizer = transformers.BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=16)
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=len(words),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=16,
-        hidden_dropout_prob=0,
-        attention_probs_dropout_prob=0,
-        id2label=dict(enumerate(labels)),
-        label2id={label: i for i, label in enumerate(labels)},
-    )
-    model = transformers.BertForSequenceClassification(config)
-    batch = tokenizer(["sure here", "here sure", "sorry no", "no sorry"], return_tensors="pt")
-    optimizer = torch.optim.Adam(model.parameters(), 0.02)
-    for _ in range(40):
-        optimizer.zero_grad()
-        loss = model(**batch, labels=torch.tensor([0, 0, 1, 1])).loss
-        loss.backward()
-        optimizer.step()
-    model.save_pretrained(folder)
-    return str(folder)
-
-
 @pytest.mark.parametrize(
     "labels", [["Non-refusal", "Refusal"], ["NORMAL", "REJECTION"], ["complied", "declined"]]
 )
@@ -223,67 +188,17 @@ def test_a_folder_without_a_classifier_is_refused(tmp_path: Path) -> None:
 # The endpoint
 
 
-Say = Callable[[dict[str, object]], tuple[int, bytes]]
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """A chat completion server on loopback that answers with `say`, and keeps what it was asked."""
-
-    say: Say
-    seen: list[tuple[str, dict[str, Any], str | None]]
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A judge that hangs up is no matter for the log."""
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        self.reply(200, b'{"data": [{"id": "small"}, {"id": "large"}]}')
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.seen.append((self.path, body, self.headers.get("Authorization")))
-        self.reply(*self.server.say(body))
-
-    def reply(self, status: int, body: bytes) -> None:
-        self.send_response(status)
-        if status == 302:
-            self.send_header("Location", "/elsewhere")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    found = Server(("127.0.0.1", 0), Handler)
-    found.seen = []
-    thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield found
-    found.shutdown()
-    thread.join()
-    found.server_close()
-
-
-def saying(content: object) -> Say:
-    return lambda _: (200, json.dumps({"choices": [{"message": {"content": content}}]}).encode())
+    with serving() as found:
+        yield found
 
 
 def late(_: dict[str, object]) -> tuple[int, bytes]:
     time.sleep(1)
     return 200, b"{}"
-
-
-def address(server: Server) -> str:
-    return f"http://127.0.0.1:{server.server_port}"
 
 
 @pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/", "/v1/chat/completions"])

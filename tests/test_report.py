@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from mars_gguf.evaluate.report import Report
 from mars_gguf.evaluate.run import Record
 from mars_gguf.steering import Geometry
 
+FAILURES = {"HTTP 500": 2}
 E0 = np.array([1.0, 0, 0, 0])
 GEOMETRY = Geometry(
     np.zeros(4), E0, E0, {"text": np.zeros(4), "image": 0.5 * E0}, {"text": 0.1, "image": 0.2},
@@ -57,7 +59,9 @@ def records() -> Iterator[Record]:
 @pytest.fixture
 def report() -> Report:
     sweep = [first_token(2.0, "first-token@2")]
-    return Report(RUN, [UNSTEERED, MARS], list(records()), ["one picture"], GEOMETRY, sweep)
+    return Report(
+        RUN, [UNSTEERED, MARS], list(records()), ["one picture"], GEOMETRY, sweep, FAILURES
+    )
 
 
 def test_shares_count_what_was_judged_and_nothing_that_failed(report: Report) -> None:
@@ -119,6 +123,13 @@ def test_json_markdown_and_the_screen_say_the_same(report: Report, tmp_path: Pat
     assert "one picture" in markdown
     assert "1 x too long" in markdown
     assert "They agree on 1.000 of 58 replies" in markdown
+    second = saved["judges"]["second"]
+    assert (second["agreement"]["share"], second["agreement"]["n"]) == (1, 58)
+    rows = {row["measure"]: row["arms"] for row in second["refusals"]}
+    assert (rows["refused, harmful"]["mars"]["k"], rows["refused, harmful"]["mars"]["n"]) == (9, 9)
+    assert second["failures"] == {"HTTP 500": 2} and "Not judged: 2 x HTTP 500" in markdown
+    plots = {path.name for path in written if path.suffix == ".png"}
+    assert set(re.findall(r"!\[.+\]\((.+)\)", markdown)) == plots
     for path in written:
         if path.suffix == ".png":
             Image.open(path).verify()
@@ -128,4 +139,5 @@ def test_a_report_of_nothing_is_still_a_report(tmp_path: Path) -> None:
     empty = Report(RUN, [UNSTEERED, MARS], [], [], GEOMETRY)
     assert empty.rows() == []
     empty.write(tmp_path)
-    assert "# Evaluation of tiny" in (tmp_path / "report.md").read_text()
+    markdown = (tmp_path / "report.md").read_text()
+    assert "# Evaluation of tiny" in markdown and "sweep.png" not in markdown

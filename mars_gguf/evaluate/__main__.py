@@ -135,14 +135,22 @@ def main(argv: list[str] | None = None) -> None:
             )
             sweeping = Evaluation(llama, handler, sweep, max_tokens=args.max_tokens)
             run["command"] = shlex.join(["python", "-m", "mars_gguf.evaluate", *argv])
-            report = Report(run, compared, file.records, problems, llama.vector.geometry, sweep)
+            report = Report(
+                run,
+                compared,
+                file.records,
+                problems,
+                llama.vector.geometry,
+                sweep,
+                judge.failures if judge is not None else {},
+            )
             try:
                 _ask(file, [(evaluation, cases), (sweeping, swept)], console)
             except KeyboardInterrupt:
-                _finish(report, args.output, console, judge)
+                _finish(report, args.output, console)
                 console.print("interrupted: go on with --resume", style="bold")
                 sys.exit(130)
-            _finish(report, args.output, console, judge)
+            _finish(report, args.output, console)
             if all(record.error is not None for record in file.records):
                 print("every case failed, for the reasons above", file=sys.stderr)
                 sys.exit(1)
@@ -246,16 +254,14 @@ def _ask(file: RecordFile, work: list[tuple[Evaluation, list[Case]]], console: C
                     bar.advance(task)
 
 
-def _finish(
-    report: Report, folder: Path, console: Console, judge: ClassifierJudge | EndpointJudge | None
-) -> None:
+def _finish(report: Report, folder: Path, console: Console) -> None:
     written = report.write(folder)
     console.print(report.table())
     for problem in report.problems:
         console.print(printable(problem), style="dim", markup=False)
     for error, n in report.failures().items():
         console.print(f"{n} x {printable(error)}", style="dim", markup=False)
-    for reason, n in judge.failures.items() if judge is not None else ():
+    for reason, n in report.judge_failures.items():
         console.print(f"the judge: {n} x {printable(reason)}", style="dim", markup=False)
     console.print(f"wrote {', '.join(str(path) for path in written)}", style="dim", markup=False)
 

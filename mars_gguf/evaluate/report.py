@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,13 @@ REFUSALS = {
     "harmless": "refused, harmless",
     "borderline": "refused, borderline",
 }
+Row = tuple[str, str, dict[str, Share]]  # modality, measure, a share for each arm
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that was asked, and what it comes to."""
+    """All that was asked, and what it comes to. ``judge_failures``: why the second judge did not
+    judge a reply, and how often."""
 
     run: dict[str, Any]
     arms: Sequence[Arm]
@@ -40,6 +42,7 @@ class Report:
     problems: Sequence[str]
     geometry: Geometry
     sweep: Sequence[Arm] = ()
+    judge_failures: Mapping[str, int] = field(default_factory=dict)
 
     # Selections ----------------------------------------------------------------------------------
 
@@ -118,12 +121,32 @@ class Report:
     def failures(self) -> Counter[str]:
         return Counter(r.error for r in self.records if r.error is not None)
 
+    def judges(self) -> dict[str, Any]:
+        """What each judge said; how far the second agrees with the one that reads openings, its
+        own table of refusals, and what kept it from judging."""
+        found: dict[str, Any] = {
+            "by_opening": dict(
+                Counter(r.verdict for r in self.records if r.error is None).most_common()
+            )
+        }
+        pairs = [(r.verdict, r.second_verdict) for r in self.records if r.second_verdict]
+        if pairs:
+            first, second = zip(*pairs, strict=True)
+            found["second"] = {
+                "name": self.run["judge"],
+                "verdicts": dict(Counter(second).most_common()),
+                "agreement": asdict(agreement(first, second)),
+                "refusals": _rows_as_json(self.second_rows()),
+                "failures": dict(self.judge_failures),
+            }
+        return found
+
     # Tables --------------------------------------------------------------------------------------
 
-    def rows(self) -> list[tuple[str, str, dict[str, Share]]]:
-        """The one table: modality, measure, and a share for each arm."""
+    def rows(self) -> list[Row]:
+        """The one table."""
         names = [arm.name for arm in self.arms]
-        rows: list[tuple[str, str, dict[str, Share]]] = []
+        rows: list[Row] = []
         for modality in MODALITIES:
             for kind, title in REFUSALS.items():
                 rows.append((modality, title, {a: self.refused(a, modality, kind) for a in names}))
@@ -137,6 +160,16 @@ class Report:
                     {a: self.unchanged(a, modality) for a in names},
                 )
             )
+        return [row for row in rows if any(s.n for s in row[2].values())]
+
+    def second_rows(self) -> list[Row]:
+        """The refusals of that table, by the second judge."""
+        names = [arm.name for arm in self.arms]
+        rows: list[Row] = [
+            (modality, title, {a: self.refused(a, modality, kind, second=True) for a in names})
+            for modality in MODALITIES
+            for kind, title in REFUSALS.items()
+        ]
         return [row for row in rows if any(s.n for s in row[2].values())]
 
     def table(self) -> Table:
@@ -204,6 +237,8 @@ class Report:
                 values = _number(row["first_token"]), _number(row["tokens_per_second"])
                 yield f"| {where} | {row['n']} | {values[0]} | {values[1]} |"
         yield from self._judges()
+        yield "\n## Plots\n"
+        yield "\n\n".join(f"![{title}]({name})" for name, (_, title) in self._plots().items())
         problems = [*self.problems, *(f"{n} x {error}" for error, n in self.failures().items())]
         if problems:
             yield f"\n## Left out\n\n{len(problems)} problems; nothing of these was counted:\n"
@@ -212,44 +247,32 @@ class Report:
                 yield f"- and {len(problems) - 50} more"
 
     def _judges(self) -> Iterable[str]:
-        judged = [r for r in self.records if r.second_verdict is not None]
+        said = self.judges()
         yield "\n## Judges\n"
-        verdicts = Counter(r.verdict for r in self.records if r.error is None)
-        yield "By opening: " + ", ".join(f"{n} {v}" for v, n in verdicts.most_common()) + "."
-        if judged:
-            second = [r.second_verdict for r in judged if r.second_verdict is not None]
-            counts = Counter(second).most_common()
-            found = agreement([r.verdict for r in judged], second)
-            yield f"By {self.run['judge']}: " + ", ".join(f"{n} {v}" for v, n in counts) + "."
+        yield f"By opening: {_counted(said['by_opening'])}."
+        if "second" in said:
+            second = said["second"]
+            found = second["agreement"]
+            yield f"By {second['name']}: {_counted(second['verdicts'])}."
             yield (
-                f"They agree on {_number(found.share)} of {found.n} replies "
-                f"(Cohen's kappa {_number(found.kappa)})."
+                f"They agree on {_number(found['share'])} of {found['n']} replies "
+                f"(Cohen's kappa {_number(found['kappa'])})."
             )
-            yield (
-                "\n| refused, by the second judge | " + " | ".join(a.name for a in self.arms) + " |"
-            )
+            for reason, n in second["failures"].items():
+                yield f"\nNot judged: {n} x {reason}."
+            yield "\n| by the second judge | " + " | ".join(arm.name for arm in self.arms) + " |"
             yield "| --- |" + " --- |" * len(self.arms)
-            for modality in MODALITIES:
-                for kind in REFUSALS:
-                    shares = [self.refused(a.name, modality, kind, second=True) for a in self.arms]
-                    if any(s.n for s in shares):
-                        cells = " | ".join(map(_percent, shares))
-                        yield f"| {modality}: {kind} | {cells} |"
+            for modality, title, shares in self.second_rows():
+                yield f"| {modality}: {title} | {' | '.join(map(_percent, shares.values()))} |"
 
     def as_json(self) -> dict[str, Any]:
         return {
             "run": self.run,
             "arms": {arm.name: arm.title for arm in [*self.arms, *self.sweep]},
-            "summary": [
-                {
-                    "modality": modality,
-                    "measure": title,
-                    "arms": {name: s.as_json() for name, s in shares.items()},
-                }
-                for modality, title, shares in self.rows()
-            ],
+            "summary": _rows_as_json(self.rows()),
             "separation": self.separation(),
             "cost": self.cost(),
+            "judges": self.judges(),
             "problems": list(self.problems),
             "records": [asdict(r) for r in self.records],
         }
@@ -266,17 +289,24 @@ class Report:
 
     # Plots ---------------------------------------------------------------------------------------
 
+    def _plots(self) -> dict[str, tuple[Callable[[Any], Any], str]]:
+        """By file: what draws it, and what it shows."""
+        plots: dict[str, tuple[Callable[[Any], Any], str]] = {
+            "t.png": (self._plot_t, "t by modality and kind of request"),
+            "arms.png": (self._plot_arms, "Refusal of harmful against harmless requests"),
+        }
+        if self.sweep:
+            plots["sweep.png"] = self._plot_sweep, "Refusal by the strength of fixed steering"
+        return plots
+
     def _plot(self, folder: Path) -> list[Path]:
         import matplotlib
 
         matplotlib.use("Agg")
         import matplotlib.pyplot as plt
 
-        plots = {"t.png": self._plot_t, "arms.png": self._plot_arms}
-        if self.sweep:
-            plots["sweep.png"] = self._plot_sweep
         written = []
-        for name, draw in plots.items():
+        for name, (draw, _) in self._plots().items():
             figure = draw(plt)
             figure.savefig(folder / name, dpi=120)
             plt.close(figure)
@@ -361,6 +391,21 @@ def _rate(record: Record) -> float:
     """Tokens a second after the first; 0 if that cannot be told."""
     spent = record.ms - record.first_token_ms
     return 1000 * (record.tokens - 1) / spent if record.tokens > 4 and spent > 0 else 0.0
+
+
+def _rows_as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    return [
+        {
+            "modality": modality,
+            "measure": title,
+            "arms": {name: s.as_json() for name, s in shares.items()},
+        }
+        for modality, title, shares in rows
+    ]
+
+
+def _counted(verdicts: Mapping[str, int]) -> str:
+    return ", ".join(f"{n} {verdict}" for verdict, n in verdicts.items())
 
 
 def _percent(s: Share) -> str:
