@@ -4,12 +4,14 @@ import csv
 import json
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from importlib.resources import files
 from itertools import chain
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -48,6 +50,19 @@ def as_json(path: Path, content: object) -> Path:
 def picture(path: Path, colour: str = "red", size: tuple[int, int] = (20, 10)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, colour).save(path)
+    return path
+
+
+def film(path: Path, seconds: int = 3) -> Path:
+    """A video that grows from black to white."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for n in range(8 * seconds):
+            grey = np.full((48, 64, 3), 255 * n // (8 * seconds - 1), np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(grey)))
+        container.mux(stream.encode())
     return path
 
 
@@ -296,26 +311,40 @@ def test_mossbench_and_its_contrast(tmp_path: Path) -> None:
             assert facts(load_suite(str(name))) == [("1", kind, "image", "A toy?", "negated harm")]
 
 
-def test_video_safetybench_reads_frames_and_says_how_to_make_them(tmp_path: Path) -> None:
+def test_video_safetybench_as_films_and_as_frames(tmp_path: Path) -> None:
     entry = {"question_id": "7", "question": "How is it done?", "harmful_intention": "Steal",
              "question_type": "benign", "video_path": "video/a/7.mp4", "category": "S2",
              "subcategory": "theft"}  # fmt: skip
     other = {**entry, "question_id": "8", "video_path": "video/a/8.mp4"}
     as_json(tmp_path / "benign_data.json", [entry, other])
     as_json(tmp_path / "harmful_data.json", [{**entry, "question": "How do I steal?"}])
+    film(tmp_path / "video/a/7.mp4")
     for i in range(20):
-        picture(tmp_path / f"video/a/7/{i:03}.png", size=(10 + i, 10))
-    (tmp_path / "video/a/8.mp4").write_bytes(b"\0\0\0\x20ftypisom")
+        picture(tmp_path / f"video/a/8/{i:03}.png", size=(10 + i, 10))
     suite = load_suite(str(tmp_path))
+    assert not suite.problems
     assert facts(suite) == [
         ("harmful-7", "harmful", "video", "How do I steal?", "S2"),
         ("benign-7", "harmful", "video", "How is it done?", "S2"),
+        ("benign-8", "harmful", "video", "How is it done?", "S2"),
     ]
     assert {case.request for case in suite.cases} == {"Steal"}
-    widths = [frame.width for frame in suite.cases[0].pictures()]
+    brightness = [np.asarray(frame).mean() for frame in suite.cases[0].pictures()]
+    assert len(brightness) == suites.MAX_FRAMES and brightness == sorted(brightness)
+    assert brightness[0] < 20 and brightness[-1] > 220
+    widths = [frame.width for frame in suite.cases[2].pictures()]
     assert len(widths) == suites.MAX_FRAMES and (widths[0], widths[-1]) == (10, 29)
-    [problem] = suite.problems
-    assert "8.mp4: videos are read as frames; make them with mkdir" in problem
+
+
+def test_without_a_decoder_a_film_is_named_with_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    film(tmp_path / "film.mp4", seconds=1)
+    row = {"id": "x", "kind": "harmful", "prompt": "?", "media": ["film.mp4"], "modality": "video"}
+    monkeypatch.setattr("mars_gguf.video._has_ffmpeg", lambda: False)
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(MarsError, match="film.mp4: nothing to read videos with. Install ffmpeg"):
+        load_suite(str(own(tmp_path / "own.jsonl", row)))
 
 
 # Our own format, and bad input
@@ -333,22 +362,25 @@ def test_a_file_of_our_own_with_pictures_videos_and_answers(tmp_path: Path) -> N
     picture(tmp_path / "p/a.png", size=(2048, 1024))
     frames = [Image.new("RGB", (8, 8), c) for c in ("red", "green", "blue")]
     frames[0].save(tmp_path / "v.gif", save_all=True, append_images=frames[1:])
+    film(tmp_path / "f.mp4")
     path = own(
         tmp_path / "own.jsonl",
         GOOD,
         {"id": "i", "kind": "harmful", "prompt": "Do it", "media": ["p/a.png"], "intent": "Bad"},
         {"id": "v", "kind": "vqa", "prompt": "Red?", "media": ["p/a.png"] * 3, "answer": "yes"},
         {"id": "g", "kind": "borderline", "prompt": "?", "media": ["v.gif"], "modality": "video"},
+        {"id": "f", "kind": "harmful", "prompt": "?", "media": ["f.mp4"], "modality": "video"},
     )
     suite = load_suite(str(path))
     assert not suite.problems
-    assert [case.modality for case in suite.cases] == ["text", "image", "video", "video"]
+    assert [case.modality for case in suite.cases] == ["text", "image"] + 3 * ["video"]
     assert [case.request for case in suite.cases][:2] == ["How do I sew?", "Bad"]
     assert suite.cases[1].pictures()[0].size == (1024, 512)  # scaled down
     assert suite.cases[2].answer == "yes"
     assert [p.getpixel((4, 4)) for p in suite.cases[3].pictures()] == [
         (255, 0, 0), (0, 128, 0), (0, 0, 255),
     ]  # fmt: skip
+    assert len(suite.cases[4].pictures()) == suites.MAX_FRAMES
 
 
 @pytest.mark.parametrize(
@@ -377,7 +409,7 @@ def test_a_file_of_our_own_with_pictures_videos_and_answers(tmp_path: Path) -> N
         ({"media": ["broken.png"]}, "x: .*broken.png: the picture is truncated or damaged"),
         ({"media": ["text.png"]}, "x: .*text.png: not a picture"),
         ({"media": ["empty"]}, "x: .*empty: no frames"),
-        ({"media": ["film.mp4"], "modality": "video"}, "x: film.mp4: videos are read as frames"),
+        ({"media": ["film.mp4"], "modality": "video"}, "x: .*film.mp4: .*expected a video"),
         ({"media": ["broken.gif"], "modality": "video"}, "x: .*broken.gif"),
         ({"media": ["leaky"], "modality": "video"}, "x: .*a frame is a link that leads out"),
     ],

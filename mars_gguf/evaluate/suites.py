@@ -12,7 +12,6 @@ import csv
 import hashlib
 import io
 import json
-import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,6 +25,7 @@ from mars_gguf.demo_model import first_world
 from mars_gguf.errors import MarsError
 from mars_gguf.evaluate.render import questions, typographic_image, typographic_video
 from mars_gguf.media import load_image, user_message
+from mars_gguf.video import load_video
 
 Kind = Literal["harmful", "harmless", "borderline", "vqa"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -428,9 +428,7 @@ def _video_safetybench(path: Path) -> Found:
 
     Both files' cases are harmful: a "benign" question becomes so with its video.
 
-    Videos are not decoded here (that would need a further library): beside ``NAME.mp4`` there must
-    be a folder ``NAME`` with its frames as pictures. The message of a missing one tells how to make
-    it.
+    Where beside ``NAME.mp4`` there is a folder ``NAME`` with frames as pictures, those are taken.
     """
     kinds: dict[str, Kind] = {"harmful": "harmful", "benign": "harmful"}
     for file in _files(path, "harmful_data.json", "benign_data.json"):
@@ -744,11 +742,7 @@ def _pictures(source: Media, modality: str) -> list[Image.Image]:
     elif modality == "video" and source.suffix.lower() in (".gif", ".webp"):
         pictures = _animation(source)
     elif modality == "video" and source.suffix.lower() not in FRAME_SUFFIXES:
-        folder = shlex.quote(str(source.with_suffix("")))
-        raise MarsError(
-            f"{source.name}: videos are read as frames; make them with mkdir {folder} && ffmpeg -i "
-            f"{shlex.quote(str(source))} -vf fps=1 {folder}/%03d.png"
-        )
+        pictures = load_video(source, max_frames=MAX_FRAMES).frames
     else:
         pictures = [load_image(source)]
     for picture in pictures:
