@@ -197,15 +197,32 @@ def test_a_file_of_something_else_is_a_clear_error(tmp_path: Path, text: str) ->
     assert (tmp_path / "records.jsonl").read_text() == text
 
 
-def test_a_run_is_known_by_its_model_its_vector_and_what_is_asked(evaluation: Evaluation) -> None:
-    cases = [image_case(1), image_case(2)]
+def test_a_run_is_known_by_its_model_its_vector_and_what_is_asked(
+    evaluation: Evaluation, tmp_path: Path
+) -> None:
+    frames = tmp_path / "film"
+    frames.mkdir()
+    for number in range(2):
+        picture(number).save(frames / f"{number}.png")
+    picture(3).save(tmp_path / "picture.png")
+    media = tmp_path / "picture.png", frames
+    cases = [image_case(1), image_case(2, kind="vqa", answer="blue", media=media)]
 
     def describe(cases: list[Case], mmproj: str | None = DEMO_MMPROJ) -> str:
         vector = str(demo_model.VECTOR)
         run = describe_run(evaluation.llama, mmproj, vector, cases, max_tokens=24)
         return json.dumps(run)
 
-    assert describe(cases) == describe(cases)
-    assert describe(cases) != describe(cases[:1])
-    assert describe(cases) != describe(cases, None)
-    assert describe(cases) != describe([image_case(1, prompt="And how?"), cases[1]])
+    first = describe(cases)
+    assert first == describe(cases)
+    others = [
+        describe(cases[:1]),
+        describe(cases, None),
+        describe([image_case(1, prompt="And how?"), cases[1]]),
+        describe([cases[0], replace(cases[1], answer="red")]),
+    ]
+    picture(4).save(tmp_path / "picture.png")
+    others.append(describe(cases))
+    picture(4).save(frames / "1.png")
+    others.append(describe(cases))
+    assert len({first, *others}) == 7

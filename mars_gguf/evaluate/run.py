@@ -252,10 +252,13 @@ class RecordFile:
 def describe_run(
     llama: SteeredLlama, mmproj: str | None, vector: str, cases: Sequence[Case], **options: Any
 ) -> dict[str, Any]:
-    """What makes two runs the same: model, mmproj, vector, cases and options."""
+    """What makes two runs the same: model, mmproj, vector, cases and options. Pictures that are
+    drawn follow from the seed, which belongs to the options."""
     asked = hashlib.sha256()
     for case in cases:
-        asked.update(f"{case.id}\0{case.kind}\0{case.prompt}\0{case.request}\n".encode())
+        media = [_content(source) for source in case.media if isinstance(source, Path)]
+        facts = case.id, case.kind, case.modality, case.prompt, case.request, case.answer, media
+        asked.update(json.dumps(facts).encode())
     return {
         "version": __version__,
         "model": asdict(llama.fingerprint),
@@ -268,6 +271,12 @@ def describe_run(
         "cases_sha256": asked.hexdigest(),
         **options,
     }
+
+
+def _content(source: Path) -> list[tuple[str, dict[str, Any]]]:
+    """A file, or the files of a folder of frames."""
+    files = sorted(source.iterdir()) if source.is_dir() else [source]
+    return [(file.name, _file(file)) for file in files if file.is_file()]
 
 
 def _file(path: Path, part: int = 1 << 24) -> dict[str, Any]:
