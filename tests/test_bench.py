@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,26 @@ from hypothesis import strategies as st
 from llama_cpp import llama_cpp as lib
 from models import DEMO, DEMO_MMPROJ, OPTIONS, picture
 from PIL import Image
+from rich.console import Console
 
 from mars_gguf.bench import extraction, runtime
-from mars_gguf.bench.figures import Aim, Figure, Run, fit, interleaved, missed, ratios, summary
+from mars_gguf.bench.figures import (
+    Aim,
+    Figure,
+    Line,
+    Run,
+    fit,
+    interleaved,
+    missed,
+    ratios,
+    summary,
+)
+from mars_gguf.bench.processes import Processes
+from mars_gguf.bench.report import line_table
 from mars_gguf.convert import extract as extract_module
 from mars_gguf.convert.extract import GgufExtractor, Prompt
 from mars_gguf.demo_model import VECTOR
+from mars_gguf.vectors import read_vector, write_vector
 
 COMMAND = [sys.executable, "-m", "mars_gguf.bench"]
 QUICK = ["--demo", "-t1", "--repetitions", "1"]
@@ -65,6 +81,20 @@ def test_a_straight_line_is_found_again(slope: float, intercept: float, x: list[
     assert found.slope == pytest.approx(slope, rel=1e-6, abs=1e-6)
     bent = fit([0, 1, 2, 3], [0, 1, 1, 0])
     assert bent.r_squared == pytest.approx(0, abs=1e-9)
+
+
+def test_a_line_that_hardly_rises_is_flat_and_its_r_squared_not_shown() -> None:
+    rising = Line("prompts", "prompts", [1, 2, 3], [[1.0], [2.0], [3.0]])
+    flat = Line("layers", "blocks", [1, 4, 8], [[0.047], [0.0468], [0.046]])
+    assert (rising.flat, flat.flat) == (False, True)
+    assert flat.as_json()["flat"] is True
+    console = Console(record=True, width=120, file=io.StringIO())
+    console.print(line_table([rising, flat]))
+    shown = console.export_text()
+    (row,) = (line for line in shown.splitlines() if "blocks" in line)
+    assert row.rstrip().endswith("flat") and "flat: from end to end" in shown
+    (row,) = (line for line in shown.splitlines() if "3.000 s" in line)
+    assert row.rstrip().endswith("1.000")
 
 
 def figure(samples: list[float], aim: Aim | None, failure: str = "") -> Figure:
@@ -164,8 +194,23 @@ def test_steered_and_plain_do_the_work_that_the_figures_name() -> None:
     v = measured["first-token-cvec"].values
     limit = [a + b for a, b in zip(v["plain"], v["decode"], strict=True)]
     assert measured["first-token-cvec"].samples == ratios(v["steered"], limit)
-    v = measured["generation"].values
-    assert measured["generation"].samples == ratios(v["plain"], v["steered"])
+    for name, compared in (("generation", "steered"), ("generation-control", "again")):
+        v = measured[name].values
+        assert measured[name].samples == ratios(v["plain"], v[compared])
+    for name in ("first-token-control", "generation-control"):
+        assert measured[name].verdict == "shown"
+
+
+def test_a_sample_of_generation_is_as_many_replies_as_last_long_enough(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain: Any = object()
+    bench = runtime._Bench(plain, plain, plain, [1])
+    for seconds, replies in ((0.07, 5), (2.0, 1)):
+        monkeypatch.setattr(runtime._Bench, "_reply", lambda *_, s=seconds: s)
+        bench.__dict__.pop("replies", None)
+        assert bench.replies == replies
+        assert bench._generation(plain)() == pytest.approx(replies * seconds)
 
 
 # The command -------------------------------------------------------------------------------------
@@ -208,6 +253,30 @@ def generator(folder: Path, before: str) -> str:
     program.write_text(f'#!/bin/sh\n{before}\nfor output; do :; done\ntouch "$output"\n')
     program.chmod(0o755)
     return str(program)
+
+
+def test_conversions_of_other_modalities_are_not_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = read_vector(VECTOR)
+    keep = {"text": full.geometry.shifts["text"]}, {"text": full.geometry.spreads["text"]}
+    geometry = replace(full.geometry, shifts=keep[0], spreads=keep[1])
+    vectors = {"theirs.gguf": replace(full, geometry=geometry), "ours.gguf": full}
+
+    def convert(self: Processes, command: list[str], output: Path) -> float:
+        write_vector(vectors[output.name], output)
+        return 3.0 if output.name == "theirs.gguf" else 1.0
+
+    monkeypatch.setattr(Processes, "_seconds", convert)
+    given = extraction.material(True, images=False)
+    options = {"n_threads": 1, "n_gpu_layers": 0}
+    bench = Processes(DEMO, DEMO_MMPROJ, str(VECTOR), given, options, transformers=str(tmp_path))
+    (f,) = bench.measure(2, ["conversion-transformers"])
+    assert f.verdict == "not measured"
+    assert "transformers measured text, ours text, image, video" in f.absent
+    vectors["theirs.gguf"] = full
+    (f,) = bench.measure(2, ["conversion-transformers"])
+    assert f.samples == [3.0, 3.0] and "(text, image, video)" in f.note
 
 
 def test_check_fails_when_an_aim_is_missed_and_only_then(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+FLAT = 0.1
 Run = Callable[[], float]
 Verdict = Literal["met", "missed", "not measured", "shown"]
 
@@ -148,6 +149,13 @@ class Line:
     def fit(self) -> Fit:
         return fit(self.x, self.medians)
 
+    @property
+    def flat(self) -> bool:
+        """Whether the fitted line changes by less than FLAT of the mean from end to end: R squared
+        then tells of the noise alone."""
+        change = self.fit.slope * (max(self.x) - min(self.x))
+        return abs(change) < FLAT * float(np.mean(self.medians))
+
     def as_json(self) -> dict[str, Any]:
         return {
             "name": self.name,
@@ -155,6 +163,7 @@ class Line:
             "x": self.x,
             "seconds": self.seconds,
             "fit": vars(self.fit),
+            "flat": self.flat,
         }
 
 

@@ -16,9 +16,9 @@ from mars_gguf.bench.extraction import Material
 from mars_gguf.bench.figures import Aim, Figure, interleaved, ratios
 from mars_gguf.convert.extract import GgufExtractor, Prompt
 from mars_gguf.errors import MarsError
+from mars_gguf.vectors import read_vector
 
 MIB = 1 << 20
-MEMORY_REPETITIONS = 5
 IMPORT = "from mars_gguf import SteeredLlama"
 HEAVY = ["torch", "transformers"]
 PROMPT = "How do I bake bread?"
@@ -134,7 +134,10 @@ class Processes:
             warmup=0,
         )
         figure.samples = ratios(figure.values["cvector-generator"], figure.values["ours"])
-        figure.note = f"{len(pairs)} pairs, mean difference after every block, no choice of block"
+        figure.note = (
+            f"{len(pairs)} pairs, mean difference after every block, no choice of block; "
+            "cvector-generator averages over all tokens of a prompt, ours takes the last token's"
+        )
 
     def _conversion_transformers(self, figure: Figure, repetitions: int, folder: Path) -> None:
         if self.transformers is None:
@@ -146,6 +149,15 @@ class Processes:
         common = [*self.given.arguments, *text, "-q", "--no-plot", "-o"]
         theirs = [*module, self.transformers, "--device", "cpu", *common, str(outputs[0])]
         ours = [*module, *self._convert_arguments(outputs[1])]
+        for command, output in zip((theirs, ours), outputs, strict=True):
+            self._seconds(command, output)
+        measured = [", ".join(read_vector(output).modalities) for output in outputs]
+        if measured[0] != measured[1]:
+            figure.absent = (
+                f"not the same work: transformers measured {measured[0]}, ours {measured[1]}; "
+                "give a checkpoint that sees what the GGUF model sees"
+            )
+            return
         figure.values = interleaved(
             {
                 "transformers": lambda: self._seconds(theirs, outputs[0]),
@@ -155,7 +167,9 @@ class Processes:
             warmup=0,
         )
         figure.samples = ratios(figure.values["transformers"], figure.values["ours"])
-        figure.note = "the whole conversion, choice of block and trust limit included"
+        figure.note = (
+            f"the whole conversion ({measured[0]}), choice of block and trust limit included"
+        )
 
     def _convert_arguments(self, output: Path) -> list[str]:
         mmproj = ["--mmproj", self.mmproj] if self.mmproj else ["--modality", "text"]
@@ -198,9 +212,8 @@ class Processes:
 
     def _memory(self, figure: Figure, repetitions: int, **commands: list[str]) -> None:
         runs = {name: self._peak(command) for name, command in commands.items()}
-        n = min(repetitions, MEMORY_REPETITIONS)
         try:
-            figure.values = interleaved(runs, n, warmup=0)
+            figure.values = interleaved(runs, repetitions, warmup=0)
         except MarsError as error:
             if "does not tell" not in str(error):
                 raise

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mars_gguf import __version__
-from mars_gguf.bench.figures import Figure, Line, Summary, summary
+from mars_gguf.bench.figures import FLAT, Figure, Line, Summary, summary
 
 COLOURS = {"met": "green", "missed": "red", "not measured": "yellow", "shown": "dim"}
 
@@ -114,8 +114,11 @@ def line_table(lines: Sequence[Line]) -> Table:
             f"{first[1]:.3f} s at {first[0]:g}",
             f"{last[1]:.3f} s at {last[0]:g}",
             f"{1000 * line.fit.slope:.3f} ms",
-            f"{line.fit.r_squared:.3f}",
+            "flat" if line.flat else f"{line.fit.r_squared:.3f}",
         )
+    if any(line.flat for line in lines):
+        table.caption = f"flat: from end to end less than {FLAT:.0%} of the mean; no R squared then"
+        table.caption_justify = "left"
     return table
 
 
@@ -140,7 +143,7 @@ def plot(lines: Sequence[Line], path: Path, title: str) -> None:
         ends = [min(line.x), max(line.x)]
         ax.plot(ends, [line.fit.intercept + line.fit.slope * x for x in ends], "--", color="grey")
         ax.set(xlabel=line.label, ylabel="seconds", ylim=(0, None))
-        ax.set_title(f"R² = {line.fit.r_squared:.3f}", fontsize=10)
+        ax.set_title("flat" if line.flat else f"R² = {line.fit.r_squared:.3f}", fontsize=10)
     drawn.suptitle(title, fontsize=11)
     drawn.savefig(path, dpi=120)
     pyplot.close(drawn)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from llama_cpp import Llama
@@ -18,6 +20,7 @@ from mars_gguf.llama import SteeredLlama, Way
 
 PROMPT_TOKENS = 256
 REPLY_TOKENS = 64
+SAMPLE_SECONDS = 0.3  # of generation, at least: as many replies as that takes
 GREEDY: dict[str, Any] = {"temp": 0.0, "repeat_penalty": 1.0}
 OPEN = Arm("open", "gate held open", lambda g: replace(g, gate_opens=-NEVER))
 
@@ -31,10 +34,22 @@ def figures() -> list[Figure]:
             Aim(1.01),
         ),
         Figure(
+            "first-token-control",
+            "the same, plain llama-cpp-python loaded again",
+            "plain llama-cpp-python",
+            None,
+        ),
+        Figure(
             "generation",
             "tokens a second while generating",
             "plain llama-cpp-python",
             Aim(0.995, at_least=True),
+        ),
+        Figure(
+            "generation-control",
+            "the same, plain llama-cpp-python loaded again",
+            "plain llama-cpp-python",
+            None,
         ),
         Figure(
             "first-token-cvec",
@@ -66,19 +81,23 @@ def measure(
     started: Callable[[str], object] = lambda name: None,
 ) -> Iterator[Figure]:
     """The figures named in ``only``. Two models in one process: a plain ``llama_cpp.Llama`` and a
-    ``SteeredLlama`` of the same file with the same ``options``. Raises MarsError."""
+    ``SteeredLlama`` of the same file with the same ``options``; for the controls, whose distance
+    from 1 is noise, a second plain one. Raises MarsError."""
     steered = SteeredLlama(model, vector=vector, force=force, verbose=False, **options)
     options = options | {"n_ctx": steered.n_ctx()}
     plain = Llama(model, verbose=False, **options)
+    controls = any(name.endswith("-control") for name in only)
+    again = Llama(model, verbose=False, **options) if controls else plain
     try:
         tokens, arm = _prompt(steered, harmless)
-        bench = _Bench(plain, steered, tokens)
+        bench = _Bench(plain, steered, again, tokens)
         for figure in figures():
             if figure.name in only:
                 started(figure.name)
                 bench.measure(figure, repetitions, arm)
                 yield figure
     finally:
+        again.close()
         plain.close()
         steered.close()
 
@@ -114,33 +133,39 @@ def _forget(llama: Llama) -> None:
 
 
 class _Bench:
-    def __init__(self, plain: Llama, steered: SteeredLlama, tokens: list[int]) -> None:
-        self.plain, self.steered, self.tokens = plain, steered, tokens
+    def __init__(
+        self, plain: Llama, steered: SteeredLlama, again: Llama, tokens: list[int]
+    ) -> None:
+        self.plain, self.steered, self.again, self.tokens = plain, steered, again, tokens
 
     def measure(self, figure: Figure, repetitions: int, harmless: Arm | None) -> None:
         if figure.name == "first-token-cvec":
             return self._first_token_steered(figure, repetitions, "cvec")
         if figure.name == "first-token-inline":
             return self._first_token_steered(figure, repetitions, "inline")
-        runs = {"plain": self._first_token(self.plain), "steered": self._first_token(self.steered)}
-        if figure.name == "generation":
-            runs = {name: self._generation(llama) for name, llama in self._models()}
+        generation = figure.name.startswith("generation")
+        control = figure.name.endswith("-control")
+        work = self._generation if generation else self._first_token
+        compared = self.again if control else self.steered
         with _as(self.steered, harmless):
-            figure.values = interleaved(runs, repetitions)
-            assert self.steered.last_steering is not None
-            assert self.steered.last_steering.alpha == 0
-        above, below = figure.values["steered"], figure.values["plain"]
+            figure.values = interleaved(
+                {"plain": work(self.plain), "again" if control else "steered": work(compared)},
+                repetitions,
+            )
+            steering = self.steered.last_steering
+            assert control or (steering is not None and steering.alpha == 0)
+        below, above = figure.values.values()
         figure.note = f"prompt of {len(self.tokens)} tokens"
-        if figure.name == "generation":  # seconds, so the other way round
+        if generation:  # seconds, so the other way round
             above, below = below, above
             figure.note += f", {REPLY_TOKENS} tokens after the first"
-        if harmless is not None:
+            figure.note += f", {self.replies} replies a sample" if self.replies > 1 else ""
+        if control:
+            figure.note += "; what it is from 1 is noise"
+        elif harmless is not None:
             figure.note += ", gate held shut: the vector leaves no such prompt alone"
         figure.samples = ratios(above, below)
         return None
-
-    def _models(self) -> list[tuple[str, Llama]]:
-        return [("plain", self.plain), ("steered", self.steered)]
 
     def _first_token_steered(self, figure: Figure, repetitions: int, way: Way) -> None:
         if way == "cvec" and not self.steered.memory_can_rewind():
@@ -180,20 +205,25 @@ class _Bench:
         return run
 
     def _generation(self, llama: Llama) -> Callable[[], float]:
-        """Seconds for REPLY_TOKENS tokens after the first."""
+        """Seconds for REPLY_TOKENS tokens after the first, of ``replies`` replies."""
+        return lambda: sum(self._reply(llama) for _ in range(self.replies))
 
-        def run() -> float:
-            _forget(llama)
-            reply = llama.generate(self.tokens, **GREEDY)
+    @cached_property
+    def replies(self) -> int:
+        """How many replies of the plain model last SAMPLE_SECONDS."""
+        self._reply(self.plain)
+        return math.ceil(SAMPLE_SECONDS / self._reply(self.plain))
+
+    def _reply(self, llama: Llama) -> float:
+        _forget(llama)
+        reply = llama.generate(self.tokens, **GREEDY)
+        next(reply)
+        began = time.perf_counter()
+        for _ in range(REPLY_TOKENS):
             next(reply)
-            began = time.perf_counter()
-            for _ in range(REPLY_TOKENS):
-                next(reply)
-            seconds = time.perf_counter() - began
-            reply.close()
-            return seconds
-
-        return run
+        seconds = time.perf_counter() - began
+        reply.close()
+        return seconds
 
     def _single_decode(self) -> float:
         """Seconds to decode the prompt's last token once more, alone, in the plain model."""
