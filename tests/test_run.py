@@ -14,6 +14,7 @@ from models import DEMO, DEMO_MMPROJ, OPTIONS, picture
 
 from mars_gguf import demo_model, hooks
 from mars_gguf.errors import MarsError, SteeringError
+from mars_gguf.evaluate import run
 from mars_gguf.evaluate.arms import ARMS, MARS, UNSTEERED, arms
 from mars_gguf.evaluate.run import EncodedOnce, Evaluation, Record, RecordFile, describe_run
 from mars_gguf.evaluate.suites import Case
@@ -78,10 +79,15 @@ def test_every_arm_answers_every_case_in_changing_order(evaluation: Evaluation) 
     ]
 
 
-def test_visual_questions_are_scored(evaluation: Evaluation) -> None:
-    case = image_case(1, kind="vqa", answer="zebra")
+def test_visual_questions_are_scored_knowing_what_was_asked(
+    evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = image_case(1, kind="vqa", answer="zebra", prompt="Which word?")
     assert all(r.correct is False for r in evaluation.ask(case))
     assert all(r.correct is None for r in evaluation.ask(image_case(1)))
+    monkeypatch.setattr(run, "is_correct", lambda *given: given)
+    (record,) = Evaluation(evaluation.llama, evaluation.handler, [MARS], max_tokens=4).ask(case)
+    assert record.correct == (record.reply, "zebra", "Which word?")
 
 
 @pytest.mark.parametrize("most", [3, 24])
@@ -210,8 +216,7 @@ def test_a_run_is_known_by_its_model_its_vector_and_what_is_asked(
 
     def describe(cases: list[Case], mmproj: str | None = DEMO_MMPROJ) -> str:
         vector = str(demo_model.VECTOR)
-        run = describe_run(evaluation.llama, mmproj, vector, cases, max_tokens=24)
-        return json.dumps(run)
+        return json.dumps(describe_run(evaluation.llama, mmproj, vector, cases, max_tokens=24))
 
     first = describe(cases)
     assert first == describe(cases)
