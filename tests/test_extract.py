@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from llama_cpp import llama_chat_format
 from llama_cpp import llama_cpp as lib
 from models import (
@@ -21,7 +23,13 @@ from models import (
 )
 
 from mars_gguf import hooks
-from mars_gguf.convert.extract import MAX_SEQUENCES, N_BATCH, GgufExtractor, Prompt
+from mars_gguf.convert.extract import (
+    MAX_SEQUENCES,
+    N_BATCH,
+    GgufExtractor,
+    Prompt,
+    _distinct_prefixes,
+)
 from mars_gguf.errors import ModelError
 from mars_gguf.hooks import HookedLlama, LayerOutput, Rows
 from mars_gguf.llama import SteeredLlama
@@ -314,3 +322,17 @@ def test_a_session_given_up_leaves_nothing_behind(model: str) -> None:
         with pytest.raises(RuntimeError):
             session._decode_last([1], visit)
         assert np.array_equal(session.observe()[0], expected)
+
+
+@given(st.lists(st.lists(st.integers(0, 2), max_size=6).map(tuple), min_size=1, max_size=5))
+def test_what_several_prompts_begin_with_is_decoded_once(prompts: list[tuple[int, ...]]) -> None:
+    entries = _distinct_prefixes(prompts)
+    rebuilt: list[list[int]] = [[] for _ in prompts]
+    for token, position, sequences, _ in entries:
+        assert len({tuple(rebuilt[i]) for i in sequences}) == 1
+        for i in sequences:
+            assert position == len(rebuilt[i])
+            rebuilt[i].append(token)
+    assert [tuple(tokens) for tokens in rebuilt] == prompts
+    distinct = {tokens[:end] for tokens in prompts for end in range(1, len(tokens) + 1)}
+    assert len(entries) == len(distinct)

@@ -15,7 +15,6 @@ from mars_gguf.bench.figures import Aim, Figure, Line, interleaved, ratios, time
 from mars_gguf.convert.extract import MAX_SEQUENCES, GgufExtractor, Prompt
 from mars_gguf.convert.probes import neutral_probes, paired_probes
 from mars_gguf.convert.prompts import ContrastPrompts, builtin_contrast, read_prompts
-from mars_gguf.errors import ModelError
 from mars_gguf.hooks import Rows
 
 PICTURES = 16
@@ -101,38 +100,25 @@ class Prefill(GgufExtractor):
         return self.seconds
 
     def _run(self, group: list[Any]) -> None:
-        memory = lib.llama_get_memory(self.llama.ctx)
-        lib.llama_memory_clear(memory, True)
-        shared = self._share_prefix(group, memory)
-        entries: list[tuple[int, int, int, bool]] = []
-        for i, sequence in enumerate(group):
-            sequence.n_past = shared
-            for k, part in enumerate(sequence.head):
-                if isinstance(part, tuple):
-                    self._decode_text(self._entries(sequence, i, part[shared:] if not k else part))
-                else:
-                    self._picture(sequence, i, part)
-            tail = self._entries(sequence, i, sequence.tail[0 if sequence.head else shared :])
-            entries += [*tail[:-1], (*tail[-1][:3], True)]
-        self._decode_text(entries)
-
-    def _picture(self, sequence: Any, index: int, picture: Any) -> None:
         self.forget_pictures()
-        began, before = time.perf_counter(), sequence.n_past
-        sequence.n_past = self._decode_picture(picture, sequence.n_past, index)
-        lib.llama_synchronize(self.llama.ctx)
-        self.seconds += time.perf_counter() - began
-        self.positions += sequence.n_past - before
+        self._prefill(group)
+        self.decode([(s.tail[-1], s.n_past, (i,), True) for i, s in enumerate(group)])
 
-    def decode(self, entries: list[tuple[int, int, int, bool]]) -> None:
-        self._fill(entries)
+    def _decode_picture(self, picture: Any, n_past: int, sequence: int) -> int:
         began = time.perf_counter()
-        code = lib.llama_decode(self.llama.ctx, self._batch)
+        after = super()._decode_picture(picture, n_past, sequence)
         lib.llama_synchronize(self.llama.ctx)
         self.seconds += time.perf_counter() - began
-        self.positions += len(entries)
-        if code != 0:
-            raise ModelError(f"llama_decode returned {code} for {len(entries)} tokens")
+        self.positions += after - n_past
+        return after
+
+    def _decode_batch(self) -> int:
+        began = time.perf_counter()
+        code = super()._decode_batch()
+        lib.llama_synchronize(self.llama.ctx)
+        self.seconds += time.perf_counter() - began
+        self.positions += self._batch.n_tokens
+        return code
 
 
 def extract(

@@ -1,8 +1,9 @@
 """Hidden states of a GGUF model: many prompts at once, all blocks, with and without steering.
 
 Prompts of one session are sequences of one unified KV cache. Everything but the last token of each
-is decoded first, without a callback, at the speed of prefill; what all prompts have in common (the
-head of the chat template) is decoded once and shared. The last tokens are then decoded together,
+is decoded first, without a callback, at the speed of prefill; what several prompts begin with is
+decoded once and shared (before pictures, and in memories that cannot share a token, only what all
+begin with). The last tokens are then decoded together,
 one row a prompt, and that short decode is the one that is observed: as at run time, where a
 steered last token is decoded alone. It can be repeated with another block steered, because each
 time it runs on copies of the sequences; so recurrent models, which cannot rewind, work too.
@@ -36,6 +37,8 @@ MAX_EMBEDDINGS = 64 << 20  # bytes of encoded pictures that are kept
 # cost more than the weights, which cost as much as attention over 12 x n_embd cells.
 MAX_CELLS = 4  # x n_embd
 Messages = list[dict[str, Any]]
+Entry = tuple[int, int, tuple[int, ...], bool]
+"""Of a batch: token, position, the sequences it belongs to, whether logits are wanted."""
 # Where llama-cpp-python recognises a chat template it uses its own rendering, which differs, so
 # that is what the runtime sees.
 OWN_FORMATS: dict[str, llama_chat_format.ChatFormatter] = {
@@ -108,8 +111,8 @@ class Session:
         memory = lib.llama_get_memory(llama.ctx)
         for i in range(n):
             lib.llama_memory_seq_cp(memory, i, MAX_SEQUENCES + i, -1, -1)
-        entries = [
-            (s.tail[-1], s.n_past, MAX_SEQUENCES + i, True) for i, s in enumerate(self.sequences)
+        entries: list[Entry] = [
+            (s.tail[-1], s.n_past, (MAX_SEQUENCES + i,), True) for i, s in enumerate(self.sequences)
         ]
         missing = set(layers)
 
@@ -176,7 +179,7 @@ class GgufExtractor:
             load_mmproj(self.llama, self._handler)
         self._formatter = self._chat_formatter()
         self._embeddings: OrderedDict[tuple[bytes, int], Any] = OrderedDict()
-        self._batch = lib.llama_batch_init(N_BATCH, 0, 1)
+        self._batch = lib.llama_batch_init(N_BATCH, 0, MAX_SEQUENCES)
 
     @property
     def sees_images(self) -> bool:
@@ -329,27 +332,36 @@ class GgufExtractor:
 
     @contextmanager
     def _prefilled(self, group: list[_Sequence]) -> Iterator[Session]:
-        memory = lib.llama_get_memory(self.llama.ctx)
-        lib.llama_memory_clear(memory, False)
         try:
-            shared = self._share_prefix(group, memory)
-            for i, sequence in enumerate(group):
-                sequence.n_past = shared
-                for k, part in enumerate(sequence.head):
-                    if isinstance(part, tuple):
-                        tokens = part[shared:] if k == 0 else part
-                        self._decode_text(self._entries(sequence, i, tokens))
-                    else:
-                        sequence.n_past = self._decode_picture(part, sequence.n_past, i)
-            entries = []
-            for i, sequence in enumerate(group):
-                skip = 0 if sequence.head else shared
-                entries += self._entries(sequence, i, sequence.tail[skip:-1])
-            self._decode_text(entries)
+            self._prefill(group)
             yield Session(self, group)
         finally:
             for sequence in group:
                 self._free(sequence)
+
+    def _prefill(self, group: list[_Sequence]) -> None:
+        """Decode all but the last token of each sequence, into an empty context."""
+        memory = lib.llama_get_memory(self.llama.ctx)
+        lib.llama_memory_clear(memory, False)
+        if self.llama.memory_can_rewind() and not any(s.head for s in group):
+            self._decode_text(_distinct_prefixes([s.tail[:-1] for s in group]))
+            for sequence in group:
+                sequence.n_past = len(sequence.tail) - 1
+            return
+        shared = self._share_prefix(group, memory)
+        for i, sequence in enumerate(group):
+            sequence.n_past = shared
+            for k, part in enumerate(sequence.head):
+                if isinstance(part, tuple):
+                    tokens = part[shared:] if k == 0 else part
+                    self._decode_text(self._entries(sequence, i, tokens))
+                else:
+                    sequence.n_past = self._decode_picture(part, sequence.n_past, i)
+        entries: list[Entry] = []
+        for i, sequence in enumerate(group):
+            skip = 0 if sequence.head else shared
+            entries += self._entries(sequence, i, sequence.tail[skip:-1])
+        self._decode_text(entries)
 
     def _share_prefix(self, group: list[_Sequence], memory: Any) -> int:
         """Decode what all prompts begin with into every sequence; return its length."""
@@ -360,36 +372,41 @@ class GgufExtractor:
         while all(len(t) > shared and t[shared] == first[0][shared] for t in first):
             shared += 1
         if shared:
-            self._decode_text([(t, p, 0, False) for p, t in enumerate(first[0][:shared])])
+            self._decode_text([(t, p, (0,), False) for p, t in enumerate(first[0][:shared])])
             for i in range(1, len(group)):
                 lib.llama_memory_seq_cp(memory, 0, i, -1, -1)
         return shared
 
     @staticmethod
-    def _entries(
-        sequence: _Sequence, index: int, tokens: tuple[int, ...]
-    ) -> list[tuple[int, int, int, bool]]:
-        entries = [(t, sequence.n_past + p, index, False) for p, t in enumerate(tokens)]
+    def _entries(sequence: _Sequence, index: int, tokens: tuple[int, ...]) -> list[Entry]:
+        entries: list[Entry] = [
+            (t, sequence.n_past + p, (index,), False) for p, t in enumerate(tokens)
+        ]
         sequence.n_past += len(tokens)
         return entries
 
-    def _decode_text(self, entries: list[tuple[int, int, int, bool]]) -> None:
+    def _decode_text(self, entries: list[Entry]) -> None:
         for start in range(0, len(entries), N_BATCH):
             self.decode(entries[start : start + N_BATCH])
 
-    def decode(self, entries: list[tuple[int, int, int, bool]]) -> None:
-        """Decode at most N_BATCH tokens: (token, position, sequence, wants logits) each."""
+    def decode(self, entries: list[Entry]) -> None:
+        """Decode at most N_BATCH tokens."""
         self._fill(entries)
-        code = lib.llama_decode(self.llama.ctx, self._batch)
+        code = self._decode_batch()
         if code != 0:
             raise ModelError(f"llama_decode returned {code} for {len(entries)} tokens")
 
-    def _fill(self, entries: list[tuple[int, int, int, bool]]) -> None:
+    def _decode_batch(self) -> int:
+        return int(lib.llama_decode(self.llama.ctx, self._batch))
+
+    def _fill(self, entries: list[Entry]) -> None:
         batch = self._batch
         batch.n_tokens = len(entries)
-        for k, (token, position, sequence, wants_logits) in enumerate(entries):
+        for k, (token, position, sequences, wants_logits) in enumerate(entries):
             batch.token[k], batch.pos[k], batch.logits[k] = token, position, wants_logits
-            batch.n_seq_id[k], batch.seq_id[k][0] = 1, sequence
+            batch.n_seq_id[k] = len(sequences)
+            for j, sequence in enumerate(sequences):
+                batch.seq_id[k][j] = sequence
 
     def _encode(self, picture: _Picture) -> Any:
         """The picture's embeddings, valid until the next one is encoded."""
@@ -428,6 +445,20 @@ class GgufExtractor:
         if code != 0:
             raise ModelError(f"llama.cpp could not decode a picture (code {code})")
         return int(after.value)
+
+
+def _distinct_prefixes(sequences: Sequence[tuple[int, ...]]) -> list[Entry]:
+    """What to decode for all ``sequences`` of tokens at once: what several begin with, only once.
+
+    By position, because sequences may share a token only as long as all before it was shared
+    (src/llama-batch.cpp), in this batch and in those before.
+    """
+    owners: dict[tuple[int, ...], list[int]] = {}
+    for i, tokens in enumerate(sequences):
+        for end in range(1, len(tokens) + 1):
+            owners.setdefault(tokens[:end], []).append(i)
+    ordered = sorted(owners.items(), key=lambda item: len(item[0]))
+    return [(prefix[-1], len(prefix) - 1, tuple(shared), False) for prefix, shared in ordered]
 
 
 def _identified(parts: list[Any], shown: Counter[bytes]) -> list[Any]:
