@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from mars_gguf.convert.extract import GgufExtractor, Prompt
 from mars_gguf.convert.measure import Conversion, Options, convert
 from mars_gguf.convert.prompts import ContrastPrompts, builtin_contrast, read_prompts
 from mars_gguf.errors import MarsError
-from mars_gguf.hooks import HookedLlama
+from mars_gguf.hooks import HookedLlama, Rows
 from mars_gguf.llama import SteeredLlama
 from mars_gguf.steering import coordinate
-from mars_gguf.vectors import read_vector, write_vector
+from mars_gguf.vectors import ModelFingerprint, read_vector, write_vector
 
 SOURCE = {"backend": "llama.cpp"}
 
@@ -148,6 +149,83 @@ def test_prompt_sets_that_cannot_work_are_refused(
             extractor, ContrastPrompts(harmful, harmless), {}, Options(),
             source=SOURCE, progress=False,
         )  # fmt: skip
+
+
+@dataclass
+class Toy:
+    """A model whose states say what a prompt is and whose first token is "sorry" or "sure": "sorry"
+    to every ``stride``-th prompt, and to all once steered at a block in ``pliable``."""
+
+    strides: dict[str, int]
+    pliable: tuple[int, ...] = ()
+    n_layer: int = 6
+    n_embd: int = 4
+    fingerprint = ModelFingerprint("toy", "", 6, 4, "", "", "")
+
+    def sessions(self, prompts: Sequence[Prompt]) -> Iterator[tuple[list[int], ToySession]]:
+        for i in range(0, len(prompts), 5):
+            part = prompts[i : i + 5]
+            yield list(range(i, i + len(part))), ToySession(self, part)
+
+    def contrast(self) -> ContrastPrompts:
+        return ContrastPrompts(*([f"{side} {i}" for i in range(80)] for side in self.strides))
+
+
+@dataclass
+class ToySession:
+    model: Toy
+    prompts: Sequence[Prompt]
+
+    def observe(self) -> tuple[Rows, Rows]:
+        states = [
+            np.random.default_rng(hash_of(p.text)).normal(
+                3 * p.text.startswith("harmful") + np.zeros((6, 4)), 0.5
+            )
+            for p in self.prompts
+        ]
+        return np.asarray(states, np.float32), self.logits([self.refuses(p) for p in self.prompts])
+
+    def steered(self, layer: int, additions: Rows) -> Rows:
+        forced = layer in self.model.pliable
+        assert (np.linalg.norm(additions, axis=-1) > 0).all()
+        return self.logits([forced or self.refuses(p) for p in self.prompts])
+
+    def refuses(self, prompt: Prompt) -> bool:
+        side, number = prompt.text.split()
+        return int(number) % self.model.strides[side] == 0
+
+    @staticmethod
+    def logits(refuses: Sequence[bool]) -> Rows:
+        return np.asarray([[9.0, 0.0] if r else [0.0, 9.0] for r in refuses], np.float32)
+
+
+def hash_of(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+
+@pytest.mark.parametrize("strides", [{"harmful": 2, "harmless": 3}, {"harmful": 1, "harmless": 4}])
+def test_only_prompts_that_become_refusals_count_as_effect(strides: dict[str, int]) -> None:
+    """With little contrast and with much: prompts that were refused anyway are no effect."""
+    pliable = Toy(strides, pliable=(2, 3))
+    made = convert(pliable, pliable.contrast(), {}, Options(), source=SOURCE, progress=False)
+    np.testing.assert_array_equal(made.scores.effect[1:5], [0, 1, 1, 0])
+    assert made.vector.layer in (2, 3)
+    assert (made.refusal.contrast < 0.2) == (strides["harmful"] == 2)
+    assert not any("chosen by separation" in warning for warning in made.warnings)
+
+
+@pytest.mark.parametrize("strides", [{"harmful": 2, "harmless": 3}, {"harmful": 1, "harmless": 1}])
+def test_without_any_effect_a_block_is_chosen_by_separation_and_headroom_and_it_says_so(
+    strides: dict[str, int],
+) -> None:
+    stubborn = Toy(strides)
+    made = convert(stubborn, stubborn.contrast(), {}, Options(), source=SOURCE, progress=False)
+    scores = made.scores
+    assert not scores.effect[1:5].any()
+    ranked = scores.separation[1:5] * (1 - np.clip(scores.threshold["text"][1:5], 0, 1))
+    assert ranked.argmax() > 0  # not merely the first candidate
+    assert made.vector.layer == 1 + int(ranked.argmax())
+    assert f"block {made.vector.layer} is chosen by separation" in " ".join(made.warnings)
 
 
 def test_block_ranges_outside_the_model_are_refused(

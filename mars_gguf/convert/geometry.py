@@ -137,8 +137,8 @@ class LayerScores:
 
     separation: AUROC of t on held-out text prompts.
     threshold: by modality, the t that all but a share ``budget`` of neutral inputs stay below.
-    effect: share of held-out harmless prompts whose first token becomes a refusal when steering
-        is forced, the least over the modalities.
+    effect: share of held-out harmless prompts, of those not refused anyway, whose first token
+        becomes a refusal when steering is forced, the least over the modalities.
     """
 
     separation: Array
@@ -146,14 +146,22 @@ class LayerScores:
     effect: Array
 
     @property
-    def total(self) -> Array:
-        """separation * effect * headroom, [L].
-
-        The headroom is 1 - threshold of the worst modality: how much of the way between the
-        centroids a medium may take from harmful content before the gate misses it.
-        """
+    def headroom(self) -> Array:
+        """1 - threshold of the worst modality, within 0 to 1, [L]: how much of the way between the
+        centroids a medium may take from harmful content before the gate misses it."""
         worst = np.max(list(self.threshold.values()), axis=0)
-        return np.asarray(self.separation * self.effect * (1 - np.clip(worst, 0, 1)))
+        return np.asarray(1 - np.clip(worst, 0, 1))
+
+    @property
+    def total(self) -> Array:
+        """separation * effect * headroom, [L]."""
+        return np.asarray(self.separation * self.effect * self.headroom)
+
+    @property
+    def best(self) -> int:
+        """The block of the largest total; if all are 0, of the largest separation * headroom."""
+        total = self.total if np.nanmax(self.total) > 0 else self.separation * self.headroom
+        return int(np.nanargmax(total))
 
 
 def upper_bound(values: Array, share: float) -> Array:

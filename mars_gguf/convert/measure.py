@@ -37,6 +37,10 @@ T = TypeVar("T")
 
 Advance = Callable[[int], object]
 
+# By modality, harmless prompts that the model does not refuse by itself, and their coordinates
+# [n, L]: what forced steering can turn into refusals.
+Answered = dict[str, tuple[list[Prompt], Array]]
+
 LIMITS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
 FORCED_LIMIT = 2.0
 EFFECT_PROMPTS = 32
@@ -190,17 +194,21 @@ def convert(
     def refused(logits: Rows) -> npt.NDArray[np.bool_]:
         return np.asarray(score(softmax(logits) @ weights) > 0.5)
 
+    answered: Answered = {}
+    for m, o in checks.items():
+        kept = score(o.raw_scores) <= 0.5
+        answered[m] = o.where(kept).prompts, t[m][kept]
     scores = LayerScores(
         separation=_separation(raw["harmful text"], raw["harmless text"], layers),
         threshold={m: upper_bound(values, options.over_refusal) for m, values in t.items()},
-        effect=_effect(extractor, checks, base, t, layers, refused, progress),
+        effect=_effect(extractor, answered, base, layers, refused, progress),
     )
-    layer = int(np.nanargmax(scores.total))
+    layer = scores.best
 
     spreads = {m: max(float(values[:, layer].std()), 1e-3) for m, values in t.items()}
     # Of text both classes are known: its unit is what moves t most within either.
     spreads["text"] = max(spreads["text"], float(raw["harmful text"][:, layer].std()))
-    limit = _calibrate_limit(extractor, checks, base, t, layer, refused, progress)
+    limit = _calibrate_limit(extractor, answered, base, layer, refused, progress)
     opens = max(float(scores.threshold[m][layer]) / spreads[m] for m in t)
     float32 = {m: np.asarray(s[layer], np.float32) for m, s in shifts.items()}
     geometry = steering.Geometry(
@@ -303,32 +311,30 @@ def _additions(base: Centroids, t: Array, layer: int, limit: float) -> Rows:
 
 def _effect(
     extractor: Extractor,
-    checks: Mapping[str, Observations],
+    answered: Answered,
     base: Centroids,
-    t: Mapping[str, Array],
     layers: Sequence[int],
     refused: Callable[[Rows], npt.NDArray[np.bool_]],
     progress: bool,
 ) -> Array:
-    """Share of harmless prompts that forced steering turns into refusals, the least over the
-    modalities, [L]; measured on EFFECT_PROMPTS prompts of each modality."""
+    """Share of answered prompts that forced steering turns into refusals, the least over the
+    modalities, [L]; measured on EFFECT_PROMPTS prompts of each modality, 0 without any."""
     effect = np.full(extractor.n_layer, np.nan)
     effect[layers] = 1.0
-    chosen = {m: _spread_out(range(len(o.prompts)))[:EFFECT_PROMPTS] for m, o in checks.items()}
+    chosen = {
+        m: _spread_out(range(len(prompts)))[:EFFECT_PROMPTS] for m, (prompts, _) in answered.items()
+    }
     total = len(layers) * sum(map(len, chosen.values()))
     with tqdm(total=total, desc="layer scores", unit="decode", disable=not progress) as bar:
-        for modality, observations in checks.items():
-            positions = np.asarray(chosen[modality])
+        for modality, (prompts, t) in answered.items():
+            positions = np.asarray(chosen[modality], int)
             count = np.zeros(len(layers))
-            for indices, session in extractor.sessions(
-                [observations.prompts[i] for i in positions]
-            ):
+            for indices, session in extractor.sessions([prompts[i] for i in positions]):
                 for k, layer in enumerate(layers):
-                    coordinates = t[modality][positions[indices], layer]
-                    additions = _additions(base, coordinates, layer, FORCED_LIMIT)
+                    additions = _additions(base, t[positions[indices], layer], layer, FORCED_LIMIT)
                     count[k] += refused(session.steered(layer, additions)).sum()
                     bar.update(len(indices))
-            effect[layers] = np.minimum(effect[layers], count / len(positions))
+            effect[layers] = np.minimum(effect[layers], count / max(1, len(positions)))
     return effect
 
 
@@ -339,26 +345,25 @@ def _spread_out(items: Sequence[T]) -> list[T]:
 
 def _calibrate_limit(
     extractor: Extractor,
-    checks: Mapping[str, Observations],
+    answered: Answered,
     base: Centroids,
-    t: Mapping[str, Array],
     layer: int,
     refused: Callable[[Rows], npt.NDArray[np.bool_]],
     progress: bool,
 ) -> float:
     """The trust limit t_max: the least of LIMITS at which forced steering refuses nearly as much
-    of every modality's harmless prompts as at the best."""
+    of every modality's answered prompts as at the best."""
     rates = np.ones(len(LIMITS))
-    total = sum(len(o.prompts) for o in checks.values())
+    total = sum(len(prompts) for prompts, _ in answered.values())
     with tqdm(total=total, desc="trust limit", unit="prompt", disable=not progress) as bar:
-        for modality, observations in checks.items():
+        for prompts, t in answered.values():
             count = np.zeros(len(LIMITS))
-            for indices, session in extractor.sessions(observations.prompts):
+            for indices, session in extractor.sessions(prompts):
                 for k, limit in enumerate(LIMITS):
-                    additions = _additions(base, t[modality][indices, layer], layer, limit)
+                    additions = _additions(base, t[indices, layer], layer, limit)
                     count[k] += refused(session.steered(layer, additions)).sum()
                 bar.update(len(indices))
-            rates = np.minimum(rates, count / len(observations.prompts))
+            rates = np.minimum(rates, count / max(1, len(prompts)))
     return LIMITS[int(np.argmax(rates >= 0.95 * rates.max()))]
 
 
@@ -376,6 +381,11 @@ def _warnings(
         found.append(
             f"Held-out harmful and harmless text overlap at the best block (AUROC "
             f"{scores.separation[layer]:.2f})."
+        )
+    if not scores.total[layer]:
+        found.append(
+            "No block has separation, effect and headroom at once (a total above 0): block "
+            f"{layer} is chosen by separation and headroom alone."
         )
     if scores.effect[layer] < 0.5:
         found.append(
