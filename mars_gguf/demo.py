@@ -27,6 +27,7 @@ from mars_gguf.convert.measure import Conversion, Options, convert
 from mars_gguf.convert.probes import paired_probes
 from mars_gguf.convert.prompts import ContrastPrompts, read_prompts
 from mars_gguf.errors import MarsError
+from mars_gguf.files import atomic
 from mars_gguf.llama import SteeredLlama
 from mars_gguf.media import load_image, user_message
 from mars_gguf.vectors import write_vector
@@ -248,7 +249,8 @@ def main(argv: list[str] | None = None) -> None:
         results = run(args.threads, vector, progress=not args.quiet)
         show(results, console, every=args.all)
         if args.json:
-            args.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            with atomic(args.json) as file:
+                file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
             console.print(f"wrote {args.json}")
 
 

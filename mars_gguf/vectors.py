@@ -25,7 +25,6 @@ import hashlib
 import math
 import os
 import struct
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -35,6 +34,7 @@ import numpy as np
 
 from mars_gguf.cli import command, printable
 from mars_gguf.errors import VectorError
+from mars_gguf.files import atomic
 from mars_gguf.steering import Array, Geometry
 
 if TYPE_CHECKING:
@@ -163,25 +163,24 @@ def _expect(good: bool, key: str, found: object, expected: str) -> None:
 def write_vector(vector: Vector, path: str | os.PathLike[str]) -> None:
     """Write ``vector`` to ``path`` as GGUF, atomically: the file is whole or not there.
 
-    Raises VectorError for values that could not be read back, OSError if the file system refuses.
+    Raises VectorError for values that could not be read back, MarsError if the file system refuses.
     """
+    with atomic(path) as temporary:
+        write_contents(vector, temporary)
+
+
+def write_contents(vector: Vector, path: Path) -> None:
+    """Write ``vector`` into the file at ``path``, and read it back. For callers with their own
+    `files.atomic`; raises VectorError as write_vector does, and OSError."""
     vector.check()
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
-    os.close(handle)
     try:
-        _write(vector, temporary)
-        _read(Path(temporary))
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        _write(vector, path)
+        _read(path)
     except (TypeError, ValueError, OverflowError, struct.error) as error:
-        raise VectorError(f"{path}: this vector cannot be written: {error}") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+        raise VectorError(f"this vector cannot be written: {error}") from error
 
 
-def _write(vector: Vector, path: str) -> None:
+def _write(vector: Vector, path: Path) -> None:
     import gguf  # slow to import, and whoever only steers writes nothing
 
     g = vector.geometry

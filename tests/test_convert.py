@@ -167,6 +167,53 @@ def test_the_module_runs_as_a_command_from_any_folder(inputs: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
+    ("there", "message"),
+    [
+        ("README.md", "README.md: found a file here, but no vector README.gguf that it belongs to"),
+        ("README.png", "README.png: found a file here, but no vector README.gguf"),
+        ("README.gguf", "README.gguf: found a file that is no vector. Choose another --output."),
+    ],
+)
+def test_files_that_belong_to_no_older_vector_are_not_replaced(
+    there: str, message: str, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / there).write_bytes(Path(DEMO).read_bytes()[:1000])
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.*")}
+    with pytest.raises(SystemExit) as ended:
+        convert(DEMO, folder=inputs, output=tmp_path / "README.gguf")
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.*")} == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on file sizes there")
+@pytest.mark.parametrize(("limit", "unwritten"), [(4, "v.gguf"), (24, "v.png")])
+def test_a_full_disk_leaves_vector_card_and_plot_as_they_were(
+    limit: int, unwritten: str, inputs: Path, tmp_path: Path
+) -> None:
+    """``limit`` in KiB lets all be written before the file called ``unwritten``."""
+    output = tmp_path / "v.gguf"
+    convert(DEMO, folder=inputs, output=output)
+    for name in ("v.md", "v.png"):
+        (tmp_path / name).write_bytes(b"old")
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.*")}
+    assert len(before["v.gguf"]) < 24 << 10
+    code = (
+        "import resource, sys; from mars_gguf.convert.__main__ import main; "
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit << 10},) * 2); main(sys.argv[1:])"
+    )
+    sets = ["--harmful", str(inputs / "harmful"), "--harmless", str(inputs / "harmless")]
+    done = subprocess.run(
+        [sys.executable, "-c", code, DEMO, "-q", "-t", "1", "-o", str(output), *sets],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (
+        2, f"error: {tmp_path / unwritten}: cannot be written: File too large\n"
+    )  # fmt: skip
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.*")} == before
+
+
+@pytest.mark.parametrize(
     ("output", "message"), [("v.gguf", "is the input itself"), ("v.md", "expected '.gguf'")]
 )
 def test_neither_vector_nor_card_replaces_what_was_there(

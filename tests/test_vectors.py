@@ -19,7 +19,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mars_gguf.errors import VectorError
+from mars_gguf.errors import MarsError, VectorError
 from mars_gguf.steering import Geometry, projection
 from mars_gguf.vectors import (
     MAX_FILE_BYTES,
@@ -347,7 +347,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_rest(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
-        with pytest.raises(OSError, match="too large"):
+        with pytest.raises(MarsError, match="a.gguf: cannot be written: File too large"):
             write_vector(VECTOR, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

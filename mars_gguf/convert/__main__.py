@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,8 @@ from mars_gguf.convert.prompts import (
 )
 from mars_gguf.convert.recipes import read_recipe
 from mars_gguf.errors import MarsError
-from mars_gguf.vectors import describe, file_sha256, write_vector
+from mars_gguf.files import atomic
+from mars_gguf.vectors import describe, file_sha256, write_contents
 
 if TYPE_CHECKING:
     from mars_gguf.convert.extract import GgufExtractor, Prompt
@@ -168,7 +170,7 @@ def run(args: argparse.Namespace) -> None:
     """Convert as the command line says. Raises MarsError for bad input, before anything is
     written."""
     from mars_gguf.convert.measure import Options, convert
-    from mars_gguf.convert.report import write_card, write_plot
+    from mars_gguf.convert.report import card, write_plot
 
     if args.input is None:
         raise MarsError("no model: give a GGUF file, a transformers model, or --recipe")
@@ -179,7 +181,9 @@ def run(args: argparse.Namespace) -> None:
     given, model = _artefact(args)
     used = (args.harmful, args.harmless, args.neutral_media, args.mmproj, args.recipe)
     inputs = [args.input, model, *(str(path) for path in used if path)]
-    output = _output(args.output or f"{_stem(args.input)}-mars.gguf", inputs)
+    output, *beside = _outputs(
+        args.output or f"{_stem(args.input)}-mars.gguf", inputs, plot=not args.no_plot
+    )
     neutral = _neutral(args) if args.mmproj or not is_gguf(model) else _no_pictures(args)
     extractor = open_model(model, args)
     try:
@@ -203,20 +207,17 @@ def run(args: argparse.Namespace) -> None:
         extractor.close()
     if args.untested:
         conversion.warnings.insert(0, f"The recipe was shipped untested: {args.untested}")
-    try:
-        write_vector(conversion.vector, output)
-        write_card(conversion, output.with_suffix(".md"), output)
-        if not args.no_plot:
-            write_plot(conversion, output.with_suffix(".png"))
-    except OSError as error:
-        raise MarsError(f"{output}: could not be written: {error}") from error
+    with ExitStack() as files:  # all of them, or none
+        vector_file = files.enter_context(atomic(output))
+        write_contents(conversion.vector, vector_file)
+        text = card(conversion, output.name, file_sha256(vector_file))
+        files.enter_context(atomic(beside[0])).write_text(text, encoding="utf-8")
+        for plot in beside[1:]:
+            write_plot(conversion, files.enter_context(atomic(plot)))
     print(describe(conversion.vector))
     for warning in conversion.warnings:
         print(f"warning: {warning}")
-    print(
-        f"wrote {output}, {output.with_suffix('.md').name}"
-        + ("" if args.no_plot else f", {output.with_suffix('.png').name}")
-    )
+    print(f"wrote {output}, {', '.join(path.name for path in beside)}")
 
 
 def open_model(model: str, args: argparse.Namespace) -> GgufExtractor | TransformersExtractor:
@@ -295,7 +296,9 @@ def _artefact(args: argparse.Namespace) -> tuple[Artefact | None, str]:
     return given, args.model
 
 
-def _output(name: str, inputs: list[str]) -> Path:
+def _outputs(name: str, inputs: list[str], *, plot: bool) -> list[Path]:
+    """Where the vector, its card and, with ``plot``, its plot go. Raises MarsError if they cannot
+    be written there, or would replace anything but an older vector with what lies beside it."""
     output = Path(name)
     if output.is_dir():
         raise MarsError(f"{output}: is a directory, expected a file name")
@@ -304,11 +307,20 @@ def _output(name: str, inputs: list[str]) -> Path:
             f"{output}: found the ending {output.suffix!r}, expected '.gguf': the card and the "
             "plot are written beside it under '.md' and '.png'"
         )
-    for written in (output, output.with_suffix(".md"), output.with_suffix(".png")):
+    outputs = [output, *map(output.with_suffix, [".md", ".png"][: 1 + plot])]
+    for written in outputs:
         if written.is_dir():
             raise MarsError(f"{written}: is a directory, expected to write a file there")
         if written.exists() and any(Path(i).exists() and written.samefile(i) for i in inputs):
             raise MarsError(f"{written}: this is the input itself. Choose another --output.")
+    if output.exists() and not is_artefact(output):
+        raise MarsError(f"{output}: found a file that is no vector. Choose another --output.")
+    for written in outputs[1:]:
+        if written.exists() and not output.exists():
+            raise MarsError(
+                f"{written}: found a file here, but no vector {output.name} that it belongs to. "
+                "Move it away, or choose another --output."
+            )
     folder = next(p for p in output.absolute().parents if p.exists())
     try:  # now, not after an hour of measuring
         tempfile.TemporaryFile(dir=folder).close()
@@ -316,7 +328,7 @@ def _output(name: str, inputs: list[str]) -> Path:
         raise MarsError(
             f"{output}: cannot be written, {folder}: {error.strerror}. Choose another --output."
         ) from error
-    return output
+    return outputs
 
 
 def _neutral(args: argparse.Namespace) -> dict[str, list[Prompt]]:

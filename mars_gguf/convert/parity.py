@@ -24,6 +24,7 @@ from mars_gguf.convert.measure import Conversion, Extractor, Options, convert
 from mars_gguf.convert.probes import neutral_probes
 from mars_gguf.convert.prompts import ContrastPrompts, builtin_contrast, read_prompts
 from mars_gguf.errors import MarsError
+from mars_gguf.files import atomic
 from mars_gguf.hooks import Rows, require_gguf
 
 HEADING = "## Parity"
@@ -142,7 +143,8 @@ def append_to_card(card: Path, table: str) -> None:
         raise MarsError(f"{card}: no such card. mars_gguf.convert writes one beside the vector.")
     text = card.read_text(encoding="utf-8")
     text = re.split(f"^{HEADING}: ", text, flags=re.MULTILINE)[0].rstrip()
-    card.write_text(f"{text}\n\n{table}", encoding="utf-8")
+    with atomic(card) as file:
+        file.write_text(f"{text}\n\n{table}", encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> None:

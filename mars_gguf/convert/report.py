@@ -7,23 +7,24 @@ from pathlib import Path
 import numpy as np
 
 from mars_gguf.convert.measure import Conversion
-from mars_gguf.vectors import Vector, describe, file_sha256
+from mars_gguf.vectors import Vector, describe
 
 
-def write_card(conversion: Conversion, path: Path, vector_path: Path) -> None:
-    """Write the Markdown card of ``vector_path``: what was measured, on what, and how to use it."""
+def card(conversion: Conversion, name: str, sha256: str) -> str:
+    """The Markdown card of the vector file called ``name`` with this hash: what was measured, on
+    what, and how to use it."""
     vector, scores = conversion.vector, conversion.scores
     mmproj = "--mmproj MMPROJ.gguf " if vector.modalities != ["text"] else ""
     g, layer = vector.geometry, vector.layer
     lines = [
-        f"# {vector_path.name}",
+        f"# {name}",
         "",
         f"A refusal-steering vector for **{_model_name(vector)}** "
         f"({vector.model.quantization or vector.source['backend']}), made by "
         f"{vector.source['tool']}.",
         "",
         "```",
-        f"python -m mars_gguf.chat --model MODEL.gguf {mmproj}--vector {vector_path.name}",
+        f"python -m mars_gguf.chat --model MODEL.gguf {mmproj}--vector {name}",
         "```",
         "",
     ]
@@ -37,9 +38,9 @@ def write_card(conversion: Conversion, path: Path, vector_path: Path) -> None:
         "| set | mean t | spread |",
         "| --- | --- | --- |",
     ]
-    for name, t in conversion.coordinates.items():
+    for group, t in conversion.coordinates.items():
         width = f"{t[:, layer].std():.3f}" if len(t) > 1 else ""
-        lines.append(f"| {name} | {t[:, layer].mean():.3f} | {width} |")
+        lines.append(f"| {group} | {t[:, layer].mean():.3f} | {width} |")
     lines += [
         "",
         "| modality | shift along the direction (t) | spread | gate opens at t | fully open |",
@@ -67,15 +68,15 @@ def write_card(conversion: Conversion, path: Path, vector_path: Path) -> None:
     for block in np.flatnonzero(~np.isnan(scores.total)):
         cells = [scores.separation[block], *(t[block] for t in scores.threshold.values())]
         cells += [scores.effect[block], scores.total[block]]
-        name = f"**{block}**" if block == layer else str(block)
-        lines.append(f"| {name} | " + " | ".join(f"{x:.3f}" for x in cells) + " |")
+        bold = f"**{block}**" if block == layer else str(block)
+        lines.append(f"| {bold} | " + " | ".join(f"{x:.3f}" for x in cells) + " |")
     lines += [
         "",
         "## All values",
         "",
         "```",
         describe(vector),
-        f"sha256      {file_sha256(vector_path)}",
+        f"sha256      {sha256}",
         "```",
         "",
         "The file adds refusal where the model itself would have refused the same request as "
@@ -83,7 +84,7 @@ def write_card(conversion: Conversion, path: Path, vector_path: Path) -> None:
         "prompts whose hash stands above, not on yours.",
         "",
     ]
-    path.write_text("\n".join(lines), encoding="utf-8")
+    return "\n".join(lines)
 
 
 def _model_name(vector: Vector) -> str:
@@ -128,4 +129,4 @@ def write_plot(conversion: Conversion, path: Path) -> None:
     bottom.legend(fontsize=7, loc="upper left")
     for axes in (top, bottom):
         axes.axvline(vector.layer, color="black", linestyle=":", linewidth=1)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, format="png", dpi=130)
