@@ -15,6 +15,7 @@ from models import DEMO, DEMO_MMPROJ, OPTIONS, last_states, tokens_of, user
 
 from mars_gguf import demo, demo_model
 from mars_gguf.convert.extract import GgufExtractor, Prompt
+from mars_gguf.convert.geometry import LayerScores
 from mars_gguf.convert.measure import Conversion, Options, convert
 from mars_gguf.convert.prompts import ContrastPrompts, builtin_contrast, read_prompts
 from mars_gguf.errors import MarsError
@@ -226,6 +227,14 @@ def test_without_any_effect_a_block_is_chosen_by_separation_and_headroom_and_it_
     assert ranked.argmax() > 0  # not merely the first candidate
     assert made.vector.layer == 1 + int(ranked.argmax())
     assert f"block {made.vector.layer} is chosen by separation" in " ".join(made.warnings)
+
+
+def test_where_no_block_has_headroom_the_best_separation_decides() -> None:
+    separation = np.array([np.nan, 0.6, 0.9, 0.8])
+    scores = LayerScores(
+        separation, {"text": np.array([3.0, 2, 2, 2])}, np.array([np.nan, 1, 0, 0])
+    )
+    assert scores.best == 2
 
 
 def test_block_ranges_outside_the_model_are_refused(

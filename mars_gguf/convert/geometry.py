@@ -159,9 +159,10 @@ class LayerScores:
 
     @property
     def best(self) -> int:
-        """The block of the largest total; if all are 0, of the largest separation * headroom."""
-        total = self.total if np.nanmax(self.total) > 0 else self.separation * self.headroom
-        return int(np.nanargmax(total))
+        """The block of the largest total; if all are 0, of the largest separation * headroom; if
+        those are 0 too, of the largest separation."""
+        ranks = self.total, self.separation * self.headroom, self.separation
+        return int(np.nanargmax(next((r for r in ranks if np.nanmax(r) > 0), ranks[-1])))
 
 
 def upper_bound(values: Array, share: float) -> Array:

@@ -385,7 +385,7 @@ def _warnings(
     if not scores.total[layer]:
         found.append(
             "No block has separation, effect and headroom at once (a total above 0): block "
-            f"{layer} is chosen by separation and headroom alone."
+            f"{layer} is chosen by separation and what headroom there is."
         )
     if scores.effect[layer] < 0.5:
         found.append(
