@@ -66,11 +66,19 @@ class ModelFingerprint:
         ``force`` allows another name, quantization or chat template; the architecture, the shape
         and the tokenizer must always agree.
         """
-        forgivable = {"name", "quantization", "chat_template_sha256"}
         mine, theirs = asdict(self), asdict(other)
         return [
             f"{key}: the vector was made for {_short(mine[key])}, this model has "
             f"{_short(theirs[key])}"
+            for key in self.differing(other, force=force)
+        ]
+
+    def differing(self, other: ModelFingerprint, *, force: bool = False) -> list[str]:
+        """The names of those fields."""
+        forgivable = {"name", "quantization", "chat_template_sha256"}
+        mine, theirs = asdict(self), asdict(other)
+        return [
+            key
             for key in mine
             if mine[key] != theirs[key]
             and mine[key] != ""

@@ -64,6 +64,20 @@ def save(model: Any, processor: Any, folder: Path) -> str:
     return str(folder)
 
 
+def from_gguf(path: Path, folder: Path) -> str:
+    """The weights of a GGUF, dequantized to float32, with its tokenizer."""
+    loaded = {"gguf_file": path.name}
+    transformers.utils.logging.disable_progress_bar()
+    words = transformers.AutoTokenizer.from_pretrained(path.parent, **loaded)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        path.parent, dtype=torch.float32, **loaded
+    )
+    # Its weights are plain float32 now, but transformers refuses to save what it calls quantized.
+    model.hf_quantizer, model.is_quantized = None, False
+    model.config.__dict__.pop("quantization_config", None)
+    return save(model, words, folder)
+
+
 def llama(folder: Path, template: str | None = TEMPLATE) -> str:
     torch.manual_seed(1)
     words = tokenizer(template)

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,19 @@ import torch
 import transformers
 from checkpoints import BLOCKS, SEEING, TEXTS, WIDTH
 from llama_cpp import llama_chat_format
-from models import OPTIONS, picture, random_llama, user
+from models import DEMO, DEMO_MMPROJ, OPTIONS, picture, random_llama, user
 
 from mars_gguf.convert.__main__ import main
 from mars_gguf.convert.extract import GgufExtractor, Prompt
 from mars_gguf.convert.extract_transformers import TransformersExtractor
 from mars_gguf.convert.measure import Options
 from mars_gguf.convert.parity import Parity, append_to_card, compare
+from mars_gguf.convert.parity import main as compare_models
 from mars_gguf.convert.prompts import ContrastPrompts, builtin_contrast
+from mars_gguf.demo_model import FOLDER
 from mars_gguf.errors import MarsError, ModelError
 from mars_gguf.llama import SteeredLlama
-from mars_gguf.vectors import read_vector
+from mars_gguf.vectors import read_vector, write_vector
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -196,19 +199,7 @@ def test_half_precision_is_close(checkpoint: str) -> None:
 def real(smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
     """(transformers directory, F32 GGUF) of SmolLM2's weights, both from its Q4_1 file."""
     folder = tmp_path_factory.mktemp("smollm2")
-    source = Path(smollm2)
-    loaded = {"gguf_file": source.name}
-    transformers.utils.logging.disable_progress_bar()
-    words = transformers.AutoTokenizer.from_pretrained(source.parent, **loaded)
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        source.parent, dtype=torch.float32, **loaded
-    )
-    # Its weights are plain float32 now, but transformers refuses to save what it calls quantized.
-    model.hf_quantizer, model.is_quantized = None, False
-    model.config.__dict__.pop("quantization_config", None)
-    model.save_pretrained(folder / "checkpoint")
-    words.save_pretrained(folder / "checkpoint")
-    del model
+    checkpoint = checkpoints.from_gguf(Path(smollm2), folder / "checkpoint")
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = llama_cpp.LLAMA_FTYPE_ALL_F32
     parameters.allow_requantize = True
@@ -217,7 +208,7 @@ def real(smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
         smollm2.encode(), str(gguf).encode(), ctypes.byref(parameters)
     )
     assert code == 0
-    yield str(folder / "checkpoint"), str(gguf)
+    yield checkpoint, str(gguf)
     shutil.rmtree(folder)
 
 
@@ -274,9 +265,62 @@ def test_a_vector_from_float32_steers_the_quantized_model(parity: Parity, smollm
 
 def test_two_models_are_not_compared(real: tuple[str, str], small_llama: str) -> None:
     a, b = GgufExtractor(small_llama), TransformersExtractor(real[0])
-    with pytest.raises(MarsError, match=r"two models:\n.*n_layer"):
+    with pytest.raises(MarsError, match=r"a and b are two models, expected one:\n.*n_layer: 3 and"):
         compare(a, b, builtin_contrast(), {}, Options())
     a.close()
+
+
+@pytest.fixture(scope="module")
+def dequantized(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A transformers directory of the shipped model's weights."""
+    return checkpoints.from_gguf(Path(DEMO), tmp_path_factory.mktemp("demo"))
+
+
+def test_the_parity_command_prints_a_table_and_the_next_conversion_keeps_it_in_the_card(
+    dequantized: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, card = tmp_path / "v.gguf", tmp_path / "v.md"
+    sets = []
+    for name in ("harmful", "harmless"):
+        lines = (FOLDER / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines[:40]), encoding="utf-8")
+        sets += [f"--{name}", str(tmp_path / f"{name}.jsonl")]
+    again = [DEMO, "-o", str(output), "-q", "--no-plot", "-t", "1", *sets]
+    main(again)
+    before = card.read_text()
+    capsys.readouterr()
+    options = ["--card", str(card), "--pairs", "24", "-t", "1", "-q", *sets]
+    compare_models([DEMO, dequantized, *options])
+    table = capsys.readouterr().out.removesuffix("\n")
+    assert table.startswith("## Parity: llama.cpp Q4_K_M and transformers float32\n")
+    cosines = [float(row.split(" | ")[1]) for row in table.splitlines() if "**" in row]
+    assert cosines and min(cosines) > 0.95
+    assert card.read_text() == f"{before}\n{table}"
+    main(again)
+    assert card.read_text() == f"{before}\n{table}"
+    write_vector(replace(read_vector(output), layer=1), output)  # of another conversion
+    main(again)
+    assert card.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--card", "missing.md"], "missing.md: cannot be read as a card"),
+        (["--mmproj", DEMO_MMPROJ, "--probes", "16"], "this model sees no pictures"),
+        (["--neutral-media", "pictures"], "--neutral-media: without --mmproj text alone"),
+        (["--harmful", "a"], "--harmful and --harmless go together"),
+    ],
+)
+def test_what_parity_cannot_do_is_said_before_measuring(
+    options: list[str], message: str, dequantized: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        compare_models([DEMO, dequantized, "-q", *options])
+    assert ended.value.code == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.out == ""
 
 
 # The command -------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mars_gguf.cli import command, positive
+from mars_gguf.convert import DEVICES, DTYPES
 from mars_gguf.convert.artefacts import Artefact, is_artefact, read_artefact
 from mars_gguf.convert.prompts import (
     ContrastPrompts,
@@ -26,7 +27,14 @@ from mars_gguf.convert.prompts import (
 from mars_gguf.convert.recipes import read_recipe
 from mars_gguf.errors import MarsError
 from mars_gguf.files import atomic
-from mars_gguf.vectors import describe, file_sha256, write_contents
+from mars_gguf.vectors import (
+    Vector,
+    VectorError,
+    describe,
+    file_sha256,
+    read_vector,
+    write_contents,
+)
 
 if TYPE_CHECKING:
     from mars_gguf.convert.extract import GgufExtractor, Prompt
@@ -121,11 +129,11 @@ def parser() -> argparse.ArgumentParser:
     torch = p.add_argument_group("transformers models")
     torch.add_argument(
         "--dtype",
-        choices=["auto", "float32", "bfloat16", "float16"],
+        choices=DTYPES,
         default="auto",
         help="of the weights (default: auto, as they are stored)",
     )
-    torch.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
+    torch.add_argument("--device", choices=DEVICES, default="auto")
     torch.add_argument(
         "--batch-size", type=int, default=8, metavar="N", help="prompts at once (default: 8)"
     )
@@ -207,10 +215,11 @@ def run(args: argparse.Namespace) -> None:
         extractor.close()
     if args.untested:
         conversion.warnings.insert(0, f"The recipe was shipped untested: {args.untested}")
+    parity = _parity_table(output, conversion.vector)
     with ExitStack() as files:  # all of them, or none
         vector_file = files.enter_context(atomic(output))
         write_contents(conversion.vector, vector_file)
-        text = card(conversion, output.name, file_sha256(vector_file))
+        text = card(conversion, output.name, file_sha256(vector_file), parity)
         files.enter_context(atomic(beside[0])).write_text(text, encoding="utf-8")
         for plot in beside[1:]:
             write_plot(conversion, files.enter_context(atomic(plot)))
@@ -218,6 +227,23 @@ def run(args: argparse.Namespace) -> None:
     for warning in conversion.warnings:
         print(f"warning: {warning}")
     print(f"wrote {output}, {', '.join(path.name for path in beside)}")
+
+
+def _parity_table(output: Path, vector: Vector) -> str:
+    """The parity table in the card that is to be replaced, if the vector there was measured on the
+    same model: the same fingerprint, and a direction that rounding explains. Else ""."""
+    from mars_gguf.convert.report import split_parity
+
+    try:
+        older = read_vector(output)
+        text = output.with_suffix(".md").read_text(encoding="utf-8")
+    except (VectorError, OSError, UnicodeDecodeError):
+        return ""
+    a, b = older.geometry, vector.geometry
+    same = (older.model, older.layer) == (vector.model, vector.layer) and (
+        a.direction @ b.direction > 0.999 * a.distance * b.distance
+    )
+    return split_parity(text)[1] if same else ""
 
 
 def open_model(model: str, args: argparse.Namespace) -> GgufExtractor | TransformersExtractor:

@@ -95,7 +95,6 @@ class Artefact:
         model's refusal direction at all (cosine below MIN_COSINE).
         """
         cosine = self.cosine(measured)
-        cosine = self.cosine(measured)
         if abs(cosine) < MIN_COSINE or (self.has_centroids and cosine < 0):
             raise MarsError(
                 f"{self.origin}: at block {self.layer} its direction has cosine {cosine:.2f} with "
@@ -236,8 +235,13 @@ def _parallel(a: Array, b: Array) -> bool:
 
 
 def _load_safetensors(path: Path) -> dict[str, Any]:
-    from safetensors import SafetensorError, safe_open
-
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as error:
+        raise MarsError(
+            f"{path}: reading .safetensors needs safetensors ({error}): "
+            "pip install 'mars-gguf[convert]'"
+        ) from error
     try:
         with safe_open(path, framework="np") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

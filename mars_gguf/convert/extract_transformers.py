@@ -38,8 +38,6 @@ except ImportError as error:
 
 Inputs = dict[str, Any]
 Visit = Callable[[int, Any], Any]
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-DEVICES = ("auto", "cpu", "cuda", "mps")
 
 # transformers' model types whose architecture has another name in GGUF (gguf.MODEL_ARCH_NAMES).
 # Empty: it depends on more than the type, so it is not compared.

@@ -8,7 +8,6 @@ against its float32 checkpoint shows what quantization does to hidden states and
 from __future__ import annotations
 
 import argparse
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,18 +15,17 @@ from pathlib import Path
 
 import numpy as np
 
-from mars_gguf.cli import command
+from mars_gguf.cli import command, positive
+from mars_gguf.convert import DEVICES, DTYPES
 from mars_gguf.convert.extract import GgufExtractor, Prompt
-from mars_gguf.convert.extract_transformers import DEVICES, DTYPES, TransformersExtractor
 from mars_gguf.convert.geometry import Array
 from mars_gguf.convert.measure import Conversion, Extractor, Options, convert
 from mars_gguf.convert.probes import neutral_probes
 from mars_gguf.convert.prompts import ContrastPrompts, builtin_contrast, read_prompts
+from mars_gguf.convert.report import PARITY, split_parity
 from mars_gguf.errors import MarsError
 from mars_gguf.files import atomic
 from mars_gguf.hooks import Rows, require_gguf
-
-HEADING = "## Parity"
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class Parity:
         difference = np.abs(self.t[0] - self.t[1])
         modalities = list(self.cosine)
         lines = [
-            f"{HEADING}: {self.names[0]} and {self.names[1]}",
+            f"{PARITY}: {self.names[0]} and {self.names[1]}",
             "",
             "Cosine of the hidden states of one prompt, the least over "
             + ", ".join(f"{len(c)} {m} prompts" for m, c in self.cosine.items())
@@ -99,9 +97,15 @@ def compare(
 
     Raises MarsError if the two are not of one model.
     """
-    differences = a.fingerprint.differences(b.fingerprint, force=True)
-    if differences:
-        raise MarsError(f"{names[0]} and {names[1]} are two models:\n  " + "\n  ".join(differences))
+    differing = a.fingerprint.differing(b.fingerprint, force=True)
+    if differing:
+        raise MarsError(
+            f"{names[0]} and {names[1]} are two models, expected one:\n  "
+            + "\n  ".join(
+                f"{key}: {getattr(a.fingerprint, key)} and {getattr(b.fingerprint, key)}"
+                for key in differing
+            )
+        )
     conversions, seconds = [], []
     for extractor, name in ((a, names[0]), (b, names[1])):
         began = time.perf_counter()
@@ -137,14 +141,22 @@ def _cosine(a: Rows, b: Rows) -> Array:
     return np.asarray(np.einsum("nld,nld->nl", a, b, dtype=np.float64) / lengths)
 
 
+def read_card(card: Path) -> str:
+    """The text of a vector's card. Raises MarsError."""
+    try:
+        return card.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise MarsError(
+            f"{card}: cannot be read as a card ({error}). mars_gguf.convert writes one beside the "
+            "vector."
+        ) from error
+
+
 def append_to_card(card: Path, table: str) -> None:
     """Put the table at the end of a vector's card, in place of an older one."""
-    if not card.is_file():
-        raise MarsError(f"{card}: no such card. mars_gguf.convert writes one beside the vector.")
-    text = card.read_text(encoding="utf-8")
-    text = re.split(f"^{HEADING}: ", text, flags=re.MULTILINE)[0].rstrip()
+    text, _ = split_parity(read_card(card))
     with atomic(card) as file:
-        file.write_text(f"{text}\n\n{table}", encoding="utf-8")
+        file.write_text(text + table, encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -154,26 +166,37 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--mmproj", metavar="FILE", help="compare on pictures too")
     p.add_argument("--harmful", metavar="FILE")
     p.add_argument("--harmless", metavar="FILE")
-    p.add_argument("--pairs", type=int, metavar="N", help="use the first N prompts of each set")
+    p.add_argument(
+        "--pairs", type=positive, metavar="N", help="use the first N prompts of each set"
+    )
     p.add_argument("--neutral-media", metavar="PATH")
-    p.add_argument("--probes", type=int, default=32, metavar="N")
-    p.add_argument("--image-size", type=int, default=224, metavar="N")
+    p.add_argument("--probes", type=positive, default=32, metavar="N")
+    p.add_argument("--image-size", type=positive, default=224, metavar="N")
     p.add_argument("--dtype", choices=DTYPES, default="float32")
     p.add_argument("--device", choices=DEVICES, default="auto")
-    p.add_argument("--batch-size", type=int, default=32, metavar="N")
+    p.add_argument("--batch-size", type=positive, default=32, metavar="N")
     p.add_argument("-ngl", "--n-gpu-layers", type=int, default=0, metavar="N")
-    p.add_argument("-t", "--threads", type=int, metavar="N")
+    p.add_argument("-t", "--threads", type=positive, metavar="N")
     p.add_argument("--card", type=Path, metavar="FILE", help="append the table to this card")
     p.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
     args = p.parse_args(argv)
     with command():
-        print(run(args))
+        if args.card is not None:
+            read_card(args.card)  # now, not after an hour of measuring
+        table = run(args).table()
+        print(table)
+        if args.card is not None:
+            append_to_card(args.card, table)
 
 
-def run(args: argparse.Namespace) -> str:
-    """Compare as the command line says; returns the table."""
+def run(args: argparse.Namespace) -> Parity:
+    """Compare as the command line says. Raises MarsError."""
+    from mars_gguf.convert.extract_transformers import TransformersExtractor
+
     if (args.harmful is None) != (args.harmless is None):
         raise MarsError("--harmful and --harmless go together: give both files or neither")
+    if args.neutral_media is not None and args.mmproj is None:
+        raise MarsError("--neutral-media: without --mmproj text alone is compared")
     contrast = builtin_contrast()
     if args.harmful is not None:
         contrast = ContrastPrompts(read_prompts(args.harmful), read_prompts(args.harmless))
@@ -197,7 +220,11 @@ def run(args: argparse.Namespace) -> str:
         f"transformers {str(checkpoint.model.dtype).removeprefix('torch.')}",
     )
     try:
-        parity = compare(
+        if neutral and not checkpoint.sees_images:
+            raise MarsError(
+                f"{args.checkpoint}: this model sees no pictures, but --mmproj compares on some"
+            )
+        return compare(
             quantized,
             checkpoint,
             contrast,
@@ -209,9 +236,6 @@ def run(args: argparse.Namespace) -> str:
     finally:
         quantized.close()
         checkpoint.close()
-    if args.card is not None:
-        append_to_card(args.card, parity.table())
-    return parity.table()
 
 
 if __name__ == "__main__":

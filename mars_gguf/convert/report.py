@@ -9,10 +9,12 @@ import numpy as np
 from mars_gguf.convert.measure import Conversion
 from mars_gguf.vectors import Vector, describe
 
+PARITY = "## Parity"  # the heading that mars_gguf.convert.parity puts its table under
 
-def card(conversion: Conversion, name: str, sha256: str) -> str:
+
+def card(conversion: Conversion, name: str, sha256: str, parity: str = "") -> str:
     """The Markdown card of the vector file called ``name`` with this hash: what was measured, on
-    what, and how to use it."""
+    what, and how to use it. ``parity``: a table of mars_gguf.convert.parity to end with."""
     vector, scores = conversion.vector, conversion.scores
     mmproj = "--mmproj MMPROJ.gguf " if vector.modalities != ["text"] else ""
     g, layer = vector.geometry, vector.layer
@@ -84,7 +86,13 @@ def card(conversion: Conversion, name: str, sha256: str) -> str:
         "prompts whose hash stands above, not on yours.",
         "",
     ]
-    return "\n".join(lines)
+    return "\n".join(lines) + ("\n" + parity if parity else "")
+
+
+def split_parity(text: str) -> tuple[str, str]:
+    """A card's text without its parity table, ready to append one, and the table ("": none)."""
+    text, heading, table = text.partition(f"\n{PARITY}: ")
+    return text.rstrip() + "\n\n", heading.lstrip() + table
 
 
 def _model_name(vector: Vector) -> str:
