@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import struct
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +143,68 @@ def test_a_pickle_that_wants_to_run_code_does_not(suffix: str, tmp_path: Path) -
     with pytest.raises(MarsError, match="cannot be read as"):
         read_artefact(path, 1)
     assert not trace.exists()
+
+
+def npy(shape: str, data: bytes = b"", end: str = "\n") -> bytes:
+    """An .npy file whose header is not checked."""
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}{end}".encode()
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + data
+
+
+def npz(
+    path: Path, content: bytes, damage: dict[int, int], method: int = zipfile.ZIP_STORED
+) -> None:
+    """An .npz of one array with some bytes of its last zip entry's headers and data replaced."""
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("direction.npy", content)
+    raw = bytearray(path.read_bytes())
+    for offset, value in damage.items():
+        raw[offset if offset >= 0 else raw.index(b"PK\x01\x02") - offset] = value
+    path.write_bytes(raw)
+
+
+GOOD = npy("(8,)", np.ones(8, "<f4").tobytes())
+DATA = 30 + len("direction.npy")  # where the entry's data begin; negative: in the directory
+HOSTILE_NPZ: dict[str, tuple[Any, ...]] = {
+    "encrypted": (GOOD, {6: 1, -8: 1}),
+    "unknown compression": (GOOD, {8: 77, -10: 77}),
+    "corrupt deflate": (GOOD, {DATA + 5: 255, DATA + 6: 255}, zipfile.ZIP_DEFLATED),
+    "corrupt LZMA": (GOOD, {DATA + i: 255 for i in range(4, 12)}, zipfile.ZIP_LZMA),
+    "corrupt bzip2": (GOOD, {DATA + i: 255 for i in range(4, 12)}, zipfile.ZIP_BZIP2),
+    "more values than memory": (npy(f"({2**50},)"), {}),
+    "more values than an index": (npy(f"({2**80},)"), {}),
+    "a negative shape": (npy("(-8,)"), {}),
+    "a broken header": (npy("(8,", end=""), {}),
+    "a deep header": (npy("(" * 900), {}),
+}
+
+
+@pytest.mark.parametrize("hostile", HOSTILE_NPZ.values(), ids=HOSTILE_NPZ)
+def test_hostile_npz_files_are_refused(hostile: tuple[Any, ...], tmp_path: Path) -> None:
+    npz(tmp_path / "a.npz", GOOD, {})
+    assert read_artefact(tmp_path / "a.npz", 1).direction.tolist() == [1] * 8
+    npz(tmp_path / "a.npz", *hostile)
+    with pytest.raises(MarsError, match="a.npz: cannot be read as .npz"):
+        read_artefact(tmp_path / "a.npz", 1)
+
+
+HOSTILE_PT: dict[str, Callable[[Any], Any]] = {
+    "a ragged list": lambda torch: [[1.0], [1.0, 2.0]],
+    "sparse": lambda torch: torch.ones(8).to_sparse(),
+    "without data": lambda torch: torch.ones(8, device="meta"),
+    "conjugated": lambda torch: torch.ones(8, dtype=torch.complex64).conj(),
+    "larger than the file": lambda torch: torch.ones(1).expand(1 << 40),
+}
+
+
+@pytest.mark.parametrize("make", HOSTILE_PT.values(), ids=HOSTILE_PT)
+def test_tensors_that_are_no_plain_arrays_are_refused(
+    make: Callable[[Any], Any], tmp_path: Path
+) -> None:
+    torch = pytest.importorskip("torch")
+    torch.save({"direction": make(torch)}, tmp_path / "a.pt")
+    with pytest.raises(MarsError, match="a.pt: cannot be read as tensors alone"):
+        read_artefact(tmp_path / "a.pt", 1)
 
 
 @FORMATS
