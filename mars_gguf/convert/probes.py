@@ -5,7 +5,6 @@ Every kind of picture meets every form of prompt, because both decide where a ha
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -15,7 +14,7 @@ from PIL import Image
 
 from mars_gguf.convert.extract import Prompt
 from mars_gguf.convert.neutral import frames, neutral_images, read_images
-from mars_gguf.convert.prompts import neutral_prompts
+from mars_gguf.convert.prompts import neutral_prompts, read_entries, text_of
 from mars_gguf.errors import MarsError
 from mars_gguf.media import load_image
 
@@ -33,7 +32,7 @@ def neutral_probes(
     noise and drawn pictures; or a JSON Lines file of {"prompt": ..., "image": ...} with names
     relative to it, which is then used alone. Raises MarsError for files that cannot be used.
     """
-    if media is not None and Path(media).suffix == ".jsonl":
+    if media is not None and Path(media).suffix.lower() == ".jsonl":
         return paired_probes(media)
     own = read_images(media) if media is not None else []
     probes: dict[str, list[Prompt]] = {}
@@ -76,26 +75,16 @@ def paired_probes(path: str | PathLike[str]) -> dict[str, list[Prompt]]:
     Raises MarsError naming the line.
     """
     path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise MarsError(f"{path}: cannot be read ({error})") from error
     pictures: dict[str, Image.Image] = {}
     singles = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            entry = json.loads(line)
-            text, name = str(entry["prompt"]), str(entry["image"])
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise MarsError(
-                f'{where}: {error!r}, expected {{"prompt": "...", "image": "..."}}'
-            ) from error
+    for where, entry in read_entries(path, "prompt", "image"):
+        text, name = text_of(entry, "prompt", where), text_of(entry, "image", where)
+        form = text_of(entry, "form", where) if "form" in entry else ""
         if name not in pictures:
-            pictures[name] = load_image(path.parent / name)
-        form = str(entry.get("form", ""))
+            try:
+                pictures[name] = load_image(path.parent / name)
+            except MarsError as error:
+                raise MarsError(f"{where}: {error}") from error
         singles.append(Prompt(text, (pictures[name],), form, "own"))
     some = random.Random(0).sample(singles, k=(len(singles) + 1) // 2)
     videos = [Prompt(p.text, p.images * FRAMES, p.form, p.kind) for p in some]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from os import PathLike
@@ -72,6 +72,49 @@ def read_prompts(path: str | PathLike[str]) -> list[str]:
     Raises MarsError naming the file, and the line where there is one.
     """
     path = Path(path)
+    if path.suffix.lower() == ".jsonl":
+        prompts = [text_of(entry, "prompt", where) for where, entry in read_entries(path, "prompt")]
+    else:
+        prompts = [line for _, line in _lines(path) if not line.startswith("#")]
+    if not prompts:
+        raise MarsError(f"{path}: no prompts found; expected at least one, one a line")
+    return list(dict.fromkeys(prompts))
+
+
+def read_entries(path: Path, *keys: str) -> list[tuple[str, dict[str, Any]]]:
+    """The objects of a JSON Lines file with their places ("FILE, line 3"), each with all ``keys``.
+    Raises MarsError naming the place."""
+    expected = "{" + ", ".join(f'"{key}": "..."' for key in keys) + "}"
+    entries = []
+    for where, line in _lines(path):
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise MarsError(f"{where}: not JSON ({error}); expected {expected}") from error
+        if not isinstance(entry, dict):
+            raise MarsError(f"{where}: found {type(entry).__name__}, expected {expected}")
+        for key in keys:
+            if key not in entry:
+                found = ", ".join(map(repr, entry)) or "none"
+                raise MarsError(f"{where}: no key {key!r}; keys found: {found}")
+        entries.append((where, entry))
+    return entries
+
+
+def text_of(entry: Mapping[str, Any], key: str, where: str) -> str:
+    """The text under ``key``, without white space around it. Raises MarsError for anything else."""
+    text = entry[key]
+    if not isinstance(text, str) or not text.strip():
+        raise MarsError(f"{where}: {key!r} is {text!r:.40}, expected a non-empty string")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise MarsError(f"{where}: {key!r} holds a lone surrogate, expected Unicode") from error
+    return text.strip()
+
+
+def _lines(path: Path) -> list[tuple[str, str]]:
+    """The lines of a file that are not blank, stripped, with their places."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
@@ -84,14 +127,8 @@ def read_prompts(path: str | PathLike[str]) -> list[str]:
     except OSError as error:
         raise MarsError(f"{path}: cannot be read ({error.strerror})") from error
     # Not splitlines(): JSON strings may hold U+2028 and other characters that it splits at.
-    lines = [(n, line.strip()) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if path.suffix.lower() == ".jsonl":
-        prompts = [_prompt_of(line, f"{path}, line {number}") for number, line in lines]
-    else:
-        prompts = [line for _, line in lines if not line.startswith("#")]
-    if not prompts:
-        raise MarsError(f"{path}: no prompts found; expected at least one, one a line")
-    return list(dict.fromkeys(prompts))
+    lines = enumerate(text.split("\n"), 1)
+    return [(f"{path}, line {n}", line.strip()) for n, line in lines if line.strip()]
 
 
 def require_enough(prompts: Sequence[str], name: str) -> None:
@@ -142,23 +179,3 @@ def _builtin(name: str) -> Iterator[dict[str, Any]]:
 
 def _normalised(prompt: str) -> str:
     return " ".join(unicodedata.normalize("NFC", prompt).split())
-
-
-def _prompt_of(line: str, where: str) -> str:
-    try:
-        entry = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise MarsError(f'{where}: not JSON ({error}); expected {{"prompt": "..."}}') from error
-    if not isinstance(entry, dict):
-        raise MarsError(f'{where}: found {type(entry).__name__}, expected {{"prompt": "..."}}')
-    if "prompt" not in entry:
-        found = ", ".join(map(repr, entry)) or "none"
-        raise MarsError(f"{where}: no key 'prompt'; keys found: {found}")
-    prompt = entry["prompt"]
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise MarsError(f"{where}: 'prompt' is {prompt!r:.40}, expected a non-empty string")
-    try:
-        prompt.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise MarsError(f"{where}: 'prompt' holds a lone surrogate, expected Unicode") from error
-    return prompt.strip()
