@@ -48,6 +48,14 @@ def positive(text: str) -> int:
     return value
 
 
+def seed(text: str) -> int:
+    """An option's value as a seed of random generators, 0 to 2**32 - 1, for argparse."""
+    value = int(text)
+    if not 0 <= value < 1 << 32:
+        raise argparse.ArgumentTypeError(f"found {value}, expected 0 to {(1 << 32) - 1}")
+    return value
+
+
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that say which model is steered by which vector."""
     group = parser.add_argument_group("model")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -400,6 +403,9 @@ def change_config(folder: Path, **changes: Any) -> None:
         (None, ["--device", "mps"], "--device: found 'mps', this machine has"),
         (None, ["--batch-size", "0"], "--batch-size: found 0"),
         (None, ["--mmproj", "p.gguf"], "--mmproj goes with GGUF models"),
+        (None, ["-ngl", "9"], "--n-gpu-layers goes with GGUF models"),
+        (None, ["--ctx-size", "512"], "--ctx-size goes with GGUF models"),
+        (None, ["--revision", "main"], "--revision: .*expected the name of a model on the hub"),
         (None, ["--layers", "9-9"], "layers: found 9 to 9, expected a range within 1 to 3"),
     ],
 )  # fmt: skip
@@ -419,6 +425,36 @@ def test_checkpoints_that_cannot_be_converted_end_with_a_message_and_no_file(
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert re.search(message, error)
+
+
+@LLAMA
+def test_a_forward_pass_that_fails_is_a_message_with_advice(
+    checkpoint: str, sets: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def forward(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(transformers.LlamaModel, "forward", forward)
+    with pytest.raises(SystemExit) as ended:
+        main([checkpoint, "-o", str(tmp_path / "v.gguf"), "-q", *sets])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert re.search(r"failed on 8 x \d+ tokens \(CUDA out of memory. Tried to allo", error)
+    assert "try a smaller --batch-size or --dtype bfloat16" in error
+
+
+@LLAMA
+def test_the_revision_of_a_model_from_the_hub_is_recorded(
+    checkpoint: str, sets: list[str], tmp_path: Path
+) -> None:
+    revision = "0123456789abcdef" * 2 + "01234567"
+    shutil.copytree(checkpoint, tmp_path / "models--tiny--llama" / "snapshots" / revision)
+    output = tmp_path / "v.gguf"
+    command = [sys.executable, "-m", "mars_gguf.convert", "tiny/llama", "--revision", revision]
+    cached = os.environ | {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    subprocess.run([*command, "-o", output, "-q", "--no-plot", *sets], check=True, env=cached)
+    assert read_vector(output).source["revision"] == revision
 
 
 @LLAVA

@@ -10,12 +10,13 @@ beside it.
 from __future__ import annotations
 
 import argparse
+import re
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mars_gguf.cli import command, positive
+from mars_gguf.cli import command, positive, seed
 from mars_gguf.convert import DEVICES, DTYPES
 from mars_gguf.convert.artefacts import Artefact, is_artefact, read_artefact
 from mars_gguf.convert.prompts import (
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
 BESIDE_RECIPE = (
     "recipe output device batch_size n_gpu_layers threads trust_remote_code no_plot quiet verbose"
 ).split()
+
+GGUF_OPTIONS = "ctx_size n_gpu_layers threads".split()
+TRANSFORMERS_OPTIONS = "dtype device batch_size revision trust_remote_code".split()
 
 
 def parser() -> argparse.ArgumentParser:
@@ -100,7 +104,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="width and height of neutral pictures (default: 224)",
     )
-    prompts.add_argument("--seed", type=int, default=0, metavar="N")
+    prompts.add_argument("--seed", type=seed, default=0, metavar="N")
     choice = p.add_argument_group("how to choose")
     choice.add_argument(
         "--layers", metavar="FIRST-LAST", help="candidate blocks (default: 1 to 80 %% of the depth)"
@@ -187,6 +191,7 @@ def run(args: argparse.Namespace) -> None:
         seed=args.seed, layers=_layers(args.layers), over_refusal=_share(args.over_refusal)
     )
     given, model = _artefact(args)
+    _require_fitting(args, model)
     used = (args.harmful, args.harmless, args.neutral_media, args.mmproj, args.recipe)
     inputs = [args.input, model, *(str(path) for path in used if path)]
     output, *beside = _outputs(
@@ -275,6 +280,26 @@ def open_model(model: str, args: argparse.Namespace) -> GgufExtractor | Transfor
         trust_remote_code=args.trust_remote_code,
         verbose=args.verbose,
     )
+
+
+def _require_fitting(args: argparse.Namespace, model: str) -> None:
+    """Raise MarsError for options that would change nothing for this kind of model."""
+    kind, other, names = (
+        ("GGUF", "transformers", TRANSFORMERS_OPTIONS)
+        if is_gguf(model)
+        else ("transformers", "GGUF", GGUF_OPTIONS)
+    )
+    defaults = parser()
+    idle = [name for name in names if getattr(args, name) != defaults.get_default(name)]
+    if idle:
+        raise MarsError(
+            f"--{idle[0].replace('_', '-')} goes with {other} models, {model} is a {kind} model: "
+            "it would change nothing. Leave it out."
+        )
+    if args.revision is not None and Path(model).exists():
+        raise MarsError(
+            f"--revision: {model} is a directory, expected the name of a model on the hub"
+        )
 
 
 def is_gguf(model: str) -> bool:
@@ -391,6 +416,8 @@ def _source(
         source["model"] = Path(args.model or args.input).name
     if given is not None:
         source |= {"direction": given.origin, "direction_sha256": file_sha256(args.input)}
+    if args.revision is not None:
+        source["revision"] = args.revision
     if args.recipe:
         source["recipe"] = args.recipe.name
     return source
@@ -399,11 +426,11 @@ def _source(
 def _layers(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
-    first, _, last = text.partition("-")
-    try:
-        return int(first), int(last or first)
-    except ValueError:
-        raise MarsError(f"--layers: found {text!r}, expected FIRST-LAST, 8-20 for one") from None
+    found = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", text, re.ASCII)
+    if found is None:
+        raise MarsError(f"--layers: found {text!r}, expected FIRST-LAST, as in 8-20, or one")
+    first, last = found.groups(default=found[1])
+    return int(first), int(last)
 
 
 def _share(value: float) -> float:

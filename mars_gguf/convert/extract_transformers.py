@@ -380,8 +380,18 @@ class TransformersExtractor:
         """The model's output for ``inputs``; logits of the last token where it can choose."""
         if "logits_to_keep" in self._accepts:
             options["logits_to_keep"] = 1
-        with torch.inference_mode():
-            return self.model(**inputs, **options)
+        try:
+            with torch.inference_mode():
+                return self.model(**inputs, **options)
+        except MarsError:
+            raise
+        except Exception as error:  # of any kind, from any architecture's code
+            shape = " x ".join(map(str, inputs["input_ids"].shape))
+            raise ModelError(
+                f"{self.name}: its forward pass failed on {shape} tokens "
+                f"({' '.join(str(error).split()):.400}). If memory ran out, try a smaller "
+                "--batch-size or --dtype bfloat16."
+            ) from error
 
 
 def require_checkpoint(model: str) -> None:

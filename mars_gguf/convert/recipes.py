@@ -42,6 +42,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mars_gguf.convert import DTYPES
 from mars_gguf.errors import MarsError
 
 if sys.version_info >= (3, 11):
@@ -98,7 +99,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise MarsError(f"{path}: no such recipe") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise MarsError(f"{path}: cannot be read as TOML ({error})") from error
     sections = {name: value for name, value in content.items() if isinstance(value, dict)}
     sections[""] = {name: value for name, value in content.items() if name not in sections}
@@ -139,5 +140,10 @@ def _section(path: Path, section: str, values: Mapping[str, Any]) -> dict[str, A
             raise MarsError(f"{path}: {name} is {value!r:.60}, expected {_EXPECTED[kind]}")
         if kind is list and (not value or not set(map(str, value)) <= set(MODALITIES)):
             raise MarsError(f"{path}: {name} is {value!r:.60}, expected some of {MODALITIES}")
+        if option == "dtype" and value not in DTYPES:
+            raise MarsError(f"{path}: {name} is {value!r:.60}, expected one of {DTYPES}")
+        least, most = (0, (1 << 32) - 1) if option == "seed" else (1, 1 << 24)
+        if kind is int and not least <= value <= most:
+            raise MarsError(f"{path}: {name} is {value}, expected {least} to {most}")
         options[option] = str(path.parent / value) if kind is Path else value
     return options

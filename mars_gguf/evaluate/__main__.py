@@ -26,6 +26,7 @@ from mars_gguf.cli import (
     model_files,
     positive,
     printable,
+    seed,
 )
 from mars_gguf.errors import MarsError
 from mars_gguf.evaluate.arms import ARMS, arms, first_token
@@ -78,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--limit", type=positive, metavar="N", help="cases of a kind and modality, at most"
     )
-    p.add_argument("--seed", type=int, default=0, metavar="N", help="of the pictures drawn")
+    p.add_argument("--seed", type=seed, default=0, metavar="N", help="of the pictures drawn")
     p.add_argument("-n", "--max-tokens", type=positive, default=64, metavar="N")
     p.add_argument("--judge", metavar="PATH_OR_ID", help="a transformers text classifier")
     p.add_argument(

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mars_gguf.cli import command
+from mars_gguf.cli import command, seed
 from mars_gguf.errors import MarsError
 
 SIZE = 448
@@ -322,7 +322,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     p.add_argument("-o", "--out", metavar="DIR", type=Path, required=True, help="folder to write")
     p.add_argument("--suite", metavar="NAME_OR_PATH", default="builtin", help="(default: builtin)")
-    p.add_argument("--seed", type=int, default=0, metavar="N")
+    p.add_argument("--seed", type=seed, default=0, metavar="N")
     args = p.parse_args(argv)
     with command():
         print(f"wrote {write_suite(args.suite, args.out, args.seed)}")
