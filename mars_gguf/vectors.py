@@ -8,7 +8,8 @@ Layout (GGUF version 3, little-endian):
     tensor direction.<l>     F32 [n_embd], r = mu_u - mu_s at block l (0-based), not normalised
     mars.version             u32, 1
     mars.layer               u32
-    mars.centroid.safe, mars.centroid.unsafe, mars.readout, mars.shift.<modality>   f32 [n_embd]
+    mars.centroid.safe, mars.centroid.unsafe, mars.shift.<modality>   f32 [n_embd]
+    mars.readout             f32 [n_embd], w; may be absent: then the projection on r
     mars.spread.<modality>, mars.gate.open, mars.gate.ramp, mars.trust.limit      f32
     mars.model.*             what the vector was measured on
     mars.calibration.*, mars.source.*   what was measured, and with what
@@ -35,7 +36,7 @@ import numpy as np
 from mars_gguf.cli import command, printable
 from mars_gguf.errors import VectorError
 from mars_gguf.files import atomic
-from mars_gguf.steering import Array, Geometry
+from mars_gguf.steering import Array, Geometry, projection
 
 if TYPE_CHECKING:
     import gguf
@@ -294,10 +295,16 @@ def _vector(keys: dict[str, Any], tensors: dict[str, Array]) -> Vector:
         for key in keys
         if key.startswith("mars.spread.")
     }
+    safe = _get(keys, "mars.centroid.safe", np.ndarray)
+    unsafe = _get(keys, "mars.centroid.unsafe", np.ndarray)
+    if "mars.readout" in keys:
+        readout = _get(keys, "mars.readout", np.ndarray)
+    else:
+        readout = _plain_readout(safe, unsafe)
     geometry = Geometry(
-        safe=_get(keys, "mars.centroid.safe", np.ndarray),
-        unsafe=_get(keys, "mars.centroid.unsafe", np.ndarray),
-        readout=_get(keys, "mars.readout", np.ndarray),
+        safe=safe,
+        unsafe=unsafe,
+        readout=readout,
         shifts={m: _get(keys, f"mars.shift.{m}", np.ndarray) for m in spreads},
         spreads=spreads,
         gate_opens=_get(keys, "mars.gate.open", float),
@@ -317,6 +324,13 @@ def _vector(keys: dict[str, Any], tensors: dict[str, Array]) -> Vector:
     agrees = np.allclose(tensor, direction, rtol=1e-4, atol=1e-4 * np.abs(direction).max())
     _expect(agrees, name, "another direction", "mars.centroid.unsafe - mars.centroid.safe")
     return vector
+
+
+def _plain_readout(safe: Array, unsafe: Array) -> Array:
+    same = safe.shape == unsafe.shape
+    _expect(same, "mars.centroid.unsafe", unsafe.shape, f"{safe.shape}, as mars.centroid.safe")
+    _expect(bool((unsafe != safe).any()), "direction", "length 0.0", "a length above 0")
+    return projection(unsafe - safe).astype(np.float32)
 
 
 def _section(keys: dict[str, Any], section: str) -> dict[str, Value]:

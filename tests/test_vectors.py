@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mars_gguf.errors import MarsError, VectorError
-from mars_gguf.steering import Geometry, projection
+from mars_gguf.steering import Geometry, coordinate, projection
 from mars_gguf.vectors import (
     MAX_FILE_BYTES,
     MAX_KEYS,
@@ -213,6 +213,14 @@ def test_the_file_is_the_documented_layout_byte_for_byte(tmp_path):
     write_vector(VECTOR, tmp_path / "a.gguf")
     assert (tmp_path / "a.gguf").read_bytes() == gguf_file()
     assert same(read_vector(tmp_path / "a.gguf"), VECTOR)
+
+
+def test_a_file_without_a_readout_reads_t_as_the_projection_on_the_direction(tmp_path):
+    (tmp_path / "a.gguf").write_bytes(gguf_file({"mars.readout": None}))
+    found = read_vector(tmp_path / "a.gguf")
+    assert same(found, VECTOR)
+    t = [coordinate(h, found.geometry.safe, found.geometry.readout) for h in (SAFE, UNSAFE)]
+    assert t == pytest.approx([0, 1])
 
 
 def test_gguf_py_reads_the_same_keys_types_and_tensor(tmp_path):
@@ -472,6 +480,14 @@ BAD_FILES: list[tuple[bytes, str]] = [
     (
         gguf_file({"mars.centroid.safe": f32s(1, 2)}),
         "mars.centroid.safe: found shape (2,), expected (4,)",
+    ),
+    *(
+        (gguf_file({"mars.readout": None, "mars.centroid.unsafe": f32s(*unsafe)}), message)
+        for unsafe, message in (
+            (UNSAFE[:2], "mars.centroid.unsafe: found (2,), expected (4,)"),
+            (SAFE, "direction: found length 0.0, expected a length above 0"),
+            ((NAN, 0, 0, 0), "mars.centroid.unsafe: found NaN or infinite values"),
+        )
     ),
     (gguf_file({"mars.readout": f32s()}), "mars.readout: found shape (0,), expected (4,)"),
     (gguf_file({"mars.shift.image": f32s(0, 0, 0)}), "mars.shift.image: found shape (3,)"),
