@@ -35,6 +35,9 @@ VISION = {
     "num_attention_heads": 4, "image_size": 32, "patch_size": 8,
 }  # fmt: skip
 SIZE = {"height": 32, "width": 32}
+SLICED: dict[str, Any] = {
+    "size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 32}, "do_image_splitting": True
+}  # fmt: skip
 
 
 def tokenizer(template: str | None = TEMPLATE, **special: str) -> Any:
@@ -157,6 +160,7 @@ def gemma3(folder: Path) -> str:
 
 
 def idefics3(folder: Path) -> str:
+    """Each picture becomes four slices and the whole of it."""
     torch.manual_seed(5)
     words = tokenizer(
         image_token="<image>", fake_token="<fake_token_around_image>",
@@ -168,12 +172,29 @@ def idefics3(folder: Path) -> str:
         image_token_id=words.convert_tokens_to_ids("<image>"),
     )  # fmt: skip
     processor = transformers.Idefics3Processor(
-        image_processor=transformers.Idefics3ImageProcessor(
-            size={"longest_edge": 32}, max_image_size={"longest_edge": 32}, do_image_splitting=False
-        ),
+        image_processor=transformers.Idefics3ImageProcessor(**SLICED),
         tokenizer=words, image_seq_len=4, chat_template=TEMPLATE.replace("IMAGE", "<image>"),
     )  # fmt: skip
     return save(transformers.Idefics3ForConditionalGeneration(config), processor, folder)
+
+
+def smolvlm(folder: Path) -> str:
+    torch.manual_seed(7)
+    words = tokenizer(
+        image_token="<image>", fake_token="<fake_token_around_image>",
+        end_token="<end_of_utterance>", global_token="<global-img>", video_token="<video>",
+    )  # fmt: skip
+    config = transformers.SmolVLMConfig(
+        text_config=transformers.LlamaConfig(vocab_size=len(words), **TEXT),
+        vision_config=VISION, scale_factor=2,
+        image_token_id=words.convert_tokens_to_ids("<image>"),
+    )  # fmt: skip
+    processor = transformers.SmolVLMProcessor(
+        image_processor=transformers.SmolVLMImageProcessor(**SLICED),
+        video_processor=transformers.SmolVLMVideoProcessor(), tokenizer=words, image_seq_len=4,
+        chat_template=TEMPLATE.replace("IMAGE", "<image>"),
+    )  # fmt: skip
+    return save(transformers.SmolVLMForConditionalGeneration(config), processor, folder)
 
 
 def internvl(folder: Path) -> str:
@@ -197,5 +218,5 @@ def internvl(folder: Path) -> str:
 
 SEEING: dict[str, Callable[[Path], str]] = {
     "llava": llava, "qwen2_vl": qwen2_vl, "gemma3": gemma3, "idefics3": idefics3,
-    "internvl": internvl,
+    "internvl": internvl, "smolvlm": smolvlm,
 }  # fmt: skip

@@ -36,6 +36,12 @@ from mars_gguf.errors import MarsError, ModelError
 from mars_gguf.llama import SteeredLlama
 from mars_gguf.vectors import read_vector, write_vector
 
+# By transformers' processors.
+NEEDED = {
+    "qwen2_vl": ["torchvision"], "internvl": ["torchvision"],
+    "smolvlm": ["torchvision", "num2words"],
+}  # fmt: skip
+
 
 @pytest.fixture(autouse=True, scope="module")
 def offline() -> Iterator[None]:
@@ -56,8 +62,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture
 def checkpoint(request: pytest.FixtureRequest, folders: dict[str, str]) -> str:
     name: str = request.param
-    if name in ("qwen2_vl", "internvl"):  # transformers' processors of these need it
-        pytest.importorskip("torchvision", exc_type=ImportError)
+    for package in NEEDED.get(name, []):
+        pytest.importorskip(package, exc_type=ImportError)
     if name not in folders:
         make = checkpoints.llama if name == "llama" else SEEING[name]
         folders[name] = make(Path(folders[""]) / name)
