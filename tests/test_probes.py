@@ -24,7 +24,7 @@ def test_every_line_is_a_picture_with_its_prompt_and_half_of_them_are_videos_too
 ) -> None:
     rows = [
         {"prompt": " What is\u2028this? ", "image": "a.png", "form": "question"},
-        {"prompt": "Describe it.", "image": "b.png"},
+        {"prompt": "Describe it.", "image": "b.png", "form": ""},
         {"prompt": "Describe it.", "image": "a.png"},
     ]
     lines = "\r\n\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)

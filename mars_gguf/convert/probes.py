@@ -79,7 +79,7 @@ def paired_probes(path: str | PathLike[str]) -> dict[str, list[Prompt]]:
     singles = []
     for where, entry in read_entries(path, "prompt", "image"):
         text, name = text_of(entry, "prompt", where), text_of(entry, "image", where)
-        form = text_of(entry, "form", where) if "form" in entry else ""
+        form = text_of(entry, "form", where) if entry.get("form", "") != "" else ""
         if name not in pictures:
             try:
                 pictures[name] = load_image(path.parent / name)
