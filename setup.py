@@ -35,6 +35,7 @@ setup(
         "gguf>=0.17",
         "numpy>=1.24",
         "pillow>=10.1",
+        "markdown-it-py>=2.2",
         "matplotlib>=3.8",
         "prompt_toolkit>=3.0.40",
         "rich>=13",

@@ -222,6 +222,22 @@ def test_markdown_is_rendered_on_a_terminal_and_left_alone_in_a_pipe() -> None:
     assert pipe.file.getvalue() == reply + "\n"  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "Use Vec<T>, and\n#include <stdio.h>",
+        "<think>\nThey greet me.\n</think>\nHello.",
+        "<div>\nin it\n</div>",
+        "Roses are red,\nviolets are blue.",
+    ],
+)
+def test_html_is_text_and_lines_end_where_the_model_ended_them(reply: str) -> None:
+    console = screen()
+    console.print(rendered(reply))
+    shown = [line.rstrip() for line in text_of(console).splitlines()]
+    assert shown == reply.split("\n")
+
+
 @given(st.lists(st.sampled_from(["```", "words", "- item", "", "  "]), max_size=12))
 def test_a_reply_is_cut_only_between_whole_blocks(lines: list[str]) -> None:
     reply = "\n".join(lines)

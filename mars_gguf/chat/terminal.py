@@ -12,6 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
 from PIL import Image
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -184,15 +186,20 @@ def visible(text: str) -> str:
 
 
 def rendered(text: str) -> Markdown:
-    """A reply as Markdown, safe to show: also what its parser decodes from %1B or &#x202E;."""
-    markdown = Markdown(visible(text), hyperlinks=False)
+    """A reply as Markdown, safe to show: also what its parser decodes from %1B or &#x202E;. What
+    looks like HTML is text, and lines end where the model ended them."""
+    markdown = Markdown("", hyperlinks=False)
+    parser = MarkdownIt(options_update={"html": False}).enable(["strikethrough", "table"])
+    markdown.parsed = parser.parse(visible(text))
     _make_visible(markdown.parsed)
     return markdown
 
 
-def _make_visible(tokens: Iterable[Any]) -> None:
+def _make_visible(tokens: Iterable[Token]) -> None:
     for token in tokens:
         token.content = visible(token.content)
+        if token.type == "softbreak":
+            token.type = "hardbreak"
         _make_visible(token.children or [])
 
 
