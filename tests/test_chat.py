@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -19,8 +20,10 @@ import models
 import numpy as np
 import pytest
 from models import DEMO
+from rich.console import Console
 
 from mars_gguf import demo, demo_model
+from mars_gguf.chat.terminal import rendered
 from mars_gguf.vectors import write_vector
 
 CHAT = [sys.executable, "-m", "mars_gguf.chat"]
@@ -189,6 +192,54 @@ def test_a_conversation_in_a_terminal(screen: Callable[..., Screen]) -> None:
     terminal.wait_for("ended with 0")
 
 
+SHOW = """
+import pathlib, sys, time
+from rich.console import Console
+from mars_gguf.chat.terminal import stream
+reply = pathlib.Path(sys.argv[1]).read_text()
+def pieces():
+    for start in range(0, len(reply), 4):
+        while start > len(reply) // 2 and not pathlib.Path(sys.argv[2]).exists():
+            time.sleep(0.02)
+            yield ""
+        time.sleep(0.001)
+        yield reply[start : start + 4]
+stream(Console(), pieces())
+"""
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "".join(f"- item {n}\n" for n in range(140)),
+        "```python\n" + "".join(f"item_{n} = 1\n" for n in range(140)) + "```\n",
+        "".join(f"Paragraph {n}.\n\n1. **One**\n\n    - sub\n\n" for n in range(16)),
+        "Before.\n\n````markdown\n```python\nx = 1\n\ny = 2\n```\n\ntext\n````\n\nAfter.",
+    ],
+)
+def test_a_reply_is_seen_as_it_grows_and_ends_as_if_it_had_come_at_once(
+    tmp_path: Path, reply: str
+) -> None:
+    if not shutil.which("tmux"):
+        pytest.skip("tmux is not installed")
+    file, go = tmp_path / "reply.md", tmp_path / "go"
+    file.write_text(reply)
+    terminal = Screen(tmp_path, [sys.executable, "-c", SHOW, str(file), str(go)])
+    try:
+        so_far = re.findall(r"\w+", reply[: len(reply) // 2])
+        terminal.wait_for(rf"\b{so_far[-2]}\b")
+        assert len(terminal.tmux("capture-pane", "-p").rstrip().splitlines()) <= 50
+        go.touch()
+        shown = terminal.wait_for("^ended with 0")
+    finally:
+        terminal.tmux("kill-server")
+    whole = Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
+    whole.print(rendered(reply))
+    expected = re.sub(r"\x1b\[[0-9;]*m", "", whole.file.getvalue())  # type: ignore[attr-defined]
+    lines = [line.rstrip() for line in shown[: shown.index("ended with")].splitlines()]
+    assert lines == [line.rstrip() for line in expected.splitlines()]
+
+
 def test_ctrl_c_stops_a_reply_and_keeps_the_chat(
     screen: Callable[..., Screen], tmp_path: Path
 ) -> None:
@@ -200,11 +251,12 @@ def test_ctrl_c_stops_a_reply_and_keeps_the_chat(
     terminal = screen("-m", str(model), "--vector", str(vector), "-t", "1", "--temp", "0", "-n900")
     terminal.wait_for(READY)
     terminal.type("Tell me a very long story about a king and his three daughters.")
-    terminal.wait_for("(?i)once upon|king")
-    time.sleep(1)
+    terminal.wait_for(r"daughters\.\n+\w.{20}.*\n\w.{20}")
     terminal.tmux("send-keys", "C-c")
     shown = terminal.wait_for("^stopped")
     assert "ended with" not in shown
+    first = re.search(r"daughters\.\n+(\w.{20})", shown)
+    assert first is not None and shown.count(first[1]) == 1, shown
     tokens = re.search(r"not steered · (\d+) tokens", terminal.wait_for(r"· \d+ tokens"))
     assert tokens is not None and 1 < int(tokens[1]) < 900
     terminal.type("/why")

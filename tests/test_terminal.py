@@ -17,7 +17,7 @@ from rich.console import Console
 
 from mars_gguf import demo_model
 from mars_gguf.chat.conversation import Conversation
-from mars_gguf.chat.terminal import COMMANDS, Terminal, _complete, gauge, rendered, stream, visible
+from mars_gguf.chat.terminal import COMMANDS, Terminal, gauge, rendered, stream, visible
 from mars_gguf.errors import MarsError, SteeringError
 from mars_gguf.handlers import conversation_handler, prepare
 from mars_gguf.llama import SteeredLlama
@@ -236,17 +236,6 @@ def test_html_is_text_and_lines_end_where_the_model_ended_them(reply: str) -> No
     console.print(rendered(reply))
     shown = [line.rstrip() for line in text_of(console).splitlines()]
     assert shown == reply.split("\n")
-
-
-@given(st.lists(st.sampled_from(["```", "words", "- item", "", "  "]), max_size=12))
-def test_a_reply_is_cut_only_between_whole_blocks(lines: list[str]) -> None:
-    reply = "\n".join(lines)
-    end = _complete(reply)
-    done, rest = reply[:end], reply[end:]
-    assert done.count("```") % 2 == 0
-    assert not done or (done.endswith("\n") and not done.split("\n")[-2].strip())
-    if rest.count("```") == 0 and done.count("```") == reply.count("```"):
-        assert not any(not line.strip() for line in rest.split("\n")[:-1])
 
 
 @pytest.mark.parametrize(

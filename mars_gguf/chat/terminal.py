@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markdown import Markdown
+from rich.segment import SegmentLines
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
@@ -31,6 +35,13 @@ from mars_gguf.media import load_image
 from mars_gguf.steering import Geometry
 from mars_gguf.video import Video
 
+termios: Any
+try:
+    import termios
+except ImportError:  # on Windows
+    termios = None
+
+FRAMES = 15  # a second
 COMMANDS = {
     "/image PATH": "attach a picture to the next message (without PATH: none)",
     "/video PATH": "attach a video to the next message (without PATH: none)",
@@ -210,34 +221,60 @@ def stream(console: Console, pieces: Iterable[str]) -> None:
             console.out(piece, end="", highlight=False)
         console.out("")
         return
-    text = ""
-    with Live(Spinner("dots", style="dim"), console=console, transient=True) as live:
+    # What is still to come changes how the last lines look, so those are drawn again and again;
+    # what lies above them is printed once, for a terminal cannot redraw more than its height.
+    redrawn = max(1, console.height // 2)
+    text, printed, due = "", 0, 0.0
+    spinner = Spinner("dots", style="dim")
+    with (
+        _without_echo(),
+        Live(spinner, console=console, refresh_per_second=FRAMES, transient=True) as live,
+    ):
         try:
             for piece in pieces:
                 text += piece
-                # Live repaints a few lines only: what is complete goes above it, once and for all.
-                end = _complete(text)
-                if end:
-                    console.print(rendered(text[:end]))
-                    text = text[end:]
-                live.update(rendered(text))
+                if (began := time.monotonic()) < due:
+                    continue
+                lines = console.render_lines(rendered(text), pad=False)
+                done = max(printed, len(lines) - redrawn)
+                live.update(_Lines(lines[done:]))
+                if done > printed:
+                    console.print(_Lines(lines[printed:done]), end="")
+                    printed = done
+                # A long reply takes long to render: that shall not take all of the time.
+                due = time.monotonic() + max(1 / FRAMES, 9 * (time.monotonic() - began))
         finally:
             live.update("")
             if text.strip():
-                console.print(rendered(text))
+                lines = console.render_lines(rendered(text), pad=False)
+                console.print(_Lines(lines[printed:]), end="")
 
 
-def _complete(text: str) -> int:
-    """Where the last complete block of Markdown ends: at an empty line outside of code."""
-    end, inside = 0, False
-    position = 0
-    for line in text.splitlines(keepends=True):
-        position += len(line)
-        if line.lstrip().startswith(("```", "~~~")):
-            inside = not inside
-        elif not line.strip() and line.endswith("\n") and not inside:
-            end = position
-    return end
+_Lines = partial(SegmentLines, new_lines=True)
+
+
+@contextmanager
+def _without_echo() -> Iterator[None]:
+    """Let the terminal show nothing of what is typed meanwhile: the ^C of a Ctrl-C would move what
+    is being drawn by a line."""
+    stdin = sys.stdin
+    # A job in the background may not touch the terminal: it would be stopped.
+    if (
+        termios is None
+        or stdin is None
+        or not stdin.isatty()
+        or os.tcgetpgrp(stdin.fileno()) != os.getpgrp()
+    ):
+        yield
+        return
+    before = termios.tcgetattr(stdin)
+    quiet = termios.tcgetattr(stdin)
+    quiet[3] &= ~termios.ECHO
+    termios.tcsetattr(stdin, termios.TCSANOW, quiet)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(stdin, termios.TCSANOW, before)
 
 
 def status(turn: Turn) -> str:
