@@ -16,10 +16,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from mars_gguf.errors import MarsError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+LONGEST_SIDE = 2048  # more than models look at, also those that cut a picture into slices
 
 
-def load_image(path: str | PathLike[str]) -> Image.Image:
-    """Load one picture from a file, as `decode_image` does.
+def load_image(path: str | PathLike[str], longest_side: int | None = None) -> Image.Image:
+    """Load one picture from a file, as `decode_image` does, scaled down to at most
+    ``longest_side`` pixels wide and high.
 
     Raises MarsError if there is no such file, too.
     """
@@ -30,9 +32,12 @@ def load_image(path: str | PathLike[str]) -> Image.Image:
         raise MarsError(f"{path}: not a file; expected a picture ({', '.join(FORMATS)})")
     try:
         with path.open("rb") as file:
-            return decode_image(file, str(path))
+            image = decode_image(file, str(path))
     except OSError as error:
         raise MarsError(f"{path}: cannot be read ({error.strerror})") from error
+    if longest_side is not None:
+        image.thumbnail((longest_side, longest_side))
+    return image
 
 
 def decode_image(file: BinaryIO, name: str, max_pixels: int | None = None) -> Image.Image:
@@ -83,15 +88,23 @@ def _rgb(image: Image.Image) -> Image.Image:
 def data_url(image: Image.Image) -> str:
     """The picture as a ``data:image/png;base64,...`` URL, as chat messages carry it."""
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    image.save(buffer, "PNG", compress_level=1)  # more takes ten times as long, of a large photo
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def picture_part(image: Image.Image) -> dict[str, Any]:
+    """The picture as one part of a chat message."""
+    return {"type": "image_url", "image_url": {"url": data_url(image)}}
 
 
 def user_message(text: str, images: Sequence[Image.Image] = ()) -> dict[str, Any]:
     """A chat message of the user: pictures first, then text."""
-    if not images:
+    return message_of_parts(text, [picture_part(image) for image in images])
+
+
+def message_of_parts(text: str, pictures: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """As `user_message`, of pictures that `picture_part` made."""
+    if not pictures:
         return {"role": "user", "content": text}
-    parts: list[dict[str, Any]] = [
-        {"type": "image_url", "image_url": {"url": data_url(image)}} for image in images
-    ]
-    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+    words = [{"type": "text", "text": text}] if text else []
+    return {"role": "user", "content": [*pictures, *words]}
