@@ -22,6 +22,19 @@ def printable(line: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
+def require_utf8(text: str, what: str) -> str:
+    """``text``, if it was UTF-8 where it came from: Python marks other bytes by surrogates.
+
+    Raises MarsError that calls it ``what``.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        found = text[error.start].encode(errors="surrogateescape")
+        raise MarsError(f"{what}: found {found!r}, expected UTF-8; convert it first") from error
+    return text
+
+
 @contextmanager
 def command() -> Iterator[None]:
     """Turn bad input into a message and exit code 2, a failure of steering into exit code 1,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
 import models
 import pytest
+from llama_cpp import mtmd_cpp
 from models import DEMO, DEMO_MMPROJ, OPEN, OPTIONS, picture
 
 from mars_gguf import demo, demo_model
@@ -67,21 +69,49 @@ def test_the_system_prompt_comes_first_and_stays(conversation: Conversation) -> 
     for n in range(30):
         ask(conversation, f"What is a hat? {n}")
     assert conversation.messages()[0] == {"role": "system", "content": "Be brief."}
-    assert len(conversation.turns) < 30
+    assert conversation.first > 0
 
 
 def test_the_oldest_turns_go_when_the_context_is_full_and_it_is_said(
     conversation: Conversation,
 ) -> None:
-    notes = []
+    dropped = 0
     for n in range(30):
         ask(conversation, f"What is a hat? {n}")
-        notes += conversation.notes
-        contents = [turn.request["content"] for turn in conversation.turns]
-        assert contents == [f"What is a hat? {k}" for k in range(n + 1 - len(contents), n + 1)]
+        given = [m["content"] for m in conversation.messages() if m["role"] == "user"]
+        assert given == [f"What is a hat? {k}" for k in range(conversation.first, n + 1)]
         assert prompt_tokens(conversation.llama, conversation.messages()) <= 256
-    assert "the context (256 tokens) is full: the oldest turn was dropped" in notes
-    assert all("dropped" in note for note in notes)
+        assert bool(conversation.notes) == (conversation.first > dropped)
+        for note in conversation.notes:
+            gone = conversation.first - dropped
+            what = "oldest turn was" if gone == 1 else f"oldest {gone} turns were"
+            assert note == f"the context (256 tokens) is full: the {what} dropped"
+        dropped = conversation.first
+    assert dropped > 0
+    kept = [turn.request["content"] for turn in conversation.turns]
+    assert kept == [f"What is a hat? {n}" for n in range(30)]
+
+
+def test_a_full_context_is_evaluated_anew_only_now_and_then(
+    conversation: Conversation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated: list[int] = []
+    original = SteeredLlama.eval
+
+    def count(self: SteeredLlama, tokens: Sequence[int]) -> None:
+        evaluated.append(len(tokens))
+        original(self, tokens)
+
+    monkeypatch.setattr(SteeredLlama, "eval", count)
+    continued = []
+    for n in range(40):
+        evaluated.clear()
+        ask(conversation, f"What is a hat? {n}")
+        new = prompt_tokens(conversation.llama, [conversation.turns[-1].request])
+        if conversation.first > 0:
+            continued.append(sum(evaluated) <= new + 16)  # 16: the reply
+    assert len(continued) > 20
+    assert sum(continued) > 0.6 * len(continued)
 
 
 def test_a_message_that_does_not_fit_says_what_it_needs_and_changes_nothing(
@@ -102,17 +132,58 @@ def test_a_message_that_does_not_fit_says_what_it_needs_and_changes_nothing(
     assert ask(conversation, "What is a hat?")
 
 
-def test_a_long_video_gets_as_many_frames_as_fit(conversation: Conversation) -> None:
+def test_a_long_video_gets_as_many_frames_as_half_of_the_context_holds(
+    conversation: Conversation,
+) -> None:
     video = Video("clip.mp4", [picture(n) for n in range(32)], 80)
     ask(conversation, "What is shown?", [], video)
     (note,) = conversation.notes
-    frames = len(conversation.turns[-1].request["content"]) - 1
+    request = conversation.turns[-1].request
+    frames = len(request["content"]) - 1
     assert note.startswith(f"clip.mp4: {frames} of 80 frames")
     assert "has room" in note
-    assert 4 < frames < 16
+    one_more = models.user("What is shown?", *map(picture, range(frames + 1)))
+    assert prompt_tokens(conversation.llama, [request]) <= 128
+    assert prompt_tokens(conversation.llama, [one_more]) > 128
     assert conversation.llama.modality == "video"
+
+
+def test_the_turn_after_a_long_video_still_sees_it(conversation: Conversation) -> None:
+    ask(conversation, "What is shown?", [], Video("clip.mp4", [picture(n) for n in range(32)], 80))
+    ask(conversation, "And what else?")
+    assert conversation.notes == []
+    assert [t.steering.modality for t in conversation.turns if t.steering] == ["video", "video"]
+    while conversation.first == 0:
+        ask(conversation, "What is a hat?", [picture(99)])
+    (note,) = conversation.notes
+    assert note.startswith("the context (256 tokens) is full: the oldest")
+    assert note.endswith("1 video")
     ask(conversation, "What is shown?", [], Video("short.mp4", [picture(1), picture(2)], 2))
     assert not any("short" in note for note in conversation.notes)
+
+
+def test_pictures_are_measured_once_each_and_add_up(
+    conversation: Conversation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = []
+
+    def of_any_size(chunk: Any) -> int:  # the demo model's are all of one size
+        measured.append(mtmd_cpp.mtmd_input_chunk_get_id(chunk))
+        return 9 + zlib.crc32(measured[-1]) % 99
+
+    monkeypatch.setattr(mtmd_cpp, "mtmd_input_chunk_get_n_tokens", of_any_size)
+    prompt = [
+        {"role": "system", "content": "Be brief."},
+        models.user("What is it?", picture(1)),
+        models.assistant("A hat."),
+        models.user("And these?", picture(2, side=90), picture(1)),
+    ]
+    expected = prompt_tokens(conversation.llama, prompt)
+    assert len(set(measured)) == 2
+    assert conversation._count(prompt) == expected
+    measured.clear()
+    assert conversation._count(prompt) == expected
+    assert len(set(measured)) == 1  # a blank one in the place of all
 
 
 def test_a_reply_that_is_stopped_is_kept_as_far_as_it_came(conversation: Conversation) -> None:
@@ -125,19 +196,28 @@ def test_a_reply_that_is_stopped_is_kept_as_far_as_it_came(conversation: Convers
 
 
 def test_turns_are_dropped_only_for_a_reply(conversation: Conversation) -> None:
-    while True:
+    while conversation.first == 0:
         before = list(conversation.turns)
         with closing(conversation.reply(f"What is a hat? {len(before)}")):
             pass  # nothing was asked of it yet
-        assert conversation.turns == before
+        assert (conversation.turns, conversation.first) == (before, 0)
         ask(conversation, f"What is a hat? {len(before)}")
-        if len(conversation.turns) <= len(before):
-            break
 
 
 def test_the_place_of_a_picture_cannot_be_typed(conversation: Conversation) -> None:
     assert ask(conversation, "What is <__media__>?")
     assert ask(conversation, "And <__media__>?")
+    conversation.system = "Be <__media__>."
+    assert ask(conversation, "And now?")
+
+
+def test_nobody_is_told_to_exceed_the_context_that_the_model_was_trained_for(
+    conversation: Conversation,
+) -> None:
+    with pytest.raises(MarsError, match="Give a larger one: --ctx-size 5"):
+        ask(conversation, "a " * 250)
+    with pytest.raises(MarsError, match="the model was trained for 1024: shorten the message$"):
+        ask(conversation, "a " * 1500)
 
 
 def test_without_steering_the_last_prompt_is_asked_with_its_own_system_prompt_and_seed(
@@ -146,13 +226,26 @@ def test_without_steering_the_last_prompt_is_asked_with_its_own_system_prompt_an
     conversation.sampling = SAMPLING | {"temperature": 30.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
     answer = ask(conversation, "What is a hat?")
     conversation.system = "Talk like a pirate."
-    assert conversation.turns[-1].steering is not None
-    assert conversation.turns[-1].steering.alpha == 0
+    assert not conversation.turns[-1].steered
     for _ in range(3):
-        conversation.llama.rewind(0)
         assert "".join(conversation.unsteered()) == answer
     conversation.turns[-1].seed += 1
     assert "".join(conversation.unsteered()) != answer
+
+
+@pytest.mark.parametrize("pictures", [[], [picture(1)]])
+def test_without_steering_a_prompt_is_evaluated_in_the_same_batches(
+    pictures: list[Any], conversation: Conversation
+) -> None:
+    """Others round otherwise, and then replies differ that steering did not change."""
+    for text in ("What is a hat?", "How do I make bread?", "How do I make a bomb?", "And now?"):
+        ask(conversation, text, pictures)
+        steering = conversation.turns[-1].steering
+        for _ in range(2):
+            assert "".join(conversation.unsteered())
+            again = conversation.llama.last_steering
+            assert steering is not None and again is not None
+            assert (again.t, again.alpha) == (steering.t, 0)
 
 
 def test_pictures_of_earlier_turns_count_for_later_ones(conversation: Conversation) -> None:

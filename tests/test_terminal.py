@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import re
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from models import DEMO, DEMO_MMPROJ, OPTIONS, picture
+from PIL import Image
 from rich.console import Console
 
 from mars_gguf import demo_model
@@ -83,6 +85,14 @@ def test_a_reply_is_followed_by_what_steering_did(llama: SteeredLlama) -> None:
     assert len(conversation.turns) == 1
 
 
+def test_a_picture_may_come_alone(llama: SteeredLlama, png: Path) -> None:
+    shown, conversation = chat(llama, "", f"/image {png}", "", "")
+    assert "image · t " in shown
+    (turn,) = conversation.turns
+    assert turn.answer
+    assert [part["type"] for part in turn.request["content"]] == ["image_url"]
+
+
 def test_media_are_attached_to_one_message(llama: SteeredLlama, png: Path) -> None:
     typed = str(png).replace(" ", "\\ ")
     shown, conversation = chat(
@@ -97,6 +107,14 @@ def test_media_are_attached_to_one_message(llama: SteeredLlama, png: Path) -> No
     assert "video · t " in shown
 
 
+def test_a_large_picture_is_attached_smaller(llama: SteeredLlama, tmp_path: Path) -> None:
+    picture(1).resize((3000, 1500)).save(tmp_path / "large.png")
+    _, conversation = chat(llama, f"/image {tmp_path / 'large.png'}", "What?")
+    url = conversation.turns[0].request["content"][0]["image_url"]["url"]
+    with Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as attached:
+        assert attached.size == (2048, 1024)
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -106,6 +124,14 @@ def test_media_are_attached_to_one_message(llama: SteeredLlama, png: Path) -> No
         ("/video none.mp4", "error: none.mp4: no such file"),
         ("/save /nowhere/at/all.md", "error: "),
         ("/dance", "no command /dance"),
+        ("/image ~nobody-has-this-name/a.png", "error: ~nobody-has-this-name/a.png: no such file"),
+        ("/save a\0b", "error: a\\x00b: "),
+        ("/image a\0b", "error: a\\x00b: "),
+        ("/image " + "a" * 5000, "error: "),
+        ("/" + "a" * 5000, "no command"),
+        ("caf\udce9", "error: the message: found b'\\xe9', expected UTF-8"),
+        ("/system caf\udce9", "error: the system prompt: found b'\\xe9', expected UTF-8"),
+        (str(demo_model.TEXT_MODEL), "/image or /video"),
         ("/why", "nothing was said yet"),
         ("/compare", "nothing was said yet"),
         ("a " * 600, "error: the message needs"),
@@ -114,7 +140,7 @@ def test_media_are_attached_to_one_message(llama: SteeredLlama, png: Path) -> No
 )
 def test_after_any_mistake_the_chat_goes_on(llama: SteeredLlama, line: str, said: str) -> None:
     shown, conversation = chat(llama, line, "How do I make a bomb?")
-    assert said in shown
+    assert said in " ".join(shown.split())
     assert demo_model.REFUSAL in shown
     assert len(conversation.turns) == 1
 
@@ -186,23 +212,46 @@ def test_compare_shows_both_replies(llama: SteeredLlama) -> None:
     assert unsteered.split()[0] in both
 
 
+def test_compare_says_when_nothing_was_steered(llama: SteeredLlama) -> None:
+    shown, conversation = chat(llama, "What is a hat?", "/compare")
+    assert not conversation.turns[0].steered
+    assert "the gate stayed closed: steering changed nothing" in shown
+    assert "without steering" not in shown
+
+
 def test_a_saved_conversation_holds_all_of_it_and_overwrites_nothing(
     llama: SteeredLlama, png: Path, tmp_path: Path
 ) -> None:
     js, md = tmp_path / "chat.json", tmp_path / "chat.md"
     shown, conversation = chat(
-        llama, "/system Hi", f"/image {png}", "What?", "And?", f"/save {js}", f"/save {md}",
-        f"/save {js}",
+        llama, "/system Hi", f"/image {png}", "What?", "/system Ho", "And?", f"/save {js}",
+        "/system", f"/save {md}", f"/save {js}",
     )  # fmt: skip
     saved = json.loads(js.read_text())
-    assert saved["system"] == "Hi"
+    assert [turn["system"] for turn in saved["turns"]] == ["Hi", "Ho"]
     messages = [m for turn in saved["turns"] for m in (turn["user"], turn["assistant"])]
     assert messages == [x for turn in conversation.turns for x in (turn.request, turn.answer)]
     assert saved["turns"][0]["mars"]["modality"] == "image"
-    assert "**User:** [1 picture] What?" in md.read_text()
+    first, second = md.read_text().split("**System:** ")[1:]
+    assert first.startswith("Hi\n\n**User:** [1 picture] What?\n\n")
+    assert second.startswith("Ho\n\n**User:** And?\n\n")
     assert conversation.turns[1].answer in md.read_text()
     assert "exists already" in " ".join(shown.split())
     assert {p.name for p in tmp_path.iterdir()} == {"a picture.png", "chat.json", "chat.md"}
+
+
+def test_a_saved_conversation_holds_what_the_context_has_no_room_for(
+    llama: SteeredLlama, tmp_path: Path
+) -> None:
+    asked = [f"What is a hat? {n} " + "hat " * 60 for n in range(10)]
+    file = tmp_path / "chat.json"
+    _, conversation = chat(llama, *asked, f"/save {file}", f"/save {file.with_suffix('.md')}")
+    saved = json.loads(file.read_text())
+    assert [turn["user"]["content"] for turn in saved["turns"]] == [a.strip() for a in asked]
+    assert 0 < saved["first_in_context"] == conversation.first
+    above, below = file.with_suffix(".md").read_text().split("The context has no room")
+    assert above.count("**User:**") == conversation.first
+    assert below.count("**User:**") == 10 - conversation.first
 
 
 # Rendering ---------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from mars_gguf.chat.terminal import Terminal, read_with_prompt_toolkit, stream
 from mars_gguf.cli import add_model_arguments, command, load_steered, positive, printable
 from mars_gguf.errors import MarsError
 from mars_gguf.handlers import HANDLERS
-from mars_gguf.media import load_image
+from mars_gguf.media import LONGEST_SIDE, load_image
 from mars_gguf.video import FPS, MAX_FRAMES, load_video
 
 
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     with command():
         prompt = _prompt(args)
-        pictures = [load_image(path) for path in args.image]
+        pictures = [load_image(path, LONGEST_SIDE) for path in args.image]
         sees = not args.no_mmproj and (args.mmproj or args.demo or args.hf_repo)
         if (pictures or args.video) and not sees:
             raise MarsError("--image and --video need --mmproj: without it the model sees nothing")

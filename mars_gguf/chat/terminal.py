@@ -28,10 +28,9 @@ from rich.table import Table
 from rich.text import Text
 
 from mars_gguf.chat.conversation import Conversation, Turn
-from mars_gguf.cli import printable
+from mars_gguf.cli import printable, require_utf8
 from mars_gguf.errors import MarsError, SteeringError
-from mars_gguf.llama import Steering
-from mars_gguf.media import load_image
+from mars_gguf.media import LONGEST_SIDE, load_image
 from mars_gguf.steering import Geometry
 from mars_gguf.video import Video
 
@@ -77,7 +76,7 @@ class Terminal:
     def run(self) -> None:
         """Until /exit or the end of input. What goes wrong with one line is said, and the chat
         goes on."""
-        self.console.print("/help lists the commands.", style="dim")
+        self._say("/help lists the commands.")
         while True:
             try:
                 line = self.read_line(f"{self._attached()}> ").strip()
@@ -91,13 +90,13 @@ class Terminal:
             try:
                 if name.startswith("/"):
                     self._obey(name, argument.strip())
-                elif line:
-                    self._answer(line)
+                elif line or self.pictures or self.video:
+                    self._answer(require_utf8(line, "the message"))
             except (MarsError, SteeringError, OSError) as error:
                 for part in str(error).split("\n"):
                     self.console.print(Text(f"error: {printable(part)}", style="red"))
             except KeyboardInterrupt:
-                self.console.print("stopped", style="dim")
+                self._say("stopped")
 
     def _attached(self) -> str:
         """What the next message carries, in brackets."""
@@ -117,49 +116,59 @@ class Terminal:
             if turn is not None and turn is not before:
                 self.pictures, self.video = [], None
                 if not turn.answer:
-                    self.console.print("(an empty reply)", style="dim")
+                    self._say("(an empty reply)")
                 for note in conversation.notes:
-                    self.console.print(Text(printable(note), style="dim"))
-                self.console.print(Text(status(turn), style="dim"))
+                    self._say(note)
+                self._say(status(turn))
 
     def _obey(self, name: str, argument: str) -> None:
-        conversation, last = self.conversation, None
-        if conversation.turns:
-            last = conversation.turns[-1]
+        conversation = self.conversation
         match name:
             case "/help":
                 self.console.print(_commands())
             case "/image" if argument:
                 conversation.require_sight()
-                self.pictures.append(load_image(_path(argument, name)))
+                self.pictures.append(load_image(_path(argument, name), LONGEST_SIDE))
             case "/video" if argument:
                 conversation.require_sight()
-                self.video = self.open_video(_path(argument, name))
+                with self.console.status("reading the video"):
+                    self.video = self.open_video(_path(argument, name))
             case "/image":
                 self.pictures = []
             case "/video":
                 self.video = None
             case "/clear":
-                conversation.turns, self.pictures, self.video = [], [], None
+                conversation.clear()
+                self.pictures, self.video = [], None
+                self._say("the conversation is forgotten")
             case "/system":
-                conversation.system = argument or None
+                conversation.system = require_utf8(argument, "the system prompt") or None
+                self._say(f"the system prompt is {'set' if argument else 'removed'}")
             case "/save":
                 path = Path(_path(argument, name))
                 save(conversation, path)
-                self.console.print(Text(printable(f"wrote {path}"), style="dim"))
-            case "/why" | "/compare" if last is None or last.steering is None:
-                self.console.print("nothing was said yet", style="dim")
+                self._say(f"wrote {path}")
+            case "/why" | "/compare" if not conversation.turns:
+                self._say("nothing was said yet")
             case "/why":
-                assert last is not None and last.steering is not None
-                geometry = conversation.llama.vector.geometry
-                self.console.print(why(last.steering, geometry))
+                self.console.print(why(conversation.turns[-1], conversation.llama.vector.geometry))
             case "/compare":
-                assert last is not None
-                with self.console.status("without steering"):
-                    unsteered = "".join(conversation.unsteered())
-                self.console.print(_side_by_side(unsteered, last.answer))
+                self._compare(conversation.turns[-1])
             case _:
-                self.console.print(Text(f"no command {printable(name)}"), _commands())
+                is_file = os.path.isfile(f"{name} {argument}".strip())
+                hint = "attach a file with /image or /video" if is_file else "see /help"
+                self._say(f"no command {name}: {hint}")
+
+    def _compare(self, turn: Turn) -> None:
+        if turn.finished and not turn.steered:
+            self._say("the gate stayed closed: steering changed nothing")
+            return
+        with self.console.status("without steering"):
+            unsteered = "".join(self.conversation.unsteered())
+        self.console.print(_side_by_side(unsteered, turn.answer))
+
+    def _say(self, words: str) -> None:
+        self.console.print(Text(printable(words), style="dim"))
 
 
 def read_with_prompt_toolkit() -> Callable[[str], str]:
@@ -182,10 +191,12 @@ def _path(argument: str, command: str) -> str:
     """A path as people type it or drop it onto a terminal: with ~, quotes or backslashes."""
     if not argument:
         raise MarsError(f"{command} needs a path")
+    if "\0" in argument:
+        raise MarsError(f"{argument}: no file has a name with the character 0 in it")
     if not Path(argument).exists():
         with suppress(ValueError):  # of quotes that do not match: taken literally
             argument = " ".join(shlex.split(argument)) if os.sep == "/" else argument.strip("\"'")
-    return str(Path(argument).expanduser())
+    return os.path.expanduser(argument)
 
 
 # Replies -----------------------------------------------------------------------------------------
@@ -281,7 +292,7 @@ def status(turn: Turn) -> str:
     """What became of a turn, in one line."""
     s = turn.steering
     assert s is not None
-    did = "steered" if s.alpha > 0 else "not steered"
+    did = "steered" if turn.steered else "not steered"
     rate = f", {turn.tokens_per_second:.1f}/s" if turn.tokens > 1 else ""
     speed = f"{turn.tokens} tokens{rate}, first after {turn.seconds_to_first:.2f} s"
     words = [s.modality, f"t {s.t:.2f}", f"gate {s.gate:.2f}", did, speed]
@@ -300,9 +311,10 @@ def _commands() -> RenderableType:
     return table
 
 
-def why(steering: Steering, geometry: Geometry) -> RenderableType:
+def why(turn: Turn, geometry: Geometry) -> RenderableType:
     """What the runtime measured at a reply's first token, with t on a gauge."""
-    s, kind = steering, steering.modality
+    assert turn.steering is not None
+    s, kind = turn.steering, turn.steering.modality
     spread = geometry.spreads.get(kind, geometry.spreads.get("image", geometry.spreads["text"]))
     opens = geometry.gate_opens * spread
     table = Table.grid(padding=(0, 2))
@@ -310,7 +322,7 @@ def why(steering: Steering, geometry: Geometry) -> RenderableType:
     table.add_row("modality", f"{s.modality} ({media[s.modality]} in the context)")
     table.add_row("t", gauge(s.t, opens))
     table.add_row("gate", f"{s.gate:.2f}: opens at t = {opens:.2f}; z = {s.z:.1f}")
-    if s.alpha > 0:
+    if turn.steered:
         limit = f"towards t = {geometry.trust_limit:.2f}"
         table.add_row("strength", f"alpha = {s.alpha:.4g}, {limit}, at block {s.layer} ({s.way})")
     else:
@@ -350,7 +362,7 @@ def save(conversation: Conversation, path: Path) -> None:
 
     Raises MarsError if there is such a file already.
     """
-    if path.exists():
+    if os.path.lexists(path):
         raise MarsError(f"{path}: exists already. Give another name, or remove it first.")
     text = "".join(_as_json(conversation) if path.suffix == ".json" else _as_markdown(conversation))
     handle, name = tempfile.mkstemp(dir=path.parent or Path(), prefix=f".{path.name}.")
@@ -366,20 +378,26 @@ def save(conversation: Conversation, path: Path) -> None:
 def _as_json(conversation: Conversation) -> Iterator[str]:
     turns = [
         {
+            "system": turn.system,
             "user": turn.request,
             "assistant": turn.answer,
             "mars": asdict(turn.steering) if turn.steering else None,
         }
         for turn in conversation.turns
     ]
-    yield json.dumps({"system": conversation.system, "turns": turns}, ensure_ascii=False, indent=1)
+    saved = {"first_in_context": conversation.first, "turns": turns}
+    yield json.dumps(saved, ensure_ascii=False, indent=1)
     yield "\n"
 
 
 def _as_markdown(conversation: Conversation) -> Iterator[str]:
-    if conversation.system:
-        yield f"**System:** {conversation.system}\n\n"
-    for turn in conversation.turns:
+    system = None
+    for index, turn in enumerate(conversation.turns):
+        if index and index == conversation.first:
+            yield "*The context has no room for what is above.*\n\n"
+        if turn.system != system:
+            yield f"**System:** {turn.system or 'none any longer'}\n\n"
+            system = turn.system
         yield f"**User:** {_words(turn.request['content'])}\n\n"
         yield f"**Assistant:** {turn.answer}\n\n*{status(turn)}*\n\n"
 
@@ -389,4 +407,4 @@ def _words(content: Any) -> str:
         return content
     pictures = sum(part["type"] == "image_url" for part in content)
     texts = " ".join(part["text"] for part in content if part["type"] == "text")
-    return f"[{pictures} picture{'s' * (pictures > 1)}] {texts}"
+    return f"[{pictures} picture{'s' * (pictures > 1)}] {texts}".rstrip()
