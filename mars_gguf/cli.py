@@ -155,11 +155,11 @@ def download(repository: str, pattern: str, *, needed: bool = True) -> str | Non
     Raises MarsError if there is not one such file; returns None if it is not ``needed``.
     """
     try:
-        from huggingface_hub import HfApi, hf_hub_download
+        from huggingface_hub import hf_hub_download
     except ImportError as error:
         raise MarsError("--hf-repo needs huggingface_hub: pip install huggingface_hub") from error
     try:
-        files = HfApi().list_repo_files(repository)
+        files = _files(repository)
         found = [f for f in files if fnmatch(f, pattern)]
         if "mmproj" not in pattern:
             found = [f for f in found if "mmproj" not in f]
@@ -178,6 +178,24 @@ def download(repository: str, pattern: str, *, needed: bool = True) -> str | Non
         raise
     except Exception as error:  # of huggingface_hub, httpx, the network
         raise MarsError(f"{repository}: cannot be downloaded: {error}") from error
+
+
+def _files(repository: str) -> list[str]:
+    """Names of the files in a hub's repository; of those in the cache if the hub is out of
+    reach."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return HfApi().list_repo_files(repository)
+    except HfHubHTTPError:
+        raise
+    except Exception as unreachable:
+        try:
+            cached = Path(snapshot_download(repository, local_files_only=True))
+        except LocalEntryNotFoundError:
+            raise unreachable from None
+        return [f.relative_to(cached).as_posix() for f in cached.rglob("*") if f.is_file()]
 
 
 @contextmanager

@@ -80,11 +80,15 @@ def chat(tmp_path: Path) -> Iterator[Run]:
         "NO_PROXY": "127.0.0.1",
     }
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
         vector = ["--vector", str(demo_model.VECTOR)] if "--vector" not in arguments else []
         command = [sys.executable, "-m", "mars_gguf.chat", "-c", "1024", "-t1", "--temp", "0"]
         return subprocess.run(
-            [*command, *vector, *arguments], capture_output=True, text=True, env=environment
+            [*command, *vector, *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            env=environment | settings,
         )
 
     yield run
@@ -98,6 +102,18 @@ def test_a_model_comes_from_the_hub_with_its_mmproj(chat: Run) -> None:
     done = chat("--hf-repo", "org/model", "--hf-file", "*Q4_K_M.gguf", PICTURE, "-p", "What?")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
+
+
+def test_what_was_downloaded_needs_no_hub(chat: Run) -> None:
+    asked = ["--hf-repo", "org/model", "--hf-file", "*Q4_K_M.gguf", PICTURE, "-p", "What?"]
+    unknown = chat(*asked, HF_HUB_OFFLINE="1")
+    assert unknown.returncode == 2
+    assert "org/model: cannot be downloaded" in unknown.stderr
+    online = chat(*asked)
+    for name in ("*Q4_K_M.gguf", "model-Q4_K_M.gguf"):
+        asked[3] = name
+        offline = chat(*asked, HF_HUB_OFFLINE="1")
+        assert (offline.returncode, offline.stdout) == (0, online.stdout), offline.stderr
 
 
 @pytest.mark.parametrize(
