@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ from mars_gguf.errors import MarsError, SteeringError
 
 if TYPE_CHECKING:
     from mars_gguf.llama import SteeredLlama
+
+
+MOST_THREADS = 512  # llama.cpp's own bound; beyond it the process aborts
 
 
 def printable(line: str) -> str:
@@ -38,7 +42,10 @@ def require_utf8(text: str, what: str) -> str:
 @contextmanager
 def command() -> Iterator[None]:
     """Turn bad input into a message and exit code 2, a failure of steering into exit code 1,
-    Ctrl-C into exit code 130; no traceback. A reader that went away ends the command."""
+    Ctrl-C into exit code 130; no traceback. A reader that went away ends the command. What standard
+    output has no characters for is replaced."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     try:
         yield
         sys.stdout.flush()
@@ -53,11 +60,11 @@ def command() -> Iterator[None]:
         sys.exit(130)
 
 
-def positive(text: str) -> int:
-    """An option's value as a whole number from 1 to 2**24, for argparse."""
+def positive(text: str, most: int = 1 << 24) -> int:
+    """An option's value as a whole number from 1 to ``most``, for argparse."""
     value = int(text)
-    if not 1 <= value <= 1 << 24:
-        raise argparse.ArgumentTypeError(f"found {value}, expected 1 to {1 << 24}")
+    if not 1 <= value <= most:
+        raise argparse.ArgumentTypeError(f"found {value}, expected 1 to {most}")
     return value
 
 
@@ -106,9 +113,29 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="tokens of context (default: 4096; 0: as many as the model was trained with)",
     )
-    group.add_argument("-ub", "--ubatch-size", type=positive, default=512, metavar="N")
-    group.add_argument("-ngl", "--n-gpu-layers", type=int, default=0, metavar="N")
-    group.add_argument("-t", "--threads", type=positive, metavar="N")
+    group.add_argument(
+        "-ub",
+        "--ubatch-size",
+        type=positive,
+        default=512,
+        metavar="N",
+        help="tokens of a prompt evaluated at a time (default: 512)",
+    )
+    group.add_argument(
+        "-ngl",
+        "--n-gpu-layers",
+        type=lambda text: -1 if text == "all" else int(text),
+        default=0,
+        metavar="N",
+        help="layers to put on the GPU (default: 0; all, or -1: all)",
+    )
+    group.add_argument(
+        "-t",
+        "--threads",
+        type=lambda text: positive(text, MOST_THREADS),
+        metavar="N",
+        help="threads to compute with (default: half of the processors, for prompts all)",
+    )
     group.add_argument("-v", "--verbose", action="store_true", help="show what llama.cpp says")
 
 

@@ -31,8 +31,10 @@ GREEDY = ["--demo", "--temp", "0", "-t", "1"]
 PNG = str(demo_model.FOLDER / "demo" / "image-harmful-00-0.png")
 
 
-def chat(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*CHAT, *arguments], input=stdin, capture_output=True, text=True)
+def chat(*arguments: str | bytes, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*CHAT, *arguments], input=stdin, capture_output=True, text=True, errors="surrogateescape"
+    )
 
 
 def ask(modality: str, kind: str) -> demo.Request:
@@ -50,6 +52,21 @@ def test_one_shot_prints_the_reply_and_nothing_else() -> None:
 def test_a_piped_prompt_is_read_from_standard_input() -> None:
     prompt = ask("text", "harmless").prompt
     assert chat(*GREEDY, stdin=prompt).stdout == chat(*GREEDY, "-p", prompt).stdout != ""
+
+
+def test_what_is_piped_in_follows_the_prompt() -> None:
+    said = "Tell me, what is a hat?\n\nAnd a\ncat?"
+    assert (
+        chat(*GREEDY, "-p", "Tell me, what is a hat?", stdin="And a\ncat?\n").stdout
+        == chat(*GREEDY, "-p", said).stdout
+        == chat(*GREEDY, "-p", "-", stdin=said).stdout
+    )
+
+
+def test_a_picture_may_come_without_a_prompt() -> None:
+    done = chat(*GREEDY, "--image", PNG)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip()
 
 
 def test_json_carries_the_reply_and_what_steering_did() -> None:
@@ -94,16 +111,29 @@ def test_a_video_is_attached_to_the_one_request(tmp_path: Path) -> None:
         (["-m", DEMO, "--vector", str(demo_model.VECTOR), "--video", "v", "-p", "x"], "--mmproj"),
         (["-m", DEMO, "--mmproj", DEMO, "--vector", str(demo_model.VECTOR), "-p", "x"], "mmproj"),
         (["--demo", "--fps", "0", "-p", "x"], "expected a number above 0"),
+        (["--demo", "-p", b"caf\xe9"], r"--prompt: found b'\xe9', expected UTF-8"),
+        (["--demo", "-sys", b"caf\xe9", "-p", "x"], r"--system-prompt: found b'\xe9', expected"),
+        (["--demo", "-t", "100000", "-p", "x"], "found 100000, expected 1 to 512"),
+        (["-m", DEMO, "--vector", "v", "--chat-handler", "mtmd", "-p", "x"], "needs --mmproj"),
+        (["-m", "none", "--vector", "v", "--mmproj", "p", "--video", "none.mp4"], "none.mp4: no"),
         (["--hf-repo", "a/b", "-p", "x"], "--hf-repo needs --hf-file"),
         (["--hf-file", "a", "--vector", "v", "-p", "x"], "give both"),
     ],
 )
-def test_bad_input_is_a_clear_error(arguments: list[str], expected: str) -> None:
+def test_bad_input_is_a_clear_error(arguments: list[str | bytes], expected: str) -> None:
     done = chat(*arguments)
     assert done.returncode == 2
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_standard_input_that_is_not_utf8_is_a_clear_error() -> None:
+    done = chat("--demo", stdin="caf\udce9")
+    assert done.returncode == 2
+    assert (
+        done.stderr == "error: standard input: found b'\\xe9', expected UTF-8; convert it first\n"
+    )
 
 
 # In a real terminal ------------------------------------------------------------------------------
@@ -280,6 +310,8 @@ def test_a_chat_into_a_pipe_has_no_escape_codes(tmp_path: Path) -> None:
     assert demo_model.REFUSAL in shown
     assert "unsafe" in shown
     assert "\x1b" not in shown
+    assert "> " in done.stdout
+    assert not re.search("^> ", shown, re.MULTILINE)
 
 
 def test_no_color_is_respected_on_a_terminal(

@@ -13,16 +13,25 @@ from functools import partial
 from rich.console import Console
 
 from mars_gguf.chat.conversation import Conversation
-from mars_gguf.chat.terminal import Terminal, read_with_prompt_toolkit, stream
-from mars_gguf.cli import add_model_arguments, command, load_steered, positive, printable
+from mars_gguf.chat.terminal import Terminal, read_plainly, read_with_prompt_toolkit, stream
+from mars_gguf.cli import (
+    add_model_arguments,
+    command,
+    load_steered,
+    positive,
+    printable,
+    require_utf8,
+)
 from mars_gguf.errors import MarsError
 from mars_gguf.handlers import HANDLERS
 from mars_gguf.media import LONGEST_SIDE, load_image
 from mars_gguf.video import FPS, MAX_FRAMES, load_video
 
+DESCRIPTION = "Chat with a steered model in the terminal, or ask one thing with -p."
+
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="mars_gguf.chat", description=__doc__)
+    p = argparse.ArgumentParser(prog="mars_gguf.chat", description=DESCRIPTION)
     add_model_arguments(p)
     p.add_argument(
         "--chat-handler",
@@ -33,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         "-p",
         "--prompt",
         metavar="TEXT",
-        help="one reply, then exit; '-' reads it from standard input",
+        help="one reply, then exit. What is piped in is appended ('-': that alone)",
     )
     p.add_argument(
         "--image",
@@ -57,7 +66,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help=f"frames of a video to look at, at most (default: {MAX_FRAMES})",
     )
-    p.add_argument("-sys", "--system-prompt", metavar="TEXT")
+    p.add_argument(
+        "-sys",
+        "--system-prompt",
+        metavar="TEXT",
+        help="what the model is told before everything else (default: nothing)",
+    )
     p.add_argument(
         "-n",
         "--max-tokens",
@@ -66,11 +80,40 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="tokens of a reply, at most (default: 512; -1: until the context is full)",
     )
-    p.add_argument("--temp", type=float, default=0.8, metavar="X")
-    p.add_argument("--top-k", type=int, default=40, metavar="N")
-    p.add_argument("--top-p", type=float, default=0.95, metavar="X")
-    p.add_argument("--min-p", type=float, default=0.05, metavar="X")
-    p.add_argument("--seed", type=int, metavar="N")
+    p.add_argument(
+        "--temp",
+        type=float,
+        default=0.8,
+        metavar="X",
+        help="temperature, 0 for the likeliest token each time (default: 0.8)",
+    )
+    p.add_argument(
+        "--top-k",
+        type=int,
+        default=40,
+        metavar="N",
+        help="draw from the N likeliest tokens (default: 40; 0: from all)",
+    )
+    p.add_argument(
+        "--top-p",
+        type=float,
+        default=0.95,
+        metavar="X",
+        help="draw from the likeliest tokens that make up this share (default: 0.95; 1: from all)",
+    )
+    p.add_argument(
+        "--min-p",
+        type=float,
+        default=0.05,
+        metavar="X",
+        help="draw from tokens this likely, next to the likeliest (default: 0.05; 0: from all)",
+    )
+    p.add_argument(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="the same one draws the same tokens (default, or below 0: random)",
+    )
     p.add_argument("--json", action="store_true", help="print reply and steering as a JSON object")
     return p
 
@@ -86,18 +129,23 @@ def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     with command():
         prompt = _prompt(args)
+        system = args.system_prompt and require_utf8(args.system_prompt, "--system-prompt")
         pictures = [load_image(path, LONGEST_SIDE) for path in args.image]
         sees = not args.no_mmproj and (args.mmproj or args.demo or args.hf_repo)
-        if (pictures or args.video) and not sees:
+        if not sees and (pictures or args.video):
             raise MarsError("--image and --video need --mmproj: without it the model sees nothing")
+        if not sees and args.chat_handler:
+            raise MarsError("--chat-handler says how pictures enter the prompt: it needs --mmproj")
+        open_video = partial(load_video, fps=args.fps, max_frames=args.max_frames)
+        video = None
+        if args.video:
+            with Console(stderr=True).status("reading the video"):
+                video = open_video(args.video)
         llama = load_steered(args, args.chat_handler)
         try:
-            conversation = Conversation(llama, system=args.system_prompt, sampling=_sampling(args))
-            open_video = partial(load_video, fps=args.fps, max_frames=args.max_frames)
-            video = open_video(args.video) if args.video else None
+            conversation = Conversation(llama, system=system, sampling=_sampling(args))
             if prompt is None:
-                interactive = sys.stdout.isatty()
-                read_line = read_with_prompt_toolkit() if interactive else input
+                read_line = read_with_prompt_toolkit() if sys.stdout.isatty() else read_plainly
                 terminal = Terminal(conversation, Console(highlight=False), read_line, open_video)
                 terminal.pictures, terminal.video = pictures, video
                 terminal.run()
@@ -115,15 +163,20 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _prompt(args: argparse.Namespace) -> str | None:
-    """The one request of -p or of standard input; None if a person is there to chat."""
-    prompt: str | None = args.prompt
-    if sys.stdin is None and prompt in (None, "-"):
+    """The one request of -p and of standard input; None if a person is there to chat."""
+    given, typed = args.prompt, sys.stdin is not None and sys.stdin.isatty()
+    if given is None and typed:
+        if args.json:
+            raise MarsError("--json is for one reply: give --prompt, or a prompt on standard input")
+        return None
+    if given in (None, "-") and sys.stdin is None:
         raise MarsError("no standard input to read a prompt from. Give one with --prompt.")
-    if prompt == "-" or (prompt is None and not sys.stdin.isatty()):
-        prompt = sys.stdin.read().strip()
-    if prompt is None and args.json:
-        raise MarsError("--json is for one reply: give --prompt, or a prompt on standard input")
-    if prompt is not None and not prompt:
+    parts = [] if given in (None, "-") else [require_utf8(given, "--prompt")]
+    if given == "-" or (sys.stdin is not None and not typed):
+        piped = sys.stdin.buffer.read().decode(errors="surrogateescape")
+        parts.append(require_utf8(piped, "standard input").strip())
+    prompt = "\n\n".join(part for part in parts if part)
+    if not prompt and not args.image and not args.video:
         raise MarsError("the prompt is empty, expected some text")
     return prompt
 
@@ -135,7 +188,7 @@ def _sampling(args: argparse.Namespace) -> dict[str, object]:
         top_k=args.top_k,
         top_p=args.top_p,
         min_p=args.min_p,
-        seed=args.seed,
+        seed=None if args.seed is None or args.seed < 0 else args.seed,
         repeat_penalty=1.0,
     )
 

@@ -187,6 +187,12 @@ def read_with_prompt_toolkit() -> Callable[[str], str]:
     return session.prompt
 
 
+def read_plainly(prompt: str) -> str:
+    """A line, asked for on standard error: standard output is a file, or somebody's input."""
+    print(prompt, end="", file=sys.stderr, flush=True)
+    return input()
+
+
 def _path(argument: str, command: str) -> str:
     """A path as people type it or drop it onto a terminal: with ~, quotes or backslashes."""
     if not argument:
