@@ -279,4 +279,10 @@ def load_steered(args: argparse.Namespace, chat_handler: str | None = None) -> S
         )
         if handler is not None:
             handlers.prepare(llama, handler)
+    if (trained := llama._model.n_ctx_train()) < llama.n_ctx():
+        print(
+            f"the context ({llama.n_ctx()} tokens) is longer than the model was trained for: "
+            f"better give --ctx-size {trained}",
+            file=sys.stderr,
+        )
     return llama

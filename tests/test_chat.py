@@ -63,6 +63,12 @@ def test_what_is_piped_in_follows_the_prompt() -> None:
     )
 
 
+def test_a_context_longer_than_the_model_was_trained_for_is_said() -> None:
+    files = ["-m", DEMO, "--vector", str(demo_model.VECTOR), "-t", "1", "-p", "What is a hat?"]
+    assert "better give --ctx-size 1024" in chat(*files).stderr
+    assert chat(*files, "-c", "1024").stderr == ""
+
+
 def test_a_picture_may_come_without_a_prompt() -> None:
     done = chat(*GREEDY, "--image", PNG)
     assert (done.returncode, done.stderr) == (0, "")

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from mars_gguf import demo_model
 from mars_gguf.chat.conversation import Conversation
-from mars_gguf.chat.terminal import COMMANDS, Terminal, gauge, rendered, stream, visible
+from mars_gguf.chat.terminal import COMMANDS, Terminal, gauge, rendered, save, stream, visible
 from mars_gguf.errors import MarsError, SteeringError
 from mars_gguf.handlers import conversation_handler, prepare
 from mars_gguf.llama import SteeredLlama
@@ -93,7 +93,7 @@ def test_a_picture_may_come_alone(llama: SteeredLlama, png: Path) -> None:
     assert [part["type"] for part in turn.request["content"]] == ["image_url"]
 
 
-def test_media_are_attached_to_one_message(llama: SteeredLlama, png: Path) -> None:
+def test_media_are_attached_to_one_message(llama: SteeredLlama, png: Path, tmp_path: Path) -> None:
     typed = str(png).replace(" ", "\\ ")
     shown, conversation = chat(
         llama, f"/image {png}", f"/image {typed}", f"/image '{png}'", "What?", "And?"
@@ -105,6 +105,8 @@ def test_media_are_attached_to_one_message(llama: SteeredLlama, png: Path) -> No
     shown, conversation = chat(llama, "/video clip.mp4", "What is shown?")
     assert "[video of 2 frames] > " in shown
     assert "video · t " in shown
+    save(conversation, tmp_path / "chat.md")
+    assert "**User:** [video of 2 frames] What is shown?\n" in (tmp_path / "chat.md").read_text()
 
 
 def test_a_large_picture_is_attached_smaller(llama: SteeredLlama, tmp_path: Path) -> None:
@@ -185,7 +187,11 @@ def test_help_lists_every_command(llama: SteeredLlama) -> None:
 
 
 def test_clear_and_system_change_what_the_model_sees(llama: SteeredLlama, png: Path) -> None:
-    _, conversation = chat(llama, "Hello.", f"/image {png}", "/clear", "Hello.", "/system Be brief")
+    shown, conversation = chat(
+        llama, "Hello.", f"/image {png}", "/clear", "Hello.", "/system Be brief"
+    )
+    assert "the conversation is forgotten" in shown
+    assert "the system prompt is set" in shown
     assert conversation.messages()[0] == {"role": "system", "content": "Be brief"}
     assert len(conversation.messages()) == 3
     assert isinstance(conversation.turns[0].request["content"], str)

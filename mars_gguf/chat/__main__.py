@@ -112,7 +112,7 @@ def parser() -> argparse.ArgumentParser:
         "--seed",
         type=int,
         metavar="N",
-        help="the same one draws the same tokens (default, or below 0: random)",
+        help="what the drawing begins with (default, or below 0: something random)",
     )
     p.add_argument("--json", action="store_true", help="print reply and steering as a JSON object")
     return p

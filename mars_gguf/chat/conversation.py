@@ -34,8 +34,7 @@ class Turn:
     request: dict[str, Any]
     prompt: Messages
     seed: int
-    pictures: int = 0
-    has_video: bool = False
+    pictures: int = 0  # attached by themselves, not as frames
     start: int = 0  # position in the context from which on its prompt was evaluated
     answer: str = ""
     steering: Steering | None = None
@@ -50,6 +49,13 @@ class Turn:
         """The system prompt that it was answered with."""
         begin = self.prompt[0]
         return str(begin["content"]) if begin["role"] == "system" else None
+
+    @property
+    def frames(self) -> int:
+        """How many frames of a video the request shows."""
+        content = self.request["content"]
+        parts = [] if isinstance(content, str) else content
+        return sum(part["type"] == "image_url" for part in parts) - self.pictures
 
     @property
     def messages(self) -> Messages:
@@ -114,7 +120,7 @@ class Conversation:
         seed = self.sampling.get("seed")
         prompt = [*self.messages(first), request]
         seed = random.getrandbits(31) if seed is None else seed
-        turn = Turn(request, prompt, seed, len(pictures), video is not None)
+        turn = Turn(request, prompt, seed, len(pictures))
         try:
             yield from self._generate(turn, began)
         finally:
@@ -255,7 +261,7 @@ def _dropped(turns: Sequence[Turn], context: int) -> str:
     what = "the oldest turn was" if len(turns) == 1 else f"the oldest {len(turns)} turns were"
     counts = {
         "picture": sum(turn.pictures for turn in turns),
-        "video": sum(turn.has_video for turn in turns),
+        "video": sum(turn.frames > 0 for turn in turns),
     }
     media = " and ".join(f"{n} {name}{'s' * (n > 1)}" for name, n in counts.items() if n)
     shown = f", with {media}" if media else ""

@@ -79,7 +79,8 @@ class Terminal:
         self._say("/help lists the commands.")
         while True:
             try:
-                line = self.read_line(f"{self._attached()}> ").strip()
+                frames = len(self.video.frames) if self.video else 0
+                line = self.read_line(f"{_media(len(self.pictures), frames)}> ").strip()
             except KeyboardInterrupt:
                 continue
             except EOFError:
@@ -97,12 +98,6 @@ class Terminal:
                     self.console.print(Text(f"error: {printable(part)}", style="red"))
             except KeyboardInterrupt:
                 self._say("stopped")
-
-    def _attached(self) -> str:
-        """What the next message carries, in brackets."""
-        names = [f"{n} picture{'s' * (n > 1)}"] if (n := len(self.pictures)) else []
-        names += [f"video of {len(self.video.frames)} frames"] if self.video else []
-        return f"[{', '.join(names)}] " if names else ""
 
     def _answer(self, text: str) -> None:
         conversation = self.conversation
@@ -131,7 +126,7 @@ class Terminal:
                 self.pictures.append(load_image(_path(argument, name), LONGEST_SIDE))
             case "/video" if argument:
                 conversation.require_sight()
-                with self.console.status("reading the video"):
+                with _without_echo(), self.console.status("reading the video"):
                     self.video = self.open_video(_path(argument, name))
             case "/image":
                 self.pictures = []
@@ -163,12 +158,19 @@ class Terminal:
         if turn.finished and not turn.steered:
             self._say("the gate stayed closed: steering changed nothing")
             return
-        with self.console.status("without steering"):
+        with _without_echo(), self.console.status("without steering"):
             unsteered = "".join(self.conversation.unsteered())
         self.console.print(_side_by_side(unsteered, turn.answer))
 
     def _say(self, words: str) -> None:
         self.console.print(Text(printable(words), style="dim"))
+
+
+def _media(pictures: int, frames: int) -> str:
+    """What a message carries, in brackets."""
+    names = [f"{pictures} picture{'s' * (pictures > 1)}"] if pictures else []
+    names += [f"video of {frames} frame{'s' * (frames > 1)}"] if frames else []
+    return f"[{', '.join(names)}] " if names else ""
 
 
 def read_with_prompt_toolkit() -> Callable[[str], str]:
@@ -404,13 +406,12 @@ def _as_markdown(conversation: Conversation) -> Iterator[str]:
         if turn.system != system:
             yield f"**System:** {turn.system or 'none any longer'}\n\n"
             system = turn.system
-        yield f"**User:** {_words(turn.request['content'])}\n\n"
+        asked = _media(turn.pictures, turn.frames) + _words(turn.request["content"])
+        yield f"**User:** {asked.rstrip()}\n\n"
         yield f"**Assistant:** {turn.answer}\n\n*{status(turn)}*\n\n"
 
 
 def _words(content: Any) -> str:
     if isinstance(content, str):
         return content
-    pictures = sum(part["type"] == "image_url" for part in content)
-    texts = " ".join(part["text"] for part in content if part["type"] == "text")
-    return f"[{pictures} picture{'s' * (pictures > 1)}] {texts}".rstrip()
+    return " ".join(part["text"] for part in content if part["type"] == "text")
