@@ -176,15 +176,23 @@ def _media(pictures: int, frames: int) -> str:
 def read_with_prompt_toolkit() -> Callable[[str], str]:
     """A reader of lines with editing, the history of this session, and completion by Tab."""
     from prompt_toolkit import PromptSession
-    from prompt_toolkit.completion import Completer, NestedCompleter, PathCompleter
+    from prompt_toolkit.completion import (
+        Completer,
+        NestedCompleter,
+        PathCompleter,
+        WordCompleter,
+        merge_completers,
+    )
 
     path = PathCompleter(expanduser=True)
     words = [command.split() for command in COMMANDS]
     options: dict[str, Completer | None] = {
         first: path if rest in (["PATH"], ["FILE"]) else None for first, *rest in words
     }
+    # By itself the second takes the slash for a word of its own, and knows no "/he".
+    completers = [WordCompleter(list(options), sentence=True), NestedCompleter(options)]
     session: PromptSession[str] = PromptSession(
-        completer=NestedCompleter(options), complete_while_typing=False
+        completer=merge_completers(completers, deduplicate=True), complete_while_typing=False
     )
     return session.prompt
 
