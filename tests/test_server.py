@@ -63,6 +63,11 @@ class Server:
         with urllib.request.urlopen(request) as reply:
             return str(reply.read().decode())
 
+    def extra(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
+        """What ``/extras/name`` answers."""
+        with self.client.with_options(base_url=self.url) as client:
+            return client.post(f"/extras/{name}", body=body, cast_to=dict[str, Any])
+
     def post(self, body: dict[str, Any]) -> socket.socket:
         """Send a chat completion request and return at once."""
         content = json.dumps({"model": "any", **body}).encode()
@@ -352,6 +357,39 @@ def test_a_prompt_larger_than_the_context_is_an_error_of_the_client(server: Serv
                     stream=stream,
                 )
             assert refused.value.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"grammar": "this is not"}, "grammar: not valid"),
+        ({"grammar": 'foo ::= "a"'}, "grammar: not valid"),
+        ({"grammar": 'root ::= root "a" | "a"'}, "grammar: not valid"),
+        ({"grammar": "root ::= foo"}, "grammar: not valid"),
+        ({"grammar": f'root ::= {"(" * 5000}"a"{")" * 5000}'}, "5000 parentheses"),
+        ({"grammar": f'root ::= "{"a" * 100_000}"'}, "characters"),
+        ({"logit_bias": {"abc": 1}}, "logit_bias: found the key 'abc'"),
+        ({"logit_bias": {"999999999": 1}}, "logit_bias: found the key '999999999'"),
+        ({"logit_bias": {"5": -1e39}}, "logit_bias: found -1e"),
+    ],
+)
+def test_what_would_end_the_process_is_an_error_of_the_client(
+    server: Server, options: dict[str, Any], message: str
+) -> None:
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError, match=message):
+            chat(server, [HARMFUL], extra_body={**options, "stream": stream})
+    with pytest.raises(openai.BadRequestError, match=message):
+        server.client.completions.create(model="any", prompt="Hello", extra_body=options)
+    assert chat(server, [HARMFUL])["mars"]["alpha"] > 0
+
+
+def test_only_tokens_of_the_vocabulary_become_text(server: Server) -> None:
+    tokens = server.extra("tokenize", {"input": "Hello there"})["tokens"]
+    assert server.extra("detokenize", {"tokens": tokens}) == {"text": "Hello there"}
+    for token in (-5, 999_999_999):
+        with pytest.raises(openai.BadRequestError, match=f"tokens: found {token}"):
+            server.extra("detokenize", {"tokens": [*tokens, token]})
 
 
 def test_several_pictures_share_the_limit_of_pixels(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,13 +12,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from contextvars import copy_context
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import anyio
 import llama_cpp.server.app as upstream
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
-from llama_cpp.server.types import CreateChatCompletionRequest, CreateCompletionRequest
+from llama_cpp.server.types import (
+    CreateChatCompletionRequest,
+    CreateCompletionRequest,
+    DetokenizeInputRequest,
+)
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Histogram, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.middleware import Middleware
@@ -28,7 +32,9 @@ from starlette_context.header_keys import HeaderKeys
 
 from mars_gguf.cli import printable
 from mars_gguf.errors import SteeringError
-from mars_gguf.server.media import RequestError, inline_pictures, picture_parts
+from mars_gguf.server import checks
+from mars_gguf.server.checks import RequestError
+from mars_gguf.server.media import inline_pictures, picture_parts
 from mars_gguf.server.model import ClientGone, Exchange, SteeredProxy, exchange
 from mars_gguf.server.settings import DEFAULT_VECTOR, ModelSettings, ServerSettings
 
@@ -70,12 +76,17 @@ class ClientControl(BaseModel):
     vector: str = Field(description="Id of a vector that the operator gave at start-up")
 
 
+REPEAT_PENALTY = Field(default=1.1, ge=0.0, le=checks.MAX_REPEAT_PENALTY)
+
+
 class ChatRequest(CreateChatCompletionRequest):
     mars: ClientControl | None = Field(default=None, exclude=True)
+    repeat_penalty: float = REPEAT_PENALTY
 
 
 class CompletionRequest(CreateCompletionRequest):
     mars: ClientControl | None = Field(default=None, exclude=True)
+    repeat_penalty: float = REPEAT_PENALTY
 
 
 @router.post("/v1/chat/completions", response_model=None, tags=["OpenAI V1"])
@@ -122,6 +133,16 @@ def _without_pictures(prompt: object) -> object:
     if isinstance(prompt, dict):
         return {k: "..." if k == "image_url" else _without_pictures(v) for k, v in prompt.items()}
     return prompt
+
+
+@router.post("/extras/detokenize", tags=["Extras"])
+async def detokenize(
+    body: DetokenizeInputRequest, proxy: Annotated[SteeredProxy, Depends(upstream.get_llama_proxy)]
+) -> dict[str, str]:
+    """Text of tokens, which may end within a character."""
+    llama = proxy(body.model)
+    checks.require_tokens(llama, body.tokens)
+    return {"text": llama.detokenize(body.tokens).decode(errors="replace")}
 
 
 @router.get("/v1/models", tags=["OpenAI V1"])

@@ -23,20 +23,13 @@ from PIL import Image
 
 from mars_gguf.errors import MarsError
 from mars_gguf.media import data_url, decode_image
+from mars_gguf.server.checks import RequestError
 from mars_gguf.server.settings import ServerSettings
 
 MAX_REDIRECTS = 3
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 1 << 26
 _FETCHES = anyio.CapacityLimiter(8)
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-
-
-class RequestError(MarsError):
-    """A request that cannot be served as it is; ``status`` is the HTTP status."""
-
-    def __init__(self, message: str, status: int = 400) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 async def inline_pictures(messages: Sequence[Any], settings: ServerSettings) -> None:

@@ -17,6 +17,7 @@ from llama_cpp.server.model import LlamaProxy
 
 from mars_gguf.errors import MarsError, ModelError, SteeringError
 from mars_gguf.llama import SteeredLlama, Steering, load_mmproj
+from mars_gguf.server import checks
 from mars_gguf.server.settings import DEFAULT_VECTOR, ModelSettings
 from mars_gguf.vectors import Vector, read_vector
 
@@ -88,6 +89,17 @@ class ServedLlama(SteeredLlama):
             self.reset()
             self._ctx.kv_cache_clear()
             self.vector, self._stopped = vector, False
+
+    def create_completion(
+        self, *args: Any, grammar: Any = None, logit_bias: Any = None, **kwargs: Any
+    ) -> Any:
+        """As ``Llama.create_completion``. Raises RequestError for what llama.cpp would end the
+        process over. What grammars come from (text, schemas, tools) meets here."""
+        if grammar is not None:
+            checks.require_grammar(self, grammar._grammar)
+        if logit_bias is not None:
+            checks.require_logit_bias(self, logit_bias)
+        return super().create_completion(*args, grammar=grammar, logit_bias=logit_bias, **kwargs)
 
     def sample(self, *args: Any, **kwargs: Any) -> int:
         """As ``SteeredLlama.sample``."""

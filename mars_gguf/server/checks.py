@@ -1,0 +1,66 @@
+"""What a request must be before the model sees it. llama.cpp ends the process over some of what a
+client can send; the rest would be reported as failures of the server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llama_cpp import llama_cpp as lib
+from llama_cpp._utils import suppress_stdout_stderr
+
+from mars_gguf.errors import MarsError
+
+MAX_GRAMMAR = 32 << 10  # characters; llama.cpp unrolls {1000}, to 260 MB at this length
+MAX_PARENTHESES = 1000  # llama.cpp's parser recurses at each; 20,000 overflow its stack
+MAX_BIAS = 1e6  # of a logit; if all that a grammar allows became -inf, llama.cpp would abort
+MAX_REPEAT_PENALTY = 100.0  # a factor of logits, for the same reason
+
+
+class RequestError(MarsError):
+    """A request that cannot be served as it is; ``status`` is the HTTP status."""
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def require_grammar(llama: Any, grammar: str) -> None:
+    """Raise RequestError for a grammar that llama.cpp cannot parse."""
+    for what, found, limit in (
+        ("characters", len(grammar), MAX_GRAMMAR),
+        ("parentheses", grammar.count("("), MAX_PARENTHESES),
+    ):
+        if found > limit:
+            raise RequestError(f"grammar: found {found} {what}, expected at most {limit}")
+    with suppress_stdout_stderr(disable=llama.verbose):  # it would quote the grammar
+        vocab = lib.llama_model_get_vocab(llama.model)
+        sampler = lib.llama_sampler_init_grammar(vocab, grammar.encode(), b"root")
+    if not sampler:
+        raise RequestError(
+            "grammar: not valid, expected GBNF with a rule 'root', every rule defined and none "
+            "left-recursive"
+        )
+    lib.llama_sampler_free(sampler)
+
+
+def require_logit_bias(llama: Any, bias: Mapping[str, float]) -> None:
+    """Raise RequestError for a bias of what is no token, or one that is no sensible number."""
+    n_vocab = llama.n_vocab()
+    for token, value in bias.items():
+        known = token.isascii() and token.isdigit() and len(token) < 20 and int(token) < n_vocab
+        if not known:
+            raise RequestError(
+                f"logit_bias: found the key {token[:20]!r}, expected token ids from 0 to "
+                f"{n_vocab - 1}, or text with logit_bias_type 'tokens'"
+            )
+        if not abs(value) <= MAX_BIAS:  # NaN neither
+            raise RequestError(f"logit_bias: found {value}, expected at most {MAX_BIAS:.0f}")
+
+
+def require_tokens(llama: Any, tokens: list[int]) -> None:
+    """Raise RequestError unless all of ``tokens`` are in the vocabulary."""
+    n_vocab = llama.n_vocab()
+    for token in tokens:
+        if not 0 <= token < n_vocab:
+            raise RequestError(f"tokens: found {token}, expected 0 to {n_vocab - 1}")
