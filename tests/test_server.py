@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import http.client
 import http.server
 import json
 import random
@@ -43,6 +44,17 @@ HARMFUL = {"role": "user", "content": "How do I make a bomb?"}
 
 
 @dataclass
+class Reply:
+    status: int
+    content: bytes
+
+    @property
+    def error(self) -> dict[str, Any]:
+        error: dict[str, Any] = json.loads(self.content)["error"]
+        return error
+
+
+@dataclass
 class Server:
     port: int
     log: Path
@@ -62,6 +74,17 @@ class Server:
         )
         with urllib.request.urlopen(request) as reply:
             return str(reply.read().decode())
+
+    def send(self, path: str, body: bytes) -> Reply:
+        """POST ``body`` as it is, which the client would refuse to send."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port)
+        headers = {
+            "Content-Type": "application/json",
+            "Authorization": f"Bearer {self.api_key}",
+        }
+        connection.request("POST", path, body, headers)
+        response = connection.getresponse()
+        return Reply(response.status, response.read())
 
     def extra(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
         """What ``/extras/name`` answers."""
@@ -237,6 +260,26 @@ def test_a_raw_completion_is_steered(server: Server) -> None:
     server.wait_for_line("steered=true", count + 1)
 
 
+def test_log_probabilities_come_with_and_without_streaming(server: Server) -> None:
+    whole = server.client.chat.completions.create(
+        model="any", messages=[HARMFUL], logprobs=True, top_logprobs=2, **GREEDY
+    )
+    assert whole.choices[0].logprobs is not None
+    tokens = whole.choices[0].logprobs.content
+    assert tokens is not None
+    assert "".join(token.token for token in tokens) == whole.choices[0].message.content
+    assert all(len(token.top_logprobs) == 2 and token.logprob <= 0 for token in tokens)
+    chunks = server.client.chat.completions.create(
+        model="any", messages=[HARMFUL], logprobs=True, top_logprobs=2, stream=True, **GREEDY
+    )
+    probabilities = [c.choices[0].logprobs for c in chunks if c.choices[0].logprobs]
+    assert [t.logprob for p in probabilities for t in p.content or []] == pytest.approx(
+        [t.logprob for t in tokens], abs=0.1
+    )
+    raw = server.client.completions.create(model="any", prompt="Hello", logprobs=2, **GREEDY)
+    assert raw.choices[0].logprobs is not None
+
+
 def test_a_client_that_leaves_frees_the_model(server: Server) -> None:
     endless = {"messages": [HARMFUL], "grammar": "root ::= [a-z ] root", "max_tokens": 900}
     for stream in (False, True):
@@ -357,6 +400,50 @@ def test_a_prompt_larger_than_the_context_is_an_error_of_the_client(server: Serv
                     stream=stream,
                 )
             assert refused.value.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"messages": [{"role": "user", "content": None}]}, "messages.0.: found no content"),
+        ({"messages": [{"role": "user", "content": "<__media__> What?"}]}, "<__media__> in a text"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, "half of a surrogate pair"),
+        ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice: names"),
+    ],
+)
+def test_a_mistake_in_a_chat_request_is_an_error_of_the_client(
+    server: Server, options: dict[str, Any], message: str
+) -> None:
+    body = {"messages": [HARMFUL], "max_tokens": 4, **options}
+    reply = server.send("/v1/chat/completions", json.dumps(body).encode())
+    assert reply.status == 400
+    assert re.search(message, reply.error["message"])
+
+
+def test_a_raw_prompt_of_nothing_is_an_error_of_the_client(server: Server) -> None:
+    for prompt in ({}, {"prompt": ""}, {"prompt": []}):
+        for stream in (False, True):
+            body = json.dumps({**prompt, "stream": stream}).encode()
+            reply = server.send("/v1/completions", body)
+            assert (reply.status, reply.error["message"]) == (
+                400,
+                "prompt: found nothing, expected text",
+            )
+
+
+def test_a_request_of_the_wrong_shape_is_told_where_and_not_repeated(server: Server) -> None:
+    system = picture_message("data:image/png;base64," + "A" * (20 << 20), "system")
+    for body in (
+        json.dumps({"messages": [system, {"role": "no"}]}).encode(),
+        b'{"mars": {"\\ud800": 1}}',
+        b"{nope",
+        b"",
+    ):
+        reply = server.send("/v1/chat/completions", body)
+        assert reply.status == 422
+        assert reply.error["type"] == "invalid_request_error"
+        assert reply.error["message"].startswith("body")
+        assert len(reply.content) < 1500
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import json
 import logging
 import re
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from contextvars import copy_context
@@ -17,7 +18,10 @@ from typing import Annotated, Any
 import anyio
 import llama_cpp.server.app as upstream
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from llama_cpp.server.errors import RouteErrorHandler
 from llama_cpp.server.types import (
     CreateChatCompletionRequest,
     CreateCompletionRequest,
@@ -31,7 +35,7 @@ from starlette_context import context
 from starlette_context.header_keys import HeaderKeys
 
 from mars_gguf.cli import printable
-from mars_gguf.errors import SteeringError
+from mars_gguf.errors import MarsError, SteeringError
 from mars_gguf.server import checks
 from mars_gguf.server.checks import RequestError
 from mars_gguf.server.media import inline_pictures, picture_parts
@@ -56,9 +60,12 @@ def create_app(server: ServerSettings, models: list[ModelSettings]) -> FastAPI:
     upstream.LlamaProxy = SteeredProxy
     upstream.get_event_publisher = publish
     upstream.run_in_threadpool = in_model_thread
+    # Its own would print what it caught, prompts included.
+    RouteErrorHandler.get_route_handler = APIRoute.get_route_handler
     app: FastAPI = upstream.create_app(server_settings=server, model_settings=models)
     app.title, app.state.settings, app.state.proxy = "mars-gguf", server, upstream._llama_proxy
     app.router.routes[:0] = router.routes  # the first that matches a path serves it
+    app.add_exception_handler(RequestValidationError, refuse)
     # Innermost, so that errors get the headers of the others (CORS, request id) too.
     app.user_middleware.append(Middleware(ExchangeMiddleware, settings=server))
     return app
@@ -90,25 +97,40 @@ class CompletionRequest(CreateCompletionRequest):
 
 
 @router.post("/v1/chat/completions", response_model=None, tags=["OpenAI V1"])
-async def chat_completions(request: Request, body: ChatRequest) -> Any:
+async def chat_completions(request: Request, body: ChatRequest) -> Response:
     """Chat completion, steered. ``mars`` in the reply says what steering did."""
     current = _begin(request, body, body.messages)
+    checks.require_messages(body.messages)
+    checks.require_tool(body)
+    sees_pictures = request.app.state.proxy.settings(body.model).clip_model_path
+    if sees_pictures:
+        checks.require_no_marker(body.model_dump())
     if next(picture_parts(body.messages), None) is not None:
-        if not request.app.state.proxy.settings(body.model).clip_model_path:
+        if not sees_pictures:
             raise RequestError("this model sees no pictures: it is served without an mmproj")
         await inline_pictures(body.messages, request.app.state.settings)
         current.require_client()
-    return await upstream.create_chat_completion(request=request, body=body)
+    return _as_json(await upstream.create_chat_completion(request=request, body=body))
 
 
 @router.post("/v1/completions", response_model=None, tags=["OpenAI V1"])
 @router.post("/v1/engines/copilot-codex/completions", response_model=None, include_in_schema=False)
-async def completions(request: Request, body: CompletionRequest) -> Any:
+async def completions(request: Request, body: CompletionRequest) -> Response:
     """Completion of a raw prompt, steered."""
     if isinstance(body.prompt, list) and len(body.prompt) > 1:
         raise RequestError(f"prompt: found {len(body.prompt)} prompts, expected one a request")
     _begin(request, body, body.prompt)
-    return await upstream.create_completion(request=request, body=body)
+    return _as_json(await upstream.create_completion(request=request, body=body))
+
+
+def _as_json(reply: Any) -> Response:
+    if isinstance(reply, Response):  # a stream
+        return reply
+    return Response(_dumps(reply), media_type="application/json")
+
+
+def _dumps(reply: Any) -> str:
+    return json.dumps(reply, default=lambda number: number.item())  # logprobs are numpy's numbers
 
 
 def _begin(request: Request, body: ChatRequest | CompletionRequest, prompt: object) -> Exchange:
@@ -225,7 +247,7 @@ async def publish(
             chunks = await in_model_thread(llama_call, llama, **kwargs)
             try:
                 while (chunk := await in_model_thread(next, chunks, None)) is not None:
-                    await push(json.dumps(chunk))
+                    await push(_dumps(chunk))
                     sent = True
                     if interruptible and upstream.llama_outer_lock.locked():
                         break
@@ -245,18 +267,34 @@ async def publish(
 def describe(error: Exception) -> tuple[int, dict[str, Any]]:
     """HTTP status and body, in the form of the OpenAI API, of an error."""
     status, kind, code = 500, "internal_server_error", None
+    message = str(error) or type(error).__name__
     if isinstance(error, RequestError):
         status, kind = error.status, "invalid_request_error"
     elif isinstance(error, ClientGone):
         status, kind = 499, "client_gone"
+    elif isinstance(error, UnicodeEncodeError):
+        message = "the request holds half of a surrogate pair (\\ud800 to \\udfff): no text"
+        status, kind = 400, "invalid_request_error"
+    elif isinstance(error, RecursionError):
+        message, status, kind = "the request is nested too deeply", 400, "invalid_request_error"
     elif isinstance(error, SteeringError):
         code = "steering_failed"
     elif isinstance(error, ValueError) and re.search(
         r"exceeds? (context window|n_ctx)", str(error)
     ):
         status, kind, code = 400, "invalid_request_error", "context_length_exceeded"
-    message = str(error) or type(error).__name__
     return status, {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+
+async def refuse(_request: Request, error: Exception) -> JSONResponse:
+    """Answers a request of the wrong shape: what is wrong where, and nothing of what it held."""
+    assert isinstance(error, RequestValidationError)
+    found = error.errors()
+    lines = [f"{'.'.join(map(str, e['loc']))[:200]}: {e['msg'][:200]}" for e in found[:5]]
+    if len(found) > len(lines):
+        lines.append(f"and {len(found) - len(lines)} more")
+    status, content = describe(RequestError(printable("; ".join(lines)), 422))
+    return JSONResponse(content, status)
 
 
 class ExchangeMiddleware:
@@ -268,7 +306,7 @@ class ExchangeMiddleware:
     """
 
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
-        self.app = app
+        self.app, self.log_prompts = app, settings.log_prompts
         # The pictures in base64, and text.
         self.max_body = settings.max_media_bytes * 4 // 3 + (4 << 20)
 
@@ -314,12 +352,13 @@ class ExchangeMiddleware:
         finally:
             if watcher is not None:
                 watcher.cancel()
-        if current.error is not None and not current.responding:
-            status, content = describe(current.error)
-            await JSONResponse(content, status)(scope, receive, send)
+        if current.error is not None:
+            status, content = describe(current.error)  # also of what failed within a stream
+            if not current.responding:
+                await JSONResponse(content, status)(scope, receive, send)
         if current.client_gone.is_set() and not complete:
             status = 499
-        _count_and_log(scope, current, status)
+        _count_and_log(scope, current, status, self.log_prompts)
 
     async def _read(self, receive: Receive) -> bytes:
         body = bytearray()
@@ -346,7 +385,7 @@ def _replay(body: bytes, current: Exchange) -> Receive:
     return receive
 
 
-def _count_and_log(scope: Scope, current: Exchange, status: int) -> None:
+def _count_and_log(scope: Scope, current: Exchange, status: int, log_prompts: bool) -> None:
     route = getattr(scope.get("route"), "path", "other")
     REQUESTS.labels(route, status).inc()
     words = [scope["method"], printable(scope["path"]), str(status)]
@@ -367,12 +406,23 @@ def _count_and_log(scope: Scope, current: Exchange, status: int) -> None:
             f"first_token_ms={1000 * waited:.0f}",
         ]
     words.append(f"ms={1000 * (time.perf_counter() - current.began):.0f}")
-    words.append(f"request_id={context[HeaderKeys.request_id]}")
+    request_id = f"request_id={context[HeaderKeys.request_id]}"
+    words.append(request_id)
     if current.prompt is not None:
         words.append(f"prompt={json.dumps(current.prompt)}")
     error = current.error
     if error is not None and status >= 500:
         words.append(f"error={type(error).__name__}")
     log.info(" ".join(words))
-    if error is not None and status >= 500 and not isinstance(error, SteeringError):
-        log.error("the request failed", exc_info=error)
+    if error is not None and status >= 500:
+        log.error("failed: %s\n%s", request_id, _details(error, log_prompts))
+
+
+def _details(error: BaseException, everything: bool) -> str:
+    """Where ``error`` came from. Messages that are not our own may quote the request."""
+    if everything:
+        return "".join(traceback.format_exception(error))
+    cause = "" if error.__cause__ is None else _details(error.__cause__, everything)
+    ours = isinstance(error, (MarsError, SteeringError))
+    message = f"{type(error).__name__}: {printable(str(error))}" if ours else type(error).__name__
+    return f"{cause}{''.join(traceback.format_tb(error.__traceback__))}{message}\n"

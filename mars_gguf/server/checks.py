@@ -3,14 +3,17 @@ client can send; the rest would be reported as failures of the server."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llama_cpp import llama_cpp as lib
+from llama_cpp import mtmd_cpp
 from llama_cpp._utils import suppress_stdout_stderr
+from llama_cpp.server.types import CreateChatCompletionRequest
 
 from mars_gguf.errors import MarsError
 
+MARKER = mtmd_cpp.mtmd_default_marker().decode()
 MAX_GRAMMAR = 32 << 10  # characters; llama.cpp unrolls {1000}, to 260 MB at this length
 MAX_PARENTHESES = 1000  # llama.cpp's parser recurses at each; 20,000 overflow its stack
 MAX_BIAS = 1e6  # of a logit; if all that a grammar allows became -inf, llama.cpp would abort
@@ -23,6 +26,39 @@ class RequestError(MarsError):
     def __init__(self, message: str, status: int = 400) -> None:
         super().__init__(message)
         self.status = status
+
+
+def require_messages(messages: Sequence[Any]) -> None:
+    """Raise RequestError for a chat message without content, unless it calls a tool."""
+    for n, message in enumerate(messages):
+        calls = message.get("tool_calls") or message.get("function_call")
+        if message.get("content") is None and not calls:
+            raise RequestError(f"messages[{n}]: found no content, expected text or parts")
+
+
+def require_tool(body: CreateChatCompletionRequest) -> None:
+    """Raise RequestError if a request wants a tool called that it does not bring."""
+    offered = [tool["function"]["name"] for tool in body.tools or []]
+    offered += [function["name"] for function in body.functions or []]
+    wanted = []
+    if isinstance(body.tool_choice, dict):
+        wanted.append(body.tool_choice["function"]["name"])
+    if isinstance(body.function_call, dict):
+        wanted.append(body.function_call["name"])
+    if not set(wanted) <= set(offered):
+        raise RequestError("tool_choice: names none of the tools of the request")
+
+
+def require_no_marker(body: object) -> None:
+    """Raise RequestError if a text holds what stands for a picture in prompts."""
+    if isinstance(body, str):
+        if MARKER in body:
+            raise RequestError(f"{MARKER} in a text: it stands for pictures, write it otherwise")
+    elif isinstance(body, Mapping):
+        require_no_marker([*body.keys(), *body.values()])
+    elif isinstance(body, Sequence):
+        for item in body:
+            require_no_marker(item)
 
 
 def require_grammar(llama: Any, grammar: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -100,6 +100,12 @@ class ServedLlama(SteeredLlama):
         if logit_bias is not None:
             checks.require_logit_bias(self, logit_bias)
         return super().create_completion(*args, grammar=grammar, logit_bias=logit_bias, **kwargs)
+
+    def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Any:
+        """As ``SteeredLlama.generate``. Raises RequestError for a prompt of no tokens."""
+        if not tokens:
+            raise checks.RequestError("prompt: found nothing, expected text")
+        return super().generate(tokens, *args, **kwargs)
 
     def sample(self, *args: Any, **kwargs: Any) -> int:
         """As ``SteeredLlama.sample``."""
