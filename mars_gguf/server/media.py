@@ -29,6 +29,15 @@ from mars_gguf.server.settings import ServerSettings
 MAX_REDIRECTS = 3
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 1 << 26
 _FETCHES = anyio.CapacityLimiter(8)
+_NOT_PUBLIC = [
+    ipaddress.ip_network(block)
+    for block in (
+        "168.63.129.16/32",  # Azure's own services, metadata among them, from within its machines
+        "192.88.99.0/24",  # 6to4 relays
+        "3fff::/20",  # documentation
+        "5f00::/16",  # segment routing
+    )
+]
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -221,4 +230,7 @@ def is_public(address: str) -> bool:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
-    return ip.is_global and not ip.is_multicast and not ip.is_reserved
+        if ip.is_site_local:
+            return False
+    refused = ip.is_multicast or ip.is_reserved or any(ip in block for block in _NOT_PUBLIC)
+    return ip.is_global and not refused
