@@ -26,8 +26,8 @@ def main(argv: list[str] | None = None) -> None:
         app = create_app(server, models)
         uvicorn.run(
             app,
-            host=os.getenv("HOST", server.host),
-            port=int(os.getenv("PORT", server.port)),
+            host=server.host,
+            port=server.port,
             ssl_keyfile=server.ssl_keyfile,
             ssl_certfile=server.ssl_certfile,
             access_log=False,

@@ -102,7 +102,8 @@ def read_settings(argv: list[str] | None) -> tuple[ServerSettings, list[ModelSet
     over environment variables. Raises MarsError."""
     args = parser().parse_args(argv)
     # Popped: llama_cpp.server.app would read the file again, without our settings.
-    config_file = os.environ.pop("CONFIG_FILE", None) or args.config_file
+    config_file = os.environ.pop("CONFIG_FILE", None)
+    config_file = args.config_file or config_file
     given = {k: v for k, v in vars(args).items() if v is not None and k in Settings.model_fields}
     if args.demo:
         if config_file or given.keys() & {"model", "mmproj", "clip_model_path", "vector"}:
