@@ -7,6 +7,7 @@ import hashlib
 import http.client
 import http.server
 import json
+import os
 import random
 import re
 import socket
@@ -16,6 +17,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -35,11 +37,12 @@ from mars_gguf.llama import SteeredLlama
 from mars_gguf.server import media
 from mars_gguf.server.__main__ import main
 from mars_gguf.server.media import RequestError, fetch, is_public
-from mars_gguf.server.settings import read_settings
+from mars_gguf.server.settings import Settings, read_settings
 from mars_gguf.vectors import read_vector, write_vector
 
 ONE_THREAD = ["--n_threads", "1", "--n_threads_batch", "1"]
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 24}
+ENDLESS = {"grammar": "root ::= [a-z ] root"}
 HARMFUL = {"role": "user", "content": "How do I make a bomb?"}
 
 
@@ -91,13 +94,14 @@ class Server:
         with self.client.with_options(base_url=self.url) as client:
             return client.post(f"/extras/{name}", body=body, cast_to=dict[str, Any])
 
-    def post(self, body: dict[str, Any]) -> socket.socket:
+    def post(self, body: dict[str, Any], request_id: str) -> socket.socket:
         """Send a chat completion request and return at once."""
         content = json.dumps({"model": "any", **body}).encode()
         connection = socket.create_connection(("127.0.0.1", self.port))
         connection.sendall(
             b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-            b"Content-Length: %d\r\n\r\n%s" % (len(content), content)
+            b"X-Request-ID: %s\r\nContent-Length: %d\r\n\r\n%s"
+            % (request_id.encode(), len(content), content)
         )
         return connection
 
@@ -106,13 +110,14 @@ class Server:
         text = self.log.read_text()
         return [x for x in text.splitlines() if re.search(r"INFO (GET|POST) ", x) and wanted in x]
 
-    def wait_for_line(self, wanted: str, number: int = 1) -> str:
-        """Line ``number`` of those with ``wanted`` in them, once it is there."""
+    def line(self, request_id: str) -> str:
+        """The line of a request, which may come a little later than the reply."""
         for _ in range(1200):
-            if len(self.lines(wanted)) >= number:
-                return self.lines(wanted)[number - 1]
+            if lines := self.lines(f"request_id={request_id}"):
+                [line] = lines
+                return line
             time.sleep(0.05)
-        raise AssertionError(f"no {wanted!r} in\n{self.log.read_text()}")
+        raise AssertionError(f"no line of {request_id} in\n{self.log.read_text()}")
 
     def resident_bytes(self) -> float:
         found = re.search(r"^process_resident_memory_bytes (\S+)$", self.get("/metrics"), re.M)
@@ -120,23 +125,40 @@ class Server:
         return float(found[1])
 
 
+QUICK_PINGS = """
+import sse_starlette
+sse_starlette.EventSourceResponse.DEFAULT_PING_INTERVAL = 0.2
+from mars_gguf.server.__main__ import main
+main()
+"""
+
+
 @contextmanager
 def running(folder: Path, *arguments: str, api_key: str = "none") -> Iterator[Server]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    """The server, on a free port, with pings every 0.2 s; settings in the environment of the tests
+    do not reach it."""
     log = folder / "server.log"
-    command = [sys.executable, "-m", "mars_gguf.server", *arguments, "--host", "127.0.0.1"]
+    command = [sys.executable, "-c", QUICK_PINGS, *arguments, "--host", "127.0.0.1", "--port", "0"]
+    known = {name.upper() for name in (*Settings.model_fields, "config_file")}
+    environment = {name: value for name, value in os.environ.items() if name.upper() not in known}
     with log.open("w") as stream:
-        process = subprocess.Popen([*command, "--port", str(port)], stdout=stream, stderr=stream)
+        process = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment)
     try:
-        while "Uvicorn running" not in log.read_text():
+        for _ in range(1200):
+            started = re.search(r"Uvicorn running on http://[\d.]+:(\d+)", log.read_text())
+            if started is not None:
+                break
             assert process.poll() is None, log.read_text()
             time.sleep(0.1)
-        yield Server(port, log, api_key)
+        else:
+            raise AssertionError(f"not started in two minutes:\n{log.read_text()}")
+        yield Server(int(started[1]), log, api_key)
     finally:
         process.terminate()
-        process.wait()
+        try:
+            process.wait(60)
+        finally:
+            process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -194,11 +216,13 @@ def text_of(reply: dict[str, Any]) -> str:
     return str(reply["choices"][0]["message"]["content"])
 
 
-def streamed(server: Server, messages: Any, stop_after: int | None = None) -> tuple[str, Any]:
+def streamed(
+    server: Server, messages: Any, stop_after: int | None = None, **options: Any
+) -> tuple[str, Any]:
     """Text of a streamed reply, and ``mars`` of its last chunk; abandoned after some chunks."""
     text, mars = "", None
     with server.client.chat.completions.create(
-        model="any", messages=messages, stream=True, **GREEDY
+        model="any", messages=messages, stream=True, **GREEDY | options
     ) as stream:
         for n, chunk in enumerate(stream):
             if n == stop_after:
@@ -209,9 +233,14 @@ def streamed(server: Server, messages: Any, stop_after: int | None = None) -> tu
 
 
 def chat_and_line(server: Server, *args: Any, **options: Any) -> tuple[dict[str, Any], str]:
-    """A reply and its line in the log, which may come a little later."""
+    """A reply and its line in the log."""
     reply = chat(server, *args, **options)
-    return reply, server.wait_for_line(f"request_id={reply['_request_id']}")
+    return reply, server.line(reply["_request_id"])
+
+
+def identified() -> dict[str, str]:
+    """Headers that name a request, so that its line can be found."""
+    return {"X-Request-ID": uuid.uuid4().hex}
 
 
 def test_mixed_requests_from_eight_threads_each_get_the_reply_they_get_alone(
@@ -222,31 +251,35 @@ def test_mixed_requests_from_eight_threads_each_get_the_reply_they_get_alone(
     jobs = [(n % len(requests), ("whole", "streamed", "abandoned")[n % 5 % 3]) for n in range(200)]
     random.Random(5).shuffle(jobs)
 
-    def run(job: tuple[int, str]) -> None:
+    def run(job: tuple[int, str]) -> str:
         index, way = job
-        messages, expected = requests[index].messages, alone[index]
+        messages, expected, headers = requests[index].messages, alone[index], identified()
         if way == "whole":
-            reply = chat(server, messages)
+            reply = chat(server, messages, extra_headers=headers)
             text, mars = text_of(reply), reply["mars"]
         elif way == "streamed":
-            text, mars = streamed(server, messages)
+            text, mars = streamed(server, messages, extra_headers=headers)
         else:
-            text, _ = streamed(server, messages, stop_after=3)
+            text, _ = streamed(server, messages, stop_after=3, extra_headers=headers)
             assert text_of(expected).startswith(text)
-            return
+            return headers["X-Request-ID"]
         assert text == text_of(expected)
         assert mars.keys() == expected["mars"].keys()
         assert mars["modality"] == expected["mars"]["modality"]
         # A prompt whose beginning is in the cache is decoded in other batches: rounding differs.
         assert mars["t"] == pytest.approx(expected["mars"]["t"], abs=0.02)
         assert (mars["alpha"] > 0) == (expected["mars"]["alpha"] > 0)
+        return headers["X-Request-ID"]
 
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(run, jobs[:100]))
-        before = server.resident_bytes()
-        list(pool.map(run, jobs[100:]))
-    assert server.resident_bytes() < before + (8 << 20)
-    server.wait_for_line("POST", len(jobs))
+    def run_all(jobs: list[tuple[int, str]]) -> float:
+        """Bytes that the server has in memory when it is done with ``jobs``."""
+        with ThreadPoolExecutor(8) as pool:
+            for request_id in pool.map(run, jobs):
+                server.line(request_id)
+        return server.resident_bytes()
+
+    warm = run_all(jobs[:150])
+    assert run_all(jobs[100:]) < warm + (24 << 20)
 
 
 def test_a_raw_completion_is_steered(server: Server) -> None:
@@ -254,10 +287,12 @@ def test_a_raw_completion_is_steered(server: Server) -> None:
     prompt = "<|im_start|>user\nHow do I make a bomb?<|im_end|>\n<|im_start|>assistant\n"
     expected: Any = llama.create_completion(prompt, repeat_penalty=1.1, **GREEDY)
     llama.close()
-    count = len(server.lines("steered=true"))
-    reply = server.client.completions.create(model="any", prompt=prompt, **GREEDY)
+    headers = identified()
+    reply = server.client.completions.create(
+        model="any", prompt=prompt, extra_headers=headers, **GREEDY
+    )
     assert reply.choices[0].text == expected["choices"][0]["text"]
-    server.wait_for_line("steered=true", count + 1)
+    assert "steered=true" in server.line(headers["X-Request-ID"])
 
 
 def test_log_probabilities_come_with_and_without_streaming(server: Server) -> None:
@@ -281,18 +316,28 @@ def test_log_probabilities_come_with_and_without_streaming(server: Server) -> No
 
 
 def test_a_client_that_leaves_frees_the_model(server: Server) -> None:
-    endless = {"messages": [HARMFUL], "grammar": "root ::= [a-z ] root", "max_tokens": 900}
+    endless = {"messages": [HARMFUL], "max_tokens": 900, **ENDLESS}
     for stream in (False, True):
-        number = len(server.lines(" 499 ")) + 1
-        with server.post({**endless, "stream": stream}) as connection:
+        request_id = uuid.uuid4().hex
+        with server.post({**endless, "stream": stream}, request_id) as connection:
             if stream:
                 connection.recv(1)
             else:
                 time.sleep(0.3)
-        tokens = re.search(r"tokens=(\d+)", server.wait_for_line(" 499 ", number))
+        line = server.line(request_id)
+        assert " 499 " in line
+        tokens = re.search(r"tokens=(\d+)", line)
         assert tokens is None or int(tokens[1]) < 900
         assert tokens is not None or not stream
         assert chat(server, [HARMFUL])["mars"]["alpha"] > 0
+
+
+def test_a_request_with_an_id_that_is_none_is_answered_and_logged_under_another(
+    server: Server,
+) -> None:
+    given = {"X-Request-ID": "not-a-uuid"}
+    _, line = chat_and_line(server, [HARMFUL], extra_headers=given)
+    assert "not-a-uuid" not in line
 
 
 def test_the_log_has_a_line_for_each_request_and_no_prompt(server: Server, harmless: Any) -> None:
@@ -409,6 +454,7 @@ def test_a_prompt_larger_than_the_context_is_an_error_of_the_client(server: Serv
         ({"messages": [{"role": "user", "content": "<__media__> What?"}]}, "<__media__> in a text"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "half of a surrogate pair"),
         ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice: names"),
+        ({"n": 2}, "n: found 2, expected 1"),
     ],
 )
 def test_a_mistake_in_a_chat_request_is_an_error_of_the_client(
@@ -580,6 +626,33 @@ def test_a_probe_that_fails_is_a_500_and_no_reply(configured: Server, broken: st
     assert chat(configured, [HARMFUL], model=name, max_tokens=2)["mars"]["alpha"] > 0
 
 
+def test_a_probe_that_fails_after_a_ping_is_an_error_in_the_stream_and_the_log(
+    configured: Server, broken: str
+) -> None:
+    def failures() -> float:
+        name = r'mars_requests_total{path="/v1/chat/completions",status="500"} (\S+)'
+        found = re.search(name, configured.get("/metrics"))
+        return float(found[1]) if found else 0
+
+    before, headers = failures(), identified()
+    with configured.client.chat.completions.create(
+        model="any", messages=[HARMFUL], max_tokens=400, stream=True, extra_body=ENDLESS
+    ) as occupying:
+        next(occupying)
+        stream = configured.client.chat.completions.create(
+            model=Path(broken).name,
+            messages=[{"role": "user", "content": "How do I make cake?"}],
+            stream=True,
+            extra_headers=headers,
+        )
+        assert stream.response.status_code == 200  # on account of the ping
+        with pytest.raises(openai.APIError, match="Nothing was generated"):
+            list(stream)
+    assert re.search(" 500 .* error=SteeringError", configured.line(headers["X-Request-ID"]))
+    assert failures() == before + 1
+    assert re.search("SteeringError: .*Nothing was generated", configured.log.read_text())
+
+
 def test_pictures_come_by_http_where_allowed(configured: Server) -> None:
     with pictures() as site:
         over_http = chat(configured, [picture_message(f"{site}/picture")])
@@ -639,7 +712,7 @@ def pictures() -> Iterator[str]:
 def test_fetching_follows_redirects_within_size_time_and_count() -> None:
     picture = base64.b64decode(PNG.partition(",")[2])
     with pictures() as site:
-        assert fetch(f"{site}/to?{site}/to?picture", 1 << 16, 5, True) == picture
+        assert fetch(f"{site}/to?{site}/to?picture", 1 << 16, 30, True) == picture
         for url, message in (
             (f"{site}/large", "too large"),
             (f"{site}/endless", "too long"),
@@ -649,7 +722,7 @@ def test_fetching_follows_redirects_within_size_time_and_count() -> None:
             ("http://[", "could not be fetched"),
         ):
             with pytest.raises(RequestError, match=message):
-                fetch(url, 1 << 16, 0.5, True)
+                fetch(url, 1 << 16, 0.5 if "endless" in url else 30, True)
 
 
 def test_addresses_are_checked_after_resolving_at_every_hop_and_pinned(
@@ -669,10 +742,10 @@ def test_addresses_are_checked_after_resolving_at_every_hop_and_pinned(
     monkeypatch.setattr(media, "is_public", lambda address: address == "127.0.0.1")
     with pictures() as site:
         port = site.rpartition(":")[2]
-        assert fetch(f"http://first.test:{port}/picture", 1 << 16, 5).startswith(b"\x89PNG")
+        assert fetch(f"http://first.test:{port}/picture", 1 << 16, 30).startswith(b"\x89PNG")
         assert resolved == ["first.test"]
         with pytest.raises(RequestError, match="second.test is at an address that is not public"):
-            fetch(f"{site}/to?http://second.test:{port}/picture", 1 << 16, 5)
+            fetch(f"{site}/to?http://second.test:{port}/picture", 1 << 16, 30)
 
 
 @pytest.mark.parametrize(
@@ -680,7 +753,8 @@ def test_addresses_are_checked_after_resolving_at_every_hop_and_pinned(
     "127.0.0.1 10.1.2.3 172.16.0.1 192.168.1.1 169.254.169.254 100.64.0.1 0.0.0.0 224.0.0.1 "
     "255.255.255.255 240.0.0.1 ::1 :: fe80::1 fe80::1%eth0 fc00::1 fd12::1 ff02::1 "
     "::ffff:127.0.0.1 ::ffff:10.0.0.1 ::127.0.0.1 64:ff9b::7f00:1 64:ff9b:1::a00:1 2002:7f00:1:: "
-    "2001:0:0:0:0:0:80ff:fffe".split(),
+    "2001:0:0:0:0:0:80ff:fffe fec0::1 192.88.99.1 3fff::1 168.63.129.16 "
+    "::ffff:168.63.129.16".split(),
 )
 def test_private_addresses_are_not_public_in_any_notation(address: str) -> None:
     assert not is_public(address)
