@@ -12,6 +12,7 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from contextvars import copy_context
+from dataclasses import asdict
 from functools import partial
 from typing import Annotated, Any
 
@@ -32,7 +33,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette_context import context
+from starlette_context.errors import WrongUUIDError
 from starlette_context.header_keys import HeaderKeys
+from starlette_context.plugins import RequestIdPlugin
 
 from mars_gguf.cli import printable
 from mars_gguf.errors import MarsError, SteeringError
@@ -60,6 +63,7 @@ def create_app(server: ServerSettings, models: list[ModelSettings]) -> FastAPI:
     upstream.LlamaProxy = SteeredProxy
     upstream.get_event_publisher = publish
     upstream.run_in_threadpool = in_model_thread
+    upstream.RequestIdPlugin = RequestId
     # Its own would print what it caught, prompts included.
     RouteErrorHandler.get_route_handler = APIRoute.get_route_handler
     app: FastAPI = upstream.create_app(server_settings=server, model_settings=models)
@@ -88,6 +92,7 @@ REPEAT_PENALTY = Field(default=1.1, ge=0.0, le=checks.MAX_REPEAT_PENALTY)
 
 class ChatRequest(CreateChatCompletionRequest):
     mars: ClientControl | None = Field(default=None, exclude=True)
+    max_completion_tokens: int | None = Field(default=None, exclude=True)
     repeat_penalty: float = REPEAT_PENALTY
 
 
@@ -100,6 +105,8 @@ class CompletionRequest(CreateCompletionRequest):
 async def chat_completions(request: Request, body: ChatRequest) -> Response:
     """Chat completion, steered. ``mars`` in the reply says what steering did."""
     current = _begin(request, body, body.messages)
+    if body.max_tokens is None:
+        body.max_tokens = body.max_completion_tokens
     checks.require_messages(body.messages)
     checks.require_tool(body)
     sees_pictures = request.app.state.proxy.settings(body.model).clip_model_path
@@ -113,8 +120,14 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:
     return _as_json(await upstream.create_chat_completion(request=request, body=body))
 
 
-@router.post("/v1/completions", response_model=None, tags=["OpenAI V1"])
 @router.post("/v1/engines/copilot-codex/completions", response_model=None, include_in_schema=False)
+async def copilot_completions(request: Request, body: CompletionRequest) -> Response:
+    """Completion by the model of that alias, or the first, whichever the request names."""
+    body.model = "copilot-codex"
+    return await completions(request, body)
+
+
+@router.post("/v1/completions", response_model=None, tags=["OpenAI V1"])
 async def completions(request: Request, body: CompletionRequest) -> Response:
     """Completion of a raw prompt, steered."""
     if isinstance(body.prompt, list) and len(body.prompt) > 1:
@@ -137,6 +150,8 @@ def _begin(request: Request, body: ChatRequest | CompletionRequest, prompt: obje
     current = exchange.get()
     assert current is not None
     state = request.app.state
+    if (body.n or 1) > 1:
+        raise RequestError(f"n: found {body.n}, expected 1 reply a request")
     if state.settings.log_prompts:
         current.prompt = _without_pictures(prompt)
     if body.mars is not None:
@@ -250,6 +265,7 @@ async def publish(
                     await push(_dumps(chunk))
                     sent = True
                     if interruptible and upstream.llama_outer_lock.locked():
+                        await push(_dumps(_cut_short(chunk, current)))
                         break
             finally:
                 chunks.close()
@@ -261,6 +277,15 @@ async def publish(
                     await push(json.dumps(describe(error)[1]))
 
 
+def _cut_short(chunk: dict[str, Any], current: Exchange) -> dict[str, Any]:
+    """What follows ``chunk`` as the last one of a reply that is not finished."""
+    end = {"index": 0, "logprobs": None, "finish_reason": "length"}
+    if chunk["object"] != "chat.completion.chunk":
+        return chunk | {"choices": [end | {"text": ""}]}
+    mars = asdict(current.steering) if current.steering is not None else None
+    return chunk | {"choices": [end | {"delta": {}}], "mars": mars}
+
+
 # Around every request ----------------------------------------------------------------------------
 
 
@@ -269,7 +294,7 @@ def describe(error: Exception) -> tuple[int, dict[str, Any]]:
     status, kind, code = 500, "internal_server_error", None
     message = str(error) or type(error).__name__
     if isinstance(error, RequestError):
-        status, kind = error.status, "invalid_request_error"
+        status, kind = error.status, kind if error.status >= 500 else "invalid_request_error"
     elif isinstance(error, ClientGone):
         status, kind = 499, "client_gone"
     elif isinstance(error, UnicodeEncodeError):
@@ -277,6 +302,8 @@ def describe(error: Exception) -> tuple[int, dict[str, Any]]:
         status, kind = 400, "invalid_request_error"
     elif isinstance(error, RecursionError):
         message, status, kind = "the request is nested too deeply", 400, "invalid_request_error"
+    elif isinstance(error, OSError):
+        message = "a file or connection of the server failed"  # which one is not for clients
     elif isinstance(error, SteeringError):
         code = "steering_failed"
     elif isinstance(error, ValueError) and re.search(
@@ -295,6 +322,17 @@ async def refuse(_request: Request, error: Exception) -> JSONResponse:
         lines.append(f"and {len(found) - len(lines)} more")
     status, content = describe(RequestError(printable("; ".join(lines)), 422))
     return JSONResponse(content, status)
+
+
+class RequestId(RequestIdPlugin):
+    """The X-Request-ID of a request; a new one for what is no UUID, which would be answered before
+    anything is logged."""
+
+    async def extract_value_from_header_by_key(self, request: Any) -> str:
+        try:
+            return str(await super().extract_value_from_header_by_key(request))
+        except WrongUUIDError:
+            return str(self.get_new_uuid())
 
 
 class ExchangeMiddleware:

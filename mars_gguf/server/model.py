@@ -18,6 +18,7 @@ from llama_cpp.server.model import LlamaProxy
 from mars_gguf.errors import MarsError, ModelError, SteeringError
 from mars_gguf.llama import SteeredLlama, Steering, load_mmproj
 from mars_gguf.server import checks
+from mars_gguf.server.checks import RequestError
 from mars_gguf.server.settings import DEFAULT_VECTOR, ModelSettings
 from mars_gguf.vectors import Vector, read_vector
 
@@ -104,7 +105,7 @@ class ServedLlama(SteeredLlama):
     def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Any:
         """As ``SteeredLlama.generate``. Raises RequestError for a prompt of no tokens."""
         if not tokens:
-            raise checks.RequestError("prompt: found nothing, expected text")
+            raise RequestError("prompt: found nothing, expected text")
         return super().generate(tokens, *args, **kwargs)
 
     def sample(self, *args: Any, **kwargs: Any) -> int:
@@ -145,7 +146,10 @@ class SteeredProxy(LlamaProxy):
         return settings
 
     def __call__(self, model: str | None = None) -> ServedLlama:
-        llama: ServedLlama = super().__call__(model)
+        try:
+            llama: ServedLlama = super().__call__(model)
+        except MarsError as error:  # its message names files
+            raise RequestError("the model could not be loaded", 500) from error
         vector, current = DEFAULT_VECTOR, exchange.get()
         if current is not None:
             vector, current.model = current.vector, self._current_model_alias
