@@ -10,6 +10,7 @@ import json
 import os
 import random
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -315,6 +316,26 @@ def test_log_probabilities_come_with_and_without_streaming(server: Server) -> No
     assert raw.choices[0].logprobs is not None
 
 
+def test_a_reply_has_no_more_tokens_than_either_name_of_the_limit_says(server: Server) -> None:
+    for limit in ({"max_tokens": 3}, {"max_completion_tokens": 3}):
+        options: dict[str, Any] = {"max_tokens": openai.omit, **limit}
+        reply = chat(server, [HARMFUL], **options)
+        assert reply["usage"]["completion_tokens"] == 3
+
+
+def test_a_reply_that_is_interrupted_ends_with_what_steering_did(tmp_path: Path) -> None:
+    with running(tmp_path, "--demo", *ONE_THREAD, "--interrupt_requests", "true") as server:
+        with server.client.chat.completions.create(
+            model="any", messages=[HARMFUL], max_tokens=900, stream=True, extra_body=ENDLESS
+        ) as stream:
+            next(stream)
+            assert chat(server, [HARMFUL])["mars"]["alpha"] > 0
+            chunks = [chunk.model_dump() for chunk in stream]
+        assert len(chunks) < 900
+        assert chunks[-1]["choices"][0]["finish_reason"] == "length"
+        assert chunks[-1]["mars"]["alpha"] > 0
+
+
 def test_a_client_that_leaves_frees_the_model(server: Server) -> None:
     endless = {"messages": [HARMFUL], "max_tokens": 900, **ENDLESS}
     for stream in (False, True):
@@ -547,10 +568,11 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def configured(tmp_path_factory: pytest.TempPathFactory, broken: str) -> Iterator[Server]:
-    """Two models from a configuration file; every permission given."""
+    """Models from a configuration file, the last of them lost since; every permission given."""
     folder = tmp_path_factory.mktemp("configured")
     write_vector(models.vector(DEMO, layer=3, opens=OPEN), folder / "always.gguf")
     write_vector(models.vector(broken, layer=2, modalities=["text"]), folder / "broken.gguf")
+    gone = shutil.copy(broken, folder / "gone.gguf")
     threads = {"n_threads": 1, "n_threads_batch": 1, "n_ctx": 512}
     content = {
         "api_key": "secret",
@@ -568,11 +590,13 @@ def configured(tmp_path_factory: pytest.TempPathFactory, broken: str) -> Iterato
                 **threads,
             },
             {"model": broken, "vector": str(folder / "broken.gguf"), "cache": True, **threads},
+            {"model": str(gone), "vector": str(folder / "broken.gguf"), **threads},
         ],
     }
     (folder / "server.json").write_text(json.dumps(content))
     arguments = ["--config_file", str(folder / "server.json"), "--log-prompts"]
     with running(folder, *arguments, api_key="secret") as server:
+        gone.unlink()
         yield server
 
 
@@ -608,6 +632,37 @@ def test_each_model_is_steered_by_its_own_vector(configured: Server, broken: str
         assert reply["mars"]["alpha"] > 0
         assert reply["mars"]["layer"] == layers[model]
         assert f"model={model} " in line
+
+
+def test_a_model_that_cannot_be_loaded_any_more_is_a_500_without_its_path(
+    configured: Server,
+) -> None:
+    for stream in (False, True):
+        with pytest.raises(openai.InternalServerError) as failed:
+            chat(
+                configured,
+                [HARMFUL],
+                model="gone.gguf",
+                extra_body={"stream": stream},
+                extra_headers=(headers := identified()),
+            )
+        assert failed.value.body == {
+            "message": "the model could not be loaded",
+            "type": "internal_server_error",
+            "param": None,
+            "code": None,
+        }
+        assert " 500 " in configured.line(headers["X-Request-ID"])
+    assert str(configured.log.with_name("gone.gguf")) in configured.log.read_text()
+    assert chat(configured, [HARMFUL])["mars"]["alpha"] > 0
+
+
+def test_the_route_of_copilot_has_one_model_whatever_the_request_names(
+    configured: Server, broken: str
+) -> None:
+    always = {"model": Path(broken).name, "prompt": "Hi", "mars": {"vector": "always"}}
+    reply = configured.send("/v1/engines/copilot-codex/completions", json.dumps(always).encode())
+    assert reply.status == 200
 
 
 def test_a_probe_that_fails_is_a_500_and_no_reply(configured: Server, broken: str) -> None:

@@ -451,9 +451,8 @@ def _count_and_log(scope: Scope, current: Exchange, status: int, log_prompts: bo
     error = current.error
     if error is not None and status >= 500:
         words.append(f"error={type(error).__name__}")
-    log.info(" ".join(words))
-    if error is not None and status >= 500:
         log.error("failed: %s\n%s", request_id, _details(error, log_prompts))
+    log.info(" ".join(words))
 
 
 def _details(error: BaseException, everything: bool) -> str:
