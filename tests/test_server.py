@@ -6,6 +6,7 @@ import base64
 import hashlib
 import http.client
 import http.server
+import io
 import json
 import os
 import random
@@ -32,6 +33,7 @@ import numpy as np
 import openai
 import pytest
 from models import DEMO, DEMO_MMPROJ, OPEN
+from PIL import Image
 
 from mars_gguf import demo, demo_model
 from mars_gguf.llama import SteeredLlama
@@ -413,6 +415,24 @@ def test_a_client_has_no_say_in_steering(server: Server, control: dict[str, Any]
     assert chat(server, [HARMFUL], extra_body=unknown)["mars"]["alpha"] > 0
 
 
+def test_a_server_of_chat_lets_no_request_say_how_replies_begin(tmp_path: Path) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"const": "Sure"}}}
+    with running(tmp_path, "--demo", *ONE_THREAD, "--chat-only") as server:
+        for options in (
+            {"grammar": 'root ::= "Sure"'},
+            {"logit_bias": {"5": 100}},
+            {"response_format": {"type": "json_object", "schema": {"const": "Sure"}}},
+            {"tools": [tool], "tool_choice": {"type": "function", "function": {"name": "f"}}},
+            {"functions": [tool["function"]], "function_call": {"name": "f"}},
+        ):
+            with pytest.raises(openai.PermissionDeniedError, match=[*options][-1]):
+                chat(server, [HARMFUL], extra_body=options)
+        with pytest.raises(openai.PermissionDeniedError, match="raw prompts"):
+            server.client.completions.create(model="any", prompt="Sure")
+        free = {"response_format": {"type": "text"}, "tool_choice": "none", "tools": [tool]}
+        assert chat(server, [HARMFUL], extra_body=free)["mars"]["alpha"] > 0
+
+
 def picture_message(url: str, role: str = "user") -> dict[str, Any]:
     parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What?"}]
     return {"role": role, "content": parts}
@@ -546,12 +566,22 @@ def test_only_tokens_of_the_vocabulary_become_text(server: Server) -> None:
             server.extra("detokenize", {"tokens": [*tokens, token]})
 
 
-def test_several_pictures_share_the_limit_of_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(media, "MAX_PIXELS", 48 * 48 + 1)
-    settings = read_settings(["--demo"])[0]
+def test_several_pictures_share_the_limits() -> None:
+    settings = read_settings(["--demo", "--max_media_pixels", "2305", "--max_pictures", "2"])[0]
     anyio.run(media.inline_pictures, [picture_message(PNG)], settings)
     with pytest.raises(RequestError, match="picture too large"):
         anyio.run(media.inline_pictures, [picture_message(PNG), picture_message(PNG)], settings)
+    with pytest.raises(RequestError, match="found 3 pictures"):
+        anyio.run(media.inline_pictures, [picture_message(PNG)] * 3, settings)
+
+
+def test_a_small_file_of_many_pixels_is_not_decoded(server: Server) -> None:
+    file = io.BytesIO()
+    Image.new("1", (8200, 8200)).save(file, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    assert len(url) < 100_000
+    with pytest.raises(openai.BadRequestError, match="8200 x 8200"):
+        chat(server, [picture_message(url)])
 
 
 # A configured server -----------------------------------------------------------------------------
@@ -871,7 +901,8 @@ def test_the_server_does_not_start_with_what_does_not_fit(
         (["--demo", "--verbose", "true"], "--log-prompts"),
         (["--model", DEMO, "--vector", good, "--mmproj", DEMO], "could not load this mmproj"),
         (["--model", DEMO, "--vector", good, "--mmproj", "none"], "none"),
-        ([*demo_flags, "--vector", good, "--chat_format", "chatml"], "takes no mmproj"),
+        (["--demo", "--chat_format", "llama-2"], "chat_format: found 'llama-2'"),
+        ([*demo_flags, "--vector", good, "--chat_format", "chatml", "--force"], "takes no mmproj"),
         (["--config_file", str(config)], "made for another model"),
         (["--config_file", str(typo)], "vectr"),
         (["--config_file", str(config), "--vector", good], "in the configuration file"),

@@ -105,6 +105,8 @@ class CompletionRequest(CreateCompletionRequest):
 async def chat_completions(request: Request, body: ChatRequest) -> Response:
     """Chat completion, steered. ``mars`` in the reply says what steering did."""
     current = _begin(request, body, body.messages)
+    if request.app.state.settings.chat_only:
+        checks.require_free_reply(body)
     if body.max_tokens is None:
         body.max_tokens = body.max_completion_tokens
     checks.require_messages(body.messages)
@@ -130,6 +132,8 @@ async def copilot_completions(request: Request, body: CompletionRequest) -> Resp
 @router.post("/v1/completions", response_model=None, tags=["OpenAI V1"])
 async def completions(request: Request, body: CompletionRequest) -> Response:
     """Completion of a raw prompt, steered."""
+    if request.app.state.settings.chat_only:
+        raise RequestError("this server serves chat only, no completions of raw prompts", 403)
     if isinstance(body.prompt, list) and len(body.prompt) > 1:
         raise RequestError(f"prompt: found {len(body.prompt)} prompts, expected one a request")
     _begin(request, body, body.prompt)

@@ -49,6 +49,20 @@ def require_tool(body: CreateChatCompletionRequest) -> None:
         raise RequestError("tool_choice: names none of the tools of the request")
 
 
+def require_free_reply(body: CreateChatCompletionRequest) -> None:
+    """Raise RequestError for what lets a client write the beginning of a reply, so that it is no
+    refusal whatever the state it comes from."""
+    for name, given in (
+        ("grammar", body.grammar is not None),
+        ("logit_bias", bool(body.logit_bias)),
+        ("response_format", (body.response_format or {}).get("type", "text") != "text"),
+        ("tool_choice", isinstance(body.tool_choice, dict)),
+        ("function_call", isinstance(body.function_call, dict)),
+    ):
+        if given:
+            raise RequestError(f"this server lets no request say how replies begin ({name})", 403)
+
+
 def require_no_marker(body: object) -> None:
     """Raise RequestError if a text holds what stands for a picture in prompts."""
     if isinstance(body, str):

@@ -27,8 +27,8 @@ from mars_gguf.server.checks import RequestError
 from mars_gguf.server.settings import ServerSettings
 
 MAX_REDIRECTS = 3
-MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 1 << 26
 _FETCHES = anyio.CapacityLimiter(8)
+_DECODES = anyio.CapacityLimiter(2)  # a picture takes some 100 MB while it is decoded
 _NOT_PUBLIC = [
     ipaddress.ip_network(block)
     for block in (
@@ -47,9 +47,14 @@ async def inline_pictures(messages: Sequence[Any], settings: ServerSettings) -> 
     All pictures of a request share one limit of bytes, one of pixels and one of seconds to fetch
     them in. Raises RequestError.
     """
-    n_bytes, n_pixels = settings.max_media_bytes, MAX_PIXELS
+    parts = list(picture_parts(messages))
+    if len(parts) > settings.max_pictures:
+        raise RequestError(
+            f"found {len(parts)} pictures, expected at most {settings.max_pictures} in one request"
+        )
+    n_bytes, n_pixels = settings.max_media_bytes, settings.max_media_pixels
     deadline = anyio.current_time() + settings.media_timeout
-    for part in picture_parts(messages):
+    for part in parts:
         given = part["image_url"]
         url = given["url"] if isinstance(given, dict) else given
         if url[:5].lower() == "data:":
@@ -58,9 +63,10 @@ async def inline_pictures(messages: Sequence[Any], settings: ServerSettings) -> 
             seconds = deadline - anyio.current_time()
             data = await _fetch_in_thread(url, n_bytes, seconds, settings.allow_private_media)
         n_bytes -= len(data)
-        picture = await to_thread.run_sync(decode, data, n_pixels)
+        picture = await to_thread.run_sync(decode, data, n_pixels, limiter=_DECODES)
         n_pixels -= picture.width * picture.height
-        part["image_url"] = {"url": await to_thread.run_sync(data_url, picture)}
+        url = await to_thread.run_sync(data_url, picture, limiter=_DECODES)
+        part["image_url"] = {"url": url}
 
 
 def picture_parts(messages: Sequence[Any]) -> Iterator[dict[str, Any]]:

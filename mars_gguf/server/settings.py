@@ -16,6 +16,8 @@ from pydantic import Field, ValidationError
 from mars_gguf.errors import MarsError
 
 DEFAULT_VECTOR = "default"
+# What vectors are measured with: the chat template of the model's GGUF.
+MEASURED_FORMATS = (None, "chat_template.default", "mtmd", "gemma4")
 
 
 class ModelSettings(upstream.ModelSettings):
@@ -34,7 +36,8 @@ class ModelSettings(upstream.ModelSettings):
     )
     force_vector: bool = Field(
         default=False,
-        description="Use vectors made for another quantization or chat template of the model.",
+        description="Use vectors made for another quantization or chat template of the model, "
+        "that of a chat_format for one.",
     )
     verbose: bool = Field(default=False, description="Show what llama.cpp says.")
 
@@ -53,6 +56,15 @@ class ServerSettings(upstream.ServerSettings):
     allow_private_media: bool = Field(
         default=False,
         description="Fetch pictures from private, loopback and link-local addresses too.",
+    )
+    chat_only: bool = Field(
+        default=False,
+        description="Refuse what a client could write the beginning of a reply with: completions "
+        "of raw prompts, grammar, response_format, a chosen tool, logit_bias.",
+    )
+    max_pictures: int = Field(default=32, ge=0, description="Most pictures in one request.")
+    max_media_pixels: int = Field(
+        default=16 << 20, ge=1, description="Most pixels that the pictures of one request may have."
     )
     max_media_bytes: int = Field(
         default=20 << 20, ge=1, description="Most bytes that the pictures of one request may have."
@@ -86,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--force", dest="force_vector", action="store_const", const=True, help="as --force_vector"
     )
-    for name in ("allow_client_control", "allow_private_media", "log_prompts"):
+    for name in ("allow_client_control", "allow_private_media", "chat_only", "log_prompts"):
         p.add_argument(
             "--" + name.replace("_", "-"),
             dest=name,
@@ -153,6 +165,12 @@ def _complete(model: ModelSettings) -> None:
         raise MarsError(f"{name}: vectors: the id {DEFAULT_VECTOR!r} means --vector already")
     if model.mmproj and model.clip_model_path not in (None, model.mmproj):
         raise MarsError(f"{name}: mmproj and clip_model_path name different files: give one")
+    if model.chat_format not in MEASURED_FORMATS and not model.force_vector:
+        raise MarsError(
+            f"{name}: chat_format: found {model.chat_format!r}, expected the chat template of the "
+            "model's GGUF, with which the vector was measured. Leave chat_format out, or give "
+            "--force (force_vector) to use the vector all the same."
+        )
     model.model_alias = name  # llama_cpp.server would show clients the path
     model.clip_model_path = model.mmproj or model.clip_model_path
     if model.clip_model_path and model.chat_format is None:
