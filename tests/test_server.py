@@ -138,12 +138,13 @@ main()
 
 @contextmanager
 def running(folder: Path, *arguments: str, api_key: str = "none") -> Iterator[Server]:
-    """The server, on a free port, with pings every 0.2 s; settings in the environment of the tests
-    do not reach it."""
+    """The server, on a free port, with pings every 0.2 s. Settings in the environment of the tests
+    do not reach it, but an address that it could not listen at, over which flags win."""
     log = folder / "server.log"
     command = [sys.executable, "-c", QUICK_PINGS, *arguments, "--host", "127.0.0.1", "--port", "0"]
     known = {name.upper() for name in (*Settings.model_fields, "config_file")}
     environment = {name: value for name, value in os.environ.items() if name.upper() not in known}
+    environment |= {"HOST": "192.0.2.1", "PORT": "1"}
     with log.open("w") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment)
     try:
@@ -545,15 +546,17 @@ def test_a_request_of_the_wrong_shape_is_told_where_and_not_repeated(server: Ser
         ({"logit_bias": {"abc": 1}}, "logit_bias: found the key 'abc'"),
         ({"logit_bias": {"999999999": 1}}, "logit_bias: found the key '999999999'"),
         ({"logit_bias": {"5": -1e39}}, "logit_bias: found -1e"),
+        ({"repeat_penalty": 1e39}, "repeat_penalty: Input should be less"),
     ],
 )
 def test_what_would_end_the_process_is_an_error_of_the_client(
     server: Server, options: dict[str, Any], message: str
 ) -> None:
     for stream in (False, True):
-        with pytest.raises(openai.BadRequestError, match=message):
+        with pytest.raises(openai.APIStatusError, match=message) as refused:
             chat(server, [HARMFUL], extra_body={**options, "stream": stream})
-    with pytest.raises(openai.BadRequestError, match=message):
+        assert refused.value.status_code in (400, 422)
+    with pytest.raises(openai.APIStatusError, match=message):
         server.client.completions.create(model="any", prompt="Hello", extra_body=options)
     assert chat(server, [HARMFUL])["mars"]["alpha"] > 0
 
@@ -869,6 +872,9 @@ def test_settings_come_from_flags_the_environment_and_the_configuration_file(
 
     file = tmp_path / "server.yaml"
     file.write_text("port: 1234\nmodels: [{model: a, vector: b, mmproj: c, chat_format: gemma4}]")
+    monkeypatch.setenv("CONFIG_FILE", str(tmp_path / "another.yaml"))
+    server, _ = read_settings(["--config_file", str(file)])
+    assert server.port == 1234
     monkeypatch.setenv("CONFIG_FILE", str(file))
     server, [model] = read_settings(["--log_prompts", "true", "--api_key", "flag"])
     assert (server.port, server.log_prompts, server.api_key) == (1234, True, "flag")
