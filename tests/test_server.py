@@ -144,7 +144,7 @@ def running(folder: Path, *arguments: str, api_key: str = "none") -> Iterator[Se
     command = [sys.executable, "-c", QUICK_PINGS, *arguments, "--host", "127.0.0.1", "--port", "0"]
     known = {name.upper() for name in (*Settings.model_fields, "config_file")}
     environment = {name: value for name, value in os.environ.items() if name.upper() not in known}
-    environment |= {"HOST": "192.0.2.1", "PORT": "1"}
+    environment |= {"HOST": "192.0.2.1", "PORT": "99999"}
     with log.open("w") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment)
     try:
@@ -567,6 +567,7 @@ def test_only_tokens_of_the_vocabulary_become_text(server: Server) -> None:
     for token in (-5, 999_999_999):
         with pytest.raises(openai.BadRequestError, match=f"tokens: found {token}"):
             server.extra("detokenize", {"tokens": [*tokens, token]})
+    assert server.send("/extras/tokenize", rb'{"input": "\ud800"}').status == 400
 
 
 def test_several_pictures_share_the_limits() -> None:
