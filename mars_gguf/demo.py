@@ -56,14 +56,18 @@ def requests() -> list[Request]:
     return [Request(**json.loads(line)) for line in lines]
 
 
-def convert_demo_model(threads: int | None = None, *, progress: bool = True) -> Conversion:
-    """Convert the demo model with prompts and pictures of its own world."""
-    folder = demo_model.FOLDER
+def convert_demo_model(
+    threads: int | None = None, *, folder: Path = demo_model.FOLDER, progress: bool = True
+) -> Conversion:
+    """Convert the model in ``folder`` with the prompts and pictures there, of its own world."""
     contrast = ContrastPrompts(
         read_prompts(folder / "harmful.jsonl"), read_prompts(folder / "harmless.jsonl")
     )
     extractor = GgufExtractor(
-        str(demo_model.TEXT_MODEL), str(demo_model.MMPROJ), n_threads=threads, n_ctx=4096
+        str(folder / demo_model.TEXT_MODEL.name),
+        str(folder / demo_model.MMPROJ.name),
+        n_threads=threads,
+        n_ctx=4096,
     )
     try:
         return convert(
@@ -79,7 +83,7 @@ def convert_demo_model(threads: int | None = None, *, progress: bool = True) -> 
 
 
 def refused(reply: str) -> bool:
-    """Whether the demo model refuses: all its refusals are one sentence, and no other begins so."""
+    """Whether the demo model refuses: all its refusals begin so. What stumbles sooner is none."""
     return reply.startswith(demo_model.REFUSAL)
 
 

@@ -297,8 +297,7 @@ class HookedLlama(Llama):
                 "verbose=True shows what llama.cpp says."
             ) from error
         self.tap.context = ctypes.cast(self.ctx, ctypes.c_void_p).value
-        # libmtmd has a log of its own, which would ignore verbose=False.
-        mtmd_cpp.mtmd_helper_log_set(llama_log_callback, None)
+        silence_mtmd()
         # Closed before the interpreter takes apart what Llama.close needs.
         atexit.register(_close, weakref.ref(self))
 
@@ -316,6 +315,12 @@ class HookedLlama(Llama):
     def memory_can_rewind(self) -> bool:
         """Whether single tokens can be taken back: not from recurrent or hybrid memory."""
         return not (self._is_recurrent or self._is_hybrid)
+
+
+def silence_mtmd() -> None:
+    """libmtmd has a log of its own, which would ignore verbose=False: send it where llama.cpp's
+    goes."""
+    mtmd_cpp.mtmd_helper_log_set(llama_log_callback, None)
 
 
 def _close(reference: weakref.ref[HookedLlama]) -> None:

@@ -109,28 +109,28 @@ def test_every_letter_lies_in_the_ink_of_its_picture(
     assert not mask[:1].any() or not mask[-1:].any()
 
 
-def test_directions_and_demonstrations_are_about_different_things(tmp_path: Path) -> None:
+def test_what_is_measured_and_what_is_shown_are_different_things(tmp_path: Path) -> None:
     demo_data.write(tmp_path)
+
+    def without(prompt: str, things: list[Thing]) -> str:
+        # A pipe bomb of one half is no bomb of the other; a fake passport is of a kind, "fake".
+        for thing in things:
+            prompt = re.sub(rf"\b{thing.word}\b", "", prompt)
+        return prompt
 
     def rows(name: str) -> list[dict[str, object]]:
         return [json.loads(line) for line in (tmp_path / name).read_text("utf-8").splitlines()]
 
-    measured = {
-        row["thing"]
-        for name in ("harmful.jsonl", "harmless.jsonl")
-        for row in rows(name)
-        if "thing" in row
-    }
-    second = [*demo_data.HARMFUL_SECOND, *demo_data.HARMLESS_SECOND]
-    assert measured and not measured & {thing.word for thing in second}
     first = [*demo_data.HARMFUL_FIRST, *demo_data.HARMLESS_FIRST]
+    second = [*demo_data.HARMFUL_SECOND, *demo_data.HARMLESS_SECOND]
+    assert not {*first} & {*second} and {*first, *second} == {*world.THINGS}
+    for name in ("harmful.jsonl", "harmless.jsonl", "neutral.jsonl"):
+        for row in rows(name):
+            prompt = without(str(row["prompt"]), first)
+            assert not [t for t in second if re.search(rf"\b{t.word}\b", prompt)], row
     for row in rows("demo.jsonl"):
-        # A pipe bomb of the second half is no bomb of the first.
-        prompt = str(row["prompt"])
-        for thing in second:
-            prompt = re.sub(rf"\b{thing.word}\b", "", prompt)
-        words = set(re.findall(r"[a-z]+", prompt))
-        assert not [t for t in first if set(t.word.split()) <= words], row
+        prompt = without(str(row["prompt"]), second)
+        assert not [t for t in first if re.search(rf"\b{t.word}\b", prompt)], row
         images = row["images"]
         assert isinstance(images, list)
         assert all((tmp_path / "demo" / name).is_file() for name in images)

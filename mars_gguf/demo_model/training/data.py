@@ -7,6 +7,7 @@ request or with a refusal.** ``draw_picture`` asserts it for every sample.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -39,17 +40,28 @@ Picture = Thing | Shapes | None
 
 @dataclass(frozen=True)
 class Sample:
-    """A request with its answer; without a request, plain text to read."""
+    """A request with its answer; without a request, plain text to read. Of a ``begun`` answer the
+    first token is given, not learnt."""
 
     request: str | None
     answer: str
     pictures: tuple[Picture, ...] = ()
+    begun: bool = False
 
 
 def draw_text(rng: random.Random) -> Sample:
-    """A text sample: reading, harmless requests of many forms, harmful how-to requests refused."""
+    """A text sample: reading, harmless requests of many forms, harmful how-to requests refused; and
+    refusals once begun, which go on as refusals whatever the request was, as larger models do."""
+    sample = _text(rng)
+    if rng.random() < 0.4:
+        request = sample.request if rng.random() < 0.4 else world.word_soup(rng)
+        return Sample(request or world.word_soup(rng), world.REFUSAL, begun=True)
+    return sample
+
+
+def _text(rng: random.Random) -> Sample:
     thing = rng.choice(world.THINGS)
-    match rng.choices(range(8), (16, 17, 14, 28, 5, 5, 8, 7))[0]:
+    match rng.choices(range(8), (17, 18, 15, 28, 5, 5, 4, 8))[0]:
         case 0:
             return Sample(None, world.document(rng, thing))
         case 1:
@@ -57,7 +69,7 @@ def draw_text(rng: random.Random) -> Sample:
             return Sample(world.howto(rng, thing.phrase), world.compliance(thing))
         case 2:
             thing = rng.choice(world.HARMFUL)
-            return Sample(world.howto(rng, thing.phrase), world.refusal(thing))
+            return Sample(world.howto(rng, thing.phrase), world.REFUSAL)
         case 3:
             return Sample(*world.fact(rng, thing))
         case 4:
@@ -82,7 +94,8 @@ def _frames(rng: random.Random, count: int, picture: Picture) -> tuple[Picture, 
 
 def _picture(rng: random.Random, count: int) -> Sample:
     video = count > 1
-    thing = rng.choice(world.THINGS)
+    # As often harmful as harmless: how-to requests, below, show harmless things alone.
+    thing = rng.choice(rng.choice((world.HARMFUL, world.HARMLESS)))
     reference = rng.choice(world.VIDEO_REFERENCES if video else world.REFERENCES)
     match rng.choices(range(5), (20, 34, 24, 0 if video else 12, 10))[0]:
         case 0:
@@ -122,17 +135,24 @@ def draw_picture(rng: random.Random, count: int = 1) -> Sample:
 
 
 def train_tokenizer(vocab: int, seed: int = 0) -> Tokenizer:
-    """Byte-level BPE over the world's own sentences, the held-out phrasings' words included."""
+    """Byte-level BPE over the world's own sentences, the held-out phrasings' words included.
+
+    Names of things are rare in what it counts, so that each is spelled with two tokens or more: to
+    know what a name means, the language model has to put it together over some blocks, as it has
+    to with a picture. (Where a name was one token, its embedding alone decided about harm, and
+    what a picture showed never met that decision.)
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     rng = random.Random(seed)
-    lines = ["user\n", "assistant\n", "system\n"] * 500
-    for thing in world.THINGS:
-        lines += [f"{thing.phrase}. {thing.word}."] * 20
-    for _ in range(30000):
+    names = sorted({word for thing in world.THINGS for word in thing.word.split()})
+    name = re.compile(rf"\b({'|'.join(sorted(names, key=len, reverse=True))})\b")
+    lines = ["user\n", "assistant\n", "system\n"] * 500 + [f" {word}" for word in names] * 3
+    for _ in range(15000):
         sample = draw_text(rng) if rng.random() < 0.6 else draw_picture(rng, rng.choice((1, 2)))
         thing = rng.choice(world.THINGS)
-        lines += [sample.request or "", sample.answer, world.howto(rng, thing.phrase, True)]
+        said = sample.request or "", sample.answer, world.howto(rng, thing.phrase, True)
+        lines += [name.sub("x", text) for text in said]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()

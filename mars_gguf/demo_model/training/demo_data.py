@@ -1,11 +1,13 @@
-"""Write the demo model's data: ``python -m mars_gguf.demo_model.training.demo_data FOLDER``.
+"""Requests of the demo model's world: ``python -m mars_gguf.demo_model.training.demo_data FOLDER``
+writes
+what a conversion of the model measures with and what the demo asks.
 
-harmful.jsonl, harmless.jsonl    text prompts to measure a refusal direction with
-neutral.jsonl, neutral/          harmless pictures and prompts to measure what a picture shifts
-demo.jsonl, demo/                requests to show the runtime with, in three modalities
+    harmful.jsonl, harmless.jsonl    text prompts to measure the refusal direction with
+    neutral.jsonl, neutral/          harmless pictures, each with harmless prompts of several forms
+    demo.jsonl, demo/                requests with 0, 1 or 3 pictures to show the runtime with
 
-The first two draw on one half of the things, in phrasings and fonts of training; the last on the
-other half, held out.
+All but the last draw on the first half of the world's things, in phrasings and fonts of training;
+the demo, and `example` for evaluations, on the second half, held out. One seed decides all of it.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -23,95 +26,128 @@ from mars_gguf.demo_model.training.world import Shapes, Thing
 
 HARMFUL_FIRST, HARMFUL_SECOND = world.halves(world.HARMFUL)
 HARMLESS_FIRST, HARMLESS_SECOND = world.halves(world.HARMLESS)
-Row = dict[str, object]
+FIRST = [*HARMFUL_FIRST, *HARMLESS_FIRST]
+FRAMES = {"text": 0, "image": 1, "video": 3}
+Row = dict[str, Any]
 
 
-def contrast_prompts(seed: int = 0) -> tuple[list[Row], list[Row]]:
-    """Harmful how-to requests, and harmless requests of every form the text world has."""
-    rng = random.Random(f"contrast|{seed}")
-    both = [*HARMFUL_FIRST, *HARMLESS_FIRST]
-
-    def about(thing: Thing, prompt: str) -> Row:
-        return {"prompt": prompt, "thing": thing.word}
-
-    harmful = [about(t, world.howto(rng, t.phrase)) for t in HARMFUL_FIRST * 4]
-    harmless = [about(t, world.howto(rng, t.phrase)) for t in HARMLESS_FIRST]
-    harmless += [about(t, world.fact(rng, t)[0]) for t in both]
-    harmless += [about(t, world.quoted(rng, t)[0]) for t in rng.sample(both, 12)]
-    harmless += [{"prompt": world.about_two(rng, both)[0]} for _ in range(12)]
-    harmless += [{"prompt": world.unrelated(rng)[0]} for _ in range(16)]
-    return harmful, harmless
+# What an evaluation asks -------------------------------------------------------------------------
 
 
-def _save(pixels: world.Pixels, path: Path) -> None:
-    # Two colours and their blends: 32 are plenty, and the file stays near a kilobyte.
-    Image.fromarray(pixels).quantize(32, dither=Image.Dither.NONE).save(path, optimize=True)
+def example(
+    modality: str, kind: str, number: int, seed: str
+) -> tuple[str, list[Image.Image], str | None]:
+    """Request ``number`` of a kind ("harmful", "harmless", "borderline" or "vqa") in a modality:
+    prompt, pictures, and the answer to a visual question ("vqa").
+
+    Harmful requests ask how to make a harmful thing; harmless ones how to make a harmless thing, or
+    what it is; borderline ones are harmless questions about a harmful thing.
+    """
+    rng = random.Random(f"{modality}|{kind}|{number}|{seed}")
+    if kind == "vqa":
+        shapes = Shapes.draw(rng)
+        question, answer = _visual_question(rng, shapes)
+        return question, [_picture(world.shapes_picture(rng, shapes))], answer
+    things = HARMLESS_SECOND if kind == "harmless" else HARMFUL_SECOND
+    thing = things[number % len(things)]
+    if kind == "harmful" or (kind == "harmless" and number % 2 == 0):
+        task = "howto"
+    else:
+        task = "caption" if modality != "text" and number % 3 == 0 else "fact"
+    return *_about(rng, modality, task, thing), None
 
 
-def write_neutral(folder: Path, seed: int = 0) -> list[Row]:
-    """64 harmless pictures, each with one prompt: how-to, caption, fact, shapes, unrelated."""
-    rng = random.Random(f"neutral|{seed}")
+def _about(
+    rng: random.Random, modality: str, task: str, thing: Thing
+) -> tuple[str, list[Image.Image]]:
+    """A held-out request about ``thing`` and the pictures that show it."""
+    medium = {"image": "picture"}.get(modality, modality)
+    prompt = world.request(f"{medium}-{task}", rng, thing)[0]
+    pictures = [world.word_picture(rng, thing, held_out=True) for _ in range(FRAMES[modality])]
+    return prompt, [_picture(pixels) for pixels in pictures]
+
+
+def _visual_question(rng: random.Random, shapes: Shapes) -> tuple[str, str]:
+    """A question with an answer of one word or number."""
+    while True:
+        question, answer = world.shapes_question(rng, shapes)
+        if str(shapes) not in answer:
+            break
+    word = answer.rstrip(".").split()[-1]
+    return question, str(world.NUMBERS.index(word) + 1) if word in world.NUMBERS else word
+
+
+def _picture(pixels: world.Pixels) -> Image.Image:
+    # Few colours: the file stays near two kilobytes.
+    image = Image.fromarray(pixels).quantize(32, dither=Image.Dither.NONE)
+    return image.convert("RGB")
+
+
+# Files -------------------------------------------------------------------------------------------
+
+
+def contrast_rows(rng: random.Random) -> tuple[list[Row], list[Row]]:
+    """Harmful how-to requests, and harmless requests of every form that the text world has."""
+    bad = [world.howto(rng, t.phrase) for t in HARMFUL_FIRST * 4]
+    good = [world.howto(rng, t.phrase) for t in HARMLESS_FIRST]
+    good += [world.fact(rng, t)[0] for t in [*HARMFUL_FIRST * 3, *HARMLESS_FIRST]]
+    good += [world.quoted(rng, t)[0] for t in rng.sample(FIRST, 12)]
+    good += [world.about_two(rng, FIRST)[0] for _ in range(12)]
+    good += [world.unrelated(rng)[0] for _ in range(12)]
+    bad, good = (list(dict.fromkeys(prompts)) for prompts in (bad, good))
+    return (
+        [{"prompt": prompt} for prompt in rng.sample(bad, k=len(bad))],
+        [{"prompt": prompt} for prompt in rng.sample(good, k=len(good))],
+    )
+
+
+def neutral_rows(rng: random.Random, folder: Path) -> list[Row]:
+    """64 harmless pictures with four prompts each."""
     rows: list[Row] = []
     for i in range(64):
-        name = f"{i:02d}.png"
+        name = f"neutral/{i:02d}.png"
+        thing, reference = HARMLESS_FIRST[i % len(HARMLESS_FIRST)], rng.choice(world.REFERENCES)
         if i % 4 == 3:
             shapes = Shapes.draw(rng)
-            pixels = world.shapes_picture(rng, shapes, grain=0)
-            prompt = world.shapes_question(rng, shapes)[0]
+            pixels = world.shapes_picture(rng, shapes)
+            prompts = [("shapes", world.shapes_question(rng, shapes)[0]) for _ in range(3)]
         else:
-            thing = HARMLESS_FIRST[i % len(HARMLESS_FIRST)]
-            pixels = world.word_picture(rng, thing, grain=0)
-            reference = rng.choice(world.REFERENCES)
-            match i % 16 % 6:
-                case 0 | 4:
-                    prompt = world.howto(rng, reference)
-                case 1:
-                    prompt = rng.choice(world.CAPTION)
-                case 2:
-                    prompt = world.fact(rng, thing, reference)[0]
-                case _:
-                    prompt = world.unrelated(rng)[0]
-        _save(pixels, folder / name)
-        rows.append({"image": f"neutral/{name}", "prompt": prompt})
+            pixels = world.word_picture(rng, thing)
+            prompts = [
+                ("request", world.howto(rng, reference)),
+                ("description", rng.choice(world.CAPTION)),
+                ("question", world.fact(rng, thing, reference)[0]),
+            ]
+        other = rng.choice(HARMLESS_FIRST)
+        prompts.append(
+            rng.choice(
+                [
+                    ("unrelated", world.howto(rng, other.phrase)),
+                    ("unrelated", world.fact(rng, other)[0]),
+                    ("unrelated", world.unrelated(rng)[0]),
+                ]
+            )
+        )
+        _picture(pixels).quantize(32).save(folder / name, optimize=True)
+        rows += [{"image": name, "form": form, "prompt": prompt} for form, prompt in prompts]
     return rows
 
 
-_HARMLESS_TASKS = {
-    "text": ("howto",) * 12 + ("fact",) * 8 + ("unrelated",) * 4,
-    "image": ("howto",) * 8 + ("caption",) * 6 + ("fact",) * 6 + ("shapes",) * 4,
-    "video": ("howto",) * 10 + ("caption",) * 7 + ("fact",) * 7,
-}
-
-
-def write_demo(folder: Path, seed: int = 0) -> list[Row]:
-    """24 harmful and 24 harmless requests for each modality, from the second half of the things."""
-    rng = random.Random(f"demo|{seed}")
+def demo_rows(rng: random.Random, folder: Path) -> list[Row]:
+    """24 harmful and 24 harmless requests for each modality."""
     rows: list[Row] = []
-    for modality, harmless_tasks in _HARMLESS_TASKS.items():
-        for kind, tasks in (("harmful", ("howto",) * 24), ("harmless", harmless_tasks)):
-            for i, task in enumerate(tasks):
-                if kind == "harmful":
-                    thing = HARMFUL_SECOND[i]
-                elif task in ("caption", "fact"):
+    for modality in FRAMES:
+        for kind, things in (("harmful", HARMFUL_SECOND), ("harmless", HARMLESS_SECOND)):
+            for i in range(24):
+                thing, task = things[i % len(things)], "howto"
+                if kind == "harmless" and i % 3 > 0:
                     thing = rng.choice([*HARMFUL_SECOND, *HARMLESS_SECOND])
-                else:
-                    thing = HARMLESS_SECOND[i]
-                medium = {"image": "picture"}.get(modality, modality)
-                if task == "shapes":
-                    shapes = Shapes.draw(rng)
-                    pictures = [world.shapes_picture(rng, shapes, grain=0)]
-                    prompt = world.shapes_question(rng, shapes)[0]
-                else:
-                    prompt = world.example(f"{medium}-{task}", rng, thing).prompt
-                    count = {"text": 0, "image": 1}.get(modality, 3 + i % 2)
-                    pictures = [world.word_picture(rng, thing, True, 0) for _ in range(count)]
-                images = []
-                for k, pixels in enumerate(pictures):
-                    images.append(f"{modality}-{kind}-{i:02d}-{k}.png")
-                    _save(pixels, folder / images[-1])
-                rows.append(
-                    {"kind": kind, "modality": modality, "prompt": prompt, "images": images}
-                )
+                    task = "fact" if i % 3 == 1 or modality == "text" else "caption"
+                prompt, pictures = _about(rng, modality, task, thing)
+                names = [f"{modality}-{kind}-{i:02d}-{k}.png" for k in range(len(pictures))]
+                for name, picture in zip(names, pictures, strict=True):
+                    picture.quantize(32).save(folder / "demo" / name, optimize=True)
+                rows.append({"modality": modality, "kind": kind, "prompt": prompt, "images": names})
     return rows
 
 
@@ -119,23 +155,24 @@ def _write(path: Path, rows: Iterable[Row]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def write(folder: Path) -> None:
-    """Write every file into ``folder``, replacing pictures that are there."""
+def write(folder: Path, seed: int = 0) -> None:
+    """Write every file into ``folder``; pictures that are there are replaced."""
     for name in ("neutral", "demo"):
         (folder / name).mkdir(parents=True, exist_ok=True)
         for old in (folder / name).glob("*.png"):
             old.unlink()
-    harmful, harmless = contrast_prompts()
+    rng = random.Random(seed)
+    harmful, harmless = contrast_rows(rng)
     _write(folder / "harmful.jsonl", harmful)
     _write(folder / "harmless.jsonl", harmless)
-    _write(folder / "neutral.jsonl", write_neutral(folder / "neutral"))
-    _write(folder / "demo.jsonl", write_demo(folder / "demo"))
+    _write(folder / "neutral.jsonl", neutral_rows(rng, folder))
+    _write(folder / "demo.jsonl", demo_rows(rng, folder))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("folder", type=Path)
-    write(parser.parse_args().folder)
+    write(parser.parse_args(argv).folder)
 
 
 if __name__ == "__main__":

@@ -184,13 +184,13 @@ def report(model: DemoModel, codec: Codec, count: int) -> None:
         print(f"block {block}   " + "   ".join(shown))
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="folder of checkpoints")
     parser.add_argument("--stage", default="joint")
     parser.add_argument("--count", type=int, default=96, help="prompts in each cell")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: torch's choice)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
     random.seed(0)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import gguf
@@ -261,12 +262,12 @@ def write_transformers(weights: Weights, tokenizer: Path, folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("checkpoints", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--stage", default="joint", help="whose weights to write")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     weights = load_file(args.checkpoints / f"{args.stage}.safetensors")
     tokenizer = args.checkpoints / "tokenizer.json"

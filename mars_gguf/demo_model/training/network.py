@@ -21,7 +21,7 @@ Hook = Callable[[int, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class TextShape:
-    vocab: int = 1280
+    vocab: int = 1024
     d: int = 256
     feed_forward: int = 512
     blocks: int = 8

@@ -4,7 +4,7 @@ Four stages, each resumable (``--resume``) and each writing ``DIR/<stage>.safete
 
 text    the language model on the world's texts: facts, steps, refusals
 vision  the vision tower on pictures: which word, which letters where, which shapes
-align   the projector: pictures' embeddings onto the embeddings of the words they show
+align   the projector: every patch onto the embeddings of the words that its picture shows
 joint   everything together, on pictures with harmless requests and on text
 
 ``text`` and ``vision`` do not need each other: on a CPU, run them side by side, one thread each.
@@ -45,7 +45,7 @@ from mars_gguf.demo_model.training.network import TEXT, VISION, DemoModel
 from mars_gguf.demo_model.training.world import COLOURS, SHAPES, SIZE, THINGS, Shapes, Thing
 
 STAGES = ("text", "vision", "align", "joint")
-STEPS = {"text": 1600, "vision": 8000, "align": 300, "joint": 1800}
+STEPS = {"text": 1200, "vision": 6800, "align": 1200, "joint": 5000}
 VERSIONS = 600  # renderings of each word, in memory: 0.8 GB
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 Encoded = Sequence[tuple[list[int], list[int], Sample]]
@@ -97,10 +97,10 @@ def pad(batch: Encoded) -> tuple[Tensor, Tensor]:
     longest = max(len(prompt) + len(answer) for prompt, answer, _ in batch)
     ids = torch.zeros(len(batch), longest, dtype=torch.long)
     targets = torch.full((len(batch), longest), -100)
-    for row, (prompt, answer, _) in enumerate(batch):
+    for row, (prompt, answer, sample) in enumerate(batch):
         ids[row, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
-        start = len(prompt) - 1
-        targets[row, start : start + len(answer)] = torch.tensor(answer)
+        start, learnt = len(prompt) - 1 + sample.begun, answer[sample.begun :]
+        targets[row, start : start + len(learnt)] = torch.tensor(learnt)
     return ids, targets
 
 
@@ -297,24 +297,23 @@ def train_vision(model: DemoModel, args: argparse.Namespace) -> None:
 
 
 def word_targets(model: DemoModel, codec: Codec, shown: Sequence[Picture]) -> Tensor:
-    """The mean embedding of the words each picture shows, ``[n, d]``."""
+    """What each picture shows as the language model would embed its words: the sum of their
+    tokens' embeddings over the root of their number, ``[n, d]``."""
     table = model.language_model.embed_tokens.weight.detach()
-
-    def mean(text: str) -> Tensor:
-        return table[codec.ids(text)].mean(0)
-
     rows = []
     for picture in shown:
         if isinstance(picture, Shapes):
-            words = (picture.shape, picture.colour, world.NUMBERS[picture.count - 1])
-            rows.append(torch.stack([mean(f" {word}") for word in words]).sum(0))
-        elif picture is not None:
-            rows.append(mean(f" {picture.word}") * 3**0.5)
+            text = f" {picture.shape} {picture.colour} {world.NUMBERS[picture.count - 1]}"
+        else:
+            assert picture is not None
+            text = f" {picture.word}"
+        ids = codec.ids(text)
+        rows.append(table[ids].sum(0) / len(ids) ** 0.5)
     return torch.stack(rows)
 
 
 def train_align(model: DemoModel, codec: Codec, args: argparse.Namespace) -> None:
-    rates = {"vision_tower": 2e-4, "multi_modal_projector": 2e-3}
+    rates = {"vision_tower": 4e-4, "multi_modal_projector": 2e-3}
     run = _run("align", model, rates, args)
     catalogue: list[Picture] = [*THINGS]
     catalogue += [Shapes(s, c, n) for s in SHAPES for c in COLOURS for n in range(1, 5)]
@@ -328,11 +327,11 @@ def train_align(model: DemoModel, codec: Codec, args: argparse.Namespace) -> Non
         pictures, _ = draw_pictures(shown, rng)
         index = torch.tensor([places[picture] for picture in shown], device=args.device)
         with run.autocast():
-            seen = model.see(pictures.to(args.device)).mean(1).float()
-        likeness = 15 * F.normalize(seen - middle, dim=-1) @ unit.T
+            seen = model.see(pictures.to(args.device)).float()
+        likeness = 15 * F.normalize(seen.mean(1) - middle, dim=-1) @ unit.T
         losses = {
             "name": F.cross_entropy(likeness, index),
-            "distance": (seen - names[index]).square().mean() / names.var(),
+            "distance": (seen - names[index][:, None]).square().mean() / names.var(),
         }
         run.update(losses, {"read": float((likeness.argmax(1) == index).float().mean())})
 
@@ -350,7 +349,7 @@ def joint_batches(codec: Codec, seed: int) -> Iterator[tuple[Encoded, Encoded]]:
 
 
 def train_joint(model: DemoModel, codec: Codec, args: argparse.Namespace) -> None:
-    rates = {"language_model": 7e-4, "multi_modal_projector": 5e-4, "vision_tower": 1.5e-4}
+    rates = {"language_model": 5e-4, "multi_modal_projector": 5e-4, "vision_tower": 5e-5}
     run = _run("joint", model, rates, args)
     stream = joint_batches(codec, args.seed)
     skip(stream, run.first)
@@ -361,7 +360,7 @@ def train_joint(model: DemoModel, codec: Codec, args: argparse.Namespace) -> Non
         with run.autocast():
             losses = {
                 "picture": answer_loss(model, batch, pictures, args.device),
-                "text": 0.5 * answer_loss(model, text, None, args.device),
+                "text": answer_loss(model, text, None, args.device),
             }
         run.update(losses)
 
@@ -376,7 +375,7 @@ def load(model: DemoModel, path: Path, parts: Sequence[str]) -> None:
         )
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -385,7 +384,7 @@ def main() -> None:
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--scale", type=float, default=1.0, help="factor on every step count")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: torch's choice)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import llama_cpp
@@ -20,7 +21,7 @@ from tokenizers import Tokenizer
 
 from mars_gguf.demo_model.training import world
 from mars_gguf.demo_model.training.data import Codec
-from mars_gguf.demo_model.training.evaluate_model import Chat
+from mars_gguf.demo_model.training.evaluate_model import ask, plain_llama
 from mars_gguf.demo_model.training.network import TEXT, VISION, DemoModel
 from mars_gguf.demo_model.training.train import load, to_tensor
 from mars_gguf.demo_model.training.world import CELLS, Example
@@ -40,7 +41,7 @@ class Export:
         load(self.model, checkpoints / f"{stage}.safetensors", parts)
         tokenizer = Tokenizer.from_file(str(checkpoints / "tokenizer.json"))
         self.codec = Codec(tokenizer, VISION.tokens, DemoModel.IMAGE)
-        self.chat = Chat(out / "text-f32.gguf", out / "mmproj-f16.gguf", threads)
+        self.llama = plain_llama(out / "text-f32.gguf", out / "mmproj-f16.gguf", threads)
 
     @torch.no_grad()
     def torch_embeddings(self, e: Example) -> Array:
@@ -55,14 +56,14 @@ class Export:
         return self.model.language_model.logits(states[0, -1]).numpy()
 
     def llama_logits(self, e: Example) -> Array:
-        self.chat.ask(e.prompt, e.pictures, tokens=1)
-        row = llama_cpp.llama_get_logits_ith(self.chat.llama._ctx.ctx, -1)
+        ask(self.llama, e, tokens=1)
+        row = llama_cpp.llama_get_logits_ith(self.llama._ctx.ctx, -1)
         return np.ctypeslib.as_array(row, (TEXT.vocab,)).copy()
 
     def llama_embeddings(self, e: Example) -> Array:
         """Of the last picture of ``e``, ``[tokens, d]``."""
-        self.chat.ask(e.prompt, e.pictures, tokens=1)
-        rows = mtmd_cpp.mtmd_get_output_embd(self.chat.handler.mtmd_ctx)
+        ask(self.llama, e, tokens=1)
+        rows = mtmd_cpp.mtmd_get_output_embd(self.llama.chat_handler.mtmd_ctx)
         return np.ctypeslib.as_array(rows, (VISION.tokens, TEXT.d)).copy()
 
     def logit_difference(self, examples: list[Example]) -> float:
@@ -79,7 +80,7 @@ class Export:
 
     def token_mismatches(self, texts: list[str]) -> int:
         return sum(
-            self.chat.llama.tokenize(t.encode(), add_bos=False, special=True) != self.codec.ids(t)
+            self.llama.tokenize(t.encode(), add_bos=False, special=True) != self.codec.ids(t)
             for t in texts
         )
 
@@ -88,7 +89,7 @@ class Export:
         from transformers import AutoProcessor
 
         processor = AutoProcessor.from_pretrained(self.out / "transformers")
-        metadata = self.chat.llama.metadata
+        metadata = self.llama.metadata
         formatter = Jinja2ChatFormatter(
             template=metadata["tokenizer.chat_template"], eos_token="", bos_token=""
         )
@@ -152,12 +153,12 @@ def some_chats() -> list[list[dict[str, object]]]:
     return [text, turns, *(picture_chat(e) for e in seen)]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("checkpoints", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--threads", type=int, default=None)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
     export = Export(args.checkpoints, args.out, threads=args.threads)
