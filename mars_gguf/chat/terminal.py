@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -251,30 +252,32 @@ def stream(console: Console, pieces: Iterable[str]) -> None:
     # What is still to come changes how the last lines look, so those are drawn again and again;
     # what lies above them is printed once, for a terminal cannot redraw more than its height.
     redrawn = max(1, console.height // 2)
-    text, printed, due = "", 0, 0.0
-    spinner = Spinner("dots", style="dim")
-    with (
-        _without_echo(),
-        Live(spinner, console=console, refresh_per_second=FRAMES, transient=True) as live,
-    ):
-        try:
-            for piece in pieces:
-                text += piece
-                if (began := time.monotonic()) < due:
-                    continue
-                lines = console.render_lines(rendered(text), pad=False)
-                done = max(printed, len(lines) - redrawn)
-                live.update(_Lines(lines[done:]))
-                if done > printed:
-                    console.print(_Lines(lines[printed:done]), end="")
-                    printed = done
-                # A long reply takes long to render: that shall not take all of the time.
-                due = time.monotonic() + max(1 / FRAMES, 9 * (time.monotonic() - began))
-        finally:
-            live.update("")
-            if text.strip():
-                lines = console.render_lines(rendered(text), pad=False)
-                console.print(_Lines(lines[printed:]), end="")
+    text, printed, due, coming = "", 0, 0.0, iter(pieces)
+    with _without_echo():
+        spinner = Spinner("dots", style="dim")
+        with Live(spinner, console=console, refresh_per_second=FRAMES, transient=True):
+            while not text.strip() and (first := next(coming, None)) is not None:
+                text += first
+        # The spinner turns in a thread; no thread may draw while lines are printed above.
+        with Live(console=console, auto_refresh=False, transient=True) as live:
+            try:
+                for piece in chain([""], coming):
+                    text += piece
+                    if (began := time.monotonic()) < due:
+                        continue
+                    lines = console.render_lines(rendered(text), pad=False)
+                    done = max(printed, len(lines) - redrawn)
+                    live.update(_Lines(lines[done:]), refresh=done == printed)
+                    if done > printed:
+                        console.print(_Lines(lines[printed:done]), end="")
+                        printed = done
+                    # A long reply takes long to render: that shall not take all of the time.
+                    due = time.monotonic() + max(1 / FRAMES, 9 * (time.monotonic() - began))
+            finally:
+                live.update("", refresh=True)
+                if text.strip():
+                    lines = console.render_lines(rendered(text), pad=False)
+                    console.print(_Lines(lines[printed:]), end="")
 
 
 _Lines = partial(SegmentLines, new_lines=True)
