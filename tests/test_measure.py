@@ -6,20 +6,17 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from llama_cpp import Llama
 from models import DEMO, DEMO_MMPROJ, OPTIONS, last_states, tokens_of, user
 
 from mars_gguf import demo, demo_model
 from mars_gguf.convert.extract import GgufExtractor, Prompt
 from mars_gguf.convert.geometry import LayerScores
-from mars_gguf.convert.measure import Conversion, Options, _gate, convert
+from mars_gguf.convert.measure import Conversion, Options, convert
 from mars_gguf.convert.prompts import ContrastPrompts, builtin_contrast, read_prompts
 from mars_gguf.errors import MarsError
 from mars_gguf.hooks import HookedLlama, Rows
@@ -290,26 +287,3 @@ def test_a_real_chat_model_converts_and_steers(smollm2: str, tmp_path: Path) -> 
         assert (after["mars"]["alpha"] > 0) == changes
     plain.close()
     steered.close()
-
-
-@given(
-    st.dictionaries(
-        st.sampled_from(["text", "image", "video"]),
-        st.tuples(st.floats(-1, 3), st.floats(1e-3, 2)),
-        min_size=1,
-    ),
-    st.floats(0, 0.5),
-)
-def test_each_modality_opens_its_gate_at_its_own_bound(
-    measured: dict[str, tuple[float, float]], over_refusal: float
-) -> None:
-    thresholds = {m: threshold for m, (threshold, _) in measured.items()}
-    deviations = {m: deviation for m, (_, deviation) in measured.items()}
-    opens, spreads = _gate(thresholds, deviations, over_refusal)
-    for m, spread in spreads.items():
-        assert spread > 0 and opens * spread >= thresholds[m] - 1e-9
-        alone, own = _gate({m: thresholds[m]}, {m: deviations[m]}, over_refusal)
-        assert opens * spread == pytest.approx(alone * own[m])
-        assert own[m] == pytest.approx(deviations[m])
-        few = NormalDist(0, deviations[m]).inv_cdf(1 - max(over_refusal, 1e-4))
-        assert opens * spread == pytest.approx(max(thresholds[m], few, 1e-3))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import NormalDist
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -210,9 +209,7 @@ def convert(
     # Of text both classes are known: its unit is what moves t most within either.
     spreads["text"] = max(spreads["text"], float(raw["harmful text"][:, layer].std()))
     limit = _calibrate_limit(extractor, answered, base, layer, refused, progress)
-    opens, spreads = _gate(
-        {m: float(v[layer]) for m, v in scores.threshold.items()}, spreads, options.over_refusal
-    )
+    opens = max(float(scores.threshold[m][layer]) / spreads[m] for m in t)
     float32 = {m: np.asarray(s[layer], np.float32) for m, s in shifts.items()}
     geometry = steering.Geometry(
         safe=np.asarray(base.safe[layer], np.float32),
@@ -303,22 +300,6 @@ def _separation(harmful: Array, harmless: Array, layers: Sequence[int]) -> Array
     for layer in layers:
         separation[layer] = auroc(harmful[:, layer], harmless[:, layer])
     return separation
-
-
-def _gate(
-    thresholds: Mapping[str, float], spreads: Mapping[str, float], over_refusal: float
-) -> tuple[float, dict[str, float]]:
-    """z_0, and the spreads in which it is counted.
-
-    A modality's gate opens at its own bound: the t that all but a share ``over_refusal`` of its
-    neutral inputs stay below, or that of a normal distribution of its spread where that is more,
-    since few samples seldom show their tail. One z_0 serves all, the largest bound in spreads;
-    the spreads of the others are made to fit, or they would pay for the tail of the worst.
-    """
-    tail = NormalDist().inv_cdf(1 - max(over_refusal, 1e-4))
-    bounds = {m: max(thresholds[m], tail * spreads[m], 1e-3) for m in spreads}
-    opens = max(bounds[m] / spreads[m] for m in spreads)
-    return opens, {m: bound / opens for m, bound in bounds.items()}
 
 
 def _additions(base: Centroids, t: Array, layer: int, limit: float) -> Rows:
