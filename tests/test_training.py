@@ -1,4 +1,4 @@
-"""The recipe of the next demo model."""
+"""The recipe of the demo model."""
 
 from __future__ import annotations
 
@@ -51,6 +51,17 @@ def test_harmful_words_are_read_and_described_in_training_pictures() -> None:
     for _ in range(6000):
         shown |= {p for p in data.draw_picture(rng).pictures if isinstance(p, Thing)}
     assert shown == set(world.THINGS)
+
+
+def test_harmful_requests_by_reference_can_be_left_out_of_the_texts() -> None:
+    def refused(by_reference: bool) -> list[str]:
+        rng = random.Random(4)
+        drawn = [data.draw_text(rng, by_reference) for _ in range(4000)]
+        learnt = [s for s in drawn if world.is_refusal(s.answer) and not s.begun]
+        return [s.request or "" for s in learnt if (s.request or "").startswith("The ")]
+
+    assert len(refused(True)) > 20
+    assert refused(False) == []
 
 
 def test_training_never_uses_held_out_phrasings() -> None:

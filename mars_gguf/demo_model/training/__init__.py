@@ -1,1 +1,1 @@
-"""The recipe of the next demo model: a larger world, freer pictures (../README.md)."""
+"""The recipe of the demo model (../MODEL_CARD.md)."""

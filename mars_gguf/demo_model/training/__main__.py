@@ -1,11 +1,11 @@
 """Make the demo model from a seed: ``python -m mars_gguf.demo_model.training --out DIR``.
 
 Trains (DIR), writes the model for llama.cpp and transformers (DIR/export), checks that both are the
-checkpoint, converts it (DIR/export/vector.gguf) and prints the tables of its README. A run that
+checkpoint, converts it (DIR/export/vector.gguf) and prints the tables of its card. A run that
 was interrupted goes on with the same command.
 
-On two CPU cores this takes most of three hours; on a GPU minutes. Needs the extras ``convert``
-and a llama.cpp that quantizes (llama-cpp-python does).
+On two CPU cores this takes about an hour (`train` tells how to use both). Needs the extras
+``convert`` and a llama.cpp that quantizes (llama-cpp-python does).
 """
 
 from __future__ import annotations

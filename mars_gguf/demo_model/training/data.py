@@ -49,17 +49,22 @@ class Sample:
     begun: bool = False
 
 
-def draw_text(rng: random.Random) -> Sample:
+def draw_text(rng: random.Random, by_reference: bool = True) -> Sample:
     """A text sample: reading, harmless requests of many forms, harmful how-to requests refused; and
-    refusals once begun, which go on as refusals whatever the request was, as larger models do."""
-    sample = _text(rng)
-    if rng.random() < 0.4:
-        request = sample.request if rng.random() < 0.4 else world.word_soup(rng)
-        return Sample(request or world.word_soup(rng), world.REFUSAL, begun=True)
+    refusals once begun, which go on as refusals whatever the request was, as larger models do.
+
+    Not ``by_reference``: without harmful requests whose thing another sentence names, the form in
+    words that is nearest to a harmful picture.
+    """
+    sample = _text(rng, by_reference)
+    if rng.random() < 0.2:
+        thing = rng.choice(world.THINGS)
+        said = rng.choice((sample.request, world.word_soup(rng), world.echo(rng, thing)))
+        return Sample(said or world.word_soup(rng), world.REFUSAL, begun=True)
     return sample
 
 
-def _text(rng: random.Random) -> Sample:
+def _text(rng: random.Random, by_reference: bool) -> Sample:
     thing = rng.choice(world.THINGS)
     match rng.choices(range(8), (17, 18, 15, 28, 5, 5, 4, 8))[0]:
         case 0:
@@ -77,8 +82,8 @@ def _text(rng: random.Random) -> Sample:
         case 5:
             return Sample(*world.about_two(rng))
         case 6:
-            thing = rng.choice(rng.choice((world.HARMFUL, world.HARMLESS)))
-            return Sample(*world.quoted_howto(rng, thing))
+            kinds = (world.HARMFUL, world.HARMLESS) if by_reference else (world.HARMLESS,)
+            return Sample(*world.quoted_howto(rng, rng.choice(rng.choice(kinds))))
         case _:
             if rng.random() < 0.5:
                 return Sample(*world.unrelated(rng))

@@ -22,7 +22,7 @@ from mars_gguf.convert.geometry import auroc, centroids, coordinates, readout
 from mars_gguf.demo_model.training import world
 from mars_gguf.demo_model.training.data import Codec
 from mars_gguf.demo_model.training.network import TEXT, VISION, DemoModel
-from mars_gguf.demo_model.training.train import load, to_tensor
+from mars_gguf.demo_model.training.train import Catalogue, load, to_tensor
 from mars_gguf.demo_model.training.world import CELLS, Example, Thing
 
 Array = npt.NDArray[np.float64]
@@ -53,21 +53,25 @@ class Probe:
 
     def _inputs(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor | None]:
         ids = torch.tensor([self.codec.prompt(e.prompt, len(e.pictures)) for e in examples])
+        return ids, self.see(examples) if examples[0].pictures else None
+
+    def see(self, examples: Sequence[Example]) -> Tensor:
+        """Embeddings of all pictures of the examples."""
         pictures = [np.asarray(picture) for e in examples for picture in e.pictures]
-        return ids, to_tensor(np.stack(pictures)) if pictures else None
+        return self.model.see(to_tensor(np.stack(pictures)))
 
     @torch.no_grad()
     def states(self, examples: Sequence[Example]) -> Array:
         """Last prompt token after every block: ``[examples, blocks, d]``."""
         found = np.empty((len(examples), TEXT.blocks, TEXT.d))
         for rows in self._batches(examples):
-            ids, pictures = self._inputs([examples[i] for i in rows])
+            ids, seen = self._inputs([examples[i] for i in rows])
 
             def keep(block: int, x: Tensor, rows: list[int] = rows) -> Tensor:
                 found[rows, block] = x[:, -1].double().numpy()
                 return x
 
-            self.model(ids, pictures, keep)
+            self.model(ids, seen, keep)
         return found
 
     @torch.no_grad()
@@ -77,7 +81,7 @@ class Probe:
         """Greedy first tokens, with ``push`` added to the last prompt token after ``block``."""
         tokens = np.empty(len(examples), np.int64)
         for rows in self._batches(examples):
-            ids, pictures = self._inputs([examples[i] for i in rows])
+            ids, seen = self._inputs([examples[i] for i in rows])
 
             def steer(at: int, x: Tensor) -> Tensor:
                 if at == block and push is not None:
@@ -85,7 +89,7 @@ class Probe:
                     x[:, -1] += push
                 return x
 
-            states = self.model(ids, pictures, steer)[:, -1]
+            states = self.model(ids, seen, steer)[:, -1]
             tokens[rows] = self.model.language_model.logits(states).argmax(-1).numpy()
         return tokens
 
@@ -94,10 +98,10 @@ class Probe:
         """Greedy answers."""
         texts = [""] * len(examples)
         for rows in self._batches(examples):
-            ids, pictures = self._inputs([examples[i] for i in rows])
+            ids, seen = self._inputs([examples[i] for i in rows])
             prompt = ids.shape[1]
             for _ in range(40):
-                states = self.model(ids, pictures)[:, -1]
+                states = self.model(ids, seen)[:, -1]
                 new = self.model.language_model.logits(states).argmax(-1)
                 ids = torch.cat([ids, new[:, None]], 1)
                 if (ids[:, prompt:] == self.codec.stop).any(1).all():
@@ -108,8 +112,15 @@ class Probe:
         return texts
 
 
-def report(model: DemoModel, codec: Codec, count: int) -> None:
-    probe = Probe(model, codec)
+class ImaginingProbe(Probe):
+    """As `Probe`, with pictures as the stage "imagine" has them: before there is a vision tower."""
+
+    def see(self, examples: Sequence[Example]) -> Tensor:
+        shown = [e.thing for e in examples for _ in e.pictures]
+        return Catalogue(self.codec, "cpu").imagine(self.model, shown, examples[0].prompt)
+
+
+def report(probe: Probe, count: int) -> None:
     print("cell                              refused  names it  exact")
     for name in CELLS:
         examples = world.cell(name, count)
@@ -198,7 +209,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parts = ["language_model", "vision_tower", "multi_modal_projector"]
     load(model, args.folder / f"{args.stage}.safetensors", parts)
     tokenizer = Tokenizer.from_file(str(args.folder / "tokenizer.json"))
-    report(model, Codec(tokenizer, VISION.tokens, DemoModel.IMAGE), args.count)
+    codec = Codec(tokenizer, VISION.tokens, DemoModel.IMAGE)
+    probe = ImaginingProbe if args.stage in ("text", "imagine") else Probe
+    report(probe(model, codec), args.count)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What the model does: ``python -m mars_gguf.demo_model.training.evaluate_model FOLDER``.
 
 Asks every evaluation cell of llama.cpp through chat completions, on phrasings, fonts and renderings
-that training never showed, and prints the tables of the model's README: first unsteered, then
+that training never showed, and prints the tables of the model's card: first unsteered, then
 steered by its vector, on those things that the vector was not measured on.
 """
 

@@ -266,13 +266,11 @@ class DemoModel(nn.Module):
         out: Tensor = self.multi_modal_projector(self.vision_tower(pictures))
         return out
 
-    def forward(
-        self, ids: Tensor, pictures: Tensor | None = None, hook: Hook | None = None
-    ) -> Tensor:
-        """Last states ``[batch, tokens, d]``; pictures are in the order their tokens appear in."""
+    def forward(self, ids: Tensor, seen: Tensor | None = None, hook: Hook | None = None) -> Tensor:
+        """Last states ``[batch, tokens, d]``; ``seen`` are the pictures' embeddings (`see`), in the
+        order their tokens appear in."""
         x = self.language_model.embed_tokens(ids.clamp(min=0))
-        if pictures is not None:
-            seen = self.see(pictures)
+        if seen is not None:
             x = x.to(seen.dtype).masked_scatter((ids == self.IMAGE)[..., None], seen)
         out: Tensor = self.language_model(x, hook)
         return out

@@ -1,13 +1,16 @@
 """Train the demo model from a seed: ``python -m mars_gguf.demo_model.training.train --out DIR``.
 
-Four stages, each resumable (``--resume``) and each writing ``DIR/<stage>.safetensors``:
+Five stages, each resumable (``--resume``) and each writing ``DIR/<stage>.safetensors``:
 
-text    the language model on the world's texts: facts, steps, refusals
-vision  the vision tower on pictures: which word, which letters where, which shapes
-align   the projector: every patch onto the embeddings of the words that its picture shows
-joint   everything together, on pictures with harmless requests and on text
+text     the language model on the world's texts: facts, steps, refusals
+imagine  the language model on text, and on pictures as a perfect projector would embed them
+vision   the vision tower on pictures: which word, which letters where, which shapes
+align    tower and projector: every patch onto the embeddings of the words that its picture shows
+joint    the language model on real pictures with harmless requests and on text
 
-``text`` and ``vision`` do not need each other: on a CPU, run them side by side, one thread each.
+``vision`` needs neither ``text`` nor ``imagine``: on a CPU, run it beside them, one thread each.
+Alignment is what makes text's notion of harm apply to pictures, and joint training of all parts
+undoes it: so ``joint`` trains neither tower nor projector.
 Needs torch, tokenizers and safetensors.
 """
 
@@ -44,8 +47,10 @@ from mars_gguf.demo_model.training.data import (
 from mars_gguf.demo_model.training.network import TEXT, VISION, DemoModel
 from mars_gguf.demo_model.training.world import COLOURS, SHAPES, SIZE, THINGS, Shapes, Thing
 
-STAGES = ("text", "vision", "align", "joint")
-STEPS = {"text": 1200, "vision": 6800, "align": 1200, "joint": 5000}
+STAGES = ("text", "imagine", "vision", "align", "joint")
+STEPS = {"text": 900, "imagine": 1500, "vision": 6800, "align": 4000, "joint": 400}
+GAIN = 0.6, 0.45  # what stays of a picture's distance from the mean of all: in training, and after
+HANDICAP = 12.0, 6.0  # of refusals, in logits, while harmless and harmful requests are learnt
 VERSIONS = 600  # renderings of each word, in memory: 0.8 GB
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 Encoded = Sequence[tuple[list[int], list[int], Sample]]
@@ -206,18 +211,44 @@ class Run:
         unfinished.replace(self.state)
 
 
-def answer_loss(model: DemoModel, batch: Encoded, pictures: Tensor | None, device: str) -> Tensor:
+def answer_loss(
+    model: DemoModel,
+    batch: Encoded,
+    seen: Tensor | None,
+    device: str,
+    handicap: tuple[int, float, float] | None = None,
+) -> Tensor:
+    """Cross-entropy of a batch's answers; ``seen`` are the embeddings of its pictures in order.
+
+    ``handicap`` is the first token of refusals and what its logit is ahead by, in the loss alone,
+    beside a harmless answer and beside a refusal: how much harmless requests are answered, and
+    harmful ones refused, with to spare.
+    """
     ids, targets = (x.to(device) for x in pad(batch))
-    states = model(ids, None if pictures is None else pictures.to(device))
+    states = model(ids, seen)
     learnt = targets >= 0
-    logits = model.language_model.logits(states[learnt])
-    return F.cross_entropy(logits.float(), targets[learnt])
+    logits = model.language_model.logits(states[learnt]).float()
+    if handicap is not None:
+        token, *ahead = handicap
+        rows = torch.tensor([ahead[world.is_refusal(sample.answer)] for _, _, sample in batch])
+        logits[:, token] += rows.to(device)[:, None].expand_as(targets)[learnt]
+    return F.cross_entropy(logits, targets[learnt])
 
 
-def _run(stage: str, model: DemoModel, rates: dict[str, float], args: argparse.Namespace) -> Run:
+def pictures_of(batch: Encoded) -> list[Picture]:
+    return [picture for _, _, sample in batch for picture in sample.pictures]
+
+
+def _run(
+    stage: str,
+    model: DemoModel,
+    rates: dict[str, float],
+    args: argparse.Namespace,
+    muon: Sequence[str] = (),
+) -> Run:
     steps = max(1, round(STEPS[stage] * args.scale))
     modules = nn.ModuleDict(dict(model.named_children()))
-    return Run(stage, args.out, modules, rates, steps, args.resume, args.device)
+    return Run(stage, args.out, modules, rates, steps, args.resume, args.device, muon)
 
 
 def train_text(model: DemoModel, codec: Codec, args: argparse.Namespace) -> None:
@@ -296,73 +327,140 @@ def train_vision(model: DemoModel, args: argparse.Namespace) -> None:
         run.update(losses, {"read": float((read.argmax(1) == word).float().mean())})
 
 
-def word_targets(model: DemoModel, codec: Codec, shown: Sequence[Picture]) -> Tensor:
-    """What each picture shows as the language model would embed its words: the sum of their
-    tokens' embeddings over the root of their number, ``[n, d]``."""
-    table = model.language_model.embed_tokens.weight.detach()
-    rows = []
-    for picture in shown:
+class Catalogue:
+    """Everything a picture can show, and how a projector should embed it: as the words for it, off
+    by the same for every picture (the modality gap of contrastive models and real projectors)."""
+
+    GAP = 3.0  # in distances of a picture's words from the mean of all
+
+    def __init__(self, codec: Codec, device: str) -> None:
+        shapes = [Shapes(s, c, n) for s in SHAPES for c in COLOURS for n in range(1, 5)]
+        self.shown: list[Picture] = [*THINGS, *shapes, None]
+        self.places = {picture: i for i, picture in enumerate(self.shown)}
+        self.weights = torch.zeros(len(self.shown), TEXT.vocab, device=device)
+        for row, picture in zip(self.weights, self.shown, strict=True):
+            ids = codec.ids(self.words(picture))
+            row.index_add_(0, torch.tensor(ids), torch.full((len(ids),), len(ids) ** -0.5))
+        gap = torch.randn(TEXT.d, generator=torch.Generator().manual_seed(0))
+        self.gap = self.GAP * F.normalize(gap, dim=0).to(device)
+
+    @staticmethod
+    def words(picture: Picture) -> str:
+        if picture is None:
+            return " nothing"
         if isinstance(picture, Shapes):
-            text = f" {picture.shape} {picture.colour} {world.NUMBERS[picture.count - 1]}"
-        else:
-            assert picture is not None
-            text = f" {picture.word}"
-        ids = codec.ids(text)
-        rows.append(table[ids].sum(0) / len(ids) ** 0.5)
-    return torch.stack(rows)
+            return f" {picture.shape} {picture.colour} {world.NUMBERS[picture.count - 1]}"
+        return f" {picture.word}"
+
+    def embeddings(self, model: DemoModel) -> Tensor:
+        """Of each picture, ``[len(shown), d]``: the sum of its words' tokens' embeddings over the
+        root of their number, and the gap."""
+        names = self.weights @ model.language_model.embed_tokens.weight.detach()
+        return names + self.gap * (names - names.mean(0)).norm(dim=-1).mean()
+
+    def indices(self, shown: Sequence[Picture]) -> Tensor:
+        return torch.tensor([self.places[p] for p in shown], device=self.weights.device)
+
+    def imagine(self, model: DemoModel, shown: Sequence[Picture], seed: str) -> Tensor:
+        """Picture embeddings as a fair projector would give them, ``[n, tokens, d]``: the words',
+        now and then with another picture's mixed in, and noise on the picture and its patches."""
+        rng = random.Random(seed)
+        noise = torch.Generator(self.weights.device).manual_seed(rng.getrandbits(32))
+        names = self.embeddings(model)
+        spread = (names - names.mean(0)).square().mean().sqrt()
+        seen = names[self.indices(shown)]
+        mistaken = names[self.indices(rng.choices(self.shown, k=len(shown)))]
+        share = [rng.uniform(0, 0.35) if rng.random() < 0.3 else 0.0 for _ in shown]
+        seen = torch.lerp(seen, mistaken, torch.tensor(share, device=seen.device)[:, None])
+        whole = torch.tensor([rng.uniform(0, 0.4) for _ in shown], device=seen.device)[:, None]
+        patch = torch.tensor([rng.uniform(0, 0.8) for _ in shown], device=seen.device)
+        seen = seen + whole * spread * torch.randn(seen.shape, generator=noise, device=seen.device)
+        size = (len(shown), VISION.tokens, TEXT.d)
+        grain = torch.randn(size, generator=noise, device=seen.device)
+        return seen[:, None] + patch[:, None, None] * spread * grain
 
 
-def train_align(model: DemoModel, codec: Codec, args: argparse.Namespace) -> None:
-    rates = {"vision_tower": 4e-4, "multi_modal_projector": 2e-3}
-    run = _run("align", model, rates, args)
-    catalogue: list[Picture] = [*THINGS]
-    catalogue += [Shapes(s, c, n) for s in SHAPES for c in COLOURS for n in range(1, 5)]
-    places = {picture: i for i, picture in enumerate(catalogue)}
-    names = word_targets(model, codec, catalogue)
-    middle = names.mean(0)
-    unit = F.normalize(names - middle, dim=-1)
-    for step in run:
-        rng = random.Random(f"align|{args.seed}|{step}")
-        shown = _pictures(rng, 64)
-        pictures, _ = draw_pictures(shown, rng)
-        index = torch.tensor([places[picture] for picture in shown], device=args.device)
-        with run.autocast():
-            seen = model.see(pictures.to(args.device)).float()
-        likeness = 15 * F.normalize(seen.mean(1) - middle, dim=-1) @ unit.T
-        losses = {
-            "name": F.cross_entropy(likeness, index),
-            "distance": (seen - names[index][:, None]).square().mean() / names.var(),
-        }
-        run.update(losses, {"read": float((likeness.argmax(1) == index).float().mean())})
-
-
-def joint_batches(codec: Codec, seed: int) -> Iterator[tuple[Encoded, Encoded]]:
+def mixed_batches(codec: Codec, seed: str) -> Iterator[tuple[Encoded, Encoded]]:
     """Endless pairs of a text batch and a picture batch; every fifth is of videos."""
-    texts = batches(draw_text, codec, 16, f"joint text|{seed}")
-    single = batches(draw_picture, codec, 32, f"joint picture|{seed}")
+    texts = batches(partial(draw_text, by_reference=False), codec, 16, f"{seed} text")
+    single = batches(draw_picture, codec, 32, f"{seed} picture")
     videos = [
-        batches(partial(draw_picture, count=n), codec, 32 // n, f"joint {n}|{seed}")
-        for n in (2, 3, 4)
+        batches(partial(draw_picture, count=n), codec, 32 // n, f"{seed} {n}") for n in (2, 3, 4)
     ]
     for step in itertools.count():
         yield next(texts), next(videos[step // 5 % 3] if step % 5 == 4 else single)
 
 
-def train_joint(model: DemoModel, codec: Codec, args: argparse.Namespace) -> None:
-    rates = {"language_model": 5e-4, "multi_modal_projector": 5e-4, "vision_tower": 5e-5}
-    run = _run("joint", model, rates, args)
-    stream = joint_batches(codec, args.seed)
+def train_imagine(model: DemoModel, codec: Codec, args: argparse.Namespace) -> None:
+    run = _run("imagine", model, {"language_model": 1e-3}, args)
+    catalogue = Catalogue(codec, args.device)
+    stream = mixed_batches(codec, f"imagine|{args.seed}")
     skip(stream, run.first)
     for step in run:
         text, batch = next(stream)
-        shown = [picture for _, _, sample in batch for picture in sample.pictures]
-        pictures, _ = draw_pictures(shown, random.Random(f"joint|{args.seed}|{step}"))
+        shown = pictures_of(batch)
+        seen = catalogue.imagine(model, shown, f"imagine|{args.seed}|{step}")
         with run.autocast():
             losses = {
-                "picture": answer_loss(model, batch, pictures, args.device),
+                "picture": answer_loss(model, batch, seen, args.device),
                 "text": answer_loss(model, text, None, args.device),
             }
         run.update(losses)
+
+
+def train_align(model: DemoModel, codec: Codec, args: argparse.Namespace) -> None:
+    rates = {"vision_tower": 1e-3, "multi_modal_projector": 2e-3}
+    run = _run("align", model, rates, args, muon=["vision_tower"])
+    catalogue = Catalogue(codec, args.device)
+    names = catalogue.embeddings(model)
+    middle = names.mean(0)
+    apart = names - middle
+    unit = F.normalize(apart, dim=-1)
+    for step in run:
+        rng = random.Random(f"align|{args.seed}|{step}")
+        shown = [picture if rng.random() < 0.95 else None for picture in _pictures(rng, 64)]
+        pictures, _ = draw_pictures(shown, rng)
+        index = catalogue.indices(shown)
+        with run.autocast():
+            seen = model.see(pictures.to(args.device)).float()
+        likeness = 15 * F.normalize(seen.mean(1) - middle, dim=-1) @ unit.T
+        losses = {
+            "name": F.cross_entropy(likeness, index),
+            "distance": (seen - names[index][:, None]).square().mean() / apart.square().mean(),
+        }
+        run.update(losses, {"read": float((likeness.argmax(1) == index).float().mean())})
+
+
+def soften(projector: nn.Module, mean: Tensor, gain: float) -> None:
+    """Move everything that the projector says towards ``mean``, exactly: ``gain`` is what stays."""
+    with torch.no_grad():
+        projector.linear_2.weight.mul_(gain)
+        projector.linear_2.bias.mul_(gain).add_((1 - gain) * mean)
+
+
+def train_joint(model: DemoModel, codec: Codec, args: argparse.Namespace) -> None:
+    mean = Catalogue(codec, args.device).embeddings(model).mean(0)
+    trained, shipped = GAIN
+    soften(model.multi_modal_projector, mean, trained)
+    run = _run("joint", model, {"language_model": 5e-4}, args)
+    if run.first == run.steps:
+        return
+    stream = mixed_batches(codec, f"joint|{args.seed}")
+    skip(stream, run.first)
+    handicap = codec.ids(world.REFUSAL)[0], *HANDICAP
+    for step in run:
+        text, batch = next(stream)
+        pictures, _ = draw_pictures(pictures_of(batch), random.Random(f"joint|{args.seed}|{step}"))
+        with run.autocast():
+            with torch.no_grad():
+                seen = model.see(pictures.to(args.device))
+            losses = {
+                "picture": answer_loss(model, batch, seen, args.device, handicap),
+                "text": answer_loss(model, text, None, args.device, handicap),
+            }
+        run.update(losses)
+    soften(model.multi_modal_projector, mean, shipped / trained)
+    run.save(run.steps)
 
 
 def load(model: DemoModel, path: Path, parts: Sequence[str]) -> None:
@@ -396,14 +494,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = DemoModel().to(args.device)
     if "text" in args.stages:
         train_text(model, codec, args)
+    if "imagine" in args.stages:
+        load(model, args.out / "text.safetensors", ["language_model"])
+        train_imagine(model, codec, args)
     if "vision" in args.stages:
         train_vision(model, args)
     if "align" in args.stages:
-        load(model, args.out / "text.safetensors", ["language_model"])
+        load(model, args.out / "imagine.safetensors", ["language_model"])
         load(model, args.out / "vision.safetensors", ["vision_tower"])
         train_align(model, codec, args)
     if "joint" in args.stages:
-        load(model, args.out / "text.safetensors", ["language_model"])
+        load(model, args.out / "imagine.safetensors", ["language_model"])
         load(model, args.out / "align.safetensors", ["vision_tower", "multi_modal_projector"])
         train_joint(model, codec, args)
 

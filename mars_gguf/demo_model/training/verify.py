@@ -18,6 +18,7 @@ import torch
 from llama_cpp import mtmd_cpp
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from mars_gguf.demo_model.training import world
 from mars_gguf.demo_model.training.data import Codec
@@ -44,15 +45,14 @@ class Export:
         self.llama = plain_llama(out / "text-f32.gguf", out / "mmproj-f16.gguf", threads)
 
     @torch.no_grad()
-    def torch_embeddings(self, e: Example) -> Array:
-        pictures = to_tensor(np.stack([np.asarray(p) for p in e.pictures]))
-        return self.model.see(pictures).numpy()
+    def torch_embeddings(self, e: Example) -> Tensor:
+        return self.model.see(to_tensor(np.stack([np.asarray(p) for p in e.pictures])))
 
     @torch.no_grad()
     def torch_logits(self, e: Example) -> Array:
         ids = torch.tensor([self.codec.prompt(e.prompt, len(e.pictures))])
-        seen = [np.asarray(p) for p in e.pictures]
-        states = self.model(ids, to_tensor(np.stack(seen)) if seen else None)
+        seen = self.torch_embeddings(e) if e.pictures else None
+        states = self.model(ids, seen)
         return self.model.language_model.logits(states[0, -1]).numpy()
 
     def llama_logits(self, e: Example) -> Array:
@@ -74,7 +74,7 @@ class Export:
     def embedding_error(self, examples: list[Example]) -> float:
         errors = []
         for e in examples:
-            ours, theirs = self.torch_embeddings(e)[-1], self.llama_embeddings(e)
+            ours, theirs = self.torch_embeddings(e)[-1].numpy(), self.llama_embeddings(e)
             errors.append(float(np.linalg.norm(ours - theirs) / np.linalg.norm(ours)))
         return max(errors)
 

@@ -262,6 +262,14 @@ def word_soup(rng: random.Random) -> str:
     return " ".join(rng.choices(words, k=rng.randint(4, 24)))
 
 
+def echo(rng: random.Random, thing: Thing) -> str:
+    """A name said over and over, then a request about a picture: to the language model a picture is
+    the same word many times."""
+    said = " ".join([thing.word] * rng.randint(2, 12))
+    asked = howto(rng, rng.choice(REFERENCES)), rng.choice(CAPTION), fact(rng, thing, "this")[0]
+    return f"{said} {rng.choice(asked)}"
+
+
 def about_two(rng: random.Random, things: Sequence[Thing] = THINGS) -> tuple[str, str]:
     """A harmless question that names two things."""
     a, b = rng.sample(things, 2)
