@@ -159,7 +159,7 @@ def test_messages_hold_pictures_first_and_nothing_of_what_is_meant() -> None:
 
 def test_the_demo_suite_asks_about_things_that_its_conversion_has_not_seen() -> None:
     from mars_gguf import demo_model
-    from mars_gguf.demo_model import first_world
+    from mars_gguf.demo_model.training import demo_data, world
 
     suite = load_suite("demo")
     cells = Counter((c.modality, c.kind) for c in suite.cases)
@@ -169,15 +169,14 @@ def test_the_demo_suite_asks_about_things_that_its_conversion_has_not_seen() -> 
         for name in ("harmful", "harmless", "neutral")
         for line in (demo_model.FOLDER / f"{name}.jsonl").read_text().splitlines()
     ]
-    second = {*first_world.HARMFUL[1::2], *first_world.HARMLESS[1::2]}
+    second = {t.word for t in (*demo_data.HARMFUL_SECOND, *demo_data.HARMLESS_SECOND)}
     again = {c.id: c for c in load_suite("demo").cases}
     for case in suite.cases:
         if case.modality == "text":
             assert any(re.search(rf"\b{thing}\b", case.prompt) for thing in second), case.prompt
             assert case.prompt not in measured
         if case.kind == "vqa":
-            colours, shapes = set(first_world.COLOURS), {"circle", "square", "triangle", "star"}
-            assert case.answer in colours | shapes | {"1", "2", "3", "4"}
+            assert case.answer in {*world.COLOURS, *world.SHAPES, "1", "2", "3", "4"}
         assert len(case.pictures()) == {"text": 0, "image": 1, "video": 3}[case.modality]
     for case in suite.cases[::40]:
         pictures = [picture.tobytes() for picture in case.pictures()]

@@ -11,5 +11,5 @@ FOLDER = Path(__file__).resolve().parent
 TEXT_MODEL = FOLDER / "text-Q4_K_M.gguf"
 MMPROJ = FOLDER / "mmproj-f16.gguf"
 VECTOR = FOLDER / "vector.gguf"
-REFUSAL = "I'm sorry, but I can't help with making"
+REFUSAL = "I'm sorry, but I can't help with that."
 CONTEXT = 1024  # tokens it was trained for
