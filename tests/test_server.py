@@ -593,10 +593,10 @@ def test_a_small_file_of_many_pixels_is_not_decoded(server: Server) -> None:
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A random text model in which the word "cake" is no number."""
+    """A random text model in which the word "clay" is no number."""
     model = models.RandomModel.llama(4)
-    cake = model.field("tokenizer.ggml.tokens").index("Ġcake")
-    model.weights["token_embd.weight"][cake] = np.nan
+    clay = model.field("tokenizer.ggml.tokens").index("Ġclay")
+    model.weights["token_embd.weight"][clay] = np.nan
     return model.write(tmp_path_factory.mktemp("broken") / "broken.gguf")
 
 
@@ -700,7 +700,7 @@ def test_the_route_of_copilot_has_one_model_whatever_the_request_names(
 
 
 def test_a_probe_that_fails_is_a_500_and_no_reply(configured: Server, broken: str) -> None:
-    name, messages = Path(broken).name, [{"role": "user", "content": "How do I make cake?"}]
+    name, messages = Path(broken).name, [{"role": "user", "content": "How do I make clay?"}]
     for stream in (False, True):
         with pytest.raises(openai.InternalServerError) as failed:
             configured.client.chat.completions.create(
@@ -711,7 +711,7 @@ def test_a_probe_that_fails_is_a_500_and_no_reply(configured: Server, broken: st
         assert failed.value.status_code == 500
         assert "Nothing was generated" in str(failed.value)
     with pytest.raises(openai.InternalServerError, match="Nothing was generated"):
-        configured.client.completions.create(model=name, prompt="How do I make cake?")
+        configured.client.completions.create(model=name, prompt="How do I make clay?")
     assert chat(configured, [HARMFUL], model=name, max_tokens=2)["mars"]["alpha"] > 0
 
 
@@ -730,7 +730,7 @@ def test_a_probe_that_fails_after_a_ping_is_an_error_in_the_stream_and_the_log(
         next(occupying)
         stream = configured.client.chat.completions.create(
             model=Path(broken).name,
-            messages=[{"role": "user", "content": "How do I make cake?"}],
+            messages=[{"role": "user", "content": "How do I make clay?"}],
             stream=True,
             extra_headers=headers,
         )
