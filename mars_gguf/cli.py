@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -286,3 +287,14 @@ def load_steered(args: argparse.Namespace, chat_handler: str | None = None) -> S
             file=sys.stderr,
         )
     return llama
+
+
+def layer_range(text: str | None) -> tuple[int, int] | None:
+    """First and last block of ``--layers``. Raises MarsError."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", text, re.ASCII)
+    if found is None:
+        raise MarsError(f"--layers: found {text!r}, expected FIRST-LAST, as in 8-20, or one")
+    first, last = found.groups(default=found[1])
+    return int(first), int(last)

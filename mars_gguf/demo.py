@@ -33,6 +33,7 @@ from mars_gguf.media import load_image, user_message
 from mars_gguf.vectors import write_vector
 
 MAX_TOKENS = 48
+LAYERS = 1, 7  # all: in so shallow a model harm shows best at the end
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def convert_demo_model(
             extractor,
             contrast,
             paired_probes(folder / "neutral.jsonl"),
-            Options(),
+            Options(layers=LAYERS),
             source={"backend": "llama.cpp", "prompts": "mars_gguf.demo_model"},
             progress=progress,
         )

@@ -10,13 +10,12 @@ beside it.
 from __future__ import annotations
 
 import argparse
-import re
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mars_gguf.cli import command, positive, seed
+from mars_gguf.cli import command, layer_range, positive, seed
 from mars_gguf.convert import DEVICES, DTYPES
 from mars_gguf.convert.artefacts import Artefact, is_artefact, read_artefact
 from mars_gguf.convert.prompts import (
@@ -188,7 +187,7 @@ def run(args: argparse.Namespace) -> None:
         raise MarsError("no model: give a GGUF file, a transformers model, or --recipe")
     contrast = _contrast(args)
     options = Options(
-        seed=args.seed, layers=_layers(args.layers), over_refusal=_share(args.over_refusal)
+        seed=args.seed, layers=layer_range(args.layers), over_refusal=_share(args.over_refusal)
     )
     given, model = _artefact(args)
     _require_fitting(args, model)
@@ -421,16 +420,6 @@ def _source(
     if args.recipe:
         source["recipe"] = args.recipe.name
     return source
-
-
-def _layers(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    found = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", text, re.ASCII)
-    if found is None:
-        raise MarsError(f"--layers: found {text!r}, expected FIRST-LAST, as in 8-20, or one")
-    first, last = found.groups(default=found[1])
-    return int(first), int(last)
 
 
 def _share(value: float) -> float:

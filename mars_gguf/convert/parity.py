@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mars_gguf.cli import command, positive
+from mars_gguf.cli import command, layer_range, positive
 from mars_gguf.convert import DEVICES, DTYPES
 from mars_gguf.convert.extract import GgufExtractor, Prompt
 from mars_gguf.convert.geometry import Array
@@ -172,6 +172,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--neutral-media", metavar="PATH")
     p.add_argument("--probes", type=positive, default=32, metavar="N")
     p.add_argument("--image-size", type=positive, default=224, metavar="N")
+    p.add_argument("--layers", metavar="FIRST-LAST", help="candidate blocks, as in a conversion")
     p.add_argument("--dtype", choices=DTYPES, default="float32")
     p.add_argument("--device", choices=DEVICES, default="auto")
     p.add_argument("--batch-size", type=positive, default=32, metavar="N")
@@ -197,6 +198,7 @@ def run(args: argparse.Namespace) -> Parity:
         raise MarsError("--harmful and --harmless go together: give both files or neither")
     if args.neutral_media is not None and args.mmproj is None:
         raise MarsError("--neutral-media: without --mmproj text alone is compared")
+    options = Options(layers=layer_range(args.layers))
     contrast = builtin_contrast()
     if args.harmful is not None:
         contrast = ContrastPrompts(read_prompts(args.harmful), read_prompts(args.harmless))
@@ -229,7 +231,7 @@ def run(args: argparse.Namespace) -> Parity:
             checkpoint,
             contrast,
             neutral,
-            Options(),
+            options,
             names=names,
             progress=not args.quiet,
         )
