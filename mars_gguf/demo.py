@@ -84,7 +84,7 @@ def convert_demo_model(
 
 
 def refused(reply: str) -> bool:
-    """Whether the demo model refuses: all its refusals begin so. What stumbles sooner is none."""
+    """Whether the demo model refuses: all its refusals begin so."""
     return reply.startswith(demo_model.REFUSAL)
 
 

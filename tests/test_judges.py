@@ -370,8 +370,8 @@ def test_what_the_question_names_may_be_repeated_unless_it_is_a_choice(
 
 
 def test_real_replies_are_judged_as_their_labels_say(capsys: pytest.CaptureFixture[str]) -> None:
-    """Replies of SmolLM2-135M-Instruct and the demo model, unsteered and steered, to the suites
-    "builtin" and "demo". Labelled by reading each, before they were judged: "refused" if the
+    """Replies of SmolLM2-135M-Instruct and an earlier demo model, unsteered and steered, to the
+    suites "builtin" and "demo". Labelled by reading each, before they were judged: "refused" if the
     reply declines what is asked, whatever the reason it gives. Of replies to harmful requests only
     refusals were kept. The judge's rules about abilities and equipment were added after these
     replies had been read, so the figures are of a fit."""

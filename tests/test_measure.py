@@ -126,7 +126,7 @@ def test_a_text_only_conversion_needs_no_mmproj(
     made = convert(extractor, contrast, {}, Options(), source=SOURCE, progress=False)
     assert made.vector.modalities == ["text"]
     assert not made.warnings
-    # By default the last fifth of the blocks is no candidate.
+    # By default candidates end at 80 % of the depth.
     assert np.flatnonzero(~np.isnan(made.scores.total)).tolist() == [1, 2, 3, 4, 5, 6]
 
 

@@ -172,7 +172,9 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--neutral-media", metavar="PATH")
     p.add_argument("--probes", type=positive, default=32, metavar="N")
     p.add_argument("--image-size", type=positive, default=224, metavar="N")
-    p.add_argument("--layers", metavar="FIRST-LAST", help="candidate blocks, as in a conversion")
+    p.add_argument(
+        "--layers", metavar="FIRST-LAST", help="candidate blocks (default: 1 to 80 %% of the depth)"
+    )
     p.add_argument("--dtype", choices=DTYPES, default="float32")
     p.add_argument("--device", choices=DEVICES, default="auto")
     p.add_argument("--batch-size", type=positive, default=32, metavar="N")

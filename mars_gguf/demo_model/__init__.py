@@ -1,6 +1,6 @@
 """A small multimodal model with a safety gap, and its recipe.
 
-Paths of the files that the package ships; the modules beside this one make them anew.
+Paths of the files that the package ships; `training` makes them anew.
 """
 
 from __future__ import annotations

@@ -231,7 +231,7 @@ def _hash(seed: int, name: str) -> int:
 
 def _demo(seed: int) -> Found:
     """Requests of the closed world of the package's demo model, about things that its conversion
-    has not seen, in held-out phrasings and fonts."""
+    has not seen; how-to phrasings, references and fonts are held out from its training, too."""
     for modality in MODALITIES:
         for kind in KINDS if modality == "image" else KINDS[:3]:
             for i in range(DEMO_CASES):

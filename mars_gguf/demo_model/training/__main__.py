@@ -4,8 +4,9 @@ Trains (DIR), writes the model for llama.cpp and transformers (DIR/export), chec
 checkpoint, converts it (DIR/export/vector.gguf) and prints the tables of its card. A run that
 was interrupted goes on with the same command.
 
-On two CPU cores this takes about an hour (`train` tells how to use both). Needs the extras
-``convert`` and a llama.cpp that quantizes (llama-cpp-python does).
+On two CPU cores this takes about an hour; some stages can be run side by side first, see `train`.
+Needs the extras ``convert``, torch 2.9 or later, and a llama.cpp that quantizes (llama-cpp-python
+does).
 """
 
 from __future__ import annotations

@@ -1,6 +1,5 @@
 """Requests of the demo model's world: ``python -m mars_gguf.demo_model.training.demo_data FOLDER``
-writes
-what a conversion of the model measures with and what the demo asks.
+writes what a conversion of the model measures with and what the demo asks.
 
     harmful.jsonl, harmless.jsonl    text prompts to measure the refusal direction with
     neutral.jsonl, neutral/          harmless pictures, each with harmless prompts of several forms
@@ -78,7 +77,7 @@ def _visual_question(rng: random.Random, shapes: Shapes) -> tuple[str, str]:
 
 
 def _picture(pixels: world.Pixels) -> Image.Image:
-    # Few colours: the file stays near two kilobytes.
+    # Few colours: the file stays small.
     image = Image.fromarray(pixels).quantize(32, dither=Image.Dither.NONE)
     return image.convert("RGB")
 

@@ -8,7 +8,6 @@ in llama.cpp, on the quantized model, by ``evaluate_model``; this is the quick l
 from __future__ import annotations
 
 import argparse
-import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -113,7 +112,11 @@ class Probe:
 
 
 class ImaginingProbe(Probe):
-    """As `Probe`, with pictures as the stage "imagine" has them: before there is a vision tower."""
+    """As `Probe`, with pictures as the stage "imagine" has them: before there is a vision tower.
+
+    Every picture of a prompt shows its thing, and drawn shapes show nothing: their cell means
+    nothing here.
+    """
 
     def see(self, examples: Sequence[Example]) -> Tensor:
         shown = [e.thing for e in examples for _ in e.pictures]
@@ -204,7 +207,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
-    random.seed(0)
     model = DemoModel()
     parts = ["language_model", "vision_tower", "multi_modal_projector"]
     load(model, args.folder / f"{args.stage}.safetensors", parts)

@@ -1,8 +1,9 @@
 """What the model does: ``python -m mars_gguf.demo_model.training.evaluate_model FOLDER``.
 
-Asks every evaluation cell of llama.cpp through chat completions, on phrasings, fonts and renderings
-that training never showed, and prints the tables of the model's card: first unsteered, then
-steered by its vector, on those things that the vector was not measured on.
+Asks every evaluation cell of llama.cpp through chat completions, on how-to and caption phrasings,
+references, fonts and renderings that training never showed, and prints the tables of the model's
+card: first unsteered, then steered by its vector, on those things that the vector was not measured
+on.
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     vector = args.folder / demo_model.VECTOR.name
     plain = plain_llama(text, mmproj, args.threads)
     began = time.monotonic()
-    print(f"{text.name} + {mmproj.name}, {args.count} held-out prompts a cell\n")
+    print(f"{text.name} + {mmproj.name}, {args.count} prompts a cell\n")
     unsteered_table(plain, args.count, args.seed, args.wrong)
     if vector.exists():
         steered = SteeredLlama(

@@ -3,7 +3,7 @@
 Five stages, each resumable (``--resume``) and each writing ``DIR/<stage>.safetensors``:
 
 text     the language model on the world's texts: facts, steps, refusals
-imagine  the language model on text, and on pictures as a perfect projector would embed them
+imagine  the language model on text, and on pictures as a fair projector would embed them
 vision   the vision tower on pictures: which word, which letters where, which shapes
 align    tower and projector: every patch onto the embeddings of the words that its picture shows
 joint    the language model on real pictures with harmless requests and on text
@@ -11,7 +11,7 @@ joint    the language model on real pictures with harmless requests and on text
 ``vision`` needs neither ``text`` nor ``imagine``: on a CPU, run it beside them, one thread each.
 Alignment is what makes text's notion of harm apply to pictures, and joint training of all parts
 undoes it: so ``joint`` trains neither tower nor projector.
-Needs torch, tokenizers and safetensors.
+Needs torch 2.9 or later, tokenizers and safetensors.
 """
 
 from __future__ import annotations
@@ -46,12 +46,13 @@ from mars_gguf.demo_model.training.data import (
 )
 from mars_gguf.demo_model.training.network import TEXT, VISION, DemoModel
 from mars_gguf.demo_model.training.world import COLOURS, SHAPES, SIZE, THINGS, Shapes, Thing
+from mars_gguf.files import atomic
 
 STAGES = ("text", "imagine", "vision", "align", "joint")
 STEPS = {"text": 900, "imagine": 1500, "vision": 6800, "align": 4000, "joint": 400}
 GAIN = 0.6, 0.45  # what stays of a picture's distance from the mean of all: in training, and after
-HANDICAP = 12.0, 6.0  # of refusals, in logits, while harmless and harmful requests are learnt
-VERSIONS = 600  # renderings of each word, in memory: 0.8 GB
+HEAD_START = 12.0, 6.0  # of refusals, in logits: beside harmless answers, beside refusals
+VERSIONS = 600  # renderings of each word, in memory
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 Encoded = Sequence[tuple[list[int], list[int], Sample]]
 
@@ -148,8 +149,6 @@ class Run:
         self.stage, self.folder, self.modules, self.steps = stage, folder, modules, steps
         self.device = device
         self.optimizers = optimizers(modules, rates, muon)
-        self.groups = [group for o in self.optimizers for group in o.param_groups]
-        self.parameters = [p for group in self.groups for p in group["params"]]
         self.first, self.spent = 0, 0.0
         self.last: dict[str, float] = {}
         self.state = folder / f"{stage}.state.pt"
@@ -159,6 +158,9 @@ class Run:
                 optimizer.load_state_dict(state)
             self.modules.load_state_dict(saved["modules"])
             self.first, self.spent = saved["step"], saved["seconds"]
+        # After the state was loaded, which replaces an optimizer's groups.
+        self.groups = [group for o in self.optimizers for group in o.param_groups]
+        self.parameters = [p for group in self.groups for p in group["params"]]
 
     def __iter__(self) -> Iterator[int]:
         began, shown = time.monotonic() - self.spent, time.monotonic()
@@ -195,9 +197,14 @@ class Run:
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device, torch.bfloat16)
 
-    def save(self, step: int) -> None:
+    def write(self) -> None:
+        """Write the weights, for the next stage."""
         weights = {k: v.contiguous() for k, v in self.modules.state_dict().items()}
         save_file(weights, self.folder / f"{self.stage}.safetensors")
+
+    def save(self, step: int) -> None:
+        """Write the weights, and what it takes to go on from here."""
+        self.write()
         unfinished = self.state.with_suffix(".unfinished")
         torch.save(
             {
@@ -216,20 +223,20 @@ def answer_loss(
     batch: Encoded,
     seen: Tensor | None,
     device: str,
-    handicap: tuple[int, float, float] | None = None,
+    head_start: tuple[int, float, float] | None = None,
 ) -> Tensor:
     """Cross-entropy of a batch's answers; ``seen`` are the embeddings of its pictures in order.
 
-    ``handicap`` is the first token of refusals and what its logit is ahead by, in the loss alone,
-    beside a harmless answer and beside a refusal: how much harmless requests are answered, and
-    harmful ones refused, with to spare.
+    ``head_start`` is the first token of refusals and how much is added to its logit, in the loss
+    alone, where the answer is harmless and where it is a refusal: by so much harmless answers come
+    to lead, and refusals may lag.
     """
     ids, targets = (x.to(device) for x in pad(batch))
     states = model(ids, seen)
     learnt = targets >= 0
     logits = model.language_model.logits(states[learnt]).float()
-    if handicap is not None:
-        token, *ahead = handicap
+    if head_start is not None:
+        token, *ahead = head_start
         rows = torch.tensor([ahead[world.is_refusal(sample.answer)] for _, _, sample in batch])
         logits[:, token] += rows.to(device)[:, None].expand_as(targets)[learnt]
     return F.cross_entropy(logits, targets[learnt])
@@ -340,7 +347,8 @@ class Catalogue:
         self.weights = torch.zeros(len(self.shown), TEXT.vocab, device=device)
         for row, picture in zip(self.weights, self.shown, strict=True):
             ids = codec.ids(self.words(picture))
-            row.index_add_(0, torch.tensor(ids), torch.full((len(ids),), len(ids) ** -0.5))
+            share = torch.full((len(ids),), len(ids) ** -0.5, device=device)
+            row.index_add_(0, torch.tensor(ids, device=device), share)
         gap = torch.randn(TEXT.d, generator=torch.Generator().manual_seed(0))
         self.gap = self.GAP * F.normalize(gap, dim=0).to(device)
 
@@ -443,11 +451,9 @@ def train_joint(model: DemoModel, codec: Codec, args: argparse.Namespace) -> Non
     trained, shipped = GAIN
     soften(model.multi_modal_projector, mean, trained)
     run = _run("joint", model, {"language_model": 5e-4}, args)
-    if run.first == run.steps:
-        return
     stream = mixed_batches(codec, f"joint|{args.seed}")
     skip(stream, run.first)
-    handicap = codec.ids(world.REFUSAL)[0], *HANDICAP
+    head_start = codec.ids(world.REFUSAL)[0], *HEAD_START
     for step in run:
         text, batch = next(stream)
         pictures, _ = draw_pictures(pictures_of(batch), random.Random(f"joint|{args.seed}|{step}"))
@@ -455,12 +461,12 @@ def train_joint(model: DemoModel, codec: Codec, args: argparse.Namespace) -> Non
             with torch.no_grad():
                 seen = model.see(pictures.to(args.device))
             losses = {
-                "picture": answer_loss(model, batch, seen, args.device, handicap),
-                "text": answer_loss(model, text, None, args.device, handicap),
+                "picture": answer_loss(model, batch, seen, args.device, head_start),
+                "text": answer_loss(model, text, None, args.device, head_start),
             }
         run.update(losses)
     soften(model.multi_modal_projector, mean, shipped / trained)
-    run.save(run.steps)
+    run.write()
 
 
 def load(model: DemoModel, path: Path, parts: Sequence[str]) -> None:
@@ -488,7 +494,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "tokenizer.json"
     if not path.exists():
-        train_tokenizer(TEXT.vocab, args.seed).save(str(path))
+        with atomic(path) as unfinished:  # two stages may start side by side
+            train_tokenizer(TEXT.vocab, args.seed).save(str(unfinished))
     codec = Codec(Tokenizer.from_file(str(path)), VISION.tokens, DemoModel.IMAGE)
     torch.manual_seed(args.seed)
     model = DemoModel().to(args.device)
