@@ -35,7 +35,7 @@ from mars_gguf.bench.processes import Processes
 from mars_gguf.bench.report import line_table
 from mars_gguf.convert import extract as extract_module
 from mars_gguf.convert.extract import GgufExtractor, Prompt
-from mars_gguf.demo_model import VECTOR
+from mars_gguf.demo_model import FOLDER, VECTOR
 from mars_gguf.vectors import read_vector, write_vector
 
 COMMAND = [sys.executable, "-m", "mars_gguf.bench"]
@@ -277,6 +277,18 @@ def test_conversions_of_other_modalities_are_not_compared(
     vectors["theirs.gguf"] = full
     (f,) = bench.measure(2, ["conversion-transformers"])
     assert f.samples == [3.0, 3.0] and "(text, image, video)" in f.note
+
+
+def test_a_conversion_can_be_timed_again_and_again(tmp_path: Path) -> None:
+    given = extraction.material(True, images=False)
+    bench = Processes(DEMO, None, str(VECTOR), given, {"n_threads": 1, "n_gpu_layers": 0})
+    output = tmp_path / "ours.gguf"
+    harmful, harmless = (str(FOLDER / f"{name}.jsonl") for name in ("harmful", "harmless"))
+    command = [
+        sys.executable, "-m", "mars_gguf.convert", DEMO, "--harmful", harmful, "--harmless",
+        harmless, "--modality", "text", "-q", "--no-plot", "-o", str(output),
+    ]  # fmt: skip
+    assert all(bench._seconds(command, output) > 0 for _ in range(2))
 
 
 def test_check_fails_when_an_aim_is_missed_and_only_then(tmp_path: Path) -> None:

@@ -181,7 +181,8 @@ class Processes:
         return {name: self.options[name] for name in ("n_threads", "n_gpu_layers")}
 
     def _seconds(self, command: Sequence[str], output: Path) -> float:
-        output.unlink(missing_ok=True)
+        for old in (output, output.with_suffix(".md")):  # a card without its vector is refused
+            old.unlink(missing_ok=True)
         began = time.perf_counter()
         self._run(command)
         seconds = time.perf_counter() - began
