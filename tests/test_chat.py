@@ -219,6 +219,7 @@ def test_a_conversation_in_a_terminal(screen: Callable[..., Screen]) -> None:
     terminal.tmux("send-keys", "Up")
     terminal.wait_for("> /image nothing.png$")
     terminal.tmux("send-keys", "C-c")
+    terminal.wait_for(READY)
     terminal.tmux("send-keys", "-l", "/he")
     terminal.tmux("send-keys", "Tab")
     terminal.wait_for(r"^> /help ?$")  # completion takes its time on a busy machine
