@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mars_gguf import demo_model
 from mars_gguf.demo_model.training import data, demo_data, world
 from mars_gguf.demo_model.training.world import CELLS, Thing
 
@@ -200,3 +201,30 @@ def test_an_export_is_its_checkpoint_in_llama_cpp_and_in_transformers(tmp_path: 
     assert written.logit_difference(seen) <= 5e-2
     assert written.embedding_error(seen) <= 1e-2
     assert written.transformers_difference(text[:3] + seen[:6]) <= 1e-3
+
+
+def test_the_shipped_model_comes_back_as_a_checkpoint_and_is_exported_as_itself(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("tokenizers")
+    safetensors = pytest.importorskip("safetensors.torch")
+    import gguf
+
+    from mars_gguf.demo_model.training import export, restore
+
+    restore.main([str(tmp_path)])
+    weights = safetensors.load_file(tmp_path / "joint.safetensors")
+    export.write_text(weights, tmp_path / "tokenizer.json", tmp_path / "text-Q4_K_M.gguf")
+    export.write_mmproj(weights, tmp_path / "mmproj-f16.gguf")
+    for name in ("text-Q4_K_M.gguf", "mmproj-f16.gguf"):
+        shipped, again = (gguf.GGUFReader(f / name) for f in (demo_model.FOLDER, tmp_path))
+        written = {tensor.name: tensor for tensor in again.tensors}
+        assert set(written) == {tensor.name for tensor in shipped.tensors}
+        for tensor in shipped.tensors:
+            weight = gguf.dequantize(tensor.data, tensor.tensor_type)
+            assert np.array_equal(written[tensor.name].data, weight), tensor.name
+        about = {k: f.contents() for k, f in again.fields.items() if not k.startswith("GGUF.")}
+        about.pop("general.file_type")
+        assert about == {k: shipped.fields[k].contents() for k in about}
+        assert "tokenizer.ggml.merges" in about or "clip.projector_type" in about

@@ -10,7 +10,7 @@ import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mars_gguf.demo_model.training import world
 from mars_gguf.demo_model.training.world import Shapes, Thing
@@ -139,6 +139,16 @@ def draw_picture(rng: random.Random, count: int = 1) -> Sample:
     return sample
 
 
+def byte_level(model: Any) -> Tokenizer:
+    """A tokenizer of GPT-2's kind around a BPE ``model``."""
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
 def train_tokenizer(vocab: int, seed: int = 0) -> Tokenizer:
     """Byte-level BPE over the world's own sentences, the held-out phrasings' words included.
 
@@ -147,7 +157,7 @@ def train_tokenizer(vocab: int, seed: int = 0) -> Tokenizer:
     to with a picture. (Where a name was one token, its embedding alone decided about harm, and
     what a picture showed never met that decision.)
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import models, pre_tokenizers, trainers
 
     rng = random.Random(seed)
     names = sorted({word for thing in world.THINGS for word in thing.word.split()})
@@ -158,9 +168,7 @@ def train_tokenizer(vocab: int, seed: int = 0) -> Tokenizer:
         thing = rng.choice(world.THINGS)
         said = sample.request or "", sample.answer, world.howto(rng, thing.phrase, True)
         lines += [name.sub("x", text) for text in said]
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab,
         special_tokens=[END, START, STOP, IMAGE_TOKEN],

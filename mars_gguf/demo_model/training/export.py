@@ -54,6 +54,38 @@ _VISION_BLOCK = {
 }
 
 
+# Parameters of the checkpoint -> tensors of the GGUF files.
+TEXT_NAMES = {
+    "language_model.embed_tokens.weight": "token_embd.weight",
+    "language_model.norm.weight": "output_norm.weight",
+} | {
+    f"language_model.layers.{block}.{ours}.weight": f"blk.{block}.{theirs}.weight"
+    for block in range(TEXT.blocks)
+    for ours, theirs in _TEXT_BLOCK.items()
+}
+_MMPROJ_MODULES = {
+    "vision_tower.embeddings.patch_embedding": "v.patch_embd",
+    **{
+        f"vision_tower.encoder.layers.{block}.{ours}": f"v.blk.{block}.{theirs}"
+        for block in range(VISION.blocks)
+        for ours, theirs in _VISION_BLOCK.items()
+    },
+    "multi_modal_projector.linear_1": "mm.0",
+    "multi_modal_projector.linear_2": "mm.2",
+}
+_POSITIONS = "v.position_embd.weight"
+MMPROJ_NAMES = {"vision_tower.embeddings.position_embedding.weight": _POSITIONS} | {
+    f"{ours}.{part}": f"{theirs}.{part}"
+    for ours, theirs in _MMPROJ_MODULES.items()
+    for part in ("weight", "bias")
+}
+
+
+def has_rotary_pairs(tensor: str) -> bool:
+    """Whether the rows of this GGUF tensor are interleaved: the language model's q and k."""
+    return tensor.startswith("blk.") and tensor.endswith(("attn_q.weight", "attn_k.weight"))
+
+
 def _numpy(weight: Tensor) -> npt.NDArray[np.float32]:
     return np.ascontiguousarray(weight.float().cpu().numpy())
 
@@ -110,15 +142,11 @@ def write_text(weights: Weights, tokenizer: Path, path: Path) -> None:
     writer.add_pad_token_id(vocabulary[END])
     writer.add_add_bos_token(False)
     writer.add_chat_template(CHAT_TEMPLATE)
-    prefix = "language_model."
-    writer.add_tensor("token_embd.weight", _numpy(weights[f"{prefix}embed_tokens.weight"]))
-    writer.add_tensor("output_norm.weight", _numpy(weights[f"{prefix}norm.weight"]))
-    for block in range(TEXT.blocks):
-        for ours, theirs in _TEXT_BLOCK.items():
-            weight = _numpy(weights[f"{prefix}layers.{block}.{ours}.weight"])
-            if ours in ("self_attn.q_proj", "self_attn.k_proj"):
-                weight = _interleave(weight, TEXT.heads)
-            writer.add_tensor(f"blk.{block}.{theirs}.weight", weight)
+    for ours, theirs in TEXT_NAMES.items():
+        weight = _numpy(weights[ours])
+        if has_rotary_pairs(theirs):
+            weight = _interleave(weight, TEXT.heads)
+        writer.add_tensor(theirs, weight)
     _close(writer)
 
 
@@ -147,21 +175,10 @@ def write_mmproj(weights: Weights, path: Path) -> None:
     # Without this the graph stops one block early.
     writer.add_array("clip.vision.feature_layer", [VISION.blocks])
 
-    def add(theirs: str, ours: str) -> None:
-        for part in ("weight", "bias"):
-            weight = _numpy(weights[f"{ours}.{part}"])
-            half = weight.ndim > 1
-            writer.add_tensor(f"{theirs}.{part}", weight.astype(np.float16) if half else weight)
-
-    tower = "vision_tower"
-    add("v.patch_embd", f"{tower}.embeddings.patch_embedding")
-    positions = weights[f"{tower}.embeddings.position_embedding.weight"]
-    writer.add_tensor("v.position_embd.weight", _numpy(positions))
-    for block in range(VISION.blocks):
-        for ours, theirs in _VISION_BLOCK.items():
-            add(f"v.blk.{block}.{theirs}", f"{tower}.encoder.layers.{block}.{ours}")
-    add("mm.0", "multi_modal_projector.linear_1")
-    add("mm.2", "multi_modal_projector.linear_2")
+    for ours, theirs in MMPROJ_NAMES.items():
+        weight = _numpy(weights[ours])
+        half = weight.ndim > 1 and theirs != _POSITIONS
+        writer.add_tensor(theirs, weight.astype(np.float16) if half else weight)
     _close(writer)
 
 
