@@ -9,13 +9,14 @@ context's eval callback, first with ask=True, then, where that returned True, co
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # what the module signal wraps
 import atexit
 import ctypes
 import re
 import signal
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,11 @@ from llama_cpp._logger import llama_log_callback
 from mars_gguf.errors import ModelError, SteeringError
 
 Rows = npt.NDArray[np.float32]
+
+# Between two prompts the processor's caches hold the model: on the way to a first token, the lines
+# of Python that are passed count, not how often. ``signal.signal`` is much of it around this one.
+set_handler = _signal.signal
+SIGINT = int(signal.SIGINT)
 
 
 def _ggml() -> Any:
@@ -87,12 +93,11 @@ class LayerOutput:
         stop = self.n_rows if stop is None else stop
         if not 0 <= start <= stop <= self.n_rows:
             raise IndexError(f"rows {start} to {stop} of {self.n_rows}")
-        rows = np.empty((stop - start, self.n_embd), np.float32)
-        if rows.size:
-            ggml.ggml_backend_tensor_get(
-                self.tensor, rows.ctypes.data, start * 4 * self.n_embd, rows.nbytes
-            )
-        return rows
+        size = (stop - start) * self.n_embd
+        rows = (ctypes.c_float * size)()
+        if size:
+            ggml.ggml_backend_tensor_get(self.tensor, rows, start * 4 * self.n_embd, 4 * size)
+        return np.frombuffer(memoryview(rows), np.float32).reshape(-1, self.n_embd)
 
     def write(self, start: int, rows: Rows) -> None:
         """Replace the hidden states from row ``start`` on by ``rows`` [n, n_embd]; all later
@@ -115,17 +120,17 @@ Visit = Callable[[LayerOutput], None]
 def interrupts_held() -> Iterator[None]:
     """Hold Ctrl-C back until the block ends. In a callback the exception would be lost in ctypes,
     and what the callback then returns would silently drop the rest of the graph."""
-    if threading.current_thread() is not threading.main_thread():
+    if threading.get_ident() != threading.main_thread().ident:
         yield
         return
     held: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _frame: held.append(number))
+    before = set_handler(SIGINT, lambda number, _frame: held.append(number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before or signal.default_int_handler)
+        set_handler(SIGINT, before or signal.default_int_handler)
         if held:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(SIGINT)
 
 
 def _scheduler_functions() -> tuple[Any, Any] | None:
@@ -155,15 +160,19 @@ class Tap:
 
     def __init__(self) -> None:
         self.context: int | None = None  # llama_context *
+        self.rests = False  # whether the callback is off, as far as is known
+        self._layers: list[int] = []
         self._names: dict[bytes, int] = {}
         self._name_of = ggml.ggml_get_name
         self._visit: Visit | None = None
         self._n_embd = 0
         self._error: BaseException | None = None
         self.callback = lib.ggml_backend_sched_eval_callback(self._on_node)
+        self._pointer = ctypes.cast(self.callback, ctypes.c_void_p)
 
     def _on_node(self, tensor: int, ask: bool, _user_data: int) -> bool:
         if self._visit is None:
+            self.rests = False
             return not ask
         layer = self._names.get(self._name_of(tensor))
         if ask:
@@ -183,9 +192,10 @@ class Tap:
 
     def rest(self) -> bool:
         """Take the callback off until the next ``visiting``; whether that was possible. llama.cpp
-        puts it back whenever it builds a graph anew (src/llama-context.cpp, process_ubatch), so
-        call it before each decode."""
-        return self._install(None)
+        puts it back whenever it builds a graph anew (src/llama-context.cpp, process_ubatch), which
+        shows in ``rests``: call it again then."""
+        self.rests = self._install(None)
+        return self.rests
 
     def _install(self, callback: Any) -> bool:
         if _scheduler is None or self.context is None:
@@ -195,16 +205,18 @@ class Tap:
         return True
 
     @contextmanager
-    def visiting(self, layers: Iterable[int], n_embd: int, visit: Visit) -> Iterator[None]:
+    def visiting(self, layers: Sequence[int], n_embd: int, visit: Visit) -> Iterator[None]:
         """During decodes in this block, call ``visit`` for each of ``layers``, once an ubatch.
 
         What a visit raises is raised again when the block ends: a ModelError as itself, anything
         else as a SteeringError.
         """
-        self._names = {f"l_out-{layer}".encode(): layer for layer in layers}
+        if layers != self._layers:
+            self._layers = list(layers)
+            self._names = {f"l_out-{layer}".encode(): layer for layer in layers}
         self._n_embd, self._error = n_embd, None
-        self._visit = visit
-        self._install(ctypes.cast(self.callback, ctypes.c_void_p))
+        self._visit, self.rests = visit, False
+        self._install(self._pointer)
         failed: BaseException | None = None
         try:
             with interrupts_held():

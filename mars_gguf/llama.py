@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -83,6 +84,7 @@ class SteeredLlama(HookedLlama):
         self._n_tokens = 0
         self._evaluating = False
         self._media_counter = 0
+        self._pictures: list[int] = []  # where each one in the context begins
         self._chat_handler: Any = None
         self._sampled: int | None = None
         self._captured: tuple[int, Rows] | None = None
@@ -120,22 +122,26 @@ class SteeredLlama(HookedLlama):
 
     @n_tokens.setter
     def n_tokens(self, value: int) -> None:
-        # Chat handlers decode a picture by themselves and then move n_tokens past it. Positions
-        # that appear without an eval are one picture each: they are marked by a negative number
-        # of its own in input_ids, so that no prefix of text tokens ever matches them.
-        if value > self._n_tokens and not self._evaluating:
+        before, self._n_tokens = self._n_tokens, value
+        if value <= before:
+            self._shrunk()
+        elif not self._evaluating:
+            # Chat handlers decode a picture by themselves and then move n_tokens past it. Positions
+            # that appear without an eval are one picture each: they are marked by a negative number
+            # of its own in input_ids, so that no prefix of text tokens ever matches them.
             self._media_counter += 1
-            self.input_ids[self._n_tokens : value] = -self._media_counter
-        self._n_tokens = value
-        if self._steered_at is not None and value <= self._steered_at:
+            self.input_ids[before:value] = -self._media_counter
+            self._pictures.append(before)
+
+    def _shrunk(self) -> None:
+        self._pictures = [start for start in self._pictures if start < self._n_tokens]
+        if self._steered_at is not None and self._n_tokens <= self._steered_at:
             self._steered_at = None
 
     @property
     def modality(self) -> str:
         """Modality of the context: "text", "image" for one picture in it, "video" for several."""
-        ids = self.input_ids[: self._n_tokens]
-        marks = ids[ids < 0]  # each picture is a run of a number of its own
-        pictures = np.count_nonzero(np.diff(marks)) + 1 if marks.size else 0
+        pictures = len(self._pictures)
         return ("text", "image")[pictures] if pictures < 2 else "video"
 
     @property
@@ -171,6 +177,8 @@ class SteeredLlama(HookedLlama):
             super().load_state(state)
         finally:
             self._evaluating = False
+        ids = self.input_ids[: self._n_tokens]
+        self._pictures = np.flatnonzero((ids < 0) & (np.diff(ids, prepend=0) != 0)).tolist()
         self._sampled = self._captured = self._decided = self._before = None
         self._steered_at = None
 
@@ -228,24 +236,28 @@ class SteeredLlama(HookedLlama):
     def eval(self, tokens: Sequence[int]) -> None:
         """As ``Llama.eval``; reads the hidden state of the last token unless ``tokens`` continue
         a reply (are the token that was sampled last)."""
-        tokens = list(tokens)
         self._evaluating = True
         try:
-            if not tokens or self._continues_reply(tokens):
-                if self.tap.rest():  # the usual case, kept short: a token may take 0.4 ms
-                    super().eval(tokens)
-                else:
-                    with hooks.interrupts_held():
-                        super().eval(tokens)
+            if self.tap.rests and len(tokens) == 1 and tokens[0] == self._sampled:
+                super().eval(tokens)  # the usual case, kept short: a token may take 0.4 ms
+            elif self._continues_reply(tokens):
+                self._eval_reply(tokens)
             else:
-                self._eval_prompt(tokens)
+                self._eval_prompt(list(tokens))
         finally:
             self._evaluating = False
 
-    def _continues_reply(self, tokens: list[int]) -> bool:
+    def _continues_reply(self, tokens: Sequence[int]) -> bool:
         # More than the token just sampled comes with speculative decoding, else it is a prompt.
         drafted = self.draft_model is not None
-        return tokens[0] == self._sampled and (len(tokens) == 1 or drafted)
+        return not tokens or (tokens[0] == self._sampled and (len(tokens) == 1 or drafted))
+
+    def _eval_reply(self, tokens: Sequence[int]) -> None:
+        if self.tap.rest():
+            super().eval(tokens)
+        else:
+            with hooks.interrupts_held():
+                super().eval(tokens)
 
     def _eval_prompt(self, tokens: list[int]) -> None:
         self._captured = self._decided = self._before = None
@@ -302,7 +314,7 @@ class SteeredLlama(HookedLlama):
         start, end = self._n_tokens, self._n_tokens + len(tokens)
         try:
             for first in range(0, len(tokens), batch):  # Ctrl-C acts between batches
-                with self.tap.visiting([layer], self.n_embd(), visit):
+                with self.tap.visiting([layer], self.fingerprint.n_embd, visit):
                     super().eval(tokens[first : first + batch])
         except BaseException:
             self.n_tokens, self._captured = start, None
@@ -313,19 +325,18 @@ class SteeredLlama(HookedLlama):
                 "missing). Nothing was generated."
             )
 
-    def sample(self, *args: Any, **kwargs: Any) -> int:
-        """As ``Llama.sample``; steers before the first token of a reply."""
-        if self._pending:
-            self._reading_prompt = None
-            self._evaluating = True
-            try:
-                self._steer()
-            finally:
-                self._evaluating = False
-            self._pending = False  # after a failure, the next sample must not go unsteered
-        token: int = super().sample(*args, **kwargs)
-        self._sampled = token
-        return token
+    def _init_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        return SteeringSampler(super()._init_sampler(*args, **kwargs), self)
+
+    def _steer_first(self) -> None:
+        """Steer before the first token of a reply is sampled."""
+        self._reading_prompt = None
+        self._evaluating = True
+        try:
+            self._steer()
+        finally:
+            self._evaluating = False
+        self._pending = False  # after a failure, the next sample must not go unsteered
 
     def _steer(self) -> None:
         began = time.perf_counter()
@@ -385,7 +396,7 @@ class SteeredLlama(HookedLlama):
                 output.write(0, output.read() + addition)
             after.append(output.read()[0])
 
-        with self.tap.visiting([layer], self.n_embd(), visit):
+        with self.tap.visiting([layer], self.fingerprint.n_embd, visit):
             if self.way == "inline":
                 super().eval([token])
             else:
@@ -436,6 +447,9 @@ class SteeredLlama(HookedLlama):
         g, token = self.vector.geometry, max(self.token_bos(), 0)
         try:
             self.eval([token])
+            self.sample(temp=0.0)
+            if self.last_steering is None:
+                raise SteeringError("llama-cpp-python sampled a token in a way that is not hooked")
             assert self._captured is not None
             if self.memory_can_rewind():
                 self._decode_last_again(self._captured[1], Decision(0.0, 0.0, 1.0, g.distance))
@@ -467,6 +481,24 @@ class SteeredLlama(HookedLlama):
         if isinstance(handler, ReportingChatHandler):
             handler = handler.handler
         self._chat_handler = handler
+
+
+class SteeringSampler:
+    """The sampler of a SteeredLlama: all of its tokens come from here, and the first one of a reply
+    is steered. (``Llama.sample`` would do for that, but to hand on its sixteen arguments takes
+    longer than all the rest that is added to a token.)"""
+
+    def __init__(self, sampler: Any, llama: SteeredLlama) -> None:
+        self.sampler, self.llama = sampler, weakref.ref(llama)
+
+    def sample(self, context: Any, index: int) -> int:
+        llama = self.llama()
+        assert llama is not None
+        if llama._pending:
+            llama._steer_first()
+        token: int = self.sampler.sample(context, index)
+        llama._sampled = token
+        return token
 
 
 class ReportingChatHandler:

@@ -23,25 +23,20 @@ read-out, the spread, the ramp and the limit t_max are ours.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.floating]
-
-
-def recenter(h: Array, shift: Array) -> Array:
-    """Hidden states without what their medium adds by itself: ``h - delta_m``.
-
-    ``h`` is [..., n_embd], ``shift`` [n_embd] (zeros for text).
-    """
-    return np.asarray(h - shift)
+T = TypeVar("T", float, Array)
 
 
 def coordinate(h: Array, safe: Array, readout: Array) -> Array:
-    """Position t of re-centred hidden states between the centroids; dimensionless.
+    """Position t of text's (or re-centred) hidden states between the centroids; dimensionless.
 
     ``h`` is [..., n_embd], ``safe`` (mu_s) and ``readout`` (w) are [n_embd]; the result has the
     leading shape of ``h``. t = <w, h - mu_s>, in float64.
@@ -61,22 +56,21 @@ def projection(direction: Array) -> Array:
     return r / squared
 
 
-def gate(t: Array, spread: float, opens: float, ramp: float) -> Array:
-    """Gate s in [0, 1] for coordinates ``t``: min(1, ReLU(t / spread - opens) / ramp).
+def gate(t: float, spread: float, opens: float, ramp: float) -> float:
+    """Gate s in [0, 1] for a coordinate ``t``: min(1, ReLU(t / spread - opens) / ramp).
 
     ``spread`` is sigma_m > 0 (units of t); ``opens`` (z_0) and ``ramp`` (w > 0) count spreads.
     """
-    z = np.asarray(t, np.float64) / spread
-    return np.clip((z - opens) / ramp, 0.0, 1.0)
+    return min(1.0, max(0.0, (t / spread - opens) / ramp))
 
 
-def strength(t: Array, s: Array, distance: float, limit: float) -> Array:
+def strength(t: T, s: T, distance: float, limit: float) -> T:
     """Strength alpha >= 0 for coordinates ``t`` and gates ``s``: s * D * ReLU(limit - t).
 
     ``distance`` is D in units of h, ``limit`` is t_max. With s <= 1 the steered coordinate
     t + alpha / D never passes the limit, and never lies below t.
     """
-    return np.asarray(s, np.float64) * distance * np.maximum(limit - np.asarray(t, np.float64), 0.0)
+    return s * distance * np.maximum(limit - t, 0.0)
 
 
 @dataclass(frozen=True)
@@ -103,6 +97,26 @@ class Geometry:
         """D = ||r||, in units of the hidden state."""
         return float(np.linalg.norm(self.direction.astype(np.float64)))
 
+    @cached_property
+    def unit(self) -> Array:
+        """r_hat, [n_embd], float64."""
+        return self.direction.astype(np.float64) / self.distance
+
+    @cached_property
+    def _readout(self) -> Array:
+        return np.asarray(self.readout, np.float64)
+
+    @cached_property
+    def _origins(self) -> dict[str, float]:
+        """By modality, <w, mu_s + delta_m>: where t is 0."""
+        safe = np.asarray(self.safe, np.float64)
+        return {m: float(self._readout @ (safe + shift)) for m, shift in self.shifts.items()}
+
+    def coordinate(self, h: Array, modality: str) -> float:
+        """t = <w, h - delta_m - mu_s> of one hidden state ``h`` [n_embd], in one product: this is
+        on the way to every first token."""
+        return float(self._readout.dot(h)) - self._origins[modality]
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -120,16 +134,15 @@ def decide(h: Array, geometry: Geometry, modality: str) -> Decision:
     Raises KeyError for a modality the geometry was not measured on, FloatingPointError if ``h`` is
     not finite: such a state can be neither judged nor steered.
     """
-    if not np.isfinite(h).all():
-        raise FloatingPointError("the hidden state has NaN or infinite entries")
     spread = geometry.spreads[modality]
-    t = coordinate(recenter(h, geometry.shifts[modality]), geometry.safe, geometry.readout)
+    t = geometry.coordinate(h, modality)
+    if not math.isfinite(t):  # as it is if and only if h is
+        raise FloatingPointError("the hidden state has NaN or infinite entries")
     s = gate(t, spread, geometry.gate_opens, geometry.gate_ramp)
-    alpha = strength(t, s, geometry.distance, geometry.trust_limit)
-    return Decision(float(t), float(t) / spread, float(s), float(alpha))
+    alpha = float(strength(t, s, geometry.distance, geometry.trust_limit)) if s > 0 else 0.0
+    return Decision(t, t / spread, s, alpha)
 
 
 def steering_vector(geometry: Geometry, alpha: float) -> npt.NDArray[np.float32]:
     """alpha * r_hat as float32 [n_embd]: what is added to h."""
-    unit = geometry.direction.astype(np.float64) / geometry.distance
-    return np.asarray(alpha * unit, np.float32)
+    return np.asarray(alpha * geometry.unit, np.float32)

@@ -15,8 +15,8 @@ from mars_gguf.steering import (
     decide,
     gate,
     projection,
-    recenter,
     steering_vector,
+    strength,
 )
 
 untimed = settings(deadline=None)  # the machine may be busy
@@ -51,7 +51,7 @@ def situations(draw: st.DrawFn) -> tuple[Geometry, Array]:
 
 
 def where(h: Array, g: Geometry, modality: str) -> float:
-    return float(coordinate(recenter(h, g.shifts[modality]), g.safe, g.readout))
+    return float(coordinate(h - g.shifts[modality], g.safe, g.readout))
 
 
 def test_a_state_half_way_up_the_ramp_is_pushed_half_of_the_way_to_the_limit():
@@ -68,6 +68,20 @@ def test_a_state_half_way_up_the_ramp_is_pushed_half_of_the_way_to_the_limit():
     found = decide(np.array([12.0, 7.0]), g, "image")
     assert (found.t, found.z, found.gate, found.alpha) == pytest.approx((0.25, 2.5, 0.5, 2.5))
     np.testing.assert_allclose(steering_vector(g, found.alpha), [2.5, 0])
+
+
+@untimed
+@given(situations())
+def test_a_decision_is_what_the_formulas_say_one_after_the_other(situation):
+    g, h = situation
+    for modality, spread in g.spreads.items():
+        found, t = decide(h, g, modality), where(h, g, modality)
+        rounding = 1e-9 * (1 + np.linalg.norm(g.readout) * 100 * len(h))
+        assert found.t == pytest.approx(t, abs=rounding)
+        assert found.z == found.t / spread
+        assert found.gate == np.clip((found.z - g.gate_opens) / g.gate_ramp, 0, 1)
+        some = np.array([found.t, 0.5]), np.array([found.gate, 0.5])
+        assert found.alpha == strength(*some, g.distance, g.trust_limit)[0]
 
 
 @untimed
@@ -102,7 +116,7 @@ def test_what_is_added_points_along_the_refusal_direction_and_has_length_alpha(s
 @given(st.lists(st.floats(-100, 100), min_size=1), positive, st.floats(-10, 10), positive)
 def test_the_gate_is_shut_below_z_0_open_a_ramp_later_and_never_falls(ts, spread, opens, ramp):
     t = np.sort(np.asarray(ts))
-    s, z = gate(t, spread, opens, ramp), t / spread
+    s, z = np.array([gate(x, spread, opens, ramp) for x in t]), t / spread
     assert not s[z <= opens].any()
     assert np.allclose(s[z >= opens + ramp], 1, rtol=0, atol=1e-9)
     within = (z > opens) & (z < opens + ramp)
@@ -162,6 +176,7 @@ def test_rotating_and_scaling_the_whole_space_rotates_and_scales_the_push(situat
     assert other.alpha == pytest.approx(scale * one.alpha, abs=1e-4 * scale * (1 + reach))
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")
 @untimed
 @given(situations(), st.sampled_from([np.nan, np.inf, -np.inf]), st.data())
 def test_a_state_that_is_not_finite_is_neither_judged_nor_steered(situation, bad, data):
