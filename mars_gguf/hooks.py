@@ -50,6 +50,7 @@ def _ggml() -> Any:
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
     for name, result, arguments in (
         ("ggml_get_name", ctypes.c_char_p, [pointer]),
+        ("ggml_get_data", pointer, [pointer]),
         ("ggml_nelements", ctypes.c_int64, [pointer]),
         ("ggml_nrows", ctypes.c_int64, [pointer]),
         ("ggml_n_dims", ctypes.c_int, [pointer]),
@@ -64,6 +65,9 @@ def _ggml() -> Any:
 
 
 ggml = _ggml()
+ggml_name_at = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(
+    ctypes.cast(ggml.ggml_get_name, ctypes.c_void_p).value or 0
+)
 
 
 class LayerOutput:
@@ -75,15 +79,10 @@ class LayerOutput:
 
     def __init__(self, tensor: int, layer: int, n_embd: int) -> None:
         self.tensor, self.layer, self.n_embd = tensor, layer, n_embd
-        elements, self.n_rows = ggml.ggml_nelements(tensor), ggml.ggml_nrows(tensor)
-        if (
-            ggml.ggml_element_size(tensor) != 4
-            or elements != self.n_rows * n_embd
-            or ggml.ggml_n_dims(tensor) > 2
-            or not ggml.ggml_is_contiguous(tensor)
-        ):
+        self.n_rows: int = ggml.ggml_nrows(tensor)
+        if ggml.ggml_n_dims(tensor) > 2 or not _holds_floats(tensor, self.n_rows * n_embd):
             raise ModelError(
-                f"l_out-{layer} has {elements} values in {self.n_rows} rows and "
+                f"l_out-{layer} has {ggml.ggml_nelements(tensor)} values in {self.n_rows} rows and "
                 f"{ggml.ggml_n_dims(tensor)} dimensions, expected float32 rows of {n_embd}: "
                 "this architecture's residual stream cannot be steered."
             )
@@ -111,6 +110,96 @@ class LayerOutput:
             ggml.ggml_backend_tensor_set(
                 self.tensor, rows.ctypes.data, start * 4 * self.n_embd, rows.nbytes
             )
+
+
+class ControlVector:
+    """llama.cpp's control vector of one context: a vector that is added to the output of one block
+    for every token.
+
+    For each vector that is set or cleared, llama.cpp builds its scheduler anew before the next
+    decode (7 to 22 ms). So the one that was set last stays in the graph: ``silence`` makes it zero,
+    and another for the same block is written over it, once ``find`` has seen its tensor.
+    """
+
+    def __init__(self, context: Any, n_layer: int, n_embd: int) -> None:
+        self.context, self.n_layer, self.n_embd = context, n_layer, n_embd
+        self._zero = self._vector = np.zeros(n_embd, np.float32)
+        self._layer: int | None = None
+        self._tensor: int | None = None
+
+    def set(self, layer: int, vector: Rows) -> None:
+        """Add ``vector`` [n_embd] to the output of block ``layer`` for every token from now on.
+
+        llama.cpp wants the whole buffer, [n_layer - 1, n_embd] from block 1 on: blocks that are not
+        sent keep what was set before (src/llama-adapter.cpp).
+        """
+        if not 1 <= layer < self.n_layer or vector.shape != (self.n_embd,):
+            raise ModelError(
+                f"control vector of {vector.shape} values for block {layer}, expected "
+                f"{self.n_embd} values for a block from 1 to {self.n_layer - 1}"
+            )
+        if layer == self._layer and self._tensor is not None:
+            self._write(vector)
+            return
+        buffer = np.zeros((self.n_layer - 1, self.n_embd), np.float32)
+        buffer[layer - 1] = vector
+        self._layer, self._tensor, self._vector = layer, None, buffer[layer - 1]
+        data = buffer.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        self._call(data, buffer.size, self.n_embd, layer, layer)
+
+    def find(self, output: LayerOutput) -> None:
+        """Find the vector's tensor: the second operand of the sum that ``output`` is, if that can
+        be told. To be called in a visit."""
+        if output.layer != self._layer or self._tensor is not None:
+            return
+        tensor = _second_operand(output.tensor)
+        if tensor is None or not _holds_floats(tensor, self.n_embd):
+            return
+        held = np.empty_like(self._vector)
+        ggml.ggml_backend_tensor_get(tensor, held.ctypes.data, 0, held.nbytes)
+        if np.array_equal(held, self._vector):
+            self._tensor = tensor
+
+    def silence(self) -> None:
+        """Add zero, until another vector is set."""
+        if self._tensor is not None:
+            self._write(self._zero)
+        else:
+            self.clear()
+
+    def clear(self) -> None:
+        """Add nothing any more."""
+        self._layer = self._tensor = None
+        self._call(None, 0, 0, 0, 0)
+
+    def _write(self, vector: Rows) -> None:
+        vector = np.ascontiguousarray(vector, np.float32)
+        lib.llama_synchronize(self.context)  # a decode may still be under way on a GPU
+        ggml.ggml_backend_tensor_set(self._tensor, vector.ctypes.data, 0, vector.nbytes)
+
+    def _call(self, *arguments: Any) -> None:
+        code = lib.llama_set_adapter_cvec(self.context, *arguments)
+        if code != 0:
+            raise SteeringError(f"llama_set_adapter_cvec returned {code}")
+
+
+def _holds_floats(tensor: int, n: int) -> bool:
+    """Whether this is ``n`` float32 in a row."""
+    return bool(
+        ggml.ggml_element_size(tensor) == 4
+        and ggml.ggml_nelements(tensor) == n
+        and ggml.ggml_is_contiguous(tensor)
+    )
+
+
+def _second_operand(tensor: int) -> int | None:
+    """The address of ``src[1]`` of a node (ggml/include/ggml.h, struct ggml_tensor); None if it has
+    none, or if the struct is not laid out as is known."""
+    if ctypes.sizeof(ctypes.c_void_p) != 8 or ggml_name_at(tensor) != tensor + 256:
+        return None
+    if ctypes.c_void_p.from_address(tensor + 248).value != ggml.ggml_get_data(tensor):
+        return None
+    return ctypes.c_void_p.from_address(tensor + 160).value
 
 
 Visit = Callable[[LayerOutput], None]
@@ -162,7 +251,8 @@ class Tap:
         self.context: int | None = None  # llama_context *
         self.rests = False  # whether the callback is off, as far as is known
         self._layers: list[int] = []
-        self._names: dict[bytes, int] = {}
+        self._wanted: dict[bytes, int] = {}
+        self._names: dict[bytes, int] = {}  # those of _wanted, as long as they are to be visited
         self._name_of = ggml.ggml_get_name
         self._visit: Visit | None = None
         self._n_embd = 0
@@ -171,24 +261,25 @@ class Tap:
         self._pointer = ctypes.cast(self.callback, ctypes.c_void_p)
 
     def _on_node(self, tensor: int, ask: bool, _user_data: int) -> bool:
-        if self._visit is None:
+        names = self._names
+        if not names:
             self.rests = False
             return not ask
-        layer = self._names.get(self._name_of(tensor))
-        if ask:
-            return layer is not None and self._error is None
+        if ask:  # of hundreds of nodes in a decode
+            return self._name_of(tensor) in names
         # An exception would be lost in ctypes, and False would silently drop the rest of the
         # graph: keep the first one for after the decode.
-        if layer is not None and self._error is None:
-            try:
-                self._visit(LayerOutput(tensor, layer, self._n_embd))
-            except BaseException as error:
-                self._error = error
+        try:
+            assert self._visit is not None
+            self._visit(LayerOutput(tensor, names[self._name_of(tensor)], self._n_embd))
+        except BaseException as error:
+            self._error = error
+            self.done()
         return True
 
     def done(self) -> None:
         """Visit nothing more in this ``visiting``: later nodes then cost next to nothing."""
-        self._visit = None
+        self._names = {}
 
     def rest(self) -> bool:
         """Take the callback off until the next ``visiting``; whether that was possible. llama.cpp
@@ -213,9 +304,9 @@ class Tap:
         """
         if layers != self._layers:
             self._layers = list(layers)
-            self._names = {f"l_out-{layer}".encode(): layer for layer in layers}
-        self._n_embd, self._error = n_embd, None
-        self._visit, self.rests = visit, False
+            self._wanted = {f"l_out-{layer}".encode(): layer for layer in layers}
+        self._names, self._visit = self._wanted, visit
+        self._n_embd, self._error, self.rests = n_embd, None, False
         self._install(self._pointer)
         failed: BaseException | None = None
         try:
@@ -225,7 +316,7 @@ class Tap:
             failed = error
             raise
         finally:
-            self._visit = None
+            self._names, self._visit = {}, None
             seen, self._error = self._error, None
             if isinstance(seen, (ModelError, KeyboardInterrupt)):
                 raise seen
@@ -309,6 +400,7 @@ class HookedLlama(Llama):
                 "verbose=True shows what llama.cpp says."
             ) from error
         self.tap.context = ctypes.cast(self.ctx, ctypes.c_void_p).value
+        self.control_vector = ControlVector(self.ctx, self.n_layer, self.n_embd())
         silence_mtmd()
         # Closed before the interpreter takes apart what Llama.close needs.
         atexit.register(_close, weakref.ref(self))
@@ -355,33 +447,6 @@ def require_gguf(path: str) -> None:
             f"{path}: not a GGUF file (it starts with {magic!r}, expected b'GGUF'). "
             "Give a model in GGUF format."
         )
-
-
-def set_control_vector(llama: HookedLlama, layer: int, vector: Rows) -> None:
-    """Add ``vector`` [n_embd] to the output of block ``layer`` for every token from now on.
-
-    llama.cpp wants the whole buffer, [n_layer - 1, n_embd] from block 1 on: blocks that are not
-    sent keep what was set before (src/llama-adapter.cpp).
-    """
-    n_layer, n_embd = llama.n_layer, llama.n_embd()
-    if not 1 <= layer < n_layer or vector.shape != (n_embd,):
-        raise ModelError(
-            f"control vector of {vector.shape} values for block {layer}, expected {n_embd} "
-            f"values for a block from 1 to {n_layer - 1}"
-        )
-    buffer = np.zeros((n_layer - 1, n_embd), np.float32)
-    buffer[layer - 1] = vector
-    data = buffer.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-    code = lib.llama_set_adapter_cvec(llama.ctx, data, buffer.size, n_embd, layer, layer)
-    if code != 0:
-        raise SteeringError(f"llama_set_adapter_cvec returned {code}")
-
-
-def clear_control_vector(llama: HookedLlama) -> None:
-    """Add nothing any more."""
-    code = lib.llama_set_adapter_cvec(llama.ctx, None, 0, 0, 0, 0)
-    if code != 0:
-        raise SteeringError(f"llama_set_adapter_cvec returned {code} when cleared")
 
 
 def logits(llama: Llama) -> Rows:

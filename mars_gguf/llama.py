@@ -14,6 +14,7 @@ import time
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from typing import Any, Literal
 
 import numpy as np
@@ -115,13 +116,7 @@ class SteeredLlama(HookedLlama):
 
     # What has been evaluated, and what of it is media ------------------------------------------
 
-    @property
-    def n_tokens(self) -> int:
-        """Positions in the context so far."""
-        return self._n_tokens
-
-    @n_tokens.setter
-    def n_tokens(self, value: int) -> None:
+    def _set_n_tokens(self, value: int) -> None:
         before, self._n_tokens = self._n_tokens, value
         if value <= before:
             self._shrunk()
@@ -132,6 +127,9 @@ class SteeredLlama(HookedLlama):
             self._media_counter += 1
             self.input_ids[before:value] = -self._media_counter
             self._pictures.append(before)
+
+    # Read ten times a token.
+    n_tokens = property(attrgetter("_n_tokens"), _set_n_tokens, doc="Positions in the context.")
 
     def _shrunk(self) -> None:
         self._pictures = [start for start in self._pictures if start < self._n_tokens]
@@ -394,17 +392,19 @@ class SteeredLlama(HookedLlama):
         def visit(output: LayerOutput) -> None:
             if self.way == "inline":
                 output.write(0, output.read() + addition)
+            else:
+                self.control_vector.find(output)
             after.append(output.read()[0])
 
         with self.tap.visiting([layer], self.fingerprint.n_embd, visit):
             if self.way == "inline":
                 super().eval([token])
             else:
-                hooks.set_control_vector(self, layer, addition)
+                self.control_vector.set(layer, addition)
                 try:
                     super().eval([token])
                 finally:
-                    hooks.clear_control_vector(self)
+                    self.control_vector.silence()
         self._require_moved(row, after, decision.alpha)
 
     def _require_moved(self, before: Rows, after: list[Rows], alpha: float) -> None:
@@ -451,13 +451,17 @@ class SteeredLlama(HookedLlama):
             if self.last_steering is None:
                 raise SteeringError("llama-cpp-python sampled a token in a way that is not hooked")
             assert self._captured is not None
+            self._evaluating = True
             if self.memory_can_rewind():
-                self._decode_last_again(self._captured[1], Decision(0.0, 0.0, 1.0, g.distance))
+                for _ in range(2 if self.way == "cvec" else 1):  # set, then written over
+                    self._decode_last_again(self._captured[1], Decision(0.0, 0.0, 1.0, g.distance))
         except (SteeringError, RuntimeError) as error:
             raise ModelError(
                 f"{self.model_path}: this model ({self.fingerprint.architecture}) cannot be "
                 f"steered at block {self.vector.layer}: {error}"
             ) from error
+        finally:
+            self._evaluating = False
         self.reset()
         self._ctx.kv_cache_clear()
         self.last_steering = None

@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -118,8 +118,7 @@ class Geometry:
         return float(self._readout.dot(h)) - self._origins[modality]
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     """What the mathematics says of one hidden state: t, z, gate s and alpha (units of h)."""
 
     t: float

@@ -113,9 +113,9 @@ def test_a_write_reaches_all_later_nodes_like_a_control_vector(llama: HookedLlam
 
         with llama.tap.visiting([layer], llama.n_embd(), visit):
             written = afresh(llama, tokens)
-        hooks.set_control_vector(llama, layer, addition)
+        llama.control_vector.set(layer, addition)
         assert np.array_equal(afresh(llama, tokens), written)
-        hooks.clear_control_vector(llama)
+        llama.control_vector.clear()
         assert not np.array_equal(written, plainly)
     assert np.array_equal(afresh(llama, tokens), plainly)
 
@@ -123,12 +123,12 @@ def test_a_write_reaches_all_later_nodes_like_a_control_vector(llama: HookedLlam
 def test_a_control_vector_replaces_the_one_before(llama: HookedLlama) -> None:
     tokens = tokens_of(llama, TEXT)
     ones = np.ones(llama.n_embd(), np.float32)
-    hooks.set_control_vector(llama, 2, ones)
+    llama.control_vector.set(2, ones)
     expected = afresh(llama, tokens)
-    hooks.set_control_vector(llama, 1, 5 * ones)
-    hooks.set_control_vector(llama, 2, ones)
+    llama.control_vector.set(1, 5 * ones)
+    llama.control_vector.set(2, ones)
     assert np.array_equal(afresh(llama, tokens), expected)
-    hooks.clear_control_vector(llama)
+    llama.control_vector.clear()
 
 
 def test_control_vectors_that_llama_cpp_would_ignore_or_overrun_are_refused(
@@ -137,7 +137,7 @@ def test_control_vectors_that_llama_cpp_would_ignore_or_overrun_are_refused(
     good = np.zeros(llama.n_embd(), np.float32)
     for layer, vector in ((0, good), (llama.n_layer, good), (-1, good), (1, good[1:])):
         with pytest.raises(ModelError, match="expected"):
-            hooks.set_control_vector(llama, layer, vector)
+            llama.control_vector.set(layer, vector)
 
 
 @pytest.mark.parametrize(

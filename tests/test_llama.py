@@ -783,7 +783,7 @@ def test_a_sample_after_steering_failed_is_steered_or_fails_again(
     llama = steered(DEMO, way="cvec")
     llama.eval(tokens_of(llama, QUESTION))
     with monkeypatch.context() as broken:
-        broken.setattr(hooks, "set_control_vector", lambda *_: 1 / 0)
+        broken.setattr(llama.control_vector, "set", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             llama.sample(temp=0.0)
     with pytest.raises(SteeringError):

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mars_gguf import hooks
 from mars_gguf.errors import MarsError
 from mars_gguf.llama import SteeredLlama
 from mars_gguf.steering import Geometry
@@ -97,9 +96,9 @@ def steered_by(llama: SteeredLlama, arm: Arm) -> Iterator[None]:
     try:
         if arm.every_token:
             addition = (arm.every_token * vector.geometry.direction).astype(np.float32)
-            hooks.set_control_vector(llama, vector.layer, addition)
+            llama.control_vector.set(vector.layer, addition)
         yield
     finally:
         llama.vector = vector
         if arm.every_token:
-            hooks.clear_control_vector(llama)
+            llama.control_vector.clear()

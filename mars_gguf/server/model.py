@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -71,18 +72,15 @@ class ServedLlama(SteeredLlama):
 
     _stopped = False
 
-    @property
-    def n_tokens(self) -> int:
-        """Positions in the context so far; llama-cpp-python moves it after every batch."""
-        return self._n_tokens
-
-    @n_tokens.setter
-    def n_tokens(self, value: int) -> None:
+    def _set_n_tokens(self, value: int) -> None:
+        # llama-cpp-python moves it after every batch.
         current = exchange.get()
         if value > self._n_tokens and current is not None:
             self._stopped = current.client_gone.is_set()
             current.require_client()
-        SteeredLlama.n_tokens.fset(self, value)  # type: ignore[attr-defined]
+        super()._set_n_tokens(value)
+
+    n_tokens = property(attrgetter("_n_tokens"), _set_n_tokens, doc=SteeredLlama.n_tokens.__doc__)
 
     def prepare(self, vector: Vector) -> None:
         """Make ready for the next request, to be steered by ``vector``."""
