@@ -24,7 +24,7 @@ from llama_cpp import llama_cpp as lib
 from mars_gguf import hooks
 from mars_gguf.errors import ModelError, SteeringError
 from mars_gguf.hooks import HookedLlama, LayerOutput, Rows
-from mars_gguf.steering import Decision, decide, projection, steering_vector
+from mars_gguf.steering import Decision, decide, steering_vector
 from mars_gguf.vectors import ModelFingerprint, Vector, read_vector
 
 Way = Literal["cvec", "inline"]
@@ -413,7 +413,7 @@ class SteeredLlama(HookedLlama):
         if not after:
             raise SteeringError(f"the probe did not see l_out-{self.vector.layer} when steered")
         g = self.vector.geometry
-        moved = float((after[-1] - before) @ projection(g.direction))
+        moved = float((after[-1] - before) @ g.unit) / g.distance
         expected = alpha / g.distance
         # Alone and in a batch, a token's state differs by rounding.
         if not abs(moved - expected) <= 0.5 * expected + ROUNDING:

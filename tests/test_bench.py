@@ -207,7 +207,7 @@ def test_a_sample_of_generation_is_as_many_replies_as_last_long_enough(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     plain: Any = object()
-    bench = runtime._Bench(plain, plain, plain, [1])
+    bench = runtime._Bench(plain, plain, plain, [1], None)
     for seconds, replies in ((0.07, 5), (2.0, 1)):
         monkeypatch.setattr(runtime._Bench, "_reply", lambda *_, s=seconds: s)
         bench.__dict__.pop("replies", None)

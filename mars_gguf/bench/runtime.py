@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -20,6 +20,7 @@ from mars_gguf.llama import SteeredLlama, Way
 
 PROMPT_TOKENS = 256
 REPLY_TOKENS = 64
+LOADS = 5
 SAMPLE_SECONDS = 0.3  # of generation, at least: as many replies as that takes
 GREEDY: dict[str, Any] = {"temp": 0.0, "repeat_penalty": 1.0}
 OPEN = Arm("open", "gate held open", lambda g: replace(g, gate_opens=-NEVER))
@@ -79,27 +80,37 @@ def measure(
     *,
     force: bool = False,
     started: Callable[[str], object] = lambda name: None,
-) -> Iterator[Figure]:
+) -> list[Figure]:
     """The figures named in ``only``. Two models in one process: a plain ``llama_cpp.Llama`` and a
     ``SteeredLlama`` of the same file with the same ``options``; for the controls, whose distance
-    from 1 is noise, a second plain one. Raises MarsError."""
-    steered = SteeredLlama(model, vector=vector, force=force, verbose=False, **options)
-    options = options | {"n_ctx": steered.n_ctx()}
-    plain = Llama(model, verbose=False, **options)
-    controls = any(name.endswith("-control") for name in only)
-    again = Llama(model, verbose=False, **options) if controls else plain
-    try:
-        tokens, arm = _prompt(steered, harmless)
-        bench = _Bench(plain, steered, again, tokens)
-        for figure in figures():
-            if figure.name in only:
-                started(figure.name)
-                bench.measure(figure, repetitions, arm)
-                yield figure
-    finally:
-        again.close()
-        plain.close()
-        steered.close()
+    from 1 is noise, a second plain one. The repetitions are shared out among LOADS loads of them,
+    since a model is some percent faster or slower by where in memory it happens to lie. Raises
+    MarsError."""
+    wanted = [figure for figure in figures() if figure.name in only]
+    if options.get("n_ctx"):  # as SteeredLlama rounds it
+        options = options | {"n_ctx": -(-options["n_ctx"] // 256) * 256}
+    controls = any(figure.name.endswith("-control") for figure in wanted)
+    bench = None
+    for turn in range(min(LOADS, repetitions)):
+        with ExitStack() as models:
+
+            def load(kind: type[Llama], **more: Any) -> Any:
+                llama = kind(model, verbose=False, **options, **more)
+                models.callback(llama.close)
+                return llama
+
+            before = load(Llama) if turn % 2 else None
+            steered = load(SteeredLlama, vector=vector, force=force)
+            plain = before or load(Llama)
+            again = load(Llama) if controls else plain
+            if bench is None:
+                bench = _Bench(plain, steered, again, *_prompt(steered, harmless))
+            bench.plain, bench.steered, bench.again = plain, steered, again
+            for figure in wanted:
+                if turn == 0:
+                    started(figure.name)
+                bench.measure(figure, len(range(turn, repetitions, LOADS)))
+    return wanted
 
 
 def _prompt(llama: SteeredLlama, harmless: Sequence[str]) -> tuple[list[int], Arm | None]:
@@ -134,11 +145,18 @@ def _forget(llama: Llama) -> None:
 
 class _Bench:
     def __init__(
-        self, plain: Llama, steered: SteeredLlama, again: Llama, tokens: list[int]
+        self,
+        plain: Llama,
+        steered: SteeredLlama,
+        again: Llama,
+        tokens: list[int],
+        harmless: Arm | None,
     ) -> None:
-        self.plain, self.steered, self.again, self.tokens = plain, steered, again, tokens
+        self.plain, self.steered, self.again = plain, steered, again
+        self.tokens, self.harmless = tokens, harmless
 
-    def measure(self, figure: Figure, repetitions: int, harmless: Arm | None) -> None:
+    def measure(self, figure: Figure, repetitions: int) -> None:
+        """Add ``repetitions`` samples to ``figure``."""
         if figure.name == "first-token-cvec":
             return self._first_token_steered(figure, repetitions, "cvec")
         if figure.name == "first-token-inline":
@@ -147,11 +165,9 @@ class _Bench:
         control = figure.name.endswith("-control")
         work = self._generation if generation else self._first_token
         compared = self.again if control else self.steered
-        with _as(self.steered, harmless):
-            figure.values = interleaved(
-                {"plain": work(self.plain), "again" if control else "steered": work(compared)},
-                repetitions,
-            )
+        with _as(self.steered, self.harmless):
+            runs = {"plain": work(self.plain), "again" if control else "steered": work(compared)}
+            _extend(figure, interleaved(runs, repetitions))
             steering = self.steered.last_steering
             assert control or (steering is not None and steering.alpha == 0)
         below, above = figure.values.values()
@@ -162,7 +178,7 @@ class _Bench:
             figure.note += f", {self.replies} replies a sample" if self.replies > 1 else ""
         if control:
             figure.note += "; what it is from 1 is noise"
-        elif harmless is not None:
+        elif self.harmless is not None:
             figure.note += ", gate held shut: the vector leaves no such prompt alone"
         figure.samples = ratios(above, below)
         return None
@@ -177,13 +193,14 @@ class _Bench:
         before, self.steered.way = self.steered.way, way
         try:
             with steered_by(self.steered, OPEN):
-                figure.values = interleaved(runs, repetitions)
+                found = interleaved(runs, repetitions)
                 assert self.steered.last_steering is not None
                 if self.steered.last_steering.alpha == 0:
                     figure.absent = "the prompt lies beyond the trust limit: nothing to steer"
                     return
         finally:
             self.steered.way = before
+        _extend(figure, found)
         limit = figure.values["plain"]
         if way == "cvec":
             limit = [sum(pair) for pair in zip(limit, figure.values["decode"], strict=True)]
@@ -236,6 +253,11 @@ class _Bench:
         llama.eval(self.tokens[-1:])
         lib.llama_synchronize(llama.ctx)
         return time.perf_counter() - began
+
+
+def _extend(figure: Figure, found: Mapping[str, list[float]]) -> None:
+    for name, values in found.items():
+        figure.values.setdefault(name, []).extend(values)
 
 
 @contextmanager
