@@ -126,7 +126,9 @@ def test_the_extraction_that_is_timed_reads_what_a_conversion_reads() -> None:
     assert len({p.images[0].tobytes() for p in extraction.picture_prompts(given)}) == 16
     extractor = GgufExtractor(DEMO, DEMO_MMPROJ, **READING)
     rows = extraction.extract(extractor, prompts)
-    expected = np.concatenate([s.observe()[0] for _, s in extractor.sessions(prompts)])
+    expected = np.empty((5, extractor.n_layer, extractor.n_embd), np.float32)
+    for indices, session in extractor.sessions(prompts):
+        expected[indices] = session.observe()[0]
     assert rows.shape == (5, extractor.n_layer, extractor.n_embd)
     np.testing.assert_array_equal(rows, expected)
     np.testing.assert_array_equal(extraction.extract(extractor, prompts, 2), expected[:, :2])

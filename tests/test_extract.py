@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,8 +24,11 @@ from models import (
 )
 
 from mars_gguf import hooks
+from mars_gguf.convert import extract as extract_module
 from mars_gguf.convert.extract import (
+    MAX_CELLS,
     MAX_SEQUENCES,
+    MIN_CELLS,
     N_BATCH,
     GgufExtractor,
     Prompt,
@@ -67,8 +71,9 @@ def observed(extractor: GgufExtractor, prompts: Sequence[Prompt]) -> tuple[Rows,
         h, y = session.observe()
         states.append(h)
         logits.append(y)
-    assert order == list(range(len(prompts)))
-    return np.concatenate(states), np.concatenate(logits)
+    assert sorted(order) == list(range(len(prompts)))
+    back = np.argsort(order)
+    return np.concatenate(states)[back], np.concatenate(logits)[back]
 
 
 def one_by_one(extractor: GgufExtractor, prompts: Sequence[Prompt]) -> tuple[Rows, Rows]:
@@ -259,7 +264,7 @@ def test_a_shared_prefix_saves_work_and_changes_no_state(
 ) -> None:
     extractor = opened(model)
     states, logits = observed(extractor, TEXTS)
-    monkeypatch.setattr(extractor, "_share_prefix", lambda group, memory: 0)
+    monkeypatch.setattr(extractor, "_share_prefix", lambda group: 0)
     without, logits_without = observed(extractor, TEXTS)
     assert cosines(states, without).min() >= QUANTIZED
     assert cosines(logits, logits_without).min() >= QUANTIZED
@@ -274,14 +279,91 @@ def test_prompts_that_are_one_another_s_beginning_share_what_they_can() -> None:
         assert cosines(states[:1], states).min() >= QUANTIZED
 
 
-def test_more_prompts_than_fit_go_into_several_sessions_in_order() -> None:
-    prompts = [Prompt(f"What are {n} kites?") for n in range(MAX_SEQUENCES + 3)]
-    small = GgufExtractor(DEMO, n_ctx=512, n_threads=1)
-    large = opened(DEMO)
-    sizes = [len(indices) for indices, _ in large.sessions(prompts)]
-    assert sizes == [MAX_SEQUENCES, 3]
-    assert max(len(indices) for indices, _ in small.sessions(prompts)) < MAX_SEQUENCES
-    assert cosines(observed(small, prompts)[0], observed(large, prompts)[0]).min() >= QUANTIZED
+def test_more_prompts_than_fit_go_into_several_sessions() -> None:
+    extractor = opened(DEMO)
+    short = [Prompt(f"{n}") for n in range(MAX_SEQUENCES + 3)]
+    assert [len(indices) for indices, _ in extractor.sessions(short)] == [MAX_SEQUENCES, 3]
+    long = [Prompt(f"What are {n} kites? " * (n + 1)) for n in range(12)]
+    cells = [
+        sum(extractor.length(long[i]) + 1 for i in part) for part, _ in extractor.sessions(long)
+    ]
+    assert 1 < len(cells) < 12
+    assert max(cells) <= max(MIN_CELLS, MAX_CELLS * extractor.n_embd)
+    assert cosines(observed(extractor, long)[0], one_by_one(extractor, long)[0]).min() >= QUANTIZED
+
+
+def decoded(monkeypatch: pytest.MonkeyPatch, extractor: GgufExtractor) -> list[int]:
+    """The numbers of tokens of all batches from now on."""
+    sizes: list[int] = []
+    decode = extractor._decode_batch
+
+    def counting(batch: Any) -> None:
+        sizes.append(batch.n_tokens)
+        decode(batch)
+
+    monkeypatch.setattr(extractor, "_decode_batch", counting)
+    return sizes
+
+
+@pytest.mark.parametrize("model", ["demo", "hybrid", "recurrent"], indirect=True)
+def test_pictures_that_prompts_begin_with_are_decoded_once(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extractor = opened(model, DEMO_MMPROJ)
+    a, b = picture(1), picture(2)
+    shown = [(a,), (b, a), (), (a, a), (b,), (a,)]
+    prompts = [Prompt(f"What is it, {i}?", images) for i, images in enumerate(shown)]
+    expected, _ = one_by_one(extractor, prompts)
+    (indices, _), *others = extractor.sessions(prompts)
+    assert (indices, others) == ([2, 0, 5, 3, 4, 1], [])  # those that begin alike side by side
+    tokens = decoded(monkeypatch, extractor)
+    states, _ = observed(extractor, prompts)
+    each = extractor.length(Prompt("", (a,))) - extractor.length(Prompt(""))
+    texts = sum(extractor.length(Prompt(p.text)) for p in prompts)
+    assert sum(tokens) < texts + 4 * each + 1 < texts + 7 * each  # a, a a, b, b a
+    assert cosines(states, expected).min() >= QUANTIZED
+
+
+@pytest.mark.parametrize("model", ["demo", "smollm2", "hybrid", "recurrent"], indirect=True)
+def test_what_is_needed_again_is_not_decoded_again(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extractor = opened(model) if model != DEMO else opened(DEMO, DEMO_MMPROJ)
+    prompts = TEXTS if model != DEMO else [*TEXTS, *PICTURES]
+    expected, _ = observed(extractor, prompts)
+    for _, session in extractor.sessions(prompts, again=range(1, len(prompts))):
+        session.observe()
+    tokens = decoded(monkeypatch, extractor)
+    states, _ = observed(extractor, [*prompts[1:], *prompts[1:3]])
+    assert sum(tokens) == len(prompts) + 1  # the last ones, which are observed
+    assert cosines(states[: len(prompts) - 1], expected[1:]).min() >= QUANTIZED
+    assert np.abs(states[-2:] - states[:2]).max() <= 0.05 * np.abs(states).max()
+    tokens.clear()
+    observed(extractor, prompts[:1])
+    assert sum(tokens) == extractor.length(prompts[0])
+
+
+def test_no_more_is_kept_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    extractor = opened(DEMO)
+    for most in (0, 200_000):
+        monkeypatch.setattr(extract_module, "MAX_STATES", most)
+        for _, session in extractor.sessions(TEXTS, again=range(len(TEXTS))):
+            session.observe()
+        assert sum(state.nbytes for state, _ in extractor._states.values()) <= most
+        assert len(extractor._states) == (0 if most == 0 else 2)
+
+
+@every_model
+def test_several_pushes_at_once_are_what_they_are_one_after_the_other(model: str) -> None:
+    extractor = opened(model)
+    for _, session in extractor.sessions(TEXTS):
+        states, _ = session.observe()
+        last = extractor.n_layer - 1
+        pushes = [(k, 0.3 * i * states[:, k]) for i, k in enumerate([1, last] * 5)]
+        together = list(session.steered_each(pushes))
+        assert len(together) == len(pushes) > MAX_SEQUENCES // len(TEXTS)
+        for (layer, additions), logits in zip(pushes, together, strict=True):
+            assert cosines(logits, session.steered(layer, additions)).min() >= QUANTIZED
 
 
 @pytest.mark.parametrize("n_ctx", [1, 100, 300, 512, 600])
@@ -326,7 +408,7 @@ def test_a_session_given_up_leaves_nothing_behind(model: str) -> None:
 
 @given(st.lists(st.lists(st.integers(0, 2), max_size=6).map(tuple), min_size=1, max_size=5))
 def test_what_several_prompts_begin_with_is_decoded_once(prompts: list[tuple[int, ...]]) -> None:
-    entries = _distinct_prefixes(prompts)
+    entries = _distinct_prefixes(dict(enumerate(prompts)))
     rebuilt: list[list[int]] = [[] for _ in prompts]
     for token, position, sequences, _ in entries:
         assert len({tuple(rebuilt[i]) for i in sequences}) == 1

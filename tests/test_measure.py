@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from llama_cpp import Llama
 from models import DEMO, DEMO_MMPROJ, OPTIONS, last_states, tokens_of, user
 
 from mars_gguf import demo, demo_model
-from mars_gguf.convert.extract import GgufExtractor, Prompt
+from mars_gguf.convert.extract import GgufExtractor, Prompt, Push
 from mars_gguf.convert.geometry import LayerScores
 from mars_gguf.convert.measure import Conversion, Options, convert
 from mars_gguf.convert.prompts import ContrastPrompts, builtin_contrast, read_prompts
@@ -163,7 +163,9 @@ class Toy:
     n_embd: int = 4
     fingerprint = ModelFingerprint("toy", "", 6, 4, "", "", "")
 
-    def sessions(self, prompts: Sequence[Prompt]) -> Iterator[tuple[list[int], ToySession]]:
+    def sessions(
+        self, prompts: Sequence[Prompt], *, again: Collection[int] = ()
+    ) -> Iterator[tuple[list[int], ToySession]]:
         for i in range(0, len(prompts), 5):
             part = prompts[i : i + 5]
             yield list(range(i, i + len(part))), ToySession(self, part)
@@ -186,10 +188,11 @@ class ToySession:
         ]
         return np.asarray(states, np.float32), self.logits([self.refuses(p) for p in self.prompts])
 
-    def steered(self, layer: int, additions: Rows) -> Rows:
-        forced = layer in self.model.pliable
-        assert (np.linalg.norm(additions, axis=-1) > 0).all()
-        return self.logits([forced or self.refuses(p) for p in self.prompts])
+    def steered_each(self, pushes: Sequence[Push]) -> Iterator[Rows]:
+        for layer, additions in pushes:
+            forced = layer in self.model.pliable
+            assert (np.linalg.norm(additions, axis=-1) > 0).all()
+            yield self.logits([forced or self.refuses(p) for p in self.prompts])
 
     def refuses(self, prompt: Prompt) -> bool:
         side, number = prompt.text.split()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -87,7 +88,10 @@ class Prefill(GgufExtractor):
 
     def group(self, prompts: Sequence[Prompt]) -> list[Any]:
         """``prompts`` of one session, tokenized; to be freed with ``release``."""
-        return [self._sequence(prompt) for prompt in prompts]
+        group = [self._sequence(prompt) for prompt in prompts]
+        for number, sequence in enumerate(group):
+            sequence.number = number
+        return group
 
     def release(self, groups: Sequence[list[Any]]) -> None:
         for sequence in (sequence for group in groups for sequence in group):
@@ -101,24 +105,32 @@ class Prefill(GgufExtractor):
 
     def _run(self, group: list[Any]) -> None:
         self.forget_pictures()
+        lib.llama_memory_clear(lib.llama_get_memory(self.llama.ctx), False)
         self._prefill(group)
         self.decode([(s.tail[-1], s.n_past, (i,), True) for i, s in enumerate(group)])
 
-    def _decode_picture(self, picture: Any, n_past: int, sequence: int) -> int:
-        began = time.perf_counter()
-        after = super()._decode_picture(picture, n_past, sequence)
-        lib.llama_synchronize(self.llama.ctx)
-        self.seconds += time.perf_counter() - began
-        self.positions += after - n_past
+    def _encode(self, picture: Any) -> Any:
+        with self._timed():
+            return super()._encode(picture)
+
+    def _decode_picture(self, sequence: Any, picture: Any, embeddings: Any) -> int:
+        before = sequence.n_past
+        with self._timed():
+            after = super()._decode_picture(sequence, picture, embeddings)
+        self.positions += after - before
         return after
 
-    def _decode_batch(self) -> int:
+    def _decode_batch(self, batch: Any) -> None:
+        with self._timed():
+            super()._decode_batch(batch)
+        self.positions += batch.n_tokens
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
         began = time.perf_counter()
-        code = super()._decode_batch()
+        yield
         lib.llama_synchronize(self.llama.ctx)
         self.seconds += time.perf_counter() - began
-        self.positions += self._batch.n_tokens
-        return code
 
 
 def extract(
@@ -126,9 +138,10 @@ def extract(
 ) -> Rows:
     """Hidden states of all ``prompts``, [n, n_layer, n_embd], as a conversion reads them."""
     extractor.forget_pictures()  # of the repetition before
-    return np.concatenate(
-        [session.observe(n_layer)[0] for _, session in extractor.sessions(prompts)]
-    )
+    states = np.empty((len(prompts), n_layer or extractor.n_layer, extractor.n_embd), np.float32)
+    for indices, session in extractor.sessions(prompts):
+        states[indices] = session.observe(n_layer)[0]
+    return states
 
 
 def text_prompts(given: Material) -> list[Prompt]:

@@ -1,9 +1,9 @@
 """Hidden states of a GGUF model: many prompts at once, all blocks, with and without steering.
 
 Prompts of one session are sequences of one unified KV cache. Everything but the last token of each
-is decoded first, without a callback, at the speed of prefill; what several prompts begin with is
-decoded once and shared (before pictures, and in memories that cannot share a token, only what all
-begin with). The last tokens are then decoded together,
+is decoded first, without a callback, at the speed of prefill; what several prompts begin with,
+pictures too, is decoded once and shared (in memories that cannot share a token, only what all
+begin with), and what another session will need is kept. The last tokens are then decoded together,
 one row a prompt, and that short decode is the one that is observed: as at run time, where a
 steered last token is decoded alone. It can be repeated with another block steered, because each
 time it runs on copies of the sequences; so recurrent models, which cannot rewind, work too.
@@ -14,12 +14,13 @@ from __future__ import annotations
 import ctypes
 import hashlib
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 from llama_cpp import llama_chat_format, mtmd_cpp
 from llama_cpp import llama_cpp as lib
 from llama_cpp._utils import suppress_stdout_stderr
@@ -33,10 +34,13 @@ from mars_gguf.vectors import ModelFingerprint
 MAX_SEQUENCES = 32
 N_BATCH = 512
 MAX_EMBEDDINGS = 64 << 20  # bytes of encoded pictures that are kept
+MAX_STATES = 128 << 20  # bytes of decoded prompts that are kept
 # Every token attends over all cells of its session, other prompts' too. For small models that would
 # cost more than the weights, which cost as much as attention over 12 x n_embd cells.
-MAX_CELLS = 4  # x n_embd
+MAX_CELLS = 1.5  # x n_embd
+MIN_CELLS = 256  # what llama.cpp attends over at least
 Messages = list[dict[str, Any]]
+Push = tuple[int, Rows]  # a block, and what is added to its output: [n, n_embd]
 Entry = tuple[int, int, tuple[int, ...], bool]
 """Of a batch: token, position, the sequences it belongs to, whether logits are wanted."""
 # Where llama-cpp-python recognises a chat template it uses its own rendering, which differs, so
@@ -76,7 +80,23 @@ class _Picture:
 class _Sequence:
     head: list[tuple[int, ...] | Any]  # text tokens or pictures
     tail: tuple[int, ...]  # text tokens, at least one
+    number: int = 0  # in the context
     n_past: int = 0
+
+    def beginning(self, n_parts: int) -> tuple[Any, ...]:
+        """What the first parts of the head are; equal if and only if they are the same. A picture
+        that cannot be told from others is the same as itself alone."""
+        return tuple(
+            part if isinstance(part, tuple) else part.identity or id(part)
+            for part in self.head[:n_parts]
+        )
+
+    @property
+    def identity(self) -> tuple[Any, ...] | None:
+        """What all tokens but the last are; None if it cannot be told."""
+        if any(not isinstance(part, tuple) and part.identity is None for part in self.head):
+            return None
+        return (*self.beginning(len(self.head)), self.tail[:-1])
 
 
 class Session:
@@ -100,20 +120,35 @@ class Session:
     def steered(self, layer: int, additions: Rows) -> Rows:
         """Logits of the first token, [n, n_vocab], with ``additions`` [n, n_embd] added to the
         output of block ``layer`` at the last token of each prompt."""
+        (logits,) = self.steered_each([(layer, additions)])
+        return logits
 
-        def visit(output: LayerOutput) -> None:
-            output.write(0, output.read() + additions)
+    def steered_each(self, pushes: Sequence[Push]) -> Iterator[Rows]:
+        """For each (layer, additions) what ``steered`` gives; several of them in one decode."""
+        n = len(self.sequences)
+        free = self.extractor.n_cells - sum(s.n_past for s in self.sequences)
+        at_once = max(1, min(free, MAX_SEQUENCES) // n)
+        for start in range(0, len(pushes), at_once):
+            some = pushes[start : start + at_once]
 
-        return self._decode_last([layer], visit)
+            def visit(output: LayerOutput, some: Sequence[Push] = some) -> None:
+                rows = output.read().reshape(len(some), n, -1)
+                for copy, (layer, additions) in enumerate(some):
+                    if layer == output.layer:
+                        rows[copy] += additions
+                output.write(0, rows.reshape(len(some) * n, -1))
 
-    def _decode_last(self, layers: Sequence[int], visit: Callable[[LayerOutput], None]) -> Rows:
-        llama, n = self.extractor.llama, len(self.sequences)
+            layers = sorted({layer for layer, _ in some})
+            yield from np.split(self._decode_last(layers, visit, len(some)), len(some))
+
+    def _decode_last(
+        self, layers: Sequence[int], visit: Callable[[LayerOutput], None], copies: int = 1
+    ) -> Rows:
+        """Decode the last token of every sequence, all of them ``copies`` times; the logits,
+        [copies * n, n_vocab]."""
+        llama = self.extractor.llama
         memory = lib.llama_get_memory(llama.ctx)
-        for i in range(n):
-            lib.llama_memory_seq_cp(memory, i, MAX_SEQUENCES + i, -1, -1)
-        entries: list[Entry] = [
-            (s.tail[-1], s.n_past, (MAX_SEQUENCES + i,), True) for i, s in enumerate(self.sequences)
-        ]
+        entries: list[Entry] = []
         missing = set(layers)
 
         def note(output: LayerOutput) -> None:
@@ -121,6 +156,10 @@ class Session:
             missing.discard(output.layer)
 
         try:
+            for sequence in self.sequences * copies:
+                number = MAX_SEQUENCES + len(entries)
+                lib.llama_memory_seq_cp(memory, sequence.number, number, -1, -1)
+                entries.append((sequence.tail[-1], sequence.n_past, (number,), True))
             with llama.tap.visiting(layers, self.extractor.n_embd, note):
                 self.extractor.decode(entries)
             if missing:
@@ -129,10 +168,10 @@ class Session:
                     "the decode was cut short"
                 )
             n_vocab = llama.n_vocab()
-            rows = [lib.llama_get_logits_ith(llama.ctx, i) for i in range(n)]
+            rows = [lib.llama_get_logits_ith(llama.ctx, i) for i in range(len(entries))]
             return np.stack([np.ctypeslib.as_array(row, (n_vocab,)) for row in rows])
         finally:
-            for i in range(n):
+            for i in range(len(entries)):
                 lib.llama_memory_seq_rm(memory, MAX_SEQUENCES + i, -1, -1)
 
 
@@ -179,7 +218,10 @@ class GgufExtractor:
             load_mmproj(self.llama, self._handler)
         self._formatter = self._chat_formatter()
         self._embeddings: OrderedDict[tuple[bytes, int], Any] = OrderedDict()
+        self._states: dict[tuple[Any, ...], tuple[npt.NDArray[np.uint8], int]] = {}
         self._batch = lib.llama_batch_init(N_BATCH, 0, MAX_SEQUENCES)
+        self._n_embd_input = lib.llama_model_n_embd_inp(self.llama.model)
+        self._embedded = lib.llama_batch_init(N_BATCH, self._n_embd_input, 1)
 
     @property
     def sees_images(self) -> bool:
@@ -189,7 +231,9 @@ class GgufExtractor:
     def close(self) -> None:
         """Free the model."""
         lib.llama_batch_free(self._batch)
+        lib.llama_batch_free(self._embedded)
         self.forget_pictures()
+        self._states.clear()
         self.llama.close()
 
     def forget_pictures(self) -> None:
@@ -284,30 +328,50 @@ class GgufExtractor:
 
     # Decoding ----------------------------------------------------------------------------------
 
-    def sessions(self, prompts: Sequence[Prompt]) -> Iterator[tuple[list[int], Session]]:
-        """Sessions over ``prompts`` in order, as many prompts in each as fit; each is valid until
-        the next is asked for. Yields the prompts' indices and the session."""
-        start, most = 0, min(self.n_cells, MAX_CELLS * self.n_embd)
-        while start < len(prompts):
-            group: list[_Sequence] = []
-            cells = 0
-            for prompt in prompts[start : start + MAX_SEQUENCES]:
-                sequence = self._sequence(prompt)
-                # One more cell for the copy's last token.
-                need = self._cells(sequence) + 1
-                if need > self.n_cells:
-                    raise ModelError(
-                        f"a prompt needs {need} cells of context, found {self.n_cells}. "
-                        "Raise --ctx-size."
-                    )
-                if group and cells + need > most:
-                    self._free(sequence)
-                    break
-                group.append(sequence)
-                cells += need
-            with self._prefilled(group) as session:
-                yield list(range(start, start + len(group))), session
-            start += len(group)
+    def sessions(
+        self, prompts: Sequence[Prompt], *, again: Collection[int] = ()
+    ) -> Iterator[tuple[list[int], Session]]:
+        """Sessions over ``prompts``, as many prompts in each as fit, those with the same pictures
+        side by side; each is valid until the next is asked for. Yields the prompts' indices and the
+        session. ``again``: indices of those that another session will need again, so that what was
+        decoded of them is kept (MAX_STATES)."""
+        order = _side_by_side(prompts)
+        while order:
+            group = self._group([prompts[i] for i in order[:MAX_SEQUENCES]])
+            indices = order[: len(group)]
+            with self._prefilled(group, [i in again for i in indices]) as session:
+                yield indices, session
+            order = order[len(group) :]
+
+    def _group(self, prompts: Sequence[Prompt]) -> list[_Sequence]:
+        """As many of ``prompts`` as fit into a session, at least one."""
+        group: list[_Sequence] = []
+        cells, room = 0, min(self.n_cells, max(MIN_CELLS, int(MAX_CELLS * self.n_embd)))
+        begun: set[tuple[Any, ...]] = set()
+        for prompt in prompts:
+            sequence = self._sequence(prompt)
+            # One more cell for the copy's last token.
+            need = self._cells(sequence) + 1
+            if need > self.n_cells:
+                raise ModelError(
+                    f"a prompt needs {need} cells of context, found {self.n_cells}. "
+                    "Raise --ctx-size."
+                )
+            if sequence.identity not in self._states:
+                beginnings = [sequence.beginning(k + 1) for k in range(len(sequence.head))]
+                need -= sum(
+                    self._n_tokens(part)
+                    for part, beginning in zip(sequence.head, beginnings, strict=True)
+                    if beginning in begun
+                )
+                begun.update(beginnings)
+            if group and cells + need > room:
+                self._free(sequence)
+                break
+            sequence.number = len(group)
+            group.append(sequence)
+            cells += need
+        return group
 
     def length(self, prompt: Prompt) -> int:
         """Cells of the context that ``prompt`` takes."""
@@ -317,12 +381,13 @@ class GgufExtractor:
         return cells
 
     def _cells(self, sequence: _Sequence) -> int:
-        return len(sequence.tail) + sum(
-            len(part)
-            if isinstance(part, tuple)
-            else mtmd_cpp.mtmd_input_chunk_get_n_tokens(part.chunk)
-            for part in sequence.head
-        )
+        return len(sequence.tail) + sum(map(self._n_tokens, sequence.head))
+
+    @staticmethod
+    def _n_tokens(part: tuple[int, ...] | _Picture) -> int:
+        if isinstance(part, tuple):
+            return len(part)
+        return int(mtmd_cpp.mtmd_input_chunk_get_n_tokens(part.chunk))
 
     @staticmethod
     def _free(sequence: _Sequence) -> None:
@@ -331,39 +396,85 @@ class GgufExtractor:
                 mtmd_cpp.mtmd_input_chunk_free(part.chunk)
 
     @contextmanager
-    def _prefilled(self, group: list[_Sequence]) -> Iterator[Session]:
+    def _prefilled(self, group: list[_Sequence], again: list[bool]) -> Iterator[Session]:
         try:
-            self._prefill(group)
+            lib.llama_memory_clear(lib.llama_get_memory(self.llama.ctx), False)
+            fresh = [sequence for sequence in group if not self._restore(sequence)]
+            self._prefill(fresh)
+            for sequence in fresh:
+                if again[sequence.number]:
+                    self._keep(sequence)
             yield Session(self, group)
         finally:
             for sequence in group:
                 self._free(sequence)
 
+    def _keep(self, sequence: _Sequence) -> None:
+        """Copy what was decoded of ``sequence``, if there is room."""
+        identity = sequence.identity
+        size = lib.llama_state_seq_get_size(self.llama.ctx, sequence.number)
+        kept = sum(state.nbytes for state, _ in self._states.values())
+        if identity is None or kept + size > MAX_STATES:
+            return
+        state = np.empty(size, np.uint8)
+        pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        if lib.llama_state_seq_get_data(self.llama.ctx, pointer, size, sequence.number) == size:
+            self._states[identity] = state, sequence.n_past
+
+    def _restore(self, sequence: _Sequence) -> bool:
+        """Put back what was kept of ``sequence``; whether there was something."""
+        identity = sequence.identity
+        if identity is None or identity not in self._states:
+            return False
+        state, n_past = self._states[identity]
+        pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        size = state.nbytes
+        if lib.llama_state_seq_set_data(self.llama.ctx, pointer, size, sequence.number) != size:
+            raise ModelError("llama.cpp could not restore what it had decoded of a prompt")
+        sequence.n_past = n_past
+        return True
+
     def _prefill(self, group: list[_Sequence]) -> None:
-        """Decode all but the last token of each sequence, into an empty context."""
-        memory = lib.llama_get_memory(self.llama.ctx)
-        lib.llama_memory_clear(memory, False)
+        """Decode all but the last token of each sequence, of which nothing is decoded yet."""
         if self.llama.memory_can_rewind() and not any(s.head for s in group):
-            self._decode_text(_distinct_prefixes([s.tail[:-1] for s in group]))
+            self._decode_text(_distinct_prefixes({s.number: s.tail[:-1] for s in group}))
             for sequence in group:
                 sequence.n_past = len(sequence.tail) - 1
             return
-        shared = self._share_prefix(group, memory)
-        for i, sequence in enumerate(group):
+        shared = self._share_prefix(group)
+        for sequence in group:
             sequence.n_past = shared
-            for k, part in enumerate(sequence.head):
-                if isinstance(part, tuple):
-                    tokens = part[shared:] if k == 0 else part
-                    self._decode_text(self._entries(sequence, i, tokens))
-                else:
-                    sequence.n_past = self._decode_picture(part, sequence.n_past, i)
+        for depth in range(max((len(s.head) for s in group), default=0)):
+            self._decode_part([s for s in group if len(s.head) > depth], depth, shared)
         entries: list[Entry] = []
-        for i, sequence in enumerate(group):
+        for sequence in group:
             skip = 0 if sequence.head else shared
-            entries += self._entries(sequence, i, sequence.tail[skip:-1])
+            entries += self._entries(sequence, sequence.tail[skip:-1])
         self._decode_text(entries)
 
-    def _share_prefix(self, group: list[_Sequence], memory: Any) -> int:
+    def _decode_part(self, group: list[_Sequence], depth: int, shared: int) -> None:
+        """Decode one part of the head of each sequence, the parts before it being decoded: for
+        sequences that have been the same so far, once."""
+        alike: dict[tuple[Any, ...], list[_Sequence]] = {}
+        for sequence in group:
+            alike.setdefault(sequence.beginning(depth + 1), []).append(sequence)
+        entries: list[Entry] = []
+        pictures: list[tuple[_Sequence, _Picture]] = []
+        for first, *_ in alike.values():
+            part = first.head[depth]
+            if isinstance(part, tuple):
+                entries += self._entries(first, part[shared:] if depth == 0 else part)
+            else:
+                pictures.append((first, part))
+        self._decode_text(entries)
+        self._decode_pictures(pictures)
+        memory = lib.llama_get_memory(self.llama.ctx)
+        for first, *others in alike.values():
+            for other in others:
+                lib.llama_memory_seq_cp(memory, first.number, other.number, -1, -1)
+                other.n_past = first.n_past
+
+    def _share_prefix(self, group: list[_Sequence]) -> int:
         """Decode what all prompts begin with into every sequence; return its length."""
         first = [s.head[0] if s.head else s.tail[:-1] for s in group]
         if len(group) < 2 or not all(isinstance(tokens, tuple) for tokens in first):
@@ -372,15 +483,17 @@ class GgufExtractor:
         while all(len(t) > shared and t[shared] == first[0][shared] for t in first):
             shared += 1
         if shared:
-            self._decode_text([(t, p, (0,), False) for p, t in enumerate(first[0][:shared])])
-            for i in range(1, len(group)):
-                lib.llama_memory_seq_cp(memory, 0, i, -1, -1)
+            leader = group[0].number
+            self._decode_text([(t, p, (leader,), False) for p, t in enumerate(first[0][:shared])])
+            memory = lib.llama_get_memory(self.llama.ctx)
+            for sequence in group[1:]:
+                lib.llama_memory_seq_cp(memory, leader, sequence.number, -1, -1)
         return shared
 
     @staticmethod
-    def _entries(sequence: _Sequence, index: int, tokens: tuple[int, ...]) -> list[Entry]:
+    def _entries(sequence: _Sequence, tokens: tuple[int, ...]) -> list[Entry]:
         entries: list[Entry] = [
-            (t, sequence.n_past + p, (index,), False) for p, t in enumerate(tokens)
+            (t, sequence.n_past + p, (sequence.number,), False) for p, t in enumerate(tokens)
         ]
         sequence.n_past += len(tokens)
         return entries
@@ -392,12 +505,12 @@ class GgufExtractor:
     def decode(self, entries: list[Entry]) -> None:
         """Decode at most N_BATCH tokens."""
         self._fill(entries)
-        code = self._decode_batch()
-        if code != 0:
-            raise ModelError(f"llama_decode returned {code} for {len(entries)} tokens")
+        self._decode_batch(self._batch)
 
-    def _decode_batch(self) -> int:
-        return int(lib.llama_decode(self.llama.ctx, self._batch))
+    def _decode_batch(self, batch: Any) -> None:
+        code = lib.llama_decode(self.llama.ctx, batch)
+        if code != 0:
+            raise ModelError(f"llama_decode returned {code} for {batch.n_tokens} tokens")
 
     def _fill(self, entries: list[Entry]) -> None:
         batch = self._batch
@@ -428,15 +541,48 @@ class GgufExtractor:
             self._embeddings.popitem(last=False)
         return kept
 
-    def _decode_picture(self, picture: _Picture, n_past: int, sequence: int) -> int:
+    def _decode_pictures(self, pictures: Sequence[tuple[_Sequence, _Picture]]) -> None:
+        """Decode a picture of each sequence, several in a batch where that gives the same."""
+        batch, context = self._embedded, self._handler and self._handler.mtmd_ctx
+        batch.n_tokens = 0
+        for sequence, picture in pictures:
+            n_tokens = self._n_tokens(picture)
+            if (
+                mtmd_cpp.mtmd_decode_use_mrope(context)
+                or mtmd_cpp.mtmd_decode_use_non_causal(context, picture.chunk)
+                or n_tokens > N_BATCH
+            ):
+                embeddings = self._encode(picture)
+                sequence.n_past = self._decode_picture(sequence, picture, embeddings)
+                continue
+            if batch.n_tokens + n_tokens > N_BATCH:
+                self._decode_batch(batch)
+                batch.n_tokens = 0
+            self._append(sequence, self._encode(picture), n_tokens)
+        if batch.n_tokens:
+            self._decode_batch(batch)
+
+    def _append(self, sequence: _Sequence, embeddings: Any, n_tokens: int) -> None:
+        """Put a picture's embeddings into the batch, at the positions that follow."""
+        batch, size = self._embedded, 4 * self._n_embd_input
+        start = ctypes.addressof(batch.embd.contents) + batch.n_tokens * size
+        ctypes.memmove(start, embeddings, n_tokens * size)
+        for k in range(batch.n_tokens, batch.n_tokens + n_tokens):
+            batch.pos[k], batch.logits[k] = sequence.n_past, False
+            batch.n_seq_id[k], batch.seq_id[k][0] = 1, sequence.number
+            sequence.n_past += 1
+        batch.n_tokens += n_tokens
+
+    def _decode_picture(self, sequence: _Sequence, picture: _Picture, embeddings: Any) -> int:
+        """Decode a picture alone, in libmtmd's way; return the position after it."""
         after = lib.llama_pos(0)
         code = mtmd_cpp.mtmd_helper_decode_image_chunk(
             self._handler.mtmd_ctx,
             self.llama.ctx,
             picture.chunk,
-            self._encode(picture),
-            n_past,
-            sequence,
+            embeddings,
+            sequence.n_past,
+            sequence.number,
             N_BATCH,
             ctypes.byref(after),
             mtmd_cpp.mtmd_helper_post_decode_callback(),
@@ -447,16 +593,25 @@ class GgufExtractor:
         return int(after.value)
 
 
-def _distinct_prefixes(sequences: Sequence[tuple[int, ...]]) -> list[Entry]:
-    """What to decode for all ``sequences`` of tokens at once: what several begin with, only once.
+def _side_by_side(prompts: Sequence[Prompt]) -> list[int]:
+    """The indices of ``prompts``, in order but that prompts whose pictures begin alike follow one
+    another."""
+    ranks: dict[int, int] = {}
+    shown = [[ranks.setdefault(id(image), len(ranks)) for image in p.images] for p in prompts]
+    return sorted(range(len(prompts)), key=shown.__getitem__)
+
+
+def _distinct_prefixes(sequences: Mapping[int, tuple[int, ...]]) -> list[Entry]:
+    """What to decode for all ``sequences`` of tokens, by number, at once: what several begin with,
+    only once.
 
     By position, because sequences may share a token only as long as all before it was shared
     (src/llama-batch.cpp), in this batch and in those before.
     """
     owners: dict[tuple[int, ...], list[int]] = {}
-    for i, tokens in enumerate(sequences):
+    for number, tokens in sequences.items():
         for end in range(1, len(tokens) + 1):
-            owners.setdefault(tokens[:end], []).append(i)
+            owners.setdefault(tokens[:end], []).append(number)
     ordered = sorted(owners.items(), key=lambda item: len(item[0]))
     return [(prefix[-1], len(prefix) - 1, tuple(shared), False) for prefix, shared in ordered]
 

@@ -13,7 +13,7 @@ import copy
 import hashlib
 import inspect
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import gguf
 import numpy as np
 from llama_cpp.llama_chat_format import guess_chat_format_from_gguf_metadata
 
-from mars_gguf.convert.extract import OWN_FORMATS, Prompt
+from mars_gguf.convert.extract import OWN_FORMATS, Prompt, Push
 from mars_gguf.errors import MarsError, ModelError
 from mars_gguf.hooks import Rows
 from mars_gguf.vectors import ModelFingerprint
@@ -73,6 +73,10 @@ class Session:
 
         with self.extractor.visiting(add):
             return self._forward()
+
+    def steered_each(self, pushes: Sequence[Push]) -> Iterator[Rows]:
+        """For each (layer, additions) what ``steered`` gives."""
+        return (self.steered(layer, additions) for layer, additions in pushes)
 
     def cache_works(self) -> bool:
         """Whether the last token on a cache of the others gives what the whole prompt gives."""
@@ -335,9 +339,12 @@ class TransformersExtractor:
 
     # Running -----------------------------------------------------------------------------------
 
-    def sessions(self, prompts: Sequence[Prompt]) -> Iterator[tuple[list[int], Session]]:
+    def sessions(
+        self, prompts: Sequence[Prompt], *, again: Collection[int] = ()
+    ) -> Iterator[tuple[list[int], Session]]:
         """Sessions over ``prompts`` in order, ``batch_size`` prompts in each, fewer where prompts
-        with and without pictures meet. Yields the prompts' indices and the session."""
+        with and without pictures meet. Yields the prompts' indices and the session. Of those that
+        will be needed ``again`` nothing is kept."""
         start = 0
         while start < len(prompts):
             count = len(prompts[start].images)

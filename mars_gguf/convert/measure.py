@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from mars_gguf import __version__, steering
 from mars_gguf.convert.artefacts import Artefact
-from mars_gguf.convert.extract import Prompt
+from mars_gguf.convert.extract import Prompt, Push
 from mars_gguf.convert.geometry import (
     Array,
     Centroids,
@@ -36,6 +36,7 @@ from mars_gguf.vectors import ModelFingerprint, Value, Vector
 T = TypeVar("T")
 
 Advance = Callable[[int], object]
+Name = tuple[str, str]  # of a set of prompts: what it is for, and whose it is
 
 # By modality, harmless prompts that the model does not refuse by itself, and their coordinates
 # [n, L]: what forced steering can turn into refusals.
@@ -52,7 +53,7 @@ class Session(Protocol):
 
     def observe(self) -> tuple[Rows, Rows]: ...
 
-    def steered(self, layer: int, additions: Rows) -> Rows: ...
+    def steered_each(self, pushes: Sequence[Push]) -> Iterable[Rows]: ...
 
 
 class Extractor(Protocol):
@@ -62,7 +63,9 @@ class Extractor(Protocol):
     n_embd: int
     fingerprint: ModelFingerprint
 
-    def sessions(self, prompts: Sequence[Prompt]) -> Iterable[tuple[list[int], Session]]: ...
+    def sessions(
+        self, prompts: Sequence[Prompt], *, again: Collection[int] = ()
+    ) -> Iterable[tuple[list[int], Session]]: ...
 
 
 @dataclass(frozen=True)
@@ -146,10 +149,6 @@ def convert(
 
     total = len(contrast.harmful) + len(contrast.harmless) + sum(map(len, neutral.values()))
     with tqdm(total=total, desc="hidden states", unit="prompt", disable=not progress) as bar:
-
-        def observe(prompts: Sequence[Prompt]) -> Observations:
-            return _observe(extractor, prompts, weights, bar.update)
-
         harmful, p_harmful = _observe_first(extractor, _text(train.harmful), bar.update)
         harmless, p_harmless = _observe_first(extractor, _text(train.harmless), bar.update)
         base = centroids(harmless, harmful)
@@ -162,9 +161,17 @@ def convert(
         if given is not None:
             base = given.place(base)
         weights = posterior_weights(p_harmful, p_harmless)
-        held_harmful, held_harmless = observe(_text(held.harmful)), observe(_text(held.harmless))
-        probes = {m: observe(shift_half) for m, (shift_half, _) in halves.items()}
-        checks = {m: observe(check_half) for m, (_, check_half) in halves.items()}
+        asked: dict[Name, list[Prompt]] = {
+            ("contrast", "text"): _text(held.harmful),
+            ("check", "text"): _text(held.harmless),
+        }
+        for m, (shift_half, check_half) in halves.items():
+            asked["shift", m], asked["check", m] = shift_half, check_half
+        # All at once: what several of them show needs to be read once.
+        observed = _observe(extractor, asked, weights, bar.update)
+    probes = {m: observed["shift", m] for m in halves}
+    checks = {m: observed["check", m] for m in ("text", *halves)}
+    held_harmful, held_harmless = observed["contrast", "text"], checks["text"]
     score = RefusalScore(
         float(held_harmless.raw_scores.mean()), float(held_harmful.raw_scores.mean())
     )
@@ -181,7 +188,6 @@ def convert(
     for m, o in probes.items():
         means = cell_means(coordinates(o.states, base, w), o.cells)
         raw |= {f"{m} {cell}": t[None] for cell, t in means.items()}
-    checks = {"text": held_harmless} | checks
     if score.contrast >= CLEAR_CONTRAST:
         # What the model refuses by itself says nothing of over-refusal.
         checks = {m: o.where(score(o.raw_scores) < 0.5) for m, o in checks.items()}
@@ -271,15 +277,26 @@ def _candidates(n_layer: int, layers: tuple[int, int] | None) -> list[int]:
 
 
 def _observe(
-    extractor: Extractor, prompts: Sequence[Prompt], weights: Array, advance: Advance
-) -> Observations:
+    extractor: Extractor,
+    sets: Mapping[Name, Sequence[Prompt]],
+    weights: Array,
+    advance: Advance,
+) -> dict[Name, Observations]:
+    """Observations of each of ``sets``; the checks among them will be steered, later."""
+    prompts = [prompt for one in sets.values() for prompt in one]
+    names = [name for name, one in sets.items() for _ in one]
     states = np.empty((len(prompts), extractor.n_layer, extractor.n_embd), np.float32)
     raw_scores = np.empty(len(prompts))
-    for indices, session in extractor.sessions(prompts):
+    again = {i for i, (use, _) in enumerate(names) if use == "check"}
+    for indices, session in extractor.sessions(prompts, again=again):
         states[indices], logits = session.observe()
         raw_scores[indices] = softmax(logits) @ weights
         advance(len(indices))
-    return Observations(list(prompts), states, raw_scores)
+    observed, start = {}, 0
+    for name, one in sets.items():
+        part = slice(start, start := start + len(one))
+        observed[name] = Observations(list(one), states[part], raw_scores[part])
+    return observed
 
 
 def _observe_first(
@@ -330,9 +347,10 @@ def _effect(
             positions = np.asarray(chosen[modality], int)
             count = np.zeros(len(layers))
             for indices, session in extractor.sessions([prompts[i] for i in positions]):
-                for k, layer in enumerate(layers):
-                    additions = _additions(base, t[positions[indices], layer], layer, FORCED_LIMIT)
-                    count[k] += refused(session.steered(layer, additions)).sum()
+                at = t[positions[indices]]
+                pushes = [(k, _additions(base, at[:, k], k, FORCED_LIMIT)) for k in layers]
+                for k, logits in enumerate(session.steered_each(pushes)):
+                    count[k] += refused(logits).sum()
                     bar.update(len(indices))
             effect[layers] = np.minimum(effect[layers], count / max(1, len(positions)))
     return effect
@@ -359,9 +377,10 @@ def _calibrate_limit(
         for prompts, t in answered.values():
             count = np.zeros(len(LIMITS))
             for indices, session in extractor.sessions(prompts):
-                for k, limit in enumerate(LIMITS):
-                    additions = _additions(base, t[indices, layer], layer, limit)
-                    count[k] += refused(session.steered(layer, additions)).sum()
+                at = t[indices, layer]
+                pushes = [(layer, _additions(base, at, layer, limit)) for limit in LIMITS]
+                for k, logits in enumerate(session.steered_each(pushes)):
+                    count[k] += refused(logits).sum()
                 bar.update(len(indices))
             rates = np.minimum(rates, count / max(1, len(prompts)))
     return LIMITS[int(np.argmax(rates >= 0.95 * rates.max()))]

@@ -133,7 +133,10 @@ def compare(
 
 
 def _states(extractor: Extractor, prompts: Sequence[Prompt]) -> Rows:
-    return np.concatenate([s.observe()[0] for _, s in extractor.sessions(prompts)])
+    states = np.empty((len(prompts), extractor.n_layer, extractor.n_embd), np.float32)
+    for indices, session in extractor.sessions(prompts):
+        states[indices] = session.observe()[0]
+    return states
 
 
 def _cosine(a: Rows, b: Rows) -> Array:
