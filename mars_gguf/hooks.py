@@ -155,6 +155,8 @@ class ControlVector:
         tensor = _second_operand(output.tensor)
         if tensor is None or not _holds_floats(tensor, self.n_embd):
             return
+        if b"#" in ggml.ggml_get_name(tensor):  # a copy that the scheduler makes for another device
+            return
         held = np.empty_like(self._vector)
         ggml.ggml_backend_tensor_get(tensor, held.ctypes.data, 0, held.nbytes)
         if np.array_equal(held, self._vector):

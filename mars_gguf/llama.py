@@ -332,6 +332,9 @@ class SteeredLlama(HookedLlama):
         self._evaluating = True
         try:
             self._steer()
+        except BaseException:
+            self._sampler = None  # Llama.sample would go on with one that it made for this call
+            raise
         finally:
             self._evaluating = False
         self._pending = False  # after a failure, the next sample must not go unsteered
@@ -447,14 +450,15 @@ class SteeredLlama(HookedLlama):
         g, token = self.vector.geometry, max(self.token_bos(), 0)
         try:
             self.eval([token])
-            self.sample(temp=0.0)
+            super().sample(temp=0.0)
             if self.last_steering is None:
                 raise SteeringError("llama-cpp-python sampled a token in a way that is not hooked")
             assert self._captured is not None
             self._evaluating = True
             if self.memory_can_rewind():
-                for _ in range(2 if self.way == "cvec" else 1):  # set, then written over
-                    self._decode_last_again(self._captured[1], Decision(0.0, 0.0, 1.0, g.distance))
+                # With cvec, set first and then written over: what is silent must stay so.
+                for alpha in (g.distance, 0.0) if self.way == "cvec" else (g.distance,):
+                    self._decode_last_again(self._captured[1], Decision(0.0, 0.0, 1.0, alpha))
         except (SteeringError, RuntimeError) as error:
             raise ModelError(
                 f"{self.model_path}: this model ({self.fingerprint.architecture}) cannot be "

@@ -353,6 +353,21 @@ def test_no_more_is_kept_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch)
         assert len(extractor._states) == (0 if most == 0 else 2)
 
 
+def test_pushes_go_one_after_the_other_where_the_context_is_full() -> None:
+    extractor = GgufExtractor(DEMO, n_ctx=512, n_threads=1)
+    full = max((Prompt("tea " * n) for n in range(600)), key=lambda p: _fits(extractor, p))
+    assert extractor.length(full) in (extractor.n_cells - 1, extractor.n_cells - 2)
+    for _, session in extractor.sessions([full]):
+        states, logits = session.observe()
+        for changed in session.steered_each([(2, 0 * states[:, 2])] * 5):
+            assert np.array_equal(changed, logits)
+
+
+def _fits(extractor: GgufExtractor, prompt: Prompt) -> int:
+    length = extractor.length(prompt)
+    return length if length < extractor.n_cells else 0
+
+
 @every_model
 def test_several_pushes_at_once_are_what_they_are_one_after_the_other(model: str) -> None:
     extractor = opened(model)

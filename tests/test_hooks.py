@@ -131,6 +131,53 @@ def test_a_control_vector_replaces_the_one_before(llama: HookedLlama) -> None:
     llama.control_vector.clear()
 
 
+def test_a_vector_is_written_over_the_one_before_and_a_silent_one_changes_nothing(
+    llama: HookedLlama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens, control = tokens_of(llama, TEXT), llama.control_vector
+    plainly = afresh(llama, tokens)
+    vectors = np.random.default_rng(0).normal(size=(3, llama.n_embd())).astype(np.float32)
+    expected = []
+    for vector in vectors:
+        control.set(2, vector)
+        expected.append(afresh(llama, tokens))
+        control.clear()
+    calls: list[int] = []
+    call = control._call
+
+    def counting(*arguments: Any) -> None:
+        calls.append(1)
+        call(*arguments)
+
+    monkeypatch.setattr(control, "_call", counting)
+    control.set(2, vectors[0])
+    with llama.tap.visiting([1, 2], llama.n_embd(), control.find):
+        assert np.array_equal(afresh(llama, tokens), expected[0])
+    for vector, logits in zip(vectors, expected, strict=True):
+        control.silence()
+        assert np.array_equal(afresh(llama, tokens), plainly)
+        control.set(2, vector)
+        assert np.array_equal(afresh(llama, tokens), logits)
+    assert len(calls) == 1
+    control.clear()
+    assert np.array_equal(afresh(llama, tokens), plainly)
+
+
+def test_a_copy_for_another_device_is_not_taken_for_the_control_vector(
+    llama: HookedLlama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name stands in for a GPU: ggml-backend.cpp calls such copies CUDA0#leaf_7#0."""
+    tokens, control = tokens_of(llama, TEXT), llama.control_vector
+    plainly = afresh(llama, tokens)
+    control.set(2, np.ones(llama.n_embd(), np.float32))
+    with monkeypatch.context() as copied:
+        copied.setattr(hooks.ggml, "ggml_get_name", lambda tensor: b"CUDA0#leaf_7#0")
+        with llama.tap.visiting([2], llama.n_embd(), control.find):
+            assert not np.array_equal(afresh(llama, tokens), plainly)
+    control.silence()
+    assert np.array_equal(afresh(llama, tokens), plainly)
+
+
 def test_control_vectors_that_llama_cpp_would_ignore_or_overrun_are_refused(
     llama: HookedLlama,
 ) -> None:

@@ -777,6 +777,28 @@ def test_a_prompt_that_begins_with_the_token_sampled_last_is_a_prompt() -> None:
     assert llama.last_steering is not None  # another prompt
 
 
+def test_a_sample_that_was_refused_leaves_no_sampler_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    llama = steered(DEMO)
+    llama.eval(tokens_of(llama, QUESTION))
+    monkeypatch.setattr(llama, "_captured", None)
+    with pytest.raises(SteeringError):
+        llama.sample(temp=0.0)
+    assert llama._sampler is None
+    llama.eval(tokens_of(llama, QUESTION))
+    assert len({llama.sample(temp=50.0) for _ in range(20)}) > 1
+
+
+def test_a_model_whose_control_vector_does_not_fall_silent_is_not_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hooks.ControlVector, "_write", lambda self, vector: None)
+    steered(DEMO)  # inline: no control vector
+    with pytest.raises(ModelError, match="cannot be steered"):
+        steered(DEMO, way="cvec")
+
+
 def test_a_sample_after_steering_failed_is_steered_or_fails_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -40,6 +40,7 @@ from mars_gguf.llama import SteeredLlama
 from mars_gguf.server import media
 from mars_gguf.server.__main__ import main
 from mars_gguf.server.media import RequestError, fetch, is_public
+from mars_gguf.server.model import Exchange, ServedLlama, exchange
 from mars_gguf.server.settings import Settings, read_settings
 from mars_gguf.vectors import read_vector, write_vector
 
@@ -920,3 +921,13 @@ def test_the_server_does_not_start_with_what_does_not_fit(
         assert ended.value.code == 2
         error = capfd.readouterr().err
         assert message in error[error.index("error: ") :], arguments
+
+
+def test_a_model_that_is_loaded_during_a_request_does_not_reply_to_it() -> None:
+    request = Exchange()
+    token = exchange.set(request)
+    try:
+        ServedLlama(DEMO, vector=demo_model.VECTOR, **models.OPTIONS)
+    finally:
+        exchange.reset(token)
+    assert (request.tokens, request.steering, request.first_token) == (0, None, None)

@@ -126,7 +126,8 @@ class Session:
     def steered_each(self, pushes: Sequence[Push]) -> Iterator[Rows]:
         """For each (layer, additions) what ``steered`` gives; several of them in one decode."""
         n = len(self.sequences)
-        free = self.extractor.n_cells - sum(s.n_past for s in self.sequences)
+        taken = sum(self.extractor._cells(s) - 1 for s in self.sequences)  # M-RoPE: not positions
+        free = self.extractor.n_cells - taken
         at_once = max(1, min(free, MAX_SEQUENCES) // n)
         for start in range(0, len(pushes), at_once):
             some = pushes[start : start + at_once]
