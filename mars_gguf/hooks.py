@@ -51,6 +51,7 @@ def _ggml() -> Any:
     for name, result, arguments in (
         ("ggml_get_name", ctypes.c_char_p, [pointer]),
         ("ggml_get_data", pointer, [pointer]),
+        ("ggml_is_empty", ctypes.c_bool, [pointer]),
         ("ggml_nelements", ctypes.c_int64, [pointer]),
         ("ggml_nrows", ctypes.c_int64, [pointer]),
         ("ggml_n_dims", ctypes.c_int, [pointer]),
@@ -242,11 +243,16 @@ def _scheduler_functions() -> tuple[Any, Any] | None:
 _scheduler = _scheduler_functions()
 
 
+# A function of ggml's that can stand in for the callback within a decode, where nothing is to be
+# visited: it says no of every node, but of those without elements, of which it does no harm.
+_never = ctypes.cast(ggml.ggml_is_empty, ctypes.c_void_p)
+
+
 class Tap:
     """The eval callback of one context: calls ``visit`` with the outputs of chosen blocks.
 
-    Outside ``visiting`` it does nothing but return; ``rest`` takes it off where that is possible,
-    since being asked about every node costs some percent of a token's time.
+    Outside ``visiting`` it does nothing, ``rest`` takes it off, and where llama.cpp puts it back it
+    gives way at the first node: to be asked about every one costs some percent of a token's time.
     """
 
     def __init__(self) -> None:
@@ -266,6 +272,7 @@ class Tap:
         names = self._names
         if not names:
             self.rests = False
+            self._install(_never)
             return not ask
         if ask:  # of hundreds of nodes in a decode
             return self._name_of(tensor) in names
@@ -282,6 +289,7 @@ class Tap:
     def done(self) -> None:
         """Visit nothing more in this ``visiting``: later nodes then cost next to nothing."""
         self._names = {}
+        self._install(_never)
 
     def rest(self) -> bool:
         """Take the callback off until the next ``visiting``; whether that was possible. llama.cpp

@@ -297,7 +297,7 @@ def test_loading_tells_its_progress_and_can_be_interrupted() -> None:
         HookedLlama(DEMO, progress=interrupt, **OPTIONS)
 
 
-def test_a_tap_at_rest_is_asked_nothing_and_wakes_for_the_next_visit(
+def test_a_tap_that_visits_nothing_is_asked_once_and_wakes_for_the_next_visit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if hooks._scheduler is None:
@@ -325,14 +325,18 @@ def test_a_tap_at_rest_is_asked_nothing_and_wakes_for_the_next_visit(
 
     with llama.tap.visiting([1], llama.n_embd(), visit):
         llama.eval(tokens)
-    decode_one()
-    idle = decode_one()
+    assert asked > 100
+    with llama.tap.visiting([1], llama.n_embd(), lambda output: llama.tap.done()):
+        assert 1 < decode_one() < asked // 2  # of a new graph, up to the node that is visited
+    idle = [decode_one() for _ in tokens]
     resting = []
     for _ in tokens:
         llama.tap.rest()
+        assert llama.tap.rests
         resting.append(decode_one())
-    assert idle > 100
-    assert resting.count(0) >= len(resting) - 1  # a graph may be built anew
+    for counts in (idle, resting):
+        assert max(counts) <= 1
+        assert counts.count(0) >= len(counts) - 1  # a graph may be built anew
     with llama.tap.visiting([1], llama.n_embd(), visit):
         llama.eval(tokens[:1])
     assert seen == [len(tokens), 1]
