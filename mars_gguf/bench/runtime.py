@@ -20,7 +20,7 @@ from mars_gguf.llama import SteeredLlama, Way
 
 PROMPT_TOKENS = 256
 REPLY_TOKENS = 64
-LOADS = 15
+LOADS = 5
 SAMPLE_SECONDS = 0.3  # of generation, at least: as many replies as that takes
 GREEDY: dict[str, Any] = {"temp": 0.0, "repeat_penalty": 1.0}
 OPEN = Arm("open", "gate held open", lambda g: replace(g, gate_opens=-NEVER))
