@@ -790,6 +790,28 @@ def test_a_sample_that_was_refused_leaves_no_sampler_behind(
     assert len({llama.sample(temp=50.0) for _ in range(20)}) > 1
 
 
+@pytest.mark.parametrize(
+    ("name", "unknown"), [("_scheduler", None), ("_second_operand", lambda tensor: None)]
+)
+@pytest.mark.parametrize("way", ["inline", "cvec"])
+def test_where_llama_cpp_s_insides_are_not_as_known_it_steers_by_the_official_ways(
+    monkeypatch: pytest.MonkeyPatch, name: str, unknown: Any, way: str
+) -> None:
+    def replies(given: Vector) -> Logits:
+        llama = steered(DEMO, given, way=way)
+        texts = (QUESTION, "A kite.", QUESTION)
+        found = np.concatenate([complete(llama, tokens_of(llama, text), 8) for text in texts])
+        assert llama.last_steering is not None
+        assert (llama.last_steering.way == way) == (given.geometry.gate_opens != CLOSED)
+        return found
+
+    for given in (vector(DEMO, opens=OPEN), vector(DEMO, opens=CLOSED)):
+        expected = replies(given)
+        with monkeypatch.context() as other:
+            other.setattr(hooks, name, unknown)
+            assert np.array_equal(replies(given), expected)
+
+
 def test_a_model_whose_control_vector_does_not_fall_silent_is_not_loaded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
