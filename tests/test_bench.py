@@ -142,13 +142,13 @@ def test_the_limit_decodes_the_same_prompts_without_a_callback() -> None:
     assert extractor.llama.context_params.cb_eval
     assert not prefill.llama.context_params.cb_eval
     for _ in range(2):  # a repetition does the same work
-        (_, session), *_ = ((i, s.observe()[1]) for i, s in extractor.sessions(prompts))
-        group = prefill.group(prompts)
+        (order, observed), *_ = ((i, s.observe()[1]) for i, s in extractor.sessions(prompts))
+        group = prefill.group([prompts[i] for i in order])
         assert prefill.run([group]) > 0
         rows = [lib.llama_get_logits_ith(prefill.llama.ctx, i - len(prompts)) for i in range(5)]
         logits = np.stack([np.ctypeslib.as_array(r, (prefill.llama.n_vocab(),)) for r in rows])
-        cosine = (logits * session).sum(1) / (
-            np.linalg.norm(logits, axis=1) * np.linalg.norm(session, axis=1)
+        cosine = (logits * observed).sum(1) / (
+            np.linalg.norm(logits, axis=1) * np.linalg.norm(observed, axis=1)
         )
         assert cosine.min() > 0.998
         saved = sum(map(prefill.length, prompts)) - prefill.positions

@@ -33,6 +33,7 @@ from mars_gguf.convert.extract import (
     GgufExtractor,
     Prompt,
     _distinct_prefixes,
+    _n_alike,
 )
 from mars_gguf.errors import ModelError
 from mars_gguf.hooks import HookedLlama, LayerOutput, Rows
@@ -220,10 +221,10 @@ def test_steering_here_is_steering_at_run_time(model: str) -> None:
             alphas.append(llama.last_steering.alpha)
             expected.append(hooks.logits(llama))
         additions = (np.array(alphas)[:, None] * direction).astype(np.float32)
-        for _, session in extractor.sessions(TEXTS):
-            logits = session.steered(given.layer, additions)
-            assert cosines(logits, np.stack(expected)).min() >= QUANTIZED
-            for ours, theirs in zip(logits, expected, strict=True):
+        for indices, session in extractor.sessions(TEXTS):
+            logits, run_time = session.steered(given.layer, additions[indices]), np.stack(expected)
+            assert cosines(logits, run_time[indices]).min() >= QUANTIZED
+            for ours, theirs in zip(logits, run_time[indices], strict=True):
                 # The same first token, but for a tie within rounding.
                 assert theirs[ours.argmax()] > theirs.max() - 0.5
 
@@ -290,6 +291,26 @@ def test_more_prompts_than_fit_go_into_several_sessions() -> None:
     assert 1 < len(cells) < 12
     assert max(cells) <= max(MIN_CELLS, MAX_CELLS * extractor.n_embd)
     assert cosines(observed(extractor, long)[0], one_by_one(extractor, long)[0]).min() >= QUANTIZED
+
+
+@pytest.mark.parametrize("model", ["demo", "smollm2"], indirect=True)
+def test_what_prompts_begin_with_is_decoded_once_for_all_sessions(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extractor = opened(model)
+    asked = ["How do I bake", "What is", "How do I build"]
+    prompts = [Prompt(f"{asked[n % 3]} {'a large ' * 40}kite, {n}?") for n in range(12)]
+    expected, logits = one_by_one(extractor, prompts)
+    assert len(list(extractor.sessions(prompts))) > 1
+    texts = [tuple(extractor._sequence(prompt).tail) for prompt in prompts]
+    prefixes = {tokens[:end] for tokens in texts for end in range(1, len(tokens))}
+    tokens = decoded(monkeypatch, extractor)
+    for _ in range(2):  # the second time after a session that is begun with, too
+        states, after = observed(extractor, prompts)
+        assert cosines(states, expected).min() >= QUANTIZED
+        assert cosines(after, logits).min() >= QUANTIZED
+        assert 0 < sum(tokens) <= len(prefixes) + len(prompts)
+        tokens.clear()
 
 
 def decoded(monkeypatch: pytest.MonkeyPatch, extractor: GgufExtractor) -> list[int]:
@@ -421,10 +442,18 @@ def test_a_session_given_up_leaves_nothing_behind(model: str) -> None:
         assert np.array_equal(session.observe()[0], expected)
 
 
-@given(st.lists(st.lists(st.integers(0, 2), max_size=6).map(tuple), min_size=1, max_size=5))
-def test_what_several_prompts_begin_with_is_decoded_once(prompts: list[tuple[int, ...]]) -> None:
-    entries = _distinct_prefixes(dict(enumerate(prompts)))
-    rebuilt: list[list[int]] = [[] for _ in prompts]
+short_texts = st.lists(st.integers(0, 2), max_size=6).map(tuple)
+
+
+@given(st.lists(short_texts, min_size=1, max_size=5), short_texts)
+def test_what_several_prompts_begin_with_is_decoded_once(
+    prompts: list[tuple[int, ...]], before: tuple[int, ...]
+) -> None:
+    decoded = [_n_alike(tokens, before) for tokens in prompts]
+    for tokens, n in zip(prompts, decoded, strict=True):
+        assert tokens[:n] == before[:n] and tokens[n : n + 1] != (before[n : n + 1] or (None,))
+    entries = _distinct_prefixes(dict(enumerate(zip(prompts, decoded, strict=True))))
+    rebuilt = [list(tokens[:n]) for tokens, n in zip(prompts, decoded, strict=True)]
     for token, position, sequences, _ in entries:
         assert len({tuple(rebuilt[i]) for i in sequences}) == 1
         for i in sequences:
@@ -432,4 +461,4 @@ def test_what_several_prompts_begin_with_is_decoded_once(prompts: list[tuple[int
             rebuilt[i].append(token)
     assert [tuple(tokens) for tokens in rebuilt] == prompts
     distinct = {tokens[:end] for tokens in prompts for end in range(1, len(tokens) + 1)}
-    assert len(entries) == len(distinct)
+    assert len(entries) == len(distinct - {before[:end] for end in range(1, len(before) + 1)})

@@ -105,7 +105,7 @@ class Prefill(GgufExtractor):
 
     def _run(self, group: list[Any]) -> None:
         self.forget_pictures()
-        lib.llama_memory_clear(lib.llama_get_memory(self.llama.ctx), False)
+        self._empty(group)
         self._prefill(group)
         self.decode([(s.tail[-1], s.n_past, (i,), True) for i, s in enumerate(group)])
 

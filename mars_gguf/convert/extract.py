@@ -3,9 +3,10 @@
 Prompts of one session are sequences of one unified KV cache. Everything but the last token of each
 is decoded first, without a callback, at the speed of prefill; what several prompts begin with,
 pictures too, is decoded once and shared (in memories that cannot share a token, only what all
-begin with), and what another session will need is kept. The last tokens are then decoded together,
-one row a prompt, and that short decode is the one that is observed: as at run time, where a
-steered last token is decoded alone. It can be repeated with another block steered, because each
+begin with). Prompts that begin alike are side by side, so the beginning of a session's last prompt
+stays for the next session; what a later one will need is kept. The last tokens are then decoded
+together, one row a prompt, and that short decode is the one that is observed: as at run time, where
+a steered last token is decoded alone. It can be repeated with another block steered, because each
 time it runs on copies of the sequences; so recurrent models, which cannot rewind, work too.
 """
 
@@ -220,6 +221,7 @@ class GgufExtractor:
         self._formatter = self._chat_formatter()
         self._embeddings: OrderedDict[tuple[bytes, int], Any] = OrderedDict()
         self._states: dict[tuple[Any, ...], tuple[npt.NDArray[np.uint8], int]] = {}
+        self._last: _Sequence | None = None  # of the session before, if others can begin with it
         self._batch = lib.llama_batch_init(N_BATCH, 0, MAX_SEQUENCES)
         self._n_embd_input = lib.llama_model_n_embd_inp(self.llama.model)
         self._embedded = lib.llama_batch_init(N_BATCH, self._n_embd_input, 1)
@@ -332,8 +334,8 @@ class GgufExtractor:
     def sessions(
         self, prompts: Sequence[Prompt], *, again: Collection[int] = ()
     ) -> Iterator[tuple[list[int], Session]]:
-        """Sessions over ``prompts``, as many prompts in each as fit, those with the same pictures
-        side by side; each is valid until the next is asked for. Yields the prompts' indices and the
+        """Sessions over ``prompts``, as many prompts in each as fit, those that begin alike side by
+        side; each is valid until the next is asked for. Yields the prompts' indices and the
         session. ``again``: indices of those that another session will need again, so that what was
         decoded of them is kept (MAX_STATES)."""
         order = _side_by_side(prompts)
@@ -399,7 +401,7 @@ class GgufExtractor:
     @contextmanager
     def _prefilled(self, group: list[_Sequence], again: list[bool]) -> Iterator[Session]:
         try:
-            lib.llama_memory_clear(lib.llama_get_memory(self.llama.ctx), False)
+            self._empty(group)
             fresh = [sequence for sequence in group if not self._restore(sequence)]
             self._prefill(fresh)
             for sequence in fresh:
@@ -409,6 +411,28 @@ class GgufExtractor:
         finally:
             for sequence in group:
                 self._free(sequence)
+
+    def _shares_tokens(self, group: Sequence[_Sequence]) -> bool:
+        """Whether any number of tokens that these begin with can be shared."""
+        return self.llama.memory_can_rewind() and not any(s.head for s in group)
+
+    def _empty(self, group: list[_Sequence]) -> None:
+        """Empty the context, but for what ``group`` begins with like the session before ended."""
+        memory = lib.llama_get_memory(self.llama.ctx)
+        last, self._last = self._last, None
+        if last is None or not self._shares_tokens(group):
+            lib.llama_memory_clear(memory, False)
+            for sequence in group:
+                sequence.n_past = 0
+            return
+        spare = MAX_SEQUENCES
+        lib.llama_memory_seq_cp(memory, last.number, spare, -1, -1)
+        lib.llama_memory_seq_keep(memory, spare)
+        for sequence in group:
+            sequence.n_past = _n_alike(sequence.tail[:-1], last.tail[:-1])
+            if sequence.n_past:
+                lib.llama_memory_seq_cp(memory, spare, sequence.number, 0, sequence.n_past)
+        lib.llama_memory_seq_rm(memory, spare, -1, -1)
 
     def _keep(self, sequence: _Sequence) -> None:
         """Copy what was decoded of ``sequence``, if there is room."""
@@ -436,11 +460,13 @@ class GgufExtractor:
         return True
 
     def _prefill(self, group: list[_Sequence]) -> None:
-        """Decode all but the last token of each sequence, of which nothing is decoded yet."""
-        if self.llama.memory_can_rewind() and not any(s.head for s in group):
-            self._decode_text(_distinct_prefixes({s.number: s.tail[:-1] for s in group}))
+        """Decode what is not yet decoded of each sequence, all but the last token."""
+        if self._shares_tokens(group):
+            missing = {s.number: (s.tail[:-1], s.n_past) for s in group}
+            self._decode_text(_distinct_prefixes(missing))
             for sequence in group:
                 sequence.n_past = len(sequence.tail) - 1
+            self._last = group[-1] if group else None
             return
         shared = self._share_prefix(group)
         for sequence in group:
@@ -595,23 +621,29 @@ class GgufExtractor:
 
 
 def _side_by_side(prompts: Sequence[Prompt]) -> list[int]:
-    """The indices of ``prompts``, in order but that prompts whose pictures begin alike follow one
+    """The indices of ``prompts``, those that begin alike, with pictures or with text, one after
     another."""
     ranks: dict[int, int] = {}
     shown = [[ranks.setdefault(id(image), len(ranks)) for image in p.images] for p in prompts]
-    return sorted(range(len(prompts)), key=shown.__getitem__)
+    return sorted(range(len(prompts)), key=lambda i: (shown[i], prompts[i].text))
 
 
-def _distinct_prefixes(sequences: Mapping[int, tuple[int, ...]]) -> list[Entry]:
-    """What to decode for all ``sequences`` of tokens, by number, at once: what several begin with,
-    only once.
+def _n_alike(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((n for n, (x, y) in pairs if x != y), min(len(a), len(b)))
+
+
+def _distinct_prefixes(sequences: Mapping[int, tuple[tuple[int, ...], int]]) -> list[Entry]:
+    """What to decode for all ``sequences`` at once, by number its tokens and how many of them are
+    decoded: what several begin with, only once.
 
     By position, because sequences may share a token only as long as all before it was shared
     (src/llama-batch.cpp), in this batch and in those before.
     """
     owners: dict[tuple[int, ...], list[int]] = {}
-    for number, tokens in sequences.items():
-        for end in range(1, len(tokens) + 1):
+    for number, (tokens, decoded) in sequences.items():
+        for end in range(decoded + 1, len(tokens) + 1):
             owners.setdefault(tokens[:end], []).append(number)
     ordered = sorted(owners.items(), key=lambda item: len(item[0]))
     return [(prefix[-1], len(prefix) - 1, tuple(shared), False) for prefix, shared in ordered]
