@@ -205,16 +205,25 @@ def test_steered_and_plain_do_the_work_that_the_figures_name() -> None:
         assert measured[name].verdict == "shown"
 
 
-def test_a_sample_of_generation_is_as_many_replies_as_last_long_enough(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    plain: Any = object()
-    bench = runtime._Bench(plain, plain, plain, [1], None)
-    for seconds, replies in ((0.07, 5), (2.0, 1)):
-        monkeypatch.setattr(runtime._Bench, "_reply", lambda *_, s=seconds: s)
-        bench.__dict__.pop("replies", None)
-        assert bench.replies == replies
-        assert bench._generation(plain)() == pytest.approx(replies * seconds)
+def test_a_sample_is_the_median_of_as_many_interleaved_runs_as_last_long_enough() -> None:
+    bench, figure, order = runtime._Bench([1], None), runtime.figures()[0], list[str]()
+
+    def run(name: str, seconds: list[float]) -> Run:
+        left = iter(seconds)
+
+        def timed() -> float:
+            order.append(name)
+            return next(left)
+
+        return timed
+
+    a = run("plain", [runtime.SAMPLE_SECONDS / 2.5, 1, 2, 9, 4, 5, 6])
+    b = run("steered", [7, 1, 3, 8, 8, 2])
+    for bench.turn in (1, 2):
+        bench._sample(figure, {"plain": a, "steered": b})
+    assert figure.values == {"plain": [2, 5], "steered": [3, 8]}
+    there = ["plain", "steered", "steered", "plain", "plain", "steered"]
+    assert order == ["plain", *there, *there[::-1]]  # the first says how many are needed
 
 
 # The command -------------------------------------------------------------------------------------

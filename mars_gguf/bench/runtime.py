@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 from llama_cpp import Llama
@@ -20,8 +20,7 @@ from mars_gguf.llama import SteeredLlama, Way
 
 PROMPT_TOKENS = 256
 REPLY_TOKENS = 64
-LOADS = 5
-SAMPLE_SECONDS = 0.3  # of generation, at least: as many replies as that takes
+SAMPLE_SECONDS = 0.3
 GREEDY: dict[str, Any] = {"temp": 0.0, "repeat_penalty": 1.0}
 OPEN = Arm("open", "gate held open", lambda g: replace(g, gate_opens=-NEVER))
 
@@ -83,15 +82,14 @@ def measure(
 ) -> list[Figure]:
     """The figures named in ``only``. Two models in one process: a plain ``llama_cpp.Llama`` and a
     ``SteeredLlama`` of the same file with the same ``options``; for the controls, whose distance
-    from 1 is noise, a second plain one. The repetitions are shared out among LOADS loads of them,
-    since a model is some percent faster or slower by where in memory it happens to lie. Raises
-    MarsError."""
+    from 1 is noise, a second plain one. They are loaded anew for each repetition, since a model is
+    some percent faster or slower by where in memory it happens to lie. Raises MarsError."""
     wanted = [figure for figure in figures() if figure.name in only]
     if options.get("n_ctx"):  # as SteeredLlama rounds it
         options = options | {"n_ctx": -(-options["n_ctx"] // 256) * 256}
     controls = any(figure.name.endswith("-control") for figure in wanted)
     bench = None
-    for turn in range(min(LOADS, repetitions)):
+    for turn in range(repetitions):
         with ExitStack() as models:
 
             def load(kind: type[Llama], **more: Any) -> Any:
@@ -104,12 +102,12 @@ def measure(
             plain = before or load(Llama)
             again = load(Llama) if controls else plain
             if bench is None:
-                bench = _Bench(plain, steered, again, *_prompt(steered, harmless))
-            bench.plain, bench.steered, bench.again = plain, steered, again
+                bench = _Bench(*_prompt(steered, harmless))
+            bench.take(plain, steered, again)
             for figure in wanted:
                 if turn == 0:
                     started(figure.name)
-                bench.measure(figure, len(range(turn, repetitions, LOADS)))
+                bench.measure(figure)
     return wanted
 
 
@@ -144,38 +142,43 @@ def _forget(llama: Llama) -> None:
 
 
 class _Bench:
-    def __init__(
-        self,
-        plain: Llama,
-        steered: SteeredLlama,
-        again: Llama,
-        tokens: list[int],
-        harmless: Arm | None,
-    ) -> None:
-        self.plain, self.steered, self.again = plain, steered, again
-        self.tokens, self.harmless = tokens, harmless
+    """The prompt, and the models that are loaded at the time."""
 
-    def measure(self, figure: Figure, repetitions: int) -> None:
-        """Add ``repetitions`` samples to ``figure``."""
+    plain: Llama
+    steered: SteeredLlama
+    again: Llama
+
+    def __init__(self, tokens: list[int], harmless: Arm | None) -> None:
+        self.tokens, self.harmless = tokens, harmless
+        self.rounds: dict[str, int] = {}
+        self.turn = 0
+
+    def take(self, plain: Llama, steered: SteeredLlama, again: Llama) -> None:
+        """Go on with these models, each warmed up by one prompt."""
+        self.plain, self.steered, self.again = plain, steered, again
+        self.turn += 1
+        for llama in (plain, steered, again):
+            self._first_token(llama)()
+
+    def measure(self, figure: Figure) -> None:
+        """Add a sample to ``figure``."""
         if figure.name == "first-token-cvec":
-            return self._first_token_steered(figure, repetitions, "cvec")
+            return self._first_token_steered(figure, "cvec")
         if figure.name == "first-token-inline":
-            return self._first_token_steered(figure, repetitions, "inline")
+            return self._first_token_steered(figure, "inline")
         generation = figure.name.startswith("generation")
         control = figure.name.endswith("-control")
         work = self._generation if generation else self._first_token
         compared = self.again if control else self.steered
         with _as(self.steered, self.harmless):
             runs = {"plain": work(self.plain), "again" if control else "steered": work(compared)}
-            _extend(figure, interleaved(runs, repetitions))
+            self._sample(figure, runs)
             steering = self.steered.last_steering
             assert control or (steering is not None and steering.alpha == 0)
         below, above = figure.values.values()
-        figure.note = f"prompt of {len(self.tokens)} tokens"
         if generation:  # seconds, so the other way round
             above, below = below, above
             figure.note += f", {REPLY_TOKENS} tokens after the first"
-            figure.note += f", {self.replies} replies a sample" if self.replies > 1 else ""
         if control:
             figure.note += "; what it is from 1 is noise"
         elif self.harmless is not None:
@@ -183,7 +186,7 @@ class _Bench:
         figure.samples = ratios(above, below)
         return None
 
-    def _first_token_steered(self, figure: Figure, repetitions: int, way: Way) -> None:
+    def _first_token_steered(self, figure: Figure, way: Way) -> None:
         if way == "cvec" and not self.steered.memory_can_rewind():
             figure.absent = "this model's memory cannot be rewound"
             return
@@ -193,19 +196,31 @@ class _Bench:
         before, self.steered.way = self.steered.way, way
         try:
             with steered_by(self.steered, OPEN):
-                found = interleaved(runs, repetitions)
+                self._sample(figure, runs)
                 assert self.steered.last_steering is not None
                 if self.steered.last_steering.alpha == 0:
                     figure.absent = "the prompt lies beyond the trust limit: nothing to steer"
                     return
         finally:
             self.steered.way = before
-        _extend(figure, found)
         limit = figure.values["plain"]
         if way == "cvec":
             limit = [sum(pair) for pair in zip(limit, figure.values["decode"], strict=True)]
         figure.samples = ratios(figure.values["steered"], limit)
-        figure.note = f"prompt of {len(self.tokens)} tokens, gate held open"
+        figure.note += ", gate held open"
+
+    def _sample(self, figure: Figure, runs: Mapping[str, Callable[[], float]]) -> None:
+        """Add to the figure's values the medians of as many interleaved ``runs`` as last
+        SAMPLE_SECONDS each."""
+        if figure.name not in self.rounds:
+            self.rounds[figure.name] = math.ceil(SAMPLE_SECONDS / runs["plain"]())
+        rounds = self.rounds[figure.name]
+        order = list(runs.items())[:: 1 if self.turn % 2 else -1]
+        for name, seconds in interleaved(dict(order), rounds, warmup=0).items():
+            figure.values.setdefault(name, []).append(statistics.median(seconds))
+        figure.values = {name: figure.values[name] for name in runs}
+        figure.note = f"prompt of {len(self.tokens)} tokens"
+        figure.note += f", {rounds} times a sample" if rounds > 1 else ""
 
     def _first_token(self, llama: Llama) -> Callable[[], float]:
         """Seconds from an empty context to the first token of ``Llama.generate``."""
@@ -222,24 +237,20 @@ class _Bench:
         return run
 
     def _generation(self, llama: Llama) -> Callable[[], float]:
-        """Seconds for REPLY_TOKENS tokens after the first, of ``replies`` replies."""
-        return lambda: sum(self._reply(llama) for _ in range(self.replies))
+        """Seconds for REPLY_TOKENS tokens after the first."""
 
-    @cached_property
-    def replies(self) -> int:
-        """How many replies of the plain model last SAMPLE_SECONDS, by the fastest of some."""
-        return math.ceil(SAMPLE_SECONDS / min(self._reply(self.plain) for _ in range(5)))
-
-    def _reply(self, llama: Llama) -> float:
-        _forget(llama)
-        reply = llama.generate(self.tokens, **GREEDY)
-        next(reply)
-        began = time.perf_counter()
-        for _ in range(REPLY_TOKENS):
+        def run() -> float:
+            _forget(llama)
+            reply = llama.generate(self.tokens, **GREEDY)
             next(reply)
-        seconds = time.perf_counter() - began
-        reply.close()
-        return seconds
+            began = time.perf_counter()
+            for _ in range(REPLY_TOKENS):
+                next(reply)
+            seconds = time.perf_counter() - began
+            reply.close()
+            return seconds
+
+        return run
 
     def _single_decode(self) -> float:
         """Seconds to decode the prompt's last token once more, alone, in the plain model."""
@@ -253,11 +264,6 @@ class _Bench:
         llama.eval(self.tokens[-1:])
         lib.llama_synchronize(llama.ctx)
         return time.perf_counter() - began
-
-
-def _extend(figure: Figure, found: Mapping[str, list[float]]) -> None:
-    for name, values in found.items():
-        figure.values.setdefault(name, []).extend(values)
 
 
 @contextmanager
