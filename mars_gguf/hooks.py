@@ -14,10 +14,8 @@ import atexit
 import ctypes
 import re
 import signal
-import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +69,16 @@ ggml_name_at = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(
 )
 
 
+class State:
+    """Memory for one hidden state of ``n_embd`` values: to find some anew at every first token
+    would take longer than to read the state."""
+
+    def __init__(self, n_embd: int) -> None:
+        self.values: Rows = np.empty(n_embd, np.float32)
+        self.size = self.values.nbytes
+        self.address = self.values.ctypes.data
+
+
 class LayerOutput:
     """One computed node ``l_out-<layer>``: ``n_rows`` hidden states of ``n_embd`` float32 each.
 
@@ -98,6 +106,15 @@ class LayerOutput:
         if size:
             ggml.ggml_backend_tensor_get(self.tensor, rows, start * 4 * self.n_embd, 4 * size)
         return np.frombuffer(memoryview(rows), np.float32).reshape(-1, self.n_embd)
+
+    def read_into(self, state: State, row: int) -> Rows:
+        """The hidden state of one row, [n_embd], in ``state``."""
+        if not 0 <= row < self.n_rows or state.size != 4 * self.n_embd:
+            raise IndexError(
+                f"row {row} of {self.n_rows}, {4 * self.n_embd} bytes into {state.size}"
+            )
+        ggml.ggml_backend_tensor_get(self.tensor, state.address, row * state.size, state.size)
+        return state.values
 
     def write(self, start: int, rows: Rows) -> None:
         """Replace the hidden states from row ``start`` on by ``rows`` [n, n_embd]; all later
@@ -208,21 +225,29 @@ def _second_operand(tensor: int) -> int | None:
 Visit = Callable[[LayerOutput], None]
 
 
-@contextmanager
-def interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back until the block ends. In a callback the exception would be lost in ctypes,
-    and what the callback then returns would silently drop the rest of the graph."""
-    if threading.get_ident() != threading.main_thread().ident:
-        yield
-        return
-    held: list[int] = []
-    before = set_handler(SIGINT, lambda number, _frame: held.append(number))
-    try:
-        yield
-    finally:
-        set_handler(SIGINT, before or signal.default_int_handler)
-        if held:
+class interrupts_held:
+    """Context manager: hold Ctrl-C back until the block ends. In a callback the exception would be
+    lost in ctypes, and what the callback then returns would silently drop the rest of the graph."""
+
+    def __enter__(self) -> None:
+        self._interrupted = False
+        try:
+            self._handler = set_handler(SIGINT, self._hold)
+        except ValueError:  # in another thread than the main one, which Ctrl-C does not reach
+            self._handler = None
+            self._holds = False
+        else:
+            self._holds = True
+
+    def __exit__(self, _kind: object, _error: BaseException | None, _trace: object) -> None:
+        if not self._holds:
+            return
+        set_handler(SIGINT, self._handler or signal.default_int_handler)
+        if self._interrupted:
             signal.raise_signal(SIGINT)
+
+    def _hold(self, _number: int, _frame: object) -> None:
+        self._interrupted = True
 
 
 def _scheduler_functions() -> tuple[Any, Any] | None:
@@ -305,29 +330,42 @@ class Tap:
         set_callback(find(self.context), callback, None)
         return True
 
-    @contextmanager
-    def visiting(self, layers: Sequence[int], n_embd: int, visit: Visit) -> Iterator[None]:
-        """During decodes in this block, call ``visit`` for each of ``layers``, once an ubatch.
+    def visiting(self, layers: Sequence[int], n_embd: int, visit: Visit) -> _Visiting:
+        """Context manager: during decodes in the block, call ``visit`` for each of ``layers``, once
+        an ubatch.
 
         What a visit raises is raised again when the block ends: a ModelError as itself, anything
         else as a SteeringError.
         """
-        if layers != self._layers:
-            self._layers = list(layers)
-            self._wanted = {f"l_out-{layer}".encode(): layer for layer in layers}
-        self._names, self._visit = self._wanted, visit
-        self._n_embd, self._error, self.rests = n_embd, None, False
-        self._install(self._pointer)
-        failed: BaseException | None = None
+        return _Visiting(self, layers, n_embd, visit)
+
+
+class _Visiting(interrupts_held):
+    """The block of `Tap.visiting`."""
+
+    def __init__(self, tap: Tap, layers: Sequence[int], n_embd: int, visit: Visit) -> None:
+        self._tap, self._layers, self._n_embd, self._visit = tap, layers, n_embd, visit
+
+    def __enter__(self) -> None:
+        tap, layers = self._tap, self._layers
+        if layers != tap._layers:
+            tap._layers = list(layers)
+            tap._wanted = {f"l_out-{layer}".encode(): layer for layer in layers}
+        tap._names, tap._visit, tap._n_embd = tap._wanted, self._visit, self._n_embd
+        tap._error, tap.rests = None, False
+        tap._install(tap._pointer)
+        super().__enter__()
+
+    def __exit__(self, kind: object, failed: BaseException | None, trace: object) -> None:
+        tap = self._tap
         try:
-            with interrupts_held():
-                yield
+            super().__exit__(kind, failed, trace)
         except BaseException as error:
             failed = error
             raise
         finally:
-            self._names, self._visit = {}, None
-            seen, self._error = self._error, None
+            tap._names, tap._visit = {}, None
+            seen, tap._error = tap._error, None
             if isinstance(seen, (ModelError, KeyboardInterrupt)):
                 raise seen
             if seen is not None:

@@ -103,6 +103,7 @@ class SteeredLlama(HookedLlama):
             )
         super().__init__(model_path, **kwargs)
         self.fingerprint = fingerprint(self)
+        self._state = hooks.State(self.fingerprint.n_embd)
         self.vector.require_model(self.fingerprint, force=force)
         if way == "cvec" and not self.memory_can_rewind():
             raise ModelError(
@@ -298,7 +299,7 @@ class SteeredLlama(HookedLlama):
             if remaining > 0 or output.n_rows == 0:
                 return
             last = output.n_rows - 1
-            row = output.read(last)[0]
+            row = output.read_into(self._state, last)
             self._captured = (end, row)
             if steer:
                 began = time.perf_counter()

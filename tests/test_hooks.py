@@ -66,6 +66,7 @@ def test_partial_reads_and_writes_touch_the_named_rows_alone(llama: HookedLlama)
         whole = output.read()
         assert np.array_equal(output.read(2, 5), whole[2:5])
         assert output.read(3, 3).shape == (0, output.n_embd)
+        assert np.array_equal(output.read_into(hooks.State(output.n_embd), 4), whole[4])
         new = np.random.default_rng(0).normal(size=(2, output.n_embd)).astype(np.float32)
         output.write(1, new)
         output.write(output.n_rows, new[:0])
@@ -96,10 +97,14 @@ def test_accesses_out_of_bounds_raise_and_do_not_reach_the_tensor(llama: HookedL
             with pytest.raises(IndexError):
                 output.write(start, rows)
             refused.append((start, rows))
+        for size, at in ((d, -1), (d, n), (d - 1, 0), (d + 1, 0)):
+            with pytest.raises(IndexError):
+                output.read_into(hooks.State(size), at)
+            refused.append((size, at))
 
     with llama.tap.visiting([2], llama.n_embd(), visit):
         assert np.array_equal(afresh(llama, tokens), expected)
-    assert len(refused) == 12
+    assert len(refused) == 16
 
 
 def test_a_write_reaches_all_later_nodes_like_a_control_vector(llama: HookedLlama) -> None:
