@@ -157,6 +157,30 @@ def test_the_limit_decodes_the_same_prompts_without_a_callback() -> None:
         prefill.release([group])
 
 
+def test_each_repetition_decodes_as_many_tokens_and_so_does_the_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prompts = extraction.text_prompts(extraction.material(True, images=False))[:24]
+    extractor, prefill = GgufExtractor(DEMO, **READING), extraction.Prefill(DEMO, **READING)
+    groups = [prefill.group([prompts[i] for i in part]) for part, _ in extractor.sessions(prompts)]
+    assert len(groups) > 1
+    decoded: list[int] = []
+    decode = extractor._decode_batch
+
+    def counting(batch: Any) -> None:
+        decoded.append(batch.n_tokens)
+        decode(batch)
+
+    monkeypatch.setattr(extractor, "_decode_batch", counting)
+    found = set()
+    for _ in range(2):
+        decoded.clear()
+        extraction.extract(extractor, prompts)
+        prefill.run(groups)
+        found |= {sum(decoded), prefill.positions}
+    assert len(found) == 1
+
+
 def test_a_picture_is_encoded_once_and_read_to_the_same_bits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -98,13 +98,13 @@ class Prefill(GgufExtractor):
             self._free(sequence)
 
     def run(self, groups: Sequence[list[Any]]) -> float:
+        self.forget()  # the repetition before
         self.seconds, self.positions = 0.0, 0
         for group in groups:
             self._run(group)
         return self.seconds
 
     def _run(self, group: list[Any]) -> None:
-        self.forget_pictures()
         self._empty(group)
         self._prefill(group)
         self.decode([(s.tail[-1], s.n_past, (i,), True) for i, s in enumerate(group)])
@@ -137,7 +137,7 @@ def extract(
     extractor: GgufExtractor, prompts: Sequence[Prompt], n_layer: int | None = None
 ) -> Rows:
     """Hidden states of all ``prompts``, [n, n_layer, n_embd], as a conversion reads them."""
-    extractor.forget_pictures()  # of the repetition before
+    extractor.forget()  # the repetition before
     states = np.empty((len(prompts), n_layer or extractor.n_layer, extractor.n_embd), np.float32)
     for indices, session in extractor.sessions(prompts):
         states[indices] = session.observe(n_layer)[0]

@@ -235,13 +235,15 @@ class GgufExtractor:
         """Free the model."""
         lib.llama_batch_free(self._batch)
         lib.llama_batch_free(self._embedded)
-        self.forget_pictures()
-        self._states.clear()
+        self.forget()
         self.llama.close()
 
-    def forget_pictures(self) -> None:
-        """Let go of encoded pictures, which are kept in case they come again (MAX_EMBEDDINGS)."""
+    def forget(self) -> None:
+        """Let go of what is kept in case it comes again: encoded pictures (MAX_EMBEDDINGS), decoded
+        prompts (MAX_STATES) and what the next session could begin with."""
         self._embeddings.clear()
+        self._states.clear()
+        self._last = None
 
     def _chat_formatter(self) -> llama_chat_format.ChatFormatter:
         template = self.llama.metadata.get("tokenizer.chat_template")
