@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # what the module signal wraps
 import atexit
+import contextlib
 import ctypes
 import re
 import signal
@@ -26,6 +27,7 @@ from llama_cpp import Llama, mtmd_cpp
 from llama_cpp import llama_cpp as lib
 from llama_cpp._logger import llama_log_callback
 
+from mars_gguf.batch import Batch
 from mars_gguf.errors import ModelError, SteeringError
 
 Rows = npt.NDArray[np.float32]
@@ -408,6 +410,7 @@ class HookedLlama(Llama):
     of the model that is loaded, 0 to 1. Raises ModelError for a file that llama.cpp does not load.
     """
 
+    _batch: Any
     context_params: Any = _ContextParams()
     model_params: Any = _ModelParams()
 
@@ -447,6 +450,8 @@ class HookedLlama(Llama):
                 "Is the file whole, and its architecture known to this llama.cpp? "
                 "verbose=True shows what llama.cpp says."
             ) from error
+        self._batch.close()
+        self._batch = self._stack.enter_context(contextlib.closing(Batch(self.n_batch)))
         self.tap.context = ctypes.cast(self.ctx, ctypes.c_void_p).value
         self.control_vector = ControlVector(self.ctx, self.n_layer, self.n_embd())
         silence_mtmd()
