@@ -15,6 +15,7 @@ import contextlib
 import ctypes
 import re
 import signal
+import sys
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -47,6 +48,8 @@ def _ggml() -> Any:
     except AttributeError:
         folder = Path(llama_cpp.__file__).parent / "lib"
         library = ctypes.CDLL(str(next(folder.glob("*ggml-base.*"))))
+    # Called with the interpreter's lock held: to let go of it takes longer than these functions.
+    library = ctypes.PyDLL(library._name, handle=library._handle)
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
     for name, result, arguments in (
         ("ggml_get_name", ctypes.c_char_p, [pointer]),
@@ -71,12 +74,23 @@ ggml_name_at = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(
 )
 
 
+# Where a tensor's name lies, if the struct is laid out as is known (ggml/include/ggml.h, struct
+# ggml_tensor), and all memory as words, to look at it there: to ask ggml would take most of the
+# time that is spent on each of the hundreds of nodes in a decode.
+NAME = 256
+_memory = (ctypes.c_uint64 * (2**59 if ctypes.sizeof(ctypes.c_void_p) == 8 else 0)).from_address(0)
+
+
+def _laid_out_as_known(tensor: int) -> bool:
+    return len(_memory) > 0 and ggml_name_at(tensor) == tensor + NAME
+
+
 class State:
-    """Memory for one hidden state of ``n_embd`` values: to find some anew at every first token
-    would take longer than to read the state."""
+    """Memory for one hidden state of ``n_embd`` values, zeros at first: to find some anew at every
+    first token would take longer than to read the state."""
 
     def __init__(self, n_embd: int) -> None:
-        self.values: Rows = np.empty(n_embd, np.float32)
+        self.values: Rows = np.zeros(n_embd, np.float32)
         self.size = self.values.nbytes
         self.address = self.values.ctypes.data
 
@@ -111,12 +125,20 @@ class LayerOutput:
 
     def read_into(self, state: State, row: int) -> Rows:
         """The hidden state of one row, [n_embd], in ``state``."""
-        if not 0 <= row < self.n_rows or state.size != 4 * self.n_embd:
-            raise IndexError(
-                f"row {row} of {self.n_rows}, {4 * self.n_embd} bytes into {state.size}"
-            )
+        self._require_row(state, row)
         ggml.ggml_backend_tensor_get(self.tensor, state.address, row * state.size, state.size)
         return state.values
+
+    def write_from(self, state: State, row: int) -> None:
+        """Replace the hidden state of one row by ``state``, for all later nodes of this decode."""
+        self._require_row(state, row)
+        ggml.ggml_backend_tensor_set(self.tensor, state.address, row * state.size, state.size)
+
+    def _require_row(self, state: State, row: int) -> None:
+        if not 0 <= row < self.n_rows or state.size != 4 * self.n_embd:
+            raise IndexError(
+                f"row {row} of {self.n_rows}, a state of {4 * self.n_embd} bytes in {state.size}"
+            )
 
     def write(self, start: int, rows: Rows) -> None:
         """Replace the hidden states from row ``start`` on by ``rows`` [n, n_embd]; all later
@@ -143,7 +165,7 @@ class ControlVector:
 
     def __init__(self, context: Any, n_layer: int, n_embd: int) -> None:
         self.context, self.n_layer, self.n_embd = context, n_layer, n_embd
-        self._zero = self._vector = np.zeros(n_embd, np.float32)
+        self._zero, self._vector = State(n_embd), State(n_embd)
         self._layer: int | None = None
         self._tensor: int | None = None
 
@@ -158,12 +180,13 @@ class ControlVector:
                 f"control vector of {vector.shape} values for block {layer}, expected "
                 f"{self.n_embd} values for a block from 1 to {self.n_layer - 1}"
             )
+        self._vector.values[:] = vector
         if layer == self._layer and self._tensor is not None:
-            self._write(vector)
+            self._write(self._vector)
             return
         buffer = np.zeros((self.n_layer - 1, self.n_embd), np.float32)
         buffer[layer - 1] = vector
-        self._layer, self._tensor, self._vector = layer, None, buffer[layer - 1]
+        self._layer, self._tensor = layer, None
         data = buffer.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
         self._call(data, buffer.size, self.n_embd, layer, layer)
 
@@ -177,9 +200,9 @@ class ControlVector:
             return
         if b"#" in ggml.ggml_get_name(tensor):  # a copy that the scheduler makes for another device
             return
-        held = np.empty_like(self._vector)
-        ggml.ggml_backend_tensor_get(tensor, held.ctypes.data, 0, held.nbytes)
-        if np.array_equal(held, self._vector):
+        held = State(self.n_embd)
+        ggml.ggml_backend_tensor_get(tensor, held.address, 0, held.size)
+        if np.array_equal(held.values, self._vector.values):
             self._tensor = tensor
 
     def silence(self) -> None:
@@ -194,10 +217,9 @@ class ControlVector:
         self._layer = self._tensor = None
         self._call(None, 0, 0, 0, 0)
 
-    def _write(self, vector: Rows) -> None:
-        vector = np.ascontiguousarray(vector, np.float32)
+    def _write(self, vector: State) -> None:
         lib.llama_synchronize(self.context)  # a decode may still be under way on a GPU
-        ggml.ggml_backend_tensor_set(self._tensor, vector.ctypes.data, 0, vector.nbytes)
+        ggml.ggml_backend_tensor_set(self._tensor, vector.address, 0, vector.size)
 
     def _call(self, *arguments: Any) -> None:
         code = lib.llama_set_adapter_cvec(self.context, *arguments)
@@ -217,7 +239,7 @@ def _holds_floats(tensor: int, n: int) -> bool:
 def _second_operand(tensor: int) -> int | None:
     """The address of ``src[1]`` of a node (ggml/include/ggml.h, struct ggml_tensor); None if it has
     none, or if the struct is not laid out as is known."""
-    if ctypes.sizeof(ctypes.c_void_p) != 8 or ggml_name_at(tensor) != tensor + 256:
+    if not _laid_out_as_known(tensor):
         return None
     if ctypes.c_void_p.from_address(tensor + 248).value != ggml.ggml_get_data(tensor):
         return None
@@ -289,6 +311,8 @@ class Tap:
         self._wanted: dict[bytes, int] = {}
         self._names: dict[bytes, int] = {}  # those of _wanted, as long as they are to be visited
         self._name_of = ggml.ggml_get_name
+        self._beginnings: set[int] = set()  # of the names in _wanted, the first eight bytes
+        self._peeks = False  # whether names lie where they can be looked at
         self._visit: Visit | None = None
         self._n_embd = 0
         self._error: BaseException | None = None
@@ -302,11 +326,14 @@ class Tap:
             self._install(_never)
             return not ask
         if ask:  # of hundreds of nodes in a decode
+            if self._peeks and _memory[(tensor + NAME) >> 3] not in self._beginnings:
+                return False
             return self._name_of(tensor) in names
         # An exception would be lost in ctypes, and False would silently drop the rest of the
         # graph: keep the first one for after the decode.
         try:
             assert self._visit is not None
+            self._peeks = self._peeks or _laid_out_as_known(tensor)
             self._visit(LayerOutput(tensor, names[self._name_of(tensor)], self._n_embd))
         except BaseException as error:
             self._error = error
@@ -353,6 +380,9 @@ class _Visiting(interrupts_held):
         if layers != tap._layers:
             tap._layers = list(layers)
             tap._wanted = {f"l_out-{layer}".encode(): layer for layer in layers}
+            # None is shorter, with the zero that ends it.
+            words = (name.ljust(8, b"\0")[:8] for name in tap._wanted)
+            tap._beginnings = {int.from_bytes(word, sys.byteorder) for word in words}
         tap._names, tap._visit, tap._n_embd = tap._wanted, self._visit, self._n_embd
         tap._error, tap.rests = None, False
         tap._install(tap._pointer)

@@ -103,7 +103,7 @@ class SteeredLlama(HookedLlama):
             )
         super().__init__(model_path, **kwargs)
         self.fingerprint = fingerprint(self)
-        self._state = hooks.State(self.fingerprint.n_embd)
+        self._state, self._steered = (hooks.State(self.fingerprint.n_embd) for _ in range(2))
         self.vector.require_model(self.fingerprint, force=force)
         if way == "cvec" and not self.memory_can_rewind():
             raise ModelError(
@@ -306,7 +306,8 @@ class SteeredLlama(HookedLlama):
                 decision = self._decide(row)
                 if decision.alpha > 0:
                     self._steered_at = end - 1
-                    output.write(last, (row + self._vector_for(decision.alpha))[None])
+                    np.add(row, self._vector_for(decision.alpha), out=self._steered.values)
+                    output.write_from(self._steered, last)
                 self._decided = (decision, time.perf_counter() - began)
             self.tap.done()
 
@@ -398,7 +399,7 @@ class SteeredLlama(HookedLlama):
                 output.write(0, output.read() + addition)
             else:
                 self.control_vector.find(output)
-            after.append(output.read()[0])
+            after.append(output.read_into(self._steered, 0))
 
         with self.tap.visiting([layer], self.fingerprint.n_embd, visit):
             if self.way == "inline":

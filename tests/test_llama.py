@@ -791,7 +791,7 @@ def test_a_sample_that_was_refused_leaves_no_sampler_behind(
 
 
 @pytest.mark.parametrize(
-    ("name", "unknown"), [("_scheduler", None), ("_second_operand", lambda tensor: None)]
+    ("name", "unknown"), [("_scheduler", None), ("_laid_out_as_known", lambda tensor: False)]
 )
 @pytest.mark.parametrize("way", ["inline", "cvec"])
 def test_where_llama_cpp_s_insides_are_not_as_known_it_steers_by_the_official_ways(
