@@ -70,7 +70,9 @@ def strength(t: T, s: T, distance: float, limit: float) -> T:
     ``distance`` is D in units of h, ``limit`` is t_max. With s <= 1 the steered coordinate
     t + alpha / D never passes the limit, and never lies below t.
     """
-    return s * distance * np.maximum(limit - t, 0.0)
+    rest = limit - t
+    # For one number, numpy's maximum takes longer than all the rest of a decision.
+    return s * distance * (max(rest, 0.0) if isinstance(rest, float) else np.maximum(rest, 0.0))
 
 
 @dataclass(frozen=True)
