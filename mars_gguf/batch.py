@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 from llama_cpp._internals import LlamaBatch
 
 
@@ -39,6 +40,11 @@ class Batch(LlamaBatch):
         self._positions[:n_tokens] = np.arange(n_past, n_past + n_tokens, dtype=np.intc)
         self._outputs[:n_tokens] = logits_all
         self._outputs[n_tokens - 1] = True
+
+    @property
+    def tokens(self) -> npt.NDArray[np.intc]:
+        """What was filled in last, [n_tokens]."""
+        return self._tokens[: self.batch.n_tokens]
 
     def add_sequence(self, batch: Sequence[int], seq_id: int, logits_all: bool) -> None:
         """Add the tokens of sequence ``seq_id``, from position 0 on."""

@@ -437,9 +437,11 @@ class HookedLlama(Llama):
 
     Takes every argument of ``llama_cpp.Llama``, and ``context_overrides``: fields of
     ``llama_context_params`` that it has no keyword for, and ``progress``: called with the share
-    of the model that is loaded, 0 to 1. Raises ModelError for a file that llama.cpp does not load.
+    of the model that is loaded, 0 to 1. ``n_layer`` is the number of blocks; their indices are 0 to
+    n_layer - 1. Raises ModelError for a file that llama.cpp does not load.
     """
 
+    n_tokens: Any
     _batch: Any
     context_params: Any = _ContextParams()
     model_params: Any = _ModelParams()
@@ -483,6 +485,7 @@ class HookedLlama(Llama):
         self._batch.close()
         self._batch = self._stack.enter_context(contextlib.closing(Batch(self.n_batch)))
         self.tap.context = ctypes.cast(self.ctx, ctypes.c_void_p).value
+        self.n_layer: int = lib.llama_model_n_layer(self.model)
         self.control_vector = ControlVector(self.ctx, self.n_layer, self.n_embd())
         silence_mtmd()
         # Closed before the interpreter takes apart what Llama.close needs.
@@ -494,10 +497,19 @@ class HookedLlama(Llama):
             self.tap.context = None
             super().close()
 
-    @property
-    def n_layer(self) -> int:
-        """Number of blocks; block indices are 0 to n_layer - 1."""
-        return int(lib.llama_model_n_layer(self.model))
+    def eval(self, tokens: Sequence[int]) -> None:
+        """As ``Llama.eval``, with less to do for each token."""
+        if self._logits_all:
+            return super().eval(tokens)
+        self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1)
+        for first in range(0, len(tokens), self.n_batch):
+            self._batch.set_batch(tokens[first : first + self.n_batch], self.n_tokens, False)
+            self._ctx.decode(self._batch)
+            after = self.n_tokens + self._batch.n_tokens()
+            self.input_ids[self.n_tokens : after] = self._batch.tokens
+            self.n_tokens = after
+            self._requires_eval = False
+        return None
 
     def memory_can_rewind(self) -> bool:
         """Whether single tokens can be taken back: not from recurrent or hybrid memory."""

@@ -214,11 +214,8 @@ class SteeredLlama(HookedLlama):
                 "the prompt ends with an image, expected text after it: llama.cpp has no logits "
                 "there. Use a chat template, or add text."
             )
-        if min(tokens, default=0) < 0 and tokens != self.input_ids[: self._n_tokens].tolist():
-            raise ModelError(
-                "the prompt has negative token ids, expected ids of the vocabulary: pictures enter "
-                "through a chat handler."
-            )
+        if self._pictures and tokens != self.input_ids[: self._n_tokens].tolist():
+            self._require_text(tokens)
         known = self._captured is not None and self._captured[0] == self.n_tokens
         if self._steered_at is not None or not known:
             self._requires_eval = True
@@ -316,13 +313,24 @@ class SteeredLlama(HookedLlama):
             for first in range(0, len(tokens), batch):  # Ctrl-C acts between batches
                 with self.tap.visiting([layer], self.fingerprint.n_embd, visit):
                     super().eval(tokens[first : first + batch])
-        except BaseException:
+        except BaseException as error:
             self.n_tokens, self._captured = start, None
+            if isinstance(error, (RuntimeError, OverflowError)):
+                self._require_text(tokens)
             raise
         if self._captured is None or remaining != 0:
             raise SteeringError(
                 f"the probe did not see the last prompt token at l_out-{layer} ({remaining} rows "
                 "missing). Nothing was generated."
+            )
+
+    def _require_text(self, tokens: list[int]) -> None:
+        """Raise ModelError unless all ``tokens`` are of the vocabulary."""
+        odd = [token for token in tokens if not 0 <= token < self._n_vocab]
+        if odd:
+            raise ModelError(
+                f"the prompt has token id {odd[0]}, expected ids from 0 to {self._n_vocab - 1}: "
+                "pictures enter through a chat handler."
             )
 
     def _init_sampler(self, *args: Any, **kwargs: Any) -> Any:

@@ -236,6 +236,16 @@ def test_small_batches_are_read_at_the_last_token_and_left_alone(
         assert llama.last_steering.t == pytest.approx(expected_t(given, state, "text"), abs=1e-4)
 
 
+def test_logits_of_all_tokens_are_kept_where_they_are_asked_for() -> None:
+    reference = plain(DEMO, logits_all=True)
+    llama = steered(DEMO, vector(DEMO, opens=CLOSED), logits_all=True)
+    prompt = tokens_of(reference, QUESTION)
+    for each in (reference, llama):
+        each.create_completion(prompt, max_tokens=5, temperature=0.0)
+    assert llama.n_tokens == reference.n_tokens > len(prompt)
+    assert np.array_equal(llama.scores[: llama.n_tokens], reference.scores[: llama.n_tokens])
+
+
 # The first token is steered, and it alone ----------------------------------------------------
 
 
@@ -760,8 +770,19 @@ def test_negative_token_ids_from_outside_never_reach_a_picture_in_the_cache() ->
     llama = steered(DEMO, mmproj=DEMO_MMPROJ)
     chat(llama, IMAGE, 1)
     ids = llama.input_ids[: llama.n_tokens].tolist()
-    with pytest.raises(ModelError, match="negative token ids"):
+    with pytest.raises(ModelError, match="token id -1, expected ids from 0 to"):
         llama.create_completion([*ids, *tokens_of(llama, "Hello.")], max_tokens=1)
+
+
+@pytest.mark.parametrize("odd", [-1, -(2**40), 10**6, 2**31])
+def test_token_ids_outside_of_the_vocabulary_are_refused(odd: int) -> None:
+    llama = steered(DEMO)
+    prompt = tokens_of(llama, QUESTION)
+    expected = complete(llama, prompt)
+    for read in (lambda ids: complete(llama, ids), llama.eval):
+        with pytest.raises(ModelError, match=f"token id {odd}, expected ids from 0 to"):
+            read([*prompt[:3], odd, *prompt[3:]])
+    assert np.array_equal(complete(llama, prompt), expected)
 
 
 def test_a_prompt_that_begins_with_the_token_sampled_last_is_a_prompt() -> None:
