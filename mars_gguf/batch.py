@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,17 +27,18 @@ class Batch(LlamaBatch):
         self._of_sequence_0 = False
 
     def set_batch(self, batch: Sequence[int], n_past: int, logits_all: bool) -> None:
-        """``batch`` (not empty) as the tokens of sequence 0 from position ``n_past`` on."""
-        n_tokens = len(batch)
+        """``batch`` (not empty) as the tokens of sequence 0 from position ``n_past`` on. Raises
+        TypeError or OverflowError for what is no 32-bit integer."""
+        tokens, n_tokens = array("i", batch), len(batch)
         if not self._of_sequence_0:
             for i in range(self._n_tokens):
                 self.batch.n_seq_id[i], self.batch.seq_id[i][0] = 1, 0
             self._of_sequence_0 = True
         self.batch.n_tokens = n_tokens
         if n_tokens == 1:
-            self._tokens[0], self._positions[0], self._outputs[0] = batch[0], n_past, True
+            self._tokens[0], self._positions[0], self._outputs[0] = tokens[0], n_past, True
             return
-        self._tokens[:n_tokens] = batch
+        self._tokens[:n_tokens] = tokens
         self._positions[:n_tokens] = np.arange(n_past, n_past + n_tokens, dtype=np.intc)
         self._outputs[:n_tokens] = logits_all
         self._outputs[n_tokens - 1] = True

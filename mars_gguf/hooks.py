@@ -48,8 +48,12 @@ def _ggml() -> Any:
     except AttributeError:
         folder = Path(llama_cpp.__file__).parent / "lib"
         library = ctypes.CDLL(str(next(folder.glob("*ggml-base.*"))))
-    # Called with the interpreter's lock held: to let go of it takes longer than these functions.
+    # To let go of the interpreter's lock takes longer than these functions, but for the two that
+    # may wait for a device.
+    waiting = {name: library[f"ggml_backend_tensor_{name}"] for name in ("get", "set")}
     library = ctypes.PyDLL(library._name, handle=library._handle)
+    for name, function in waiting.items():
+        setattr(library, f"ggml_backend_tensor_{name}", function)
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
     for name, result, arguments in (
         ("ggml_get_name", ctypes.c_char_p, [pointer]),
@@ -82,7 +86,8 @@ _memory = (ctypes.c_uint64 * (2**59 if ctypes.sizeof(ctypes.c_void_p) == 8 else 
 
 
 def _laid_out_as_known(tensor: int) -> bool:
-    return len(_memory) > 0 and ggml_name_at(tensor) == tensor + NAME
+    # Some systems put a tag into the top bits of addresses.
+    return tensor < 8 * len(_memory) and ggml_name_at(tensor) == tensor + NAME
 
 
 class State:

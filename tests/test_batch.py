@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from llama_cpp._internals import LlamaBatch
@@ -35,6 +36,8 @@ def fill(batch: LlamaBatch, fillings: list[Any]) -> list[list[tuple[int, ...]]]:
     for kind, tokens, number, logits_all in fillings:
         if kind == "one sequence":
             batch.set_batch(tokens, number, logits_all)
+            if isinstance(batch, Batch):
+                assert batch.tokens.tolist() == tokens
         else:
             batch.reset()
             batch.add_sequence(tokens[:6], number, logits_all)
@@ -47,3 +50,11 @@ def fill(batch: LlamaBatch, fillings: list[Any]) -> list[list[tuple[int, ...]]]:
 def test_it_holds_what_llama_cpp_pythons_own_batch_holds(fillings: list[Any]) -> None:
     own = LlamaBatch(n_tokens=CAPACITY, embd=0, n_seq_max=1, verbose=False)
     assert fill(Batch(CAPACITY), fillings) == fill(own, fillings)
+
+
+@pytest.mark.parametrize("odd", [2**31, -(2**31) - 1, 2**32 + 5, 1.5, "7", None])
+def test_what_is_no_token_id_is_refused(odd: Any) -> None:
+    batch = Batch(CAPACITY)
+    for tokens in ([odd], [3, odd]):
+        with pytest.raises((TypeError, OverflowError)):
+            batch.set_batch(tokens, 0, False)

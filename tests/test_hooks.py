@@ -100,6 +100,8 @@ def test_accesses_out_of_bounds_raise_and_do_not_reach_the_tensor(llama: HookedL
         for size, at in ((d, -1), (d, n), (d - 1, 0), (d + 1, 0)):
             with pytest.raises(IndexError):
                 output.read_into(hooks.State(size), at)
+            with pytest.raises(IndexError):
+                output.write_from(hooks.State(size), at)
             refused.append((size, at))
 
     with llama.tap.visiting([2], llama.n_embd(), visit):
