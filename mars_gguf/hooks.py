@@ -506,13 +506,20 @@ class HookedLlama(Llama):
         """As ``Llama.eval``, with less to do for each token."""
         if self._logits_all:
             return super().eval(tokens)
-        self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1)
+        batch, context, n_tokens = self._batch, self._ctx, self.n_tokens
+        context.kv_cache_seq_rm(-1, n_tokens, -1)
+        if len(tokens) == 1:  # of a reply, of a small model: kept short
+            batch.set_batch(tokens, n_tokens, False)
+            context.decode(batch)
+            self.input_ids[n_tokens] = tokens[0]
+            self.n_tokens, self._requires_eval = n_tokens + 1, False
+            return None
         for first in range(0, len(tokens), self.n_batch):
-            self._batch.set_batch(tokens[first : first + self.n_batch], self.n_tokens, False)
-            self._ctx.decode(self._batch)
-            after = self.n_tokens + self._batch.n_tokens()
-            self.input_ids[self.n_tokens : after] = self._batch.tokens
-            self.n_tokens = after
+            batch.set_batch(tokens[first : first + self.n_batch], n_tokens, False)
+            context.decode(batch)
+            before, n_tokens = n_tokens, n_tokens + batch.n_tokens()
+            self.input_ids[before:n_tokens] = batch.tokens
+            self.n_tokens = n_tokens
             self._requires_eval = False
         return None
 
