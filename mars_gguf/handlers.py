@@ -217,7 +217,7 @@ class _Counting:
 
 
 def prompt_tokens(llama: SteeredLlama, messages: Messages) -> int:
-    """Positions that ``messages`` take in the context as a prompt. Encodes no picture.
+    """Cells that ``messages`` take in the context as a prompt. Encodes no picture.
 
     Raises ValueError if the chat template refuses the messages.
     """

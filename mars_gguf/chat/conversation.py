@@ -162,7 +162,7 @@ class Conversation:
             llama.rewind(0)
             raise MarsError(f"llama.cpp could not go on: {error}") from error
         turn.steering, turn.finished = llama.last_steering, True
-        turn.full = llama.n_tokens >= llama.n_ctx() - 1
+        turn.full = llama.context_full
 
     def _fit(
         self, text: str, pictures: Sequence[Image.Image], video: Video | None
