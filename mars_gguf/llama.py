@@ -232,7 +232,7 @@ class SteeredLlama(HookedLlama):
         try:
             yield from super().generate(tokens, *args, **kwargs)
         except RuntimeError as error:
-            if self._reading_prompt is mine or not self._no_cell_for(1, error):
+            if self._pending or not self._no_cell_for(1, error):  # pending: nothing is said yet
                 raise
             self._no_cell_left = True
         finally:
