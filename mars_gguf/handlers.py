@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from llama_cpp import llama_chat_format as formats
+from llama_cpp import llama_cpp as lib
 from llama_cpp import mtmd_cpp
 from llama_cpp.llama_chat_format import MTMDChatHandler
 from PIL import Image
@@ -108,15 +109,35 @@ class _Library:
         return getattr(mtmd_cpp, name)
 
 
-def require_one_batch(context: Any, chunk: Any, n_ubatch: int) -> None:
+def require_one_batch(context: Any, chunk: Any, llama_context: Any) -> None:
     """Raise ModelError for a picture that the model must decode in one micro-batch and cannot:
     llama.cpp would abort the process."""
     cells = mtmd_cpp.mtmd_input_chunk_get_n_tokens(chunk)
+    n_ubatch = lib.llama_n_ubatch(llama_context)
     if mtmd_cpp.mtmd_decode_use_non_causal(context, chunk) and cells > n_ubatch:
         raise ModelError(
             f"the picture has {cells} tokens, which this model decodes in one micro-batch: "
-            f"found n_ubatch {n_ubatch}, expected {cells} or more (--ubatch-size)"
+            f"found n_ubatch {n_ubatch} (at most n_batch), expected {cells} or more. Raise it "
+            "(--ubatch-size, for the server --n_ubatch), or show smaller pictures."
         )
+
+
+def evaluate_picture(
+    llama: SteeredLlama, context: Any, chunk: Any, start: Any, new_n_past: Any
+) -> int:
+    """``mtmd_helper_eval_chunk_single`` of a picture from position ``start`` on.
+
+    Raises ModelError for a picture that would make llama.cpp abort the process, ValueError if the
+    context is full although the positions of a picture would fit (M-RoPE).
+    """
+    require_one_batch(context, chunk, llama.ctx)
+    with hooks.interrupts_held():
+        code: int = mtmd_cpp.mtmd_helper_eval_chunk_single(
+            context, llama._ctx.ctx, chunk, start, 0, llama.n_batch, False, new_n_past
+        )
+    if code == 1 and mtmd_cpp.mtmd_decode_use_mrope(context):  # llama_decode's, without a slot
+        raise ValueError(f"Prompt exceeds n_ctx: its pictures take more cells than {llama.n_ctx()}")
+    return code
 
 
 class _Continuing:
@@ -166,11 +187,7 @@ class _Continuing:
             return 0
         self._stop_keeping()
         llama = self._llama
-        require_one_batch(context, chunk, llama.context_params.n_ubatch)
-        with hooks.interrupts_held():
-            code: int = mtmd_cpp.mtmd_helper_eval_chunk_single(
-                context, llama._ctx.ctx, chunk, start, 0, llama.n_batch, False, new_n_past
-            )
+        code = evaluate_picture(llama, context, chunk, start, new_n_past)
         if code == 0:
             llama.n_tokens = past.value
             self._known[int(llama.input_ids[start])] = identity or b""

@@ -38,6 +38,11 @@ def mrope(tmp_path_factory: pytest.TempPathFactory) -> str:
     return models.random_mrope(tmp_path_factory.mktemp("mrope") / "qwen2vl.gguf")
 
 
+@pytest.fixture(scope="session")
+def gemma(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return models.random_gemma(tmp_path_factory.mktemp("gemma") / "gemma3.gguf")
+
+
 @pytest.fixture
 def model(request: pytest.FixtureRequest) -> str:
     """The model that the parameter names: "demo", or a fixture of this file."""

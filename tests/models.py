@@ -302,46 +302,84 @@ def random_mrope(path: Path) -> str:
     beside it."""
     model = RandomModel.llama(3, architecture="qwen2vl")
     model.keys["rope.dimension_sections"] = [2, 3, 3, 0]
-    qwen2vl_mmproj(path.with_name("mmproj.gguf"), model.n_embd)
+    mmproj = RandomMmproj("qwen2vl_merger", 56, model.n_embd)  # one token for 28 x 28 pixels
+    n, patch = mmproj.n_embd, mmproj.PATCH
+    mmproj.weights["v.patch_embd.weight.1"] = mmproj.normal(n, 3, patch, patch)  # a second frame
+    mmproj.add("mm.0", 4 * n, 4 * n)
+    mmproj.add("mm.2", model.n_embd, 4 * n)
+    mmproj.write(path.with_name("mmproj.gguf"))
     return model.write(path)
 
 
-def qwen2vl_mmproj(path: Path, n_embd: int) -> None:
-    """A random mmproj for a model of ``n_embd``: one token for 28 x 28 pixels."""
-    rng = np.random.default_rng(5)
-    n, n_ff, n_layer, patch = 32, 64, 2, 14
-    writer = gguf.GGUFWriter(path, "clip")
-    writer.add_string("clip.projector_type", "qwen2vl_merger")
-    for flag in ("has_vision_encoder", "use_gelu"):
-        writer.add_bool(f"clip.{flag}", True)
-    for key, value in {
-        "image_size": 4 * patch, "patch_size": patch, "embedding_length": n, "block_count": n_layer,
-        "feed_forward_length": n_ff, "projection_dim": n_embd, "attention.head_count": 2,
-    }.items():  # fmt: skip
-        writer.add_uint32(f"clip.vision.{key}", value)
-    writer.add_float32("clip.vision.attention.layer_norm_epsilon", 1e-6)
-    for key in ("image_mean", "image_std"):
-        writer.add_array(f"clip.vision.{key}", [0.5] * 3)
+def random_gemma(path: Path) -> str:
+    """Gemma 3: sliding windows, and the 16 tokens of a picture attend to one another, so that they
+    must be in one micro-batch; its mmproj is written beside it."""
+    model = RandomModel.llama(3, architecture="gemma3")
+    model.keys |= {"attention.sliding_window": 64, "attention.sliding_window_pattern": 2}
+    for layer in range(3):
+        block = f"blk.{layer}"
+        for name, size in (
+            ("post_attention_norm", model.n_embd), ("post_ffw_norm", model.n_embd),
+            ("attn_q_norm", model.n_embd // 4), ("attn_k_norm", model.n_embd // 4),
+        ):  # fmt: skip
+            model.add(f"{block}.{name}.weight", size)
+    mmproj = RandomMmproj("gemma3", 224, model.n_embd)
+    n = mmproj.n_embd
+    mmproj.weights["v.position_embd.weight"] = mmproj.normal((224 // mmproj.PATCH) ** 2, n)
+    mmproj.weights["mm.input_projection.weight"] = mmproj.normal(n, model.n_embd)
+    mmproj.weights["mm.soft_emb_norm.weight"] = np.ones(n, np.float32)
+    mmproj.write(path.with_name("mmproj.gguf"))
+    return model.write(path)
 
-    def add(name: str, *shape: int) -> None:
-        normal = rng.normal(size=shape) / np.prod(shape[1:]) ** 0.5
-        writer.add_tensor(f"{name}.weight", (normal if shape[1:] else abs(normal)).astype("f4"))
-        writer.add_tensor(f"{name}.bias", np.zeros(shape[0], np.float32))
 
-    for frame in ("", ".1"):  # a picture is two frames, each with a kernel
-        kernel = rng.normal(size=(n, 3, patch, patch)) / patch
-        writer.add_tensor(f"v.patch_embd.weight{frame}", kernel.astype(np.float32))
-    for layer in range(n_layer):
-        for name in ("attn_q", "attn_k", "attn_v", "attn_out"):
-            add(f"v.blk.{layer}.{name}", n, n)
-        for name in ("ln1", "ln2"):
-            add(f"v.blk.{layer}.{name}", n)
-        add(f"v.blk.{layer}.ffn_up", n_ff, n)
-        add(f"v.blk.{layer}.ffn_down", n, n_ff)
-    add("v.post_ln", n)
-    add("mm.0", 4 * n, 4 * n)
-    add("mm.2", n_embd, 4 * n)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+class RandomMmproj:
+    """Writes an mmproj of random weights: a vision transformer, to which a projector is to be
+    added."""
+
+    PATCH = 14
+
+    def __init__(self, projector: str, image_size: int, projection_dim: int) -> None:
+        self.rng = np.random.default_rng(5)
+        self.projector, self.n_embd = projector, 32
+        self.weights: Weights = {}
+        n, n_ff, n_layer = self.n_embd, 64, 2
+        self.keys = {
+            "image_size": image_size, "patch_size": self.PATCH, "embedding_length": n,
+            "block_count": n_layer, "feed_forward_length": n_ff, "projection_dim": projection_dim,
+            "attention.head_count": 2,
+        }  # fmt: skip
+        self.weights["v.patch_embd.weight"] = self.normal(n, 3, self.PATCH, self.PATCH)
+        for layer in range(n_layer):
+            for name in ("attn_q", "attn_k", "attn_v", "attn_out", "ln1", "ln2"):
+                self.add(f"v.blk.{layer}.{name}", *[n] * (1 + name.startswith("attn")))
+            self.add(f"v.blk.{layer}.ffn_up", n_ff, n)
+            self.add(f"v.blk.{layer}.ffn_down", n, n_ff)
+        self.add("v.post_ln", n)
+
+    def normal(self, *shape: int) -> npt.NDArray[np.float32]:
+        """Random weights of numpy ``shape`` that keep variance."""
+        normal = self.rng.normal(size=shape) / np.prod(shape[1:]) ** 0.5
+        return normal.astype(np.float32)
+
+    def add(self, name: str, *shape: int) -> None:
+        """Weights of numpy ``shape``, ones if 1-D, and a bias of zeros."""
+        ones = np.ones(shape, np.float32)
+        self.weights[f"{name}.weight"] = self.normal(*shape) if shape[1:] else ones
+        self.weights[f"{name}.bias"] = np.zeros(shape[0], np.float32)
+
+    def write(self, path: Path) -> None:
+        writer = gguf.GGUFWriter(path, "clip")
+        writer.add_string("clip.projector_type", self.projector)
+        for flag in ("has_vision_encoder", "use_gelu"):
+            writer.add_bool(f"clip.{flag}", True)
+        for key, value in self.keys.items():
+            writer.add_uint32(f"clip.vision.{key}", value)
+        writer.add_float32("clip.vision.attention.layer_norm_epsilon", 1e-6)
+        for key in ("image_mean", "image_std"):
+            writer.add_array(f"clip.vision.{key}", [0.5] * 3)
+        for name, weight in self.weights.items():
+            writer.add_tensor(name, weight)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()

@@ -56,10 +56,12 @@ LONG = [Prompt("Where do people keep tea? " * 120), Prompt("Where do people keep
 QUANTIZED = 0.998
 
 every_model = pytest.mark.parametrize(
-    "model", ["demo", "smollm2", "small_llama", "hybrid", "recurrent", "mrope"], indirect=True
+    "model",
+    ["demo", "smollm2", "small_llama", "hybrid", "recurrent", "mrope", "gemma"],
+    indirect=True,
 )
 with_pictures = pytest.mark.parametrize(
-    "model", ["demo", "hybrid", "recurrent", "mrope"], indirect=True
+    "model", ["demo", "hybrid", "recurrent", "mrope", "gemma"], indirect=True
 )
 
 
@@ -391,7 +393,7 @@ def test_no_more_is_kept_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch)
         assert len(extractor._states) == (0 if most == 0 else 2)
 
 
-@pytest.mark.parametrize("model", ["demo", "mrope"], indirect=True)
+@pytest.mark.parametrize("model", ["demo", "mrope", "gemma"], indirect=True)
 def test_pushes_go_one_after_the_other_where_the_context_is_full(model: str) -> None:
     extractor = GgufExtractor(model, mmproj_of(model), n_ctx=512, n_threads=1)
     shown = (picture(1),)
@@ -431,19 +433,25 @@ def test_small_contexts_hold_batches_as_large_as_themselves(n_ctx: int) -> None:
     extractor.close()
 
 
-def test_what_cannot_be_measured_is_refused(tmp_path: Path, small_llama: str) -> None:
+def test_what_cannot_be_measured_is_refused(
+    tmp_path: Path, small_llama: str, gemma: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(ModelError, match="cells of context"):
         next(GgufExtractor(DEMO, n_ctx=512, n_threads=1).sessions([LONG[0]]))
     with pytest.raises(ModelError, match="no mmproj"):
         next(opened(DEMO).sessions(PICTURES))
     with pytest.raises(ModelError, match="belongs to this model"):
         opened(small_llama, DEMO_MMPROJ)
+    extractor = opened(gemma, mmproj_of(gemma))
+    monkeypatch.setattr(lib, "llama_n_ubatch", lambda _context: 8)
+    with pytest.raises(ModelError, match="expected 16 or more"):
+        next(extractor.sessions(PICTURES))
     bare = random_llama(tmp_path / "base.gguf", template="")
     with pytest.raises(ModelError, match="chat template"):
         opened(bare)
 
 
-@pytest.mark.parametrize("model", ["demo", "hybrid", "mrope"], indirect=True)
+@pytest.mark.parametrize("model", ["demo", "hybrid", "mrope", "gemma"], indirect=True)
 def test_a_session_given_up_leaves_nothing_behind(model: str) -> None:
     extractor = opened(model, mmproj_of(model))
     expected, _ = observed(extractor, PICTURES)

@@ -198,7 +198,7 @@ def test_a_closed_gate_leaves_chats_as_they_are_to_the_bit_over_two_turns_and_st
         messages += [assistant(text_of(reply)), user(question)]
 
 
-@pytest.mark.parametrize("model", ["demo", "hybrid", "recurrent", "mrope"], indirect=True)
+@pytest.mark.parametrize("model", ["demo", "hybrid", "recurrent", "mrope", "gemma"], indirect=True)
 @pytest.mark.parametrize("first", [TEXT, IMAGE, PICTURES], ids=["text", "image", "pictures"])
 def test_a_closed_gate_leaves_image_chats_as_they_are_to_the_bit(
     model: str, first: Messages
@@ -314,7 +314,7 @@ def test_cvec_and_inline_agree_to_the_bit_when_only_the_last_token_is_evaluated(
     assert np.array_equal(replies[1], replies[3])
 
 
-@pytest.mark.parametrize("model", ["demo", "mrope"], indirect=True)
+@pytest.mark.parametrize("model", ["demo", "mrope", "gemma"], indirect=True)
 @pytest.mark.parametrize("messages", [IMAGE, PICTURES], ids=["image", "pictures"])
 def test_a_steered_image_chat_is_what_a_cache_steered_by_hand_gives_in_both_ways(
     model: str, messages: Messages
@@ -513,7 +513,7 @@ def test_a_reset_forgets_what_was_steered(model: str) -> None:
     assert np.array_equal(complete(llama, other), complete(fresh, other))
 
 
-@pytest.mark.parametrize("model", ["demo", "hybrid", "recurrent", "mrope"], indirect=True)
+@pytest.mark.parametrize("model", ["demo", "hybrid", "recurrent", "mrope", "gemma"], indirect=True)
 @both_ways
 @pytest.mark.parametrize("taken", [0, 1, 3])
 def test_an_abandoned_stream_does_not_disturb_the_next_request(

@@ -490,6 +490,28 @@ def test_a_prompt_larger_than_the_context_is_an_error_of_the_client(server: Serv
             assert refused.value.code == "context_length_exceeded"
 
 
+def test_pictures_that_fill_the_context_before_its_positions_end_a_reply_or_refuse_a_prompt(
+    tmp_path: Path, mrope: str
+) -> None:
+    write_vector(models.vector(mrope, opens=OPEN), tmp_path / "v.gguf")
+    arguments = ["--model", mrope, "--mmproj", models.mmproj_of(mrope), "--n_ctx", "256"]
+    with running(tmp_path, *arguments, "--vector", str(tmp_path / "v.gguf"), *ONE_THREAD) as server:
+        shown = models.user("What is it?", models.picture(1, 280))
+        reply = chat(server, [shown], max_tokens=openai.omit)
+        assert reply["choices"][0]["finish_reason"] == "length"
+        assert reply["mars"]["alpha"] > 0
+        for message in (
+            models.user("What is it?", *(models.picture(n, 280) for n in range(3))),
+            models.user("Where is tea? " * 36, models.picture(1, 280)),
+        ):
+            with pytest.raises(openai.BadRequestError) as refused:
+                chat(server, [message])
+            assert refused.value.code == "context_length_exceeded"
+        assert chat(server, [shown])["mars"] | {"milliseconds": 0} == (
+            reply["mars"] | {"milliseconds": 0}
+        )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -28,6 +28,7 @@ from llama_cpp._utils import suppress_stdout_stderr
 from PIL import Image
 
 from mars_gguf.errors import ModelError
+from mars_gguf.handlers import require_one_batch
 from mars_gguf.hooks import HookedLlama, LayerOutput, Rows, require_gguf
 from mars_gguf.llama import fingerprint, load_mmproj
 from mars_gguf.vectors import ModelFingerprint
@@ -603,10 +604,13 @@ class GgufExtractor:
         batch.n_tokens += n_tokens
 
     def _decode_picture(self, sequence: _Sequence, picture: _Picture, embeddings: Any) -> int:
-        """Decode a picture alone, in libmtmd's way; return the position after it."""
+        """Decode a picture alone, in libmtmd's way; return the position after it. Raises ModelError
+        for one that would make llama.cpp abort the process."""
+        context = self._handler.mtmd_ctx
+        require_one_batch(context, picture.chunk, self.llama.ctx)
         after = lib.llama_pos(0)
         code = mtmd_cpp.mtmd_helper_decode_image_chunk(
-            self._handler.mtmd_ctx,
+            context,
             self.llama.ctx,
             picture.chunk,
             embeddings,

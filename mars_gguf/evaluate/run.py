@@ -64,7 +64,7 @@ class EncodedOnce(TemplateChatHandler):
         self.seconds = 0.0
         self._embeddings: dict[tuple[bytes, int], Any] = {}
         self._slices: Counter[bytes] = Counter()
-        self._n_embd, self._n_ubatch = 0, 0
+        self._n_embd = 0
         own_pictures(self, self._evaluate)
 
     def forget(self) -> None:
@@ -74,7 +74,6 @@ class EncodedOnce(TemplateChatHandler):
     def __call__(self, *, llama: Any, **kwargs: Any) -> Any:
         self._slices.clear()
         self._n_embd = lib.llama_model_n_embd_inp(llama.model)
-        self._n_ubatch = llama.context_params.n_ubatch
         return super().__call__(llama=llama, **kwargs)
 
     def _evaluate(self, context: Any, llama: Any, chunk: Any, *rest: Any) -> int:
@@ -82,7 +81,7 @@ class EncodedOnce(TemplateChatHandler):
         identity = mtmd_cpp.mtmd_input_chunk_get_id(chunk) or b""
         key = identity, self._slices[identity]  # some models cut a picture into several
         self._slices[identity] += 1
-        require_one_batch(context, chunk, self._n_ubatch)
+        require_one_batch(context, chunk, llama)
         if key not in self._embeddings:
             began = time.perf_counter()
             with interrupts_held():
