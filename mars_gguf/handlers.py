@@ -13,7 +13,6 @@ from types import SimpleNamespace
 from typing import Any
 
 from llama_cpp import llama_chat_format as formats
-from llama_cpp import llama_cpp as lib
 from llama_cpp import mtmd_cpp
 from llama_cpp.llama_chat_format import MTMDChatHandler
 from PIL import Image
@@ -22,6 +21,7 @@ from mars_gguf import hooks
 from mars_gguf.errors import ModelError
 from mars_gguf.llama import SteeredLlama, load_mmproj
 from mars_gguf.media import user_message
+from mars_gguf.pictures import evaluate_picture, own_pictures
 
 Messages = list[dict[str, Any]]
 
@@ -93,53 +93,6 @@ class ConversationHandler:
         return self._model.evaluate_picture(context, chunk, rest[-1])
 
 
-def own_pictures(handler: Any, evaluate: Callable[..., int]) -> None:
-    """Make a handler of llama-cpp-python evaluate pictures with ``evaluate``, which takes and
-    returns what ``mtmd_helper_eval_chunk_single`` does."""
-    handler._mtmd_cpp = _Library(evaluate)
-
-
-class _Library:
-    """``llama_cpp.mtmd_cpp`` as one handler sees it."""
-
-    def __init__(self, evaluate: Callable[..., int]) -> None:
-        self.mtmd_helper_eval_chunk_single = evaluate
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(mtmd_cpp, name)
-
-
-def require_one_batch(context: Any, chunk: Any, llama_context: Any) -> None:
-    """Raise ModelError for a picture that the model must decode in one micro-batch and cannot:
-    llama.cpp would abort the process."""
-    cells = mtmd_cpp.mtmd_input_chunk_get_n_tokens(chunk)
-    n_ubatch = lib.llama_n_ubatch(llama_context)
-    if mtmd_cpp.mtmd_decode_use_non_causal(context, chunk) and cells > n_ubatch:
-        raise ModelError(
-            f"the picture has {cells} tokens, which this model decodes in one micro-batch: "
-            f"found n_ubatch {n_ubatch} (at most n_batch), expected {cells} or more. Raise it "
-            "(--ubatch-size, for the server --n_ubatch), or show smaller pictures."
-        )
-
-
-def evaluate_picture(
-    llama: SteeredLlama, context: Any, chunk: Any, start: Any, new_n_past: Any
-) -> int:
-    """``mtmd_helper_eval_chunk_single`` of a picture from position ``start`` on.
-
-    Raises ModelError for a picture that would make llama.cpp abort the process, ValueError if the
-    context is full although the positions of a picture would fit (M-RoPE).
-    """
-    require_one_batch(context, chunk, llama.ctx)
-    with hooks.interrupts_held():
-        code: int = mtmd_cpp.mtmd_helper_eval_chunk_single(
-            context, llama._ctx.ctx, chunk, start, 0, llama.n_batch, False, new_n_past
-        )
-    if code == 1 and mtmd_cpp.mtmd_decode_use_mrope(context):  # llama_decode's, without a slot
-        raise ValueError(f"Prompt exceeds n_ctx: its pictures take more cells than {llama.n_ctx()}")
-    return code
-
-
 class _Continuing:
     """A model before which a handler lays a prompt from its beginning, chunk by chunk; ``n_tokens``
     is how much of it is there so far. What the context holds of it stays, the rest is evaluated."""
@@ -187,7 +140,9 @@ class _Continuing:
             return 0
         self._stop_keeping()
         llama = self._llama
-        code = evaluate_picture(llama, context, chunk, start, new_n_past)
+        code = evaluate_picture(
+            context, llama._ctx.ctx, chunk, start, 0, llama.n_batch, False, new_n_past
+        )
         if code == 0:
             llama.n_tokens = past.value
             self._known[int(llama.input_ids[start])] = identity or b""

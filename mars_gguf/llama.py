@@ -24,6 +24,7 @@ from llama_cpp import llama_cpp as lib
 from mars_gguf import hooks
 from mars_gguf.errors import ModelError, SteeringError
 from mars_gguf.hooks import HookedLlama, LayerOutput, Rows
+from mars_gguf.pictures import own_pictures
 from mars_gguf.steering import Decision, decide, steering_vector
 from mars_gguf.vectors import ModelFingerprint, Vector, read_vector
 
@@ -102,6 +103,7 @@ class SteeredLlama(HookedLlama):
             kwargs["chat_handler"] = llama_chat_format.MTMDChatHandler(
                 mmproj, verbose=bool(kwargs.get("verbose", True))
             )
+            own_pictures(kwargs["chat_handler"])
         super().__init__(model_path, **kwargs)
         self.fingerprint = fingerprint(self)
         self._state, self._steered = (hooks.State(self.fingerprint.n_embd) for _ in range(2))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from llama_cpp import llama_cpp as lib
 from llama_cpp import mtmd_cpp
-from models import CLOSED, DEMO, OPEN, OPTIONS, Messages, assistant, mmproj_of, picture, user
+from models import CLOSED, DEMO, DEMO_MMPROJ, OPEN, OPTIONS, Messages, assistant, picture, user
 
 from mars_gguf import hooks
 from mars_gguf.errors import ModelError
@@ -41,10 +41,11 @@ class Counting(SteeredLlama):
         super().eval(tokens)
 
 
-def load(opens: float, name: str | None = None, model: str = DEMO, **options: Any) -> Counting:
-    handler = conversation_handler(mmproj_of(model), name)
-    vector = models.vector(model, opens=opens)
-    llama = Counting(model, vector=vector, chat_handler=handler, **OPTIONS | options)
+def load(opens: float, name: str | None = None, **options: Any) -> Counting:
+    handler = conversation_handler(DEMO_MMPROJ, name)
+    llama = Counting(
+        DEMO, vector=models.vector(DEMO, opens=opens), chat_handler=handler, **OPTIONS | options
+    )
     prepare(llama, handler)
     return llama
 
@@ -226,25 +227,6 @@ def test_every_handler_takes_a_picture_and_a_second_turn(name: str, encoded: lis
     say(llama, [*messages, assistant(reply), user(SECOND)])
     assert llama.last_steering.modality == "image"
     assert len(encoded) == 1
-    llama.close()
-
-
-@pytest.mark.parametrize("sizes", [{"n_ubatch": 8}, {"n_batch": 8}], ids=str)
-def test_a_picture_that_llama_cpp_would_abort_over_is_refused(
-    gemma: str, sizes: dict[str, int]
-) -> None:
-    """What attends to itself must be in one micro-batch; the pictures here have 16 tokens."""
-    llama = load(OPEN, model=gemma, **sizes)
-    with pytest.raises(ModelError, match="found n_ubatch 8 .*, expected 16"):
-        say(llama, FIRST)
-    assert say(llama, [user(SECOND)])
-    llama.close()
-
-
-def test_a_picture_that_finds_no_cell_left_is_a_prompt_too_long(mrope: str) -> None:
-    llama = load(OPEN, model=mrope, n_ctx=256)
-    with pytest.raises(ValueError, match="Prompt exceeds n_ctx"):
-        say(llama, [user("What is it?", *(picture(n, 280) for n in range(3)))])
     llama.close()
 
 

@@ -28,9 +28,9 @@ from llama_cpp._utils import suppress_stdout_stderr
 from PIL import Image
 
 from mars_gguf.errors import ModelError
-from mars_gguf.handlers import require_one_batch
 from mars_gguf.hooks import HookedLlama, LayerOutput, Rows, require_gguf
 from mars_gguf.llama import fingerprint, load_mmproj
+from mars_gguf.pictures import require_one_batch
 from mars_gguf.vectors import ModelFingerprint
 
 MAX_SEQUENCES = 32

@@ -21,9 +21,10 @@ from mars_gguf.errors import MarsError
 from mars_gguf.evaluate.arms import Arm, steered_by
 from mars_gguf.evaluate.judges import Verdict, is_correct, judge_by_opening
 from mars_gguf.evaluate.suites import Case
-from mars_gguf.handlers import TemplateChatHandler, own_pictures, require_one_batch
+from mars_gguf.handlers import TemplateChatHandler
 from mars_gguf.hooks import interrupts_held
 from mars_gguf.llama import SteeredLlama
+from mars_gguf.pictures import own_pictures, require_one_batch
 
 Judge = Callable[[str, str], Verdict]
 RECORDS = "records.jsonl"

@@ -17,8 +17,8 @@ import llama_cpp
 from llama_cpp.server.model import LlamaProxy
 
 from mars_gguf.errors import MarsError, ModelError, SteeringError
-from mars_gguf.handlers import evaluate_picture, own_pictures
 from mars_gguf.llama import SteeredLlama, Steering, load_mmproj
+from mars_gguf.pictures import own_pictures
 from mars_gguf.server import checks
 from mars_gguf.server.checks import RequestError
 from mars_gguf.server.settings import DEFAULT_VECTOR, ModelSettings
@@ -207,11 +207,8 @@ def _prepare_pictures(llama: ServedLlama, settings: ModelSettings, handler: Any)
         data: bytes = load(url)
         return data
 
-    def evaluate(context: Any, _: Any, chunk: Any, start: Any, *rest: Any) -> int:
-        return evaluate_picture(llama, context, chunk, start, rest[-1])
-
     handler.load_image = load_data_url
-    own_pictures(handler, evaluate)
+    own_pictures(handler)
 
 
 def _try_vector(llama: ServedLlama, name: str, vector: Vector, settings: ModelSettings) -> None:
