@@ -216,7 +216,7 @@ class SteeredLlama(HookedLlama):
         self, tokens: Sequence[int], *args: Any, **kwargs: Any
     ) -> Generator[int, Sequence[int] | None, None]:
         """As ``Llama.generate``; the first token it yields is steered if the gate opens. Ends where
-        the context does, also if pictures fill it sooner than ``n_tokens`` tells."""
+        pictures have filled the context, which may be sooner than ``n_tokens`` tells."""
         tokens = list(tokens)
         if tokens and tokens[-1] < 0:
             raise ModelError(

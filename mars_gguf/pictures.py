@@ -26,14 +26,22 @@ def require_one_batch(context: Any, chunk: Any, llama_context: Any) -> None:
 
 
 def evaluate_picture(context: Any, llama_context: Any, chunk: Any, *rest: Any) -> int:
-    """``mtmd_helper_eval_chunk_single`` (tools/mtmd/mtmd-helper.cpp) of a picture.
+    """What ``mtmd_helper_eval_chunk_single`` (tools/mtmd/mtmd-helper.cpp) does with a picture.
 
     Raises ModelError for one that would make llama.cpp abort the process, ValueError if the context
     is full although the picture's positions would fit: with M-RoPE they are fewer than its cells.
     """
     require_one_batch(context, chunk, llama_context)
+    n_past, sequence, n_batch, _logits_last, new_n_past = rest
     with interrupts_held():
-        code: int = mtmd_cpp.mtmd_helper_eval_chunk_single(context, llama_context, chunk, *rest)
+        code: int = mtmd_cpp.mtmd_encode_chunk(context, chunk)
+        if code != 0:
+            return code
+        code = mtmd_cpp.mtmd_helper_decode_image_chunk(
+            context, llama_context, chunk, mtmd_cpp.mtmd_get_output_embd(context),
+            n_past, sequence, n_batch, new_n_past,
+            mtmd_cpp.mtmd_helper_post_decode_callback(), None,
+        )  # fmt: skip
     if code == 1 and mtmd_cpp.mtmd_decode_use_mrope(context):  # llama_decode's: no slot
         n_ctx = lib.llama_n_ctx(llama_context)
         raise ValueError(f"Prompt exceeds n_ctx: its pictures take more cells than {n_ctx}")

@@ -153,6 +153,16 @@ def steered(path: str, given: Vector | None = None, **options: Any) -> SteeredLl
 Weights = dict[str, npt.NDArray[np.float32]]
 
 
+def write_tensors(writer: gguf.GGUFWriter, weights: Weights) -> None:
+    """Write the file: what ``writer`` was told, and ``weights``."""
+    for name, weight in weights.items():
+        writer.add_tensor(name, weight)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 class RandomModel:
     """Writes a model of random weights with the tokenizer and chat template of the shipped one
     (and its n_embd, so that its mmproj fits)."""
@@ -230,12 +240,7 @@ class RandomModel:
                 writer.add_key_value(name, field.contents(), kind, sub)
         if self.template:
             writer.add_chat_template(self.template)
-        for name, weight in self.weights.items():
-            writer.add_tensor(name, weight)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        write_tensors(writer, self.weights)
         return str(path)
 
 
@@ -377,9 +382,4 @@ class RandomMmproj:
         writer.add_float32("clip.vision.attention.layer_norm_epsilon", 1e-6)
         for key in ("image_mean", "image_std"):
             writer.add_array(f"clip.vision.{key}", [0.5] * 3)
-        for name, weight in self.weights.items():
-            writer.add_tensor(name, weight)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        write_tensors(writer, self.weights)

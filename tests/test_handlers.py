@@ -54,13 +54,13 @@ def load(opens: float, name: str | None = None, **options: Any) -> Counting:
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Positions of the pictures that llama.cpp was made to encode."""
     seen: list[int] = []
-    original = mtmd_cpp.mtmd_helper_eval_chunk_single
+    original = mtmd_cpp.mtmd_helper_decode_image_chunk
 
     def note(*args: Any) -> int:
-        seen.append(int(args[3]))
+        seen.append(int(args[4]))
         return int(original(*args))
 
-    monkeypatch.setattr(mtmd_cpp, "mtmd_helper_eval_chunk_single", note)
+    monkeypatch.setattr(mtmd_cpp, "mtmd_helper_decode_image_chunk", note)
     return seen
 
 
@@ -246,7 +246,7 @@ def test_ctrl_c_while_a_picture_is_encoded_is_not_lost(
     steered: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = say(steered, FIRST)
-    original = mtmd_cpp.mtmd_helper_eval_chunk_single
+    original = mtmd_cpp.mtmd_encode_chunk
 
     def interrupted(*args: Any) -> int:
         signal.raise_signal(signal.SIGINT)
@@ -254,7 +254,7 @@ def test_ctrl_c_while_a_picture_is_encoded_is_not_lost(
 
     steered.rewind(0)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    monkeypatch.setattr(mtmd_cpp, "mtmd_helper_eval_chunk_single", interrupted)
+    monkeypatch.setattr(mtmd_cpp, "mtmd_encode_chunk", interrupted)
     try:
         with pytest.raises(KeyboardInterrupt):
             say(steered, FIRST)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from llama_cpp import mtmd_cpp
 from models import mmproj_of, picture, steered, user
 
 from mars_gguf.errors import ModelError
@@ -52,4 +53,15 @@ def test_a_picture_that_finds_no_cell_left_is_a_prompt_too_long(
         llama.create_chat_completion([user("What is it?", *pictures)], **LIMITS)
     reply: Any = llama.create_chat_completion([user("What is it?", *pictures[:2])], **LIMITS)
     assert reply["mars"]["modality"] == "video"
+    llama.close()
+
+
+def test_a_picture_that_cannot_be_encoded_is_not_taken_for_a_prompt_too_long(
+    mrope: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mock: no picture is known that libmtmd cannot encode."""
+    llama = with_mmproj(mrope)
+    monkeypatch.setattr(mtmd_cpp, "mtmd_encode_chunk", lambda *_: 1)
+    with pytest.raises(ValueError, match="Failed to evaluate chunk"):
+        llama.create_chat_completion([user("What is it?", picture(1))], **LIMITS)
     llama.close()
