@@ -15,7 +15,7 @@ from mars_gguf.chat.terminal import Terminal
 from mars_gguf.errors import MarsError
 from mars_gguf.handlers import conversation_handler, prepare
 from mars_gguf.llama import SteeredLlama
-from mars_gguf.video import Video
+from mars_gguf.media.video import Video
 
 PICTURES = demo_model.FOLDER / "demo"
 LINES = [

@@ -1,7 +1,8 @@
-"""Writing files so that each is whole or not there."""
+"""Files: written so that each is whole or not there, and told apart by their hash."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -36,3 +37,12 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
             Path(name).unlink(missing_ok=True)
     except OSError as error:
         raise MarsError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -20,7 +20,7 @@ from PIL import Image
 from mars_gguf import hooks
 from mars_gguf.errors import ModelError
 from mars_gguf.llama import SteeredLlama, load_mmproj
-from mars_gguf.media import user_message
+from mars_gguf.media.images import user_message
 from mars_gguf.pictures import evaluate_picture, own_pictures
 
 Messages = list[dict[str, Any]]

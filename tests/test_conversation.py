@@ -17,8 +17,8 @@ from mars_gguf.chat.conversation import Conversation
 from mars_gguf.errors import MarsError
 from mars_gguf.handlers import conversation_handler, prepare, prompt_tokens
 from mars_gguf.llama import SteeredLlama
+from mars_gguf.media.video import Video
 from mars_gguf.vectors import Vector
-from mars_gguf.video import Video
 
 SAMPLING: dict[str, Any] = {"temperature": 0.0, "max_tokens": 16, "repeat_penalty": 1.0}
 

@@ -9,15 +9,14 @@ from mars_gguf.convert.geometry import (
     Array,
     Centroids,
     RefusalScore,
-    auroc,
     centroids,
     coordinates,
     posterior_weights,
     readout,
     robust_shift,
     softmax,
-    upper_bound,
 )
+from mars_gguf.statistics import auroc, upper_bound
 from mars_gguf.steering import projection
 
 N_LAYER = 2

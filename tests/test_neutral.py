@@ -20,7 +20,7 @@ from mars_gguf.convert.neutral import (
     read_images,
 )
 from mars_gguf.errors import MarsError
-from mars_gguf.media import load_image
+from mars_gguf.media.images import load_image
 
 KINDS: tuple[neutral.Kind, ...] = ("noise", "drawn")
 RED, BLUE = (255, 0, 0), (0, 0, 255)

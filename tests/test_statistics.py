@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mars_gguf.evaluate.statistics import Share, median_ratio, share
+from mars_gguf.statistics import Share, median_ratio, share
 
 counts = st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 

@@ -23,7 +23,7 @@ from mars_gguf.chat.terminal import COMMANDS, Terminal, gauge, rendered, save, s
 from mars_gguf.errors import MarsError, SteeringError
 from mars_gguf.handlers import conversation_handler, prepare
 from mars_gguf.llama import SteeredLlama
-from mars_gguf.video import Video
+from mars_gguf.media.video import Video
 
 SAMPLING: dict[str, Any] = {"temperature": 0.0, "max_tokens": 16, "repeat_penalty": 1.0}
 

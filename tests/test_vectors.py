@@ -20,18 +20,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mars_gguf.errors import MarsError, VectorError
+from mars_gguf.files import sha256
 from mars_gguf.steering import Geometry, coordinate, projection
 from mars_gguf.vectors import (
     MAX_FILE_BYTES,
-    MAX_KEYS,
-    MAX_STRING_BYTES,
     ModelFingerprint,
     Vector,
-    describe,
-    file_sha256,
     read_vector,
     write_vector,
 )
+from mars_gguf.vectors.describe import describe
+from mars_gguf.vectors.reader import MAX_KEYS, MAX_STRING_BYTES
 
 MODEL = ModelFingerprint("llama", "Tiny Chat", 8, 4, "Q4_K_M", "ab" * 32, "cd" * 32)
 SAFE = np.array([0.5, -1.0, 2.0, 0.0], np.float32)
@@ -646,7 +645,7 @@ def test_the_command_prints_what_a_vector_holds_and_its_identity(tmp_path):
     assert "source      media = 2 values" in lines
     image = next(line for line in lines if line.startswith("image"))
     assert "spread 0.25, shift 2.36 D, gate opens at t = 0.5" in image
-    assert lines[-1].split() == ["sha256", file_sha256(tmp_path / "a.gguf")]
+    assert lines[-1].split() == ["sha256", sha256(tmp_path / "a.gguf")]
     assert "source      note = \\x1b[2J\\x9bü\\nmodel  none" in lines
 
 

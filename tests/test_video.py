@@ -16,7 +16,7 @@ from PIL import Image
 
 from mars_gguf import video
 from mars_gguf.errors import MarsError
-from mars_gguf.video import load_video, sample
+from mars_gguf.media.video import load_video, sample
 
 RATE, SECONDS = 8, 5
 

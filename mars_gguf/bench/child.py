@@ -53,7 +53,7 @@ def prefill(model: str, mmproj: str | None, prompt: str, options: dict[str, Any]
     from llama_cpp.llama_chat_format import MTMDChatHandler
     from PIL import Image
 
-    from mars_gguf.media import user_message
+    from mars_gguf.media.images import user_message
 
     handler = MTMDChatHandler(mmproj, verbose=False) if mmproj else None
     llama = Llama(model, chat_handler=handler, verbose=False, **options)

@@ -14,18 +14,12 @@ from rich.console import Console
 
 from mars_gguf.chat.conversation import Conversation
 from mars_gguf.chat.terminal import Terminal, read_plainly, read_with_prompt_toolkit, stream
-from mars_gguf.cli import (
-    add_model_arguments,
-    command,
-    load_steered,
-    positive,
-    printable,
-    require_utf8,
-)
+from mars_gguf.console import command, printable, require_utf8
 from mars_gguf.errors import MarsError
 from mars_gguf.handlers import HANDLERS
-from mars_gguf.media import LONGEST_SIDE, load_image
-from mars_gguf.video import FPS, MAX_FRAMES, load_video
+from mars_gguf.media.images import LONGEST_SIDE, load_image
+from mars_gguf.media.video import FPS, MAX_FRAMES, load_video
+from mars_gguf.options import add_model_arguments, load_steered, positive
 
 DESCRIPTION = "Chat with a steered model in the terminal, or ask one thing with -p."
 

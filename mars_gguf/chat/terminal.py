@@ -29,11 +29,11 @@ from rich.table import Table
 from rich.text import Text
 
 from mars_gguf.chat.conversation import Conversation, Turn
-from mars_gguf.cli import printable, require_utf8
+from mars_gguf.console import printable, require_utf8
 from mars_gguf.errors import MarsError, SteeringError
-from mars_gguf.media import LONGEST_SIDE, load_image
+from mars_gguf.media.images import LONGEST_SIDE, load_image
+from mars_gguf.media.video import Video
 from mars_gguf.steering import Geometry
-from mars_gguf.video import Video
 
 termios: Any
 try:

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mars_gguf.cli import command, layer_range, positive, seed
+from mars_gguf.console import command
 from mars_gguf.convert import DEVICES, DTYPES
 from mars_gguf.convert.artefacts import Artefact, is_artefact, read_artefact
 from mars_gguf.convert.prompts import (
@@ -26,15 +26,15 @@ from mars_gguf.convert.prompts import (
 )
 from mars_gguf.convert.recipes import read_recipe
 from mars_gguf.errors import MarsError
-from mars_gguf.files import atomic
+from mars_gguf.files import atomic, sha256
+from mars_gguf.options import layer_range, positive, seed
 from mars_gguf.vectors import (
     Vector,
     VectorError,
-    describe,
-    file_sha256,
     read_vector,
     write_contents,
 )
+from mars_gguf.vectors.describe import describe
 
 if TYPE_CHECKING:
     from mars_gguf.convert.extract import GgufExtractor, Prompt
@@ -223,7 +223,7 @@ def run(args: argparse.Namespace) -> None:
     with ExitStack() as files:  # all of them, or none
         vector_file = files.enter_context(atomic(output))
         write_contents(conversion.vector, vector_file)
-        text = card(conversion, output.name, file_sha256(vector_file), parity)
+        text = card(conversion, output.name, sha256(vector_file), parity)
         files.enter_context(atomic(beside[0])).write_text(text, encoding="utf-8")
         for plot in beside[1:]:
             write_plot(conversion, files.enter_context(atomic(plot)))
@@ -414,7 +414,7 @@ def _source(
     if not extractor.fingerprint.name:
         source["model"] = Path(args.model or args.input).name
     if given is not None:
-        source |= {"direction": given.origin, "direction_sha256": file_sha256(args.input)}
+        source |= {"direction": given.origin, "direction_sha256": sha256(args.input)}
     if args.revision is not None:
         source["revision"] = args.revision
     if args.recipe:

@@ -68,12 +68,6 @@ def coordinates(states: Array, base: Centroids, w: Array) -> Array:
     return np.asarray(np.einsum("nld,ld->nl", states - base.safe, w))
 
 
-def auroc(positive: Array, negative: Array) -> float:
-    """Probability that a positive lies above a negative, ties counting half."""
-    difference = np.asarray(positive)[:, None] - np.asarray(negative)[None]
-    return float((difference > 0).mean() + 0.5 * (difference == 0).mean())
-
-
 def cell_means(values: Array, cells: Sequence[str]) -> dict[str, Array]:
     """Mean of ``values`` [n, ...] within each named cell, by name in order."""
     names = np.asarray(cells)
@@ -163,10 +157,3 @@ class LayerScores:
         those are 0 too, of the largest separation."""
         ranks = self.total, self.separation * self.headroom, self.separation
         return int(np.nanargmax(next((r for r in ranks if np.nanmax(r) > 0), ranks[-1])))
-
-
-def upper_bound(values: Array, share: float) -> Array:
-    """The value that at most a ``share`` of the samples [n, ...] exceed: an order statistic, so
-    for fewer than 1 / share samples it is their maximum."""
-    ordered = np.sort(values, axis=0)
-    return np.asarray(ordered[len(ordered) - 1 - int(share * len(ordered))])

@@ -18,7 +18,6 @@ from mars_gguf.convert.geometry import (
     Centroids,
     LayerScores,
     RefusalScore,
-    auroc,
     cell_means,
     centroids,
     coordinates,
@@ -26,11 +25,11 @@ from mars_gguf.convert.geometry import (
     readout,
     robust_shift,
     softmax,
-    upper_bound,
 )
 from mars_gguf.convert.prompts import ContrastPrompts, require_enough, split
 from mars_gguf.errors import MarsError
 from mars_gguf.hooks import Rows
+from mars_gguf.statistics import auroc, upper_bound
 from mars_gguf.vectors import ModelFingerprint, Value, Vector
 
 T = TypeVar("T")

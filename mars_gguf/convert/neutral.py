@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
 from mars_gguf.errors import MarsError
-from mars_gguf.media import load_image
+from mars_gguf.media.images import load_image
 
 Kind = Literal["noise", "drawn"]
 Colour = tuple[int, int, int]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mars_gguf.cli import command, layer_range, positive
+from mars_gguf.console import command
 from mars_gguf.convert import DEVICES, DTYPES
 from mars_gguf.convert.extract import GgufExtractor, Prompt
 from mars_gguf.convert.geometry import Array
@@ -26,6 +26,7 @@ from mars_gguf.convert.report import PARITY, split_parity
 from mars_gguf.errors import MarsError
 from mars_gguf.files import atomic
 from mars_gguf.hooks import Rows, require_gguf
+from mars_gguf.options import layer_range, positive
 
 
 @dataclass(frozen=True)

@@ -19,15 +19,7 @@ from rich.progress import (
 )
 
 from mars_gguf import handlers
-from mars_gguf.cli import (
-    add_model_arguments,
-    command,
-    llama_options,
-    model_files,
-    positive,
-    printable,
-    seed,
-)
+from mars_gguf.console import command, printable
 from mars_gguf.errors import MarsError
 from mars_gguf.evaluate.arms import ARMS, arms, first_token
 from mars_gguf.evaluate.judges import ClassifierJudge, EndpointJudge
@@ -36,6 +28,7 @@ from mars_gguf.evaluate.run import EncodedOnce, Evaluation, RecordFile, describe
 from mars_gguf.evaluate.suites import Case, load_suite
 from mars_gguf.hooks import require_gguf
 from mars_gguf.llama import SteeredLlama
+from mars_gguf.options import add_model_arguments, llama_options, model_files, positive, seed
 
 
 def parser() -> argparse.ArgumentParser:

@@ -24,7 +24,7 @@ from http.client import HTTPException
 from typing import IO, Any, Literal
 from urllib.parse import urlsplit
 
-from mars_gguf.cli import command
+from mars_gguf.console import command
 from mars_gguf.errors import MarsError
 from mars_gguf.evaluate.render import WORDS
 

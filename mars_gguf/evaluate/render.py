@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mars_gguf.cli import command, seed
+from mars_gguf.console import command
 from mars_gguf.errors import MarsError
+from mars_gguf.options import seed
 
 SIZE = 448
 FRAMES = 4

@@ -14,12 +14,11 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from mars_gguf.cli import printable
-from mars_gguf.convert.geometry import auroc
+from mars_gguf.console import printable
 from mars_gguf.evaluate.arms import Arm
 from mars_gguf.evaluate.judges import agreement
 from mars_gguf.evaluate.run import Record
-from mars_gguf.evaluate.statistics import Share, median_ratio, share
+from mars_gguf.statistics import Share, auroc, median_ratio, share
 from mars_gguf.steering import Geometry
 
 MODALITIES = ("text", "image", "video")

@@ -21,6 +21,7 @@ from mars_gguf.errors import MarsError
 from mars_gguf.evaluate.arms import Arm, steered_by
 from mars_gguf.evaluate.judges import Verdict, is_correct, judge_by_opening
 from mars_gguf.evaluate.suites import Case
+from mars_gguf.files import sha256
 from mars_gguf.handlers import TemplateChatHandler
 from mars_gguf.hooks import interrupts_held
 from mars_gguf.llama import SteeredLlama
@@ -266,7 +267,7 @@ def describe_run(
             "model": _file(Path(llama.model_path)),
             "mmproj": _file(Path(mmproj)) if mmproj is not None else None,
         },
-        "vector_sha256": hashlib.sha256(Path(vector).read_bytes()).hexdigest(),
+        "vector_sha256": sha256(vector),
         "cases": len(cases),
         "cases_sha256": asked.hexdigest(),
         **options,

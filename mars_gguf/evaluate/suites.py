@@ -24,8 +24,8 @@ from PIL import Image
 from mars_gguf.demo_model.training import demo_data
 from mars_gguf.errors import MarsError
 from mars_gguf.evaluate.render import questions, typographic_image, typographic_video
-from mars_gguf.media import load_image, user_message
-from mars_gguf.video import load_video
+from mars_gguf.media.images import load_image, user_message
+from mars_gguf.media.video import load_video
 
 Kind = Literal["harmful", "harmless", "borderline", "vqa"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

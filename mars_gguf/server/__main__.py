@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import os
 
-from mars_gguf.cli import command
+from mars_gguf.console import command
 from mars_gguf.errors import MarsError
 
 

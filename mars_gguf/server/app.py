@@ -37,7 +37,7 @@ from starlette_context.errors import WrongUUIDError
 from starlette_context.header_keys import HeaderKeys
 from starlette_context.plugins import RequestIdPlugin
 
-from mars_gguf.cli import printable
+from mars_gguf.console import printable
 from mars_gguf.errors import MarsError, SteeringError
 from mars_gguf.server import checks
 from mars_gguf.server.checks import RequestError

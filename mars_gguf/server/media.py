@@ -22,7 +22,7 @@ from anyio import to_thread
 from PIL import Image
 
 from mars_gguf.errors import MarsError
-from mars_gguf.media import data_url, decode_image
+from mars_gguf.media.images import data_url, decode_image
 from mars_gguf.server.checks import RequestError
 from mars_gguf.server.settings import ServerSettings
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import llama_cpp
 from llama_cpp.server.model import LlamaProxy
 
 from mars_gguf.errors import MarsError, ModelError, SteeringError
+from mars_gguf.files import sha256
 from mars_gguf.llama import SteeredLlama, Steering, load_mmproj
 from mars_gguf.pictures import own_pictures
 from mars_gguf.server import checks
@@ -64,7 +64,7 @@ class NamedVector:
     @classmethod
     def read(cls, path: str) -> NamedVector:
         vector = read_vector(path)
-        return cls(Path(path).stem, hashlib.sha256(Path(path).read_bytes()).hexdigest(), vector)
+        return cls(Path(path).stem, sha256(path), vector)
 
 
 class ServedLlama(SteeredLlama):

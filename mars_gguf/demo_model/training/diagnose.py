@@ -17,12 +17,13 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from mars_gguf.convert.geometry import auroc, centroids, coordinates, readout
+from mars_gguf.convert.geometry import centroids, coordinates, readout
 from mars_gguf.demo_model.training import world
 from mars_gguf.demo_model.training.data import Codec
 from mars_gguf.demo_model.training.network import TEXT, VISION, DemoModel
 from mars_gguf.demo_model.training.train import Catalogue, load, to_tensor
 from mars_gguf.demo_model.training.world import CELLS, Example, Thing
+from mars_gguf.statistics import auroc
 
 Array = npt.NDArray[np.float64]
 FIRST_HALF = {t.word for t in (*world.halves(world.HARMFUL)[0], *world.halves(world.HARMLESS)[0])}

@@ -21,11 +21,11 @@ from llama_cpp.llama_chat_format import MTMDChatHandler
 from tqdm import tqdm
 
 from mars_gguf import SteeredLlama, demo_model
-from mars_gguf.convert.geometry import auroc
 from mars_gguf.demo_model.training import demo_data, world
 from mars_gguf.demo_model.training.world import CELLS, Example, Thing
 from mars_gguf.hooks import silence_mtmd
-from mars_gguf.media import user_message
+from mars_gguf.media.images import user_message
+from mars_gguf.statistics import auroc
 
 SECOND = {*demo_data.HARMFUL_SECOND, *demo_data.HARMLESS_SECOND}
 HARMFUL = ("picture, harmful how-to", "video, harmful how-to")

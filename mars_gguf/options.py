@@ -1,64 +1,25 @@
-"""What the commands share: how a steered model is named on the command line, and how they end."""
+"""The options that commands share, with their bounds, and the steered model that they name."""
 
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mars_gguf.errors import MarsError, SteeringError
+from mars_gguf.console import printable
+from mars_gguf.errors import MarsError
+from mars_gguf.hub import download
 
 if TYPE_CHECKING:
     from mars_gguf.llama import SteeredLlama
 
 
 MOST_THREADS = 512  # llama.cpp's own bound; beyond it the process aborts
-
-
-def printable(line: str) -> str:
-    """``line`` with control characters escaped: what a file holds must not steer the terminal."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
-
-
-def require_utf8(text: str, what: str) -> str:
-    """``text``, if it was UTF-8 where it came from: Python marks other bytes by surrogates.
-
-    Raises MarsError that calls it ``what``.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        found = text[error.start].encode(errors="surrogateescape")
-        raise MarsError(f"{what}: found {found!r}, expected UTF-8; convert it first") from error
-    return text
-
-
-@contextmanager
-def command() -> Iterator[None]:
-    """Turn bad input into a message and exit code 2, a failure of steering into exit code 1,
-    Ctrl-C into exit code 130; no traceback. A reader that went away ends the command. What standard
-    output has no characters for is replaced."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except (MarsError, SteeringError, OSError) as error:
-        print("\n".join(map(printable, f"error: {error}".split("\n"))), file=sys.stderr)
-        sys.exit(1 if isinstance(error, SteeringError) else 2)
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        sys.exit(130)
 
 
 def positive(text: str, most: int = 1 << 24) -> int:
@@ -75,6 +36,17 @@ def seed(text: str) -> int:
     if not 0 <= value < 1 << 32:
         raise argparse.ArgumentTypeError(f"found {value}, expected 0 to {(1 << 32) - 1}")
     return value
+
+
+def layer_range(text: str | None) -> tuple[int, int] | None:
+    """First and last block of ``--layers``. Raises MarsError."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", text, re.ASCII)
+    if found is None:
+        raise MarsError(f"--layers: found {text!r}, expected FIRST-LAST, as in 8-20, or one")
+    first, last = found.groups(default=found[1])
+    return int(first), int(last)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -175,57 +147,6 @@ def model_files(args: argparse.Namespace) -> tuple[str, str | None, str]:
     return str(model), mmproj, args.vector
 
 
-def download(repository: str, pattern: str, *, needed: bool = True) -> str | None:
-    """Local path of the file of a hub's repository that matches ``pattern``, through
-    huggingface_hub and its cache. A pattern means an mmproj only if it says so; of several, the
-    one in F16 is taken.
-
-    Raises MarsError if there is not one such file; returns None if it is not ``needed``.
-    """
-    try:
-        from huggingface_hub import hf_hub_download
-    except ImportError as error:
-        raise MarsError("--hf-repo needs huggingface_hub: pip install huggingface_hub") from error
-    try:
-        files = _files(repository)
-        found = [f for f in files if fnmatch(f, pattern)]
-        if "mmproj" not in pattern:
-            found = [f for f in found if "mmproj" not in f]
-        elif len(found) > 1:
-            found = [f for f in found if "f16" in f.lower() and "bf16" not in f.lower()] or found
-        if not found and not needed:
-            return None
-        if len(found) != 1:
-            have = ", ".join(found or [f for f in files if f.endswith(".gguf")]) or "no GGUF"
-            raise MarsError(
-                f"{repository}: {len(found)} files match {pattern!r}, expected one of: {have}"
-            )
-        path: str = hf_hub_download(repository, found[0])
-        return path
-    except MarsError:
-        raise
-    except Exception as error:  # of huggingface_hub, httpx, the network
-        raise MarsError(f"{repository}: cannot be downloaded: {error}") from error
-
-
-def _files(repository: str) -> list[str]:
-    """Names of the files in a hub's repository; of those in the cache if the hub is out of
-    reach."""
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return HfApi().list_repo_files(repository)
-    except HfHubHTTPError:
-        raise
-    except Exception as unreachable:
-        try:
-            cached = Path(snapshot_download(repository, local_files_only=True))
-        except LocalEntryNotFoundError:
-            raise unreachable from None
-        return [f.relative_to(cached).as_posix() for f in cached.rglob("*") if f.is_file()]
-
-
 @contextmanager
 def _loading(name: str) -> Iterator[Any]:
     """While a model is loaded: a bar on standard error, if that is a terminal. Yields the function
@@ -287,14 +208,3 @@ def load_steered(args: argparse.Namespace, chat_handler: str | None = None) -> S
             file=sys.stderr,
         )
     return llama
-
-
-def layer_range(text: str | None) -> tuple[int, int] | None:
-    """First and last block of ``--layers``. Raises MarsError."""
-    if text is None:
-        return None
-    found = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", text, re.ASCII)
-    if found is None:
-        raise MarsError(f"--layers: found {text!r}, expected FIRST-LAST, as in 8-20, or one")
-    first, last = found.groups(default=found[1])
-    return int(first), int(last)

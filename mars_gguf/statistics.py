@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
+Array = npt.NDArray[np.floating]
 Z95 = 1.959963984540054
 
 
@@ -61,3 +63,16 @@ def median_ratio(above: Sequence[float], below: Sequence[float]) -> float | None
     """Median over pairs of ``above[i] / below[i]``; None without a pair."""
     pairs = [a / b for a, b in zip(above, below, strict=True) if b > 0]
     return float(np.median(pairs)) if pairs else None
+
+
+def auroc(positive: Array, negative: Array) -> float:
+    """Probability that a positive lies above a negative, ties counting half."""
+    difference = np.asarray(positive)[:, None] - np.asarray(negative)[None]
+    return float((difference > 0).mean() + 0.5 * (difference == 0).mean())
+
+
+def upper_bound(values: Array, share: float) -> Array:
+    """The value that at most a ``share`` of the samples [n, ...] exceed: an order statistic, so
+    for fewer than 1 / share samples it is their maximum."""
+    ordered = np.sort(values, axis=0)
+    return np.asarray(ordered[len(ordered) - 1 - int(share * len(ordered))])

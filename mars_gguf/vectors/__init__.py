@@ -21,30 +21,26 @@ is bounded before it is allocated, every value is checked before any is used, no
 
 from __future__ import annotations
 
-import argparse
-import hashlib
 import math
 import os
 import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mars_gguf.cli import command, printable
 from mars_gguf.errors import VectorError
 from mars_gguf.files import atomic
 from mars_gguf.steering import Array, Geometry, projection
+from mars_gguf.vectors.reader import Reader
 
 if TYPE_CHECKING:
     import gguf
 
 VERSION = 1
 MAX_FILE_BYTES = 64 << 20
-MAX_KEYS = 1024
-MAX_STRING_BYTES = 1 << 20
 
 Value = bool | int | float | str | list[Any]
 
@@ -270,7 +266,7 @@ def _read(path: Path) -> Vector:
             "Is it the model?"
         )
     with path.open("rb") as file:
-        return _vector(*_Reader(file, size).read())
+        return _vector(*Reader(file, size).read())
 
 
 def _vector(keys: dict[str, Any], tensors: dict[str, Array]) -> Vector:
@@ -354,130 +350,3 @@ def _get(keys: dict[str, Any], key: str, kind: type[Any]) -> Any:
         "an array of float32" if kind is np.ndarray else kind.__name__,
     )
     return value
-
-
-# GGUF value types (gguf.md): struct formats of the scalars, then string and array.
-_SCALARS = ["B", "b", "H", "h", "I", "i", "f", "?", "Q", "q", "d"]
-_SCALAR_TYPES = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), _SCALARS, strict=True))
-_STRING, _ARRAY = 8, 9
-_F32 = 0  # of tensors
-
-
-class _Reader:
-    """A GGUF reader for untrusted files: lengths are compared with what is left of the file
-    before anything of that length is read, and counts are bounded."""
-
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self.file, self.size = file, size
-
-    def read(self) -> tuple[dict[str, Any], dict[str, Array]]:
-        if self._bytes(4) != b"GGUF":
-            raise VectorError("not a GGUF file (the first four bytes are not 'GGUF')")
-        version = self._scalar("I")
-        if version not in (2, 3):
-            raise VectorError(f"GGUF version {version}, expected 2 or 3")
-        n_tensors, n_keys = self._scalar("Q"), self._scalar("Q")
-        if n_keys > MAX_KEYS or n_tensors != 1:
-            raise VectorError(
-                f"{n_keys} keys and {n_tensors} tensors, expected at most {MAX_KEYS} and exactly "
-                "1. Is it a model, or a control vector made by another tool?"
-            )
-        keys: dict[str, Any] = {}
-        for _ in range(n_keys):
-            key = self._string()
-            if key in keys:
-                raise VectorError(f"key {key!r} appears twice")
-            keys[key] = self._value(self._scalar("I"))
-        return keys, dict([self._tensor(keys)])
-
-    def _tensor(self, keys: dict[str, Any]) -> tuple[str, Array]:
-        name, n_dims = self._string(), self._scalar("I")
-        if n_dims != 1:
-            raise VectorError(f"tensor {name!r} has {n_dims} dimensions, expected 1")
-        length, kind, offset = self._scalar("Q"), self._scalar("I"), self._scalar("Q")
-        if kind != _F32:
-            raise VectorError(f"tensor {name!r} has type {kind}, expected 0 (F32)")
-        alignment = keys.get("general.alignment", 32)
-        if type(alignment) is not int or not 1 <= alignment <= 4096:
-            raise VectorError(f"general.alignment: found {alignment}, expected 1 to 4096")
-        start = -(-self.file.tell() // alignment) * alignment + offset
-        if start + 4 * length > self.size:
-            raise VectorError(f"truncated: tensor {name!r} ends past the end of the file")
-        self.file.seek(start)
-        return name, np.frombuffer(self._bytes(4 * length), "<f4").astype(np.float32)
-
-    def _bytes(self, count: int) -> bytes:
-        if count > self.size - self.file.tell():
-            raise VectorError(f"truncated: {count} bytes expected at offset {self.file.tell()}")
-        return self.file.read(count)
-
-    def _scalar(self, kind: str) -> Any:
-        return struct.unpack("<" + kind, self._bytes(struct.calcsize(kind)))[0]
-
-    def _string(self) -> str:
-        length = self._scalar("Q")
-        if length > MAX_STRING_BYTES:
-            raise VectorError(f"a string of {length} bytes, expected at most {MAX_STRING_BYTES}")
-        try:
-            return self._bytes(length).decode("utf-8")
-        except UnicodeDecodeError:
-            raise VectorError("a string that is not UTF-8") from None
-
-    def _value(self, kind: int) -> Any:
-        if kind in _SCALAR_TYPES:
-            return self._scalar(_SCALAR_TYPES[kind])
-        if kind == _STRING:
-            return self._string()
-        if kind != _ARRAY:
-            raise VectorError(f"unknown GGUF value type {kind}")
-        item, count = self._scalar("I"), self._scalar("Q")
-        if item in _SCALAR_TYPES:
-            dtype = np.dtype("<" + _SCALAR_TYPES[item])
-            return np.frombuffer(self._bytes(dtype.itemsize * count), dtype).copy()
-        if item == _STRING and count <= MAX_KEYS:
-            return [self._string() for _ in range(count)]
-        raise VectorError(f"an array of {count} values of type {item}: not expected here")
-
-
-def file_sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, hexadecimal: a vector's identity in logs and reports."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
-def describe(vector: Vector) -> str:
-    """What a vector holds, as lines of text for a person."""
-    g, m = vector.geometry, vector.model
-    lines = [
-        f"model       {m.name or m.architecture} ({m.architecture}, {m.n_layer} blocks, "
-        f"n_embd {m.n_embd}, {m.quantization or 'quantization unknown'})",
-        f"layer       {vector.layer}",
-        f"direction   D = {g.distance:.4g}",
-        f"gate        opens at z = {g.gate_opens:.3g}, ramp {g.gate_ramp:.3g}",
-        f"trust limit t = {g.trust_limit:.3g}",
-    ]
-    for modality in vector.modalities:
-        shift = float(np.linalg.norm(g.shifts[modality])) / g.distance
-        lines.append(
-            f"{modality:11} spread {g.spreads[modality]:.3g}, shift {shift:.3g} D, gate opens at "
-            f"t = {g.gate_opens * g.spreads[modality]:.3g}"
-        )
-    for title, section in (("calibration", vector.calibration), ("source", vector.source)):
-        for key, value in section.items():
-            text = f"{len(value)} values" if isinstance(value, list) else str(value)
-            lines.append(f"{title:11} {key} = {text}")
-    return "\n".join(map(printable, lines))
-
-
-def main(argv: list[str] | None = None) -> None:
-    """``python -m mars_gguf.vectors FILE``: check a vector file and print what it holds."""
-    parser = argparse.ArgumentParser(prog="mars_gguf.vectors", description=main.__doc__)
-    parser.add_argument("file", metavar="FILE", help="a vector written by mars_gguf.convert")
-    args = parser.parse_args(argv)
-    with command():
-        vector = read_vector(args.file)
-        print(describe(vector))
-        print(f"sha256      {file_sha256(args.file)}")
-
-
-if __name__ == "__main__":
-    main()

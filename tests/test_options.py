@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from mars_gguf.cli import add_model_arguments, command, llama_options
+from mars_gguf.console import command
 from mars_gguf.errors import MarsError, ModelError, VectorError
+from mars_gguf.options import add_model_arguments, llama_options
 
 
 @pytest.mark.parametrize("kind", [MarsError, VectorError, ModelError])

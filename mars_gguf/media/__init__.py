@@ -1,0 +1,1 @@
+"""Pictures and films: read, drawn, and put into chat messages."""

@@ -1,0 +1,25 @@
+"""``python -m mars_gguf.vectors FILE``: check a vector file and print what it holds."""
+
+from __future__ import annotations
+
+import argparse
+
+from mars_gguf.console import command
+from mars_gguf.files import sha256
+from mars_gguf.vectors import read_vector
+from mars_gguf.vectors.describe import describe
+
+
+def main(argv: list[str] | None = None) -> None:
+    """``python -m mars_gguf.vectors FILE``: check a vector file and print what it holds."""
+    parser = argparse.ArgumentParser(prog="mars_gguf.vectors", description=main.__doc__)
+    parser.add_argument("file", metavar="FILE", help="a vector written by mars_gguf.convert")
+    args = parser.parse_args(argv)
+    with command():
+        vector = read_vector(args.file)
+        print(describe(vector))
+        print(f"sha256      {sha256(args.file)}")
+
+
+if __name__ == "__main__":
+    main()
