@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 root = Path(__file__).parent
 version = next(
@@ -30,8 +30,12 @@ setup(
         "mars_gguf.evaluate": ["data/*"],
         "mars_gguf.demo_model": ["*.gguf", "*.jsonl", "*.json", "*.md", "demo/*", "neutral/*"],
     },
+    ext_modules=[
+        # Without a compiler the same is done in Python.
+        Extension("mars_gguf.runtime._tap", ["mars_gguf/runtime/_tap.c"], optional=True)
+    ],
     install_requires=[
-        "llama-cpp-python>=0.3.36",
+        "llama-cpp-python>=0.3.36,<0.4",
         "gguf>=0.17",
         "numpy>=1.24",
         "pillow>=10.1",
@@ -44,7 +48,7 @@ setup(
     ],
     extras_require={
         "convert": ["torch>=2.4", "transformers>=5", "accelerate", "safetensors"],
-        "server": ["llama-cpp-python[server]>=0.3.36", "prometheus-client>=0.20"],
+        "server": ["llama-cpp-python[server]>=0.3.36,<0.4", "prometheus-client>=0.20"],
         "video": ["av>=12"],
         "test": [
             "pytest>=8",
