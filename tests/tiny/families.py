@@ -231,7 +231,7 @@ def minicpm_v(chat: Chat) -> Pair:
     text = TextModel("qwen2", chat, *slices, n_embd=128)
     text.transformer(qkv_bias=True)
     mmproj = Mmproj("resampler", text)
-    mmproj.keys["clip.minicpmv_version"] = 3
+    mmproj.keys["clip.minicpmv_version"] = np.int32(3)
     mmproj.keys["clip.minicpmv_query_num"] = 16
     mmproj.positions(70 * 70)
     mmproj.vision_norm("v.post_ln")

@@ -15,7 +15,7 @@ from mars_gguf.demo_model import TEXT_MODEL
 from tests.tiny.templates import Chat
 
 Array = npt.NDArray[np.float32]
-Value = str | bool | int | float | list[int] | list[float] | list[bool]
+Value = str | bool | int | np.int32 | float | list[int] | list[float] | list[bool]
 
 
 @cache
@@ -71,6 +71,8 @@ class Random:
                 writer.add_string(key, value)
             elif isinstance(value, int):
                 writer.add_uint32(key, value)
+            elif isinstance(value, np.int32):
+                writer.add_int32(key, int(value))
             elif isinstance(value, float):
                 writer.add_float32(key, value)
             else:
