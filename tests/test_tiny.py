@@ -15,8 +15,7 @@ import pytest
 from jinja2.exceptions import TemplateError
 from llama_cpp import mtmd_cpp
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
-
-from tests.tiny import FAMILIES, Family
+from tiny import FAMILIES, Family
 
 Array = npt.NDArray[Any]
 MARKER = mtmd_cpp.mtmd_default_marker().decode()
@@ -126,6 +125,8 @@ def test_slices(loaded: Loaded) -> None:
     text = f"{MARKER} What is this?"
     with loaded.chunks(text, large) as chunks:
         assert (len(loaded.images(chunks)) > 1) == family.sliced
+    with loaded.chunks(text, picture(3, family.picture_side)) as chunks:
+        assert (len(loaded.images(chunks)) > 1) == (family.name == "smolvlm")
     changed = large.copy()
     changed[: family.large_side // 4, : family.large_side // 4] ^= 255
     if family.sliced:

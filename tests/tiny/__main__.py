@@ -7,7 +7,7 @@ from pathlib import Path
 
 import gguf
 
-from tests.tiny import FAMILIES
+from . import FAMILIES
 
 
 def field(path: Path, name: str) -> str:

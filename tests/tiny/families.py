@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.tiny import templates
-from tests.tiny.templates import Chat, Forms
-from tests.tiny.writer import Mmproj, TextModel
+from . import templates
+from .templates import Chat, Forms
+from .writer import Mmproj, TextModel
 
 Pair = tuple[TextModel, Mmproj]
 
@@ -180,7 +180,7 @@ def gemma_4(chat: Chat) -> Pair:
         "gemma4v", text, image_size=96, patch_size=4, rms=True, gated=True, attention_bias=False
     )
     n = mmproj.n_embd
-    mmproj.normal("v.position_embd.weight", 2, 512, n, scale=0.3)
+    mmproj.normal("v.position_embd.weight", 2, 1024, n, scale=0.3)
     for block in mmproj.blocks:
         for name in ("attn_q_norm", "attn_k_norm"):
             mmproj.norm(f"{block}.{name}", n // mmproj.n_head)

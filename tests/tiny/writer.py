@@ -12,7 +12,8 @@ import numpy.typing as npt
 from gguf import GGUFValueType, TokenType
 
 from mars_gguf.demo_model import TEXT_MODEL
-from tests.tiny.templates import Chat
+
+from .templates import Chat
 
 Array = npt.NDArray[np.float32]
 Value = str | bool | int | np.int32 | float | list[int] | list[float] | list[bool]
