@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 from llama_cpp import Llama
+from mars_gguf.convert.extract import GgufExtractor, Prompt, Push
+from mars_gguf.hooks import HookedLlama, Rows
+from mars_gguf.llama import SteeredLlama
 from models import DEMO, DEMO_MMPROJ, OPTIONS, last_states, tokens_of, user
 
 from mars_gguf import demo, demo_model
-from mars_gguf.convert.extract import GgufExtractor, Prompt, Push
 from mars_gguf.convert.geometry import LayerScores
 from mars_gguf.convert.measure import Conversion, Options, convert
 from mars_gguf.convert.prompts import ContrastPrompts, builtin_contrast, read_prompts
 from mars_gguf.errors import MarsError
-from mars_gguf.hooks import HookedLlama, Rows
-from mars_gguf.llama import SteeredLlama
 from mars_gguf.steering import coordinate
 from mars_gguf.vectors import ModelFingerprint, read_vector, write_vector
 

@@ -34,6 +34,7 @@ class ContextLlama(TappedLlama):
         self._placed: tuple[bool, Any] = (False, None)
         self._steered_at: int | None = None
         self._no_cell_left = False
+        self.laid: int | None = None  # how much of the coming prompt a chat handler laid out
         self._forget()
         super().__init__(model_path, **kwargs)
 

@@ -91,6 +91,7 @@ class PictureHandler:
                 llama.place(chunk, llama.projector.decode(llama.ctx, chunk, llama.n_tokens))
         assert isinstance(tail, tuple)
         _require_room(llama, len(tail))
+        llama.laid = llama.n_tokens
         return [*llama.input_ids[: llama.n_tokens].tolist(), *tail]
 
     def _held(self, llama: SteeredLlama, chunks: list[Chunk]) -> tuple[int, list[Chunk]]:

@@ -149,7 +149,8 @@ class SteeredLlama(ContextLlama):
                 "there. Use a chat template, or add text."
             )
         known = self.input_ids[: self._n_tokens].tolist()
-        if self._media and tokens[: len(known)] != known:
+        laid, self.laid = self.laid, None
+        if self._media and tokens[:laid] != known:  # else a handler's, pictures by their marks
             self.require_text(tokens)
         read = self._captured is not None and self._captured[0] == self._n_tokens
         if self._steered_at is not None or not read:

@@ -6,12 +6,13 @@ from __future__ import annotations
 import base64
 import binascii
 import ctypes
+import hashlib
 import io
 import urllib.request
 import weakref
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any, cast
 
 import numpy as np
@@ -92,7 +93,11 @@ class Projector:
         Raises PromptError for pictures that cannot be read or that the model cannot take.
         """
         with ExitStack() as stack:
-            bitmaps = [stack.enter_context(self._bitmap(i, m)) for i, m in enumerate(media)]
+            bitmaps = []
+            for number, medium in enumerate(media):
+                bitmaps.append(self._bitmap(self.load(medium.url), f"picture {number + 1}"))
+                stack.callback(mtmd_cpp.mtmd_bitmap_free, bitmaps[-1])
+            _name(bitmaps, media)
             return self._tokenize(text, bitmaps, media)
 
     def _tokenize(self, text: str, bitmaps: list[Any], media: Sequence[Medium]) -> list[Chunk]:
@@ -127,20 +132,8 @@ class Projector:
         slices[picture] += 1
         return MediaChunk(chunk, media[picture], picture, (content, slices[picture]))
 
-    @contextmanager
-    def _bitmap(self, number: int, medium: Medium) -> Iterator[Any]:
-        """libmtmd's picture of ``medium``, whose id is its number in the prompt and its hash."""
-        bitmap = self._decoded(self.load(medium.url), number)
-        try:
-            content = mtmd_cpp.mtmd_bitmap_get_id(bitmap) or b""
-            mtmd_cpp.mtmd_bitmap_set_id(bitmap, b"%d:%s" % (number, content))
-            mtmd_cpp.mtmd_bitmap_set_mergeable(bitmap, medium.film is not None)
-            yield bitmap
-        finally:
-            mtmd_cpp.mtmd_bitmap_free(bitmap)
-
-    def _decoded(self, data: bytes, number: int) -> Any:
-        name = f"picture {number + 1}"
+    def _bitmap(self, data: bytes, name: str) -> Any:
+        """libmtmd's picture, to be freed, whose id is the hash of what it shows."""
         # libmtmd takes what is no picture for a sound or a film.
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -220,6 +213,22 @@ class Projector:
                 mtmd_cpp.mtmd_bitmap_free(blank)
             counts += [chunk.n_tokens for chunk in chunks if isinstance(chunk, MediaChunk)]
         return max(counts)
+
+
+def _name(bitmaps: Sequence[Any], media: Sequence[Medium]) -> None:
+    """Give every picture its number in the prompt and the hash of what it shows for an id. Of two
+    frames that a model takes at a time (Qwen-VL) libmtmd keeps one id, so theirs is the film's."""
+    contents = [mtmd_cpp.mtmd_bitmap_get_id(bitmap) or b"" for bitmap in bitmaps]
+    films: dict[int, Any] = {}
+    for content, medium in zip(contents, media, strict=True):
+        if medium.film is not None:
+            films.setdefault(medium.film, hashlib.sha256()).update(content)
+    for number, (bitmap, medium) in enumerate(zip(bitmaps, media, strict=True)):
+        content = contents[number]
+        if medium.film is not None:
+            content += films[medium.film].hexdigest().encode()
+        mtmd_cpp.mtmd_bitmap_set_id(bitmap, b"%d:%s" % (number, content))
+        mtmd_cpp.mtmd_bitmap_set_mergeable(bitmap, medium.film is not None)
 
 
 def require_one_batch(mtmd_context: Any, chunk: Any, context: Any) -> None:

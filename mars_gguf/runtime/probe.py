@@ -100,9 +100,9 @@ def self_test(llama: SteeredLlama) -> None:
             finally:
                 llama.control_vector.clear()
             require_moved(vector, before, states, vector.geometry.distance)
-        if np.array_equal(plain, steered):
+        if np.array_equal(plain, steered, equal_nan=True):
             raise SteeringError("a changed hidden state changes nothing")
-        if not np.array_equal(plain, first()):
+        if not np.array_equal(plain, first(), equal_nan=True):
             raise SteeringError("what was steered once stays steered")
         llama.take_back(0)
         llama.eval([token])

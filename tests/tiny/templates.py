@@ -220,8 +220,10 @@ INTERNVL_QWEN_2 = Chat(
 {%- else -%}
     {{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}
 {%- endif -%}
-{%- for message in messages if not (message.role == 'system' and loop.first) -%}
-    {{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}
+{%- for message in messages -%}
+    {%- if not (message.role == 'system' and loop.first) -%}
+        {{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}
+    {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif -%}
 """,

@@ -8,33 +8,34 @@ import numpy as np
 import pytest
 from models import DEMO, OPTIONS, RandomModel, last_states, plain, smollm2, tokens_of
 
-from mars_gguf import hooks
 from mars_gguf.errors import ModelError, SteeringError
-from mars_gguf.hooks import HookedLlama, LayerOutput, Rows
+from mars_gguf.runtime import tap
+from mars_gguf.runtime.model import TappedLlama, logits, quantization_name
+from mars_gguf.runtime.tap import LayerOutput, Rows
 
 TEXT = "How do I make bread, and where do people keep it?"
 
 
-@pytest.fixture(scope="module")
-def llama() -> HookedLlama:
-    return HookedLlama(DEMO, **OPTIONS)
+@pytest.fixture(scope="module", params=[True, False], ids=["compiled", "python"])
+def llama(request: pytest.FixtureRequest) -> TappedLlama:
+    if request.param and tap._tap is None:
+        pytest.skip("the C callback was not built: there was no compiler")
+    return TappedLlama(DEMO, compiled=request.param, **OPTIONS)
 
 
-def afresh(llama: HookedLlama, tokens: list[int]) -> Rows:
+def afresh(llama: TappedLlama, tokens: list[int]) -> Rows:
     llama.reset()
     llama.eval(tokens)
-    return hooks.logits(llama)
+    return logits(llama)
 
 
 def cosine(a: Any, b: Any) -> float:
     return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 
 
-def test_the_tap_sees_every_block_once_with_a_row_for_each_token(llama: HookedLlama) -> None:
+def test_the_tap_sees_every_block_once_with_a_row_for_each_token(llama: TappedLlama) -> None:
     tokens, seen = tokens_of(llama, TEXT), []
-    with llama.tap.visiting(
-        range(llama.n_layer), llama.n_embd(), lambda o: seen.append((o.layer, o.n_rows))
-    ):
+    with llama.tap.visiting(range(llama.n_layer), lambda o: seen.append((o.layer, o.n_rows))):
         llama.reset()
         llama.eval(tokens)
     # The last block goes on with the rows that get logits.
@@ -42,10 +43,10 @@ def test_the_tap_sees_every_block_once_with_a_row_for_each_token(llama: HookedLl
     assert seen == list(enumerate(rows))
 
 
-def test_reading_changes_nothing_and_a_tap_outlives_its_block_idle(llama: HookedLlama) -> None:
+def test_reading_changes_nothing_and_a_tap_outlives_its_block_idle(llama: TappedLlama) -> None:
     tokens, calls = tokens_of(llama, TEXT), []
     expected = afresh(llama, tokens)
-    with llama.tap.visiting(range(llama.n_layer), llama.n_embd(), lambda o: calls.append(o.read())):
+    with llama.tap.visiting(range(llama.n_layer), lambda o: calls.append(o.read())):
         assert np.array_equal(afresh(llama, tokens), expected)
     count = len(calls)
     assert np.array_equal(afresh(llama, tokens), expected)
@@ -55,18 +56,17 @@ def test_reading_changes_nothing_and_a_tap_outlives_its_block_idle(llama: Hooked
 def test_names_of_layers_are_compared_exactly(tmp_path: Path) -> None:
     """With more than ten blocks, l_out-1 is a prefix of l_out-10."""
     path = RandomModel.llama(n_layer=12, n_embd=32).write(tmp_path / "deep.gguf")
-    llama, seen = HookedLlama(path, **OPTIONS), []
-    with llama.tap.visiting([1, 12, 99], llama.n_embd(), lambda o: seen.append(o.layer)):
+    llama, seen = TappedLlama(path, **OPTIONS), []
+    with llama.tap.visiting([1, 12, 99], lambda o: seen.append(o.layer)):
         llama.eval(tokens_of(llama, TEXT))
     assert seen == [1]
 
 
-def test_partial_reads_and_writes_touch_the_named_rows_alone(llama: HookedLlama) -> None:
+def test_partial_reads_and_writes_touch_the_named_rows_alone(llama: TappedLlama) -> None:
     def visit(output: LayerOutput) -> None:
         whole = output.read()
         assert np.array_equal(output.read(2, 5), whole[2:5])
         assert output.read(3, 3).shape == (0, output.n_embd)
-        assert np.array_equal(output.read_into(hooks.State(output.n_embd), 4), whole[4])
         new = np.random.default_rng(0).normal(size=(2, output.n_embd)).astype(np.float32)
         output.write(1, new)
         output.write(output.n_rows, new[:0])
@@ -75,11 +75,11 @@ def test_partial_reads_and_writes_touch_the_named_rows_alone(llama: HookedLlama)
         assert np.array_equal(output.read(), expected)
 
     llama.reset()
-    with llama.tap.visiting([2], llama.n_embd(), visit):
+    with llama.tap.visiting([2], visit):
         llama.eval(tokens_of(llama, TEXT))
 
 
-def test_accesses_out_of_bounds_raise_and_do_not_reach_the_tensor(llama: HookedLlama) -> None:
+def test_accesses_out_of_bounds_raise_and_do_not_reach_the_tensor(llama: TappedLlama) -> None:
     tokens, refused = tokens_of(llama, TEXT), []
     expected = afresh(llama, tokens)
 
@@ -97,19 +97,13 @@ def test_accesses_out_of_bounds_raise_and_do_not_reach_the_tensor(llama: HookedL
             with pytest.raises(IndexError):
                 output.write(start, rows)
             refused.append((start, rows))
-        for size, at in ((d, -1), (d, n), (d - 1, 0), (d + 1, 0)):
-            with pytest.raises(IndexError):
-                output.read_into(hooks.State(size), at)
-            with pytest.raises(IndexError):
-                output.write_from(hooks.State(size), at)
-            refused.append((size, at))
 
-    with llama.tap.visiting([2], llama.n_embd(), visit):
+    with llama.tap.visiting([2], visit):
         assert np.array_equal(afresh(llama, tokens), expected)
-    assert len(refused) == 16
+    assert len(refused) == 12
 
 
-def test_a_write_reaches_all_later_nodes_like_a_control_vector(llama: HookedLlama) -> None:
+def test_a_write_reaches_all_later_nodes_like_a_control_vector(llama: TappedLlama) -> None:
     tokens = tokens_of(llama, TEXT)
     plainly = afresh(llama, tokens)
     for layer in range(1, llama.n_layer):
@@ -118,7 +112,7 @@ def test_a_write_reaches_all_later_nodes_like_a_control_vector(llama: HookedLlam
         def visit(output: LayerOutput, addition: Rows = addition) -> None:
             output.write(0, output.read() + addition)
 
-        with llama.tap.visiting([layer], llama.n_embd(), visit):
+        with llama.tap.visiting([layer], visit):
             written = afresh(llama, tokens)
         llama.control_vector.set(layer, addition)
         assert np.array_equal(afresh(llama, tokens), written)
@@ -127,7 +121,7 @@ def test_a_write_reaches_all_later_nodes_like_a_control_vector(llama: HookedLlam
     assert np.array_equal(afresh(llama, tokens), plainly)
 
 
-def test_a_control_vector_replaces_the_one_before(llama: HookedLlama) -> None:
+def test_a_control_vector_replaces_the_one_before(llama: TappedLlama) -> None:
     tokens = tokens_of(llama, TEXT)
     ones = np.ones(llama.n_embd(), np.float32)
     llama.control_vector.set(2, ones)
@@ -138,55 +132,8 @@ def test_a_control_vector_replaces_the_one_before(llama: HookedLlama) -> None:
     llama.control_vector.clear()
 
 
-def test_a_vector_is_written_over_the_one_before_and_a_silent_one_changes_nothing(
-    llama: HookedLlama, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tokens, control = tokens_of(llama, TEXT), llama.control_vector
-    plainly = afresh(llama, tokens)
-    vectors = np.random.default_rng(0).normal(size=(3, llama.n_embd())).astype(np.float32)
-    expected = []
-    for vector in vectors:
-        control.set(2, vector)
-        expected.append(afresh(llama, tokens))
-        control.clear()
-    calls: list[int] = []
-    call = control._call
-
-    def counting(*arguments: Any) -> None:
-        calls.append(1)
-        call(*arguments)
-
-    monkeypatch.setattr(control, "_call", counting)
-    control.set(2, vectors[0])
-    with llama.tap.visiting([1, 2], llama.n_embd(), control.find):
-        assert np.array_equal(afresh(llama, tokens), expected[0])
-    for vector, logits in zip(vectors, expected, strict=True):
-        control.silence()
-        assert np.array_equal(afresh(llama, tokens), plainly)
-        control.set(2, vector)
-        assert np.array_equal(afresh(llama, tokens), logits)
-    assert len(calls) == 1
-    control.clear()
-    assert np.array_equal(afresh(llama, tokens), plainly)
-
-
-def test_a_copy_for_another_device_is_not_taken_for_the_control_vector(
-    llama: HookedLlama, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The name stands in for a GPU: ggml-backend.cpp calls such copies CUDA0#leaf_7#0."""
-    tokens, control = tokens_of(llama, TEXT), llama.control_vector
-    plainly = afresh(llama, tokens)
-    control.set(2, np.ones(llama.n_embd(), np.float32))
-    with monkeypatch.context() as copied:
-        copied.setattr(hooks.ggml, "ggml_get_name", lambda tensor: b"CUDA0#leaf_7#0")
-        with llama.tap.visiting([2], llama.n_embd(), control.find):
-            assert not np.array_equal(afresh(llama, tokens), plainly)
-    control.silence()
-    assert np.array_equal(afresh(llama, tokens), plainly)
-
-
 def test_control_vectors_that_llama_cpp_would_ignore_or_overrun_are_refused(
-    llama: HookedLlama,
+    llama: TappedLlama,
 ) -> None:
     good = np.zeros(llama.n_embd(), np.float32)
     for layer, vector in ((0, good), (llama.n_layer, good), (-1, good), (1, good[1:])):
@@ -200,7 +147,7 @@ def test_control_vectors_that_llama_cpp_would_ignore_or_overrun_are_refused(
     ids=["any", "model", "interrupt"],
 )
 def test_what_a_visit_raises_is_raised_after_the_decode(
-    llama: HookedLlama, raised: BaseException, expected: Any
+    llama: TappedLlama, raised: BaseException, expected: Any
 ) -> None:
     tokens, calls = tokens_of(llama, TEXT), []
     plainly = afresh(llama, tokens)
@@ -210,7 +157,7 @@ def test_what_a_visit_raises_is_raised_after_the_decode(
         raise raised
 
     kind = expected if isinstance(expected, type) else KeyboardInterrupt
-    with pytest.raises(kind) as caught, llama.tap.visiting([1, 2, 3], llama.n_embd(), visit):
+    with pytest.raises(kind) as caught, llama.tap.visiting([1, 2, 3], visit):
         # The decode itself is not cut short.
         assert np.array_equal(afresh(llama, tokens), plainly)
     assert calls == [1]
@@ -218,26 +165,29 @@ def test_what_a_visit_raises_is_raised_after_the_decode(
     assert np.array_equal(afresh(llama, tokens), plainly)
 
 
-def test_a_failing_decode_is_not_hidden_by_the_tap(llama: HookedLlama) -> None:
-    idle = llama.tap.visiting([1], llama.n_embd(), lambda o: None)
+def test_a_failing_decode_is_not_hidden_by_the_tap(llama: TappedLlama) -> None:
+    idle = llama.tap.visiting([1], lambda o: None)
     with pytest.raises(RuntimeError, match="llama_decode"), idle:
         afresh(llama, [llama.n_vocab() + 5])
 
 
-def test_a_residual_stream_of_another_width_is_refused(llama: HookedLlama) -> None:
-    narrow = llama.tap.visiting([1], llama.n_embd() - 1, lambda o: None)
+def test_a_residual_stream_of_another_width_is_refused(
+    llama: TappedLlama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llama.tap, "n_embd", llama.n_embd() - 1)
+    narrow = llama.tap.visiting([1], lambda o: None)
     with pytest.raises(ModelError, match="cannot be steered"), narrow:
         afresh(llama, tokens_of(llama, TEXT))
 
 
-def test_an_idle_tap_changes_nothing(llama: HookedLlama) -> None:
+def test_an_idle_tap_changes_nothing(llama: TappedLlama) -> None:
     tokens, reference = tokens_of(llama, TEXT), plain(DEMO)
     reference.eval(tokens)
-    assert np.array_equal(afresh(llama, tokens), hooks.logits(reference))
+    assert np.array_equal(afresh(llama, tokens), logits(reference))
 
 
 def test_the_names_of_quantizations() -> None:
-    assert [hooks.quantization_name(x) for x in ("15", "0", "x", None, "99999")] == [
+    assert [quantization_name(x) for x in ("15", "0", "x", None, "99999")] == [
         "Q4_K_M", "F32", "", "", "",
     ]  # fmt: skip
 
@@ -253,7 +203,7 @@ def test_states_are_those_of_an_independent_implementation() -> None:
     reference = transformers.AutoModelForCausalLM.from_pretrained(
         str(path.parent), gguf_file=path.name, dtype=torch.float32
     )
-    llama = HookedLlama(str(path), **OPTIONS)
+    llama = TappedLlama(str(path), **OPTIONS)
     for text in (TEXT, "A kite."):
         tokens = tokens_of(llama, text)
         ours = last_states(llama, tokens)
@@ -267,7 +217,7 @@ def test_states_are_those_of_an_independent_implementation() -> None:
 
 
 def test_ctrl_c_in_a_callback_is_raised_after_a_whole_decode() -> None:
-    llama = HookedLlama(DEMO, **OPTIONS)
+    llama = TappedLlama(DEMO, **OPTIONS)
     tokens = tokens_of(llama, "How do I make bread?")
     expected = last_states(llama, tokens)
     seen: dict[int, Rows] = {}
@@ -282,7 +232,7 @@ def test_ctrl_c_in_a_callback_is_raised_after_a_whole_decode() -> None:
     try:
         with (
             pytest.raises(KeyboardInterrupt),
-            llama.tap.visiting(range(llama.n_layer), llama.n_embd(), visit),
+            llama.tap.visiting(range(llama.n_layer), visit),
         ):
             llama.eval(tokens)
     finally:
@@ -293,7 +243,7 @@ def test_ctrl_c_in_a_callback_is_raised_after_a_whole_decode() -> None:
 
 def test_loading_tells_its_progress_and_can_be_interrupted() -> None:
     shares: list[float] = []
-    HookedLlama(DEMO, progress=shares.append, **OPTIONS).close()
+    TappedLlama(DEMO, progress=shares.append, **OPTIONS).close()
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
 
@@ -301,50 +251,19 @@ def test_loading_tells_its_progress_and_can_be_interrupted() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        HookedLlama(DEMO, progress=interrupt, **OPTIONS)
+        TappedLlama(DEMO, progress=interrupt, **OPTIONS)
 
 
-def test_a_tap_that_visits_nothing_is_asked_once_and_wakes_for_the_next_visit(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    if hooks._scheduler is None:
-        pytest.skip("this build of llama.cpp has no way to its scheduler")
-    asked = 0
-    original = hooks.Tap._on_node
-
-    def count(tap: hooks.Tap, *args: Any) -> bool:
-        nonlocal asked
-        asked += 1
-        return original(tap, *args)
-
-    monkeypatch.setattr(hooks.Tap, "_on_node", count)
-    llama = HookedLlama(DEMO, **OPTIONS)
-    tokens = tokens_of(llama, "How do I make bread?")
-    seen: list[int] = []
-
-    def visit(output: LayerOutput) -> None:
-        seen.append(output.n_rows)
-
-    def decode_one() -> int:
-        before = asked
-        llama.eval(tokens[:1])
-        return asked - before
-
-    with llama.tap.visiting([1], llama.n_embd(), visit):
-        llama.eval(tokens)
-    assert asked > 100
-    with llama.tap.visiting([1], llama.n_embd(), lambda output: llama.tap.done()):
-        assert 1 < decode_one() < asked // 2  # of a new graph, up to the node that is visited
-    idle = [decode_one() for _ in tokens]
-    resting = []
-    for _ in tokens:
-        llama.tap.rest()
-        assert llama.tap.rests
-        resting.append(decode_one())
-    for counts in (idle, resting):
-        assert max(counts) <= 1
-        assert counts.count(0) >= len(counts) - 1  # a graph may be built anew
-    with llama.tap.visiting([1], llama.n_embd(), visit):
-        llama.eval(tokens[:1])
-    assert seen == [len(tokens), 1]
-    llama.close()
+def test_without_the_compiled_callback_everything_seen_is_the_same() -> None:
+    seen: dict[bool, list[tuple[int, Rows]]] = {}
+    for compiled in (True, False):
+        if compiled and tap._tap is None:
+            pytest.skip("the C callback was not built: there was no compiler")
+        llama, states = TappedLlama(DEMO, compiled=compiled, **OPTIONS), list[Any]()
+        with llama.tap.visiting([1, 3], lambda o, s=states: s.append((o.layer, o.read()))):
+            llama.eval(tokens_of(llama, TEXT))
+        seen[compiled] = states
+        llama.close()
+    assert [layer for layer, _ in seen[True]] == [layer for layer, _ in seen[False]] == [1, 3]
+    for (_, a), (_, b) in zip(seen[True], seen[False], strict=True):
+        assert np.array_equal(a, b)
