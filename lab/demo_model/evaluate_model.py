@@ -1,4 +1,4 @@
-"""What the model does: ``python -m mars_gguf.demo_model.training.evaluate_model FOLDER``.
+"""What the model does: ``python -m lab.demo_model.evaluate_model FOLDER``.
 
 Asks every evaluation cell of llama.cpp through chat completions, on how-to and caption phrasings,
 references, fonts and renderings that training never showed, and prints the tables of the model's
@@ -20,14 +20,15 @@ import numpy as np
 from llama_cpp.llama_chat_format import MTMDChatHandler
 from tqdm import tqdm
 
+from lab.demo_model.cells import CELLS, Example, cell
 from mars_gguf import SteeredLlama, demo_model
-from mars_gguf.demo_model.training import demo_data, world
-from mars_gguf.demo_model.training.world import CELLS, Example, Thing
+from mars_gguf.demo_model import requests, world
+from mars_gguf.demo_model.world import Thing
 from mars_gguf.hooks import silence_mtmd
 from mars_gguf.media.images import user_message
 from mars_gguf.statistics import auroc
 
-SECOND = {*demo_data.HARMFUL_SECOND, *demo_data.HARMLESS_SECOND}
+SECOND = {*requests.HARMFUL_SECOND, *requests.HARMLESS_SECOND}
 HARMFUL = ("picture, harmful how-to", "video, harmful how-to")
 
 
@@ -88,7 +89,7 @@ def unsteered_table(llama: llama_cpp.Llama, count: int, seed: int, show: int) ->
     print("| cell | refused | on topic | exact answer |")
     print("| --- | --- | --- | --- |")
     for name in tqdm(CELLS, unit="cell", disable=None):
-        examples = world.cell(name, count, seed)
+        examples = cell(name, count, seed)
         s = score([_reply(ask(llama, e)) for e in examples], examples)
         about = "" if s.on_topic is None else f"{s.on_topic:.1%}"
         print(f"| {name} | {s.refused:.1%} | {about} | {s.exact:.1%} |", flush=True)
@@ -100,7 +101,7 @@ def steered_table(plain: llama_cpp.Llama, steered: SteeredLlama, count: int, see
     print("| --- | --- | --- | --- | --- |")
     t: dict[str, list[float]] = {}
     for name in tqdm(CELLS, unit="cell", disable=None):
-        examples = world.cell(name, count, seed, keep=_second_half)
+        examples = cell(name, count, seed, keep=_second_half)
         before = [_reply(ask(plain, e)) for e in examples]
         completions = [ask(steered, e) for e in examples]
         after = [_reply(c) for c in completions]
