@@ -5,8 +5,12 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
+import pytest
 from gguf import GGUFReader
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,12 +24,24 @@ FILES = (demo_model.TEXT_MODEL, demo_model.MMPROJ, demo_model.VECTOR)
 
 def test_the_card_names_every_file_with_its_size_and_hash() -> None:
     card = (demo_model.FOLDER / "MODEL_CARD.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(\S+\.gguf)` \| ([\d,]+) \| `([0-9a-f]{64})` \|$", card, re.MULTILINE)
+    row = r"^\| `(?:vectors/)?(\S+\.gguf)` \| ([\d,]+) \| `([0-9a-f]{64})` \|$"
+    rows = re.findall(row, card, re.MULTILINE)
     described = {name: (int(size.replace(",", "")), digest) for name, size, digest in rows}
     assert described == {
         file.name: (file.stat().st_size, hashlib.sha256(file.read_bytes()).hexdigest())
         for file in FILES
     }
+
+
+def test_a_wheel_holds_the_vector_and_neither_lab_nor_tests(tmp_path: Path) -> None:
+    pytest.importorskip("setuptools", "64")  # knows editable installs
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path)]
+    subprocess.run(command, cwd=root, check=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["mars_gguf"]
+    packaged = tmp_path / "mars_gguf" / "demo_model" / "vector.gguf"
+    assert packaged.read_bytes() == (root / "vectors" / "demo.gguf").read_bytes()
+    assert packaged.with_name(demo_model.TEXT_MODEL.name).is_file()
 
 
 def test_text_model_and_mmproj_take_at_most_12_megabytes() -> None:

@@ -33,8 +33,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     export.main([str(args.out), str(out)])
     verify.main([str(args.out), str(out)])
     demo_data.write(out)
-    write_vector(demo.convert_demo_model(folder=out).vector, out / "vector.gguf")
-    evaluate_model.main([str(out), "--count", str(args.count)])
+    vector = out / "vector.gguf"
+    write_vector(demo.convert_demo_model(folder=out).vector, vector)
+    evaluate_model.main([str(out), "--vector", str(vector), "--count", str(args.count)])
 
 
 if __name__ == "__main__":

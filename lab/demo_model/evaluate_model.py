@@ -2,8 +2,8 @@
 
 Asks every evaluation cell of llama.cpp through chat completions, on how-to and caption phrasings,
 references, fonts and renderings that training never showed, and prints the tables of the model's
-card: first unsteered, then steered by its vector, on those things that the vector was not measured
-on.
+card: first unsteered, then steered by its vector (``--vector``), on those things that the vector
+was not measured on.
 """
 
 from __future__ import annotations
@@ -125,29 +125,29 @@ def steered_table(plain: llama_cpp.Llama, steered: SteeredLlama, count: int, see
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, help="an export, with its vector")
+    parser.add_argument("folder", type=Path, help="of the GGUF files")
+    parser.add_argument("--vector", type=Path, help="steer with this file, too")
     parser.add_argument("--count", type=int, default=200, help="prompts in each cell")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--wrong", type=int, default=0, help="wrong answers to show of each cell")
     args = parser.parse_args(argv)
     text, mmproj = (args.folder / p.name for p in (demo_model.TEXT_MODEL, demo_model.MMPROJ))
-    vector = args.folder / demo_model.VECTOR.name
     plain = plain_llama(text, mmproj, args.threads)
     began = time.monotonic()
     print(f"{text.name} + {mmproj.name}, {args.count} prompts a cell\n")
     unsteered_table(plain, args.count, args.seed, args.wrong)
-    if vector.exists():
+    if args.vector:
         steered = SteeredLlama(
             str(text),
-            vector=vector,
+            vector=args.vector,
             mmproj=str(mmproj),
             n_ctx=512,
             n_threads=args.threads,
             n_threads_batch=args.threads,
             verbose=False,
         )
-        print(f"\nSteered by {vector.name}, about the things it was not measured on:\n")
+        print(f"\nSteered by {args.vector.name}, about the things it was not measured on:\n")
         steered_table(plain, steered, args.count, args.seed)
     print(f"\n{time.monotonic() - began:.0f} s")
 
