@@ -24,8 +24,8 @@ from lab.demo_model.cells import CELLS, Example, cell
 from mars_gguf import SteeredLlama, demo_model
 from mars_gguf.demo_model import requests, world
 from mars_gguf.demo_model.world import Thing
-from mars_gguf.hooks import silence_mtmd
 from mars_gguf.media.images import user_message
+from mars_gguf.runtime.mtmd import silence_mtmd
 from mars_gguf.statistics import auroc
 
 SECOND = {*requests.HARMFUL_SECOND, *requests.HARMLESS_SECOND}
