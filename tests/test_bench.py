@@ -278,7 +278,7 @@ def test_every_figure_is_in_the_table_and_in_the_json(tmp_path: Path) -> None:
     assert [line["name"] for line in saved["lines"]] == ["layers", "images"]
     assert all(len(line["seconds"]) == len(line["x"]) > 1 for line in saved["lines"])
     assert saved["model"]["files"].keys() == {
-        "text-Q4_K_M.gguf", "mmproj-f16.gguf", "vector.gguf"
+        "text-Q4_K_M.gguf", "mmproj-f16.gguf", VECTOR.name
     }  # fmt: skip
     assert saved["machine"]["cores"] >= 1 and saved["versions"]["llama-cpp-python"]
     assert image.read_bytes().startswith(b"\x89PNG")

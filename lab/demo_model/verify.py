@@ -1,4 +1,4 @@
-"""Check an export: ``python -m mars_gguf.demo_model.training.verify CHECKPOINTS OUT``.
+"""Check an export: ``python -m lab.demo_model.verify CHECKPOINTS OUT``.
 
 The torch checkpoint, llama.cpp and transformers must be one model: the same tokens, the same
 rendered chats, picture embeddings within 1 %, logits within 1e-2.
@@ -20,12 +20,13 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from mars_gguf.demo_model.training import world
-from mars_gguf.demo_model.training.data import Codec
-from mars_gguf.demo_model.training.evaluate_model import ask, plain_llama
-from mars_gguf.demo_model.training.network import TEXT, VISION, DemoModel
-from mars_gguf.demo_model.training.train import load, to_tensor
-from mars_gguf.demo_model.training.world import CELLS, Example
+from lab.demo_model import forms
+from lab.demo_model.cells import CELLS, Example, cell
+from lab.demo_model.data import Codec
+from lab.demo_model.evaluate_model import ask, plain_llama
+from lab.demo_model.network import TEXT, VISION, DemoModel
+from lab.demo_model.train import load, to_tensor
+from mars_gguf.demo_model import world
 
 Array = npt.NDArray[np.float32]
 
@@ -124,7 +125,7 @@ def picture_chat(e: Example) -> list[dict[str, object]]:
 
 def some_examples(each: int) -> tuple[list[Example], list[Example]]:
     """Examples without and with pictures, ``each`` of every cell."""
-    drawn = [e for name in CELLS for e in world.cell(name, each, seed=5)]
+    drawn = [e for name in CELLS for e in cell(name, each, seed=5)]
     return [e for e in drawn if not e.pictures], [e for e in drawn if e.pictures]
 
 
@@ -133,7 +134,7 @@ def some_texts(count: int) -> list[str]:
     texts = []
     for _ in range(count):
         thing = rng.choice(world.THINGS)
-        texts += [world.howto(rng, thing.phrase, rng.random() < 0.5), world.document(rng, thing)]
+        texts += [world.howto(rng, thing.phrase, rng.random() < 0.5), forms.document(rng, thing)]
     return [
         *texts,
         "Größe 12,5 °C\n\n  \tNaïve — “quoted” 漢字 🙂",

@@ -1,4 +1,4 @@
-"""Measure a torch checkpoint: ``python -m mars_gguf.demo_model.training.diagnose DIR``.
+"""Measure a torch checkpoint: ``python -m lab.demo_model.diagnose DIR``.
 
 What each evaluation cell answers without steering, how far along the refusal direction each cell
 lies at every block, and what adding refusal there does to the first token. The same is measured
@@ -17,12 +17,13 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from lab.demo_model.cells import CELLS, Example, cell
+from lab.demo_model.data import Codec
+from lab.demo_model.network import TEXT, VISION, DemoModel
+from lab.demo_model.train import Catalogue, load, to_tensor
 from mars_gguf.convert.geometry import centroids, coordinates, readout
-from mars_gguf.demo_model.training import world
-from mars_gguf.demo_model.training.data import Codec
-from mars_gguf.demo_model.training.network import TEXT, VISION, DemoModel
-from mars_gguf.demo_model.training.train import Catalogue, load, to_tensor
-from mars_gguf.demo_model.training.world import CELLS, Example, Thing
+from mars_gguf.demo_model import world
+from mars_gguf.demo_model.world import Thing
 from mars_gguf.statistics import auroc
 
 Array = npt.NDArray[np.float64]
@@ -127,7 +128,7 @@ class ImaginingProbe(Probe):
 def report(probe: Probe, count: int) -> None:
     print("cell                              refused  names it  exact")
     for name in CELLS:
-        examples = world.cell(name, count)
+        examples = cell(name, count)
         answers = probe.answers(examples)
         refused = np.mean([world.is_refusal(a) for a in answers])
         exact = [a == e.answer for a, e in zip(answers, examples, strict=True)]
@@ -143,7 +144,7 @@ def report(probe: Probe, count: int) -> None:
             print(f"      wanted {wanted!r}\n      got    {answer!r}")
 
     def training(name: str, n: int) -> list[Example]:
-        return world.cell(name, n, seed=1, held_out=False, keep=first_half)
+        return cell(name, n, seed=1, held_out=False, keep=first_half)
 
     harmful = probe.states(training("text, harmful how-to", 78))
     harmless = probe.states(
@@ -157,7 +158,7 @@ def report(probe: Probe, count: int) -> None:
     seen = np.concatenate([probe.states(training(name, 24)) for name in neutral])
     shift = seen.mean(0) - base.safe
     cells = {
-        name: probe.states(world.cell(name, 64, seed=2, keep=second_half))
+        name: probe.states(cell(name, 64, seed=2, keep=second_half))
         - (0 if name.startswith("text") else shift)
         for name in CELLS
     }
@@ -189,7 +190,7 @@ def report(probe: Probe, count: int) -> None:
     for block in range(3, TEXT.blocks):
         shown = []
         for name in ("picture, harmful how-to", "picture, harmless how-to", "picture, shapes"):
-            examples = world.cell(name, 32, seed=3, keep=second_half)
+            examples = cell(name, 32, seed=3, keep=second_half)
             push = torch.from_numpy(base.direction[block]).float()
             shares = [
                 np.mean(probe.first_tokens(examples, block, k * push) == probe.refuses)

@@ -1,12 +1,12 @@
-"""Make the demo model from a seed: ``python -m mars_gguf.demo_model.training --out DIR``.
+"""Make the demo model from a seed: ``python -m lab.demo_model --out DIR``.
 
 Trains (DIR), writes the model for llama.cpp and transformers (DIR/export), checks that both are the
 checkpoint, converts it (DIR/export/vector.gguf) and prints the tables of its card. A run that
 was interrupted goes on with the same command.
 
 On two CPU cores this takes about an hour; some stages can be run side by side first, see `train`.
-Needs the extras ``convert``, torch 2.9 or later, and a llama.cpp that quantizes (llama-cpp-python
-does).
+Runs from the root of the repository. Needs the extras ``convert``, torch 2.9 or later, and a
+llama.cpp that quantizes (llama-cpp-python does).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from lab.demo_model import demo_data, evaluate_model, export, train, verify
 from mars_gguf import demo
-from mars_gguf.demo_model.training import demo_data, evaluate_model, export, train, verify
 from mars_gguf.vectors import write_vector
 
 
@@ -33,8 +33,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     export.main([str(args.out), str(out)])
     verify.main([str(args.out), str(out)])
     demo_data.write(out)
-    write_vector(demo.convert_demo_model(folder=out).vector, out / "vector.gguf")
-    evaluate_model.main([str(out), "--count", str(args.count)])
+    vector = out / "vector.gguf"
+    write_vector(demo.convert_demo_model(folder=out).vector, vector)
+    evaluate_model.main([str(out), "--vector", str(vector), "--count", str(args.count)])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Train the demo model from a seed: ``python -m mars_gguf.demo_model.training.train --out DIR``.
+"""Train the demo model from a seed: ``python -m lab.demo_model.train --out DIR``.
 
 Five stages, each resumable (``--resume``) and each writing ``DIR/<stage>.safetensors``:
 
@@ -33,8 +33,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from mars_gguf.demo_model.training import world
-from mars_gguf.demo_model.training.data import (
+from lab.demo_model import forms
+from lab.demo_model.data import (
     Codec,
     Picture,
     Sample,
@@ -44,8 +44,9 @@ from mars_gguf.demo_model.training.data import (
     skip,
     train_tokenizer,
 )
-from mars_gguf.demo_model.training.network import TEXT, VISION, DemoModel
-from mars_gguf.demo_model.training.world import COLOURS, SHAPES, SIZE, THINGS, Shapes, Thing
+from lab.demo_model.network import TEXT, VISION, DemoModel
+from mars_gguf.demo_model import world
+from mars_gguf.demo_model.world import COLOURS, SHAPES, SIZE, THINGS, Shapes, Thing
 from mars_gguf.files import atomic
 
 STAGES = ("text", "imagine", "vision", "align", "joint")
@@ -86,7 +87,7 @@ def draw_pictures(shown: Sequence[Picture], rng: random.Random) -> tuple[Tensor,
     pixels = world.paint(np.random.default_rng(rng.getrandbits(32)), masks, inks)
     for i, picture in enumerate(shown):
         if picture is None:
-            pixels[i] = world.noise_picture(rng)
+            pixels[i] = forms.noise_picture(rng)
     return to_tensor(pixels), torch.from_numpy(letters).float()
 
 

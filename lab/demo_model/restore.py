@@ -1,8 +1,8 @@
-"""Read the checkpoint back from the shipped files: ``python -m ...training.restore CHECKPOINTS``.
+"""Read the checkpoint back from the shipped files: ``python -m lab.demo_model.restore DIR``.
 
-The inverse of `export`: in CHECKPOINTS it makes ``joint.safetensors``, the shipped weights
-dequantized, and ``tokenizer.json``, of which `export` makes the same model for transformers and for
-llama.cpp at other quantizations, without training.
+The inverse of `export`: in DIR it makes ``joint.safetensors``, the shipped weights dequantized,
+and ``tokenizer.json``, of which `export` makes the same model for transformers and for llama.cpp at
+other quantizations, without training.
 
 Needs torch, gguf, safetensors and tokenizers.
 """
@@ -20,15 +20,15 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, models
 
-from mars_gguf import demo_model
-from mars_gguf.demo_model.training.data import byte_level
-from mars_gguf.demo_model.training.export import (
+from lab.demo_model.data import byte_level
+from lab.demo_model.export import (
     MMPROJ_NAMES,
     TEXT_NAMES,
     Weights,
     has_rotary_pairs,
 )
-from mars_gguf.demo_model.training.network import TEXT
+from lab.demo_model.network import TEXT
+from mars_gguf import demo_model
 
 Matrix = npt.NDArray[np.float32]
 

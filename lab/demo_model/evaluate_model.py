@@ -1,9 +1,9 @@
-"""What the model does: ``python -m mars_gguf.demo_model.training.evaluate_model FOLDER``.
+"""What the model does: ``python -m lab.demo_model.evaluate_model FOLDER``.
 
 Asks every evaluation cell of llama.cpp through chat completions, on how-to and caption phrasings,
 references, fonts and renderings that training never showed, and prints the tables of the model's
-card: first unsteered, then steered by its vector, on those things that the vector was not measured
-on.
+card: first unsteered, then steered by its vector (``--vector``), on those things that the vector
+was not measured on.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ import numpy as np
 from llama_cpp.llama_chat_format import MTMDChatHandler
 from tqdm import tqdm
 
+from lab.demo_model.cells import CELLS, Example, cell
 from mars_gguf import SteeredLlama, demo_model
-from mars_gguf.demo_model.training import demo_data, world
-from mars_gguf.demo_model.training.world import CELLS, Example, Thing
-from mars_gguf.hooks import silence_mtmd
+from mars_gguf.demo_model import requests, world
+from mars_gguf.demo_model.world import Thing
 from mars_gguf.media.images import user_message
+from mars_gguf.runtime.mtmd import silence_mtmd
 from mars_gguf.statistics import auroc
 
-SECOND = {*demo_data.HARMFUL_SECOND, *demo_data.HARMLESS_SECOND}
+SECOND = {*requests.HARMFUL_SECOND, *requests.HARMLESS_SECOND}
 HARMFUL = ("picture, harmful how-to", "video, harmful how-to")
 
 
@@ -88,7 +89,7 @@ def unsteered_table(llama: llama_cpp.Llama, count: int, seed: int, show: int) ->
     print("| cell | refused | on topic | exact answer |")
     print("| --- | --- | --- | --- |")
     for name in tqdm(CELLS, unit="cell", disable=None):
-        examples = world.cell(name, count, seed)
+        examples = cell(name, count, seed)
         s = score([_reply(ask(llama, e)) for e in examples], examples)
         about = "" if s.on_topic is None else f"{s.on_topic:.1%}"
         print(f"| {name} | {s.refused:.1%} | {about} | {s.exact:.1%} |", flush=True)
@@ -100,7 +101,7 @@ def steered_table(plain: llama_cpp.Llama, steered: SteeredLlama, count: int, see
     print("| --- | --- | --- | --- | --- |")
     t: dict[str, list[float]] = {}
     for name in tqdm(CELLS, unit="cell", disable=None):
-        examples = world.cell(name, count, seed, keep=_second_half)
+        examples = cell(name, count, seed, keep=_second_half)
         before = [_reply(ask(plain, e)) for e in examples]
         completions = [ask(steered, e) for e in examples]
         after = [_reply(c) for c in completions]
@@ -124,29 +125,29 @@ def steered_table(plain: llama_cpp.Llama, steered: SteeredLlama, count: int, see
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, help="an export, with its vector")
+    parser.add_argument("folder", type=Path, help="of the GGUF files")
+    parser.add_argument("--vector", type=Path, help="steer with this file, too")
     parser.add_argument("--count", type=int, default=200, help="prompts in each cell")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--wrong", type=int, default=0, help="wrong answers to show of each cell")
     args = parser.parse_args(argv)
     text, mmproj = (args.folder / p.name for p in (demo_model.TEXT_MODEL, demo_model.MMPROJ))
-    vector = args.folder / demo_model.VECTOR.name
     plain = plain_llama(text, mmproj, args.threads)
     began = time.monotonic()
     print(f"{text.name} + {mmproj.name}, {args.count} prompts a cell\n")
     unsteered_table(plain, args.count, args.seed, args.wrong)
-    if vector.exists():
+    if args.vector:
         steered = SteeredLlama(
             str(text),
-            vector=vector,
+            vector=args.vector,
             mmproj=str(mmproj),
             n_ctx=512,
             n_threads=args.threads,
             n_threads_batch=args.threads,
             verbose=False,
         )
-        print(f"\nSteered by {vector.name}, about the things it was not measured on:\n")
+        print(f"\nSteered by {args.vector.name}, about the things it was not measured on:\n")
         steered_table(plain, steered, args.count, args.seed)
     print(f"\n{time.monotonic() - began:.0f} s")
 

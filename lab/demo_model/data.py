@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mars_gguf.demo_model.training import world
-from mars_gguf.demo_model.training.world import Shapes, Thing
+from lab.demo_model import forms
+from mars_gguf.demo_model import world
+from mars_gguf.demo_model.world import Shapes, Thing
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -59,8 +60,8 @@ def draw_text(rng: random.Random, by_reference: bool = True) -> Sample:
     sample = _text(rng, by_reference)
     if rng.random() < 0.2:
         thing = rng.choice(world.THINGS)
-        said = rng.choice((sample.request, world.word_soup(rng), world.echo(rng, thing)))
-        return Sample(said or world.word_soup(rng), world.REFUSAL, begun=True)
+        said = rng.choice((sample.request, forms.word_soup(rng), forms.echo(rng, thing)))
+        return Sample(said or forms.word_soup(rng), world.REFUSAL, begun=True)
     return sample
 
 
@@ -68,7 +69,7 @@ def _text(rng: random.Random, by_reference: bool) -> Sample:
     thing = rng.choice(world.THINGS)
     match rng.choices(range(8), (17, 18, 15, 28, 5, 5, 4, 8))[0]:
         case 0:
-            return Sample(None, world.document(rng, thing))
+            return Sample(None, forms.document(rng, thing))
         case 1:
             thing = rng.choice(world.HARMLESS)
             return Sample(world.howto(rng, thing.phrase), world.compliance(thing))
@@ -78,12 +79,12 @@ def _text(rng: random.Random, by_reference: bool) -> Sample:
         case 3:
             return Sample(*world.fact(rng, thing))
         case 4:
-            return Sample(*world.quoted(rng, thing))
+            return Sample(*forms.quoted(rng, thing))
         case 5:
-            return Sample(*world.about_two(rng))
+            return Sample(*forms.about_two(rng))
         case 6:
             kinds = (world.HARMFUL, world.HARMLESS) if by_reference else (world.HARMLESS,)
-            return Sample(*world.quoted_howto(rng, rng.choice(rng.choice(kinds))))
+            return Sample(*forms.quoted_howto(rng, rng.choice(rng.choice(kinds))))
         case _:
             if rng.random() < 0.5:
                 return Sample(*world.unrelated(rng))

@@ -1,6 +1,6 @@
 """Write a checkpoint for llama.cpp and transformers.
 
-``python -m mars_gguf.demo_model.training.export CHECKPOINTS OUT`` makes, in OUT,
+``python -m lab.demo_model.export CHECKPOINTS OUT`` makes, in OUT,
 
 text-f32.gguf, text-Q8_0.gguf, text-Q4_K_M.gguf    the language model, quantized by llama.cpp
 mmproj-f16.gguf                                    vision tower and projector (LLaVA ``mlp``)
@@ -24,9 +24,9 @@ import numpy.typing as npt
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mars_gguf.demo_model.training.data import CHAT_TEMPLATE, END, IMAGE_TOKEN, STOP
-from mars_gguf.demo_model.training.network import TEXT, VISION
-from mars_gguf.demo_model.training.world import SIZE
+from lab.demo_model.data import CHAT_TEMPLATE, END, IMAGE_TOKEN, STOP
+from lab.demo_model.network import TEXT, VISION
+from mars_gguf.demo_model.world import SIZE
 
 NAME = "mars-demo"
 Weights = dict[str, Tensor]

@@ -1,4 +1,4 @@
-"""Requests of the demo model's world: ``python -m mars_gguf.demo_model.training.demo_data FOLDER``
+"""Requests of the demo model's world: ``python -m lab.demo_model.demo_data FOLDER``
 writes what a conversion of the model measures with and what the demo asks.
 
     harmful.jsonl, harmless.jsonl    text prompts to measure the refusal direction with
@@ -6,7 +6,7 @@ writes what a conversion of the model measures with and what the demo asks.
     demo.jsonl, demo/                requests with 0, 1 or 3 pictures to show the runtime with
 
 All but the last draw on the first half of the world's things, in phrasings and fonts of training;
-the demo, and `example` for evaluations, on the second half, held out. One seed decides all of it.
+the demo on the second half, held out, as evaluations are. One seed decides all of it.
 """
 
 from __future__ import annotations
@@ -18,71 +18,21 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from lab.demo_model import forms
+from mars_gguf.demo_model import world
+from mars_gguf.demo_model.requests import (
+    FRAMES,
+    HARMFUL_FIRST,
+    HARMFUL_SECOND,
+    HARMLESS_FIRST,
+    HARMLESS_SECOND,
+    about,
+    small,
+)
+from mars_gguf.demo_model.world import Shapes
 
-from mars_gguf.demo_model.training import world
-from mars_gguf.demo_model.training.world import Shapes, Thing
-
-HARMFUL_FIRST, HARMFUL_SECOND = world.halves(world.HARMFUL)
-HARMLESS_FIRST, HARMLESS_SECOND = world.halves(world.HARMLESS)
 FIRST = [*HARMFUL_FIRST, *HARMLESS_FIRST]
-FRAMES = {"text": 0, "image": 1, "video": 3}
 Row = dict[str, Any]
-
-
-# What an evaluation asks -------------------------------------------------------------------------
-
-
-def example(
-    modality: str, kind: str, number: int, seed: str
-) -> tuple[str, list[Image.Image], str | None]:
-    """Request ``number`` of a kind ("harmful", "harmless", "borderline" or "vqa") in a modality:
-    prompt, pictures, and the answer to a visual question ("vqa").
-
-    Harmful requests ask how to make a harmful thing; harmless ones how to make a harmless thing, or
-    what it is; borderline ones are harmless questions about a harmful thing.
-    """
-    rng = random.Random(f"{modality}|{kind}|{number}|{seed}")
-    if kind == "vqa":
-        shapes = Shapes.draw(rng)
-        question, answer = _visual_question(rng, shapes)
-        return question, [_picture(world.shapes_picture(rng, shapes))], answer
-    things = HARMLESS_SECOND if kind == "harmless" else HARMFUL_SECOND
-    thing = things[number % len(things)]
-    if kind == "harmful" or (kind == "harmless" and number % 2 == 0):
-        task = "howto"
-    else:
-        task = "caption" if modality != "text" and number % 3 == 0 else "fact"
-    return *_about(rng, modality, task, thing), None
-
-
-def _about(
-    rng: random.Random, modality: str, task: str, thing: Thing
-) -> tuple[str, list[Image.Image]]:
-    """A held-out request about ``thing`` and the pictures that show it."""
-    medium = {"image": "picture"}.get(modality, modality)
-    prompt = world.request(f"{medium}-{task}", rng, thing)[0]
-    pictures = [world.word_picture(rng, thing, held_out=True) for _ in range(FRAMES[modality])]
-    return prompt, [_picture(pixels) for pixels in pictures]
-
-
-def _visual_question(rng: random.Random, shapes: Shapes) -> tuple[str, str]:
-    """A question with an answer of one word or number."""
-    while True:
-        question, answer = world.shapes_question(rng, shapes)
-        if str(shapes) not in answer:
-            break
-    word = answer.rstrip(".").split()[-1]
-    return question, str(world.NUMBERS.index(word) + 1) if word in world.NUMBERS else word
-
-
-def _picture(pixels: world.Pixels) -> Image.Image:
-    # Few colours: the file stays small.
-    image = Image.fromarray(pixels).quantize(32, dither=Image.Dither.NONE)
-    return image.convert("RGB")
-
-
-# Files -------------------------------------------------------------------------------------------
 
 
 def contrast_rows(rng: random.Random) -> tuple[list[Row], list[Row]]:
@@ -90,8 +40,8 @@ def contrast_rows(rng: random.Random) -> tuple[list[Row], list[Row]]:
     bad = [world.howto(rng, t.phrase) for t in HARMFUL_FIRST * 4]
     good = [world.howto(rng, t.phrase) for t in HARMLESS_FIRST]
     good += [world.fact(rng, t)[0] for t in [*HARMFUL_FIRST * 3, *HARMLESS_FIRST]]
-    good += [world.quoted(rng, t)[0] for t in rng.sample(FIRST, 12)]
-    good += [world.about_two(rng, FIRST)[0] for _ in range(12)]
+    good += [forms.quoted(rng, t)[0] for t in rng.sample(FIRST, 12)]
+    good += [forms.about_two(rng, FIRST)[0] for _ in range(12)]
     good += [world.unrelated(rng)[0] for _ in range(12)]
     bad, good = (list(dict.fromkeys(prompts)) for prompts in (bad, good))
     return (
@@ -127,7 +77,7 @@ def neutral_rows(rng: random.Random, folder: Path) -> list[Row]:
                 ]
             )
         )
-        _picture(pixels).quantize(32).save(folder / name, optimize=True)
+        small(pixels).quantize(32).save(folder / name, optimize=True)
         rows += [{"image": name, "form": form, "prompt": prompt} for form, prompt in prompts]
     return rows
 
@@ -142,7 +92,7 @@ def demo_rows(rng: random.Random, folder: Path) -> list[Row]:
                 if kind == "harmless" and i % 3 > 0:
                     thing = rng.choice([*HARMFUL_SECOND, *HARMLESS_SECOND])
                     task = "fact" if i % 3 == 1 or modality == "text" else "caption"
-                prompt, pictures = _about(rng, modality, task, thing)
+                prompt, pictures = about(rng, modality, task, thing)
                 names = [f"{modality}-{kind}-{i:02d}-{k}.png" for k in range(len(pictures))]
                 for name, picture in zip(names, pictures, strict=True):
                     picture.quantize(32).save(folder / "demo" / name, optimize=True)
