@@ -23,7 +23,7 @@ from tqdm import tqdm
 from mars_gguf import demo_model
 from mars_gguf.console import command
 from mars_gguf.convert.extract import GgufExtractor
-from mars_gguf.convert.measure import Conversion, Options, convert
+from mars_gguf.convert.pipeline import Conversion, Options, convert
 from mars_gguf.convert.probes import paired_probes
 from mars_gguf.convert.prompts import ContrastPrompts, read_prompts
 from mars_gguf.errors import MarsError

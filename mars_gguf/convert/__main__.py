@@ -37,8 +37,9 @@ from mars_gguf.vectors import (
 from mars_gguf.vectors.describe import describe
 
 if TYPE_CHECKING:
-    from mars_gguf.convert.extract import GgufExtractor, Prompt
+    from mars_gguf.convert.extract import GgufExtractor
     from mars_gguf.convert.extract_transformers import TransformersExtractor
+    from mars_gguf.convert.prompts import Prompt
 
 # What a recipe leaves to the command line: the machine, and what is shown.
 BESIDE_RECIPE = (
@@ -180,8 +181,9 @@ def follow_recipe(args: argparse.Namespace, p: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Convert as the command line says. Raises MarsError for bad input, before anything is
     written."""
-    from mars_gguf.convert.measure import Options, convert
-    from mars_gguf.convert.report import card, write_plot
+    from mars_gguf.convert.card import card
+    from mars_gguf.convert.pipeline import Options, convert
+    from mars_gguf.convert.plot import write_plot
 
     if args.input is None:
         raise MarsError("no model: give a GGUF file, a transformers model, or --recipe")
@@ -236,7 +238,7 @@ def run(args: argparse.Namespace) -> None:
 def _parity_table(output: Path, vector: Vector) -> str:
     """The parity table in the card that is to be replaced, if the vector there was measured on the
     same model: the same fingerprint, and a direction that rounding explains. Else ""."""
-    from mars_gguf.convert.report import split_parity
+    from mars_gguf.convert.card import split_parity
 
     try:
         older = read_vector(output)

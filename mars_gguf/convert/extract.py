@@ -27,6 +27,7 @@ from llama_cpp import llama_cpp as lib
 from llama_cpp._utils import suppress_stdout_stderr
 from PIL import Image
 
+from mars_gguf.convert.prompts import Prompt, Push
 from mars_gguf.errors import ModelError
 from mars_gguf.hooks import HookedLlama, LayerOutput, Rows, require_gguf
 from mars_gguf.llama import fingerprint, load_mmproj
@@ -42,7 +43,6 @@ MAX_STATES = 128 << 20  # bytes of decoded prompts that are kept
 MAX_CELLS = 1.5  # x n_embd
 MIN_CELLS = 256  # what llama.cpp attends over at least
 Messages = list[dict[str, Any]]
-Push = tuple[int, Rows]  # a block, and what is added to its output: [n, n_embd]
 Entry = tuple[int, int, tuple[int, ...], bool]
 """Of a batch: token, position, the sequences it belongs to, whether logits are wanted."""
 # Where llama-cpp-python recognises a chat template it uses its own rendering, which differs, so
@@ -52,21 +52,6 @@ OWN_FORMATS: dict[str, llama_chat_format.ChatFormatter] = {
     "mistral-instruct": llama_chat_format.format_mistral_instruct,
     "llama-3": llama_chat_format.format_llama3,
 }
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A user message: pictures, then text. ``form`` and ``kind`` say where it comes from."""
-
-    text: str
-    images: tuple[Image.Image, ...] = ()
-    form: str = ""
-    kind: str = ""
-
-    @property
-    def modality(self) -> str:
-        """As the runtime names it: "text", "image" (one picture) or "video" (several)."""
-        return ("text", "image")[len(self.images)] if len(self.images) < 2 else "video"
 
 
 @dataclass(frozen=True)

@@ -17,15 +17,23 @@ import numpy as np
 
 from mars_gguf.console import command
 from mars_gguf.convert import DEVICES, DTYPES
-from mars_gguf.convert.extract import GgufExtractor, Prompt
+from mars_gguf.convert.card import PARITY, split_parity
+from mars_gguf.convert.extract import GgufExtractor
 from mars_gguf.convert.geometry import Array
-from mars_gguf.convert.measure import Conversion, Extractor, Options, convert
+from mars_gguf.convert.observations import Extractor
+from mars_gguf.convert.pipeline import Conversion, Options, convert
 from mars_gguf.convert.probes import neutral_probes
-from mars_gguf.convert.prompts import ContrastPrompts, builtin_contrast, read_prompts
-from mars_gguf.convert.report import PARITY, split_parity
+from mars_gguf.convert.prompts import (
+    ContrastPrompts,
+    Prompt,
+    Rows,
+    builtin_contrast,
+    read_prompts,
+)
+from mars_gguf.convert.splits import split_prompts
 from mars_gguf.errors import MarsError
 from mars_gguf.files import atomic
-from mars_gguf.hooks import Rows, require_gguf
+from mars_gguf.hooks import require_gguf
 from mars_gguf.options import layer_range, positive
 
 
@@ -69,10 +77,10 @@ class Parity:
             "| --- " * (len(modalities) + 3) + "|",
         ]
         for block in range(difference.shape[1]):
-            cells = [f"{self.cosine[m][:, block].min():.6f}" for m in modalities]
-            cells += [f"{difference[:, block].mean():.4f}", f"{difference[:, block].max():.4f}"]
+            row = [f"{self.cosine[m][:, block].min():.6f}" for m in modalities]
+            row += [f"{difference[:, block].mean():.4f}", f"{difference[:, block].max():.4f}"]
             name = f"**{block}**" if block in self.layers else str(block)
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+            lines.append(f"| {name} | " + " | ".join(row) + " |")
         lines += [
             "",
             "| | " + " | ".join(self.names) + " |",
@@ -115,9 +123,10 @@ def compare(
             convert(extractor, contrast, neutral, options, source=source, progress=progress)
         )
         seconds.append(time.perf_counter() - began)
-    _, held = contrast.split(options.held_out, options.seed)
-    text = [p for pair in zip(held.harmful, held.harmless, strict=False) for p in pair]
-    samples = {"text": [Prompt(p) for p in text]} | {m: list(p) for m, p in neutral.items()}
+    splits = split_prompts(contrast, neutral, options.held_out, options.seed)
+    pairs = zip(splits.harmful.check, splits.harmless.check, strict=False)
+    samples = {"text": [p for pair in pairs for p in pair]}
+    samples |= {m: list(p) for m, p in neutral.items()}
     cosine = {
         m: _cosine(_states(a, prompts[:n_prompts]), _states(b, prompts[:n_prompts]))
         for m, prompts in samples.items()
