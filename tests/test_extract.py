@@ -32,10 +32,10 @@ from mars_gguf.convert.extract import (
     MIN_CELLS,
     N_BATCH,
     GgufExtractor,
-    Prompt,
     _distinct_prefixes,
     _n_alike,
 )
+from mars_gguf.convert.prompts import Prompt
 from mars_gguf.errors import ModelError
 from mars_gguf.hooks import HookedLlama, LayerOutput, Rows
 from mars_gguf.llama import SteeredLlama
