@@ -30,7 +30,7 @@ from mars_gguf.errors import MarsError
 from mars_gguf.files import atomic
 from mars_gguf.llama import SteeredLlama
 from mars_gguf.media.images import load_image, user_message
-from mars_gguf.options import positive
+from mars_gguf.options import add_threads_argument
 from mars_gguf.vectors import write_vector
 
 MAX_TOKENS = 48
@@ -234,7 +234,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--json", metavar="FILE", type=Path, help="write every result as JSON")
     p.add_argument("--vector", metavar="FILE", type=Path, help="keep the vector here")
     p.add_argument("--all", action="store_true", help="show every request, not a sample")
-    p.add_argument("-t", "--threads", type=positive, metavar="N")
+    add_threads_argument(p)
     p.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
     args = p.parse_args(argv)
     with command(), tempfile.TemporaryDirectory() as folder:

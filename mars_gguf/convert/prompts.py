@@ -82,6 +82,21 @@ def builtin_contrast() -> ContrastPrompts:
     return ContrastPrompts([pair["harmful"] for pair in pairs], [p["harmless"] for p in pairs])
 
 
+def read_contrast(
+    harmful: str | PathLike[str] | None, harmless: str | PathLike[str] | None
+) -> ContrastPrompts:
+    """The user's own sets (read_prompts), or without files the built-in ones. Raises MarsError for
+    one file without the other, and for sets that are too small."""
+    if harmful is None and harmless is None:
+        return builtin_contrast()
+    if harmful is None or harmless is None:
+        raise MarsError("--harmful and --harmless go together: give both files or neither")
+    contrast = ContrastPrompts(read_prompts(harmful), read_prompts(harmless))
+    require_enough(contrast.harmful, str(harmful))
+    require_enough(contrast.harmless, str(harmless))
+    return contrast
+
+
 def neutral_prompts() -> dict[str, list[str]]:
     """Harmless prompts to go with neutral media, by form (``data/neutral_prompts.jsonl``):
     "request" (refers to the picture without naming its subject), "description", "question",
