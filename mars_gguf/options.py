@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import sys
@@ -12,29 +13,70 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mars_gguf.console import printable
+from mars_gguf.convert import DEVICES, DTYPES
 from mars_gguf.errors import MarsError
 from mars_gguf.hub import download
 
 if TYPE_CHECKING:
-    from mars_gguf.llama import SteeredLlama
+    from mars_gguf.runtime.llama import SteeredLlama
 
 
+HANDLERS = (
+    "mtmd", "chatml", "llava-1-5", "llava-1-6", "moondream", "nanollava", "obsidian",
+    "llama-3-vision-alpha", "minicpm-v-2.6", "qwen2.5-vl",
+)  # fmt: skip
 MOST_THREADS = 512  # llama.cpp's own bound; beyond it the process aborts
+
+Group = argparse._ArgumentGroup | argparse.ArgumentParser
+
+# Values ------------------------------------------------------------------------------------------
 
 
 def positive(text: str, most: int = 1 << 24) -> int:
     """An option's value as a whole number from 1 to ``most``, for argparse."""
-    value = int(text)
-    if not 1 <= value <= most:
-        raise argparse.ArgumentTypeError(f"found {value}, expected 1 to {most}")
-    return value
+    return _whole(text, 1, most)
+
+
+def threads(text: str) -> int:
+    """An option's value as a number of threads."""
+    return _whole(text, 1, MOST_THREADS)
+
+
+def context_size(text: str) -> int:
+    """An option's value as tokens of context, 0 for as many as the model was trained with."""
+    return _whole(text, 0, 1 << 24)
+
+
+def gpu_layers(text: str) -> int:
+    """An option's value as a number of layers, -1 for "all"."""
+    return -1 if text == "all" else _whole(text, -1, 1 << 24)
 
 
 def seed(text: str) -> int:
     """An option's value as a seed of random generators, 0 to 2**32 - 1, for argparse."""
-    value = int(text)
-    if not 0 <= value < 1 << 32:
-        raise argparse.ArgumentTypeError(f"found {value}, expected 0 to {(1 << 32) - 1}")
+    return _whole(text, 0, (1 << 32) - 1)
+
+
+def _whole(text: str, least: int, most: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number") from None
+    if not least <= value <= most:
+        raise argparse.ArgumentTypeError(f"found {value}, expected {least} to {most}")
+    return value
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """An option's value as the JSON object that it spells."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(f"found {text!r:.60}, expected JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(
+            f"found {text!r:.60}, expected a JSON object, as in '{{\"enable_thinking\": false}}'"
+        )
     return value
 
 
@@ -49,10 +91,32 @@ def layer_range(text: str | None) -> tuple[int, int] | None:
     return int(first), int(last)
 
 
+# Options -----------------------------------------------------------------------------------------
+
+
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that say which model is steered by which vector."""
+    """The options that say which model is steered by which vector, and how it is run."""
     group = parser.add_argument_group("model")
-    group.add_argument("-m", "--model", metavar="FILE", help="model in GGUF format")
+    add_file_arguments(group)
+    add_vector_arguments(group)
+    add_template_arguments(group)
+    add_context_argument(group)
+    group.add_argument(
+        "-ub",
+        "--ubatch-size",
+        type=positive,
+        default=512,
+        metavar="N",
+        help="tokens of a prompt evaluated at a time (default: 512)",
+    )
+    add_gpu_argument(group)
+    add_threads_argument(group)
+    add_verbose_argument(group)
+
+
+def add_file_arguments(group: Group, model: str = "model in GGUF format") -> None:
+    """Where the files of a GGUF model are; ``model``: help for --model."""
+    group.add_argument("-m", "--model", metavar="FILE", help=model)
     group.add_argument("--mmproj", metavar="FILE", help="multimodal projector of the model")
     group.add_argument(
         "-hfr", "--hf-repo", metavar="ORG/NAME", help="download the model from a Hugging Face hub"
@@ -65,6 +129,10 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "taken along; --mmproj chooses another one, from the repository or from here",
     )
     group.add_argument("--no-mmproj", action="store_true", help="load no mmproj: text only")
+
+
+def add_vector_arguments(group: Group) -> None:
+    """Which vector steers, and how."""
     group.add_argument("--vector", metavar="FILE", help="vector that mars_gguf.convert wrote")
     group.add_argument("--demo", action="store_true", help="use the small model of the package")
     group.add_argument(
@@ -78,38 +146,113 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="how the first token is steered (default: auto, which is inline)",
     )
+
+
+def add_template_arguments(group: Group) -> None:
+    """How messages become the text of a prompt."""
+    group.add_argument(
+        "--chat-handler",
+        choices=HANDLERS,
+        metavar="NAME",
+        help="how prompts are written (default: mtmd, the model's own chat template): "
+        + ", ".join(HANDLERS),
+    )
+    group.add_argument(
+        "--chat-template-kwargs",
+        type=json_object,
+        metavar="JSON",
+        help="variables for the chat template, as in '{\"enable_thinking\": false}'",
+    )
+
+
+def add_context_argument(group: Group) -> None:
     group.add_argument(
         "-c",
         "--ctx-size",
-        type=lambda text: 0 if text == "0" else positive(text),
+        type=context_size,
         default=4096,
         metavar="N",
         help="tokens of context (default: 4096; 0: as many as the model was trained with)",
     )
-    group.add_argument(
-        "-ub",
-        "--ubatch-size",
-        type=positive,
-        default=512,
-        metavar="N",
-        help="tokens of a prompt evaluated at a time (default: 512)",
-    )
+
+
+def add_gpu_argument(group: Group) -> None:
     group.add_argument(
         "-ngl",
         "--n-gpu-layers",
-        type=lambda text: -1 if text == "all" else int(text),
+        type=gpu_layers,
         default=0,
         metavar="N",
         help="layers to put on the GPU (default: 0; all, or -1: all)",
     )
+
+
+def add_threads_argument(group: Group) -> None:
     group.add_argument(
         "-t",
         "--threads",
-        type=lambda text: positive(text, MOST_THREADS),
+        type=threads,
         metavar="N",
         help="threads to compute with (default: half of the processors, for prompts all)",
     )
-    group.add_argument("-v", "--verbose", action="store_true", help="show what llama.cpp says")
+
+
+def add_verbose_argument(group: Group) -> None:
+    group.add_argument("-v", "--verbose", action="store_true", help="show what the libraries say")
+
+
+def add_checkpoint_arguments(group: Group, dtype: str = "auto", batch_size: int = 8) -> None:
+    """How a transformers model is run."""
+    group.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default=dtype,
+        help=f"of the weights (default: {dtype}; auto: as they are stored)",
+    )
+    group.add_argument("--device", choices=DEVICES, default="auto")
+    group.add_argument(
+        "--batch-size",
+        type=positive,
+        default=batch_size,
+        metavar="N",
+        help=f"prompts at once (default: {batch_size})",
+    )
+
+
+def add_prompt_arguments(group: Group, probes: int = 96) -> None:
+    """What a model is measured with, and which blocks of it."""
+    group.add_argument(
+        "--harmful",
+        metavar="FILE",
+        help="harmful prompts, one a line or JSON Lines (default: built in)",
+    )
+    group.add_argument("--harmless", metavar="FILE", help="harmless prompts, likewise")
+    group.add_argument(
+        "--neutral-media",
+        metavar="PATH",
+        help="your own harmless pictures: a directory, or a .jsonl file that "
+        "pairs pictures with prompts",
+    )
+    group.add_argument(
+        "--probes",
+        type=positive,
+        default=probes,
+        metavar="N",
+        help=f"neutral prompts with pictures (default: {probes})",
+    )
+    group.add_argument(
+        "--image-size",
+        type=positive,
+        default=224,
+        metavar="N",
+        help="width and height of neutral pictures (default: 224)",
+    )
+    group.add_argument(
+        "--layers", metavar="FIRST-LAST", help="candidate blocks (default: 1 to 80 %% of the depth)"
+    )
+
+
+# What they name ----------------------------------------------------------------------------------
 
 
 def model_files(args: argparse.Namespace) -> tuple[str, str | None, str]:
@@ -125,10 +268,7 @@ def model_files(args: argparse.Namespace) -> tuple[str, str | None, str]:
         args.ctx_size = min(args.ctx_size or demo_model.CONTEXT, demo_model.CONTEXT)
         mmproj = None if args.no_mmproj else str(demo_model.MMPROJ)
         return str(demo_model.TEXT_MODEL), mmproj, str(demo_model.VECTOR)
-    if args.hf_file and not args.hf_repo:
-        raise MarsError("--hf-file names a file of --hf-repo: give both")
-    if args.hf_repo and (args.model or not args.hf_file):
-        raise MarsError("--hf-repo needs --hf-file, and takes the place of --model")
+    require_one_source(args)
     if not (args.model or args.hf_repo):
         raise MarsError("no model. Give one with --model, or --demo for the package's own.")
     if not args.vector:
@@ -136,15 +276,29 @@ def model_files(args: argparse.Namespace) -> tuple[str, str | None, str]:
             "no vector. Make one with python -m mars_gguf.convert, then give it with --vector: "
             "this tool does not run models unsteered."
         )
-    if not args.hf_repo:
-        return args.model, None if args.no_mmproj else args.mmproj, args.vector
-    model = download(args.hf_repo, args.hf_file)
+    return *gguf_files(args), args.vector
+
+
+def require_one_source(args: argparse.Namespace) -> None:
+    """Raise MarsError unless the options name files here or on a hub, not both nor half of one."""
+    if args.hf_file and not args.hf_repo:
+        raise MarsError("--hf-file names a file of --hf-repo: give both")
+    if args.hf_repo and (args.model or not args.hf_file):
+        raise MarsError("--hf-repo needs --hf-file, and takes the place of --model")
+
+
+def gguf_files(args: argparse.Namespace) -> tuple[str, str | None]:
+    """Paths of the model and of its mmproj, if there is one. Downloads what comes from a hub.
+    Raises MarsError."""
     mmproj = None if args.no_mmproj else args.mmproj
+    if not args.hf_repo:
+        return args.model, mmproj
+    model = download(args.hf_repo, args.hf_file)
     if mmproj is None and not args.no_mmproj:
         mmproj = download(args.hf_repo, "*mmproj*.gguf", needed=False)
     elif mmproj is not None and not Path(mmproj).exists():
         mmproj = download(args.hf_repo, mmproj)
-    return str(model), mmproj, args.vector
+    return str(model), mmproj
 
 
 @contextmanager
@@ -168,8 +322,14 @@ def _loading(name: str) -> Iterator[Any]:
             yield lambda share: bar.update(task, completed=share)
 
 
+def template_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The given ones of the options of `add_template_arguments`, as arguments."""
+    names = "chat_template_kwargs", "chat_handler"
+    return {name: value for name in names if (value := getattr(args, name)) is not None}
+
+
 def llama_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The options, less the files, as arguments of SteeredLlama."""
+    """The options, less the files and the handler, as arguments of SteeredLlama."""
     return dict(
         way=args.way,
         force=args.force,
@@ -183,14 +343,14 @@ def llama_options(args: argparse.Namespace) -> dict[str, Any]:
     )
 
 
-def load_steered(args: argparse.Namespace, chat_handler: str | None = None) -> SteeredLlama:
+def load_steered(args: argparse.Namespace) -> SteeredLlama:
     """The steered model that the options name, made for conversations: see
     `mars_gguf.handlers.ConversationHandler`. Raises MarsError."""
     from mars_gguf import handlers
-    from mars_gguf.llama import SteeredLlama
+    from mars_gguf.runtime.llama import SteeredLlama
 
     model, mmproj, vector = model_files(args)
-    handler = handlers.conversation_handler(mmproj, chat_handler) if mmproj else None
+    handler = handlers.conversation_handler(mmproj, args.chat_handler) if mmproj else None
     with _loading(Path(model).name) as progress:
         llama = SteeredLlama(
             model,

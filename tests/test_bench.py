@@ -34,7 +34,8 @@ from mars_gguf.bench.figures import (
 from mars_gguf.bench.processes import Processes
 from mars_gguf.bench.report import line_table
 from mars_gguf.convert import extract as extract_module
-from mars_gguf.convert.extract import GgufExtractor, Prompt
+from mars_gguf.convert.extract_gguf import GgufExtractor
+from mars_gguf.convert.prompts import Prompt
 from mars_gguf.demo_model import FOLDER, VECTOR
 from mars_gguf.vectors import read_vector, write_vector
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from mars_gguf.convert.geometry import (
     Array,
+    Axes,
     Centroids,
     RefusalScore,
     centroids,
@@ -16,7 +17,6 @@ from mars_gguf.convert.geometry import (
     robust_shift,
     softmax,
 )
-from mars_gguf.statistics import auroc, upper_bound
 from mars_gguf.steering import projection
 
 N_LAYER = 2
@@ -38,20 +38,6 @@ def world(seed: int, n_embd: int = 5) -> tuple[np.random.Generator, Centroids, l
 def covariance(deviations: list[Array], layer: int) -> Array:
     """Of every modality, then the mean of the modalities: a large set does not outvote a small."""
     return np.mean([np.cov(d[:, layer].T, bias=True) for d in deviations], axis=0)
-
-
-@given(
-    st.lists(st.integers(-3, 3), min_size=1, max_size=12),
-    st.lists(st.integers(-3, 3), min_size=1, max_size=12),
-)
-def test_auroc_is_the_share_of_pairs_in_the_right_order(positive, negative):
-    won = 0.0
-    for p in positive:
-        for n in negative:
-            won += 1.0 if p > n else 0.5 if p == n else 0.0
-    assert auroc(np.array(positive), np.array(negative)) == pytest.approx(
-        won / (len(positive) * len(negative))
-    )
 
 
 @settings(deadline=None)
@@ -99,15 +85,15 @@ def test_the_readout_is_undefined_where_the_centroids_coincide_and_only_there():
 
 
 @given(seeds, st.lists(st.sampled_from("abcd"), min_size=1, max_size=20))
-def test_a_shift_lies_at_the_median_of_its_cells_and_keeps_the_mean_across(seed, cells):
+def test_a_shift_lies_at_the_median_of_its_strata_and_keeps_the_mean_across(seed, strata):
     rng, base, deviations = world(seed)
     w = readout(base, deviations)
-    probes = base.safe + rng.normal(size=(len(cells), N_LAYER, 5))
-    shift = robust_shift(probes, cells, base, w)
+    probes = base.safe + rng.normal(size=(len(strata), N_LAYER, 5))
+    shift = robust_shift(probes, strata, base, w)
 
     t = coordinates(probes, base, w)
-    by_cell = [[t[i] for i, c in enumerate(cells) if c == cell] for cell in set(cells)]
-    medians = np.median([np.mean(found, axis=0) for found in by_cell], axis=0)
+    by_stratum = [[t[i] for i, s in enumerate(strata) if s == name] for name in set(strata)]
+    medians = np.median([np.mean(found, axis=0) for found in by_stratum], axis=0)
     np.testing.assert_allclose(coordinates((base.safe + shift)[None], base, w)[0], medians)
 
     moved = shift - (probes.mean(0) - base.safe)
@@ -116,37 +102,24 @@ def test_a_shift_lies_at_the_median_of_its_cells_and_keeps_the_mean_across(seed,
 
 
 @given(seeds, st.integers(1, 5))
-def test_where_all_cells_agree_the_shift_is_the_plain_mean(seed, n_cells):
+def test_where_all_strata_agree_the_shift_is_the_plain_mean(seed, n_strata):
     rng, base, deviations = world(seed)
     w = readout(base, deviations)
-    cell = base.safe + rng.normal(size=(4, N_LAYER, 5))
-    cells = [name for name in "abcde"[:n_cells] for _ in cell]
-    shift = robust_shift(np.concatenate([cell] * n_cells), cells, base, w)
-    np.testing.assert_allclose(shift, cell.mean(0) - base.safe, atol=1e-12)
+    one = base.safe + rng.normal(size=(4, N_LAYER, 5))
+    strata = [name for name in "abcde"[:n_strata] for _ in one]
+    shift = robust_shift(np.concatenate([one] * n_strata), strata, base, w)
+    np.testing.assert_allclose(shift, one.mean(0) - base.safe, atol=1e-12)
 
 
-def test_one_odd_cell_does_not_move_the_coordinate_of_the_shift():
+def test_one_odd_stratum_does_not_move_the_coordinate_of_the_shift():
     rng, base, deviations = world(1)
     w = readout(base, deviations)
     probes = base.safe + 1e-3 * rng.normal(size=(30, N_LAYER, 5))
-    cells = ["noise"] * 10 + ["drawn"] * 10 + ["odd"] * 10
-    calm = coordinates((base.safe + robust_shift(probes, cells, base, w))[None], base, w)
+    strata = ["noise"] * 10 + ["drawn"] * 10 + ["odd"] * 10
+    calm = coordinates((base.safe + robust_shift(probes, strata, base, w))[None], base, w)
     probes[20:] += 100 * base.direction
-    odd = coordinates((base.safe + robust_shift(probes, cells, base, w))[None], base, w)
+    odd = coordinates((base.safe + robust_shift(probes, strata, base, w))[None], base, w)
     np.testing.assert_allclose(odd, calm, atol=0.02)
-
-
-@given(
-    st.lists(st.floats(-5, 5), min_size=1, max_size=60),
-    st.floats(0, 1, exclude_max=True),
-)
-def test_at_most_the_share_lies_above_the_upper_bound_and_no_lower_sample_will_do(values, share):
-    sample = np.array(values)
-    bound = upper_bound(sample, share)
-    assert bound in sample
-    assert (sample > bound).sum() <= share * len(sample)
-    for lower in sample[sample < bound]:
-        assert (sample > lower).sum() > int(share * len(sample))
 
 
 @given(seeds, st.integers(2, 40))
@@ -166,7 +139,7 @@ def test_token_weights_are_posteriors_and_swapping_the_sides_mirrors_them(seed, 
 
 @given(st.floats(0, 0.5), st.floats(0.01, 0.5), st.floats(0, 1))
 def test_refusal_scores_run_from_0_for_harmless_to_1_for_harmful(low, contrast, share):
-    score = RefusalScore(low, low + contrast)
+    score = RefusalScore(np.ones(2), low, low + contrast)
     np.testing.assert_allclose(score(np.array([low, low + contrast])), [0, 1], atol=1e-9)
     between = np.array(low + share * score.contrast)
     assert score(between) == pytest.approx(share, abs=1e-9)
@@ -174,4 +147,27 @@ def test_refusal_scores_run_from_0_for_harmless_to_1_for_harmful(low, contrast, 
 
 @pytest.mark.parametrize("high", [0.5, 0.2])
 def test_without_contrast_every_refusal_score_is_0(high):
-    assert not RefusalScore(0.5, high)(np.array([[0.1, 0.5], [0.9, 1.0]])).any()
+    assert not RefusalScore(np.ones(2), 0.5, high)(np.array([[0.1, 0.5], [0.9, 1.0]])).any()
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=9))
+def test_logits_are_judged_by_the_weight_of_their_likeliest_tokens(sorry):
+    score = RefusalScore(np.array([0.9, 0.1]), 0.1, 0.9)
+    logits = np.array([[9.0, 0.0] if one else [0.0, 9.0] for one in sorry])
+    assert score.refuses(logits).tolist() == sorry
+
+
+@given(seeds)
+def test_the_geometry_of_a_block_says_of_a_state_what_the_axes_say(seed):
+    rng, base, deviations = world(seed)
+    shift = rng.normal(size=(N_LAYER, 5))
+    axes = Axes(base, readout(base, deviations), {"text": 0 * shift, "image": shift})
+    states = rng.normal(size=(3, N_LAYER, 5))
+    for layer in range(N_LAYER):
+        g = axes.at(layer, {"text": 0.1, "image": 0.2}, 3.0, 0.5, 2.0)
+        assert {x.dtype for x in (g.safe, g.unsafe, g.readout, *g.shifts.values())} == {
+            np.dtype("f4")
+        }
+        for m in ("text", "image"):
+            found = [g.coordinate(h[layer], m) for h in states]
+            np.testing.assert_allclose(found, axes.t(states, m)[:, layer], rtol=1e-4, atol=1e-4)

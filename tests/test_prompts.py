@@ -18,7 +18,6 @@ from mars_gguf.convert.prompts import (
     prompt_set_sha256,
     read_prompts,
     require_enough,
-    split,
 )
 from mars_gguf.errors import MarsError
 
@@ -133,40 +132,6 @@ def test_too_few_prompts_are_refused_naming_found_and_expected():
     require_enough(["a"] * prompts.MIN_PROMPTS, "harmful prompts")
     with pytest.raises(MarsError, match="harmful prompts: found 7 .* expected at least 8"):
         require_enough(["a"] * 7, "harmful prompts")
-
-
-@given(
-    st.lists(st.text(), min_size=2, unique=True),
-    st.floats(0, 1, exclude_min=True, exclude_max=True),
-    st.integers(),
-)
-def test_a_split_keeps_every_item_once_in_order_and_repeats_itself(items, held_out, seed):
-    train, held = split(items, held_out, seed)
-    assert train and held
-    assert sorted(train + held) == sorted(items)
-    assert train == [item for item in items if item in train]
-    assert abs(len(held) - held_out * len(items)) <= 1
-    assert split(items, held_out, seed) == (train, held)
-
-
-def test_a_split_is_the_same_on_every_machine_and_differs_by_seed():
-    assert split(range(10), 0.3, 7)[1] == [3, 4, 7]
-    assert len({tuple(split(range(40), 0.5, seed)[1]) for seed in range(20)}) == 20
-
-
-def test_matched_pairs_stay_together_in_a_split():
-    contrast = builtin_contrast()
-    partner = dict(zip(contrast.harmful, contrast.harmless, strict=True))
-    for part in contrast.split(0.25, seed=3):
-        assert part.harmless == [partner[prompt] for prompt in part.harmful]
-
-
-@pytest.mark.parametrize("held_out", [0, 1, -0.1, float("nan")])
-def test_a_split_without_both_parts_is_refused(held_out):
-    with pytest.raises(MarsError, match="held-out share"):
-        split(["a", "b"], held_out, 0)
-    with pytest.raises(MarsError, match="expected at least 2"):
-        split(["a"], 0.5, 0)
 
 
 def test_the_fingerprint_ignores_spacing_and_unicode_form_and_nothing_else():

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mars_gguf.statistics import Share, median_ratio, share
+from mars_gguf.statistics import Share, auroc, median_ratio, share, upper_bound
 
 counts = st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
@@ -40,6 +41,37 @@ def test_a_share_of_nothing_is_no_number() -> None:
 
 def test_a_share_reads_as_percent_with_its_interval_and_count() -> None:
     assert str(share([True] * 20 + [False] * 4)) == "83.3 % (64-93), 20 of 24"
+
+
+@given(
+    st.lists(st.integers(-3, 3), min_size=1, max_size=12),
+    st.lists(st.integers(-3, 3), min_size=1, max_size=12),
+)
+def test_auroc_is_the_share_of_pairs_in_the_right_order(
+    positive: list[int], negative: list[int]
+) -> None:
+    won = 0.0
+    for p in positive:
+        for n in negative:
+            won += 1.0 if p > n else 0.5 if p == n else 0.0
+    assert auroc(np.array(positive), np.array(negative)) == pytest.approx(
+        won / (len(positive) * len(negative))
+    )
+
+
+@given(
+    st.lists(st.floats(-5, 5), min_size=1, max_size=60),
+    st.floats(0, 1, exclude_max=True),
+)
+def test_at_most_the_share_lies_above_the_upper_bound_and_no_lower_sample_will_do(
+    values: list[float], budget: float
+) -> None:
+    sample = np.array(values)
+    bound = upper_bound(sample, budget)
+    assert bound in sample
+    assert (sample > bound).sum() <= budget * len(sample)
+    for lower in sample[sample < bound]:
+        assert (sample > lower).sum() > int(budget * len(sample))
 
 
 def test_a_ratio_is_the_median_over_pairs() -> None:

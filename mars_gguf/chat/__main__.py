@@ -16,7 +16,6 @@ from mars_gguf.chat.conversation import Conversation
 from mars_gguf.chat.terminal import Terminal, read_plainly, read_with_prompt_toolkit, stream
 from mars_gguf.console import command, printable, require_utf8
 from mars_gguf.errors import MarsError
-from mars_gguf.handlers import HANDLERS
 from mars_gguf.media.images import LONGEST_SIDE, load_image
 from mars_gguf.media.video import FPS, MAX_FRAMES, load_video
 from mars_gguf.options import add_model_arguments, load_steered, positive
@@ -27,11 +26,6 @@ DESCRIPTION = "Chat with a steered model in the terminal, or ask one thing with 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="mars_gguf.chat", description=DESCRIPTION)
     add_model_arguments(p)
-    p.add_argument(
-        "--chat-handler",
-        choices=list(HANDLERS),
-        help="how pictures enter the prompt (default: mtmd, the model's own chat template)",
-    )
     p.add_argument(
         "-p",
         "--prompt",
@@ -135,7 +129,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.video:
             with Console(stderr=True).status("reading the video"):
                 video = open_video(args.video)
-        llama = load_steered(args, args.chat_handler)
+        llama = load_steered(args)
         try:
             conversation = Conversation(llama, system=system, sampling=_sampling(args))
             if prompt is None:

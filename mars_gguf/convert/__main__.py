@@ -2,6 +2,7 @@
 beside it.
 
     python -m mars_gguf.convert MODEL.gguf [--mmproj MMPROJ.gguf] [-o VECTOR.gguf]
+    python -m mars_gguf.convert -hfr ORG/NAME -hff '*Q4_K_M.gguf' [-o VECTOR.gguf]
     python -m mars_gguf.convert DIRECTORY-OR-HUB-ID [-o VECTOR.gguf]
     python -m mars_gguf.convert DIRECTION.{safetensors,npz,pt,gguf} --model MODEL [--layer N]
     python -m mars_gguf.convert --recipe convert/NAME.toml
@@ -10,42 +11,43 @@ beside it.
 from __future__ import annotations
 
 import argparse
-import tempfile
-from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mars_gguf.console import command
-from mars_gguf.convert import DEVICES, DTYPES
 from mars_gguf.convert.artefacts import Artefact, is_artefact, read_artefact
-from mars_gguf.convert.prompts import (
-    ContrastPrompts,
-    builtin_contrast,
-    read_prompts,
-    require_enough,
-)
-from mars_gguf.convert.recipes import read_recipe
+from mars_gguf.convert.prompts import ContrastPrompts, Prompt, read_contrast
+from mars_gguf.convert.recipes import MODALITIES, read_recipe
 from mars_gguf.errors import MarsError
-from mars_gguf.files import atomic, sha256
-from mars_gguf.options import layer_range, positive, seed
-from mars_gguf.vectors import (
-    Vector,
-    VectorError,
-    read_vector,
-    write_contents,
+from mars_gguf.files import sha256
+from mars_gguf.options import (
+    add_checkpoint_arguments,
+    add_context_argument,
+    add_file_arguments,
+    add_gpu_argument,
+    add_prompt_arguments,
+    add_template_arguments,
+    add_threads_argument,
+    add_verbose_argument,
+    gguf_files,
+    layer_range,
+    require_one_source,
+    seed,
+    template_options,
 )
-from mars_gguf.vectors.describe import describe
 
 if TYPE_CHECKING:
-    from mars_gguf.convert.extract import GgufExtractor, Prompt
+    from mars_gguf.convert.extract_gguf import GgufExtractor
     from mars_gguf.convert.extract_transformers import TransformersExtractor
+    from mars_gguf.convert.pipeline import Conversion, Options
 
 # What a recipe leaves to the command line: the machine, and what is shown.
 BESIDE_RECIPE = (
     "recipe output device batch_size n_gpu_layers threads trust_remote_code no_plot quiet verbose"
 ).split()
 
-GGUF_OPTIONS = "ctx_size n_gpu_layers threads".split()
+GGUF_OPTIONS = "ctx_size n_gpu_layers threads chat_handler no_mmproj".split()
 TRANSFORMERS_OPTIONS = "dtype device batch_size revision trust_remote_code".split()
 
 
@@ -63,90 +65,46 @@ def parser() -> argparse.ArgumentParser:
         "direction that was measured elsewhere (mars_gguf/convert/artefacts.py says how it looks)",
     )
     p.add_argument("--recipe", metavar="FILE", type=Path, help="convert as this TOML file says")
-    p.add_argument("--mmproj", metavar="FILE", help="multimodal projector of a GGUF model")
     p.add_argument(
         "-o",
         "--output",
         metavar="FILE",
         help="vector file (default: MODEL-mars.gguf in this directory)",
     )
-    prompts = p.add_argument_group("what to measure with")
-    prompts.add_argument(
-        "--harmful",
-        metavar="FILE",
-        help="harmful prompts, one a line or JSON Lines (default: built in)",
-    )
-    prompts.add_argument("--harmless", metavar="FILE", help="harmless prompts, likewise")
+    add_file_arguments(p, "the same as MODEL; beside a direction, the model that it is for")
+    add_template_arguments(p)
+    prompts = p.add_argument_group("what to measure with, and how to choose")
+    add_prompt_arguments(prompts)
     prompts.add_argument(
         "--modality",
         action="append",
-        choices=["text", "image", "video"],
+        choices=MODALITIES,
         help="measure text and this alone; can be repeated (default: all that the model takes)",
     )
-    prompts.add_argument(
-        "--neutral-media",
-        metavar="PATH",
-        help="your own harmless pictures: a directory, or a .jsonl file that "
-        "pairs pictures with prompts",
-    )
-    prompts.add_argument(
-        "--probes",
-        type=positive,
-        default=96,
-        metavar="N",
-        help="neutral prompts with pictures (default: 96)",
-    )
-    prompts.add_argument(
-        "--image-size",
-        type=positive,
-        default=224,
-        metavar="N",
-        help="width and height of neutral pictures (default: 224)",
-    )
     prompts.add_argument("--seed", type=seed, default=0, metavar="N")
-    choice = p.add_argument_group("how to choose")
-    choice.add_argument(
-        "--layers", metavar="FIRST-LAST", help="candidate blocks (default: 1 to 80 %% of the depth)"
-    )
-    choice.add_argument(
+    prompts.add_argument(
         "--over-refusal",
         type=float,
         default=0.01,
         metavar="SHARE",
         help="share of neutral inputs that may open the gate (default: 0.01)",
     )
-    given = p.add_argument_group("direction measured elsewhere")
-    given.add_argument("--model", metavar="MODEL", help="the model it is for, GGUF or transformers")
-    given.add_argument("--layer", type=int, metavar="N", help="its block, 0-based")
+    prompts.add_argument(
+        "--layer", type=int, metavar="N", help="block of a direction measured elsewhere, 0-based"
+    )
     gguf = p.add_argument_group("GGUF models")
-    gguf.add_argument(
-        "-c",
-        "--ctx-size",
-        type=positive,
-        default=4096,
-        metavar="N",
-        help="context that several prompts share (default: 4096)",
-    )
-    gguf.add_argument("-ngl", "--n-gpu-layers", type=int, default=0, metavar="N")
-    gguf.add_argument("-t", "--threads", type=positive, metavar="N")
+    add_context_argument(gguf)
+    add_gpu_argument(gguf)
+    add_threads_argument(gguf)
     torch = p.add_argument_group("transformers models")
-    torch.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        default="auto",
-        help="of the weights (default: auto, as they are stored)",
-    )
-    torch.add_argument("--device", choices=DEVICES, default="auto")
-    torch.add_argument(
-        "--batch-size", type=int, default=8, metavar="N", help="prompts at once (default: 8)"
-    )
+    add_checkpoint_arguments(torch)
     torch.add_argument("--revision", metavar="COMMIT", help="of a model on the hub")
     torch.add_argument(
         "--trust-remote-code", action="store_true", help="run code that comes with the model"
     )
     p.add_argument("--no-plot", action="store_true", help="write no PNG")
     p.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
-    p.add_argument("-v", "--verbose", action="store_true", help="show what the libraries say")
+    add_verbose_argument(p)
     p.set_defaults(untested=None, quantization=None, prompts_sha256=None)
     return p
 
@@ -180,105 +138,103 @@ def follow_recipe(args: argparse.Namespace, p: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Convert as the command line says. Raises MarsError for bad input, before anything is
     written."""
-    from mars_gguf.convert.measure import Options, convert
-    from mars_gguf.convert.report import card, write_plot
+    from mars_gguf.convert.outputs import write_outputs
+    from mars_gguf.vectors.describe import describe
 
-    if args.input is None:
-        raise MarsError("no model: give a GGUF file, a transformers model, or --recipe")
-    contrast = _contrast(args)
-    options = Options(
-        seed=args.seed, layers=layer_range(args.layers), over_refusal=_share(args.over_refusal)
-    )
-    given, model = _artefact(args)
-    _require_fitting(args, model)
-    used = (args.harmful, args.harmless, args.neutral_media, args.mmproj, args.recipe)
-    inputs = [args.input, model, *(str(path) for path in used if path)]
-    output, *beside = _outputs(
-        args.output or f"{_stem(args.input)}-mars.gguf", inputs, plot=not args.no_plot
-    )
-    neutral = _neutral(args) if args.mmproj or not is_gguf(model) else _no_pictures(args)
-    extractor = open_model(model, args)
+    job = prepare(args)
+    extractor = open_model(job.model, job.mmproj, args)
     try:
-        if not extractor.sees_images:
-            neutral = _no_pictures(args)
-        if args.quantization not in (None, extractor.fingerprint.quantization):
-            raise MarsError(
-                f"{model}: found quantization {extractor.fingerprint.quantization!r}, the recipe "
-                f"says {args.quantization!r}"
-            )
-        conversion = convert(
-            extractor,
-            contrast,
-            neutral,
-            options,
-            source=_source(args, extractor, given),
-            given=given,
-            progress=not args.quiet,
-        )
+        conversion = measure(extractor, job, args)
     finally:
         extractor.close()
-    if args.untested:
-        conversion.warnings.insert(0, f"The recipe was shipped untested: {args.untested}")
-    parity = _parity_table(output, conversion.vector)
-    with ExitStack() as files:  # all of them, or none
-        vector_file = files.enter_context(atomic(output))
-        write_contents(conversion.vector, vector_file)
-        text = card(conversion, output.name, sha256(vector_file), parity)
-        files.enter_context(atomic(beside[0])).write_text(text, encoding="utf-8")
-        for plot in beside[1:]:
-            write_plot(conversion, files.enter_context(atomic(plot)))
+    write_outputs(conversion, job.outputs)
     print(describe(conversion.vector))
     for warning in conversion.warnings:
         print(f"warning: {warning}")
-    print(f"wrote {output}, {', '.join(path.name for path in beside)}")
+    print(f"wrote {job.outputs[0]}, {', '.join(path.name for path in job.outputs[1:])}")
 
 
-def _parity_table(output: Path, vector: Vector) -> str:
-    """The parity table in the card that is to be replaced, if the vector there was measured on the
-    same model: the same fingerprint, and a direction that rounding explains. Else ""."""
-    from mars_gguf.convert.report import split_parity
-
-    try:
-        older = read_vector(output)
-        text = output.with_suffix(".md").read_text(encoding="utf-8")
-    except (VectorError, OSError, UnicodeDecodeError):
-        return ""
-    a, b = older.geometry, vector.geometry
-    same = (older.model, older.layer) == (vector.model, vector.layer) and (
-        a.direction @ b.direction > 0.999 * a.distance * b.distance
-    )
-    return split_parity(text)[1] if same else ""
+# Prepare -----------------------------------------------------------------------------------------
 
 
-def open_model(model: str, args: argparse.Namespace) -> GgufExtractor | TransformersExtractor:
-    """Open a GGUF file by llama.cpp, anything else by transformers."""
-    from mars_gguf.convert.extract import GgufExtractor
-    from mars_gguf.hooks import require_gguf
+@dataclass(frozen=True)
+class Job:
+    """What is to be converted, and how: ``given`` is a direction measured elsewhere."""
 
-    if is_gguf(model):
-        require_gguf(model)
-        return GgufExtractor(
-            model,
-            args.mmproj,
-            n_gpu_layers=args.n_gpu_layers,
-            n_threads=args.threads,
-            n_ctx=args.ctx_size,
-            verbose=args.verbose,
+    model: str
+    mmproj: str | None
+    given: Artefact | None
+    contrast: ContrastPrompts
+    neutral: dict[str, list[Prompt]]
+    options: Options
+    outputs: list[Path]
+
+
+def prepare(args: argparse.Namespace) -> Job:
+    """All that can be read and checked before the model is loaded."""
+    from mars_gguf.convert.outputs import output_paths
+    from mars_gguf.convert.pipeline import Options
+
+    contrast = _contrast(args)
+    share = _share(args.over_refusal)
+    options = Options(seed=args.seed, layers=layer_range(args.layers), over_refusal=share)
+    given, model, mmproj = _inputs(args)
+    _require_fitting(args, model)
+    named = args.input or model
+    used = (args.harmful, args.harmless, args.neutral_media, mmproj, args.recipe)
+    inputs = [named, model, *(str(path) for path in used if path)]
+    output = args.output or f"{_stem(named)}-mars.gguf"
+    outputs = output_paths(output, inputs, plot=not args.no_plot)
+    sees = mmproj is not None or not is_gguf(model)
+    neutral = _neutral(args) if sees else _no_pictures(args)
+    return Job(model, mmproj, given, contrast, neutral, options, outputs)
+
+
+def _contrast(args: argparse.Namespace) -> ContrastPrompts:
+    contrast = read_contrast(args.harmful, args.harmless)
+    if args.prompts_sha256 not in (None, contrast.sha256):
+        raise MarsError(
+            f"{args.recipe}: found prompts of sha256 {contrast.sha256}, prompts.sha256 says "
+            f"{args.prompts_sha256}: other prompts make another vector"
         )
-    if args.mmproj:
-        raise MarsError(f"--mmproj goes with GGUF models; {model} brings its own processor")
-    from mars_gguf.convert.extract_transformers import TransformersExtractor
+    return contrast
 
-    return TransformersExtractor(
-        model,
-        dtype=args.dtype,
-        device=args.device,
-        batch_size=args.batch_size,
-        images=args.modality is None or set(args.modality) != {"text"},
-        revision=args.revision,
-        trust_remote_code=args.trust_remote_code,
-        verbose=args.verbose,
-    )
+
+def _share(value: float) -> float:
+    if not 0 <= value < 1:
+        raise MarsError(f"--over-refusal: found {value}, expected a share from 0 to below 1")
+    return value
+
+
+def _inputs(args: argparse.Namespace) -> tuple[Artefact | None, str, str | None]:
+    """(what was measured elsewhere, the model, its mmproj)."""
+    require_one_source(args)
+    given, named = None, args.input or args.model
+    second = args.input is not None and bool(args.model or args.hf_repo)
+    if named is not None and is_artefact(Path(named)):
+        given = read_artefact(Path(named), args.layer)
+        if args.layers is not None:
+            raise MarsError(f"--layers: {named} is of block {given.layer}, there is no choice")
+        if not second:
+            raise MarsError(
+                f"{named}: holds a direction, no model. What else a vector needs is measured on "
+                "the model: give it with --model."
+            )
+    elif second or args.layer is not None:
+        raise MarsError(
+            "--model and --layer go with a direction measured elsewhere; "
+            f"{named or args.hf_repo} is none"
+        )
+    model, mmproj = gguf_files(args)
+    model = model or args.input
+    if model is None:
+        raise MarsError("no model: give a GGUF file, a transformers model, or --recipe")
+    return given, model, mmproj
+
+
+def is_gguf(model: str) -> bool:
+    """Whether this is for llama.cpp: any file, and what is called one."""
+    return Path(model).is_file() or model.lower().endswith(".gguf")
 
 
 def _require_fitting(args: argparse.Namespace, model: str) -> None:
@@ -301,84 +257,8 @@ def _require_fitting(args: argparse.Namespace, model: str) -> None:
         )
 
 
-def is_gguf(model: str) -> bool:
-    """Whether this is for llama.cpp: any file, and what is called one."""
-    return Path(model).is_file() or model.lower().endswith(".gguf")
-
-
 def _stem(name: str) -> str:
     return Path(name).stem if Path(name).is_file() else Path(name).name
-
-
-def _contrast(args: argparse.Namespace) -> ContrastPrompts:
-    if (args.harmful is None) != (args.harmless is None):
-        raise MarsError("--harmful and --harmless go together: give both files or neither")
-    if args.harmful is None:
-        contrast = builtin_contrast()
-    else:
-        contrast = ContrastPrompts(read_prompts(args.harmful), read_prompts(args.harmless))
-        require_enough(contrast.harmful, args.harmful)
-        require_enough(contrast.harmless, args.harmless)
-    if args.prompts_sha256 not in (None, contrast.sha256):
-        raise MarsError(
-            f"{args.recipe}: found prompts of sha256 {contrast.sha256}, prompts.sha256 says "
-            f"{args.prompts_sha256}: other prompts make another vector"
-        )
-    return contrast
-
-
-def _artefact(args: argparse.Namespace) -> tuple[Artefact | None, str]:
-    """(what was measured elsewhere, the model)."""
-    if not is_artefact(Path(args.input)):
-        if args.model is not None or args.layer is not None:
-            raise MarsError(
-                f"--model and --layer go with a direction measured elsewhere; {args.input} is none"
-            )
-        return None, args.input
-    given = read_artefact(Path(args.input), args.layer)
-    if args.model is None:
-        raise MarsError(
-            f"{args.input}: holds a direction, no model. What else a vector needs is measured on "
-            "the model: give it with --model."
-        )
-    if args.layers is not None:
-        raise MarsError(f"--layers: {args.input} is of block {given.layer}, there is no choice")
-    return given, args.model
-
-
-def _outputs(name: str, inputs: list[str], *, plot: bool) -> list[Path]:
-    """Where the vector, its card and, with ``plot``, its plot go. Raises MarsError if they cannot
-    be written there, or would replace anything but an older vector with what lies beside it."""
-    output = Path(name)
-    if output.is_dir():
-        raise MarsError(f"{output}: is a directory, expected a file name")
-    if output.suffix != ".gguf":
-        raise MarsError(
-            f"{output}: found the ending {output.suffix!r}, expected '.gguf': the card and the "
-            "plot are written beside it under '.md' and '.png'"
-        )
-    outputs = [output, *map(output.with_suffix, [".md", ".png"][: 1 + plot])]
-    for written in outputs:
-        if written.is_dir():
-            raise MarsError(f"{written}: is a directory, expected to write a file there")
-        if written.exists() and any(Path(i).exists() and written.samefile(i) for i in inputs):
-            raise MarsError(f"{written}: this is the input itself. Choose another --output.")
-    if output.exists() and not is_artefact(output):
-        raise MarsError(f"{output}: found a file that is no vector. Choose another --output.")
-    for written in outputs[1:]:
-        if written.exists() and not output.exists():
-            raise MarsError(
-                f"{written}: found a file here, but no vector {output.name} that it belongs to. "
-                "Move it away, or choose another --output."
-            )
-    folder = next(p for p in output.absolute().parents if p.exists())
-    try:  # now, not after an hour of measuring
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise MarsError(
-            f"{output}: cannot be written, {folder}: {error.strerror}. Choose another --output."
-        ) from error
-    return outputs
 
 
 def _neutral(args: argparse.Namespace) -> dict[str, list[Prompt]]:
@@ -402,30 +282,83 @@ def _no_pictures(args: argparse.Namespace) -> dict[str, list[Prompt]]:
     return {}
 
 
+# Open and measure --------------------------------------------------------------------------------
+
+
+def open_model(
+    model: str, mmproj: str | None, args: argparse.Namespace
+) -> GgufExtractor | TransformersExtractor:
+    """Open a GGUF file by llama.cpp, anything else by transformers."""
+    if is_gguf(model):
+        from mars_gguf.convert.extract_gguf import GgufExtractor
+
+        return GgufExtractor(
+            model,
+            mmproj,
+            n_gpu_layers=args.n_gpu_layers,
+            n_threads=args.threads,
+            n_ctx=args.ctx_size,
+            **template_options(args),
+            verbose=args.verbose,
+        )
+    if mmproj:
+        raise MarsError(f"--mmproj goes with GGUF models; {model} brings its own processor")
+    from mars_gguf.convert.extract_transformers import TransformersExtractor
+
+    return TransformersExtractor(
+        model,
+        dtype=args.dtype,
+        device=args.device,
+        batch_size=args.batch_size,
+        images=args.modality is None or set(args.modality) != {"text"},
+        revision=args.revision,
+        trust_remote_code=args.trust_remote_code,
+        chat_template_kwargs=args.chat_template_kwargs,
+        verbose=args.verbose,
+    )
+
+
+def measure(
+    extractor: GgufExtractor | TransformersExtractor, job: Job, args: argparse.Namespace
+) -> Conversion:
+    """The conversion, on an open model."""
+    from mars_gguf.convert.pipeline import convert
+
+    if args.quantization not in (None, extractor.fingerprint.quantization):
+        raise MarsError(
+            f"{job.model}: found quantization {extractor.fingerprint.quantization!r}, the recipe "
+            f"says {args.quantization!r}"
+        )
+    conversion = convert(
+        extractor,
+        job.contrast,
+        job.neutral if extractor.sees_images else _no_pictures(args),
+        job.options,
+        source=_source(extractor, job, args),
+        given=job.given,
+        progress=not args.quiet,
+    )
+    if args.untested:
+        conversion.warnings.insert(0, f"The recipe was shipped untested: {args.untested}")
+    return conversion
+
+
 def _source(
-    args: argparse.Namespace,
-    extractor: GgufExtractor | TransformersExtractor,
-    given: Artefact | None,
+    extractor: GgufExtractor | TransformersExtractor, job: Job, args: argparse.Namespace
 ) -> dict[str, str]:
     source = {
         "backend": extractor.backend,
         "prompts": "built in" if args.harmful is None else "files",
     }
     if not extractor.fingerprint.name:
-        source["model"] = Path(args.model or args.input).name
-    if given is not None:
-        source |= {"direction": given.origin, "direction_sha256": sha256(args.input)}
+        source["model"] = Path(job.model).name
+    if job.given is not None:
+        source |= {"direction": job.given.origin, "direction_sha256": sha256(args.input)}
     if args.revision is not None:
         source["revision"] = args.revision
     if args.recipe:
         source["recipe"] = args.recipe.name
     return source
-
-
-def _share(value: float) -> float:
-    if not 0 <= value < 1:
-        raise MarsError(f"--over-refusal: found {value}, expected a share from 0 to below 1")
-    return value
 
 
 if __name__ == "__main__":

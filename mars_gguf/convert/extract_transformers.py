@@ -1,4 +1,4 @@
-"""Hidden states of a transformers checkpoint: what extract.py does for GGUF models, in torch.
+"""Hidden states of a transformers checkpoint, in torch, without llama.cpp.
 
 Forward hooks on the language model's blocks keep the last token's row of every block's output.
 (The last entry of transformers' ``hidden_states`` is after the final norm: no block's output.)
@@ -13,18 +13,16 @@ import copy
 import hashlib
 import inspect
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
-from llama_cpp.llama_chat_format import guess_chat_format_from_gguf_metadata
 
-from mars_gguf.convert.extract import OWN_FORMATS, Prompt, Push
+from mars_gguf.convert.prompts import Prompt, Push, Rows
 from mars_gguf.errors import MarsError, ModelError
-from mars_gguf.hooks import Rows
 from mars_gguf.vectors import ModelFingerprint
 
 try:
@@ -38,6 +36,8 @@ except ImportError as error:
 
 Inputs = dict[str, Any]
 Visit = Callable[[int, Any], Any]
+
+PROBE = "Is this text shown?"  # to see what a chat template does with a text
 
 # transformers' model types whose architecture has another name in GGUF (gguf.MODEL_ARCH_NAMES).
 # Empty: it depends on more than the type, so it is not compared.
@@ -167,6 +167,7 @@ class TransformersExtractor:
     images: whether prompts will have pictures, if the model takes them; it then needs its
         processor.
     trust_remote_code: run code that comes with the model. Off: such models are refused.
+    chat_template_kwargs: variables for the chat template, as {"enable_thinking": False}.
 
     Raises ModelError for a model that does not load, or that cannot be measured.
     """
@@ -181,6 +182,7 @@ class TransformersExtractor:
         images: bool = True,
         revision: str | None = None,
         trust_remote_code: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         verbose: bool = False,
     ) -> None:
         if not verbose:
@@ -209,9 +211,9 @@ class TransformersExtractor:
             self.processor.tokenizer if self.processor else self._load(transformers.AutoTokenizer)
         )
         self.template = self._template()
-        # Where llama-cpp-python renders by a format of its own, that is what the runtime sees.
-        guess = guess_chat_format_from_gguf_metadata({"tokenizer.chat_template": self.template})
-        self._own_format = None if multimodal else OWN_FORMATS.get(guess or "")
+        self._template_options = dict(chat_template_kwargs or {})
+        self._multimodal = multimodal
+        self._wants_parts = self._learn_content()
         self.tokenizer.padding_side = "left"
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
@@ -221,7 +223,6 @@ class TransformersExtractor:
         for index, block in enumerate(_blocks(self.model, self.n_layer)):
             block.register_forward_hook(self._hook(index))
         self._accepts = inspect.signature(self.model.forward).parameters
-        self._multimodal = multimodal
         self._cache_works: dict[int, bool] = {}
         self.fingerprint = ModelFingerprint(
             architecture=_architecture(config.model_type, text.model_type),
@@ -277,29 +278,46 @@ class TransformersExtractor:
     # Prompts to tensors ------------------------------------------------------------------------
 
     def render(self, prompt: Prompt) -> str:
-        """The chat template's text for one user message, media as the processor's markers."""
-        if self._own_format is not None:
-            return self._own_format(messages=[{"role": "user", "content": prompt.text}]).prompt
-        parts = [{"type": "image"} for _ in prompt.images]
-        parts.append({"type": "text", "text": prompt.text})
-        # Templates of models that see want a list of parts, those of text models a string; each
-        # kind may drop the other silently.
-        contents: list[Any] = [prompt.text] if not self._multimodal else [parts, prompt.text]
-        failure: object = "the rendered prompt does not hold the user's text"
-        for content in contents if not prompt.images else contents[:1]:
+        """The chat template's text for what the prompt asks, pictures and frames of films as the
+        processor's markers of a picture. Raises ModelError if the prompt's text is lost in it."""
+        return self._rendered(prompt.text, len(prompt.images), self._wants_parts)
+
+    def _learn_content(self) -> bool:
+        """Whether the chat template is to be given typed parts; else strings. Templates of models
+        that see want parts, those of text models strings; each kind may drop the other silently."""
+        failures = []
+        for parts in (True, False) if self._multimodal else (False, True):
             try:
-                text = self.tokenizer.apply_chat_template(
+                alone = self._rendered(PROBE, 0, parts)
+                if self.processor is None or self._rendered(PROBE, 1, parts) != alone:
+                    return parts
+                failures.append("it shows no pictures")
+            except ModelError as error:
+                failures.append(str(error))
+        raise ModelError(f"{self.name}: the chat template cannot be used: {failures[0]}")
+
+    def _rendered(self, text: str, n_images: int, parts: bool) -> str:
+        content: Any = text
+        if parts:
+            content = [{"type": "image"}] * n_images + [{"type": "text", "text": text}]
+        try:
+            rendered = str(
+                self.tokenizer.apply_chat_template(
                     [{"role": "user", "content": content}],
                     chat_template=self.template,
                     tokenize=False,
                     add_generation_prompt=True,
+                    **self._template_options,
                 )
-            except Exception as error:  # jinja2's, or whatever the template calls
-                failure = error
-                continue
-            if prompt.text.strip() in text:
-                return str(text)
-        raise ModelError(f"{self.name}: the chat template cannot be used: {failure}")
+            )
+        except Exception as error:  # jinja2's, or whatever the template calls
+            raise ModelError(f"{self.name}: the chat template fails: {error}") from error
+        if text.strip() not in rendered:
+            raise ModelError(
+                f"{self.name}: the chat template loses the text {text!r:.60}, expected it in the "
+                "prompt that it renders"
+            )
+        return rendered
 
     def _inputs(self, prompts: Sequence[Prompt]) -> Inputs:
         texts = [self.render(prompt) for prompt in prompts]
@@ -307,13 +325,12 @@ class TransformersExtractor:
         begun = self.tokenizer.bos_token is not None and texts[0].startswith(
             self.tokenizer.bos_token
         )
-        # As llama.cpp does: the template alone for text models; with a projector (and after
-        # llama-cpp-python's own formats) the tokenizer adds what the text leaves out.
-        adds = self._multimodal or self._own_format is not None
+        # As llama.cpp does: the template alone for text models; with a projector the tokenizer adds
+        # what the text leaves out.
         options = {
             "padding": True,
             "return_tensors": "pt",
-            "add_special_tokens": adds and not begun,
+            "add_special_tokens": self._multimodal and not begun,
         }
         if not images[0]:
             encoded = self.tokenizer(texts, **options)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from mars_gguf.steering import Geometry
+
 Array = npt.NDArray[np.floating]
 
 
@@ -68,34 +70,69 @@ def coordinates(states: Array, base: Centroids, w: Array) -> Array:
     return np.asarray(np.einsum("nld,ld->nl", states - base.safe, w))
 
 
-def cell_means(values: Array, cells: Sequence[str]) -> dict[str, Array]:
-    """Mean of ``values`` [n, ...] within each named cell, by name in order."""
-    names = np.asarray(cells)
-    return {name: values[names == name].mean(0) for name in sorted(set(cells))}
+def stratum_means(values: Array, strata: Sequence[str]) -> dict[str, Array]:
+    """Mean of ``values`` [n, ...] within each named stratum, by name in order."""
+    names = np.asarray(strata)
+    return {name: values[names == name].mean(0) for name in sorted(set(strata))}
 
 
-def robust_shift(states: Array, cells: Sequence[str], base: Centroids, w: Array) -> Array:
+def robust_shift(states: Array, strata: Sequence[str], base: Centroids, w: Array) -> Array:
     """Shift delta_m of a medium after every block, [L, d], from neutral probes [n, L, d].
 
-    Each probe belongs to a cell (a kind of picture with a form of prompt). The shift is the mean
-    of the probes less the safe centroid, corrected along the refusal direction so that its
-    coordinate is the median over the cells' coordinates: one odd form of prompt, or one odd kind
+    Each probe belongs to a stratum (a kind of picture with a form of prompt). The shift is the
+    mean of the probes less the safe centroid, corrected along the refusal direction so that its
+    coordinate is the median over the strata's coordinates: one odd form of prompt, or one odd kind
     of picture, then moves the gate little. Across the direction the correction changes nothing.
     """
     mean = states.mean(0, dtype=np.float64)
-    means = np.stack(list(cell_means(coordinates(states, base, w), cells).values()))
+    means = np.stack(list(stratum_means(coordinates(states, base, w), strata).values()))
     correction = np.median(means, axis=0) - coordinates(mean[None], base, w)[0]
     return np.asarray(mean - base.safe + np.nan_to_num(correction)[:, None] * base.direction)
+
+
+@dataclass(frozen=True)
+class Axes:
+    """The coordinate t of every block: where it is 0 and 1, the read-out w [L, d], and by modality
+    the shift delta_m [L, d], which is 0 for text."""
+
+    base: Centroids
+    readout: Array
+    shifts: Mapping[str, Array]
+
+    def t(self, states: Array, modality: str) -> Array:
+        """Coordinates [n, L] of hidden states [n, L, d], re-centred as of ``modality``."""
+        return coordinates(states - self.shifts[modality], self.base, self.readout)
+
+    def at(
+        self, layer: int, spreads: dict[str, float], opens: float, ramp: float, limit: float
+    ) -> Geometry:
+        """The geometry of one block, in float32, with a gate and a trust limit measured there."""
+        return Geometry(
+            safe=np.asarray(self.base.safe[layer], np.float32),
+            unsafe=np.asarray(self.base.unsafe[layer], np.float32),
+            readout=np.asarray(self.readout[layer], np.float32),
+            shifts={m: np.asarray(shift[layer], np.float32) for m, shift in self.shifts.items()},
+            spreads=spreads,
+            gate_opens=opens,
+            gate_ramp=ramp,
+            trust_limit=limit,
+        )
 
 
 @dataclass(frozen=True)
 class RefusalScore:
     """How much a first token looks like this model's answers to harmful prompts: 0 as for held-out
     harmless ones, 1 as for held-out harmful ones. ``harmless`` and ``harmful`` are the mean raw
-    scores (posterior_weights) of those."""
+    scores of those, by the ``weights`` of the tokens [V] (posterior_weights)."""
 
+    weights: Array
     harmless: float
     harmful: float
+
+    @classmethod
+    def of(cls, weights: Array, harmless: Array, harmful: Array) -> RefusalScore:
+        """From raw scores of held-out prompts, [n] each."""
+        return cls(weights, float(harmless.mean()), float(harmful.mean()))
 
     @property
     def contrast(self) -> float:
@@ -107,13 +144,16 @@ class RefusalScore:
         """Scores of raw scores, any shape. All 0 without contrast."""
         return np.asarray((raw - self.harmless) / self.contrast if self.contrast > 0 else 0 * raw)
 
+    def refuses(self, logits: Array) -> npt.NDArray[np.bool_]:
+        """Whether first tokens with these logits [n, V] look more like refusals than not, [n]."""
+        return np.asarray(self(raw_scores(logits, self.weights)) > 0.5)
+
 
 def posterior_weights(harmful: Array, harmless: Array) -> Array:
     """Weight of every token in the raw refusal score, [V], from mean first-token probabilities [V]
     of harmful and of harmless prompts: the posterior p(harmful | token) under equal priors.
 
-    So the model's own replies say what a refusal begins with: no list of words. The raw score of a
-    distribution p over first tokens is <p, weights>.
+    So the model's own replies say what a refusal begins with: no list of words.
     """
     rare = 1e-3  # tokens rarer than this on both sides say nothing
     return np.asarray(harmful / (harmful + harmless + rare))
@@ -125,35 +165,7 @@ def softmax(logits: Array) -> Array:
     return np.asarray(shifted / shifted.sum(-1, keepdims=True))
 
 
-@dataclass(frozen=True)
-class LayerScores:
-    """Why a block is chosen, each [L], NaN outside the candidates.
-
-    separation: AUROC of t on held-out text prompts.
-    threshold: by modality, the t that all but a share ``budget`` of neutral inputs stay below.
-    effect: share of held-out harmless prompts, of those not refused anyway, whose first token
-        becomes a refusal when steering is forced, the least over the modalities.
-    """
-
-    separation: Array
-    threshold: Mapping[str, Array]
-    effect: Array
-
-    @property
-    def headroom(self) -> Array:
-        """1 - threshold of the worst modality, within 0 to 1, [L]: how much of the way between the
-        centroids a medium may take from harmful content before the gate misses it."""
-        worst = np.max(list(self.threshold.values()), axis=0)
-        return np.asarray(1 - np.clip(worst, 0, 1))
-
-    @property
-    def total(self) -> Array:
-        """separation * effect * headroom, [L]."""
-        return np.asarray(self.separation * self.effect * self.headroom)
-
-    @property
-    def best(self) -> int:
-        """The block of the largest total; if all are 0, of the largest separation * headroom; if
-        those are 0 too, of the largest separation."""
-        ranks = self.total, self.separation * self.headroom, self.separation
-        return int(np.nanargmax(next((r for r in ranks if np.nanmax(r) > 0), ranks[-1])))
+def raw_scores(logits: Array, weights: Array) -> Array:
+    """Raw refusal scores [n] of first tokens: <p, weights> for the distributions p that logits
+    [n, V] give."""
+    return np.asarray(softmax(logits) @ weights)

@@ -10,23 +10,37 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mars_gguf.console import command
-from mars_gguf.convert import DEVICES, DTYPES
-from mars_gguf.convert.extract import GgufExtractor, Prompt
+from mars_gguf.convert.card import PARITY, split_parity
 from mars_gguf.convert.geometry import Array
-from mars_gguf.convert.measure import Conversion, Extractor, Options, convert
+from mars_gguf.convert.observations import Extractor
+from mars_gguf.convert.pipeline import Conversion, Options, convert
 from mars_gguf.convert.probes import neutral_probes
-from mars_gguf.convert.prompts import ContrastPrompts, builtin_contrast, read_prompts
-from mars_gguf.convert.report import PARITY, split_parity
+from mars_gguf.convert.prompts import ContrastPrompts, Prompt, Rows, read_contrast
+from mars_gguf.convert.splits import split_prompts
 from mars_gguf.errors import MarsError
 from mars_gguf.files import atomic
-from mars_gguf.hooks import Rows, require_gguf
-from mars_gguf.options import layer_range, positive
+from mars_gguf.options import (
+    add_checkpoint_arguments,
+    add_gpu_argument,
+    add_prompt_arguments,
+    add_template_arguments,
+    add_threads_argument,
+    layer_range,
+    positive,
+    template_options,
+)
+
+if TYPE_CHECKING:
+    from mars_gguf.convert.extract_gguf import GgufExtractor
+    from mars_gguf.convert.extract_transformers import TransformersExtractor
 
 
 @dataclass(frozen=True)
@@ -69,10 +83,10 @@ class Parity:
             "| --- " * (len(modalities) + 3) + "|",
         ]
         for block in range(difference.shape[1]):
-            cells = [f"{self.cosine[m][:, block].min():.6f}" for m in modalities]
-            cells += [f"{difference[:, block].mean():.4f}", f"{difference[:, block].max():.4f}"]
+            row = [f"{self.cosine[m][:, block].min():.6f}" for m in modalities]
+            row += [f"{difference[:, block].mean():.4f}", f"{difference[:, block].max():.4f}"]
             name = f"**{block}**" if block in self.layers else str(block)
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+            lines.append(f"| {name} | " + " | ".join(row) + " |")
         lines += [
             "",
             "| | " + " | ".join(self.names) + " |",
@@ -115,9 +129,10 @@ def compare(
             convert(extractor, contrast, neutral, options, source=source, progress=progress)
         )
         seconds.append(time.perf_counter() - began)
-    _, held = contrast.split(options.held_out, options.seed)
-    text = [p for pair in zip(held.harmful, held.harmless, strict=False) for p in pair]
-    samples = {"text": [Prompt(p) for p in text]} | {m: list(p) for m, p in neutral.items()}
+    splits = split_prompts(contrast, neutral, options.held_out, options.seed)
+    pairs = zip(splits.harmful.check, splits.harmless.check, strict=False)
+    samples = {"text": [p for pair in pairs for p in pair]}
+    samples |= {m: list(p) for m, p in neutral.items()}
     cosine = {
         m: _cosine(_states(a, prompts[:n_prompts]), _states(b, prompts[:n_prompts]))
         for m, prompts in samples.items()
@@ -168,22 +183,14 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("gguf", metavar="MODEL.gguf")
     p.add_argument("checkpoint", metavar="CHECKPOINT", help="transformers directory or hub id")
     p.add_argument("--mmproj", metavar="FILE", help="compare on pictures too")
-    p.add_argument("--harmful", metavar="FILE")
-    p.add_argument("--harmless", metavar="FILE")
     p.add_argument(
         "--pairs", type=positive, metavar="N", help="use the first N prompts of each set"
     )
-    p.add_argument("--neutral-media", metavar="PATH")
-    p.add_argument("--probes", type=positive, default=32, metavar="N")
-    p.add_argument("--image-size", type=positive, default=224, metavar="N")
-    p.add_argument(
-        "--layers", metavar="FIRST-LAST", help="candidate blocks (default: 1 to 80 %% of the depth)"
-    )
-    p.add_argument("--dtype", choices=DTYPES, default="float32")
-    p.add_argument("--device", choices=DEVICES, default="auto")
-    p.add_argument("--batch-size", type=positive, default=32, metavar="N")
-    p.add_argument("-ngl", "--n-gpu-layers", type=int, default=0, metavar="N")
-    p.add_argument("-t", "--threads", type=positive, metavar="N")
+    add_prompt_arguments(p, probes=32)
+    add_checkpoint_arguments(p, dtype="float32", batch_size=32)
+    add_gpu_argument(p)
+    add_threads_argument(p)
+    add_template_arguments(p)
     p.add_argument("--card", type=Path, metavar="FILE", help="append the table to this card")
     p.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
     args = p.parse_args(argv)
@@ -198,40 +205,23 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> Parity:
     """Compare as the command line says. Raises MarsError."""
-    from mars_gguf.convert.extract_transformers import TransformersExtractor
-
-    if (args.harmful is None) != (args.harmless is None):
-        raise MarsError("--harmful and --harmless go together: give both files or neither")
+    options = Options(layers=layer_range(args.layers))
+    contrast = read_contrast(args.harmful, args.harmless)
     if args.neutral_media is not None and args.mmproj is None:
         raise MarsError("--neutral-media: without --mmproj text alone is compared")
-    options = Options(layers=layer_range(args.layers))
-    contrast = builtin_contrast()
-    if args.harmful is not None:
-        contrast = ContrastPrompts(read_prompts(args.harmful), read_prompts(args.harmless))
     contrast = ContrastPrompts(contrast.harmful[: args.pairs], contrast.harmless[: args.pairs])
-    require_gguf(args.gguf)
     neutral = {}
     if args.mmproj is not None:
         neutral = neutral_probes(args.probes, args.image_size, 0, args.neutral_media)
-    checkpoint = TransformersExtractor(
-        args.checkpoint,
-        dtype=args.dtype,
-        device=args.device,
-        batch_size=args.batch_size,
-        images=args.mmproj is not None,
-    )
-    quantized = GgufExtractor(
-        args.gguf, args.mmproj, n_threads=args.threads, n_gpu_layers=args.n_gpu_layers
-    )
-    names = (
-        f"llama.cpp {quantized.fingerprint.quantization}",
-        f"transformers {str(checkpoint.model.dtype).removeprefix('torch.')}",
-    )
-    try:
+    with closing(_quantized(args)) as quantized, closing(_checkpoint(args)) as checkpoint:
         if neutral and not checkpoint.sees_images:
             raise MarsError(
                 f"{args.checkpoint}: this model sees no pictures, but --mmproj compares on some"
             )
+        names = (
+            f"llama.cpp {quantized.fingerprint.quantization}",
+            f"transformers {str(checkpoint.model.dtype).removeprefix('torch.')}",
+        )
         return compare(
             quantized,
             checkpoint,
@@ -241,9 +231,31 @@ def run(args: argparse.Namespace) -> Parity:
             names=names,
             progress=not args.quiet,
         )
-    finally:
-        quantized.close()
-        checkpoint.close()
+
+
+def _quantized(args: argparse.Namespace) -> GgufExtractor:
+    from mars_gguf.convert.extract_gguf import GgufExtractor
+
+    return GgufExtractor(
+        args.gguf,
+        args.mmproj,
+        n_threads=args.threads,
+        n_gpu_layers=args.n_gpu_layers,
+        **template_options(args),
+    )
+
+
+def _checkpoint(args: argparse.Namespace) -> TransformersExtractor:
+    from mars_gguf.convert.extract_transformers import TransformersExtractor
+
+    return TransformersExtractor(
+        args.checkpoint,
+        dtype=args.dtype,
+        device=args.device,
+        batch_size=args.batch_size,
+        images=args.mmproj is not None,
+        chat_template_kwargs=args.chat_template_kwargs,
+    )
 
 
 if __name__ == "__main__":

@@ -12,9 +12,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from mars_gguf.convert.extract import Prompt
 from mars_gguf.convert.neutral import frames, neutral_images, read_images
-from mars_gguf.convert.prompts import neutral_prompts, read_entries, text_of
+from mars_gguf.convert.prompts import Prompt, neutral_prompts, read_entries, text_of
 from mars_gguf.errors import MarsError
 from mars_gguf.media.images import load_image
 

@@ -1,4 +1,5 @@
-"""The prompts that a conversion measures with: built-in sets and the user's own files."""
+"""The prompts that a conversion measures with: what they are, the built-in sets, and the user's own
+files."""
 
 from __future__ import annotations
 
@@ -7,16 +8,56 @@ import json
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.resources import files
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
 
 from mars_gguf.errors import MarsError
+from mars_gguf.media.images import user_message
 
 MIN_PROMPTS = 8
 
-T = TypeVar("T")
+Rows = npt.NDArray[np.float32]
+Push = tuple[int, Rows]
+"""A block, and what is added to its output at the last token of n prompts: [n, n_embd]."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a user asks: pictures, then text.
+
+    form, kind: where it comes from, the form of the text and the kind of the pictures.
+    film: the images are frames of a film, in order, not still pictures.
+    """
+
+    text: str
+    images: tuple[Image.Image, ...] = ()
+    form: str = ""
+    kind: str = ""
+    film: bool = False
+
+    @property
+    def modality(self) -> str:
+        """As the runtime names it: "video" for a film, "image" for still pictures, one or several,
+        else "text"."""
+        return "video" if self.film else "image" if self.images else "text"
+
+    @property
+    def stratum(self) -> str:
+        """Where in the crossed design of kinds and forms this prompt stands."""
+        return f"{self.kind}/{self.form}"
+
+    @cached_property
+    def messages(self) -> list[dict[str, Any]]:
+        """The OpenAI messages that ask it."""
+        stills, frames = ((), self.images) if self.film else (self.images, ())
+        return [user_message(self.text, stills, frames)]
 
 
 @dataclass(frozen=True)
@@ -34,21 +75,26 @@ class ContrastPrompts:
     def sha256(self) -> str:
         return prompt_set_sha256(self.harmful, self.harmless)
 
-    def split(self, held_out: float, seed: int) -> tuple[ContrastPrompts, ContrastPrompts]:
-        """(train, held out). Sides of equal length are split at the same positions, so matched
-        pairs stay together."""
-        train_harmful, held_harmful = split(self.harmful, held_out, seed)
-        train_harmless, held_harmless = split(self.harmless, held_out, seed)
-        return (
-            ContrastPrompts(train_harmful, train_harmless),
-            ContrastPrompts(held_harmful, held_harmless),
-        )
-
 
 def builtin_contrast() -> ContrastPrompts:
     """The matched pairs that the package ships (``data/contrast.jsonl``)."""
     pairs = list(_builtin("contrast.jsonl"))
     return ContrastPrompts([pair["harmful"] for pair in pairs], [p["harmless"] for p in pairs])
+
+
+def read_contrast(
+    harmful: str | PathLike[str] | None, harmless: str | PathLike[str] | None
+) -> ContrastPrompts:
+    """The user's own sets (read_prompts), or without files the built-in ones. Raises MarsError for
+    one file without the other, and for sets that are too small."""
+    if harmful is None and harmless is None:
+        return builtin_contrast()
+    if harmful is None or harmless is None:
+        raise MarsError("--harmful and --harmless go together: give both files or neither")
+    contrast = ContrastPrompts(read_prompts(harmful), read_prompts(harmless))
+    require_enough(contrast.harmful, str(harmful))
+    require_enough(contrast.harmless, str(harmless))
+    return contrast
 
 
 def neutral_prompts() -> dict[str, list[str]]:
@@ -144,32 +190,10 @@ def prompt_set_sha256(harmful: Sequence[str], harmless: Sequence[str]) -> str:
     """Fingerprint of a contrast set, as lower-case hex.
 
     The SHA-256 of the JSON array ``[harmful, harmless]`` (ASCII, no white space) after Unicode
-    NFC, with every run of white space as one space. The order counts: `split` depends on it.
+    NFC, with every run of white space as one space. The order counts: splits depend on it.
     """
     content = [[_normalised(prompt) for prompt in side] for side in (harmful, harmless)]
     return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode("ascii")).hexdigest()
-
-
-def split(items: Sequence[T], held_out: float, seed: int) -> tuple[list[T], list[T]]:
-    """Split into (train, held out), each at least one item, both in the order of `items`.
-
-    `held_out` is a share, 0 < held_out < 1. Which positions are held out depends on
-    ``len(items)``, `held_out` and `seed` alone, so parallel lists split alike.
-    """
-    if not 0 < held_out < 1:
-        raise MarsError(f"held-out share: found {held_out}, expected more than 0 and less than 1")
-    if len(items) < 2:
-        raise MarsError(f"cannot hold out from {len(items)} prompts; expected at least 2")
-    count = min(max(1, round(held_out * len(items))), len(items) - 1)
-    # A hash, because the random generators of Python and NumPy may change between versions.
-    ranked = sorted(
-        range(len(items)), key=lambda i: hashlib.sha256(f"{seed}:{i}".encode()).digest()
-    )
-    held = set(ranked[:count])
-    return (
-        [item for i, item in enumerate(items) if i not in held],
-        [item for i, item in enumerate(items) if i in held],
-    )
 
 
 def _builtin(name: str) -> Iterator[dict[str, Any]]:

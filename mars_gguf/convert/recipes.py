@@ -13,6 +13,8 @@
     quantization = "Q4_K_M"             # checked (GGUF)
     dtype = "bfloat16"                  # transformers
     ctx_size = 4096                     # GGUF
+    chat_handler = "mtmd"               # GGUF: who writes the prompts
+    chat_template_kwargs = {enable_thinking = false}        # variables for the chat template
 
     [prompts]                           # without files: the built-in sets
     harmful = "harmful.jsonl"
@@ -44,6 +46,7 @@ from typing import Any
 
 from mars_gguf.convert import DTYPES
 from mars_gguf.errors import MarsError
+from mars_gguf.options import HANDLERS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -63,6 +66,8 @@ _KEYS: dict[str, dict[str, tuple[type, str]]] = {
         "quantization": (str, "quantization"),
         "dtype": (str, "dtype"),
         "ctx_size": (int, "ctx_size"),
+        "chat_handler": (str, "chat_handler"),
+        "chat_template_kwargs": (dict, "chat_template_kwargs"),
     },
     "prompts": {
         "harmful": (Path, "harmful"),
@@ -81,14 +86,14 @@ _KEYS: dict[str, dict[str, tuple[type, str]]] = {
         "seed": (int, "seed"),
     },
 }
-
-
+_CHOICES = {"dtype": DTYPES, "chat_handler": HANDLERS}
 _EXPECTED = {
     str: "text",
     Path: "a path",
     int: "a whole number",
     float: "a number",
     list: "a list",
+    dict: "a table",
 }
 
 
@@ -140,8 +145,8 @@ def _section(path: Path, section: str, values: Mapping[str, Any]) -> dict[str, A
             raise MarsError(f"{path}: {name} is {value!r:.60}, expected {_EXPECTED[kind]}")
         if kind is list and (not value or not set(map(str, value)) <= set(MODALITIES)):
             raise MarsError(f"{path}: {name} is {value!r:.60}, expected some of {MODALITIES}")
-        if option == "dtype" and value not in DTYPES:
-            raise MarsError(f"{path}: {name} is {value!r:.60}, expected one of {DTYPES}")
+        if value not in (choices := _CHOICES.get(option, [value])):
+            raise MarsError(f"{path}: {name} is {value!r:.60}, expected one of {choices}")
         least, most = (0, (1 << 32) - 1) if option == "seed" else (1, 1 << 24)
         if kind is int and not least <= value <= most:
             raise MarsError(f"{path}: {name} is {value}, expected {least} to {most}")

@@ -97,9 +97,15 @@ def picture_part(image: Image.Image) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": data_url(image)}}
 
 
-def user_message(text: str, images: Sequence[Image.Image] = ()) -> dict[str, Any]:
-    """A chat message of the user: pictures first, then text."""
-    return message_of_parts(text, [picture_part(image) for image in images])
+def user_message(
+    text: str, images: Sequence[Image.Image] = (), film: Sequence[Image.Image] = ()
+) -> dict[str, Any]:
+    """A chat message of the user: pictures, then the film with these frames, then text. Text alone
+    is a plain string."""
+    parts = [picture_part(image) for image in images]
+    if film:
+        parts.append({"type": "video", "video": [data_url(frame) for frame in film]})
+    return message_of_parts(text, parts)
 
 
 def message_of_parts(text: str, pictures: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -12,11 +12,11 @@ import pytest
 from llama_cpp import llama_cpp as lib
 from llama_cpp import mtmd_cpp
 from mars_gguf.handlers import HANDLERS, conversation_handler, prepare, prompt_tokens
-from mars_gguf.llama import SteeredLlama
 from models import CLOSED, DEMO, DEMO_MMPROJ, OPEN, OPTIONS, Messages, assistant, picture, user
 
 from mars_gguf import hooks
 from mars_gguf.errors import ModelError
+from mars_gguf.runtime.llama import SteeredLlama
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 12, "repeat_penalty": 1.0}
 LIST_AS_TEXT = (

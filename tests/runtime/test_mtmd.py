@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from llama_cpp import mtmd_cpp
 from mars_gguf.handlers import conversation_handler
-from mars_gguf.llama import SteeredLlama
 from models import mmproj_of, picture, steered, user
 
 from mars_gguf.errors import ModelError
+from mars_gguf.runtime.llama import SteeredLlama
 
 LIMITS: dict[str, Any] = {"max_tokens": 4, "temperature": 0.0}
 TEXT = [user("How many are there?")]

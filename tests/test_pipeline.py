@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from llama_cpp import Llama
-from mars_gguf.convert.extract import GgufExtractor, Prompt, Push
-from mars_gguf.hooks import HookedLlama, Rows
-from mars_gguf.llama import SteeredLlama
 from models import DEMO, DEMO_MMPROJ, OPTIONS, last_states, tokens_of, user
+from toys import Toy
 
 from mars_gguf import demo, demo_model
-from mars_gguf.convert.geometry import LayerScores
-from mars_gguf.convert.measure import Conversion, Options, convert
-from mars_gguf.convert.prompts import ContrastPrompts, builtin_contrast, read_prompts
+from mars_gguf.convert.extract_gguf import GgufExtractor
+from mars_gguf.convert.pipeline import Conversion, Options, convert
+from mars_gguf.convert.prompts import ContrastPrompts, Prompt, builtin_contrast, read_prompts
+from mars_gguf.convert.splits import split
 from mars_gguf.errors import MarsError
+from mars_gguf.runtime.llama import SteeredLlama
+from mars_gguf.runtime.model import TappedLlama
 from mars_gguf.steering import coordinate
-from mars_gguf.vectors import ModelFingerprint, read_vector, write_vector
+from mars_gguf.vectors import read_vector, write_vector
 
 SOURCE = {"backend": "llama.cpp"}
 
@@ -51,16 +51,16 @@ def test_the_centroids_are_the_means_of_states_read_one_by_one(
     conversion: Conversion, contrast: ContrastPrompts
 ) -> None:
     vector = conversion.vector
-    train, _ = contrast.split(Options().held_out, Options().seed)
-    llama = HookedLlama(DEMO, **OPTIONS)
+    llama = TappedLlama(DEMO, **OPTIONS)
     extractor = GgufExtractor(DEMO, n_threads=1)
     for prompts, centroid in (
-        (train.harmless, vector.geometry.safe),
-        (train.harmful, vector.geometry.unsafe),
+        (contrast.harmless, vector.geometry.safe),
+        (contrast.harmful, vector.geometry.unsafe),
     ):
+        fitted, _ = split(prompts, Options().held_out, Options().seed)
         states = [
             last_states(llama, tokens_of(llama, extractor.render(Prompt(text))))[vector.layer]
-            for text in prompts
+            for text in fitted
         ]
         mean = np.mean(states, axis=0, dtype=np.float64)
         # One by one and in batches, quantized products round differently.
@@ -152,61 +152,6 @@ def test_prompt_sets_that_cannot_work_are_refused(
         )  # fmt: skip
 
 
-@dataclass
-class Toy:
-    """A model whose states say what a prompt is and whose first token is "sorry" or "sure": "sorry"
-    to every ``stride``-th prompt, and to all once steered at a block in ``pliable``."""
-
-    strides: dict[str, int]
-    pliable: tuple[int, ...] = ()
-    n_layer: int = 6
-    n_embd: int = 4
-    fingerprint = ModelFingerprint("toy", "", 6, 4, "", "", "")
-
-    def sessions(
-        self, prompts: Sequence[Prompt], *, again: Collection[int] = ()
-    ) -> Iterator[tuple[list[int], ToySession]]:
-        for i in range(0, len(prompts), 5):
-            part = prompts[i : i + 5]
-            yield list(range(i, i + len(part))), ToySession(self, part)
-
-    def contrast(self) -> ContrastPrompts:
-        return ContrastPrompts(*([f"{side} {i}" for i in range(80)] for side in self.strides))
-
-
-@dataclass
-class ToySession:
-    model: Toy
-    prompts: Sequence[Prompt]
-
-    def observe(self) -> tuple[Rows, Rows]:
-        states = [
-            np.random.default_rng(hash_of(p.text)).normal(
-                3 * p.text.startswith("harmful") + np.zeros((6, 4)), 0.5
-            )
-            for p in self.prompts
-        ]
-        return np.asarray(states, np.float32), self.logits([self.refuses(p) for p in self.prompts])
-
-    def steered_each(self, pushes: Sequence[Push]) -> Iterator[Rows]:
-        for layer, additions in pushes:
-            forced = layer in self.model.pliable
-            assert (np.linalg.norm(additions, axis=-1) > 0).all()
-            yield self.logits([forced or self.refuses(p) for p in self.prompts])
-
-    def refuses(self, prompt: Prompt) -> bool:
-        side, number = prompt.text.split()
-        return int(number) % self.model.strides[side] == 0
-
-    @staticmethod
-    def logits(refuses: Sequence[bool]) -> Rows:
-        return np.asarray([[9.0, 0.0] if r else [0.0, 9.0] for r in refuses], np.float32)
-
-
-def hash_of(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
-
-
 @pytest.mark.parametrize("strides", [{"harmful": 2, "harmless": 3}, {"harmful": 1, "harmless": 4}])
 def test_only_prompts_that_become_refusals_count_as_effect(strides: dict[str, int]) -> None:
     """With little contrast and with much: prompts that were refused anyway are no effect."""
@@ -230,14 +175,6 @@ def test_without_any_effect_a_block_is_chosen_by_separation_and_headroom_and_it_
     assert ranked.argmax() > 0  # not merely the first candidate
     assert made.vector.layer == 1 + int(ranked.argmax())
     assert f"block {made.vector.layer} is chosen by separation" in " ".join(made.warnings)
-
-
-def test_where_no_block_has_headroom_the_best_separation_decides() -> None:
-    separation = np.array([np.nan, 0.6, 0.9, 0.8])
-    scores = LayerScores(
-        separation, {"text": np.array([3.0, 2, 2, 2])}, np.array([np.nan, 1, 0, 0])
-    )
-    assert scores.best == 2
 
 
 def test_block_ranges_outside_the_model_are_refused(
