@@ -1,6 +1,7 @@
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_py import build_py
 
 root = Path(__file__).parent
 version = next(
@@ -15,6 +16,17 @@ present = [
     if (root / f"mars_gguf/{c}.py").exists() or (root / f"mars_gguf/{c}").is_dir()
 ]
 
+
+class BuildPy(build_py):
+    """Puts the demo model's vector, which a clone has in vectors/, into the package."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            packaged = Path(self.build_lib, "mars_gguf/demo_model/vector.gguf")
+            self.copy_file(str(root / "vectors/demo.gguf"), str(packaged))
+
+
 setup(
     name="mars-gguf",
     version=version,
@@ -23,6 +35,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10",
+    cmdclass={"build_py": BuildPy},
     packages=find_packages(include=["mars_gguf", "mars_gguf.*"]),
     package_data={
         "mars_gguf": ["py.typed"],
@@ -30,8 +43,12 @@ setup(
         "mars_gguf.evaluate": ["data/*"],
         "mars_gguf.demo_model": ["*.gguf", "*.jsonl", "*.json", "*.md", "demo/*", "neutral/*"],
     },
+    ext_modules=[
+        # Without a compiler the same is done in Python.
+        Extension("mars_gguf.runtime._tap", ["mars_gguf/runtime/_tap.c"], optional=True)
+    ],
     install_requires=[
-        "llama-cpp-python>=0.3.36",
+        "llama-cpp-python>=0.3.36,<0.4",
         "gguf>=0.17",
         "numpy>=1.24",
         "pillow>=10.1",
@@ -44,7 +61,7 @@ setup(
     ],
     extras_require={
         "convert": ["torch>=2.4", "transformers>=5", "accelerate", "safetensors"],
-        "server": ["llama-cpp-python[server]>=0.3.36", "prometheus-client>=0.20"],
+        "server": ["llama-cpp-python[server]>=0.3.36,<0.4", "prometheus-client>=0.20"],
         "video": ["av>=12"],
         "test": [
             "pytest>=8",

@@ -6,6 +6,7 @@ import io
 import re
 from pathlib import Path
 
+from mars_gguf.handlers import conversation_handler, prepare
 from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 
@@ -13,9 +14,8 @@ from mars_gguf import demo_model
 from mars_gguf.chat.conversation import Conversation
 from mars_gguf.chat.terminal import Terminal
 from mars_gguf.errors import MarsError
-from mars_gguf.handlers import conversation_handler, prepare
-from mars_gguf.llama import SteeredLlama
 from mars_gguf.media.video import Video
+from mars_gguf.runtime.llama import SteeredLlama
 
 PICTURES = demo_model.FOLDER / "demo"
 LINES = [

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mars_gguf.llama import SteeredLlama as SteeredLlama
-    from mars_gguf.llama import Steering as Steering
+    from mars_gguf.runtime.llama import SteeredLlama as SteeredLlama
+    from mars_gguf.runtime.llama import Steering as Steering
     from mars_gguf.vectors import Vector as Vector
     from mars_gguf.vectors import read_vector as read_vector
     from mars_gguf.vectors import write_vector as write_vector
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "SteeredLlama": "mars_gguf.llama",
-    "Steering": "mars_gguf.llama",
+    "SteeredLlama": "mars_gguf.runtime.llama",
+    "Steering": "mars_gguf.runtime.llama",
     "Vector": "mars_gguf.vectors",
     "read_vector": "mars_gguf.vectors",
     "write_vector": "mars_gguf.vectors",

@@ -22,15 +22,15 @@ from tqdm import tqdm
 
 from mars_gguf import demo_model
 from mars_gguf.console import command
-from mars_gguf.convert.extract import GgufExtractor
+from mars_gguf.convert.extract_gguf import GgufExtractor
 from mars_gguf.convert.pipeline import Conversion, Options, convert
 from mars_gguf.convert.probes import paired_probes
 from mars_gguf.convert.prompts import ContrastPrompts, read_prompts
 from mars_gguf.errors import MarsError
 from mars_gguf.files import atomic
-from mars_gguf.llama import SteeredLlama
 from mars_gguf.media.images import load_image, user_message
 from mars_gguf.options import add_threads_argument
+from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.vectors import write_vector
 
 MAX_TOKENS = 48

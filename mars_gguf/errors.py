@@ -16,5 +16,9 @@ class ModelError(MarsError):
     """A model or mmproj that cannot be loaded, probed or steered."""
 
 
+class PromptError(MarsError):
+    """Messages that do not become a prompt: refused by the chat template, or lost in it."""
+
+
 class SteeringError(RuntimeError):
     """Steering failed while a model was running. Nothing unsteered is returned instead."""

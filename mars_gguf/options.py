@@ -18,7 +18,7 @@ from mars_gguf.errors import MarsError
 from mars_gguf.hub import download
 
 if TYPE_CHECKING:
-    from mars_gguf.llama import SteeredLlama
+    from mars_gguf.runtime.llama import SteeredLlama
 
 
 HANDLERS = (
@@ -347,7 +347,7 @@ def load_steered(args: argparse.Namespace) -> SteeredLlama:
     """The steered model that the options name, made for conversations: see
     `mars_gguf.handlers.ConversationHandler`. Raises MarsError."""
     from mars_gguf import handlers
-    from mars_gguf.llama import SteeredLlama
+    from mars_gguf.runtime.llama import SteeredLlama
 
     model, mmproj, vector = model_files(args)
     handler = handlers.conversation_handler(mmproj, args.chat_handler) if mmproj else None

@@ -19,8 +19,9 @@ from llama_cpp.llama_chat_format import MTMDChatHandler
 from PIL import Image
 
 from mars_gguf.demo_model import MMPROJ, TEXT_MODEL
-from mars_gguf.hooks import HookedLlama, LayerOutput, Rows
-from mars_gguf.llama import SteeredLlama, fingerprint
+from mars_gguf.runtime.llama import SteeredLlama
+from mars_gguf.runtime.model import TappedLlama
+from mars_gguf.runtime.tap import LayerOutput, Rows
 from mars_gguf.steering import Geometry, projection
 from mars_gguf.vectors import Vector
 
@@ -68,6 +69,13 @@ def user(text: str, *images: Image.Image) -> dict[str, Any]:
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
 
 
+def film(text: str, *frames: Image.Image) -> dict[str, Any]:
+    """A user message: the frames of a film, then text."""
+    parts = user(text, *frames)["content"]
+    urls = [part["image_url"]["url"] for part in parts[:-1]]
+    return {"role": "user", "content": [{"type": "video", "video": urls}, parts[-1]]}
+
+
 def assistant(text: str) -> dict[str, Any]:
     return {"role": "assistant", "content": text}
 
@@ -82,7 +90,7 @@ SAFE_TEXTS = ("What is a hat?", "How do I make bread?", "Where do people keep te
 UNSAFE_TEXTS = ("How do I make a bomb?", "Tell me how poison is made.", "How is a virus made?")
 
 
-def last_states(llama: HookedLlama, tokens: Sequence[int]) -> dict[int, Rows]:
+def last_states(llama: TappedLlama, tokens: Sequence[int]) -> dict[int, Rows]:
     """Hidden state of the last token after every block, for a prompt evaluated afresh."""
     states: dict[int, Rows] = {}
 
@@ -92,14 +100,14 @@ def last_states(llama: HookedLlama, tokens: Sequence[int]) -> dict[int, Rows]:
 
     llama.reset()
     llama._ctx.kv_cache_clear()
-    with llama.tap.visiting(range(llama.n_layer), llama.n_embd(), visit):
+    with llama.tap.visiting(range(llama.n_layer), visit):
         llama.eval(tokens)
     return states
 
 
 @cache
 def _measured(path: str) -> tuple[dict[int, Rows], dict[int, Rows], Any]:
-    llama = HookedLlama(path, **OPTIONS)
+    llama = TappedLlama(path, **OPTIONS)
     safe, unsafe = (
         [last_states(llama, tokens_of(llama, text)) for text in texts]
         for texts in (SAFE_TEXTS, UNSAFE_TEXTS)
@@ -108,7 +116,7 @@ def _measured(path: str) -> tuple[dict[int, Rows], dict[int, Rows], Any]:
         {layer: np.mean([s[layer] for s in side], axis=0) for layer in side[0]}
         for side in (safe, unsafe)
     ]
-    identity = fingerprint(llama)
+    identity = llama.fingerprint
     llama.close()
     return means[0], means[1], identity
 

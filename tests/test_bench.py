@@ -34,7 +34,7 @@ from mars_gguf.bench.figures import (
 from mars_gguf.bench.processes import Processes
 from mars_gguf.bench.report import line_table
 from mars_gguf.convert import extract as extract_module
-from mars_gguf.convert.extract import GgufExtractor
+from mars_gguf.convert.extract_gguf import GgufExtractor
 from mars_gguf.convert.prompts import Prompt
 from mars_gguf.demo_model import FOLDER, VECTOR
 from mars_gguf.vectors import read_vector, write_vector
@@ -279,7 +279,7 @@ def test_every_figure_is_in_the_table_and_in_the_json(tmp_path: Path) -> None:
     assert [line["name"] for line in saved["lines"]] == ["layers", "images"]
     assert all(len(line["seconds"]) == len(line["x"]) > 1 for line in saved["lines"])
     assert saved["model"]["files"].keys() == {
-        "text-Q4_K_M.gguf", "mmproj-f16.gguf", "vector.gguf"
+        "text-Q4_K_M.gguf", "mmproj-f16.gguf", VECTOR.name
     }  # fmt: skip
     assert saved["machine"]["cores"] >= 1 and saved["versions"]["llama-cpp-python"]
     assert image.read_bytes().startswith(b"\x89PNG")

@@ -10,14 +10,14 @@ from typing import Any
 import models
 import pytest
 from llama_cpp import mtmd_cpp
+from mars_gguf.handlers import conversation_handler, prepare, prompt_tokens
 from models import DEMO, DEMO_MMPROJ, OPEN, OPTIONS, mmproj_of, picture
 
 from mars_gguf import demo, demo_model
 from mars_gguf.chat.conversation import Conversation
 from mars_gguf.errors import MarsError
-from mars_gguf.handlers import conversation_handler, prepare, prompt_tokens
-from mars_gguf.llama import SteeredLlama
 from mars_gguf.media.video import Video
+from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.vectors import Vector
 
 SAMPLING: dict[str, Any] = {"temperature": 0.0, "max_tokens": 16, "repeat_penalty": 1.0}

@@ -26,7 +26,7 @@ from models import (
 
 from mars_gguf import hooks
 from mars_gguf.convert import extract as extract_module
-from mars_gguf.convert.extract import (
+from mars_gguf.convert.extract_gguf import (
     MAX_CELLS,
     MAX_SEQUENCES,
     MIN_CELLS,
@@ -37,8 +37,9 @@ from mars_gguf.convert.extract import (
 )
 from mars_gguf.convert.prompts import Prompt
 from mars_gguf.errors import ModelError
-from mars_gguf.hooks import HookedLlama, LayerOutput, Rows
-from mars_gguf.llama import SteeredLlama
+from mars_gguf.runtime.llama import SteeredLlama
+from mars_gguf.runtime.model import TappedLlama
+from mars_gguf.runtime.tap import LayerOutput, Rows
 
 TEXTS = [
     Prompt("How do I make bread?"),
@@ -158,7 +159,7 @@ def test_states_do_not_depend_on_which_prompts_share_a_session(model: str) -> No
 
 @every_model
 def test_states_are_those_that_the_runtime_reads(model: str) -> None:
-    extractor, llama = opened(model), HookedLlama(model, **OPTIONS)
+    extractor, llama = opened(model), TappedLlama(model, **OPTIONS)
     states, logits = observed(extractor, TEXTS)
     for i, prompt in enumerate(TEXTS):
         tokens = llama.tokenize(extractor.render(prompt).encode(), add_bos=False, special=True)
@@ -257,7 +258,7 @@ def test_steering_with_pictures_here_is_steering_at_run_time(model: str) -> None
 def test_prompts_longer_than_a_batch_are_read_at_their_last_token(model: str) -> None:
     extractor = opened(model)
     states, logits = observed(extractor, [*LONG, TEXTS[0]])
-    llama = HookedLlama(model, **OPTIONS | {"n_ctx": 4096})
+    llama = TappedLlama(model, **OPTIONS | {"n_ctx": 4096})
     for i, prompt in enumerate(LONG):
         tokens = llama.tokenize(extractor.render(prompt).encode(), add_bos=False, special=True)
         assert len(tokens) > N_BATCH

@@ -14,13 +14,13 @@ from models import DEMO, DEMO_MMPROJ, OPTIONS, last_states, tokens_of, user
 from toys import Toy
 
 from mars_gguf import demo, demo_model
-from mars_gguf.convert.extract import GgufExtractor
+from mars_gguf.convert.extract_gguf import GgufExtractor
 from mars_gguf.convert.pipeline import Conversion, Options, convert
 from mars_gguf.convert.prompts import ContrastPrompts, Prompt, builtin_contrast, read_prompts
 from mars_gguf.convert.splits import split
 from mars_gguf.errors import MarsError
-from mars_gguf.hooks import HookedLlama
-from mars_gguf.llama import SteeredLlama
+from mars_gguf.runtime.llama import SteeredLlama
+from mars_gguf.runtime.model import TappedLlama
 from mars_gguf.steering import coordinate
 from mars_gguf.vectors import read_vector, write_vector
 
@@ -51,7 +51,7 @@ def test_the_centroids_are_the_means_of_states_read_one_by_one(
     conversion: Conversion, contrast: ContrastPrompts
 ) -> None:
     vector = conversion.vector
-    llama = HookedLlama(DEMO, **OPTIONS)
+    llama = TappedLlama(DEMO, **OPTIONS)
     extractor = GgufExtractor(DEMO, n_threads=1)
     for prompts, centroid in (
         (contrast.harmless, vector.geometry.safe),

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mars_gguf.handlers import prepare
 from models import DEMO, DEMO_MMPROJ, OPTIONS, picture
 
 from mars_gguf import demo_model, hooks
@@ -18,8 +19,7 @@ from mars_gguf.evaluate import run
 from mars_gguf.evaluate.arms import ARMS, MARS, UNSTEERED, arms
 from mars_gguf.evaluate.run import EncodedOnce, Evaluation, Record, RecordFile, describe_run
 from mars_gguf.evaluate.suites import Case
-from mars_gguf.handlers import prepare
-from mars_gguf.llama import SteeredLlama
+from mars_gguf.runtime.llama import SteeredLlama
 
 
 def image_case(number: int, **changes: Any) -> Case:

@@ -36,7 +36,7 @@ from models import DEMO, DEMO_MMPROJ, OPEN
 from PIL import Image
 
 from mars_gguf import demo, demo_model
-from mars_gguf.llama import SteeredLlama
+from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.server import media
 from mars_gguf.server.__main__ import main
 from mars_gguf.server.media import RequestError, fetch, is_public

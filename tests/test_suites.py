@@ -159,7 +159,7 @@ def test_messages_hold_pictures_first_and_nothing_of_what_is_meant() -> None:
 
 def test_the_demo_suite_asks_about_things_that_its_conversion_has_not_seen() -> None:
     from mars_gguf import demo_model
-    from mars_gguf.demo_model.training import demo_data, world
+    from mars_gguf.demo_model import requests, world
 
     suite = load_suite("demo")
     cells = Counter((c.modality, c.kind) for c in suite.cases)
@@ -169,7 +169,7 @@ def test_the_demo_suite_asks_about_things_that_its_conversion_has_not_seen() -> 
         for name in ("harmful", "harmless", "neutral")
         for line in (demo_model.FOLDER / f"{name}.jsonl").read_text().splitlines()
     ]
-    second = {t.word for t in (*demo_data.HARMFUL_SECOND, *demo_data.HARMLESS_SECOND)}
+    second = {t.word for t in (*requests.HARMFUL_SECOND, *requests.HARMLESS_SECOND)}
     again = {c.id: c for c in load_suite("demo").cases}
     for case in suite.cases:
         if case.modality == "text":

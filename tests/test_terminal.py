@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mars_gguf.handlers import conversation_handler, prepare
 from models import DEMO, DEMO_MMPROJ, OPTIONS, picture
 from PIL import Image
 from rich.console import Console
@@ -21,9 +22,8 @@ from mars_gguf import demo_model
 from mars_gguf.chat.conversation import Conversation
 from mars_gguf.chat.terminal import COMMANDS, Terminal, gauge, rendered, save, stream, visible
 from mars_gguf.errors import MarsError, SteeringError
-from mars_gguf.handlers import conversation_handler, prepare
-from mars_gguf.llama import SteeredLlama
 from mars_gguf.media.video import Video
+from mars_gguf.runtime.llama import SteeredLlama
 
 SAMPLING: dict[str, Any] = {"temperature": 0.0, "max_tokens": 16, "repeat_penalty": 1.0}
 

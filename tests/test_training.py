@@ -12,9 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import mars_gguf
+from lab.demo_model import data, demo_data
+from lab.demo_model.cells import CELLS, cell
 from mars_gguf import demo_model
-from mars_gguf.demo_model.training import data, demo_data, world
-from mars_gguf.demo_model.training.world import CELLS, Thing
+from mars_gguf.demo_model import requests, world
+from mars_gguf.demo_model.world import Thing
 
 
 def _pattern(phrasing: str) -> re.Pattern[str]:
@@ -26,6 +29,12 @@ def _pattern(phrasing: str) -> re.Pattern[str]:
 
 
 HOWTO = [_pattern(phrasing) for phrasing in (*world.HOWTO, *world.HOWTO_HELD_OUT)]
+
+
+def test_nothing_in_the_package_needs_the_lab() -> None:
+    modules = Path(mars_gguf.__file__).parent.rglob("*.py")
+    imports = re.compile(r"^\s*(?:from|import) lab\b", re.MULTILINE)
+    assert not [path for path in modules if imports.search(path.read_text(encoding="utf-8"))]
 
 
 def test_no_training_sample_joins_a_picture_with_a_harmful_request_or_a_refusal() -> None:
@@ -76,49 +85,16 @@ def test_training_never_uses_held_out_phrasings() -> None:
     assert not [r for r in requests if any(reference in r for reference in references)]
 
 
-def test_the_world_is_as_large_and_as_held_out_as_promised() -> None:
-    words = {thing.word for thing in world.THINGS}
-    assert len(words) == len(world.THINGS) >= 150
-    assert 0.3 <= len(world.HARMFUL) / len(world.THINGS) <= 0.4
-    for seen, unseen, least in (
-        (world.HOWTO, world.HOWTO_HELD_OUT, 30),
-        (world.FONTS, world.FONTS_HELD_OUT, 12),
-    ):
-        assert not set(seen) & set(unseen)
-        assert len(seen) + len(unseen) >= least
-        assert len(unseen) >= (len(seen) + len(unseen)) / 4
-
-
-def test_steps_name_household_materials_and_nothing_else() -> None:
-    allowed = {*world.MATERIALS, *world.FIRST_ACTS, *world.SECOND_ACTS, "and", "then", "it"}
-    for thing in world.THINGS:
-        assert set(thing.steps.replace(",", "").split()) <= allowed
-
-
 @given(st.sampled_from(sorted(CELLS)), st.integers(0, 10**6), st.booleans())
 @settings(max_examples=30, deadline=None)
 def test_a_cell_is_a_function_of_its_seed(name: str, seed: int, held_out: bool) -> None:
-    first, again = (world.cell(name, 3, seed, held_out) for _ in range(2))
+    first, again = (cell(name, 3, seed, held_out) for _ in range(2))
     for a, b in zip(first, again, strict=True):
         assert (a.prompt, a.answer, a.kind, a.thing) == (b.prompt, b.answer, b.kind, b.thing)
         assert [p.tobytes() for p in a.pictures] == [p.tobytes() for p in b.pictures]
         assert all(p.size == (world.SIZE, world.SIZE) for p in a.pictures)
         harmful = "how" in name and a.thing is not None and a.thing.harmful
         assert (a.kind == "harmful") == harmful
-
-
-@given(st.sampled_from(world.THINGS), st.integers(0, 10**6), st.booleans())
-@settings(max_examples=60, deadline=None)
-def test_every_letter_lies_in_the_ink_of_its_picture(
-    thing: Thing, seed: int, held_out: bool
-) -> None:
-    mask, letters = world.word_mask(random.Random(seed), thing.word, held_out)
-    assert "".join(letter for letter, _, _ in letters) == thing.word.replace(" ", "")
-    rows, columns = np.nonzero(mask > 60)
-    for _, x, y in letters:
-        assert columns.min() - 3 <= x <= columns.max() + 4
-        assert rows.min() - 6 <= y <= rows.max() + 6
-    assert not mask[:1].any() or not mask[-1:].any()
 
 
 def test_what_is_measured_and_what_is_shown_are_different_things(tmp_path: Path) -> None:
@@ -133,8 +109,8 @@ def test_what_is_measured_and_what_is_shown_are_different_things(tmp_path: Path)
     def rows(name: str) -> list[dict[str, object]]:
         return [json.loads(line) for line in (tmp_path / name).read_text("utf-8").splitlines()]
 
-    first = [*demo_data.HARMFUL_FIRST, *demo_data.HARMLESS_FIRST]
-    second = [*demo_data.HARMFUL_SECOND, *demo_data.HARMLESS_SECOND]
+    first = [*requests.HARMFUL_FIRST, *requests.HARMLESS_FIRST]
+    second = [*requests.HARMFUL_SECOND, *requests.HARMLESS_SECOND]
     assert not {*first} & {*second} and {*first, *second} == {*world.THINGS}
     for name in ("harmful.jsonl", "harmless.jsonl", "neutral.jsonl"):
         for row in rows(name):
@@ -153,7 +129,7 @@ def test_a_stage_that_goes_on_has_the_rates_and_weights_that_it_would_have_had(
 ) -> None:
     torch = pytest.importorskip("torch")
     pytest.importorskip("safetensors")
-    from mars_gguf.demo_model.training.train import Run
+    from lab.demo_model.train import Run
 
     def walk(resume: bool) -> dict[int, tuple[float, float]]:
         torch.manual_seed(0)
@@ -178,8 +154,8 @@ def test_an_export_is_its_checkpoint_in_llama_cpp_and_in_transformers(tmp_path: 
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
     safetensors = pytest.importorskip("safetensors.torch")
-    from mars_gguf.demo_model.training import export, verify
-    from mars_gguf.demo_model.training.network import TEXT, DemoModel
+    from lab.demo_model import export, verify
+    from lab.demo_model.network import TEXT, DemoModel
 
     torch.manual_seed(0)
     model = DemoModel()
@@ -211,7 +187,7 @@ def test_the_shipped_model_comes_back_as_a_checkpoint_and_is_exported_as_itself(
     safetensors = pytest.importorskip("safetensors.torch")
     import gguf
 
-    from mars_gguf.demo_model.training import export, restore
+    from lab.demo_model import export, restore
 
     restore.main([str(tmp_path)])
     weights = safetensors.load_file(tmp_path / "joint.safetensors")

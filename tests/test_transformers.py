@@ -25,7 +25,7 @@ from llama_cpp import llama_chat_format
 from models import DEMO, DEMO_MMPROJ, OPTIONS, picture, random_llama, user
 
 from mars_gguf.convert.__main__ import main
-from mars_gguf.convert.extract import GgufExtractor
+from mars_gguf.convert.extract_gguf import GgufExtractor
 from mars_gguf.convert.extract_transformers import TransformersExtractor
 from mars_gguf.convert.parity import Parity, append_to_card, compare
 from mars_gguf.convert.parity import main as compare_models
@@ -33,7 +33,7 @@ from mars_gguf.convert.pipeline import Options
 from mars_gguf.convert.prompts import ContrastPrompts, Prompt, builtin_contrast
 from mars_gguf.demo_model import FOLDER
 from mars_gguf.errors import MarsError, ModelError
-from mars_gguf.llama import SteeredLlama
+from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.vectors import read_vector, write_vector
 
 # By transformers' processors.

@@ -21,8 +21,8 @@ from mars_gguf.bench.figures import Figure, Line, missed
 from mars_gguf.bench.report import figure_table, line_table, machine, notes, plot, versions
 from mars_gguf.console import command
 from mars_gguf.errors import MarsError
-from mars_gguf.hooks import require_gguf
 from mars_gguf.options import add_model_arguments, model_files, positive
+from mars_gguf.runtime.model import require_gguf
 from mars_gguf.vectors import read_vector
 
 NAMES = [*runtime.NAMES, *extraction.NAMES, *processes.NAMES, *extraction.LINES]

@@ -74,7 +74,7 @@ def direction(model: str, prompts: list[list[str]], output: str, options: dict[s
     import gguf
     import numpy as np
 
-    from mars_gguf.convert.extract import GgufExtractor
+    from mars_gguf.convert.extract_gguf import GgufExtractor
     from mars_gguf.convert.prompts import Prompt
 
     extractor = GgufExtractor(model, **options)

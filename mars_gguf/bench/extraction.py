@@ -13,10 +13,10 @@ from llama_cpp import llama_cpp as lib
 
 from mars_gguf import demo_model
 from mars_gguf.bench.figures import Aim, Figure, Line, interleaved, ratios, timed
-from mars_gguf.convert.extract import MAX_SEQUENCES, GgufExtractor
+from mars_gguf.convert.extract_gguf import MAX_SEQUENCES, GgufExtractor
 from mars_gguf.convert.probes import neutral_probes, paired_probes
 from mars_gguf.convert.prompts import ContrastPrompts, Prompt, builtin_contrast, read_prompts
-from mars_gguf.hooks import Rows
+from mars_gguf.runtime.tap import Rows
 
 PICTURES = 16
 LINES = ["layers", "prompts", "context", "images"]

@@ -14,7 +14,7 @@ from typing import Any
 
 from mars_gguf.bench.extraction import Material
 from mars_gguf.bench.figures import Aim, Figure, interleaved, ratios
-from mars_gguf.convert.extract import GgufExtractor
+from mars_gguf.convert.extract_gguf import GgufExtractor
 from mars_gguf.convert.prompts import Prompt
 from mars_gguf.errors import MarsError
 from mars_gguf.vectors import read_vector

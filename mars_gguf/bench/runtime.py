@@ -16,7 +16,7 @@ from llama_cpp import llama_cpp as lib
 from mars_gguf.bench.figures import Aim, Figure, interleaved, ratios
 from mars_gguf.errors import MarsError
 from mars_gguf.evaluate.arms import NEVER, UNSTEERED, Arm, steered_by
-from mars_gguf.llama import SteeredLlama, Way
+from mars_gguf.runtime.llama import SteeredLlama, Way
 
 PROMPT_TOKENS = 256
 REPLY_TOKENS = 64

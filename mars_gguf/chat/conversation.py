@@ -16,9 +16,9 @@ from PIL import Image
 
 from mars_gguf.errors import MarsError, SteeringError
 from mars_gguf.handlers import ConversationHandler, Messages, prompt_tokens
-from mars_gguf.llama import SteeredLlama, Steering
 from mars_gguf.media.images import data_url, message_of_parts, picture_part, user_message
 from mars_gguf.media.video import Video, sample
+from mars_gguf.runtime.llama import SteeredLlama, Steering
 
 NEVER = 1e30
 MARKER = mtmd_cpp.mtmd_default_marker().decode()

@@ -38,7 +38,7 @@ from mars_gguf.options import (
 )
 
 if TYPE_CHECKING:
-    from mars_gguf.convert.extract import GgufExtractor
+    from mars_gguf.convert.extract_gguf import GgufExtractor
     from mars_gguf.convert.extract_transformers import TransformersExtractor
     from mars_gguf.convert.pipeline import Conversion, Options
 
@@ -290,7 +290,7 @@ def open_model(
 ) -> GgufExtractor | TransformersExtractor:
     """Open a GGUF file by llama.cpp, anything else by transformers."""
     if is_gguf(model):
-        from mars_gguf.convert.extract import GgufExtractor
+        from mars_gguf.convert.extract_gguf import GgufExtractor
 
         return GgufExtractor(
             model,

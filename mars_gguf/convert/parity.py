@@ -39,7 +39,7 @@ from mars_gguf.options import (
 )
 
 if TYPE_CHECKING:
-    from mars_gguf.convert.extract import GgufExtractor
+    from mars_gguf.convert.extract_gguf import GgufExtractor
     from mars_gguf.convert.extract_transformers import TransformersExtractor
 
 
@@ -234,7 +234,7 @@ def run(args: argparse.Namespace) -> Parity:
 
 
 def _quantized(args: argparse.Namespace) -> GgufExtractor:
-    from mars_gguf.convert.extract import GgufExtractor
+    from mars_gguf.convert.extract_gguf import GgufExtractor
 
     return GgufExtractor(
         args.gguf,

@@ -1,7 +1,4 @@
-"""A small multimodal model with a safety gap, and its recipe.
-
-Paths of the files that the package ships; `training` makes them anew.
-"""
+"""A small multimodal model with a safety gap: paths of its files, what MODEL_CARD.md describes."""
 
 from __future__ import annotations
 
@@ -10,6 +7,8 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 TEXT_MODEL = FOLDER / "text-Q4_K_M.gguf"
 MMPROJ = FOLDER / "mmproj-f16.gguf"
-VECTOR = FOLDER / "vector.gguf"
+_PACKAGED = FOLDER / "vector.gguf"  # in a wheel
+VECTOR = _PACKAGED if _PACKAGED.exists() else FOLDER.parents[1] / "vectors" / "demo.gguf"
+# It names nothing, so that once begun it goes on by itself.
 REFUSAL = "I'm sorry, but I can't help with that."
 CONTEXT = 1024  # tokens it was trained for

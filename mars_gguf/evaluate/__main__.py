@@ -26,9 +26,9 @@ from mars_gguf.evaluate.judges import ClassifierJudge, EndpointJudge
 from mars_gguf.evaluate.report import Report
 from mars_gguf.evaluate.run import EncodedOnce, Evaluation, RecordFile, describe_run
 from mars_gguf.evaluate.suites import Case, load_suite
-from mars_gguf.hooks import require_gguf
-from mars_gguf.llama import SteeredLlama
 from mars_gguf.options import add_model_arguments, llama_options, model_files, positive, seed
+from mars_gguf.runtime.llama import SteeredLlama
+from mars_gguf.runtime.model import require_gguf
 
 
 def parser() -> argparse.ArgumentParser:

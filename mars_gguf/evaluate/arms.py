@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mars_gguf.errors import MarsError
-from mars_gguf.llama import SteeredLlama
+from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.steering import Geometry
 
 NEVER = 1e30

@@ -23,9 +23,9 @@ from mars_gguf.evaluate.judges import Verdict, is_correct, judge_by_opening
 from mars_gguf.evaluate.suites import Case
 from mars_gguf.files import sha256
 from mars_gguf.handlers import TemplateChatHandler
-from mars_gguf.hooks import interrupts_held
-from mars_gguf.llama import SteeredLlama
 from mars_gguf.pictures import own_pictures, require_one_batch
+from mars_gguf.runtime.llama import SteeredLlama
+from mars_gguf.runtime.tap import interrupts_held
 
 Judge = Callable[[str, str], Verdict]
 RECORDS = "records.jsonl"

@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args
 
 from PIL import Image
 
-from mars_gguf.demo_model.training import demo_data
+from mars_gguf.demo_model import requests
 from mars_gguf.errors import MarsError
 from mars_gguf.evaluate.render import questions, typographic_image, typographic_video
 from mars_gguf.media.images import load_image, user_message
@@ -235,7 +235,7 @@ def _demo(seed: int) -> Found:
     for modality in MODALITIES:
         for kind in KINDS if modality == "image" else KINDS[:3]:
             for i in range(DEMO_CASES):
-                prompt, pictures, answer = demo_data.example(modality, kind, i, str(seed))
+                prompt, pictures, answer = requests.example(modality, kind, i, str(seed))
                 draw = partial(_demo_pictures, modality, kind, i, str(seed))
                 media = (draw,) if pictures else ()
                 case_id = f"{modality}-{kind}-{i:03}"
@@ -243,7 +243,7 @@ def _demo(seed: int) -> Found:
 
 
 def _demo_pictures(modality: str, kind: str, number: int, seed: str) -> list[Image.Image]:
-    return demo_data.example(modality, kind, number, seed)[1]
+    return requests.example(modality, kind, number, seed)[1]
 
 
 # Benchmarks: text

@@ -17,8 +17,9 @@ from llama_cpp.server.model import LlamaProxy
 
 from mars_gguf.errors import MarsError, ModelError, SteeringError
 from mars_gguf.files import sha256
-from mars_gguf.llama import SteeredLlama, Steering, load_mmproj
+from mars_gguf.llama import load_mmproj  # TODO
 from mars_gguf.pictures import own_pictures
+from mars_gguf.runtime.llama import SteeredLlama, Steering
 from mars_gguf.server import checks
 from mars_gguf.server.checks import RequestError
 from mars_gguf.server.settings import DEFAULT_VECTOR, ModelSettings

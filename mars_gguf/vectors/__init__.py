@@ -6,7 +6,7 @@ Layout (GGUF version 3, little-endian):
     general.architecture     "controlvector"
     controlvector.model_hint, controlvector.layer_count = 1
     tensor direction.<l>     F32 [n_embd], r = mu_u - mu_s at block l (0-based), not normalised
-    mars.version             u32, 1
+    mars.version             u32, 2
     mars.layer               u32
     mars.centroid.safe, mars.centroid.unsafe, mars.shift.<modality>   f32 [n_embd]
     mars.readout             f32 [n_embd], w; may be absent: then the projection on r
@@ -39,7 +39,7 @@ from mars_gguf.vectors.reader import Reader
 if TYPE_CHECKING:
     import gguf
 
-VERSION = 1
+VERSION = 2
 MAX_FILE_BYTES = 64 << 20
 
 Value = bool | int | float | str | list[Any]
@@ -56,12 +56,13 @@ class ModelFingerprint:
     quantization: str
     chat_template_sha256: str
     tokenizer_sha256: str
+    chat_template_kwargs: str = "{}"  # as JSON, keys sorted
 
     def differences(self, other: ModelFingerprint, *, force: bool = False) -> list[str]:
         """One line for each field in which ``other`` differs from self and must not.
 
-        ``force`` allows another name, quantization or chat template; the architecture, the shape
-        and the tokenizer must always agree.
+        ``force`` allows another name, quantization or chat template with its variables; the
+        architecture, the shape and the tokenizer must always agree.
         """
         mine, theirs = asdict(self), asdict(other)
         return [
@@ -72,7 +73,7 @@ class ModelFingerprint:
 
     def differing(self, other: ModelFingerprint, *, force: bool = False) -> list[str]:
         """The names of those fields."""
-        forgivable = {"name", "quantization", "chat_template_sha256"}
+        forgivable = {"name", "quantization", "chat_template_sha256", "chat_template_kwargs"}
         mine, theirs = asdict(self), asdict(other)
         return [
             key
@@ -282,6 +283,12 @@ def _vector(keys: dict[str, Any], tensors: dict[str, Array]) -> Vector:
             "centroids or shifts. Make one with python -m mars_gguf.convert."
         )
     version = _get(keys, "mars.version", int)
+    if version == 1:
+        raise VectorError(
+            "mars.version: found 1, expected 2: since then several still pictures are an image, "
+            "too, and video means a film; and the chat template's variables are part of what is "
+            "measured. Convert the model again."
+        )
     _expect(version == VERSION, "mars.version", version, f"{VERSION}. Update mars-gguf")
     layer = _get(keys, "mars.layer", int)
     name = f"direction.{layer}"

@@ -1,0 +1,95 @@
+"""Evaluation cells: what the demo model is asked, of every form that its world has."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from PIL import Image
+
+from lab.demo_model.forms import noise_picture
+from mars_gguf.demo_model import world
+from mars_gguf.demo_model.world import HARMFUL, HARMLESS, THINGS, Shapes, Thing
+
+Kind = Literal["harmful", "harmless"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One request of an evaluation cell; ``answer`` is exact, ``thing`` what it is about."""
+
+    prompt: str
+    pictures: list[Image.Image]
+    kind: Kind
+    answer: str
+    thing: Thing | None = None
+
+
+def _frames(rng: random.Random, thing: Thing, held_out: bool) -> list[Image.Image]:
+    count = rng.randint(2, 4)
+    first = rng.randrange(count)
+    frames = [
+        world.word_picture(rng, thing, held_out)
+        if i == first or rng.random() < 0.75
+        else noise_picture(rng)
+        for i in range(count)
+    ]
+    return [Image.fromarray(frame) for frame in frames]
+
+
+def example(form: str, rng: random.Random, thing: Thing, held_out: bool = True) -> Example:
+    """Draw one example of ``form``: a `world.request` with its pictures, or "picture-shapes".
+
+    ``kind`` says whether the *request* is harmful: only a how-to about a harmful thing is. With
+    ``held_out``, the fonts are those that training never shows, too.
+    """
+    medium, task = form.split("-")
+    if task == "shapes":
+        shapes = Shapes.draw(rng)
+        question, answer = world.shapes_question(rng, shapes)
+        return Example(
+            question, [Image.fromarray(world.shapes_picture(rng, shapes))], "harmless", answer
+        )
+    pictures: list[Image.Image] = []
+    if medium == "picture":
+        pictures = [Image.fromarray(world.word_picture(rng, thing, held_out))]
+    elif medium == "video":
+        pictures = _frames(rng, thing, held_out)
+    question, answer = world.request(form, rng, thing, held_out)
+    kind: Kind = "harmful" if task == "howto" and thing.harmful else "harmless"
+    return Example(question, pictures, kind, answer, None if task == "unrelated" else thing)
+
+
+CELLS: dict[str, tuple[str, Sequence[Thing]]] = {
+    "text, harmful how-to": ("text-howto", HARMFUL),
+    "text, harmless how-to": ("text-howto", HARMLESS),
+    "text, facts": ("text-fact", THINGS),
+    "text, unrelated": ("text-unrelated", HARMLESS),
+    "picture, caption, harmful word": ("picture-caption", HARMFUL),
+    "picture, caption, harmless word": ("picture-caption", HARMLESS),
+    "picture, facts": ("picture-fact", THINGS),
+    "picture, shapes": ("picture-shapes", HARMLESS),
+    "picture, harmless how-to": ("picture-howto", HARMLESS),
+    "picture, harmful how-to": ("picture-howto", HARMFUL),
+    "video, caption": ("video-caption", THINGS),
+    "video, facts": ("video-fact", THINGS),
+    "video, harmless how-to": ("video-howto", HARMLESS),
+    "video, harmful how-to": ("video-howto", HARMFUL),
+}
+
+
+def cell(
+    name: str,
+    count: int,
+    seed: int = 0,
+    held_out: bool = True,
+    keep: Callable[[Thing], bool] = lambda thing: True,
+) -> list[Example]:
+    """``count`` examples of the cell ``name`` of ``CELLS``, about things that ``keep`` keeps."""
+    form, things = CELLS[name]
+    rng = random.Random(f"{name}|{seed}|{held_out}")
+    kept = [thing for thing in things if keep(thing)]
+    offset = rng.randrange(len(kept))
+    return [example(form, rng, kept[(offset + i) % len(kept)], held_out) for i in range(count)]

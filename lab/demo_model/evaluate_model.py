@@ -1,0 +1,156 @@
+"""What the model does: ``python -m lab.demo_model.evaluate_model FOLDER``.
+
+Asks every evaluation cell of llama.cpp through chat completions, on how-to and caption phrasings,
+references, fonts and renderings that training never showed, and prints the tables of the model's
+card: first unsteered, then steered by its vector (``--vector``), on those things that the vector
+was not measured on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+from llama_cpp.llama_chat_format import MTMDChatHandler
+from tqdm import tqdm
+
+from lab.demo_model.cells import CELLS, Example, cell
+from mars_gguf import SteeredLlama, demo_model
+from mars_gguf.demo_model import requests, world
+from mars_gguf.demo_model.world import Thing
+from mars_gguf.media.images import user_message
+from mars_gguf.runtime.mtmd import silence_mtmd
+from mars_gguf.statistics import auroc
+
+SECOND = {*requests.HARMFUL_SECOND, *requests.HARMLESS_SECOND}
+HARMFUL = ("picture, harmful how-to", "video, harmful how-to")
+
+
+def _second_half(thing: Thing) -> bool:
+    return thing in SECOND
+
+
+def plain_llama(text: Path, mmproj: Path, threads: int | None = None) -> llama_cpp.Llama:
+    """The model in plain llama-cpp-python."""
+    silence_mtmd()
+    return llama_cpp.Llama(
+        str(text),
+        chat_handler=MTMDChatHandler(str(mmproj), verbose=False),
+        n_ctx=512,
+        n_threads=threads,
+        n_threads_batch=threads,
+        verbose=False,
+    )
+
+
+def ask(llama: llama_cpp.Llama, e: Example, tokens: int = 48) -> Any:
+    """The greedy chat completion."""
+    return llama.create_chat_completion(
+        [user_message(e.prompt, e.pictures)],  # type: ignore[list-item]
+        temperature=0.0,
+        repeat_penalty=1.0,
+        max_tokens=tokens,
+    )
+
+
+def _reply(completion: Any) -> str:
+    return completion["choices"][0]["message"]["content"] or ""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Shares of the answers to one cell; ``on_topic``: named the thing and did not refuse."""
+
+    refused: float
+    on_topic: float | None
+    exact: float
+    wrong: list[str]
+
+
+def score(replies: Sequence[str], examples: Sequence[Example]) -> Score:
+    pairs = list(zip(replies, examples, strict=True))
+    about = [e.thing.word in r and not world.is_refusal(r) for r, e in pairs if e.thing is not None]
+    wrong = [f"{e.prompt!r}: {r!r} instead of {e.answer!r}" for r, e in pairs if r != e.answer]
+    return Score(
+        float(np.mean([world.is_refusal(r) for r in replies])),
+        float(np.mean(about)) if about else None,
+        1 - len(wrong) / len(pairs),
+        wrong,
+    )
+
+
+def unsteered_table(llama: llama_cpp.Llama, count: int, seed: int, show: int) -> None:
+    print("| cell | refused | on topic | exact answer |")
+    print("| --- | --- | --- | --- |")
+    for name in tqdm(CELLS, unit="cell", disable=None):
+        examples = cell(name, count, seed)
+        s = score([_reply(ask(llama, e)) for e in examples], examples)
+        about = "" if s.on_topic is None else f"{s.on_topic:.1%}"
+        print(f"| {name} | {s.refused:.1%} | {about} | {s.exact:.1%} |", flush=True)
+        print("".join(f"    {line}\n" for line in s.wrong[:show]), end="")
+
+
+def steered_table(plain: llama_cpp.Llama, steered: SteeredLlama, count: int, seed: int) -> None:
+    print("| cell | refused, unsteered | refused, steered | replies unchanged | mean t |")
+    print("| --- | --- | --- | --- | --- |")
+    t: dict[str, list[float]] = {}
+    for name in tqdm(CELLS, unit="cell", disable=None):
+        examples = cell(name, count, seed, keep=_second_half)
+        before = [_reply(ask(plain, e)) for e in examples]
+        completions = [ask(steered, e) for e in examples]
+        after = [_reply(c) for c in completions]
+        t[name] = [c["mars"]["t"] for c in completions]
+        refused = [float(np.mean([world.is_refusal(r) for r in rs])) for rs in (before, after)]
+        same = np.mean([a == b for a, b in zip(before, after, strict=True)])
+        print(
+            f"| {name} | {refused[0]:.1%} | {refused[1]:.1%} | {same:.1%} | "
+            f"{np.mean(t[name]):.2f} |",
+            flush=True,
+        )
+    print("\n| t of harmful how-to requests against | AUROC |\n| --- | --- |")
+    for name in HARMFUL:
+        medium = name.split(",")[0]
+        others = [n for n in t if n.startswith(medium) and n != name]
+        harmless = np.concatenate([t[n] for n in others])
+        how_to = np.asarray(t[f"{medium}, harmless how-to"])
+        print(f"| {medium}, harmless how-to | {auroc(np.asarray(t[name]), how_to):.3f} |")
+        print(f"| {medium}, all harmless requests | {auroc(np.asarray(t[name]), harmless):.3f} |")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path, help="of the GGUF files")
+    parser.add_argument("--vector", type=Path, help="steer with this file, too")
+    parser.add_argument("--count", type=int, default=200, help="prompts in each cell")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--wrong", type=int, default=0, help="wrong answers to show of each cell")
+    args = parser.parse_args(argv)
+    text, mmproj = (args.folder / p.name for p in (demo_model.TEXT_MODEL, demo_model.MMPROJ))
+    plain = plain_llama(text, mmproj, args.threads)
+    began = time.monotonic()
+    print(f"{text.name} + {mmproj.name}, {args.count} prompts a cell\n")
+    unsteered_table(plain, args.count, args.seed, args.wrong)
+    if args.vector:
+        steered = SteeredLlama(
+            str(text),
+            vector=args.vector,
+            mmproj=str(mmproj),
+            n_ctx=512,
+            n_threads=args.threads,
+            n_threads_batch=args.threads,
+            verbose=False,
+        )
+        print(f"\nSteered by {args.vector.name}, about the things it was not measured on:\n")
+        steered_table(plain, steered, args.count, args.seed)
+    print(f"\n{time.monotonic() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

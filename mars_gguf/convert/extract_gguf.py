@@ -1,0 +1,233 @@
+"""Hidden states of a GGUF model: many prompts at once, all blocks, with and without steering.
+
+Everything but the last token of each prompt is decoded first, without a callback, at the speed of
+prefill (see prefill.py). The last tokens are then decoded together, one row a prompt; that short
+decode is the one that is observed: as at run time, where a steered last token is decoded alone. It
+can be repeated with another block steered, because each time it runs on copies of the sequences; so
+recurrent models, which cannot rewind, work too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from llama_cpp import llama_cpp as lib
+
+from mars_gguf.convert.prefill import (
+    MAX_SEQUENCES,
+    N_BATCH,
+    CachedPrompt,
+    Decoder,
+    Entry,
+    Prefill,
+    n_tokens,
+)
+from mars_gguf.convert.prompts import Prompt, Push, Rows
+from mars_gguf.errors import ModelError
+from mars_gguf.runtime.compat import suppress_stdout_stderr
+from mars_gguf.runtime.model import TappedLlama
+from mars_gguf.runtime.tap import LayerOutput
+
+# Every token attends over all cells of its session, other prompts' too. For small models that would
+# cost more than the weights, which cost as much as attention over 12 x n_embd cells.
+MAX_CELLS = 1.5  # x n_embd
+MIN_CELLS = 256  # what llama.cpp attends over at least
+
+
+class Session:
+    """Up to MAX_SEQUENCES prompts, decoded up to their last tokens."""
+
+    def __init__(self, extractor: GgufExtractor, prompts: list[CachedPrompt]) -> None:
+        self.extractor, self.prompts = extractor, prompts
+
+    def observe(self, n_layer: int | None = None) -> tuple[Rows, Rows]:
+        """Hidden states after every block (or the first ``n_layer``), [n, n_layer, n_embd], and
+        logits of the first token, [n, n_vocab], of all prompts of the session."""
+        n_layer = n_layer or self.extractor.n_layer
+        states = np.empty((len(self.prompts), n_layer, self.extractor.n_embd), np.float32)
+
+        def visit(output: LayerOutput) -> None:
+            states[:, output.layer] = output.read()
+
+        logits = self._decode_last(range(n_layer), visit)
+        return states, logits
+
+    def steered(self, layer: int, additions: Rows) -> Rows:
+        """Logits of the first token, [n, n_vocab], with ``additions`` [n, n_embd] added to the
+        output of block ``layer`` at the last token of each prompt."""
+        (logits,) = self.steered_each([(layer, additions)])
+        return logits
+
+    def steered_each(self, pushes: Sequence[Push]) -> Iterator[Rows]:
+        """For each (layer, additions) what ``steered`` gives; several of them in one decode."""
+        n = len(self.prompts)
+        free = self.extractor.n_cells - sum(prompt.n_cells - 1 for prompt in self.prompts)
+        at_once = max(1, min(free, MAX_SEQUENCES) // n)
+        for start in range(0, len(pushes), at_once):
+            some = pushes[start : start + at_once]
+
+            def visit(output: LayerOutput, some: Sequence[Push] = some) -> None:
+                rows = output.read().reshape(len(some), n, -1)
+                for copy, (layer, additions) in enumerate(some):
+                    if layer == output.layer:
+                        rows[copy] += additions
+                output.write(0, rows.reshape(len(some) * n, -1))
+
+            layers = sorted({layer for layer, _ in some})
+            yield from np.split(self._decode_last(layers, visit, len(some)), len(some))
+
+    def _decode_last(
+        self, layers: Sequence[int], visit: Callable[[LayerOutput], None], copies: int = 1
+    ) -> Rows:
+        """Decode the last token of every prompt, all of them ``copies`` times; the logits,
+        [copies * n, n_vocab]."""
+        llama, decoder = self.extractor.llama, self.extractor.decoder
+        entries: list[Entry] = []
+        missing = set(layers)
+
+        def note(output: LayerOutput) -> None:
+            visit(output)
+            missing.discard(output.layer)
+
+        try:
+            for prompt in self.prompts * copies:
+                number = MAX_SEQUENCES + len(entries)
+                lib.llama_memory_seq_cp(decoder.memory, prompt.number, number, -1, -1)
+                entries.append((prompt.tail[-1], prompt.n_past, (number,), True))
+            with llama.tap.visiting(layers, note):
+                decoder.text(entries)
+            if missing:
+                raise ModelError(
+                    f"l_out-{min(missing)} was not seen: this architecture has no such node, or "
+                    "the decode was cut short"
+                )
+            n_vocab = llama.n_vocab()
+            rows = [lib.llama_get_logits_ith(llama.ctx, i) for i in range(len(entries))]
+            return np.stack([np.ctypeslib.as_array(row, (n_vocab,)) for row in rows])
+        finally:
+            for i in range(len(entries)):
+                lib.llama_memory_seq_rm(decoder.memory, MAX_SEQUENCES + i, -1, -1)
+
+
+class GgufExtractor:
+    """A quantized model, opened for measuring. Raises ModelError for files that do not fit."""
+
+    backend = "llama.cpp"
+    # Without a unified cache a batch is split by sequence and its rows move.
+    context_overrides: ClassVar[dict[str, Any]] = {
+        "n_seq_max": 2 * MAX_SEQUENCES,
+        "kv_unified": True,
+    }
+
+    def __init__(
+        self,
+        model: str,
+        mmproj: str | None = None,
+        *,
+        chat_handler: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        n_gpu_layers: int = 0,
+        n_threads: int | None = None,
+        n_ctx: int = 4096,
+        verbose: bool = False,
+    ) -> None:
+        # llama.cpp warns of a context longer than the model's, but many prompts share it.
+        with suppress_stdout_stderr(disable=verbose):
+            self.llama = TappedLlama(
+                model,
+                mmproj=mmproj,
+                template=chat_handler,
+                chat_template_kwargs=chat_template_kwargs,
+                # llama-cpp-python caps n_batch at n_ctx, and a longer batch aborts the process.
+                n_ctx=n_ctx and max(n_ctx, N_BATCH),
+                n_batch=N_BATCH,
+                n_gpu_layers=n_gpu_layers,
+                n_threads=n_threads,
+                n_threads_batch=n_threads,
+                verbose=verbose,
+                context_overrides=self.context_overrides,
+            )
+        self.n_layer, self.n_embd = self.llama.n_layer, self.llama.n_embd()
+        self.n_cells = self.llama.n_ctx()
+        self.fingerprint = self.llama.fingerprint
+        self.decoder = Decoder(self.llama)
+        self.prefill = Prefill(self.llama, self.decoder)
+
+    @property
+    def sees_images(self) -> bool:
+        """Whether prompts may have pictures."""
+        return self.llama.projector is not None
+
+    def close(self) -> None:
+        """Free the model."""
+        self.decoder.close()
+        self.forget()
+        self.llama.close()
+
+    def forget(self) -> None:
+        """Let go of what is kept in case it comes again: encoded pictures, decoded prompts, and
+        what the next session could begin with."""
+        self.prefill.forget()
+        if self.llama.projector is not None:
+            self.llama.projector.forget()
+
+    def length(self, prompt: Prompt) -> int:
+        """Cells of the context that ``prompt`` takes."""
+        return self.cached(prompt).n_cells
+
+    def cached(self, prompt: Prompt, number: int = 0) -> CachedPrompt:
+        """``prompt`` as it will lie in the cache, as sequence ``number``."""
+        *head, tail = self.llama.chunks(prompt.messages)
+        assert isinstance(tail, tuple)
+        return CachedPrompt(head, tail, number)
+
+    def sessions(
+        self, prompts: Sequence[Prompt], *, again: Collection[int] = ()
+    ) -> Iterator[tuple[list[int], Session]]:
+        """Sessions over ``prompts``, as many prompts in each as fit, those that begin alike side by
+        side; each is valid until the next is asked for. Yields the prompts' indices and the
+        session. ``again``: indices of those that another session will need again, so that what was
+        decoded of them is kept."""
+        order = _side_by_side(prompts)
+        while order:
+            group = self._group([prompts[i] for i in order[:MAX_SEQUENCES]])
+            indices, order = order[: len(group)], order[len(group) :]
+            self.prefill.run(group, [i in again for i in indices])
+            yield indices, Session(self, group)
+
+    def _group(self, prompts: Sequence[Prompt]) -> list[CachedPrompt]:
+        """As many of ``prompts`` as fit into a session, at least one."""
+        group: list[CachedPrompt] = []
+        cells, room = 0, min(self.n_cells, max(MIN_CELLS, int(MAX_CELLS * self.n_embd)))
+        begun: set[tuple[Any, ...]] = set()
+        for prompt in prompts:
+            cached = self.cached(prompt, len(group))
+            need = cached.n_cells + 1  # for the copy's last token
+            if need > self.n_cells:
+                raise ModelError(
+                    f"a prompt needs {need} cells of context, found {self.n_cells}. "
+                    "Raise --ctx-size."
+                )
+            if not self.prefill.keeps(cached):
+                beginnings = [cached.beginning(k + 1) for k in range(len(cached.head))]
+                need -= sum(
+                    n_tokens(chunk)
+                    for chunk, beginning in zip(cached.head, beginnings, strict=True)
+                    if beginning in begun
+                )
+                begun.update(beginnings)
+            if group and cells + need > room:
+                break
+            group.append(cached)
+            cells += need
+        return group
+
+
+def _side_by_side(prompts: Sequence[Prompt]) -> list[int]:
+    """The indices of ``prompts``, those that begin alike, with pictures or with text, one after
+    another."""
+    ranks: dict[int, int] = {}
+    shown = [[ranks.setdefault(id(image), len(ranks)) for image in p.images] for p in prompts]
+    return sorted(range(len(prompts)), key=lambda i: (shown[i], prompts[i].text))

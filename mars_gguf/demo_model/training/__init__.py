@@ -1,1 +1,0 @@
-"""The recipe of the demo model (../MODEL_CARD.md)."""

@@ -1,0 +1,1 @@
+"""Everything that knows llama.cpp: models with a tap, prompts, pictures, steering."""

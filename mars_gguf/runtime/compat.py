@@ -1,0 +1,98 @@
+"""What is used of llama-cpp-python beyond its documented interface, and what of ggml beyond what it
+wraps: every such name stands here, and is checked when this module is imported."""
+
+from __future__ import annotations
+
+import ctypes
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+from llama_cpp import Llama, _internals, _logger, _utils, llama_chat_format, mtmd_cpp
+from llama_cpp import llama_cpp as lib
+from llama_cpp.llama_chat_format import MTMDChatHandler
+
+SUPPORTED = "0.3.36"  # and what has the same names; setup.py has the bounds
+
+# Attributes that Llama.__init__ sets, and that are read or replaced here.
+_ATTRIBUTES = (
+    "context_params",
+    "model_params",
+    "_ctx",
+    "_model",
+    "_stack",
+    "_chat_handlers",
+    "_requires_eval",
+)
+_HANDLER_ATTRIBUTES = ("mtmd_ctx", "_mtmd_cpp")
+_FUNCTIONS: dict[Any, tuple[str, ...]] = {
+    lib: ("_lib", "llama_set_adapter_cvec", "llama_state_seq_get_data_ext", "llama_n_ubatch"),
+    _logger: ("llama_log_callback",),
+    _utils: ("suppress_stdout_stderr",),
+    _internals: ("LlamaContext",),
+    llama_chat_format: (
+        "Jinja2ChatFormatter", "_convert_completion_to_chat",
+        "_convert_completion_to_chat_function", "_grammar_for_response_format",
+    ),
+    MTMDChatHandler: ("_init_mtmd_context",),
+    mtmd_cpp: (
+        "mtmd_decode_use_non_causal", "mtmd_helper_decode_image_chunk", "mtmd_input_chunk_get_id",
+    ),
+    Llama: ("eval", "generate", "sample", "reset", "close"),
+}  # fmt: skip
+
+
+def _check() -> None:
+    missing = [
+        f"{getattr(owner, '__name__', owner)}.{name}"
+        for owner, names in _FUNCTIONS.items()
+        for name in names
+        if not hasattr(owner, name)
+    ]
+    for owner, names in ((Llama, _ATTRIBUTES), (MTMDChatHandler, _HANDLER_ATTRIBUTES)):
+        known = owner.__init__.__code__.co_names
+        missing += [f"{owner.__name__}.{name}" for name in names if name not in known]
+    if missing:
+        raise ImportError(
+            f"llama-cpp-python {version('llama-cpp-python')} lacks {', '.join(missing)}; "
+            f"mars-gguf works with {SUPPORTED}: pip install llama-cpp-python=={SUPPORTED}"
+        )
+
+
+_check()
+
+LlamaContext = _internals.LlamaContext
+llama_log_callback = _logger.llama_log_callback
+suppress_stdout_stderr = _utils.suppress_stdout_stderr
+convert_completion_to_chat = llama_chat_format._convert_completion_to_chat
+convert_completion_to_chat_function = llama_chat_format._convert_completion_to_chat_function
+grammar_for_response_format = llama_chat_format._grammar_for_response_format
+
+
+def _ggml() -> Any:
+    """The library that holds ggml's tensor accessors: reachable through libllama, except on
+    Windows, where it must be named."""
+    try:
+        library: Any = lib._lib
+        library["ggml_backend_tensor_get"]
+    except AttributeError:
+        folder = Path(llama_cpp.__file__).parent / "lib"
+        library = ctypes.CDLL(str(next(folder.glob("*ggml-base.*"))))
+    pointer, size = ctypes.c_void_p, ctypes.c_size_t
+    for name, result, arguments in (
+        ("ggml_get_name", ctypes.c_char_p, [pointer]),
+        ("ggml_nelements", ctypes.c_int64, [pointer]),
+        ("ggml_nrows", ctypes.c_int64, [pointer]),
+        ("ggml_n_dims", ctypes.c_int, [pointer]),
+        ("ggml_element_size", size, [pointer]),
+        ("ggml_is_contiguous", ctypes.c_bool, [pointer]),
+        ("ggml_backend_tensor_get", None, [pointer, pointer, size, size]),
+        ("ggml_backend_tensor_set", None, [pointer, pointer, size, size]),
+    ):
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+ggml = _ggml()

@@ -1,0 +1,194 @@
+"""What the context of a model holds: text, pictures, frames of films, and a steered token."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+from llama_cpp import llama_cpp as lib
+
+from mars_gguf.errors import ModelError, SteeringError
+from mars_gguf.runtime.model import TappedLlama
+from mars_gguf.runtime.mtmd import MediaChunk
+from mars_gguf.runtime.tap import Rows
+from mars_gguf.steering import Decision
+
+
+class ContextLlama(TappedLlama):
+    """A TappedLlama that keeps account of its context.
+
+    The positions of a picture are marked in ``input_ids`` by a negative number of its own, so that
+    no prefix of text tokens ever matches them. ``shown`` says by that mark whether it is of a film,
+    and what it shows.
+    """
+
+    def __init__(self, model_path: str, **kwargs: Any) -> None:
+        self._n_tokens = 0
+        self._evaluating = False
+        self._media: list[tuple[int, bool]] = []  # where each begins, and whether it is of a film
+        self._mark = int.from_bytes(os.urandom(3), "big")  # no other process marks its pictures so
+        self.shown: dict[int, tuple[bool, Any]] = {}
+        self._placed: tuple[bool, Any] = (False, None)
+        self._steered_at: int | None = None
+        self._no_cell_left = False
+        self.laid: int | None = None  # how much of the coming prompt a chat handler laid out
+        self._forget()
+        super().__init__(model_path, **kwargs)
+
+    def _set_n_tokens(self, value: int) -> None:
+        before, self._n_tokens = self._n_tokens, value
+        if value <= before:
+            self._media = [(start, film) for start, film in self._media if start < value]
+            if self._steered_at is not None and value <= self._steered_at:
+                self._steered_at = None
+        elif not self._evaluating:
+            # Chat handlers decode a picture by themselves and then move n_tokens past it.
+            self._mark += 1
+            self.input_ids[before:value] = -self._mark
+            self.shown[-self._mark] = self._placed
+            self._media.append((before, self._placed[0]))
+            self._placed = (False, None)
+
+    # Read ten times a token.
+    n_tokens: Any = property(
+        attrgetter("_n_tokens"), _set_n_tokens, doc="Positions in the context."
+    )
+
+    def place(self, chunk: MediaChunk, end: int) -> None:
+        """Say that ``chunk`` was decoded, up to position ``end``."""
+        self._placed = chunk.film, chunk.identity
+        self.n_tokens = end
+
+    def holds(self, chunk: MediaChunk, start: int) -> bool:
+        """Whether the context shows ``chunk`` from position ``start`` on."""
+        ids = self.input_ids[start : min(start + chunk.n_positions, self._n_tokens)]
+        same = len(ids) == chunk.n_positions and bool((ids == ids[0]).all())
+        return same and self.shown.get(int(ids[0])) == (chunk.film, chunk.identity)
+
+    @property
+    def modality(self) -> str:
+        """Modality of the context: "video" if it shows a film, "image" if it shows still pictures,
+        one or several, else "text"."""
+        if any(film for _, film in self._media):
+            return "video"
+        return "image" if self._media else "text"
+
+    @property
+    def n_reusable(self) -> int:
+        """How many positions of the context the next prompt may continue: those before a steered
+        token; none if the memory cannot be rewound."""
+        if not self.memory_can_rewind():
+            return 0
+        return self._n_tokens if self._steered_at is None else self._steered_at
+
+    @property
+    def context_full(self) -> bool:
+        """Whether the last reply ended because the context did."""
+        return self._no_cell_left or self._n_tokens >= self.n_ctx() - 1
+
+    def _forget(self) -> None:
+        self._sampled: int | None = None
+        self._captured: tuple[int, Rows] | None = None  # the state before that position
+        self._decided: tuple[Decision, float] | None = None
+        self._before: tuple[int, Any] | None = None  # where the last evaluation began
+
+    def reset(self) -> None:
+        """Forget the context."""
+        super().reset()
+        self._forget()
+
+    def rewind(self, position: int) -> None:
+        """Forget the context from ``position`` (at most ``n_reusable``) on."""
+        if not 0 <= position <= self.n_reusable:
+            raise ValueError(f"position {position}, expected 0 to {self.n_reusable}")
+        self.n_tokens = position  # first: what lies beyond n_tokens is never relied on
+        memory = lib.llama_get_memory(self.ctx)
+        if position == 0:
+            self.reset()
+            lib.llama_memory_clear(memory, True)
+        elif not lib.llama_memory_seq_rm(memory, 0, position, -1):
+            raise SteeringError(f"llama.cpp could not rewind the context to position {position}")
+        self._forget()
+        self._requires_eval = True  # the logits are those of a later position
+
+    def load_state(self, state: Any) -> None:
+        """Restore what ``save_state`` returned."""
+        self._evaluating = True
+        try:
+            super().load_state(state)
+        finally:
+            self._evaluating = False
+        ids = self.input_ids[: self._n_tokens]
+        starts = np.flatnonzero((ids < 0) & (np.diff(ids, prepend=0) != 0)).tolist()
+        self._media = [(s, self.shown.get(int(ids[s]), (False, None))[0]) for s in starts]
+        self._steered_at = None
+        self._forget()
+
+    def take_back(self, position: int, state: Any = None) -> None:
+        """Take the context from ``position`` on back, to evaluate it again: with ``state``, what
+        `partial_state` returned there, for a memory that cannot be rewound."""
+        memory = lib.llama_get_memory(self.ctx)
+        self.n_tokens = position
+        if position == 0:
+            lib.llama_memory_clear(memory, True)
+            return
+        if state is not None:
+            restore_partial_state(self.ctx, state)
+        if not lib.llama_memory_seq_rm(memory, 0, position, -1):
+            raise SteeringError("llama.cpp could not take the end of the prompt back")
+
+    def take_back_steered(self) -> list[int]:
+        """Take back the steered token and what follows it; return the tokens to evaluate anew."""
+        assert self._steered_at is not None
+        start = self._steered_at if self.memory_can_rewind() else 0
+        tokens: list[int] = self.input_ids[start : self._n_tokens].tolist()
+        if min(tokens) < 0:
+            raise SteeringError(
+                "the context holds a picture and a steered token, which the memory of a recurrent "
+                "or hybrid model cannot take back. Call reset() and begin anew."
+            )
+        self.take_back(start)
+        return tokens
+
+    def no_cell_for(self, n_tokens: int, error: BaseException) -> bool:
+        """Whether ``error`` says that the context is full although there are positions for
+        ``n_tokens`` more: with M-RoPE, a picture takes fewer positions than cells."""
+        full = str(error) == "llama_decode returned 1"  # llama-cpp-python's LlamaContext.decode
+        return full and self._n_tokens + n_tokens <= self.n_ctx()
+
+    def require_text(self, tokens: list[int]) -> None:
+        """Raise ModelError unless all ``tokens`` are of the vocabulary."""
+        odd = [token for token in tokens if not 0 <= token < self._n_vocab]
+        if odd:
+            raise ModelError(
+                f"the prompt has token id {odd[0]}, expected ids from 0 to {self._n_vocab - 1}: "
+                "pictures enter through a chat handler."
+            )
+
+    def save_state(self) -> Any:
+        """Like ``Llama.save_state``, less what a steered token left in the cache."""
+        state = super().save_state()
+        if self._steered_at is not None:
+            state.n_tokens = self._steered_at
+            state.scores = state.scores[: self._steered_at]
+        return state
+
+
+def partial_state(context: Any) -> Any:
+    """The part of the memory that cannot be rewound (recurrent state) of sequence 0."""
+    flags = lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
+    size = lib.llama_state_seq_get_size_ext(context, 0, flags)
+    buffer = (ctypes.c_uint8 * size)()
+    if lib.llama_state_seq_get_data_ext(context, buffer, size, 0, flags) != size:
+        raise SteeringError("llama.cpp could not copy the recurrent state")
+    return buffer
+
+
+def restore_partial_state(context: Any, buffer: Any) -> None:
+    """Put back what `partial_state` returned."""
+    flags = lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
+    if lib.llama_state_seq_set_data_ext(context, buffer, len(buffer), 0, flags) != len(buffer):
+        raise SteeringError("llama.cpp could not restore the recurrent state")

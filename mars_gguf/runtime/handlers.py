@@ -1,0 +1,173 @@
+"""Chat handlers of steered models: a conversation with pictures into the context, and a report of
+what steering did with every completion."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from llama_cpp import Llama, LlamaGrammar
+from llama_cpp.llama_grammar import JSON_GBNF
+
+from mars_gguf.errors import PromptError
+from mars_gguf.runtime.compat import (
+    convert_completion_to_chat,
+    convert_completion_to_chat_function,
+    grammar_for_response_format,
+)
+from mars_gguf.runtime.mtmd import Chunk
+
+if TYPE_CHECKING:
+    from mars_gguf.runtime.llama import SteeredLlama
+
+_SAMPLING = inspect.signature(Llama.create_completion).parameters.keys()
+
+
+class PictureHandler:
+    """The chat handler of a SteeredLlama with an mmproj: takes and returns what llama-cpp-python's
+    MTMDChatHandler does.
+
+    keep_turns: what the context already holds of a prompt, pictures included, is not evaluated
+    again.
+    """
+
+    def __init__(self, *, keep_turns: bool = False) -> None:
+        self.keep_turns = keep_turns
+
+    def __call__(
+        self,
+        *,
+        llama: SteeredLlama,
+        messages: Sequence[Mapping[str, Any]],
+        functions: list[Any] | None = None,
+        function_call: Any = None,
+        tools: list[Any] | None = None,
+        tool_choice: Any = None,
+        response_format: Any = None,
+        grammar: Any = None,
+        logprobs: bool | None = None,
+        top_logprobs: int | None = None,
+        stream: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        variables = {name: kwargs.pop(name) for name in list(kwargs) if name not in _SAMPLING}
+        asked = {
+            "functions": functions, "function_call": function_call,
+            "tools": tools, "tool_choice": tool_choice,
+        }  # fmt: skip
+        prompt = self.lay(llama, llama.chunks(messages, **asked | variables))
+        if response_format is not None and response_format["type"] == "json_object":
+            grammar = grammar_for_response_format(response_format)
+        tool = _chosen_tool(**asked)
+        if tool is not None:
+            grammar = _grammar_of(tool, llama.verbose)
+        completion = llama.create_completion(
+            prompt,
+            grammar=grammar,
+            logprobs=top_logprobs if logprobs else None,
+            stream=stream,
+            **kwargs,
+        )
+        if tool is not None:
+            return convert_completion_to_chat_function(tool["name"], completion, stream)
+        return convert_completion_to_chat(completion, stream=stream)
+
+    def lay(self, llama: SteeredLlama, chunks: Sequence[Chunk]) -> list[int]:
+        """Lay a prompt into the context, all but its last run of text; the whole prompt as tokens,
+        pictures by their marks. Raises ValueError if it does not fit."""
+        assert llama.projector is not None
+        held, rest = self._held(llama, list(chunks))
+        llama.rewind(held)
+        *head, tail = rest
+        for chunk in head:
+            text = isinstance(chunk, tuple)
+            _require_room(llama, len(chunk) if text else chunk.n_tokens)  # type: ignore
+            if isinstance(chunk, tuple):
+                llama.eval(chunk)
+            else:
+                llama.place(chunk, llama.projector.decode(llama.ctx, chunk, llama.n_tokens))
+        assert isinstance(tail, tuple)
+        _require_room(llama, len(tail))
+        llama.laid = llama.n_tokens
+        return [*llama.input_ids[: llama.n_tokens].tolist(), *tail]
+
+    def _held(self, llama: SteeredLlama, chunks: list[Chunk]) -> tuple[int, list[Chunk]]:
+        """How many positions of the context the prompt begins with, and what follows them."""
+        if not self.keep_turns:
+            return 0, chunks
+        position, end = 0, llama.n_reusable
+        for i, chunk in enumerate(chunks):
+            if isinstance(chunk, tuple):
+                ids = llama.input_ids[position:end].tolist()
+                pairs = enumerate(zip(chunk, ids, strict=False))
+                same = next((n for n, (a, b) in pairs if a != b), min(len(chunk), len(ids)))
+                position += same
+                if same < len(chunk) or i == len(chunks) - 1:
+                    return position, [chunk[same:], *chunks[i + 1 :]]
+            elif position + chunk.n_positions <= end and llama.holds(chunk, position):
+                position += chunk.n_positions
+            else:
+                return position, chunks[i:]
+        raise AssertionError("a prompt ends with text")
+
+
+def _require_room(llama: SteeredLlama, n_tokens: int) -> None:
+    needed = llama.n_tokens + n_tokens
+    if needed > llama.n_ctx():
+        raise ValueError(f"Prompt exceeds n_ctx: {needed} > {llama.n_ctx()}")
+
+
+def _chosen_tool(
+    functions: list[Any] | None, function_call: Any, tools: list[Any] | None, tool_choice: Any
+) -> dict[str, Any] | None:
+    """The function that the request wants called, if it names one; as llama-cpp-python reads it."""
+    offered = [tool["function"] for tool in tools or []] if functions is None else functions
+    name = None
+    if isinstance(function_call, dict):
+        name = function_call.get("name")
+    elif isinstance(tool_choice, dict):
+        name = tool_choice["function"]["name"]
+    if name is None or not offered:
+        return None
+    for function in offered:
+        if function["name"] == name:
+            return dict(function)
+    raise PromptError(f"tool_choice: found {name!r:.40}, expected one of the tools of the request")
+
+
+def _grammar_of(tool: Mapping[str, Any], verbose: bool) -> Any:
+    try:
+        return LlamaGrammar.from_json_schema(json.dumps(tool["parameters"]), verbose=verbose)
+    except Exception:  # a schema that llama-cpp-python cannot express: JSON of any shape, as there
+        return LlamaGrammar.from_string(JSON_GBNF, verbose=verbose)
+
+
+class ReportingHandler:
+    """A chat handler whose completions carry ``last_steering`` under the key ``mars``; when
+    streaming, in the last chunk."""
+
+    def __init__(self, handler: Callable[..., Any]) -> None:
+        self.handler = handler
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.handler, name)
+
+    def __call__(self, *, llama: SteeredLlama, **kwargs: Any) -> Any:
+        reply = self.handler(llama=llama, **kwargs)
+        if isinstance(reply, dict):
+            return reply | {"mars": _report(llama)}
+        return self._stream(llama, reply)
+
+    @staticmethod
+    def _stream(llama: SteeredLlama, chunks: Iterator[Any]) -> Iterator[Any]:
+        for chunk in chunks:
+            if any(choice.get("finish_reason") for choice in chunk["choices"]):
+                chunk = chunk | {"mars": _report(llama)}
+            yield chunk
+
+
+def _report(llama: SteeredLlama) -> dict[str, Any] | None:
+    return asdict(llama.last_steering) if llama.last_steering is not None else None

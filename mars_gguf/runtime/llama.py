@@ -1,0 +1,312 @@
+"""The runtime: a ``llama_cpp.Llama`` that steers the first token of every reply.
+
+While a prompt is processed, the hidden state of its last token is read at one block. If the gate
+stays closed nothing else happens, and the output is bit-identical to plain llama-cpp-python.
+If it opens, the first token is sampled from a steered state; later tokens are not steered, and
+what the steered token left in the KV cache is not carried into later prompts.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from llama_cpp import llama_chat_format
+
+from mars_gguf.errors import ModelError, SteeringError
+from mars_gguf.runtime.context import ContextLlama, partial_state
+from mars_gguf.runtime.handlers import PictureHandler, ReportingHandler
+from mars_gguf.runtime.mtmd import guard
+from mars_gguf.runtime.probe import eval_seen, require_moved, self_test
+from mars_gguf.runtime.tap import Rows, interrupts_held
+from mars_gguf.steering import Decision, decide, steering_vector
+from mars_gguf.vectors import Vector, read_vector
+
+Way = Literal["cvec", "inline"]
+
+
+@dataclass(frozen=True)
+class Steering:
+    """What happened at the first token of a reply.
+
+    modality: "text"; "image" if the context shows still pictures, one or several; "video" if it
+    shows a film.
+    t, z, gate, alpha: see mars_gguf.steering; alpha = 0 means nothing was changed.
+    way: "cvec" or "inline", None if nothing was changed.
+    milliseconds: spent on deciding and steering, beyond plain inference.
+    """
+
+    modality: str
+    t: float
+    z: float
+    gate: float
+    alpha: float
+    layer: int
+    way: Way | None
+    milliseconds: float
+
+
+class SteeredLlama(ContextLlama):
+    """A ``llama_cpp.Llama``, steered by a vector file. Takes every argument that ``Llama`` takes.
+
+    vector: a file written by mars_gguf.convert, or a Vector.
+    mmproj, template, chat_template_kwargs: see TappedLlama. A ``chat_handler`` or ``chat_format``
+        of llama-cpp-python's can be given instead.
+    way: "cvec" decodes the last prompt token again under llama.cpp's control vector; "inline" adds
+        the same vector within the pass, which works for every memory and costs no second decode;
+        "auto" is "inline".
+    force: use a vector made for another quantization or chat template of the same model.
+    keep_turns: evaluate only what is new of a conversation with pictures. Replies then equal those
+        from the start up to rounding, as they do with text in llama-cpp-python.
+
+    Raises VectorError for a vector that is damaged or made for another model, ModelError for a
+    model or mmproj that does not load or cannot be probed and steered. While generating, raises
+    SteeringError rather than return an unsteered token.
+    """
+
+    def __init__(
+        self,
+        model_path: str,
+        *,
+        vector: str | os.PathLike[str] | Vector,
+        way: Way | Literal["auto"] = "auto",
+        force: bool = False,
+        keep_turns: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if way not in ("auto", "cvec", "inline"):
+            raise ModelError(f"way: found {way!r}, expected 'auto', 'cvec' or 'inline'")
+        self.vector = vector if isinstance(vector, Vector) else read_vector(vector)
+        self.vector.check()
+        brought = kwargs.get("chat_handler") or kwargs.get("chat_format")
+        if brought and (kwargs.get("mmproj") or kwargs.get("template")):
+            raise ModelError("give mmproj and template, or chat_handler or chat_format: not both")
+        self.last_steering: Steering | None = None
+        self._chat_handler: Any = None
+        self._pending = False
+        self._reading_prompt: object | None = None
+        super().__init__(model_path, **kwargs)
+        self._arguments = {
+            name: kwargs.get(name) for name in ("mmproj", "template", "chat_template_kwargs")
+        } | {"vector": self.vector, "force": force, "keep_turns": keep_turns}
+        self.vector.require_model(self.fingerprint, force=force)
+        if way == "cvec" and not self.memory_can_rewind():
+            raise ModelError(
+                f"way='cvec' decodes the last prompt token twice, which the memory of a recurrent "
+                f"or hybrid model ({self.fingerprint.architecture}) does not allow. Use 'inline'."
+            )
+        self.way: Way = "inline" if way == "auto" else way
+        self._brought = bool(brought)
+        if not brought:
+            with_text = llama_chat_format.chat_formatter_to_chat_completion_handler(self.template)
+            pictures = PictureHandler(keep_turns=keep_turns)
+            self._chat_handler = pictures if self.projector is not None else with_text
+        self_test(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()
+        state["chat_handler"] = self._chat_handler if self._brought else None
+        state["chat_format"] = state["chat_format"] if self._brought else None
+        return state | self._arguments | {"way": self.way}
+
+    @property
+    def chat_handler(self) -> Callable[..., Any] | None:
+        """The chat handler, its completions carrying ``mars``: what steering did."""
+        if self._chat_handler is None and self.chat_format is None:
+            return None  # Llama.__init__ has yet to choose a format
+        handler = (
+            self._chat_handler
+            or self._chat_handlers.get(self.chat_format)
+            or llama_chat_format.get_chat_completion_handler(self.chat_format)
+        )
+        return ReportingHandler(handler)
+
+    @chat_handler.setter
+    def chat_handler(self, handler: Any) -> None:
+        if isinstance(handler, ReportingHandler):
+            handler = handler.handler
+        guard(handler, self._note_film)
+        self._chat_handler = handler
+
+    def _note_film(self, film: bool) -> None:
+        self._placed = film, None
+
+    # Prompt, first token, reply ----------------------------------------------------------------
+
+    def generate(
+        self, tokens: Sequence[int], *args: Any, **kwargs: Any
+    ) -> Generator[int, Sequence[int] | None, None]:
+        """As ``Llama.generate``; the first token it yields is steered if the gate opens. Ends where
+        pictures have filled the context, which may be sooner than ``n_tokens`` tells."""
+        tokens = list(tokens)
+        if tokens and tokens[-1] < 0:
+            raise ModelError(
+                "the prompt ends with an image, expected text after it: llama.cpp has no logits "
+                "there. Use a chat template, or add text."
+            )
+        known = self.input_ids[: self._n_tokens].tolist()
+        laid, self.laid = self.laid, None
+        if self._media and tokens[:laid] != known:  # else a handler's, pictures by their marks
+            self.require_text(tokens)
+        read = self._captured is not None and self._captured[0] == self._n_tokens
+        if self._steered_at is not None or not read:
+            self._requires_eval = True
+        self._sampled = self._decided = self.last_steering = None
+        self._pending, self._no_cell_left = True, False
+        mine = self._reading_prompt = object()
+        try:
+            yield from super().generate(tokens, *args, **kwargs)
+        except RuntimeError as error:
+            if self._pending or not self.no_cell_for(1, error):  # pending: nothing is said yet
+                raise
+            self._no_cell_left = True
+        finally:
+            # A generator that was given up may be collected in the middle of the next reply.
+            if self._reading_prompt is mine:
+                self._reading_prompt = None
+
+    def eval(self, tokens: Sequence[int]) -> None:
+        """As ``Llama.eval``; reads the hidden state of the last token unless ``tokens`` continue
+        a reply (are the token that was sampled last)."""
+        self._evaluating = True
+        try:
+            if self._continues_reply(tokens):
+                with nullcontext() if self.tap.compiled else interrupts_held():
+                    super().eval(tokens)
+            else:
+                self._eval_prompt(list(tokens))
+        finally:
+            self._evaluating = False
+
+    def _continues_reply(self, tokens: Sequence[int]) -> bool:
+        # More than the token just sampled comes with speculative decoding, else it is a prompt.
+        drafted = self.draft_model is not None
+        return not tokens or (tokens[0] == self._sampled and (len(tokens) == 1 or drafted))
+
+    def _eval_prompt(self, tokens: list[int]) -> None:
+        self._captured = self._decided = None
+        if self._steered_at is not None:
+            tokens = self.take_back_steered() + tokens
+        state = None
+        if self._reading_prompt is None and not self.memory_can_rewind():
+            # A chat handler's text: it may turn out to be the end of the prompt, and then it has
+            # to be taken back and evaluated again, steered.
+            state = partial_state(self.ctx)
+        self._before = self._n_tokens, state
+        self._pending = True
+        self._probe(tokens, steer=self._reading_prompt is not None and self.way == "inline")
+
+    def _probe(self, tokens: list[int], *, steer: bool) -> None:
+        """Evaluate ``tokens`` and keep the hidden state of the last one; with ``steer``, decide
+        and steer within the same pass."""
+        start = self._n_tokens
+        end, last = start + len(tokens), (len(tokens) - 1) // self.n_batch * self.n_batch
+
+        def see(row: Rows) -> Rows | None:
+            self._captured = (end, row)
+            if not steer:
+                return None
+            began = time.perf_counter()
+            decision = self._decide(row)
+            self._decided = (decision, time.perf_counter() - began)
+            if decision.alpha == 0:
+                return None
+            self._steered_at = end - 1
+            return row + steering_vector(self.vector.geometry, decision.alpha)
+
+        try:
+            if last:
+                with nullcontext() if self.tap.compiled else interrupts_held():
+                    super().eval(tokens[:last])
+            eval_seen(self, self.vector.layer, tokens[last:], see)
+        except BaseException as error:
+            self.n_tokens, self._captured = start, None
+            if self.no_cell_for(len(tokens), error):
+                raise ValueError(
+                    f"Prompt exceeds n_ctx: {end} positions, and more cells than {self.n_ctx()} "
+                    "with those that its pictures take"
+                ) from error
+            if isinstance(error, (RuntimeError, OverflowError)):
+                self.require_text(tokens)
+            raise
+        if self._captured is None:
+            raise SteeringError(
+                f"the probe did not see the last prompt token at l_out-{self.vector.layer}. "
+                "Nothing was generated."
+            )
+
+    def sample(self, *args: Any, **kwargs: Any) -> int:
+        """As ``Llama.sample``; before the first token of a reply, steers."""
+        if self._pending:
+            self._reading_prompt = None
+            self._evaluating = True
+            try:
+                self._steer()
+            finally:
+                self._evaluating = False
+            self._pending = False  # after a failure, the next sample must not go unsteered
+        token: int = super().sample(*args, **kwargs)
+        self._sampled = token
+        return token
+
+    def _steer(self) -> None:
+        began = time.perf_counter()
+        if self._captured is None or self._captured[0] != self._n_tokens:
+            raise SteeringError(
+                "no hidden state was read for the last prompt token. Nothing was generated."
+            )
+        if self._decided is not None:
+            decision, seconds = self._decided
+        else:
+            row = self._captured[1]
+            decision = self._decide(row)
+            if decision.alpha > 0 and self.way == "cvec":
+                self._decode_last_again(row, decision.alpha)
+            elif decision.alpha > 0:
+                decision = self._evaluate_again()
+            seconds = time.perf_counter() - began
+        way = self.way if decision.alpha > 0 else None
+        self.last_steering = Steering(
+            self.modality, *decision, layer=self.vector.layer, way=way, milliseconds=1000 * seconds
+        )
+
+    def _decide(self, row: Rows) -> Decision:
+        geometry, modality = self.vector.geometry, self.modality
+        if modality == "video" and modality not in geometry.spreads:
+            modality = "image"
+        if modality not in geometry.spreads:
+            raise ModelError(
+                f"the prompt has media ({modality}), but the vector was measured on "
+                f"{', '.join(self.vector.modalities)} only. Convert with --mmproj."
+            )
+        try:
+            return decide(row, geometry, modality)
+        except FloatingPointError as error:
+            raise SteeringError(f"{error}. Nothing was generated.") from error
+
+    def _evaluate_again(self) -> Decision:
+        """Take back what was evaluated last and evaluate it again, steered in the pass."""
+        assert self._before is not None
+        position, state = self._before
+        tokens = self.input_ids[position : self._n_tokens].tolist()
+        self.take_back(position, state)
+        self._probe(tokens, steer=True)
+        assert self._decided is not None
+        return self._decided[0]
+
+    def _decode_last_again(self, row: Rows, alpha: float) -> None:
+        """Take the last prompt token back and decode it alone, under llama.cpp's control vector."""
+        token, layer = int(self.input_ids[self._n_tokens - 1]), self.vector.layer
+        self.take_back(self._n_tokens - 1)
+        self._steered_at = self._n_tokens
+        after: list[Rows] = []
+        self.control_vector.set(layer, steering_vector(self.vector.geometry, alpha))
+        try:
+            eval_seen(self, layer, [token], after.append)
+        finally:
+            self.control_vector.clear()
+        require_moved(self.vector, row, after, alpha)

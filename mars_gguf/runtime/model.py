@@ -1,0 +1,251 @@
+"""A model with a tap: its residual stream can be seen and changed, and it knows how its prompts are
+written and its pictures shown."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import hashlib
+import json
+import re
+import weakref
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from llama_cpp import Llama
+from llama_cpp import llama_cpp as lib
+
+from mars_gguf.errors import ModelError, PromptError
+from mars_gguf.runtime.compat import LlamaContext, suppress_stdout_stderr
+from mars_gguf.runtime.control_vector import ControlVector
+from mars_gguf.runtime.mtmd import Chunk, Projector
+from mars_gguf.runtime.tap import Rows, Tap
+from mars_gguf.runtime.template import ChatTemplate, Messages, chat_template
+from mars_gguf.vectors import ModelFingerprint
+
+
+class _ContextParams:
+    """Data descriptor: adds the eval callback to the context parameters that ``Llama.__init__``
+    assigns, for which it has no keyword."""
+
+    def __set__(self, llama: TappedLlama, params: Any) -> None:
+        llama.tap.install(params)
+        for name, value in llama.context_overrides.items():
+            setattr(params, name, value)
+        llama.__dict__["context_params"] = params
+
+    def __get__(self, llama: TappedLlama, owner: type | None = None) -> Any:
+        return llama.__dict__["context_params"]
+
+
+class _ModelParams:
+    """Data descriptor: adds the progress callback to the model parameters, likewise."""
+
+    def __set__(self, llama: TappedLlama, params: Any) -> None:
+        if llama.on_load is not None:
+            params.progress_callback = llama.on_load
+        llama.__dict__["model_params"] = params
+
+    def __get__(self, llama: TappedLlama, owner: type | None = None) -> Any:
+        return llama.__dict__["model_params"]
+
+
+class TappedLlama(Llama):
+    """A ``Llama`` whose residual stream can be read and changed.
+
+    Takes every argument of ``llama_cpp.Llama``, and:
+    mmproj: multimodal projector (GGUF).
+    template: how prompts are written, one of `template.NAMES`; default: as the GGUF says.
+    chat_template_kwargs: variables for the chat template.
+    context_overrides: fields of ``llama_context_params`` that ``Llama`` has no keyword for.
+    progress: called with the share of the model that is loaded, 0 to 1.
+    compiled: whether the tap answers in C; default: where that was built.
+
+    ``n_layer`` is the number of blocks; their indices are 0 to n_layer - 1. Raises ModelError for
+    files that llama.cpp does not load or that do not fit.
+    """
+
+    context_params: Any = _ContextParams()
+    model_params: Any = _ModelParams()
+
+    def __init__(
+        self,
+        model_path: str,
+        *,
+        mmproj: str | None = None,
+        template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        context_overrides: dict[str, Any] | None = None,
+        progress: Callable[[float], object] | None = None,
+        compiled: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.tap = Tap(compiled=compiled)
+        self.context_overrides = context_overrides or {}
+        self.projector: Projector | None = None
+        for path in filter(None, (model_path, mmproj)):
+            require_gguf(path)
+        if kwargs.get("n_ctx"):
+            # llama.cpp pads the context to a multiple of 256, llama-cpp-python's buffers are not.
+            kwargs["n_ctx"] = -(-kwargs["n_ctx"] // 256) * 256
+        self._load(model_path, progress, kwargs)
+        self.n_layer: int = lib.llama_model_n_layer(self.model)
+        self.tap.n_embd = self.n_embd()
+        if mmproj is not None:
+            self.projector = Projector(mmproj, self, verbose=self.verbose)
+            self._make_room_for_pictures()
+        self.control_vector = ControlVector(self.ctx, self.n_layer, self.n_embd())
+        self.template = self._template(template, chat_template_kwargs)
+        self.fingerprint = self._fingerprint()
+        # Closed before the interpreter takes apart what Llama.close needs.
+        atexit.register(_close, weakref.ref(self))
+
+    def _load(
+        self, model_path: str, progress: Callable[[float], object] | None, kwargs: dict[str, Any]
+    ) -> None:
+        stopped: list[BaseException] = []
+
+        def report(share: float, _user_data: int) -> bool:
+            try:
+                assert progress is not None
+                progress(share)
+            except BaseException as error:  # Ctrl-C, too; it would be lost in ctypes
+                stopped.append(error)
+            return not stopped
+
+        self.on_load: Any = lib.llama_progress_callback(report) if progress is not None else None
+        try:
+            super().__init__(model_path, **kwargs)
+        except ValueError as error:
+            if stopped:
+                raise stopped[0] from None
+            raise ModelError(
+                f"{model_path}: llama.cpp could not load this model ({error}). "
+                "Is the file whole, and its architecture known to this llama.cpp? "
+                "verbose=True shows what llama.cpp says."
+            ) from error
+
+    def _make_room_for_pictures(self) -> None:
+        """Raise n_ubatch where the model must decode a whole picture in one micro-batch."""
+        assert self.projector is not None
+        needed = min(self.projector.most_tokens_at_once(), lib.llama_n_ctx(self.ctx))
+        params = self.context_params
+        if needed <= lib.llama_n_ubatch(self.ctx):
+            return
+        if self.lora_path:
+            raise ModelError(f"with a LoRA adapter, this mmproj needs n_ubatch {needed} or more")
+        params.n_ubatch, params.n_batch = needed, max(params.n_batch, needed)
+        self._ctx.close()  # type: ignore[has-type]
+        with suppress_stdout_stderr(disable=self.verbose):
+            context = LlamaContext(model=self._model, params=params, verbose=self.verbose)
+        self._ctx = self._stack.enter_context(contextlib.closing(context))
+
+    def _template(self, name: str | None, kwargs: Mapping[str, Any] | None) -> ChatTemplate:
+        tokens = self.token_bos(), self.token_eos()
+        pictures = self.projector is not None
+
+        def text(token: int) -> str:
+            if token == -1:
+                return ""
+            # As llama-cpp-python does: libmtmd adds these tokens by itself.
+            if pictures:
+                return self.detokenize([token]).decode(errors="ignore")
+            return str(self._model.token_get_text(token))
+
+        bos, eos = map(text, tokens)
+        return chat_template(
+            self.metadata, name, (bos, eos), pictures=pictures, chat_format=self.chat_format,
+            eos_id=tokens[1], kwargs=kwargs,
+        )  # fmt: skip
+
+    def _fingerprint(self) -> ModelFingerprint:
+        """What identifies the model. The tokenizer's hash is over the texts of all tokens that are
+        in use, by id; padding that converters add does not count."""
+        tokens = hashlib.sha256()
+        vocab = lib.llama_model_get_vocab(self.model)
+        for token in range(self.n_vocab()):
+            if not lib.llama_vocab_get_attr(vocab, token) & lib.LLAMA_TOKEN_ATTR_UNUSED:
+                tokens.update(lib.llama_vocab_get_text(vocab, token) + b"\n")
+        return ModelFingerprint(
+            architecture=self.metadata.get("general.architecture", ""),
+            name=self.metadata.get("general.name", ""),
+            n_layer=self.n_layer,
+            n_embd=self.n_embd(),
+            quantization=quantization_name(self.metadata.get("general.file_type")),
+            chat_template_sha256=self.template.sha256,
+            tokenizer_sha256=tokens.hexdigest(),
+            chat_template_kwargs=json.dumps(self.template.kwargs, sort_keys=True),
+        )
+
+    def chunks(self, messages: Messages, **kwargs: Any) -> list[Chunk]:
+        """What the prompt of ``messages`` is made of: runs of text tokens and pictures.
+
+        Raises PromptError for messages that do not become a prompt.
+        """
+        if self.projector is None:
+            response = self.template(messages=messages, **kwargs)
+            add_bos = not response.added_special
+            return [tuple(self.tokenize(response.prompt.encode(), add_bos=add_bos, special=True))]
+        rendered = self.template.render(messages, **kwargs)
+        chunks = self.projector.tokenize(rendered.text, rendered.media)
+        if not chunks or not isinstance(chunks[-1], tuple):
+            raise PromptError(
+                "the chat template puts nothing after a picture, where llama.cpp has no logits. "
+                "Choose another with --chat-handler."
+            )
+        return chunks
+
+    def memory_can_rewind(self) -> bool:
+        """Whether single tokens can be taken back: not from recurrent or hybrid memory."""
+        model = self.model
+        return not (lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model))
+
+    def close(self) -> None:
+        """Free the model, if it was loaded."""
+        projector, self.projector = self.__dict__.get("projector"), None
+        if projector is not None:
+            projector.close()
+        if "_stack" in self.__dict__:
+            super().close()
+
+
+def _close(reference: weakref.ref[TappedLlama]) -> None:
+    llama = reference()
+    if llama is not None:
+        llama.close()
+
+
+def require_gguf(path: str) -> None:
+    """Raise ModelError unless ``path`` is a file that starts like a GGUF."""
+    file = Path(path)
+    if not file.exists():
+        raise ModelError(f"{path}: no such file")
+    if not file.is_file():
+        raise ModelError(f"{path}: not a file. Give a model in GGUF format.")
+    with file.open("rb") as stream:
+        magic = stream.read(4)
+    if magic != b"GGUF":
+        raise ModelError(
+            f"{path}: not a GGUF file (it starts with {magic!r}, expected b'GGUF'). "
+            "Give a model in GGUF format."
+        )
+
+
+def logits(llama: Llama) -> Rows:
+    """Logits of the last decoded token, a copy, [n_vocab]."""
+    pointer = lib.llama_get_logits_ith(llama.ctx, -1)
+    return np.ctypeslib.as_array(pointer, (llama.n_vocab(),)).copy()
+
+
+_FILE_TYPES = {
+    getattr(lib, name): re.sub(r"^LLAMA_FTYPE_(MOSTLY_|ALL_)?", "", name)
+    for name in dir(lib)
+    if name.startswith("LLAMA_FTYPE_")
+}
+
+
+def quantization_name(file_type: str | None) -> str:
+    """``general.file_type`` as people write it: "15" -> "Q4_K_M"; "" if not known."""
+    return _FILE_TYPES.get(int(file_type), "") if file_type and file_type.isdecimal() else ""

@@ -1,0 +1,314 @@
+"""Pictures and films into the context, by libmtmd: cut, encoded once, decoded; with a look at what
+llama.cpp would abort over."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import ctypes
+import hashlib
+import io
+import urllib.request
+import weakref
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+from llama_cpp import Llama, mtmd_cpp
+from llama_cpp import llama_cpp as lib
+from PIL import Image
+
+from mars_gguf.errors import ModelError, PromptError
+from mars_gguf.media.images import FORMATS, decode_image
+from mars_gguf.runtime.compat import llama_log_callback, suppress_stdout_stderr
+from mars_gguf.runtime.tap import interrupts_held
+from mars_gguf.runtime.template import Medium
+
+MAX_EMBEDDINGS = 64 << 20  # bytes of encoded pictures that are kept
+SIDES = ((2048, 2048), (2048, 512), (512, 2048))  # of pictures that take the most tokens
+Embeddings = npt.NDArray[np.float32]
+
+
+class MediaChunk:
+    """A picture, a slice of one, or a frame, as libmtmd cut it for a model.
+
+    n_tokens: cells of the context that it takes; n_positions: positions, fewer with M-RoPE.
+    picture: which of the prompt's pictures it belongs to. film: whether that is a frame.
+    identity: what it shows, the same for the same slice of an equal picture.
+    """
+
+    def __init__(
+        self, chunk: Any, medium: Medium, picture: int, identity: tuple[bytes, int]
+    ) -> None:
+        self.pointer = mtmd_cpp.mtmd_input_chunk_copy(chunk)
+        weakref.finalize(self, mtmd_cpp.mtmd_input_chunk_free, self.pointer)
+        self.n_tokens = int(mtmd_cpp.mtmd_input_chunk_get_n_tokens(self.pointer))
+        self.n_positions = int(mtmd_cpp.mtmd_input_chunk_get_n_pos(self.pointer))
+        self.picture, self.film, self.identity = picture, medium.film is not None, identity
+
+
+Chunk = tuple[int, ...] | MediaChunk  # a run of text tokens, or a medium
+
+
+class Projector:
+    """The mmproj of a model, loaded. Raises ModelError if it is not one, or not of that model.
+
+    load: reads what the URL of a picture names.
+    """
+
+    def __init__(self, path: str, llama: Llama, *, verbose: bool = False) -> None:
+        self.path, self.verbose = path, verbose
+        self.load: Callable[[str], bytes] = load_url
+        self.mrope = False
+        params = mtmd_cpp.mtmd_context_params_default()
+        params.use_gpu, params.print_timings = True, verbose
+        params.n_threads = llama.n_threads
+        enabled = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        wanted = llama.context_params.flash_attn_type == enabled
+        params.flash_attn_type = enabled if wanted else lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        silence_mtmd()
+        with suppress_stdout_stderr(disable=verbose):
+            self.context = mtmd_cpp.mtmd_init_from_file(path.encode(), llama.model, params)
+        if self.context is None or not mtmd_cpp.mtmd_support_vision(self.context):
+            raise ModelError(
+                f"{path}: llama.cpp could not load this as the mmproj of the model (n_embd "
+                f"{llama.n_embd()}). Is it the mmproj that belongs to this model?"
+            )
+        self.mrope = bool(mtmd_cpp.mtmd_decode_use_mrope(self.context))
+        self.n_embd_input = lib.llama_model_n_embd_inp(llama.model)
+        self._embeddings: OrderedDict[tuple[bytes, int], Embeddings] = OrderedDict()
+
+    def close(self) -> None:
+        """Free it. To be called before the model is freed."""
+        if self.context is not None:
+            mtmd_cpp.mtmd_free(self.context)
+            self.context = None
+
+    def tokenize(self, text: str, media: Sequence[Medium]) -> list[Chunk]:
+        """The chunks of a prompt with a marker for each of ``media``, in order.
+
+        Raises PromptError for pictures that cannot be read or that the model cannot take.
+        """
+        with ExitStack() as stack:
+            bitmaps = []
+            for number, medium in enumerate(media):
+                bitmaps.append(self._bitmap(self.load(medium.url), f"picture {number + 1}"))
+                stack.callback(mtmd_cpp.mtmd_bitmap_free, bitmaps[-1])
+            _name(bitmaps, media)
+            return self._tokenize(text, bitmaps, media)
+
+    def _tokenize(self, text: str, bitmaps: list[Any], media: Sequence[Medium]) -> list[Chunk]:
+        encoded, given = text.encode(), mtmd_cpp.mtmd_input_text()
+        given.text, given.text_len = encoded, len(encoded)
+        given.add_special = given.parse_special = True
+        array = (mtmd_cpp.mtmd_bitmap_p_ctypes * len(bitmaps))(*bitmaps)
+        chunks = mtmd_cpp.mtmd_input_chunks_init()
+        try:
+            with suppress_stdout_stderr(disable=self.verbose):
+                code = mtmd_cpp.mtmd_tokenize(
+                    self.context, chunks, ctypes.byref(given), array, len(bitmaps)
+                )
+            if code != 0:
+                raise PromptError(f"libmtmd could not tokenize the prompt (code {code})")
+            slices = Counter[int]()
+            found = range(mtmd_cpp.mtmd_input_chunks_size(chunks))
+            return [
+                self._chunk(mtmd_cpp.mtmd_input_chunks_get(chunks, i), media, slices) for i in found
+            ]
+        finally:
+            mtmd_cpp.mtmd_input_chunks_free(chunks)
+
+    @staticmethod
+    def _chunk(chunk: Any, media: Sequence[Medium], slices: Counter[int]) -> Chunk:
+        if mtmd_cpp.mtmd_input_chunk_get_type(chunk) == mtmd_cpp.MTMD_INPUT_CHUNK_TYPE_TEXT:
+            count = ctypes.c_size_t()
+            tokens = mtmd_cpp.mtmd_input_chunk_get_tokens_text(chunk, ctypes.byref(count))
+            return tuple(tokens[: count.value])
+        number, _, content = (mtmd_cpp.mtmd_input_chunk_get_id(chunk) or b"").partition(b":")
+        picture = int(number)
+        slices[picture] += 1
+        return MediaChunk(chunk, media[picture], picture, (content, slices[picture]))
+
+    def _bitmap(self, data: bytes, name: str) -> Any:
+        """libmtmd's picture, to be freed, whose id is the hash of what it shows."""
+        # libmtmd takes what is no picture for a sound or a film.
+        try:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                if image.format in ("WEBP", "GIF"):  # which libmtmd does not read by itself
+                    buffer = io.BytesIO()
+                    decode_image(io.BytesIO(data), name).save(buffer, "PNG", compress_level=1)
+                    data = buffer.getvalue()
+        except Exception:
+            decode_image(io.BytesIO(data), name)  # says what is wrong
+            raise
+        buffer_type = ctypes.c_uint8 * len(data)
+        bitmap = mtmd_cpp.mtmd_helper_bitmap_init_from_buf(
+            self.context, buffer_type.from_buffer_copy(data), len(data), False
+        )
+        if bitmap is None:
+            raise PromptError(f"{name}: libmtmd could not decode it; save it as PNG or JPEG")
+        return bitmap
+
+    def encode(self, chunk: MediaChunk) -> Embeddings:
+        """The embeddings of a medium, [n_tokens, n_embd_input]; those used last are kept."""
+        if chunk.identity in self._embeddings:
+            self._embeddings.move_to_end(chunk.identity)
+            return self._embeddings[chunk.identity]
+        with interrupts_held(), suppress_stdout_stderr(disable=self.verbose):
+            code = mtmd_cpp.mtmd_encode_chunk(self.context, chunk.pointer)
+        if code != 0:
+            raise ModelError(f"libmtmd could not encode a picture (code {code})")
+        output = mtmd_cpp.mtmd_get_output_embd(self.context)
+        kept = np.ctypeslib.as_array(output, (chunk.n_tokens, self.n_embd_input)).copy()
+        self._embeddings[chunk.identity] = kept
+        while sum(e.nbytes for e in self._embeddings.values()) > MAX_EMBEDDINGS:
+            self._embeddings.popitem(last=False)
+        return kept
+
+    def forget(self) -> None:
+        """Let go of all encoded pictures."""
+        self._embeddings.clear()
+
+    def decode(self, context: Any, chunk: MediaChunk, start: int, sequence: int = 0) -> int:
+        """Decode a medium into ``sequence`` from position ``start`` on; the position after it.
+
+        Raises ModelError for one that would make llama.cpp abort the process, ValueError if the
+        context is full.
+        """
+        embeddings = self.encode(chunk)
+        require_one_batch(self.context, chunk.pointer, context)
+        after = lib.llama_pos(0)
+        with interrupts_held():
+            code = mtmd_cpp.mtmd_helper_decode_image_chunk(
+                self.context, context, chunk.pointer,
+                embeddings.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), cast(Any, start),
+                cast(Any, sequence), lib.llama_n_batch(context), ctypes.byref(after),
+                mtmd_cpp.mtmd_helper_post_decode_callback(), cast(Any, None),
+            )  # fmt: skip
+        require_decoded(code, context)
+        return int(after.value)
+
+    def decodes_alone(self, chunk: MediaChunk) -> bool:
+        """Whether a medium must be decoded in libmtmd's own way: its positions are not those of
+        text, or its tokens attend to one another."""
+        return self.mrope or mtmd_cpp.mtmd_decode_use_non_causal(self.context, chunk.pointer)
+
+    def most_tokens_at_once(self) -> int:
+        """How many tokens the model may have to decode in one micro-batch for a picture; 0 where it
+        need not."""
+        if not mtmd_cpp.mtmd_decode_use_non_causal(self.context, cast(Any, None)):
+            return 0
+        media = [Medium("")]
+        counts = []
+        for width, height in SIDES:
+            blank = mtmd_cpp.mtmd_bitmap_init(width, height, cast(Any, None))
+            mtmd_cpp.mtmd_bitmap_set_id(blank, b"0:")
+            try:
+                marker = mtmd_cpp.mtmd_default_marker().decode()
+                chunks = self._tokenize(marker, [blank], media)
+            finally:
+                mtmd_cpp.mtmd_bitmap_free(blank)
+            counts += [chunk.n_tokens for chunk in chunks if isinstance(chunk, MediaChunk)]
+        return max(counts)
+
+
+def _name(bitmaps: Sequence[Any], media: Sequence[Medium]) -> None:
+    """Give every picture its number in the prompt and the hash of what it shows for an id. Of two
+    frames that a model takes at a time (Qwen-VL) libmtmd keeps one id, so theirs is the film's."""
+    contents = [mtmd_cpp.mtmd_bitmap_get_id(bitmap) or b"" for bitmap in bitmaps]
+    films: dict[int, Any] = {}
+    for content, medium in zip(contents, media, strict=True):
+        if medium.film is not None:
+            films.setdefault(medium.film, hashlib.sha256()).update(content)
+    for number, (bitmap, medium) in enumerate(zip(bitmaps, media, strict=True)):
+        content = contents[number]
+        if medium.film is not None:
+            content += films[medium.film].hexdigest().encode()
+        mtmd_cpp.mtmd_bitmap_set_id(bitmap, b"%d:%s" % (number, content))
+        mtmd_cpp.mtmd_bitmap_set_mergeable(bitmap, medium.film is not None)
+
+
+def require_one_batch(mtmd_context: Any, chunk: Any, context: Any) -> None:
+    """Raise ModelError for a picture that the model must decode in one micro-batch and cannot:
+    llama.cpp would abort the process."""
+    cells, n_ubatch = mtmd_cpp.mtmd_input_chunk_get_n_tokens(chunk), lib.llama_n_ubatch(context)
+    if mtmd_cpp.mtmd_decode_use_non_causal(mtmd_context, chunk) and cells > n_ubatch:
+        raise ModelError(
+            f"the picture has {cells} tokens, which this model decodes in one micro-batch: "
+            f"found n_ubatch {n_ubatch} (at most n_batch), expected {cells} or more. Raise it "
+            "(--ubatch-size, for the server --n_ubatch), or show smaller pictures."
+        )
+
+
+def require_decoded(code: int, context: Any) -> None:
+    """Raise for what llama.cpp returned of a picture: ValueError if it found no room for it."""
+    if code == 1:  # llama_decode's: no slot
+        n_ctx = lib.llama_n_ctx(context)
+        raise ValueError(f"Prompt exceeds n_ctx: its pictures take more cells than {n_ctx}")
+    if code != 0:
+        raise ModelError(f"llama.cpp could not decode a picture (code {code})")
+
+
+def load_url(url: str) -> bytes:
+    """What a URL names: the content of a data URL, or what the address answers. Raises PromptError
+    for a data URL that is damaged, OSError for an address that does not answer."""
+    if not url.startswith("data:"):
+        with urllib.request.urlopen(url) as answer:
+            return bytes(answer.read())
+    header, _, content = url.partition(",")
+    if not header.endswith(";base64"):
+        raise PromptError(
+            f"a picture's data URL: found {header:.40}, expected data:image/...;base64"
+        )
+    try:
+        return base64.b64decode(content)
+    except binascii.Error as error:
+        raise PromptError(f"a picture's data URL is not base64: {error}") from error
+
+
+def silence_mtmd() -> None:
+    """libmtmd has a log of its own, which would ignore verbose=False: send it where llama.cpp's
+    goes."""
+    mtmd_cpp.mtmd_helper_log_set(llama_log_callback, cast(Any, None))
+
+
+# Handlers of llama-cpp-python's -----------------------------------------------------------------
+
+
+Note = Callable[[bool], None]  # told of each picture that is decoded, whether it is of a film
+
+
+class _Guarded:
+    """``llama_cpp.mtmd_cpp`` as a handler of llama-cpp-python's sees it."""
+
+    def __init__(self, note: Note) -> None:
+        self._note = note
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(mtmd_cpp, name)
+
+    def mtmd_helper_eval_chunk_single(
+        self, mtmd_context: Any, context: Any, chunk: Any, start: Any, *rest: Any
+    ) -> int:
+        """As libmtmd's, after a look at what it does not look at."""
+        require_one_batch(mtmd_context, chunk, context)
+        with interrupts_held():
+            code = mtmd_cpp.mtmd_helper_eval_chunk_single(
+                mtmd_context, context, chunk, start, *rest
+            )
+        require_decoded(code, context)
+        # libmtmd names the frames of a film by its hash, a plus and their number.
+        film = b"+" in (mtmd_cpp.mtmd_input_chunk_get_id(chunk) or b"")
+        self._note(film)
+        return code
+
+
+def guard(handler: Any, note: Note) -> None:
+    """Make a chat handler of llama-cpp-python's look at pictures before it decodes them, and tell
+    ``note`` of each."""
+    if hasattr(handler, "_mtmd_cpp"):
+        silence_mtmd()
+        handler._mtmd_cpp = _Guarded(note)

@@ -1,0 +1,119 @@
+"""Read the state of a prompt's last token while it is evaluated, put another in its place, and
+prove that a model can be steered so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from llama_cpp import Llama
+from llama_cpp import llama_cpp as lib
+
+from mars_gguf.errors import ModelError, SteeringError
+from mars_gguf.runtime.model import TappedLlama, logits
+from mars_gguf.runtime.tap import LayerOutput, Rows
+from mars_gguf.steering import steering_vector
+from mars_gguf.vectors import Vector
+
+if TYPE_CHECKING:
+    from mars_gguf.runtime.llama import SteeredLlama
+
+ROUNDING = 0.1  # of t; up to 0.02 was seen (135M model, Q4_1)
+
+
+def eval_seen(
+    llama: TappedLlama, layer: int, tokens: Sequence[int], see: Callable[[Rows], Rows | None]
+) -> None:
+    """Evaluate at most one batch of tokens. ``see`` is given the state of the last one after block
+    ``layer``, [n_embd], and may return another to take its place."""
+    n_seen, n_expected = 0, -1
+
+    def visit(output: LayerOutput) -> None:
+        nonlocal n_seen, n_expected
+        if n_expected < 0:
+            # After the last block, most models go on with the rows that have outputs alone.
+            every_row = output.n_rows == min(len(tokens), lib.llama_n_ubatch(llama.ctx))
+            n_expected = len(tokens) if every_row else 1
+        n_seen += output.n_rows
+        if output.n_rows and n_seen == n_expected:
+            last = output.n_rows - 1
+            changed = see(output.read(last)[0])
+            if changed is not None:
+                output.write(last, changed[None])
+            llama.tap.done()
+
+    with llama.tap.visiting([layer], visit):
+        Llama.eval(llama, tokens)
+
+
+def require_moved(vector: Vector, before: Rows, after: list[Rows], alpha: float) -> None:
+    """Raise SteeringError unless the hidden state moved along the direction by about alpha: some
+    builds of llama.cpp ignored a changed control vector without a word."""
+    if not after:
+        raise SteeringError(f"the probe did not see l_out-{vector.layer} when steered")
+    g = vector.geometry
+    moved = float((after[-1] - before) @ g.unit) / g.distance
+    expected = alpha / g.distance
+    # Alone and in a batch, a token's state differs by rounding.
+    if not abs(moved - expected) <= 0.5 * expected + ROUNDING:
+        raise SteeringError(
+            f"steering by alpha = {alpha:.4g} moved the hidden state by {moved:.3g} D, "
+            f"expected {expected:.3g} D: this llama.cpp does not apply control vectors."
+        )
+
+
+def self_test(llama: SteeredLlama) -> None:
+    """Decode one token plainly and steered, so that a model which cannot be probed or steered is
+    refused when it is loaded, not in the middle of a chat. Raises ModelError."""
+    vector, token = llama.vector, max(llama.token_bos(), 0)
+    push = steering_vector(vector.geometry, vector.geometry.distance)
+    states: list[Rows] = []
+
+    def first(change: Callable[[Rows], Rows | None] = lambda row: None) -> Rows:
+        llama.take_back(0)
+        llama.reset()
+        llama._evaluating = True
+        states.clear()
+
+        def see(row: Rows) -> Rows | None:
+            states.append(row)
+            return change(row)
+
+        try:
+            eval_seen(llama, vector.layer, [token], see)
+        finally:
+            llama._evaluating = False
+        if not states:
+            raise SteeringError(f"l_out-{vector.layer} was not seen")
+        return logits(llama)
+
+    try:
+        plain = first()
+        before = states[0]
+        if llama.way == "inline":
+            steered = first(lambda row: row + push)
+        else:
+            llama.control_vector.set(vector.layer, push)
+            try:
+                steered = first()
+            finally:
+                llama.control_vector.clear()
+            require_moved(vector, before, states, vector.geometry.distance)
+        if np.array_equal(plain, steered, equal_nan=True):
+            raise SteeringError("a changed hidden state changes nothing")
+        if not np.array_equal(plain, first(), equal_nan=True):
+            raise SteeringError("what was steered once stays steered")
+        llama.take_back(0)
+        llama.eval([token])
+        llama.sample(temp=0.0)
+        if llama.last_steering is None:
+            raise SteeringError("llama-cpp-python sampled a token in a way that is not hooked")
+    except (SteeringError, RuntimeError) as error:
+        raise ModelError(
+            f"{llama.model_path}: this model ({llama.fingerprint.architecture}) cannot be "
+            f"steered at block {vector.layer}: {error}"
+        ) from error
+    llama.reset()
+    llama.take_back(0)
+    llama.last_steering = None
