@@ -45,7 +45,7 @@ def test_unsteered_is_plain_llama_to_the_bit(llama: SteeredLlama, messages: Mess
     with steered_by(llama, UNSTEERED):
         reply = ask(llama, messages)
     assert reply == ask(plain, messages)
-    assert np.array_equal(hooks.logits(llama), hooks.logits(plain))
+    assert np.array_equal(logits_of(llama), logits_of(plain))
     assert llama.last_steering is not None and llama.last_steering.alpha == 0
     plain.close()
 
@@ -65,11 +65,11 @@ def test_stock_is_llama_cpp_with_its_control_vector_on_every_token(
     with steered_by(llama, ALL["stock"]):
         reply = ask(llama, messages)
     assert reply == ask(plain, messages)
-    assert np.array_equal(hooks.logits(llama), hooks.logits(plain))
-    steered = hooks.logits(llama)
+    assert np.array_equal(logits_of(llama), logits_of(plain))
+    steered = logits_of(llama)
     with steered_by(llama, UNSTEERED):
         ask(llama, messages)
-    assert not np.array_equal(hooks.logits(llama), steered)
+    assert not np.array_equal(logits_of(llama), steered)
     plain.close()
 
 

@@ -59,7 +59,7 @@ def test_pictures_encoded_once_give_the_same_bits(
     assert reply["choices"][0]["message"]["content"] == mars.reply
     assert reply["mars"]["t"] == mars.t
     list(Evaluation(evaluation.llama, evaluation.handler, [MARS], max_tokens=24).ask(case))
-    assert np.array_equal(hooks.logits(plain), hooks.logits(evaluation.llama))
+    assert np.array_equal(logits_of(plain), logits_of(evaluation.llama))
     plain.close()
 
 

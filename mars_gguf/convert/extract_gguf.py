@@ -173,6 +173,10 @@ class GgufExtractor:
         if self.llama.projector is not None:
             self.llama.projector.forget()
 
+    def render(self, prompt: Prompt) -> str:
+        """The text of ``prompt`` as the chat template writes it, pictures as libmtmd's markers."""
+        return self.llama.template.render(prompt.messages).text
+
     def length(self, prompt: Prompt) -> int:
         """Cells of the context that ``prompt`` takes."""
         return self.cached(prompt).n_cells

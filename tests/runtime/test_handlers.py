@@ -115,7 +115,7 @@ def test_a_second_turn_is_the_same_to_the_bit_whether_the_first_was_steered_or_n
     never.vector = steered.vector
     replies = [say(llama, second) for llama in (steered, never)]
     assert replies[0] == replies[1]
-    assert np.array_equal(hooks.logits(steered), hooks.logits(never))
+    assert np.array_equal(logits_of(steered), logits_of(never))
     assert state(steered) == state(never)
     assert steered.last_steering.t == never.last_steering.t  # type: ignore[union-attr]
     never.close()

@@ -20,25 +20,23 @@ from models import (
     picture,
     random_llama,
     steered,
-    user,
     vector,
 )
 
-from mars_gguf import hooks
-from mars_gguf.convert import extract as extract_module
+from mars_gguf.convert import prefill
 from mars_gguf.convert.extract_gguf import (
     MAX_CELLS,
     MAX_SEQUENCES,
     MIN_CELLS,
     N_BATCH,
     GgufExtractor,
-    _distinct_prefixes,
-    _n_alike,
 )
+from mars_gguf.convert.prefill import _distinct_prefixes, _n_alike
 from mars_gguf.convert.prompts import Prompt
 from mars_gguf.errors import ModelError
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.runtime.model import TappedLlama
+from mars_gguf.runtime.model import logits as logits_of
 from mars_gguf.runtime.tap import LayerOutput, Rows
 
 TEXTS = [
@@ -52,6 +50,7 @@ PICTURES = [
     Prompt("How do I make this?", (picture(1),)),
     Prompt("What is it?", (picture(2), picture(3))),
     Prompt("What is a kite? " * 9, (picture(4),)),
+    Prompt("What happens?", (picture(5), picture(6)), film=True),
 ]
 LONG = [Prompt("Where do people keep tea? " * 120), Prompt("Where do people keep tea? " * 90)]
 QUANTIZED = 0.998
@@ -95,7 +94,7 @@ def cosines(a: Rows, b: Rows) -> Rows:
 
 
 def ask(llama: SteeredLlama, prompt: Prompt) -> None:
-    llama.create_chat_completion([user(prompt.text, *prompt.images)], max_tokens=1, temperature=0.0)
+    llama.create_chat_completion(prompt.messages, max_tokens=1, temperature=0.0)  # type: ignore
 
 
 @every_model
@@ -106,7 +105,7 @@ def test_prompts_become_the_tokens_that_the_runtime_evaluates(model: str) -> Non
         ids = llama.input_ids[: llama.n_tokens].tolist()
         assert extractor.render(prompt).encode() == llama.detokenize(ids, special=True)
         for _, session in extractor.sessions([prompt]):
-            (sequence,) = session.sequences
+            (sequence,) = session.prompts
             assert [*sum(sequence.head, ()), *sequence.tail] == ids
 
 
@@ -118,7 +117,7 @@ def test_prompts_with_pictures_become_what_the_runtime_evaluates(model: str) -> 
         ask(llama, prompt)
         ids = llama.input_ids[: llama.n_tokens]
         for _, session in extractor.sessions([prompt]):
-            (sequence,) = session.sequences
+            (sequence,) = session.prompts
             parts = [*sequence.head, sequence.tail]
             text = [token for part in parts if isinstance(part, tuple) for token in part]
             assert text == ids[ids >= 0].tolist()
@@ -138,7 +137,7 @@ def test_templates_that_llama_cpp_python_replaces_by_its_own_are_followed(
     for prompt in TEXTS[:2]:
         ask(llama, prompt)
         for _, session in extractor.sessions([prompt]):
-            assert list(session.sequences[0].tail) == llama.input_ids[: llama.n_tokens].tolist()
+            assert list(session.prompts[0].tail) == llama.input_ids[: llama.n_tokens].tolist()
 
 
 @every_model
@@ -166,7 +165,7 @@ def test_states_are_those_that_the_runtime_reads(model: str) -> None:
         expected = last_states(llama, tokens)
         for layer in range(extractor.n_layer):
             assert cosines(states[i, layer], expected[layer]) >= QUANTIZED
-        assert cosines(logits[i], hooks.logits(llama)) >= QUANTIZED
+        assert cosines(logits[i], logits_of(llama)) >= QUANTIZED
 
 
 @with_pictures
@@ -185,7 +184,7 @@ def test_states_of_prompts_with_pictures_are_those_that_the_runtime_reads(model:
             g, modality = given.geometry, prompt.modality
             t = float((states[i, layer] - g.shifts[modality] - g.safe) @ g.readout)
             assert t == pytest.approx(llama.last_steering.t, abs=0.05)
-            assert cosines(logits[i], hooks.logits(llama)) >= QUANTIZED
+            assert cosines(logits[i], logits_of(llama)) >= QUANTIZED
 
 
 @every_model
@@ -227,7 +226,7 @@ def test_steering_here_is_steering_at_run_time(model: str) -> None:
             ask(llama, prompt)
             assert llama.last_steering is not None
             alphas.append(llama.last_steering.alpha)
-            expected.append(hooks.logits(llama))
+            expected.append(logits_of(llama))
         additions = (np.array(alphas)[:, None] * direction).astype(np.float32)
         for indices, session in extractor.sessions(TEXTS):
             logits, run_time = session.steered(given.layer, additions[indices]), np.stack(expected)
@@ -243,13 +242,13 @@ def test_steering_with_pictures_here_is_steering_at_run_time(model: str) -> None
     llama = steered(model, given, mmproj=mmproj_of(model))
     extractor = opened(model, mmproj_of(model))
     direction = given.geometry.direction / given.geometry.distance
-    for _, session in extractor.sessions(PICTURES):
+    for indices, session in extractor.sessions(PICTURES):
         expected, additions = [], []
-        for prompt in PICTURES:
+        for prompt in (PICTURES[i] for i in indices):
             ask(llama, prompt)
             assert llama.last_steering is not None
             additions.append(llama.last_steering.alpha * direction)
-            expected.append(hooks.logits(llama))
+            expected.append(logits_of(llama))
         logits = session.steered(2, np.array(additions, np.float32))
         assert cosines(logits, np.stack(expected)).min() >= QUANTIZED
 
@@ -265,7 +264,7 @@ def test_prompts_longer_than_a_batch_are_read_at_their_last_token(model: str) ->
         expected = last_states(llama, tokens)
         for layer in range(extractor.n_layer):
             assert cosines(states[i, layer], expected[layer]) >= QUANTIZED
-        assert cosines(logits[i], hooks.logits(llama)) >= QUANTIZED
+        assert cosines(logits[i], logits_of(llama)) >= QUANTIZED
 
 
 @pytest.mark.parametrize("model", ["demo", "smollm2", "hybrid", "recurrent"], indirect=True)
@@ -274,7 +273,7 @@ def test_a_shared_prefix_saves_work_and_changes_no_state(
 ) -> None:
     extractor = opened(model)
     states, logits = observed(extractor, TEXTS)
-    monkeypatch.setattr(extractor, "_share_prefix", lambda group: 0)
+    monkeypatch.setattr(extractor.prefill, "_share_prefix", lambda group: 0)
     without, logits_without = observed(extractor, TEXTS)
     assert cosines(states, without).min() >= QUANTIZED
     assert cosines(logits, logits_without).min() >= QUANTIZED
@@ -285,7 +284,7 @@ def test_prompts_that_are_one_another_s_beginning_share_what_they_can() -> None:
     same = [TEXTS[0]] * 3
     for _, session in extractor.sessions(same):
         states, _ = session.observe()
-        assert len({s.n_past for s in session.sequences}) == 1
+        assert len({s.n_past for s in session.prompts}) == 1
         assert cosines(states[:1], states).min() >= QUANTIZED
 
 
@@ -311,7 +310,7 @@ def test_what_prompts_begin_with_is_decoded_once_for_all_sessions(
     prompts = [Prompt(f"{asked[n % 3]} {'a large ' * 40}kite, {n}?") for n in range(12)]
     expected, logits = one_by_one(extractor, prompts)
     assert len(list(extractor.sessions(prompts))) > 1
-    texts = [tuple(extractor._sequence(prompt).tail) for prompt in prompts]
+    texts = [tuple(extractor.cached(prompt).tail) for prompt in prompts]
     prefixes = {tokens[:end] for tokens in texts for end in range(1, len(tokens))}
     tokens = decoded(monkeypatch, extractor)
     for _ in range(2):  # the second time after a session that is begun with, too
@@ -325,18 +324,18 @@ def test_what_prompts_begin_with_is_decoded_once_for_all_sessions(
 def decoded(monkeypatch: pytest.MonkeyPatch, extractor: GgufExtractor) -> list[int]:
     """The numbers of tokens of all batches from now on, and of pictures decoded alone."""
     sizes: list[int] = []
-    decode, decode_picture = extractor._decode_batch, extractor._decode_picture
+    decode, decode_picture = extractor.decoder.decode, extractor.decoder.picture
 
     def counting(batch: Any) -> None:
         sizes.append(batch.n_tokens)
         decode(batch)
 
-    def counting_picture(sequence: Any, picture: Any, embeddings: Any) -> int:
-        sizes.append(extractor._n_tokens(picture))
-        return decode_picture(sequence, picture, embeddings)
+    def counting_picture(cached: Any, chunk: Any) -> int:
+        sizes.append(chunk.n_tokens)
+        return decode_picture(cached, chunk)
 
-    monkeypatch.setattr(extractor, "_decode_batch", counting)
-    monkeypatch.setattr(extractor, "_decode_picture", counting_picture)
+    monkeypatch.setattr(extractor.decoder, "decode", counting)
+    monkeypatch.setattr(extractor.decoder, "picture", counting_picture)
     return sizes
 
 
@@ -352,13 +351,13 @@ def test_pictures_that_prompts_begin_with_are_decoded_once(
     (indices, _), *others = extractor.sessions(prompts)
     assert (indices, others) == ([2, 0, 5, 3, 4, 1], [])  # those that begin alike side by side
     pictures: list[int] = []
-    decode_pictures = extractor._decode_pictures
+    decode_pictures = extractor.decoder.pictures
 
     def counting(some: Any) -> None:
         pictures.append(len(some))
         decode_pictures(some)
 
-    monkeypatch.setattr(extractor, "_decode_pictures", counting)
+    monkeypatch.setattr(extractor.decoder, "pictures", counting)
     states, _ = observed(extractor, prompts)
     assert sum(pictures) == 4  # a, a a, b, b a
     assert cosines(states, expected).min() >= QUANTIZED
@@ -387,11 +386,11 @@ def test_what_is_needed_again_is_not_decoded_again(
 def test_no_more_is_kept_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
     extractor = opened(DEMO)
     for most in (0, 200_000):
-        monkeypatch.setattr(extract_module, "MAX_STATES", most)
+        monkeypatch.setattr(prefill, "MAX_STATES", most)
         for _, session in extractor.sessions(TEXTS, again=range(len(TEXTS))):
             session.observe()
-        assert sum(state.nbytes for state, _ in extractor._states.values()) <= most
-        assert len(extractor._states) == (0 if most == 0 else 2)
+        assert sum(state.nbytes for state, _ in extractor.prefill._states.values()) <= most
+        assert len(extractor.prefill._states) == (0 if most == 0 else 2)
 
 
 @pytest.mark.parametrize("model", ["demo", "mrope", "gemma"], indirect=True)
@@ -435,11 +434,11 @@ def test_small_contexts_hold_batches_as_large_as_themselves(n_ctx: int) -> None:
 
 
 def test_what_cannot_be_measured_is_refused(
-    tmp_path: Path, small_llama: str, gemma: str, monkeypatch: pytest.MonkeyPatch
+    small_llama: str, gemma: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ModelError, match="cells of context"):
         next(GgufExtractor(DEMO, n_ctx=512, n_threads=1).sessions([LONG[0]]))
-    with pytest.raises(ModelError, match="no mmproj"):
+    with pytest.raises(ModelError, match="without mmproj"):
         next(opened(DEMO).sessions(PICTURES))
     with pytest.raises(ModelError, match="belongs to this model"):
         opened(small_llama, DEMO_MMPROJ)
@@ -447,9 +446,12 @@ def test_what_cannot_be_measured_is_refused(
     monkeypatch.setattr(lib, "llama_n_ubatch", lambda _context: 8)
     with pytest.raises(ModelError, match="expected 16 or more"):
         next(extractor.sessions(PICTURES))
-    bare = random_llama(tmp_path / "base.gguf", template="")
-    with pytest.raises(ModelError, match="chat template"):
-        opened(bare)
+
+
+def test_a_model_without_a_chat_template_is_asked_in_chatml(tmp_path: Path) -> None:
+    extractor = opened(random_llama(tmp_path / "base.gguf", template=""))
+    asked = "<|im_start|>user\nTea.<|im_end|>\n<|im_start|>assistant\n"
+    assert extractor.render(Prompt("Tea.")) == asked
 
 
 @pytest.mark.parametrize("model", ["demo", "hybrid", "mrope", "gemma"], indirect=True)
@@ -464,10 +466,10 @@ def test_a_session_given_up_leaves_nothing_behind(model: str) -> None:
     def visit(output: LayerOutput) -> None:
         raise KeyError("interrupted")
 
-    for _, session in extractor.sessions(PICTURES):
+    for indices, session in extractor.sessions(PICTURES):
         with pytest.raises(RuntimeError):
             session._decode_last([1], visit)
-        assert np.array_equal(session.observe()[0], expected)
+        assert np.array_equal(session.observe()[0], expected[indices])
 
 
 short_texts = st.lists(st.integers(0, 2), max_size=6).map(tuple)
