@@ -134,7 +134,7 @@ def test_what_the_options_say_reaches_the_extractor(
         opened.append({"model": model, "mmproj": mmproj, **given})
         raise ModelError("opened")
 
-    monkeypatch.setattr("mars_gguf.convert.extract.GgufExtractor", extractor)
+    monkeypatch.setattr("mars_gguf.convert.extract_gguf.GgufExtractor", extractor)
     for model in ([DEMO], ["-m", DEMO], ["--model", DEMO]):
         with pytest.raises(SystemExit):
             convert(
