@@ -5,12 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from models import DEMO, DEMO_MMPROJ, random_llama
 
 from mars_gguf.convert.__main__ import main
 from mars_gguf.convert.prompts import builtin_contrast
+from mars_gguf.errors import ModelError
 from mars_gguf.vectors import read_vector
 
 
@@ -79,6 +81,21 @@ def convert(*options: str, folder: Path, output: Path) -> None:
         ([DEMO, "--neutral-media", "pictures"], "--neutral-media: this model sees no pictures"),
         ([DEMO, "--mmproj", DEMO_MMPROJ, "--neutral-media", "pictures"], "a.png: "),
         ([DEMO, "--layer", "3"], "--model and --layer go with a direction measured elsewhere"),
+        ([DEMO, "-m", DEMO], "--model and --layer go with a direction measured elsewhere"),
+        (["-m", "missing.gguf"], "missing.gguf: no such file"),
+        (["-hff", "a.gguf"], "--hf-file names a file of --hf-repo: give both"),
+        (["-m", DEMO, "-hfr", "a/b", "-hff", "c"], "--hf-repo needs --hf-file, and takes the pla"),
+        ([DEMO, "-t", "600"], "argument -t/--threads: found 600, expected 1 to 512"),
+        ([DEMO, "-ngl", "some"], "argument -ngl/--n-gpu-layers: found 'some', expected a whole"),
+        ([DEMO, "--batch-size", "0"], "argument --batch-size: found 0, expected 1 to"),
+        ([DEMO, "--chat-template-kwargs", "{"], "--chat-template-kwargs: found '{', expected JSON"),
+        ([DEMO, "--chat-template-kwargs", "[1]"], "found '[1]', expected a JSON object, as in"),
+        ([DEMO, "--chat-handler", "llava"], "argument --chat-handler: invalid choice: 'llava'"),
+        (["pictures", "--chat-handler", "mtmd", "-t", "1"], " goes with GGUF models"),
+        (
+            [DEMO, "--mmproj", DEMO_MMPROJ, "--no-mmproj", "--modality", "image"],
+            "--modality image: this model sees no pictures",
+        ),
         ([], "no model: give a GGUF file, a transformers model, or --recipe"),
     ],
 )  # fmt: skip
@@ -94,6 +111,37 @@ def test_bad_input_ends_with_a_message_and_nothing_written(
     error = capfd.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], {"n_ctx": 4096, "n_gpu_layers": 0}),
+        (["-ngl", "all", "-c", "0"], {"n_ctx": 0, "n_gpu_layers": -1}),
+        (
+            ["--chat-template-kwargs", '{"enable_thinking": false}', "--chat-handler", "chatml"],
+            {"chat_template_kwargs": {"enable_thinking": False}, "chat_handler": "chatml"},
+        ),
+    ],
+)
+def test_what_the_options_say_reaches_the_extractor(
+    options: list[str], expected: dict[str, Any], inputs: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    opened: list[dict[str, Any]] = []
+
+    def extractor(model: str, mmproj: str | None, **given: Any) -> None:
+        opened.append({"model": model, "mmproj": mmproj, **given})
+        raise ModelError("opened")
+
+    monkeypatch.setattr("mars_gguf.convert.extract_gguf.GgufExtractor", extractor)
+    for model in ([DEMO], ["-m", DEMO], ["--model", DEMO]):
+        with pytest.raises(SystemExit):
+            convert(
+                *model, "--mmproj", DEMO_MMPROJ, *options, folder=inputs, output=tmp_path / "v.gguf"
+            )
+        assert opened[-1].items() >= expected.items()
+        assert (opened[-1]["model"], opened[-1]["mmproj"]) == (DEMO, DEMO_MMPROJ)
 
 
 def test_one_set_of_prompts_without_the_other_is_refused(

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from mars_gguf import demo_model
+from mars_gguf.vectors import read_vector
 
 COMMIT = "0" * 40
 FILES: dict[str, Path | bytes] = {
@@ -70,15 +71,21 @@ def content(name: str) -> bytes:
 
 
 @pytest.fixture
-def chat(tmp_path: Path) -> Iterator[Run]:
-    """Runs the chat command with a hub that has one repository, org/model."""
+def hub(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The environment of a process that knows a hub with one repository, org/model."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | {
+    yield {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | {
         "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
         "HF_HOME": str(tmp_path / "hub"),
         "NO_PROXY": "127.0.0.1",
     }
+    server.shutdown()
+
+
+@pytest.fixture
+def chat(hub: dict[str, str]) -> Run:
+    """Runs the chat command with that hub."""
 
     def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
         vector = ["--vector", str(demo_model.VECTOR)] if "--vector" not in arguments else []
@@ -88,11 +95,10 @@ def chat(tmp_path: Path) -> Iterator[Run]:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            env=environment | settings,
+            env=hub | settings,
         )
 
-    yield run
-    server.shutdown()
+    return run
 
 
 PICTURE = f"--image={demo_model.FOLDER / 'demo' / 'image-harmful-00-0.png'}"
@@ -140,3 +146,15 @@ def test_a_repository_that_is_not_there_is_a_clear_error(chat: Run) -> None:
     assert done.returncode == 2
     assert "org/other: cannot be downloaded" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_model_of_the_hub_is_converted_with_its_mmproj(
+    hub: dict[str, str], tmp_path: Path
+) -> None:
+    folder, output = demo_model.FOLDER, tmp_path / "v.gguf"
+    sets = [f"--{name}={folder / name}.jsonl" for name in ("harmful", "harmless")]
+    options = ["--probes", "16", "--image-size", "32", "-t", "1", "-q", "--no-plot", *sets]
+    named = ["-hfr", "org/model", "-hff", "*Q4_K_M.gguf", "-o", str(output)]
+    command = [sys.executable, "-m", "mars_gguf.convert", *named, *options]
+    subprocess.run(command, check=True, env=hub, cwd=tmp_path)
+    assert read_vector(output).modalities == ["text", "image", "video"]

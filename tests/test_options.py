@@ -8,7 +8,7 @@ import pytest
 
 from mars_gguf.console import command
 from mars_gguf.errors import MarsError, ModelError, VectorError
-from mars_gguf.options import add_model_arguments, llama_options
+from mars_gguf.options import add_model_arguments, layer_range, llama_options, template_options
 
 
 @pytest.mark.parametrize("kind", [MarsError, VectorError, ModelError])
@@ -51,11 +51,59 @@ def test_what_standard_output_cannot_show_is_replaced(monkeypatch):
     assert written.getvalue() == b"cr?me\n"
 
 
-def test_the_options_of_a_model_are_those_of_llama_cpp():
+@pytest.fixture
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser()
     add_model_arguments(parser)
-    assert llama_options(parser.parse_args(["-ngl", "all"]))["n_gpu_layers"] == -1
-    assert llama_options(parser.parse_args(["-ngl", "7"]))["n_gpu_layers"] == 7
-    assert llama_options(parser.parse_args(["-t", "512"]))["n_threads"] == 512
-    with pytest.raises(SystemExit):
-        parser.parse_args(["-t", "513"])
+    return parser
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        ("-ngl all", "n_gpu_layers", -1),
+        ("-ngl -1", "n_gpu_layers", -1),
+        ("-ngl 7", "n_gpu_layers", 7),
+        ("-t 512", "n_threads", 512),
+        ("-c 0", "n_ctx", 0),
+        ("-ub 1024", "n_batch", 1024),
+    ],
+)
+def test_the_options_of_a_model_are_those_of_llama_cpp(parser, words, name, value):
+    assert llama_options(parser.parse_args(words.split()))[name] == value
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-t", "513"], "argument -t/--threads: found 513, expected 1 to 512"),
+        (["-t", "many"], "found 'many', expected a whole number"),
+        (["-ngl", "-2"], "argument -ngl/--n-gpu-layers: found -2, expected -1 to"),
+        (["-c", "-1"], "argument -c/--ctx-size: found -1, expected 0 to"),
+        (["--chat-handler", "none"], "argument --chat-handler: invalid choice: 'none'"),
+        (["--chat-template-kwargs", "x"], "--chat-template-kwargs: found 'x', expected JSON ("),
+        (["--chat-template-kwargs", "3"], "found '3', expected a JSON object, as in '{\"enable"),
+    ],
+)
+def test_what_an_option_cannot_be_is_said_with_what_it_can(parser, words, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parser.parse_args(words)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_how_prompts_are_written_is_passed_on_only_if_it_was_said(parser):
+    assert template_options(parser.parse_args([])) == {}
+    words = ["--chat-handler", "chatml", "--chat-template-kwargs", '{"enable_thinking": false}']
+    assert template_options(parser.parse_args(words)) == {
+        "chat_handler": "chatml",
+        "chat_template_kwargs": {"enable_thinking": False},
+    }
+
+
+@pytest.mark.parametrize("text", ["3-", "-3", "a", "1-2-3", "٣", "9" * 10])
+def test_ranges_of_blocks_are_two_numbers_or_one(text):
+    assert layer_range(None) is None
+    assert (layer_range("8-20"), layer_range("7")) == ((8, 20), (7, 7))
+    with pytest.raises(MarsError, match="expected FIRST-LAST, as in 8-20, or one"):
+        layer_range(text)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from llama_cpp import Llama
-from models import DEMO, DEMO_MMPROJ, OPTIONS, last_states, tokens_of, user
+from models import DEMO, DEMO_MMPROJ, OPTIONS, last_states, user
 from toys import Toy
 
 from mars_gguf import demo, demo_model
@@ -59,7 +59,7 @@ def test_the_centroids_are_the_means_of_states_read_one_by_one(
     ):
         fitted, _ = split(prompts, Options().held_out, Options().seed)
         states = [
-            last_states(llama, tokens_of(llama, extractor.render(Prompt(text))))[vector.layer]
+            last_states(llama, *llama.chunks(Prompt(text).messages))[vector.layer]
             for text in fitted
         ]
         mean = np.mean(states, axis=0, dtype=np.float64)
@@ -67,7 +67,6 @@ def test_the_centroids_are_the_means_of_states_read_one_by_one(
         distance = np.linalg.norm(mean - centroid) / vector.geometry.distance
         assert distance < 0.02
     llama.close()
-    extractor.close()
 
 
 def test_a_second_conversion_writes_the_same_bytes(conversion: Conversion, tmp_path: Path) -> None:

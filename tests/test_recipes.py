@@ -59,6 +59,14 @@ def test_paths_are_relative_to_the_recipe_and_names_are_not(tmp_path: Path) -> N
     assert options["output"] == str(tmp_path / "v.gguf")
 
 
+def test_a_recipe_says_how_prompts_are_written(tmp_path: Path) -> None:
+    assert "chat_handler" not in read_recipe(recipe(tmp_path))
+    said = 'chat_handler = "chatml"\nchat_template_kwargs = {enable_thinking = false, n = 3}\npath'
+    options = read_recipe(recipe(tmp_path, MINIMAL.replace("path", said)))
+    assert options["chat_handler"] == "chatml"
+    assert options["chat_template_kwargs"] == {"enable_thinking": False, "n": 3}
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -78,6 +86,8 @@ def test_paths_are_relative_to_the_recipe_and_names_are_not(tmp_path: Path) -> N
         ("[prompts]", '[neutral]\nmodalities = ["smell"]\n[prompts]', "expected some of"),
         ("[prompts]", '[neutral]\nmodalities = "image"\n[prompts]', "expected a list"),
         ("path =", 'dtype = "int4"\npath =', "model.dtype is 'int4', expected one of .*bfloat16"),
+        ("path =", 'chat_handler = "none"\npath =', "chat_handler is 'none', expected one"),
+        ("path =", "chat_template_kwargs = 3\npath =", "kwargs is 3, expected a table"),
         ("[prompts]", f"x = {'[' * 5000}\n[prompts]", "cannot be read as TOML"),
         ("[prompts]", "[prompts", "cannot be read as TOML"),
         ("output", "\0", "cannot be read as TOML"),

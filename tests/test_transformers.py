@@ -163,15 +163,55 @@ def test_a_cache_that_does_not_repeat_the_plain_pass_is_noticed(checkpoint: str)
     assert not sessions[0].cache_works()
 
 
-@pytest.mark.parametrize("name", ["CHATML", "MISTRAL_INSTRUCT", "LLAMA3_INSTRUCT"])
-def test_templates_that_llama_cpp_python_replaces_by_its_own_are_followed(
-    name: str, tmp_path: Path
-) -> None:
-    template = getattr(llama_chat_format, f"{name}_CHAT_TEMPLATE")
+HEAD = "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+PART = "{% if p.type == 'image' %}<image>{% else %}{{ p.text }}{% endif %}"
+STRINGS = HEAD + "{{ 'say: ' + m.content }}{% endfor %}"
+PARTS = HEAD + "{% for p in m.content %}" + PART + "{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize("template", [STRINGS, PARTS, checkpoints.TEMPLATE])
+def test_a_text_is_given_to_the_template_as_it_takes_texts(template: str, tmp_path: Path) -> None:
     extractor = TransformersExtractor(checkpoints.llama(tmp_path / "hf", template))
-    other = GgufExtractor(random_llama(tmp_path / "model.gguf", template=template), n_threads=1)
-    assert extractor.render(Prompt(TEXTS[0])) == other.render(Prompt(TEXTS[0]))
-    other.close()
+    assert TEXTS[0] in extractor.render(Prompt(TEXTS[0]))
+    with pytest.raises(ModelError, match="sees nothing|no processor|loses"):
+        next(extractor.sessions([Prompt(TEXTS[0], (picture(1),))]))
+
+
+def test_both_extractors_render_by_the_models_own_template(tmp_path: Path) -> None:
+    for name in ("CHATML", "MISTRAL_INSTRUCT", "LLAMA3_INSTRUCT"):
+        template = getattr(llama_chat_format, f"{name}_CHAT_TEMPLATE")
+        extractor = TransformersExtractor(checkpoints.llama(tmp_path / name, template))
+        path = random_llama(tmp_path / f"{name}.gguf", template=template)
+        other = GgufExtractor(path, n_threads=1)
+        assert extractor.render(Prompt(TEXTS[0])) == other.render(Prompt(TEXTS[0]))
+        other.close()
+
+
+def test_what_a_template_is_told_reaches_it(tmp_path: Path) -> None:
+    template = STRINGS + "{% if not thinking %}<think></think>{% endif %}"
+    folder = checkpoints.llama(tmp_path / "hf", template)
+    for thinking in (True, False):
+        extractor = TransformersExtractor(folder, chat_template_kwargs={"thinking": thinking})
+        assert ("<think>" in extractor.render(Prompt("Hello."))) != thinking
+
+
+def test_a_text_that_a_template_loses_is_named(tmp_path: Path) -> None:
+    shouting = HEAD + "{{ m.content if m.content | length > 9 else '' }}{% endfor %}"
+    extractor = TransformersExtractor(checkpoints.llama(tmp_path / "hf", shouting))
+    with pytest.raises(ModelError, match="the chat template loses the text 'Hello', expected"):
+        extractor.render(Prompt("Hello"))
+
+
+@LLAMA
+def test_no_llama_cpp_is_needed(checkpoint: str, sets: list[str], tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['llama_cpp'] = None; "
+        "from mars_gguf.convert.__main__ import main; main(sys.argv[1:])"
+    )
+    output = tmp_path / "v.gguf"
+    command = [sys.executable, "-c", code, checkpoint, "-o", str(output), "-q", "--no-plot", *sets]
+    subprocess.run(command, check=True)
+    assert read_vector(output).modalities == ["text"]
 
 
 @LLAVA
@@ -402,13 +442,12 @@ def change_config(folder: Path, **changes: Any) -> None:
         (without_weights, [], "no weights in this directory, expected \\*.safetensors"),
         (without_config, [], "no config.json in this directory"),
         (without_template, [], "no chat template, expected a chat model"),
-        (with_a_template_that_drops_the_user, [], "the chat template cannot be used"),
+        (with_a_template_that_drops_the_user, [], "cannot be used: .*loses the text 'Is this"),
         (as_encoder_decoder, [], "an encoder-decoder model"),
         (with_code_of_its_own, [], "could not load it as AutoConfig"),
         (with_damaged_weights, [], "could not load it as AutoModelForCausalLM"),
         (None, ["--modality", "image"], "--modality image: this model sees no pictures"),
         (None, ["--device", "mps"], "--device: found 'mps', this machine has"),
-        (None, ["--batch-size", "0"], "--batch-size: found 0"),
         (None, ["--mmproj", "p.gguf"], "--mmproj goes with GGUF models"),
         (None, ["-ngl", "9"], "--n-gpu-layers goes with GGUF models"),
         (None, ["--ctx-size", "512"], "--ctx-size goes with GGUF models"),

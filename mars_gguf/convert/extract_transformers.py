@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
+import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -232,6 +233,7 @@ class TransformersExtractor:
             quantization="",
             chat_template_sha256=hashlib.sha256(self.template.encode()).hexdigest(),
             tokenizer_sha256=_tokenizer_sha256(self.tokenizer),
+            chat_template_kwargs=json.dumps(self._template_options, sort_keys=True),
         )
 
     @property
