@@ -22,6 +22,7 @@ from mars_gguf.convert.prompts import builtin_contrast, neutral_prompts
 from mars_gguf.errors import MarsError
 from mars_gguf.evaluate import cases, suites, tables
 from mars_gguf.evaluate.suites import FORMATS, IMAGE_CARRIERS, VIDEO_CARRIERS, Suite, load_suite
+from mars_gguf.media.images import data_url
 
 DATA = files("mars_gguf.evaluate") / "data"
 SIDES = ("harmful", "harmless", "borderline")
@@ -149,12 +150,13 @@ def test_messages_hold_pictures_first_and_nothing_of_what_is_meant() -> None:
     by_modality = {case.modality: case for case in suite.cases if case.kind == "harmful"}
     [message] = by_modality["text"].messages()
     assert message == {"role": "user", "content": by_modality["text"].prompt}
-    for modality, count in (("image", 1), ("video", 4)):
+    for modality, kind in (("image", "image_url"), ("video", "video")):
         [message] = by_modality[modality].messages()
-        kinds = [part["type"] for part in message["content"]]
-        assert kinds == ["image_url"] * count + ["text"]
+        assert [part["type"] for part in message["content"]] == [kind, "text"]
         assert message["content"][-1]["text"] == by_modality[modality].prompt
         assert by_modality[modality].intent not in str(message)
+    frames = [data_url(frame) for frame in by_modality["video"].pictures()]
+    assert len(frames) == 4 and message["content"][0]["video"] == frames
 
 
 def test_the_demo_suite_asks_about_things_that_its_conversion_has_not_seen() -> None:

@@ -47,7 +47,9 @@ class Case:
         return [picture for source in self.media for picture in _pictures(source, self.modality)]
 
     def messages(self) -> list[dict[str, Any]]:
-        """The OpenAI chat messages that ask it. Raises MarsError."""
+        """The chat messages that ask it. Raises MarsError."""
+        if self.modality == "video":
+            return [user_message(self.prompt, film=self.pictures())]
         return [user_message(self.prompt, self.pictures())]
 
     def as_json(self, media: Sequence[str]) -> dict[str, Any]:
