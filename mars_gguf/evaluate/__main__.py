@@ -107,7 +107,8 @@ def main(argv: list[str] | None = None) -> None:
         llama, handler = _load(args, model, mmproj, vector)
         try:
             cases = _measured(cases, llama, problems)
-            run = _run(args, llama, compared, cases, suites, mmproj, vector)
+            options = _options(args, llama, compared, suites)
+            run = describe_run(llama, mmproj, vector, cases, **options)
             file = RecordFile(args.output, run, resume=args.resume)
             run["command"] = shlex.join(["python", "-m", "mars_gguf.evaluate", *argv])
             sweep = [first_token(x, f"first-token@{x:g}") for x in args.sweep]
@@ -132,33 +133,20 @@ def main(argv: list[str] | None = None) -> None:
             llama.close()
 
 
-def _run(
-    args: argparse.Namespace,
-    llama: SteeredLlama,
-    compared: list[Arm],
-    cases: list[Case],
-    suites: list[str],
-    mmproj: str | None,
-    vector: str,
+def _options(
+    args: argparse.Namespace, llama: SteeredLlama, compared: list[Arm], suites: list[str]
 ) -> dict[str, Any]:
-    """What the records say of the run; one of which any of it differs is another."""
-    return describe_run(
-        llama,
-        mmproj,
-        vector,
-        cases,
-        suites=suites,
-        way=llama.way,
-        ctx_size=llama.n_ctx(),
-        arms=[arm.name for arm in compared],
-        strength=args.strength,
-        sweep=args.sweep,
-        sweep_limit=args.sweep_limit,
-        max_tokens=args.max_tokens,
-        seed=args.seed,
-        judge=args.judge or args.judge_url,
-        judge_options=[args.judge_label, args.judge_model],
-    )
+    """The options that a run shares with one that it goes on with."""
+    names = ("strength", "sweep", "sweep_limit", "max_tokens", "seed")
+    return {
+        "suites": suites,
+        "arms": [arm.name for arm in compared],
+        "way": llama.way,
+        "ctx_size": llama.n_ctx(),
+        **{name: getattr(args, name) for name in names},
+        "judge": args.judge or args.judge_url,
+        "judge_options": [args.judge_label, args.judge_model],
+    }
 
 
 def _judge(args: argparse.Namespace) -> ClassifierJudge | EndpointJudge | None:

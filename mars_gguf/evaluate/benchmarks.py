@@ -62,9 +62,10 @@ class Benchmark:
 
     def lies_in(self, folder: Path) -> bool:
         try:
-            return self.files != () and self.find(folder) is not None
+            self.find(folder)
         except MarsError:
             return False
+        return self.files != ()
 
     def cases(self, path: Path) -> Found:
         """All cases of a file or folder. Raises MarsError for one that is not the benchmark's."""
@@ -181,7 +182,7 @@ def _mossbench_type(row: Row) -> str:
     return MOSSBENCH_TYPES.get(str(metadata.get("over")) if isinstance(metadata, dict) else "", "")
 
 
-ALL = (
+_ALL = (
     # data/*-behaviors.csv of the data set JailbreakBench/JBB-Behaviors. The benign behaviours are
     # near the harmful ones in topic and words.
     Benchmark(
@@ -306,4 +307,4 @@ ALL = (
         ),
     ),
 )
-BENCHMARKS = {benchmark.name: benchmark for benchmark in ALL}
+BENCHMARKS = {benchmark.name: benchmark for benchmark in _ALL}

@@ -54,16 +54,7 @@ class Case:
 
     def as_json(self, media: Sequence[str]) -> dict[str, Any]:
         """The line of a suite file in our own format (see data/CARD.md) whose media are `media`."""
-        line = {
-            "id": self.id,
-            "kind": self.kind,
-            "modality": self.modality,
-            "prompt": self.prompt,
-            "media": list(media),
-            "category": self.category,
-            "answer": self.answer,
-            "intent": self.intent,
-        }
+        line = vars(self) | {"media": list(media)}
         return {key: value for key, value in line.items() if value}
 
 

@@ -86,16 +86,10 @@ def _plot_point(axis: Any, figures: Figures, arm: Arm, modality: str) -> None:
     if good.value is None or bad.value is None:
         return
     x, y = 100 * good.value, 100 * bad.value
-    axis.errorbar(
-        x,
-        y,
-        xerr=[[x - 100 * good.low], [100 * good.high - x]],
-        yerr=[[y - 100 * bad.low], [100 * bad.high - y]],
-        fmt="o",
-        markersize=4,
-        linewidth=0.7,
-        label=arm.name,
-    )
+    xerr = [[x - 100 * good.low], [100 * good.high - x]]
+    yerr = [[y - 100 * bad.low], [100 * bad.high - y]]
+    style = dict(fmt="o", markersize=4, linewidth=0.7, label=arm.name)
+    axis.errorbar(x, y, yerr, xerr, **style)
 
 
 def _plot_sweep(figures: Figures) -> Any:
