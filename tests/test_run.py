@@ -17,8 +17,8 @@ from mars_gguf import demo_model, hooks
 from mars_gguf.errors import MarsError, SteeringError
 from mars_gguf.evaluate import run
 from mars_gguf.evaluate.arms import ARMS, MARS, UNSTEERED, arms
+from mars_gguf.evaluate.cases import Case
 from mars_gguf.evaluate.run import EncodedOnce, Evaluation, Record, RecordFile, describe_run
-from mars_gguf.evaluate.suites import Case
 from mars_gguf.runtime.llama import SteeredLlama
 
 

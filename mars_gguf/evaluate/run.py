@@ -19,9 +19,9 @@ from llama_cpp import mtmd_cpp
 from mars_gguf import __version__
 from mars_gguf.errors import MarsError
 from mars_gguf.evaluate.arms import Arm, steered_by
+from mars_gguf.evaluate.cases import Case
 from mars_gguf.evaluate.judges import Verdict, is_correct, judge_by_opening
-from mars_gguf.evaluate.suites import Case
-from mars_gguf.files import sha256
+from mars_gguf.files import atomic, sha256
 from mars_gguf.handlers import TemplateChatHandler
 from mars_gguf.pictures import own_pictures, require_one_batch
 from mars_gguf.runtime.llama import SteeredLlama
@@ -216,12 +216,9 @@ class RecordFile:
             self.records = self._read(run)
         elif resume:
             raise MarsError(f"{folder}: no {RECORDS} to resume; leave --resume out to begin")
-        folder.mkdir(parents=True, exist_ok=True)
         lines = [{"run": run}, *map(asdict, self.records)]
-        # Whole again, in case the last line was cut off.
-        replacement = self.path.with_suffix(".unfinished")
-        replacement.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
-        replacement.replace(self.path)
+        with atomic(self.path) as part:  # whole again, in case the last line was cut off
+            part.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
 
     def _read(self, run: dict[str, Any]) -> list[Record]:
         lines = []
