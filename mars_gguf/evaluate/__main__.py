@@ -19,7 +19,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from mars_gguf import handlers
 from mars_gguf.console import command, printable
 from mars_gguf.errors import MarsError
 from mars_gguf.evaluate import report
@@ -27,11 +26,10 @@ from mars_gguf.evaluate.arms import ARMS, Arm, arms, first_token
 from mars_gguf.evaluate.cases import Case
 from mars_gguf.evaluate.figures import Figures
 from mars_gguf.evaluate.judges import ClassifierJudge, EndpointJudge
-from mars_gguf.evaluate.run import EncodedOnce, Evaluation, RecordFile, describe_run
+from mars_gguf.evaluate.run import Evaluation, RecordFile, describe_run
 from mars_gguf.evaluate.suites import load_suite
 from mars_gguf.options import add_model_arguments, llama_options, model_files, positive, seed
 from mars_gguf.runtime.llama import SteeredLlama
-from mars_gguf.runtime.model import require_gguf
 
 
 def parser() -> argparse.ArgumentParser:
@@ -104,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
         judge = _judge(args)
         model, mmproj, vector = model_files(args)
         cases, suites, problems = _cases(args, mmproj)
-        llama, handler = _load(args, model, mmproj, vector)
+        llama = SteeredLlama(model, vector=vector, mmproj=mmproj, **llama_options(args))
         try:
             cases = _measured(cases, llama, problems)
             options = _options(args, llama, compared, suites)
@@ -113,10 +111,8 @@ def main(argv: list[str] | None = None) -> None:
             run["command"] = shlex.join(["python", "-m", "mars_gguf.evaluate", *argv])
             sweep = [first_token(x, f"first-token@{x:g}") for x in args.sweep]
             swept = _spread(cases, args.sweep_limit) if sweep else []
-            evaluation = Evaluation(
-                llama, handler, compared, max_tokens=args.max_tokens, second_judge=judge
-            )
-            sweeping = Evaluation(llama, handler, sweep, max_tokens=args.max_tokens)
+            evaluation = Evaluation(llama, compared, max_tokens=args.max_tokens, second_judge=judge)
+            sweeping = Evaluation(llama, sweep, max_tokens=args.max_tokens)
             failures = judge.failures if judge is not None else {}
             figures = Figures(
                 run, compared, file.records, problems, llama.vector.geometry, sweep, failures
@@ -193,18 +189,6 @@ def _measured(cases: list[Case], llama: SteeredLlama, problems: list[str]) -> li
     if not usable:
         raise MarsError(f"no case is left: {problems[-1]}. Convert with --mmproj.")
     return usable
-
-
-def _load(
-    args: argparse.Namespace, model: str, mmproj: str | None, vector: str
-) -> tuple[SteeredLlama, EncodedOnce | None]:
-    if mmproj is not None:
-        require_gguf(mmproj)
-    handler = EncodedOnce(mmproj) if mmproj is not None else None
-    llama = SteeredLlama(model, vector=vector, chat_handler=handler, **llama_options(args))
-    if handler is not None:
-        handlers.prepare(llama, handler)
-    return llama, handler
 
 
 def _spread(cases: list[Case], limit: int) -> list[Case]:

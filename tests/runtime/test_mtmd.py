@@ -140,6 +140,8 @@ def test_a_model_that_takes_two_frames_at_a_time_is_given_them_so() -> None:
     one, other, same = (media(llama, film("?", *frames)) for frames in ((a, b), (a, c), (a, b)))
     assert len(one) == len(other) == 1
     assert one[0].identity == same[0].identity != other[0].identity
+    first, second = media(llama, film("?", a, b, a, c))
+    assert first.identity != second.identity
     llama.close()
 
 
