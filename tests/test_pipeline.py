@@ -52,7 +52,6 @@ def test_the_centroids_are_the_means_of_states_read_one_by_one(
 ) -> None:
     vector = conversion.vector
     llama = TappedLlama(DEMO, **OPTIONS)
-    extractor = GgufExtractor(DEMO, n_threads=1)
     for prompts, centroid in (
         (contrast.harmless, vector.geometry.safe),
         (contrast.harmful, vector.geometry.unsafe),

@@ -21,7 +21,6 @@ import pytest
 import torch
 import transformers
 from checkpoints import BLOCKS, SEEING, TEXTS, WIDTH
-from llama_cpp import llama_chat_format
 from models import DEMO, DEMO_MMPROJ, OPTIONS, picture, random_llama, user
 
 from mars_gguf.convert.__main__ import main
@@ -173,18 +172,22 @@ PARTS = HEAD + "{% for p in m.content %}" + PART + "{% endfor %}{% endfor %}"
 def test_a_text_is_given_to_the_template_as_it_takes_texts(template: str, tmp_path: Path) -> None:
     extractor = TransformersExtractor(checkpoints.llama(tmp_path / "hf", template))
     assert TEXTS[0] in extractor.render(Prompt(TEXTS[0]))
-    with pytest.raises(ModelError, match="sees nothing|no processor|loses"):
+    with pytest.raises(ModelError, match="no processor"):
         next(extractor.sessions([Prompt(TEXTS[0], (picture(1),))]))
 
 
-def test_both_extractors_render_by_the_models_own_template(tmp_path: Path) -> None:
-    for name in ("CHATML", "MISTRAL_INSTRUCT", "LLAMA3_INSTRUCT"):
-        template = getattr(llama_chat_format, f"{name}_CHAT_TEMPLATE")
-        extractor = TransformersExtractor(checkpoints.llama(tmp_path / name, template))
-        path = random_llama(tmp_path / f"{name}.gguf", template=template)
-        other = GgufExtractor(path, n_threads=1)
-        assert extractor.render(Prompt(TEXTS[0])) == other.render(Prompt(TEXTS[0]))
-        other.close()
+@pytest.mark.parametrize("template", [STRINGS, PARTS, checkpoints.TEMPLATE])
+def test_both_extractors_write_a_prompt_alike(template: str, tmp_path: Path) -> None:
+    extractor = TransformersExtractor(checkpoints.llama(tmp_path / "hf", template))
+    other = GgufExtractor(random_llama(tmp_path / "m.gguf", template=template), n_threads=1)
+    prompt = Prompt(TEXTS[0])
+    assert other.llama.template.render(prompt.messages).text == extractor.render(prompt)
+    assert not extractor.fingerprint.differing(
+        replace(
+            other.fingerprint, name="", quantization="", n_layer=4, n_embd=32, tokenizer_sha256=""
+        )
+    )
+    other.close()
 
 
 def test_what_a_template_is_told_reaches_it(tmp_path: Path) -> None:
