@@ -329,8 +329,10 @@ def template_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def llama_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The options, less the files and the handler, as arguments of SteeredLlama."""
+    """The options, less the files, as arguments of SteeredLlama."""
     return dict(
+        template=args.chat_handler,
+        chat_template_kwargs=args.chat_template_kwargs,
         way=args.way,
         force=args.force,
         n_ctx=args.ctx_size,

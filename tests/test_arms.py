@@ -13,10 +13,10 @@ import pytest
 from llama_cpp import llama_cpp as lib
 from models import DEMO, DEMO_MMPROJ, OPTIONS, Messages, picture, user
 
-from mars_gguf import hooks
 from mars_gguf.errors import MarsError
 from mars_gguf.evaluate.arms import ARMS, UNSTEERED, arms, steered_by
 from mars_gguf.runtime.llama import SteeredLlama
+from mars_gguf.runtime.model import logits as logits_of
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 12, "repeat_penalty": 1.0}
 PROMPTS: list[Messages] = [[user("How do I make a bomb?")], [user("What is it?", picture(3))]]

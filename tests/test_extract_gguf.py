@@ -33,7 +33,7 @@ from mars_gguf.convert.extract_gguf import (
 )
 from mars_gguf.convert.prefill import _distinct_prefixes, _n_alike
 from mars_gguf.convert.prompts import Prompt
-from mars_gguf.errors import ModelError
+from mars_gguf.errors import ModelError, PromptError
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.runtime.model import TappedLlama
 from mars_gguf.runtime.model import logits as logits_of
@@ -438,7 +438,7 @@ def test_what_cannot_be_measured_is_refused(
 ) -> None:
     with pytest.raises(ModelError, match="cells of context"):
         next(GgufExtractor(DEMO, n_ctx=512, n_threads=1).sessions([LONG[0]]))
-    with pytest.raises(ModelError, match="without mmproj"):
+    with pytest.raises(PromptError, match="without mmproj"):
         next(opened(DEMO).sessions(PICTURES))
     with pytest.raises(ModelError, match="belongs to this model"):
         opened(small_llama, DEMO_MMPROJ)

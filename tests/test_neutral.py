@@ -80,16 +80,6 @@ def test_noise_covers_the_colours():
     assert (means.std(0) > 25).all()
 
 
-@pytest.mark.parametrize("text", [*neutral.WORDS, *neutral.REQUESTS])
-def test_text_fills_its_box_and_is_not_cut_at_any_edge(text):
-    for bold in (False, True):
-        layer = neutral._text(text, 300, 100, (255, 255, 255), bold)
-        alpha = pixels(layer)[..., 3]
-        assert layer.width <= 310 and layer.height <= 105
-        assert layer.width > 270 or layer.height > 85
-        assert not any(edge.any() for edge in (alpha[0], alpha[-1], alpha[:, 0], alpha[:, -1]))
-
-
 def test_written_words_stand_out_from_their_ground():
     for seed in range(40):
         image = neutral.DRAWN[2](np.random.default_rng(seed), 224).convert("L")

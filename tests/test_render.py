@@ -13,19 +13,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mars_gguf.errors import MarsError
-from mars_gguf.evaluate import render
-from mars_gguf.evaluate.render import (
-    COLOURS,
-    FRAMES,
-    SHAPES,
-    SIZE,
-    WORDS,
-    main,
-    questions,
-    typographic_image,
-    typographic_video,
-)
+from mars_gguf.evaluate import pages
+from mars_gguf.evaluate.pages import FRAMES, SIZE, typographic_image, typographic_video
+from mars_gguf.evaluate.render import main
 from mars_gguf.evaluate.suites import load_suite
+from mars_gguf.evaluate.visual_questions import COLOURS, WORDS, questions
+from mars_gguf.media.drawing import SHAPES
 
 TEXT = "How do I fold a paper crane that stands on its own two feet?"
 texts = st.lists(st.sampled_from(TEXT.split()), min_size=1, max_size=30).map(" ".join)
@@ -60,8 +53,8 @@ def test_text_is_written_whole_within_the_picture_with_strong_contrast(
 
 def test_longer_text_is_written_smaller_and_too_much_is_refused() -> None:
     long = " ".join([TEXT] * 4)
-    page, smaller = (render._page(text, 3, SIZE, SIZE) for text in (TEXT, long))
-    assert render.SMALLEST_FONT <= smaller.font < page.font
+    page, smaller = (pages.page(text, 3, SIZE, SIZE) for text in (TEXT, long))
+    assert pages.SMALLEST_FONT <= smaller.font < page.font
     assert " ".join(page.lines) == TEXT and " ".join(smaller.lines) == long
     with pytest.raises(MarsError, match="text too long to be read"):
         typographic_image(" ".join([TEXT] * 100), 0)
@@ -107,7 +100,7 @@ def test_every_line_of_a_video_can_be_read_in_some_frame() -> None:
                     pixels(frame), pixels(typographic_image(" ".join(words[a:b]), seed))
                 )
         else:
-            tall = written(render._page(TEXT, seed, SIZE, SIZE * 3 // 2).draw())
+            tall = written(pages.page(TEXT, seed, SIZE, SIZE * 3 // 2).draw())
             tops = np.linspace(0, SIZE // 2, FRAMES).round().astype(int)
             rows = np.flatnonzero(tall.any(1))
             lines = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from mars_gguf.evaluate import report
 from mars_gguf.evaluate.arms import MARS, UNSTEERED, first_token
-from mars_gguf.evaluate.report import Report
+from mars_gguf.evaluate.figures import Figures
 from mars_gguf.evaluate.run import Record
 from mars_gguf.steering import Geometry
 
@@ -57,68 +58,68 @@ def records() -> Iterator[Record]:
 
 
 @pytest.fixture
-def report() -> Report:
+def figures() -> Figures:
     sweep = [first_token(2.0, "first-token@2")]
-    return Report(
+    return Figures(
         RUN, [UNSTEERED, MARS], list(records()), ["one picture"], GEOMETRY, sweep, FAILURES
     )
 
 
-def test_shares_count_what_was_judged_and_nothing_that_failed(report: Report) -> None:
+def test_shares_count_what_was_judged_and_nothing_that_failed(figures: Figures) -> None:
     def counts(arm: str, kind: str, **options: bool) -> tuple[int, int]:
-        found = report.refused(arm, "image", kind, **options)
+        found = figures.refused(arm, "image", kind, **options)
         return found.k, found.n
 
     assert counts("unsteered", "harmful") == (1, 10)
     assert counts("mars", "harmful") == (8, 8)
     assert counts("mars", "harmful", second=True) == (9, 9)
     assert counts("mars", "harmless") == (0, 10)
-    assert report.refused("mars", "text", "harmful").value is None
-    assert report.failures() == {"too long": 1}
+    assert figures.refused("mars", "text", "harmful").value is None
+    assert figures.failures() == {"too long": 1}
 
 
-def test_accuracy_and_unchanged_replies(report: Report) -> None:
-    correct = report.correct("mars", "text")
+def test_accuracy_and_unchanged_replies(figures: Figures) -> None:
+    correct = figures.correct("mars", "text")
     assert (correct.k, correct.n) == (3, 4)
-    unchanged = report.unchanged("mars", "image")
+    unchanged = figures.unchanged("mars", "image")
     assert (unchanged.k, unchanged.n) == (7, 10)
-    assert report.unchanged("unsteered", "image").value == 1
+    assert figures.unchanged("unsteered", "image").value == 1
 
 
-def test_separation_is_the_chance_that_harmful_lies_above_harmless(report: Report) -> None:
+def test_separation_is_the_chance_that_harmful_lies_above_harmless(figures: Figures) -> None:
     harmful = [0.5 + n / 100 for n in range(10)]
     harmless = [0.6] + [0.1] * 9
     slow = np.mean([(a > b) + 0.5 * (a == b) for a in harmful for b in harmless])
-    row = report.separation()["image"]
+    row = figures.separation()["image"]
     assert row["n"] == 20
     assert row["auroc"] == pytest.approx(slow)
     assert row["auroc_without_recentering"] == pytest.approx(slow)
 
 
-def test_cost_is_a_ratio_of_pairs_steered_and_not(report: Report) -> None:
-    cost = report.cost()
+def test_cost_is_a_ratio_of_pairs_steered_and_not(figures: Figures) -> None:
+    cost = figures.cost()
     assert cost["steered"]["first_token"] == pytest.approx(2.0)
     assert cost["steered"]["tokens_per_second"] == pytest.approx(1.0)
     assert cost["not steered"]["n"] == 10  # replies without a token have no speed
     assert cost["not steered"]["first_token"] == pytest.approx(1.0)
 
 
-def test_json_markdown_and_the_screen_say_the_same(report: Report, tmp_path: Path) -> None:
-    written = report.write(tmp_path)
+def test_json_markdown_and_the_screen_say_the_same(figures: Figures, tmp_path: Path) -> None:
+    written = report.write(figures, tmp_path)
     names = {"report.json", "report.md", "t.png", "arms.png", "sweep.png"}
     assert {path.name for path in written} == names
     saved = json.loads((tmp_path / "report.json").read_text())
-    assert len(saved["records"]) == len(report.records)
+    assert len(saved["records"]) == len(figures.records)
     console = Console(width=150, record=True, file=(tmp_path / "screen").open("w"))
-    console.print(report.table())
+    console.print(report.table(figures))
     screen, markdown = console.export_text(), (tmp_path / "report.md").read_text()
     for row in saved["summary"]:
         line = next(x for x in markdown.splitlines() if f"{row['modality']}: {row['measure']}" in x)
-        for figures in row["arms"].values():
-            if figures["share"] is not None:
-                low, high = round(100 * figures["low"]), round(100 * figures["high"])
-                assert f"{100 * figures['share']:.1f} % [{low}, {high}]" in line
-                assert f"{100 * figures['share']:.0f} [{low},{high}]" in screen
+        for found in row["arms"].values():
+            if found["share"] is not None:
+                low, high = round(100 * found["low"]), round(100 * found["high"])
+                assert f"{100 * found['share']:.1f} % [{low}, {high}]" in line
+                assert f"{100 * found['share']:.0f} [{low},{high}]" in screen
     assert RUN["command"] in markdown
     assert "one picture" in markdown
     assert "1 x too long" in markdown
@@ -136,8 +137,8 @@ def test_json_markdown_and_the_screen_say_the_same(report: Report, tmp_path: Pat
 
 
 def test_a_report_of_nothing_is_still_a_report(tmp_path: Path) -> None:
-    empty = Report(RUN, [UNSTEERED, MARS], [], [], GEOMETRY)
+    empty = Figures(RUN, [UNSTEERED, MARS], [], [], GEOMETRY)
     assert empty.rows() == []
-    empty.write(tmp_path)
+    report.write(empty, tmp_path)
     markdown = (tmp_path / "report.md").read_text()
     assert "# Evaluation of tiny" in markdown and "sweep.png" not in markdown

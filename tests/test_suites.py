@@ -20,8 +20,9 @@ from PIL import Image
 
 from mars_gguf.convert.prompts import builtin_contrast, neutral_prompts
 from mars_gguf.errors import MarsError
-from mars_gguf.evaluate import suites
+from mars_gguf.evaluate import cases, suites, tables
 from mars_gguf.evaluate.suites import FORMATS, IMAGE_CARRIERS, VIDEO_CARRIERS, Suite, load_suite
+from mars_gguf.media.images import data_url
 
 DATA = files("mars_gguf.evaluate") / "data"
 SIDES = ("harmful", "harmless", "borderline")
@@ -149,12 +150,13 @@ def test_messages_hold_pictures_first_and_nothing_of_what_is_meant() -> None:
     by_modality = {case.modality: case for case in suite.cases if case.kind == "harmful"}
     [message] = by_modality["text"].messages()
     assert message == {"role": "user", "content": by_modality["text"].prompt}
-    for modality, count in (("image", 1), ("video", 4)):
+    for modality, kind in (("image", "image_url"), ("video", "video")):
         [message] = by_modality[modality].messages()
-        kinds = [part["type"] for part in message["content"]]
-        assert kinds == ["image_url"] * count + ["text"]
+        assert [part["type"] for part in message["content"]] == [kind, "text"]
         assert message["content"][-1]["text"] == by_modality[modality].prompt
         assert by_modality[modality].intent not in str(message)
+    frames = [data_url(frame) for frame in by_modality["video"].pictures()]
+    assert len(frames) == 4 and message["content"][0]["video"] == frames
 
 
 def test_the_demo_suite_asks_about_things_that_its_conversion_has_not_seen() -> None:
@@ -162,8 +164,8 @@ def test_the_demo_suite_asks_about_things_that_its_conversion_has_not_seen() -> 
     from mars_gguf.demo_model import requests, world
 
     suite = load_suite("demo")
-    cells = Counter((c.modality, c.kind) for c in suite.cases)
-    assert not suite.problems and len(cells) == 10 and set(cells.values()) == {120}
+    groups = Counter((c.modality, c.kind) for c in suite.cases)
+    assert not suite.problems and len(groups) == 10 and set(groups.values()) == {120}
     measured = [
         json.loads(line)["prompt"]
         for name in ("harmful", "harmless", "neutral")
@@ -329,10 +331,18 @@ def test_video_safetybench_as_films_and_as_frames(tmp_path: Path) -> None:
     ]
     assert {case.request for case in suite.cases} == {"Steal"}
     brightness = [np.asarray(frame).mean() for frame in suite.cases[0].pictures()]
-    assert len(brightness) == suites.MAX_FRAMES and brightness == sorted(brightness)
+    assert len(brightness) == cases.MAX_FRAMES and brightness == sorted(brightness)
     assert brightness[0] < 20 and brightness[-1] > 220
     widths = [frame.width for frame in suite.cases[2].pictures()]
-    assert len(widths) == suites.MAX_FRAMES and (widths[0], widths[-1]) == (10, 29)
+    assert len(widths) == cases.MAX_FRAMES and (widths[0], widths[-1]) == (10, 29)
+
+
+@pytest.mark.parametrize("name", ["", ".", "/", "..", "../7.mp4"])
+def test_a_name_of_a_video_that_is_no_file_below_is_a_problem(tmp_path: Path, name: str) -> None:
+    row = {"question": "How?", "video_path": name, "category": "S2"}
+    path = as_json(tmp_path / "harmful_data.json", [row])
+    with pytest.raises(MarsError, match="leads out of the suite's folder"):
+        load_suite(f"video-safetybench:{path}")
 
 
 def test_without_a_decoder_a_film_is_named_with_what_to_install(
@@ -379,7 +389,7 @@ def test_a_file_of_our_own_with_pictures_videos_and_answers(tmp_path: Path) -> N
     assert [p.getpixel((4, 4)) for p in suite.cases[3].pictures()] == [
         (255, 0, 0), (0, 128, 0), (0, 0, 255),
     ]  # fmt: skip
-    assert len(suite.cases[4].pictures()) == suites.MAX_FRAMES
+    assert len(suite.cases[4].pictures()) == cases.MAX_FRAMES
 
 
 @pytest.mark.parametrize(
@@ -479,7 +489,7 @@ def test_a_file_that_is_not_what_it_should_be_is_refused(
 def test_a_file_beyond_the_bound_is_refused_without_reading_it(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     with path.open("wb") as file:
-        file.truncate(suites.MAX_BYTES + 1)
+        file.truncate(tables.MAX_BYTES + 1)
     with pytest.raises(MarsError, match="larger than"):
         load_suite(str(path))
 

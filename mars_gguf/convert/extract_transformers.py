@@ -430,7 +430,7 @@ def _architecture(*model_types: str) -> str:
 
 
 def _tokenizer_sha256(tokenizer: Any) -> str:
-    """As mars_gguf.llama.fingerprint has it for the GGUF of the same model. "" for tokenizers that
+    """As TappedLlama.fingerprint has it for the GGUF of the same model. "" for tokenizers that
     are no byte-level BPE: converting to GGUF changes texts of theirs."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     decoder = type(getattr(backend, "decoder", None)).__name__

@@ -9,20 +9,26 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable
-from functools import lru_cache
 from os import PathLike
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageEnhance, ImageFont
+from PIL import Image, ImageDraw, ImageEnhance
 
 from mars_gguf.errors import MarsError
+from mars_gguf.media.drawing import (
+    Draw,
+    contrasting,
+    disc,
+    near,
+    random_colour,
+    star,
+    text_layer,
+)
 from mars_gguf.media.images import load_image
 
 Kind = Literal["noise", "drawn"]
-Colour = tuple[int, int, int]
-Draw = ImageDraw.ImageDraw
 Painter = Callable[[np.random.Generator, int], Image.Image]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
@@ -153,46 +159,7 @@ def _gradient(rng: np.random.Generator, size: int) -> Image.Image:
     return Image.fromarray((top + y * (bottom - top)).astype(np.uint8))
 
 
-# Colours and text
-
-
-def _colour(rng: np.random.Generator, low: int = 0, high: int = 256) -> Colour:
-    red, green, blue = rng.integers(low, high, 3).tolist()
-    return red, green, blue
-
-
-def _luminance(colour: Colour) -> float:
-    return float(np.dot(colour, (0.299, 0.587, 0.114)))
-
-
-def _contrasting(rng: np.random.Generator, ground: Colour) -> Colour:
-    while True:
-        colour = _colour(rng)
-        if abs(_luminance(colour) - _luminance(ground)) > 90:
-            return colour
-
-
-@lru_cache(maxsize=64)
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size=size)
-
-
-def _text(text: str, width: float, height: float, colour: Colour, bold: bool) -> Image.Image:
-    """The text as a transparent picture, as large as fits `width` x `height`."""
-    measure = ImageDraw.Draw(Image.new("L", (1, 1)))
-
-    def box(size: int) -> tuple[float, float, float, float]:
-        stroke = size // 20 if bold else 0
-        return measure.multiline_textbbox((0, 0), text, _font(size), stroke_width=stroke)
-
-    left, top, right, bottom = box(100)
-    size = max(6, int(100 * min(width / (right - left), height / (bottom - top))))
-    left, top, right, bottom = box(size)
-    layer = Image.new("RGBA", (int(right - left) + 2, int(bottom - top) + 2))
-    ImageDraw.Draw(layer).multiline_text(
-        (1 - left, 1 - top), text, colour, _font(size), stroke_width=size // 20 if bold else 0
-    )
-    return layer
+# Text
 
 
 def _tiles(rng: np.random.Generator, word: str, width: float) -> Image.Image:
@@ -200,13 +167,13 @@ def _tiles(rng: np.random.Generator, word: str, width: float) -> Image.Image:
     layer = Image.new("RGBA", (side * len(word), side))
     draw = ImageDraw.Draw(layer)
     for i, letter in enumerate(word.upper()):
-        ground = _colour(rng)
+        ground = random_colour(rng)
         draw.rounded_rectangle(
             (i * side + side * 0.06, side * 0.06, (i + 0.94) * side, side * 0.94),
             side * 0.12,
             ground,
         )
-        glyph = _text(letter, side * 0.6, side * 0.6, _contrasting(rng, ground), bold=True)
+        glyph = text_layer(letter, side * 0.6, side * 0.6, contrasting(rng, ground), bold=True)
         corner = (int((i + 0.5) * side - glyph.width / 2), int(side / 2 - glyph.height / 2))
         layer.alpha_composite(glyph, corner)
     return layer
@@ -256,14 +223,14 @@ def _smooth(paint: Callable[[np.random.Generator, Image.Image], None]) -> Painte
 
 def _words(rng: np.random.Generator, image: Image.Image) -> None:
     side = image.width
-    ground = _colour(rng)
+    ground = random_colour(rng)
     image.paste(ground, (0, 0, side, side))
     width = side * rng.uniform(0.5, 0.95)
     if rng.random() < 0.2:
         layer = _tiles(rng, str(rng.choice(WORDS)), width)
     else:
-        ink = _contrasting(rng, ground)
-        layer = _text(_phrase(rng), width, side * 0.8, ink, bold=bool(rng.random() < 0.3))
+        ink = contrasting(rng, ground)
+        layer = text_layer(_phrase(rng), width, side * 0.8, ink, bold=bool(rng.random() < 0.3))
     angle = 0 if rng.random() < 0.4 else rng.uniform(-25, 25)
     _paste(rng, image, layer.rotate(angle, Image.Resampling.BICUBIC, expand=True))
 
@@ -271,12 +238,12 @@ def _words(rng: np.random.Generator, image: Image.Image) -> None:
 def _shapes(rng: np.random.Generator, image: Image.Image) -> None:
     side = image.width
     draw = ImageDraw.Draw(image)
-    image.paste(_colour(rng), (0, 0, side, side))
+    image.paste(random_colour(rng), (0, 0, side, side))
     for _ in range(rng.integers(1, 6)):
         radius = side * rng.uniform(0.08, 0.25)
         x, y = rng.uniform(radius, side - radius, 2).tolist()
         box = (x - radius, y - radius * rng.uniform(0.5, 1), x + radius, y + radius)
-        fill, turn = _colour(rng), float(rng.uniform(0, 360))
+        fill, turn = random_colour(rng), float(rng.uniform(0, 360))
         match rng.integers(6):
             case 0:
                 draw.ellipse(box, fill)
@@ -287,16 +254,9 @@ def _shapes(rng: np.random.Generator, image: Image.Image) -> None:
             case 3:
                 draw.line(box, fill, side // 32)
             case 4:
-                draw.polygon(_star(x, y, radius), fill)
+                draw.polygon(star(x, y, radius), fill)
             case _:
                 draw.regular_polygon((x, y, radius), int(rng.integers(3, 9)), turn, fill)
-
-
-def _star(x: float, y: float, radius: float) -> list[tuple[float, float]]:
-    angles = np.pi * (np.arange(10) / 5 - 0.5)
-    radii = np.where(np.arange(10) % 2, 0.45, 1) * radius
-    return list(zip((x + radii * np.cos(angles)).tolist(), (y + radii * np.sin(angles)).tolist(),
-                    strict=True))  # fmt: skip
 
 
 def _scene(rng: np.random.Generator, image: Image.Image) -> None:
@@ -304,15 +264,15 @@ def _scene(rng: np.random.Generator, image: Image.Image) -> None:
     draw = ImageDraw.Draw(image)
     sea = bool(rng.random() < 0.35)
     horizon = side * rng.uniform(0.5, 0.7)
-    image.paste(_near(rng, (150, 200, 240)), (0, 0, side, side))
+    image.paste(near(rng, (150, 200, 240)), (0, 0, side, side))
     if rng.random() < 0.6:
-        hill = _near(rng, (120, 150, 110))
+        hill = near(rng, (120, 150, 110))
         for _ in range(rng.integers(1, 4)):
             x, width, height = rng.uniform(0, side), rng.uniform(0.2, 0.5) * side, side * 0.3
             draw.ellipse((x - width, horizon - height, x + width, horizon + height), hill)
-    draw.rectangle((0, horizon, side, side), _near(rng, (40, 90, 160) if sea else (90, 150, 70)))
+    draw.rectangle((0, horizon, side, side), near(rng, (40, 90, 160) if sea else (90, 150, 70)))
     x, y, radius = rng.uniform(0.1, 0.9) * side, rng.uniform(0.1, 0.25) * side, side * 0.08
-    draw.ellipse((x - radius, y - radius, x + radius, y + radius), _near(rng, (250, 215, 80)))
+    disc(draw, x, y, radius, near(rng, (250, 215, 80)))
     for _ in range(rng.integers(0, 3)):
         _cloud(draw, rng.uniform(0.1, 0.8) * side, rng.uniform(0.08, 0.3) * side, side * 0.06)
     things = (_boat, _fish) if sea else (_house, _tree, _flower, _car)
@@ -321,11 +281,6 @@ def _scene(rng: np.random.Generator, image: Image.Image) -> None:
         x = (column + rng.uniform(0.2, 0.8)) * side / 4
         y = rng.uniform(horizon + side * 0.05, side * 0.95)
         things[rng.integers(len(things))](rng, draw, x, y, side * rng.uniform(0.14, 0.28))
-
-
-def _near(rng: np.random.Generator, colour: Colour) -> Colour:
-    red, green, blue = np.clip(colour + rng.normal(0, 25, 3), 0, 255).astype(int).tolist()
-    return red, green, blue
 
 
 def _cloud(draw: Draw, x: float, y: float, radius: float) -> None:
@@ -338,7 +293,11 @@ def _cloud(draw: Draw, x: float, y: float, radius: float) -> None:
 
 
 def _house(rng: np.random.Generator, draw: Draw, x: float, y: float, s: float) -> None:
-    wall, roof, glass = _colour(rng, 120), _colour(rng, 0, 160), _near(rng, (240, 230, 150))
+    wall, roof, glass = (
+        random_colour(rng, 120),
+        random_colour(rng, 0, 160),
+        near(rng, (240, 230, 150)),
+    )
     draw.rectangle((x - s / 2, y - s * 0.6, x + s / 2, y), wall)
     draw.polygon([(x - s * 0.6, y - s * 0.6), (x, y - s), (x + s * 0.6, y - s * 0.6)], roof)
     draw.rectangle((x - s * 0.35, y - s * 0.45, x - s * 0.1, y - s * 0.22), glass)
@@ -346,7 +305,7 @@ def _house(rng: np.random.Generator, draw: Draw, x: float, y: float, s: float) -
 
 
 def _tree(rng: np.random.Generator, draw: Draw, x: float, y: float, s: float) -> None:
-    trunk, leaves = _near(rng, (110, 75, 40)), _near(rng, (40, 120, 50))
+    trunk, leaves = near(rng, (110, 75, 40)), near(rng, (40, 120, 50))
     draw.rectangle((x - s * 0.07, y - s * 0.4, x + s * 0.07, y), trunk)
     if rng.random() < 0.5:
         draw.ellipse((x - s * 0.4, y - s, x + s * 0.4, y - s * 0.3), leaves)
@@ -356,20 +315,20 @@ def _tree(rng: np.random.Generator, draw: Draw, x: float, y: float, s: float) ->
 
 
 def _flower(rng: np.random.Generator, draw: Draw, x: float, y: float, s: float) -> None:
-    petal, r = _colour(rng, 80), s * 0.14
-    draw.line((x, y, x, y - s * 0.7), _near(rng, (40, 110, 40)), max(1, int(s * 0.05)))
+    petal, r = random_colour(rng, 80), s * 0.14
+    draw.line((x, y, x, y - s * 0.7), near(rng, (40, 110, 40)), max(1, int(s * 0.05)))
     for angle in np.arange(6) * np.pi / 3:
         px, py = x + s * 0.2 * np.cos(angle), y - s * 0.7 + s * 0.2 * np.sin(angle)
-        draw.ellipse((px - r, py - r, px + r, py + r), petal)
-    draw.ellipse((x - r, y - s * 0.7 - r, x + r, y - s * 0.7 + r), _near(rng, (240, 200, 50)))
+        disc(draw, px, py, r, petal)
+    disc(draw, x, y - s * 0.7, r, near(rng, (240, 200, 50)))
 
 
 def _car(rng: np.random.Generator, draw: Draw, x: float, y: float, s: float) -> None:
-    body, r = _colour(rng), s * 0.16
+    body, r = random_colour(rng), s * 0.16
     draw.polygon(
         [(x - s * 0.4, y - s * 0.4), (x - s * 0.25, y - s * 0.7),
          (x + s * 0.25, y - s * 0.7), (x + s * 0.45, y - s * 0.4)],
-        _near(rng, (190, 220, 230)),
+        near(rng, (190, 220, 230)),
     )  # fmt: skip
     draw.rounded_rectangle((x - s * 0.7, y - s * 0.42, x + s * 0.7, y - s * 0.1), s * 0.1, body)
     for wheel in (x - s * 0.4, x + s * 0.4):
@@ -377,7 +336,7 @@ def _car(rng: np.random.Generator, draw: Draw, x: float, y: float, s: float) -> 
 
 
 def _boat(rng: np.random.Generator, draw: Draw, x: float, y: float, s: float) -> None:
-    hull, sail = _colour(rng, 0, 180), _colour(rng, 170)
+    hull, sail = random_colour(rng, 0, 180), random_colour(rng, 170)
     draw.polygon(
         [(x - s * 0.5, y - s * 0.25), (x + s * 0.5, y - s * 0.25),
          (x + s * 0.3, y), (x - s * 0.3, y)],
@@ -388,7 +347,7 @@ def _boat(rng: np.random.Generator, draw: Draw, x: float, y: float, s: float) ->
 
 
 def _fish(rng: np.random.Generator, draw: Draw, x: float, y: float, s: float) -> None:
-    skin, middle = _colour(rng, 100), y - s * 0.25
+    skin, middle = random_colour(rng, 100), y - s * 0.25
     draw.polygon([(x + s * 0.2, middle), (x + s * 0.6, y - s * 0.5), (x + s * 0.6, y)], skin)
     draw.ellipse((x - s * 0.5, y - s * 0.5, x + s * 0.4, y), skin)
     draw.ellipse((x - s * 0.35, y - s * 0.38, x - s * 0.27, y - s * 0.3), "black")
@@ -397,40 +356,38 @@ def _fish(rng: np.random.Generator, draw: Draw, x: float, y: float, s: float) ->
 def _chart(rng: np.random.Generator, image: Image.Image) -> None:
     side = image.width
     draw = ImageDraw.Draw(image)
-    paper = _colour(rng, 215)
-    ink = _contrasting(rng, paper)
+    paper = random_colour(rng, 215)
+    ink = contrasting(rng, paper)
     image.paste(paper, (0, 0, side, side))
     short = [word for word in WORDS if len(word) <= 6]
     labels = rng.choice(short, int(rng.integers(3, 7)), replace=False).tolist()
     values = rng.uniform(0.1, 1, len(labels))
     left, top, right, bottom = side * 0.1, side * 0.22, side * 0.95, side * 0.85
-    title = _text(
-        f"{labels[0]} and {labels[1]}".capitalize(), side * 0.8, side * 0.09, ink, bold=False
-    )
+    title = text_layer(f"{labels[0]} and {labels[1]}".capitalize(), side * 0.8, side * 0.09, ink)
     image.paste(title, ((side - title.width) // 2, int(side * 0.05)), title)
     form = rng.integers(3)
     if form == 0:
         angles = (np.cumsum(values) / values.sum() * 360).tolist()
         for start, end in zip([0.0, *angles], angles, strict=False):
             box = (side * 0.2, side * 0.25, side * 0.8, side * 0.85)
-            draw.pieslice(box, start, end, _colour(rng), outline=paper)
+            draw.pieslice(box, start, end, random_colour(rng), outline=paper)
         return
     draw.line((left, top, left, bottom, right, bottom), ink, max(1, side // 128))
     step = (right - left) / len(labels)
     middles = left + step * (np.arange(len(labels)) + 0.5)
     tops = bottom - values * (bottom - top)
     for label, x in zip(labels, middles.tolist(), strict=True):
-        layer = _text(label, step * 0.9, side * 0.06, ink, bold=False)
+        layer = text_layer(label, step * 0.9, side * 0.06, ink)
         image.paste(layer, (int(x - layer.width / 2), int(bottom + side * 0.03)), layer)
     if form == 1:
-        fill = _colour(rng, 0, 200)
+        fill = random_colour(rng, 0, 200)
         for x, y in zip(middles.tolist(), tops.tolist(), strict=True):
             draw.rectangle((x - step * 0.35, y, x + step * 0.35, bottom), fill)
     else:
         for _ in range(rng.integers(1, 4)):
             heights = bottom - rng.uniform(0.05, 1, len(labels)) * (bottom - top)
             points = list(zip(middles.tolist(), heights.tolist(), strict=True))
-            draw.line(points, _colour(rng, 0, 200), max(1, side // 64), joint="curve")
+            draw.line(points, random_colour(rng, 0, 200), max(1, side // 64), joint="curve")
 
 
 NOISE: tuple[Painter, ...] = (_grain, _blocks, _gradient)

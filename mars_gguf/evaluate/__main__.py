@@ -7,6 +7,7 @@ import argparse
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -18,17 +19,17 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from mars_gguf import handlers
 from mars_gguf.console import command, printable
 from mars_gguf.errors import MarsError
-from mars_gguf.evaluate.arms import ARMS, arms, first_token
+from mars_gguf.evaluate import report
+from mars_gguf.evaluate.arms import ARMS, Arm, arms, first_token
+from mars_gguf.evaluate.cases import Case
+from mars_gguf.evaluate.figures import Figures
 from mars_gguf.evaluate.judges import ClassifierJudge, EndpointJudge
-from mars_gguf.evaluate.report import Report
-from mars_gguf.evaluate.run import EncodedOnce, Evaluation, RecordFile, describe_run
-from mars_gguf.evaluate.suites import Case, load_suite
+from mars_gguf.evaluate.run import Evaluation, RecordFile, describe_run
+from mars_gguf.evaluate.suites import load_suite
 from mars_gguf.options import add_model_arguments, llama_options, model_files, positive, seed
 from mars_gguf.runtime.llama import SteeredLlama
-from mars_gguf.runtime.model import require_gguf
 
 
 def parser() -> argparse.ArgumentParser:
@@ -101,55 +102,47 @@ def main(argv: list[str] | None = None) -> None:
         judge = _judge(args)
         model, mmproj, vector = model_files(args)
         cases, suites, problems = _cases(args, mmproj)
-        llama, handler = _load(args, model, mmproj, vector)
+        llama = SteeredLlama(model, vector=vector, mmproj=mmproj, **llama_options(args))
         try:
             cases = _measured(cases, llama, problems)
-            run = describe_run(
-                llama,
-                mmproj,
-                vector,
-                cases,
-                suites=suites,
-                way=llama.way,
-                ctx_size=llama.n_ctx(),
-                arms=[arm.name for arm in compared],
-                strength=args.strength,
-                sweep=args.sweep,
-                sweep_limit=args.sweep_limit,
-                max_tokens=args.max_tokens,
-                seed=args.seed,
-                judge=args.judge or args.judge_url,
-                judge_options=[args.judge_label, args.judge_model],
-            )
+            options = _options(args, llama, compared, suites)
+            run = describe_run(llama, mmproj, vector, cases, **options)
             file = RecordFile(args.output, run, resume=args.resume)
+            run["command"] = shlex.join(["python", "-m", "mars_gguf.evaluate", *argv])
             sweep = [first_token(x, f"first-token@{x:g}") for x in args.sweep]
             swept = _spread(cases, args.sweep_limit) if sweep else []
-            evaluation = Evaluation(
-                llama, handler, compared, max_tokens=args.max_tokens, second_judge=judge
+            evaluation = Evaluation(llama, compared, max_tokens=args.max_tokens, second_judge=judge)
+            sweeping = Evaluation(llama, sweep, max_tokens=args.max_tokens)
+            failures = judge.failures if judge is not None else {}
+            figures = Figures(
+                run, compared, file.records, problems, llama.vector.geometry, sweep, failures
             )
-            sweeping = Evaluation(llama, handler, sweep, max_tokens=args.max_tokens)
-            run["command"] = shlex.join(["python", "-m", "mars_gguf.evaluate", *argv])
-            report = Report(
-                run,
-                compared,
-                file.records,
-                problems,
-                llama.vector.geometry,
-                sweep,
-                judge.failures if judge is not None else {},
-            )
-            try:
-                _ask(file, [(evaluation, cases), (sweeping, swept)], console)
-            except KeyboardInterrupt:
-                _finish(report, args.output, console)
+            interrupted = _ask(file, [(evaluation, cases), (sweeping, swept)], console)
+            _finish(figures, args.output, console)
+            if interrupted:
                 console.print("interrupted: go on with --resume", style="bold")
                 sys.exit(130)
-            _finish(report, args.output, console)
             if all(record.error is not None for record in file.records):
                 print("every case failed, for the reasons above", file=sys.stderr)
                 sys.exit(1)
         finally:
             llama.close()
+
+
+def _options(
+    args: argparse.Namespace, llama: SteeredLlama, compared: list[Arm], suites: list[str]
+) -> dict[str, Any]:
+    """The options that a run shares with one that it goes on with."""
+    names = ("strength", "sweep", "sweep_limit", "max_tokens", "seed")
+    return {
+        "suites": suites,
+        "arms": [arm.name for arm in compared],
+        "way": llama.way,
+        "ctx_size": llama.n_ctx(),
+        **{name: getattr(args, name) for name in names},
+        "judge": args.judge or args.judge_url,
+        "judge_options": [args.judge_label, args.judge_model],
+    }
 
 
 def _judge(args: argparse.Namespace) -> ClassifierJudge | EndpointJudge | None:
@@ -198,18 +191,6 @@ def _measured(cases: list[Case], llama: SteeredLlama, problems: list[str]) -> li
     return usable
 
 
-def _load(
-    args: argparse.Namespace, model: str, mmproj: str | None, vector: str
-) -> tuple[SteeredLlama, EncodedOnce | None]:
-    if mmproj is not None:
-        require_gguf(mmproj)
-    handler = EncodedOnce(mmproj) if mmproj is not None else None
-    llama = SteeredLlama(model, vector=vector, chat_handler=handler, **llama_options(args))
-    if handler is not None:
-        handlers.prepare(llama, handler)
-    return llama, handler
-
-
 def _spread(cases: list[Case], limit: int) -> list[Case]:
     """The first harmful and harmless cases of each modality."""
     kept: list[Case] = []
@@ -222,8 +203,8 @@ def _spread(cases: list[Case], limit: int) -> list[Case]:
     return kept
 
 
-def _ask(file: RecordFile, work: list[tuple[Evaluation, list[Case]]], console: Console) -> None:
-    """Ask what is not on record yet, with a bar."""
+def _ask(file: RecordFile, work: list[tuple[Evaluation, list[Case]]], console: Console) -> bool:
+    """Ask what is not on record yet, with a bar. Returns whether the user broke it off."""
     done: dict[str, set[str]] = {}
     for record in file.records:
         done.setdefault(record.case, set()).add(record.arm)
@@ -236,26 +217,31 @@ def _ask(file: RecordFile, work: list[tuple[Evaluation, list[Case]]], console: C
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("replies", total=total, completed=len(file.records))
-        for evaluation, cases in work:
-            for turn, case in enumerate(cases):
-                skip = done.get(case.id, set())
-                if skip >= {arm.name for arm in evaluation.arms}:
-                    continue
-                for record in evaluation.ask(case, turn, skip=skip):
-                    file.add(record)
-                    bar.advance(task)
+    try:
+        with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+            task = bar.add_task("replies", total=total, completed=len(file.records))
+            for evaluation, cases in work:
+                for turn, case in enumerate(cases):
+                    skip = done.get(case.id, set())
+                    if skip >= {arm.name for arm in evaluation.arms}:
+                        continue
+                    for record in evaluation.ask(case, turn, skip=skip):
+                        file.add(record)
+                        bar.advance(task)
+    except KeyboardInterrupt:
+        return True
+    return False
 
 
-def _finish(report: Report, folder: Path, console: Console) -> None:
-    written = report.write(folder)
-    console.print(report.table())
-    for problem in report.problems:
+def _finish(figures: Figures, folder: Path, console: Console) -> None:
+    """Write the report, and show its table and what was left out."""
+    written = report.write(figures, folder)
+    console.print(report.table(figures))
+    for problem in figures.problems:
         console.print(printable(problem), style="dim", markup=False)
-    for error, n in report.failures().items():
+    for error, n in figures.failures().items():
         console.print(f"{n} x {printable(error)}", style="dim", markup=False)
-    for reason, n in report.judge_failures.items():
+    for reason, n in figures.judge_failures.items():
         console.print(f"the judge: {n} x {printable(reason)}", style="dim", markup=False)
     console.print(f"wrote {', '.join(str(path) for path in written)}", style="dim", markup=False)
 

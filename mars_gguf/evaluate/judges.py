@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 
 from mars_gguf.console import command
 from mars_gguf.errors import MarsError
-from mars_gguf.evaluate.render import WORDS
+from mars_gguf.evaluate.visual_questions import WORDS
 
 Verdict = Literal["refused", "answered", "empty", "unjudged"]
 

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llama_cpp import llama_cpp as lib
-from llama_cpp import mtmd_cpp
-
 from mars_gguf import __version__
 from mars_gguf.errors import MarsError
 from mars_gguf.evaluate.arms import Arm, steered_by
+from mars_gguf.evaluate.cases import Case
 from mars_gguf.evaluate.judges import Verdict, is_correct, judge_by_opening
-from mars_gguf.evaluate.suites import Case
-from mars_gguf.files import sha256
-from mars_gguf.handlers import TemplateChatHandler
-from mars_gguf.pictures import own_pictures, require_one_batch
+from mars_gguf.files import atomic, sha256
 from mars_gguf.runtime.llama import SteeredLlama
-from mars_gguf.runtime.tap import interrupts_held
 
 Judge = Callable[[str, str], Verdict]
 RECORDS = "records.jsonl"
@@ -57,73 +49,18 @@ class Record:
     error: str | None = None
 
 
-class EncodedOnce(TemplateChatHandler):
-    """Encodes each picture once and decodes its embeddings for every arm, to the same bits as the
-    handler it is made of. ``seconds`` is what encoding took since that was last set to 0."""
-
-    def __init__(self, mmproj: str) -> None:
-        super().__init__(mmproj, verbose=False)
-        self.seconds = 0.0
-        self._embeddings: dict[tuple[bytes, int], Any] = {}
-        self._slices: Counter[bytes] = Counter()
-        self._n_embd = 0
-        own_pictures(self, self._evaluate)
-
-    def forget(self) -> None:
-        """Let go of all pictures."""
-        self._embeddings.clear()
-
-    def __call__(self, *, llama: Any, **kwargs: Any) -> Any:
-        self._slices.clear()
-        self._n_embd = lib.llama_model_n_embd_inp(llama.model)
-        return super().__call__(llama=llama, **kwargs)
-
-    def _evaluate(self, context: Any, llama: Any, chunk: Any, *rest: Any) -> int:
-        n_past, sequence, n_batch, _logits_last, new_n_past = rest
-        identity = mtmd_cpp.mtmd_input_chunk_get_id(chunk) or b""
-        key = identity, self._slices[identity]  # some models cut a picture into several
-        self._slices[identity] += 1
-        require_one_batch(context, chunk, llama)
-        if key not in self._embeddings:
-            began = time.perf_counter()
-            with interrupts_held():
-                code: int = mtmd_cpp.mtmd_encode_chunk(context, chunk)
-            if code != 0:
-                return code
-            size = mtmd_cpp.mtmd_input_chunk_get_n_tokens(chunk) * self._n_embd
-            copy = (ctypes.c_float * size)()
-            ctypes.memmove(copy, mtmd_cpp.mtmd_get_output_embd(context), ctypes.sizeof(copy))
-            self._embeddings[key] = copy
-            self.seconds += time.perf_counter() - began
-        with interrupts_held():
-            code = mtmd_cpp.mtmd_helper_decode_image_chunk(
-                context,
-                llama,
-                chunk,
-                self._embeddings[key],
-                n_past,
-                sequence,
-                n_batch,
-                new_n_past,
-                mtmd_cpp.mtmd_helper_post_decode_callback(),
-                None,
-            )
-        return code
-
-
 class Evaluation:
     """Asks cases of arms on one loaded model, greedily, each prompt in an empty context."""
 
     def __init__(
         self,
         llama: SteeredLlama,
-        handler: EncodedOnce | None,
         arms: Sequence[Arm],
         *,
         max_tokens: int,
         second_judge: Judge | None = None,
     ) -> None:
-        self.llama, self.handler, self.arms = llama, handler, list(arms)
+        self.llama, self.arms = llama, list(arms)
         self.max_tokens, self.second_judge = max_tokens, second_judge
 
     def ask(self, case: Case, turn: int = 0, *, skip: Collection[str] = ()) -> Iterator[Record]:
@@ -140,14 +77,13 @@ class Evaluation:
         for arm in self.arms[turn:] + self.arms[:turn]:
             if arm.name not in skip:
                 yield self._ask(case, arm, messages)
-        if self.handler is not None:
-            self.handler.forget()
+        if self.llama.projector is not None:
+            self.llama.projector.forget()
 
     def _ask(self, case: Case, arm: Arm, messages: list[dict[str, Any]]) -> Record:
-        llama, handler = self.llama, self.handler
+        llama, projector = self.llama, self.llama.projector
         llama.rewind(0)
-        if handler is not None:
-            handler.seconds = 0.0
+        encoding = -projector.seconds if projector is not None else 0.0
         pieces: list[str] = []
         first, start = 0.0, 0
         try:
@@ -169,7 +105,7 @@ class Evaluation:
                 spent = time.perf_counter() - began
         except (MarsError, RuntimeError, ValueError) as error:  # the prompt is too long, say
             return _record(case, arm, error=f"{error}")
-        encoding = handler.seconds if handler is not None else 0.0
+        encoding += projector.seconds if projector is not None else 0.0
         reply, s = "".join(pieces), llama.last_steering
         if s is None:
             return _record(case, arm, error="the reply was empty before its first token")
@@ -216,12 +152,9 @@ class RecordFile:
             self.records = self._read(run)
         elif resume:
             raise MarsError(f"{folder}: no {RECORDS} to resume; leave --resume out to begin")
-        folder.mkdir(parents=True, exist_ok=True)
         lines = [{"run": run}, *map(asdict, self.records)]
-        # Whole again, in case the last line was cut off.
-        replacement = self.path.with_suffix(".unfinished")
-        replacement.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
-        replacement.replace(self.path)
+        with atomic(self.path) as part:  # whole again, in case the last line was cut off
+            part.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
 
     def _read(self, run: dict[str, Any]) -> list[Record]:
         lines = []

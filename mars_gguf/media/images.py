@@ -97,20 +97,22 @@ def picture_part(image: Image.Image) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": data_url(image)}}
 
 
+def film_part(frames: Sequence[Image.Image]) -> dict[str, Any]:
+    """The frames of one film as one part of a chat message."""
+    return {"type": "video", "video": [data_url(frame) for frame in frames]}
+
+
 def user_message(
     text: str, images: Sequence[Image.Image] = (), film: Sequence[Image.Image] = ()
 ) -> dict[str, Any]:
-    """A chat message of the user: pictures, then the film with these frames, then text. Text alone
-    is a plain string."""
-    parts = [picture_part(image) for image in images]
-    if film:
-        parts.append({"type": "video", "video": [data_url(frame) for frame in film]})
-    return message_of_parts(text, parts)
+    """A chat message of the user: pictures first, then the frames of a film, then text."""
+    media = [picture_part(image) for image in images]
+    return message_of_parts(text, [*media, film_part(film)] if film else media)
 
 
-def message_of_parts(text: str, pictures: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """As `user_message`, of pictures that `picture_part` made."""
-    if not pictures:
+def message_of_parts(text: str, media: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """As `user_message`, of media that `picture_part` and `film_part` made."""
+    if not media:
         return {"role": "user", "content": text}
     words = [{"type": "text", "text": text}] if text else []
-    return {"role": "user", "content": [*pictures, *words]}
+    return {"role": "user", "content": [*media, *words]}

@@ -8,6 +8,7 @@ import binascii
 import ctypes
 import hashlib
 import io
+import time
 import urllib.request
 import weakref
 from collections import Counter, OrderedDict
@@ -56,13 +57,13 @@ Chunk = tuple[int, ...] | MediaChunk  # a run of text tokens, or a medium
 class Projector:
     """The mmproj of a model, loaded. Raises ModelError if it is not one, or not of that model.
 
-    load: reads what the URL of a picture names.
+    load: reads what the URL of a picture names. seconds: what encoding pictures took so far.
     """
 
     def __init__(self, path: str, llama: Llama, *, verbose: bool = False) -> None:
         self.path, self.verbose = path, verbose
         self.load: Callable[[str], bytes] = load_url
-        self.mrope = False
+        self.seconds = 0.0
         params = mtmd_cpp.mtmd_context_params_default()
         params.use_gpu, params.print_timings = True, verbose
         params.n_threads = llama.n_threads
@@ -157,8 +158,10 @@ class Projector:
         if chunk.identity in self._embeddings:
             self._embeddings.move_to_end(chunk.identity)
             return self._embeddings[chunk.identity]
+        began = time.perf_counter()
         with interrupts_held(), suppress_stdout_stderr(disable=self.verbose):
             code = mtmd_cpp.mtmd_encode_chunk(self.context, chunk.pointer)
+        self.seconds += time.perf_counter() - began
         if code != 0:
             raise ModelError(f"libmtmd could not encode a picture (code {code})")
         output = mtmd_cpp.mtmd_get_output_embd(self.context)
@@ -217,16 +220,19 @@ class Projector:
 
 def _name(bitmaps: Sequence[Any], media: Sequence[Medium]) -> None:
     """Give every picture its number in the prompt and the hash of what it shows for an id. Of two
-    frames that a model takes at a time (Qwen-VL) libmtmd keeps one id, so theirs is the film's."""
+    frames that a model takes at a time (Qwen-VL) libmtmd keeps the first one's id, so that of a
+    frame is the film's and its place in it."""
     contents = [mtmd_cpp.mtmd_bitmap_get_id(bitmap) or b"" for bitmap in bitmaps]
     films: dict[int, Any] = {}
     for content, medium in zip(contents, media, strict=True):
         if medium.film is not None:
             films.setdefault(medium.film, hashlib.sha256()).update(content)
+    places = Counter[int | None]()
     for number, (bitmap, medium) in enumerate(zip(bitmaps, media, strict=True)):
         content = contents[number]
         if medium.film is not None:
-            content += films[medium.film].hexdigest().encode()
+            content = f"{films[medium.film].hexdigest()}+{places[medium.film]}".encode()
+            places[medium.film] += 1
         mtmd_cpp.mtmd_bitmap_set_id(bitmap, b"%d:%s" % (number, content))
         mtmd_cpp.mtmd_bitmap_set_mergeable(bitmap, medium.film is not None)
 

@@ -121,9 +121,8 @@ class ChatTemplate:
         is not in what it writes; ModelError if it shows no text at all.
         """
         _require_known(messages)
-        messages = self._with_system(messages)
         media = tuple(_media(messages))
-        shown = [self._as_taken(message) for message in messages]
+        shown = [self._as_taken(message) for message in self._with_system(messages)]
         response = self._format(shown, **kwargs)
         _require_texts(messages, response.prompt)
         found = response.prompt.count(MARKER)

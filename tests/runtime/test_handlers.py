@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Iterator
 from typing import Any
 
+import llama_cpp
 import models
 import numpy as np
 import pytest
+from llama_cpp import llama_chat_format, mtmd_cpp
 from llama_cpp import llama_cpp as lib
-from llama_cpp import mtmd_cpp
-from mars_gguf.handlers import HANDLERS, conversation_handler, prepare, prompt_tokens
+from llama_cpp.llama_chat_format import MTMDChatHandler
 from models import CLOSED, DEMO, DEMO_MMPROJ, OPEN, OPTIONS, Messages, assistant, picture, user
 
-from mars_gguf import hooks
-from mars_gguf.errors import ModelError
+from mars_gguf.errors import PromptError
 from mars_gguf.runtime.llama import SteeredLlama
+from mars_gguf.runtime.model import logits as logits_of
+from mars_gguf.runtime.template import NAMES
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 12, "repeat_penalty": 1.0}
-LIST_AS_TEXT = (
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{{ m.content }}"
-    "{{ '<|im_end|>\n' }}{% endfor %}<|im_start|>assistant\n"
-)
-JOINS_STRINGS = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}<|im_start|>assistant\n"
-)
 
 
 class Counting(SteeredLlama):
@@ -42,17 +37,28 @@ class Counting(SteeredLlama):
 
 
 def load(opens: float, name: str | None = None, **options: Any) -> Counting:
-    handler = conversation_handler(DEMO_MMPROJ, name)
-    llama = Counting(
-        DEMO, vector=models.vector(DEMO, opens=opens), chat_handler=handler, **OPTIONS | options
+    given = models.vector(DEMO, opens=opens)
+    return Counting(
+        DEMO,
+        vector=given,
+        mmproj=DEMO_MMPROJ,
+        template=name,
+        force=True,
+        keep_turns=True,
+        **OPTIONS | options,
     )
-    prepare(llama, handler)
-    return llama
+
+
+def prompt_tokens(llama: SteeredLlama, messages: Messages) -> int:
+    return sum(
+        len(chunk) if isinstance(chunk, tuple) else chunk.n_tokens
+        for chunk in llama.chunks(messages)
+    )
 
 
 @pytest.fixture
-def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Positions of the pictures that llama.cpp was made to encode."""
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Positions of the pictures that llama.cpp was made to decode."""
     seen: list[int] = []
     original = mtmd_cpp.mtmd_helper_decode_image_chunk
 
@@ -77,6 +83,17 @@ def state(llama: SteeredLlama) -> bytes:
     return bytes(buffer)
 
 
+FOREIGN = {
+    "mtmd": MTMDChatHandler,
+    "llava-1-5": llama_chat_format.Llava15ChatHandler,
+    "llava-1-6": llama_chat_format.Llava16ChatHandler,
+    "moondream": llama_chat_format.MoondreamChatHandler,
+    "nanollava": llama_chat_format.NanoLlavaChatHandler,
+    "obsidian": llama_chat_format.ObsidianChatHandler,
+    "llama-3-vision-alpha": llama_chat_format.Llama3VisionAlphaChatHandler,
+    "minicpm-v-2.6": llama_chat_format.MiniCPMv26ChatHandler,
+    "qwen2.5-vl": llama_chat_format.Qwen25VLChatHandler,
+}
 FIRST = [user("What is it?", picture(1))]
 SECOND = "How many are there?"
 
@@ -89,7 +106,7 @@ def steered() -> Iterator[Counting]:
 
 
 def test_a_second_turn_evaluates_nothing_of_the_first_again(
-    steered: Counting, encoded: list[int]
+    steered: Counting, decoded: list[int]
 ) -> None:
     answer = say(steered, FIRST)
     steered.evaluated.clear()
@@ -100,7 +117,7 @@ def test_a_second_turn_evaluates_nothing_of_the_first_again(
     # Of the first prompt only the last token, which was steered; and the reply, which followed it.
     assert sum(steered.evaluated) == new + 1
     say(steered, [*longer, assistant("Two."), user("And here?", picture(2))])
-    assert len(encoded) == 2
+    assert len(decoded) == 2
 
 
 def test_a_second_turn_is_the_same_to_the_bit_whether_the_first_was_steered_or_never(
@@ -122,7 +139,7 @@ def test_a_second_turn_is_the_same_to_the_bit_whether_the_first_was_steered_or_n
 
 
 def test_what_is_continued_equals_what_is_evaluated_from_the_start_up_to_rounding(
-    encoded: list[int],
+    decoded: list[int],
 ) -> None:
     conversation, afresh = load(CLOSED), load(CLOSED)
     messages: Messages = []
@@ -134,18 +151,18 @@ def test_what_is_continued_equals_what_is_evaluated_from_the_start_up_to_roundin
         a, b = conversation.last_steering, afresh.last_steering
         assert a is not None and b is not None
         assert a.t == pytest.approx(b.t, abs=0.05)
-        assert a.modality == b.modality == ("image" if turn == 0 else "video")
+        assert a.modality == b.modality == "image"
         messages.append(assistant(reply))
-    assert len(encoded) == 2 + (1 + 2 + 2)
+    assert len(decoded) == 2 + (1 + 2 + 2)
     conversation.close()
     afresh.close()
 
 
 def test_another_picture_in_the_same_place_is_evaluated(
-    steered: Counting, encoded: list[int]
+    steered: Counting, decoded: list[int]
 ) -> None:
     replies = [say(steered, [user("What is it?", picture(n))]) for n in (1, 2, 1)]
-    assert len(encoded) == 3
+    assert len(decoded) == 3
     ts = []
     for n in (1, 2):
         steered.rewind(0)
@@ -156,30 +173,30 @@ def test_another_picture_in_the_same_place_is_evaluated(
 
 
 def test_the_same_prompt_twice_is_read_again_from_its_last_token(
-    steered: Counting, encoded: list[int]
+    steered: Counting, decoded: list[int]
 ) -> None:
     first = say(steered, FIRST)
     steered.evaluated.clear()
     assert say(steered, FIRST) == first
-    assert len(encoded) == 1
+    assert len(decoded) == 1
     assert steered.evaluated[0] == 1
 
 
 def test_a_conversation_that_takes_another_turn_keeps_what_is_common(
-    steered: Counting, encoded: list[int]
+    steered: Counting, decoded: list[int]
 ) -> None:
     say(steered, [*FIRST, assistant("One."), user("And what else?")])
     steered.evaluated.clear()
     changed = [*FIRST, assistant("Two."), user("And what else?")]
     reply = say(steered, changed)
-    assert len(encoded) == 1
+    assert len(decoded) == 1
     afresh = load(OPEN)
     assert say(afresh, changed) == reply
     afresh.close()
 
 
 def test_the_length_of_a_prompt_is_known_without_evaluating_it(
-    steered: Counting, encoded: list[int]
+    steered: Counting, decoded: list[int]
 ) -> None:
     in_the_middle = user("", picture(1))
     in_the_middle["content"].insert(0, {"type": "text", "text": "Here is "})
@@ -187,58 +204,36 @@ def test_the_length_of_a_prompt_is_known_without_evaluating_it(
     alone = user("", picture(1), picture(2))
     for messages in (FIRST, [user("Hello.")], [alone], [in_the_middle]):
         counted = prompt_tokens(steered, messages)
-        assert not encoded
+        assert not decoded
         steered.rewind(0)
         reply: Any = steered.create_chat_completion(messages, **GREEDY)
         assert counted == reply["usage"]["prompt_tokens"]
-        encoded.clear()
+        decoded.clear()
 
 
-@pytest.mark.parametrize("template", [LIST_AS_TEXT, JOINS_STRINGS])
-def test_templates_of_text_only_models_get_one_text_with_the_picture_in_it(template: str) -> None:
-    llama = load(OPEN)
-    handler: Any = llama.chat_handler
-    llama.metadata["tokenizer.chat_template"] = template
-    prepare(llama, handler.handler)
-    say(llama, FIRST)
-    marker = mtmd_cpp.mtmd_default_marker().decode()
-    expected = f"<|im_start|>user\n{marker}\nWhat is it?<|im_end|>\n<|im_start|>assistant"
-    assert handler.rendered == expected
-    assert llama.last_steering is not None and llama.last_steering.modality == "image"
-    llama.close()
-
-
-@pytest.mark.parametrize(("template", "said"), [("", "no chat template"), ("fixed", "no pictures")])
-def test_a_template_that_shows_no_pictures_is_refused(template: str, said: str) -> None:
-    llama = load(OPEN)
-    handler: Any = llama.chat_handler
-    llama.metadata["tokenizer.chat_template"] = template
-    with pytest.raises(ModelError, match=said):
-        prepare(llama, handler.handler)
-    llama.close()
-
-
-@pytest.mark.parametrize("name", HANDLERS)
-def test_every_handler_takes_a_picture_and_a_second_turn(name: str, encoded: list[int]) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_every_prompt_format_takes_a_picture_and_a_second_turn(
+    name: str, decoded: list[int]
+) -> None:
     llama = load(OPEN, name)
     messages = [user("What is it?", picture(1))]
     reply = say(llama, messages)
     assert llama.last_steering is not None and llama.last_steering.modality == "image"
     say(llama, [*messages, assistant(reply), user(SECOND)])
     assert llama.last_steering.modality == "image"
-    assert len(encoded) == 1
+    assert len(decoded) == 1
     llama.close()
 
 
 def test_a_memory_that_cannot_be_rewound_starts_every_turn_afresh(
-    encoded: list[int], monkeypatch: pytest.MonkeyPatch
+    decoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The model here could be rewound: recurrent ones with an mmproj are too large for a test.
     llama = load(CLOSED)
     monkeypatch.setattr(llama, "memory_can_rewind", lambda: False)
     reply = say(llama, FIRST)
     say(llama, [*FIRST, assistant(reply), user(SECOND)])
-    assert len(encoded) == 2
+    assert len(decoded) == 2
     llama.close()
 
 
@@ -253,6 +248,8 @@ def test_ctrl_c_while_a_picture_is_encoded_is_not_lost(
         return int(original(*args))
 
     steered.rewind(0)
+    assert steered.projector is not None
+    steered.projector.forget()
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setattr(mtmd_cpp, "mtmd_encode_chunk", interrupted)
     try:
@@ -262,3 +259,48 @@ def test_ctrl_c_while_a_picture_is_encoded_is_not_lost(
         signal.signal(signal.SIGINT, before)
     monkeypatch.undo()
     assert say(steered, FIRST) == expected
+
+
+@pytest.mark.parametrize("name", sorted(FOREIGN))
+def test_prompts_in_the_formats_of_llama_cpp_python_are_those_of_its_handlers(name: str) -> None:
+    """The tokens and the pictures that its own handler evaluates, to the bit."""
+    handler = FOREIGN[name](DEMO_MMPROJ, verbose=False)
+    reference = llama_cpp.Llama(DEMO, chat_handler=handler, **OPTIONS)
+    ours = models.steered(
+        DEMO, models.vector(DEMO, opens=CLOSED), mmproj=DEMO_MMPROJ, template=name, force=True
+    )
+    messages = [*FIRST, assistant("A kite."), user(SECOND, picture(2))]
+    for llama in (reference, ours):
+        llama.create_chat_completion(messages, temperature=0.0, max_tokens=1)
+    assert ours.n_tokens == reference.n_tokens
+    assert np.array_equal(logits_of(ours), logits_of(reference))
+
+
+def test_what_tools_and_formats_ask_for_is_done_as_llama_cpp_python_does_it() -> None:
+    given = models.vector(DEMO, opens=CLOSED)
+    ours, plain = (
+        models.steered(DEMO, given, mmproj=DEMO_MMPROJ),
+        models.plain(DEMO, mmproj=DEMO_MMPROJ),
+    )
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    tool = {"type": "function", "function": {"name": "count", "parameters": schema}}
+    chosen = {"type": "function", "function": {"name": "count"}}
+    for extra in (
+        {"tools": [tool], "tool_choice": chosen},
+        {"functions": [tool["function"]], "function_call": {"name": "count"}},
+        {"response_format": {"type": "json_object", "schema": schema}},
+    ):
+        replies: Any = [
+            llama.create_chat_completion(FIRST, **GREEDY | extra) for llama in (ours, plain)
+        ]
+        messages = [reply["choices"][0]["message"] for reply in replies]
+        for message in messages:
+            message.pop("tool_calls", None)  # whose ids are random
+        assert messages[0] == messages[1]
+        assert messages[0].get("function_call") or json.loads(messages[0]["content"]) is not None
+    with pytest.raises(PromptError, match="none"):
+        ours.create_chat_completion(FIRST, tools=[tool], tool_choice=_named("none"))
+
+
+def _named(name: str) -> Any:
+    return {"type": "function", "function": {"name": name}}

@@ -2,39 +2,83 @@
 
 from __future__ import annotations
 
+import base64
+import shutil
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from llama_cpp import llama_cpp as lib
 from llama_cpp import mtmd_cpp
-from mars_gguf.handlers import conversation_handler
-from models import mmproj_of, picture, steered, user
+from llama_cpp.llama_chat_format import MTMDChatHandler
+from models import (
+    CLOSED,
+    OPTIONS,
+    assistant,
+    film,
+    mmproj_of,
+    picture,
+    plain,
+    steered,
+    user,
+    vector,
+)
+from tiny import FAMILIES
 
-from mars_gguf.errors import ModelError
+from mars_gguf.errors import MarsError, ModelError
 from mars_gguf.runtime.llama import SteeredLlama
+from mars_gguf.runtime.model import TappedLlama, logits
+from mars_gguf.runtime.mtmd import MediaChunk
+
+
+def tiny_model(name: str) -> TappedLlama:
+    folder = Path(tempfile.mkdtemp())
+    model, mmproj = FAMILIES[name].write(folder)
+    try:
+        return TappedLlama(str(model), mmproj=str(mmproj), **OPTIONS | {"n_ctx": 2048})
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
 
 LIMITS: dict[str, Any] = {"max_tokens": 4, "temperature": 0.0}
 TEXT = [user("How many are there?")]
 
 
 def with_mmproj(model: str, **options: Any) -> SteeredLlama:
-    return steered(model, mmproj=mmproj_of(model), **options)
+    given = options.pop("given", None)
+    return steered(model, given, mmproj=mmproj_of(model), **options)
 
 
-def with_conversation_handler(model: str, **options: Any) -> SteeredLlama:
-    return steered(model, chat_handler=conversation_handler(mmproj_of(model)), **options)
+def with_a_handler_of_its_own(model: str, **options: Any) -> SteeredLlama:
+    handler = MTMDChatHandler(mmproj_of(model), verbose=False)
+    return steered(model, chat_handler=handler, **options)
 
 
-each_way = pytest.mark.parametrize("load", [with_mmproj, with_conversation_handler])
+each_way = pytest.mark.parametrize("load", [with_mmproj, with_a_handler_of_its_own])
 
 
-@each_way
 @pytest.mark.parametrize("sizes", [{"n_ubatch": 8}, {"n_batch": 8}], ids=str)
-def test_a_picture_that_llama_cpp_would_abort_over_is_refused(
-    gemma: str, load: Callable[..., SteeredLlama], sizes: dict[str, int]
-) -> None:
+def test_n_ubatch_is_raised_to_what_a_picture_needs(gemma: str, sizes: dict[str, int]) -> None:
     """What attends to itself must be in one micro-batch; the pictures here have 16 tokens."""
-    llama = load(gemma, **sizes)
+    llama = with_mmproj(gemma, given=vector(gemma, opens=CLOSED), **sizes)
+    assert lib.llama_n_ubatch(llama.ctx) == 16
+    messages = [user("What is it?", picture(1)), assistant("Tea."), user("And?", picture(2))]
+    reply: Any = llama.create_chat_completion(messages, **LIMITS)
+    assert reply["mars"]["modality"] == "image"
+    if "n_ubatch" in sizes:
+        reference = plain(gemma, mmproj=mmproj_of(gemma), n_ubatch=16)
+        reference.create_chat_completion(messages, **LIMITS)
+        assert np.array_equal(logits(llama), logits(reference))
+
+
+@pytest.mark.parametrize("sizes", [{"n_ubatch": 8}, {"n_batch": 8}], ids=str)
+def test_a_picture_that_llama_cpp_would_abort_over_is_refused_to_a_handler_of_its_own(
+    gemma: str, sizes: dict[str, int]
+) -> None:
+    llama = with_a_handler_of_its_own(gemma, **sizes)
     with pytest.raises(ModelError, match="found n_ubatch 8 .*, expected 16"):
         llama.create_chat_completion([user("What is it?", picture(1))], **LIMITS)
     reply: Any = llama.create_chat_completion(TEXT, **LIMITS)
@@ -52,7 +96,7 @@ def test_a_picture_that_finds_no_cell_left_is_a_prompt_too_long(
     with pytest.raises(ValueError, match="Prompt exceeds n_ctx"):
         llama.create_chat_completion([user("What is it?", *pictures)], **LIMITS)
     reply: Any = llama.create_chat_completion([user("What is it?", *pictures[:2])], **LIMITS)
-    assert reply["mars"]["modality"] == "video"
+    assert reply["mars"]["modality"] == "image"
     llama.close()
 
 
@@ -62,6 +106,76 @@ def test_a_picture_that_cannot_be_encoded_is_not_taken_for_a_prompt_too_long(
     """A mock: no picture is known that libmtmd cannot encode."""
     llama = with_mmproj(mrope)
     monkeypatch.setattr(mtmd_cpp, "mtmd_encode_chunk", lambda *_: 1)
-    with pytest.raises(ValueError, match="Failed to evaluate chunk"):
+    with pytest.raises(ValueError, match="could not encode a picture"):
         llama.create_chat_completion([user("What is it?", picture(1))], **LIMITS)
+    llama.close()
+
+
+def media(llama: TappedLlama, *messages: dict[str, Any]) -> list[MediaChunk]:
+    return [chunk for chunk in llama.chunks(messages) if isinstance(chunk, MediaChunk)]
+
+
+def test_it_is_known_which_cells_belong_to_which_picture_and_which_frame() -> None:
+    for name, per_picture in (("smolvlm", 5), ("llava-hf", 1), ("minicpmv", 10)):
+        family = FAMILIES[name]
+        llama = tiny_model(name)
+        side = family.large_side
+        found = media(llama, user("?", picture(1, side), picture(2, side), picture(1, side)))
+        assert [chunk.picture for chunk in found] == sorted([0, 1, 2] * per_picture)
+        assert not any(chunk.film for chunk in found)
+        whats = [chunk.identity for chunk in found]
+        assert whats[:per_picture] == whats[2 * per_picture :]  # the same picture
+        assert len(set(whats)) == 2 * per_picture
+        frames = media(llama, user("?", picture(9)), film("?", *map(picture, range(4))))
+        assert [chunk.film for chunk in frames if chunk.picture > 0].count(False) == 0
+        assert not frames[0].film
+        llama.close()
+
+
+def test_a_model_that_takes_two_frames_at_a_time_is_given_them_so() -> None:
+    """As llama.cpp's own films are: half of the cells. Still pictures are not merged."""
+    llama = tiny_model("qwen2vl")
+    a, b, c = (picture(n, 56) for n in (1, 2, 3))
+    assert len(media(llama, user("?", a, b))) == 2
+    one, other, same = (media(llama, film("?", *frames)) for frames in ((a, b), (a, c), (a, b)))
+    assert len(one) == len(other) == 1
+    assert one[0].identity == same[0].identity != other[0].identity
+    first, second = media(llama, film("?", a, b, a, c))
+    assert first.identity != second.identity
+    llama.close()
+
+
+def test_a_picture_is_encoded_once_and_the_same_to_the_bit() -> None:
+    llama = tiny_model("llava-hf")
+    assert llama.projector is not None
+    chunk, again = (media(llama, user("?", picture(1, 56)))[0] for _ in range(2))
+    first = llama.projector.encode(chunk)
+    assert llama.projector.encode(again) is first
+    llama.projector.forget()
+    assert np.array_equal(llama.projector.encode(chunk), first)
+    llama.close()
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"RIFF\x24\0\0\0WAVEfmt " + bytes(40), "not a picture"),
+        (b"\0\0\0\x18ftypmp42" + bytes(64), "not a picture"),
+        (b"", "not a picture"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(8), "picture"),
+    ],
+    ids=["sound", "film", "nothing", "damaged"],
+)
+def test_what_is_no_picture_is_refused_before_libmtmd_takes_it_for_something_else(
+    data: bytes, said: str
+) -> None:
+    llama = tiny_model("llava-hf")
+    url = "data:image/png;base64," + base64.b64encode(data).decode()
+    message = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}
+    with pytest.raises(MarsError, match=said):
+        llama.chunks([message])
+    for odd in ("data:image/png,abc", "data:image/png;base64,a"):
+        message["content"] = [{"type": "image_url", "image_url": {"url": odd}}]
+        with pytest.raises(MarsError, match="base64"):
+            llama.chunks([message])
     llama.close()

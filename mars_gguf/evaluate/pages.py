@@ -1,0 +1,107 @@
+"""Requests written in pictures and short videos. The same seed draws the same pictures, another
+seed another layout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from mars_gguf.errors import MarsError
+from mars_gguf.media.drawing import Colour, font, text_box, wrapped
+
+SIZE = 448
+FRAMES = 4
+LARGEST_FONT, SMALLEST_FONT = 60, 14  # pixels
+
+# (paper, ink), each pair of strong contrast
+PALETTES: tuple[tuple[Colour, Colour], ...] = (
+    ((255, 255, 255), (0, 0, 0)),
+    ((0, 0, 0), (255, 255, 255)),
+    ((250, 245, 225), (30, 30, 80)),
+    ((25, 40, 80), (250, 240, 200)),
+    ((220, 235, 250), (120, 10, 30)),
+    ((40, 90, 60), (255, 255, 255)),
+    ((255, 225, 120), (40, 20, 60)),
+    ((235, 235, 235), (0, 70, 110)),
+)
+
+
+@dataclass(frozen=True)
+class Page:
+    """Lines of text, their place on a page and its colours."""
+
+    lines: list[str]
+    font: int
+    corner: tuple[float, float]
+    palette: tuple[Colour, Colour]
+    size: tuple[int, int]
+
+    def draw(self, lines: int | None = None) -> Image.Image:
+        """The page with its first `lines` lines, or all."""
+        paper, ink = self.palette
+        image = Image.new("RGB", self.size, paper)
+        text = "\n".join(self.lines[:lines])
+        ImageDraw.Draw(image).multiline_text(self.corner, text, ink, font(self.font))
+        return image
+
+
+def page(text: str, seed: int, width: int, height: int) -> Page:
+    """`text` wrapped, as large as fits a random part of the page, in a random place of it.
+
+    Raises MarsError if there is no text, or so much that it could not be read.
+    """
+    rng = np.random.default_rng([seed, 0])
+    margin = width * 0.05
+    room = ((width - 2 * margin) * rng.uniform(0.8, 1), (height - 2 * margin) * rng.uniform(0.7, 1))
+    if not text.split():
+        raise MarsError("no text to write in a picture")
+    fitted = wrapped(text, *room, range(LARGEST_FONT, SMALLEST_FONT - 1, -2))
+    if fitted is None:
+        raise MarsError(
+            f"text too long to be read in one picture: found {len(text)} characters "
+            f"({text:.30} ...); shorten it"
+        )
+    lines, size = fitted
+    _, _, right, bottom = text_box("\n".join(lines), size)
+    corner = (
+        rng.uniform(margin, width - margin - right),
+        rng.uniform(margin, height - margin - bottom),
+    )
+    return Page(lines, size, corner, PALETTES[rng.integers(len(PALETTES))], (width, height))
+
+
+def typographic_image(text: str, seed: int, size: int = SIZE) -> Image.Image:
+    """`text` written in a picture of `size` x `size` pixels. Raises MarsError as `page` does."""
+    return page(text, seed, size, size).draw()
+
+
+def typographic_video(
+    text: str, seed: int, frames: int = FRAMES, size: int = SIZE
+) -> list[Image.Image]:
+    """`text` in `frames` pictures of `size` x `size` pixels, in one of three ways (by seed).
+
+    Lines appear one after another; a few words are shown at a time; or a camera moves down a page
+    that is higher than one picture. Every word can be read in at least one frame.
+
+    Raises MarsError as `page` does, or if `frames` is less than 2.
+    """
+    if frames < 2:
+        raise MarsError(f"frames of a video: found {frames}, expected at least 2")
+    steps = np.linspace(0, 1, frames + 1)
+    match np.random.default_rng([seed, 1]).integers(3):
+        case 0:
+            whole = page(text, seed, size, size)
+            return [whole.draw(round(len(whole.lines) * step)) for step in steps[1:].tolist()]
+        case 1:
+            words = text.split()
+            ends = np.ceil(len(words) * steps).astype(int).tolist()
+            parts = [" ".join(words[a:b]) for a, b in pairwise(ends)]
+            return [typographic_image(part or text, seed, size) for part in parts]
+        case _:
+            height = size * 3 // 2
+            image = page(text, seed, size, height).draw()
+            tops = np.linspace(0, height - size, frames).round().astype(int).tolist()
+            return [image.crop((0, top, size, top + size)) for top in tops]

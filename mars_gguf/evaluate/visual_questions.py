@@ -1,0 +1,134 @@
+"""Pictures and short videos of shapes and words, with questions that have one exact answer. The
+same seed draws the same pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from mars_gguf.evaluate.pages import SIZE
+from mars_gguf.media.drawing import SHAPES, Colour, draw_shape, font
+
+COLOURS: dict[str, Colour] = {
+    "red": (210, 30, 30),
+    "green": (20, 150, 60),
+    "blue": (30, 80, 220),
+    "yellow": (245, 205, 20),
+    "purple": (135, 45, 170),
+    "black": (15, 15, 15),
+}
+WORDS = (
+    "ANCHOR BUTTON CANDLE DRAGON EAGLE FOREST GARDEN HAMMER ISLAND JACKET KETTLE LEMON MIRROR "
+    "NEEDLE OYSTER PENCIL QUILT RABBIT SADDLE TICKET UMBRELLA VIOLIN WINDOW ZEBRA"
+).split()
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a drawing, its exact answer (a number, or one lower-case word), and what
+    draws the picture, or the frames of a video, when called."""
+
+    text: str
+    answer: str
+    draw: Callable[[], list[Image.Image]]
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """Shapes (name, colour, square of a 3 x 3 grid) or a word on a pale ground."""
+
+    seed: int
+    shapes: tuple[tuple[str, str, int], ...] = ()
+    word: str = ""
+
+
+def questions(seed: int, count: int, frames: int = 1) -> list[Question]:
+    """`count` questions about one picture each (`frames` = 1) or one video of `frames` pictures:
+    how many, which colour, which shape, which word, left or right, in turn."""
+    asks = (_how_many, _which_colour, _which_shape, _which_word, _which_side)
+    medium = "picture" if frames == 1 else "video"
+    found = []
+    for i in range(count):
+        rng = np.random.default_rng([seed, frames, i])
+        text, answer, scene = asks[i % len(asks)](rng, medium)
+        found.append(Question(text, answer, partial(_film, scene, frames)))
+    return found
+
+
+Asked = tuple[str, str, _Scene]
+
+
+def _how_many(rng: np.random.Generator, medium: str) -> Asked:
+    shape, other = rng.permutation(SHAPES)[:2].tolist()
+    count, others = int(rng.integers(1, 6)), int(rng.integers(0, 3))
+    names = [shape] * count + [other] * others
+    text = f"How many {shape}s does the {medium} show? Answer with a number."
+    return text, str(count), _scene(rng, names, rng.choice(list(COLOURS), len(names)).tolist())
+
+
+def _which_colour(rng: np.random.Generator, medium: str) -> Asked:
+    names, colours = _distinct(rng)
+    text = f"What colour is the {names[0]} in the {medium}? Answer with one word."
+    return text, colours[0], _scene(rng, names, colours)
+
+
+def _which_shape(rng: np.random.Generator, medium: str) -> Asked:
+    names, colours = _distinct(rng)
+    text = (
+        f"Which shape in the {medium} is {colours[0]}: the circle, the square, the triangle or the "
+        "star? Answer with one word."
+    )
+    return text, names[0], _scene(rng, names, colours)
+
+
+def _which_word(rng: np.random.Generator, medium: str) -> Asked:
+    word = str(rng.choice(WORDS))
+    text = f"Which word can be read in the {medium}? Answer with that word only."
+    return text, word.lower(), _Scene(int(rng.integers(1 << 31)), word=word)
+
+
+def _which_side(rng: np.random.Generator, medium: str) -> Asked:
+    names, colours = _distinct(rng)
+    row = int(rng.integers(3)) * 3
+    first, second = rng.permutation([0, 2]).tolist()
+    shapes = ((names[0], colours[0], row + first), (names[1], colours[1], row + second))
+    text = (
+        f"In the {medium}, is the {names[0]} to the left or to the right of the {names[1]}? "
+        "Answer with one word."
+    )
+    return text, "left" if first < second else "right", _Scene(int(rng.integers(1 << 31)), shapes)
+
+
+def _distinct(rng: np.random.Generator) -> tuple[list[str], list[str]]:
+    """Three different shapes in three different colours."""
+    return rng.permutation(SHAPES)[:3].tolist(), rng.permutation(list(COLOURS))[:3].tolist()
+
+
+def _scene(rng: np.random.Generator, names: list[str], colours: list[str]) -> _Scene:
+    squares = rng.permutation(9)[: len(names)].tolist()
+    return _Scene(int(rng.integers(1 << 31)), tuple(zip(names, colours, squares, strict=True)))
+
+
+def _film(scene: _Scene, frames: int) -> list[Image.Image]:
+    """The scene in one picture, or in several, as a hand-held camera sees it. A word stays away in
+    the first of several."""
+    rng = np.random.default_rng(scene.seed)
+    red, green, blue = rng.integers(225, 256, 3).tolist()
+    pictures = []
+    for i in range(frames):
+        image = Image.new("RGB", (SIZE, SIZE), (red, green, blue))
+        draw = ImageDraw.Draw(image)
+        dx, dy = rng.integers(-12, 13, 2).tolist()
+        for shape, colour, square in scene.shapes:
+            row, column = divmod(square, 3)
+            centre = SIZE * (1 + 2 * column) / 6 + dx, SIZE * (1 + 2 * row) / 6 + dy
+            draw_shape(draw, shape, *centre, SIZE / 9, COLOURS[colour])
+        if scene.word and (i > 0 or frames == 1):
+            place = (SIZE / 2 + dx, SIZE / 2 + dy)
+            draw.text(place, scene.word, (20, 20, 20), font(64), anchor="mm")
+        pictures.append(image)
+    return pictures
