@@ -484,9 +484,9 @@ def test_what_several_prompts_begin_with_is_decoded_once(
         assert tokens[:n] == before[:n] and tokens[n : n + 1] != (before[n : n + 1] or (None,))
     entries = _distinct_prefixes(dict(enumerate(zip(prompts, decoded, strict=True))))
     rebuilt = [list(tokens[:n]) for tokens, n in zip(prompts, decoded, strict=True)]
-    for token, position, sequences, _ in entries:
-        assert len({tuple(rebuilt[i]) for i in sequences}) == 1
-        for i in sequences:
+    for token, position, owners, _ in entries:
+        assert len({tuple(rebuilt[i]) for i in owners}) == 1
+        for i in owners:
             assert position == len(rebuilt[i])
             rebuilt[i].append(token)
     assert [tuple(tokens) for tokens in rebuilt] == prompts

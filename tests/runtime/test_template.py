@@ -10,7 +10,7 @@ from models import assistant, film, picture, user
 from tiny import FAMILIES
 
 from mars_gguf.errors import ModelError, PromptError
-from mars_gguf.options import CHAT_HANDLERS
+from mars_gguf.options import HANDLERS
 from mars_gguf.runtime.template import CHATML, MARKER, NAMES, ChatTemplate, chat_template
 
 SYSTEM = {"role": "system", "content": "You are kind to cats."}
@@ -70,7 +70,13 @@ def test_it_is_learnt_from_the_template_what_it_takes(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("source", "taken"),
-    [(JOINS, "strings"), (WRITES, "strings"), (PARTS, "parts"), (BOTH, "both"), (CHATML, "strings")],
+    [
+        (JOINS, "strings"),
+        (WRITES, "strings"),
+        (PARTS, "parts"),
+        (BOTH, "both"),
+        (CHATML, "strings"),
+    ],
 )
 def test_templates_that_join_write_out_or_walk_through_content(source: str, taken: str) -> None:
     template = ChatTemplate(source)
@@ -81,7 +87,10 @@ def test_templates_that_join_write_out_or_walk_through_content(source: str, take
 
 
 def test_messages_of_text_alone_may_be_parts_or_strings_whatever_is_taken() -> None:
-    parts = {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}
+    parts = {
+        "role": "user",
+        "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
+    }
     for source, expected in ((JOINS, "<user>a\nb<assistant>"), (PARTS, "user: ab\nassistant: ")):
         assert ChatTemplate(source).render([parts]).text == expected
     string = {"role": "user", "content": "a"}
@@ -91,7 +100,9 @@ def test_messages_of_text_alone_may_be_parts_or_strings_whatever_is_taken() -> N
 
 def test_a_text_that_is_lost_is_an_error_that_names_it() -> None:
     no_system = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
-    with pytest.raises(PromptError, match=r"drops the text of messages\[0\] \(system: You are kind"):
+    with pytest.raises(
+        PromptError, match=r"drops the text of messages\[0\] \(system: You are kind"
+    ):
         ChatTemplate(no_system).render([SYSTEM, user("Hello.")])
     only_last = "{{ messages[-1].content }}"
     with pytest.raises(PromptError, match=r"messages\[1\] \(assistant: Tea"):
@@ -108,7 +119,9 @@ def test_what_an_assistant_thought_may_be_left_out() -> None:
 def test_a_template_that_shows_no_text_or_no_pictures_is_refused() -> None:
     with pytest.raises(ModelError, match="shows no text"):
         ChatTemplate("fixed").render([user("Hello.")])
-    first_word = "{% for m in messages %}{{ m.content if m.content is string else m.content[-1].text }}"
+    first_word = (
+        "{% for m in messages %}{{ m.content if m.content is string else m.content[-1].text }}"
+    )
     template = ChatTemplate(first_word + "{% endfor %}")
     assert template.render([user("Hello.")]).text == "Hello."
     with pytest.raises(PromptError, match="shows 0 of the 1 pictures"):
@@ -130,7 +143,9 @@ def test_what_no_prompt_can_show_is_refused(message: dict[str, Any], said: str) 
         of("pixtral").render([message])
 
 
-@pytest.mark.parametrize("source", ["{{ raise_exception('no ' + 'roles') }}", "{% if %}", "{{ 1 / 0 }}"])
+@pytest.mark.parametrize(
+    "source", ["{{ raise_exception('no ' + 'roles') }}", "{% if %}", "{{ 1 / 0 }}"]
+)
 def test_what_a_template_raises_is_said(source: str) -> None:
     with pytest.raises((PromptError, ModelError), match="template"):
         ChatTemplate(source).render([user("Hello.")])
@@ -156,11 +171,13 @@ def test_without_a_template_prompts_are_chatml() -> None:
 
 
 def test_formats_of_llama_cpp_python_are_taken_by_name_and_others_refused() -> None:
-    assert NAMES == CHAT_HANDLERS
+    assert NAMES == HANDLERS
     for name in NAMES:
         options: Any = {"pictures": True, "chat_format": None, "eos_id": 2}
         template = chat_template({}, name, ("", ""), **options)
         text = template.render([user("What?", picture(1)), assistant("Tea."), user("Why?")]).text
         assert text.index(MARKER) < text.index("Tea.") < text.index("Why?")
-    with pytest.raises(ModelError, match=r"found 'vicuna', expected one of mtmd, chatml, llava-1-5"):
+    with pytest.raises(
+        ModelError, match=r"found 'vicuna', expected one of mtmd, chatml, llava-1-5"
+    ):
         chat_template({}, "vicuna", ("", ""), **options)
