@@ -1,10 +1,10 @@
 """Hidden states of a GGUF model: many prompts at once, all blocks, with and without steering.
 
 Everything but the last token of each prompt is decoded first, without a callback, at the speed of
-prefill (see runtime/sequences.py). The last tokens are then decoded together, one row a prompt;
-that short decode is the one that is observed: as at run time, where a steered last token is decoded alone. It
-can be repeated with another block steered, because each time it runs on copies of the sequences; so
-recurrent models, which cannot rewind, work too.
+prefill (runtime/sequences.py). The last tokens are then decoded together, one row a prompt, and
+that short decode is the one that is observed: as at run time, where a steered last token is decoded
+alone. It can be repeated with another block steered, because each time it runs on copies of the
+sequences; so recurrent models, which cannot rewind, work too.
 """
 
 from __future__ import annotations
