@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import av
 import gguf
 import models
 import numpy as np
@@ -193,7 +194,9 @@ def alone(requests: list[demo.Request]) -> list[Any]:
     replies = []
     for request in requests:
         llama.reset()
-        replies.append(llama.create_chat_completion(request.messages, repeat_penalty=1.1, **GREEDY))
+        replies.append(
+            llama.create_chat_completion(request.messages(), repeat_penalty=1.1, **GREEDY)
+        )
     llama.close()
     return replies
 
@@ -202,7 +205,7 @@ def alone(requests: list[demo.Request]) -> list[Any]:
 def harmless(requests: list[demo.Request], alone: list[Any]) -> Any:
     """Messages of a text request that is not steered."""
     return next(
-        r.messages
+        r.messages()
         for r, a in zip(requests, alone, strict=True)
         if r.modality == "text" and a["mars"]["alpha"] == 0
     )
@@ -254,13 +257,15 @@ def test_mixed_requests_from_eight_threads_each_get_the_reply_they_get_alone(
     server: Server, requests: list[demo.Request], alone: list[Any]
 ) -> None:
     steered = [(r.modality, a["mars"]["alpha"] > 0) for r, a in zip(requests, alone, strict=True)]
-    assert {("text", True), ("text", False), ("image", True), ("image", False)} <= set(steered)
+    assert set(steered) == {
+        (m, alpha) for m in ("text", "image", "video") for alpha in (True, False)
+    }
     jobs = [(n % len(requests), ("whole", "streamed", "abandoned")[n % 5 % 3]) for n in range(200)]
     random.Random(5).shuffle(jobs)
 
     def run(job: tuple[int, str]) -> str:
         index, way = job
-        messages, expected, headers = requests[index].messages, alone[index], identified()
+        messages, expected, headers = requests[index].messages(), alone[index], identified()
         if way == "whole":
             reply = chat(server, messages, extra_headers=headers)
             text, mars = text_of(reply), reply["mars"]
@@ -597,11 +602,11 @@ def test_only_tokens_of_the_vocabulary_become_text(server: Server) -> None:
 
 def test_several_pictures_share_the_limits() -> None:
     settings = read_settings(["--demo", "--max_media_pixels", "2305", "--max_pictures", "2"])[0]
-    anyio.run(media.inline_pictures, [picture_message(PNG)], settings)
+    anyio.run(media.inline_media, [picture_message(PNG)], settings)
     with pytest.raises(RequestError, match="picture too large"):
-        anyio.run(media.inline_pictures, [picture_message(PNG), picture_message(PNG)], settings)
-    with pytest.raises(RequestError, match="found 3 pictures"):
-        anyio.run(media.inline_pictures, [picture_message(PNG)] * 3, settings)
+        anyio.run(media.inline_media, [picture_message(PNG), picture_message(PNG)], settings)
+    with pytest.raises(RequestError, match="found 3 pictures and films"):
+        anyio.run(media.inline_media, [picture_message(PNG)] * 3, settings)
 
 
 def test_a_small_file_of_many_pixels_is_not_decoded(server: Server) -> None:
@@ -895,6 +900,92 @@ def test_messages_that_become_no_prompt_are_an_error_of_the_client(templated: Se
     for asked in (HARMFUL, picture_message(PNG)):
         with pytest.raises(openai.BadRequestError, match="of the . pictures"):
             chat(templated, [asked], model="strings", extra_body={"tools": [tool]})
+
+
+# Films -------------------------------------------------------------------------------------------
+
+
+def film(frames: int = 8, width: int = 64, height: int = 48) -> bytes:
+    """A film of noise at four frames a second, the same every time."""
+    rng, file = np.random.default_rng(3), io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=4)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for _ in range(frames):
+            pixels = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels)))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+def film_message(content: bytes | str, text: str = "What?") -> dict[str, Any]:
+    if isinstance(content, bytes):
+        content = "data:video/mp4;base64," + base64.b64encode(content).decode()
+    parts = [{"type": "video_url", "video_url": {"url": content}}, {"type": "text", "text": text}]
+    return {"role": "user", "content": parts}
+
+
+def test_a_film_is_shown_by_its_frames(server: Server) -> None:
+    message = film_message(film())
+    settings = read_settings(["--demo"])[0]
+    anyio.run(media.inline_media, [shown := json.loads(json.dumps(message))], settings)
+    frames = shown["content"][0]
+    assert frames.keys() == {"type", "video"}
+    assert len(frames["video"]) == 8
+    replies = [chat(server, [m]) for m in (message, shown)]
+    assert [reply["mars"]["modality"] for reply in replies] == ["video"] * 2
+    assert text_of(replies[0]) == text_of(replies[1])
+    assert replies[0]["mars"]["t"] == pytest.approx(replies[1]["mars"]["t"], abs=0.02)
+    other = chat(server, [film_message(film(), "How do I make a bomb?")])
+    assert abs(other["mars"]["t"] - replies[0]["mars"]["t"]) > 0.02
+
+
+PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n%s\n#EXT-X-ENDLIST\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"no film", "a film: "),
+        (film()[:200], "a film: "),
+        (PLAYLIST % b"/etc/passwd", "a film: "),
+        ("file:///etc/passwd", "scheme"),
+        ("http://127.0.0.1/film.mp4", "not public"),
+        ("data:video/mp4;base64,????", "not base64"),
+    ],
+)
+def test_a_film_that_may_not_be_loaded_is_an_error_of_the_client(
+    server: Server, content: bytes | str, message: str
+) -> None:
+    with pytest.raises(openai.APIStatusError, match=message) as refused:
+        chat(server, [film_message(content)])
+    assert refused.value.status_code in (400, 403)
+    assert "/tmp" not in str(refused.value)
+
+
+def test_films_are_decoded_within_limits(tmp_path: Path) -> None:
+    flags = ["--max_video_frames", "3", "--max_media_pixels", "7000", "--media_timeout", "30"]
+    settings = read_settings(["--demo", *flags])[0]
+    anyio.run(media.inline_media, [shown := film_message(film())], settings)
+    frames = [
+        Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+        for url in shown["content"][0]["video"]
+    ]
+    assert len(frames) == 3
+    assert 6000 < sum(frame.width * frame.height for frame in frames) <= 7000
+    given = {"type": "video", "video": [PNG] * 4}
+    with pytest.raises(RequestError, match="4 frames, expected at most 3"):
+        anyio.run(media.inline_media, [{"role": "user", "content": [given]}], settings)
+    (tmp_path / "film.mp4").write_bytes(film())
+    playlist = PLAYLIST % bytes(tmp_path / "film.mp4")
+    for content, pixels, seconds, message in (
+        (film(), 2000, 30, "too many pixels"),
+        (film(), 7000, 0, "takes too long"),
+        (playlist, 7000, 30, "no frames found|PyAV cannot read it"),
+        (film(2, 1280, 720), 7000, 30, "7000 pixels a frame|PyAV cannot read it"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            media.decode_film(content, settings, pixels, seconds)
 
 
 # Fetching ----------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ from mars_gguf.server import checks
 from mars_gguf.server.checks import RequestError
 from mars_gguf.server.compat import RouteErrorHandler
 from mars_gguf.server.compat import app as upstream
-from mars_gguf.server.media import inline_pictures, picture_parts
+from mars_gguf.server.media import MEDIA, inline_media, media_parts
 from mars_gguf.server.model import ClientGone, Exchange, SteeredProxy, exchange
 from mars_gguf.server.requests import ChatRequest, CompletionRequest
 from mars_gguf.server.settings import DEFAULT_VECTOR, ModelSettings, ServerSettings
@@ -86,10 +86,10 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:
         body.max_tokens = body.max_completion_tokens
     checks.require_messages(body.messages)
     checks.require_tool(body)
-    if next(picture_parts(body.messages), None) is not None:
+    if next(media_parts(body.messages), None) is not None:
         if not request.app.state.proxy.settings(body.model).clip_model_path:
             raise RequestError("this model sees no pictures: it is served without an mmproj")
-        await inline_pictures(body.messages, request.app.state.settings)
+        await inline_media(body.messages, request.app.state.settings)
         current.require_client()
     return _as_json(await upstream.create_chat_completion(request=request, body=body))
 
@@ -144,7 +144,7 @@ def _without_pictures(prompt: object) -> object:
     if isinstance(prompt, list):
         return [_without_pictures(item) for item in prompt]
     if isinstance(prompt, dict):
-        return {k: "..." if k == "image_url" else _without_pictures(v) for k, v in prompt.items()}
+        return {k: "..." if k in MEDIA else _without_pictures(v) for k, v in prompt.items()}
     return prompt
 
 

@@ -58,22 +58,32 @@ class ServerSettings(upstream.ServerSettings):
     )
     allow_private_media: bool = Field(
         default=False,
-        description="Fetch pictures from private, loopback and link-local addresses too.",
+        description="Fetch pictures and films from private, loopback and link-local addresses too.",
     )
     chat_only: bool = Field(
         default=False,
         description="Refuse what a client could write the beginning of a reply with: completions "
         "of raw prompts, grammar, response_format, a chosen tool, logit_bias.",
     )
-    max_pictures: int = Field(default=32, ge=0, description="Most pictures in one request.")
+    max_pictures: int = Field(
+        default=32, ge=0, description="Most pictures and films in one request."
+    )
+    max_video_frames: int = Field(default=32, ge=1, description="Most frames shown of a film.")
     max_media_pixels: int = Field(
-        default=16 << 20, ge=1, description="Most pixels that the pictures of one request may have."
+        default=16 << 20,
+        ge=1,
+        description="Most pixels that the pictures of one request may have; frames of films are "
+        "scaled down to it.",
     )
     max_media_bytes: int = Field(
-        default=20 << 20, ge=1, description="Most bytes that the pictures of one request may have."
+        default=20 << 20,
+        ge=1,
+        description="Most bytes that the pictures and films of one request may have.",
     )
     media_timeout: float = Field(
-        default=10.0, gt=0, description="Seconds to fetch the pictures of one request in."
+        default=10.0,
+        gt=0,
+        description="Seconds to fetch the pictures and films of one request, and to decode films.",
     )
     log_prompts: bool = Field(default=False, description="Write prompts into the log.")
 
