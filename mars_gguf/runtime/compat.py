@@ -36,7 +36,6 @@ _FUNCTIONS: dict[Any, tuple[str, ...]] = {
         "Jinja2ChatFormatter", "_convert_completion_to_chat",
         "_convert_completion_to_chat_function", "_grammar_for_response_format",
     ),
-    MTMDChatHandler: ("_init_mtmd_context",),
     mtmd_cpp: (
         "mtmd_decode_use_non_causal", "mtmd_helper_decode_image_chunk", "mtmd_input_chunk_get_id",
     ),

@@ -30,7 +30,9 @@ def test_a_name_that_is_missing_is_said_with_what_is_supported(
     owner: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(owner, name)
-    with pytest.raises(ImportError, match=rf"lacks .*\.{name}; .*llama-cpp-python=={compat.SUPPORTED}"):
+    with pytest.raises(
+        ImportError, match=rf"lacks .*\.{name}; .*llama-cpp-python=={compat.SUPPORTED}"
+    ):
         importlib.reload(compat)
     monkeypatch.undo()
 
@@ -42,6 +44,6 @@ def test_attributes_that_are_set_when_a_model_is_loaded_are_looked_for_in_what_s
         self._ctx = self._model = self._stack = None
 
     monkeypatch.setattr(Llama, "__init__", init)
-    with pytest.raises(ImportError, match="lacks Llama.context_params, Llama.model_params"):
+    with pytest.raises(ImportError, match=r"lacks .*init\.context_params, .*init\.model_params"):
         importlib.reload(compat)
     monkeypatch.undo()
