@@ -309,8 +309,10 @@ def test_later_turns_reuse_pictures_and_slices_that_the_context_holds(
         logits, expected = say(llama, messages), say(afresh, messages)
         counts.append(len(decoded))
         assert np.abs(logits[0] - expected[0]).max() < 0.05 * np.abs(expected[0]).max() + 0.05
-    slices = sum(not isinstance(c, tuple) for c in llama.chunks(list(conversation(family))[1]))
-    first = sum(not isinstance(c, tuple) for c in llama.chunks(list(conversation(family))[0]))
-    assert counts == [first, slices - first, 0]
+    first, both, _ = (
+        sum(not isinstance(chunk, tuple) for chunk in llama.chunks(messages))
+        for messages in conversation(family)
+    )
+    assert counts == [first, both - first, 0]
     llama.close()
     afresh.close()
