@@ -227,8 +227,11 @@ class TransformersExtractor:
             block.register_forward_hook(self._hook(index))
         self._accepts = inspect.signature(self.model.forward).parameters
         self._cache_works: dict[int, bool] = {}
-        self.fingerprint = ModelFingerprint(
-            architecture=_architecture(config.model_type, text.model_type),
+        self.fingerprint = self._fingerprint(config.model_type, text.model_type)
+
+    def _fingerprint(self, *model_types: str) -> ModelFingerprint:
+        return ModelFingerprint(
+            architecture=_architecture(*model_types),
             name="",  # what GGUF calls general.name is not known here
             n_layer=self.n_layer,
             n_embd=self.n_embd,
