@@ -293,12 +293,6 @@ def gguf_files(args: argparse.Namespace) -> tuple[str, str | None]:
     return str(model), mmproj
 
 
-def template_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The given ones of the options of `add_template_arguments`, as arguments."""
-    names = "chat_template_kwargs", "chat_handler"
-    return {name: value for name in names if (value := getattr(args, name)) is not None}
-
-
 def llama_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options, less the files, as arguments of SteeredLlama."""
     return dict(

@@ -86,9 +86,8 @@ class SteeredLlama(ContextLlama):
         if brought and (kwargs.get("mmproj") or kwargs.get("template")):
             raise ModelError("give mmproj and template, or chat_handler or chat_format: not both")
         self.last_steering: Steering | None = None
-        self._chat_handler: Any = None
-        self._pending = False
-        self._reading_prompt: object | None = None
+        self._chat_handler, self._pending = None, False
+        self._reading_prompt: object | None = None  # of the generator that evaluates a prompt
         super().__init__(model_path, **kwargs)
         self._arguments = {
             name: kwargs.get(name) for name in ("mmproj", "template", "chat_template_kwargs")
@@ -96,11 +95,11 @@ class SteeredLlama(ContextLlama):
         self.vector.require_model(self.fingerprint, force=force)
         if way == "cvec" and not self.memory_can_rewind():
             raise ModelError(
-                f"way='cvec' decodes the last prompt token twice, which the memory of a recurrent "
-                f"or hybrid model ({self.fingerprint.architecture}) does not allow. Use 'inline'."
+                "way='cvec' decodes the last prompt token twice, which a recurrent or hybrid memory "
+                f"({self.fingerprint.architecture}) does not allow: use 'inline'"
             )
         self.way: Way = "inline" if way == "auto" else way
-        self._brought = bool(brought)
+        self._brought = brought
         if not brought:
             self._chat_handler = own_handler(self, keep_turns=keep_turns)
         self_test(self)
