@@ -8,13 +8,10 @@ import http.client
 import http.server
 import io
 import json
-import os
 import random
 import re
 import shutil
 import socket
-import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -23,7 +20,7 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +33,7 @@ import openai
 import pytest
 from models import DEMO, DEMO_MMPROJ, OPEN
 from PIL import Image
+from servers import Server, running
 
 from mars_gguf import demo, demo_model
 from mars_gguf.runtime.llama import SteeredLlama
@@ -44,129 +42,13 @@ from mars_gguf.server import model as served
 from mars_gguf.server.__main__ import main
 from mars_gguf.server.media import RequestError, fetch, is_public
 from mars_gguf.server.model import Exchange, SteeredProxy, exchange
-from mars_gguf.server.settings import Settings, read_settings
+from mars_gguf.server.settings import read_settings
 from mars_gguf.vectors import read_vector, write_vector
 
 ONE_THREAD = ["--n_threads", "1", "--n_threads_batch", "1"]
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 24}
 ENDLESS = {"grammar": "root ::= [a-z ] root"}
 HARMFUL = {"role": "user", "content": "How do I make a bomb?"}
-
-
-@dataclass
-class Reply:
-    status: int
-    content: bytes
-
-    @property
-    def error(self) -> dict[str, Any]:
-        error: dict[str, Any] = json.loads(self.content)["error"]
-        return error
-
-
-@dataclass
-class Server:
-    port: int
-    log: Path
-    api_key: str = "none"
-
-    @property
-    def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.api_key, max_retries=0)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def get(self, path: str) -> str:
-        request = urllib.request.Request(
-            self.url + path, headers={"Authorization": f"Bearer {self.api_key}"}
-        )
-        with urllib.request.urlopen(request) as reply:
-            return str(reply.read().decode())
-
-    def send(self, path: str, body: bytes) -> Reply:
-        """POST ``body`` as it is, which the client would refuse to send."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port)
-        headers = {
-            "Content-Type": "application/json",
-            "Authorization": f"Bearer {self.api_key}",
-        }
-        connection.request("POST", path, body, headers)
-        response = connection.getresponse()
-        return Reply(response.status, response.read())
-
-    def extra(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
-        """What ``/extras/name`` answers."""
-        with self.client.with_options(base_url=self.url) as client:
-            return client.post(f"/extras/{name}", body=body, cast_to=dict[str, Any])
-
-    def post(self, body: dict[str, Any], request_id: str) -> socket.socket:
-        """Send a chat completion request and return at once."""
-        content = json.dumps({"model": "any", **body}).encode()
-        connection = socket.create_connection(("127.0.0.1", self.port))
-        connection.sendall(
-            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-            b"X-Request-ID: %s\r\nContent-Length: %d\r\n\r\n%s"
-            % (request_id.encode(), len(content), content)
-        )
-        return connection
-
-    def lines(self, wanted: str = "") -> list[str]:
-        """Lines of the log about requests."""
-        text = self.log.read_text()
-        return [x for x in text.splitlines() if re.search(r"INFO (GET|POST) ", x) and wanted in x]
-
-    def line(self, request_id: str) -> str:
-        """The line of a request, which may come a little later than the reply."""
-        for _ in range(1200):
-            if lines := self.lines(f"request_id={request_id}"):
-                [line] = lines
-                return line
-            time.sleep(0.05)
-        raise AssertionError(f"no line of {request_id} in\n{self.log.read_text()}")
-
-    def resident_bytes(self) -> float:
-        found = re.search(r"^process_resident_memory_bytes (\S+)$", self.get("/metrics"), re.M)
-        assert found is not None
-        return float(found[1])
-
-
-QUICK_PINGS = """
-import sse_starlette
-sse_starlette.EventSourceResponse.DEFAULT_PING_INTERVAL = 0.2
-from mars_gguf.server.__main__ import main
-main()
-"""
-
-
-@contextmanager
-def running(folder: Path, *arguments: str, api_key: str = "none") -> Iterator[Server]:
-    """The server, on a free port, with pings every 0.2 s. Settings in the environment of the tests
-    do not reach it, but an address that it could not listen at, over which flags win."""
-    log = folder / "server.log"
-    command = [sys.executable, "-c", QUICK_PINGS, *arguments, "--host", "127.0.0.1", "--port", "0"]
-    known = {name.upper() for name in (*Settings.model_fields, "config_file")}
-    environment = {name: value for name, value in os.environ.items() if name.upper() not in known}
-    environment |= {"HOST": "192.0.2.1", "PORT": "99999"}
-    with log.open("w") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment)
-    try:
-        for _ in range(1200):
-            started = re.search(r"Uvicorn running on http://[\d.]+:(\d+)", log.read_text())
-            if started is not None:
-                break
-            assert process.poll() is None, log.read_text()
-            time.sleep(0.1)
-        else:
-            raise AssertionError(f"not started in two minutes:\n{log.read_text()}")
-        yield Server(int(started[1]), log, api_key)
-    finally:
-        process.terminate()
-        try:
-            process.wait(60)
-        finally:
-            process.kill()
 
 
 @pytest.fixture(scope="module")
