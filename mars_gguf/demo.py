@@ -1,5 +1,5 @@
 """``python -m mars_gguf.demo``: convert the small model that the package ships, then show what it
-answers without steering and with it, on text, pictures and several pictures."""
+answers without steering and with it, on text, pictures and films."""
 
 from __future__ import annotations
 

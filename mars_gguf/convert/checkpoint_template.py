@@ -43,6 +43,7 @@ class CheckpointTemplate:
                 "measured on chat prompts. Use the instruct version of the model."
             )
         self.source = str(source)
+        self._formatter = None if multimodal else _as_at_run_time(self.source)
         self._wants_parts = self._learn_content(multimodal)
 
     @property
@@ -76,6 +77,8 @@ class CheckpointTemplate:
         raise ModelError(f"{self.name}: the chat template cannot be used: {failures[0]}")
 
     def _rendered(self, text: str, n_images: int, parts: bool) -> str:
+        if self._formatter is not None:
+            return str(self._formatter(messages=[{"role": "user", "content": text}]).prompt)
         content: Any = text
         if parts:
             content = [{"type": "image"}] * n_images + [{"type": "text", "text": text}]
@@ -97,3 +100,13 @@ class CheckpointTemplate:
                 "prompt that it renders"
             )
         return rendered
+
+
+def _as_at_run_time(source: str) -> Any:
+    """The code that the runtime writes text prompts of this template with in place of it; None
+    where it has none, or is not installed."""
+    try:
+        from mars_gguf.runtime.template import recognised
+    except ImportError:
+        return None
+    return recognised(source)

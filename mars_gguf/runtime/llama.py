@@ -95,7 +95,7 @@ class SteeredLlama(ContextLlama):
         self.vector.require_model(self.fingerprint, force=force)
         if way == "cvec" and not self.memory_can_rewind():
             raise ModelError(
-                "way='cvec' decodes the last prompt token twice, which a recurrent or hybrid memory "
+                "way='cvec' decodes the last prompt token twice, which recurrent or hybrid memory "
                 f"({self.fingerprint.architecture}) does not allow: use 'inline'"
             )
         self.way: Way = "inline" if way == "auto" else way

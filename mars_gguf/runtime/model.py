@@ -156,9 +156,8 @@ class TappedLlama(Llama):
 
         bos, eos = map(text, tokens)
         return chat_template(
-            self.metadata, name, (bos, eos), pictures=pictures, chat_format=self.chat_format,
-            eos_id=tokens[1], kwargs=kwargs,
-        )  # fmt: skip
+            self.metadata, name, (bos, eos), pictures=pictures, eos_id=tokens[1], kwargs=kwargs
+        )
 
     def _fingerprint(self) -> ModelFingerprint:
         """What identifies the model. The tokenizer's hash is over the texts of all tokens that are

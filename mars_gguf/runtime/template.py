@@ -210,7 +210,6 @@ def chat_template(
     tokens: tuple[str, str],
     *,
     pictures: bool,
-    chat_format: str | None,
     eos_id: int,
     kwargs: Mapping[str, Any] | None = None,
 ) -> ChatTemplate:
@@ -218,8 +217,8 @@ def chat_template(
     ChatML where it has none.
 
     tokens: the texts of the tokens that begin and end a sequence, as llama-cpp-python hands them to
-    a template. pictures: whether libmtmd tokenizes the prompt. chat_format: what llama-cpp-python
-    recognised the GGUF's template as. Raises ModelError for a name that is none.
+    a template. pictures: whether libmtmd tokenizes the prompt. Raises ModelError for a name that is
+    none.
     """
     bos, eos = tokens
     options: dict[str, Any] = {"bos": bos, "eos": eos, "kwargs": kwargs}
@@ -236,9 +235,18 @@ def chat_template(
     own = metadata.get("tokenizer.chat_template")
     if name == "chatml" or not own:
         return ChatTemplate(CHATML, "chatml", **options)
-    if not pictures and chat_format in _FORMATTERS:
-        return ChatTemplate(own, str(chat_format), formatter=_FORMATTERS[chat_format])
+    if not pictures and (formatter := recognised(own)) is not None:
+        return ChatTemplate(own, formatter=formatter, kwargs=kwargs)
     return ChatTemplate(own, **options)
+
+
+def recognised(source: str) -> ChatFormatter | None:
+    """llama-cpp-python's own code for the text prompts of a template that it recognises; None for
+    all others."""
+    name = llama_chat_format.guess_chat_format_from_gguf_metadata(
+        {"tokenizer.chat_template": source}
+    )
+    return _FORMATTERS.get(name)
 
 
 def _content(text: str, forms: Any) -> Any:

@@ -163,9 +163,7 @@ def test_variables_reach_the_template_and_its_own_are_kept() -> None:
 
 def test_without_a_template_prompts_are_chatml() -> None:
     for name, metadata in ((None, {}), ("chatml", {"tokenizer.chat_template": JOINS})):
-        template = chat_template(
-            metadata, name, ("<s>", "</s>"), pictures=False, chat_format="llama-2", eos_id=2
-        )
+        template = chat_template(metadata, name, ("<s>", "</s>"), pictures=False, eos_id=2)
         assert template.render([user("Tea.")]).text == (
             "<|im_start|>user\nTea.<|im_end|>\n<|im_start|>assistant\n"
         )
@@ -174,7 +172,7 @@ def test_without_a_template_prompts_are_chatml() -> None:
 def test_formats_of_llama_cpp_python_are_taken_by_name_and_others_refused() -> None:
     assert NAMES == HANDLERS
     for name in NAMES:
-        options: Any = {"pictures": True, "chat_format": None, "eos_id": 2}
+        options: Any = {"pictures": True, "eos_id": 2}
         template = chat_template({}, name, ("", ""), **options)
         text = template.render([user("What?", picture(1)), assistant("Tea."), user("Why?")]).text
         assert text.index(MARKER) < text.index("Tea.") < text.index("Why?")
