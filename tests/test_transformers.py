@@ -34,6 +34,7 @@ from mars_gguf.convert.prompts import ContrastPrompts, Prompt, builtin_contrast
 from mars_gguf.demo_model import FOLDER
 from mars_gguf.errors import MarsError, ModelError
 from mars_gguf.runtime.llama import SteeredLlama
+from mars_gguf.runtime.template import CHATML
 from mars_gguf.vectors import read_vector, write_vector
 
 # By transformers' processors.
@@ -163,7 +164,7 @@ def test_a_cache_that_does_not_repeat_the_plain_pass_is_noticed(checkpoint: str)
     assert not sessions[0].cache_works()
 
 
-@pytest.mark.parametrize("template", [STRINGS, PARTS, checkpoints.TEMPLATE])
+@pytest.mark.parametrize("template", [STRINGS, PARTS, checkpoints.TEMPLATE, CHATML])
 def test_both_extractors_write_a_prompt_alike(template: str, tmp_path: Path) -> None:
     extractor = TransformersExtractor(checkpoints.llama(tmp_path / "hf", template))
     other = GgufExtractor(random_llama(tmp_path / "m.gguf", template=template), n_threads=1)
