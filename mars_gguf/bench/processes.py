@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ class Processes:
             extractor.close()
         outputs = [folder / "theirs.gguf", folder / "ours.gguf"]
         threads = str(self.options["n_threads"])
-        command = [
+        theirs = [
             self.cvector_generator, "--method", "mean", "-t", threads, "-tb", threads,
             "-c", str(self.options["n_ctx"]), "-ngl", str(self.options["n_gpu_layers"]),
             "-m", self.subject.model, "--positive-file", str(files[0]),
@@ -122,15 +123,11 @@ class Processes:
             output=str(outputs[1]),
             options=self.subject.reading,
         )
-        figure.values = interleaved(
-            {
-                "cvector-generator": lambda: self._seconds(command, outputs[0]),
-                "ours": lambda: self._seconds(ours, outputs[1]),
-            },
+        self._race(
+            figure,
             repetitions,
-            warmup=0,
+            {"cvector-generator": (theirs, outputs[0]), "ours": (ours, outputs[1])},
         )
-        figure.samples = ratios(figure.values["cvector-generator"], figure.values["ours"])
         figure.note = (
             f"{n} pairs, mean difference after every block, no choice of block; "
             "cvector-generator averages over all tokens of a prompt, ours takes the last token's"
@@ -142,13 +139,8 @@ class Processes:
             return
         outputs = [folder / "theirs.gguf", folder / "ours.gguf"]
         module = [sys.executable, "-m", "mars_gguf.convert"]
-        theirs = [
-            *module,
-            self.transformers,
-            "--device",
-            "cpu",
-            *self._common_arguments(outputs[0]),
-        ]
+        theirs = [*module, self.transformers, "--device", "cpu"]
+        theirs += self._common_arguments(outputs[0])
         ours = [*module, *self._convert_arguments(outputs[1])]
         for command, output in zip((theirs, ours), outputs, strict=True):
             self._seconds(command, output)
@@ -159,18 +151,20 @@ class Processes:
                 "give a checkpoint that sees what the GGUF model sees"
             )
             return
-        figure.values = interleaved(
-            {
-                "transformers": lambda: self._seconds(theirs, outputs[0]),
-                "ours": lambda: self._seconds(ours, outputs[1]),
-            },
-            repetitions,
-            warmup=0,
+        self._race(
+            figure, repetitions, {"transformers": (theirs, outputs[0]), "ours": (ours, outputs[1])}
         )
-        figure.samples = ratios(figure.values["transformers"], figure.values["ours"])
         figure.note = (
             f"the whole conversion ({measured[0]}), choice of block and trust limit included"
         )
+
+    def _race(
+        self, figure: Figure, repetitions: int, commands: dict[str, tuple[list[str], Path]]
+    ) -> None:
+        """Time two commands, each with the file that it writes; how much longer the first takes."""
+        runs = {name: partial(self._seconds, *command) for name, command in commands.items()}
+        figure.values = interleaved(runs, repetitions, warmup=0)
+        figure.samples = ratios(*figure.values.values())
 
     def _common_arguments(self, output: Path) -> list[str]:
         """Of mars_gguf.convert, for every kind of model."""
