@@ -6,7 +6,6 @@ import io
 import re
 from pathlib import Path
 
-from mars_gguf.handlers import conversation_handler, prepare
 from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 
@@ -31,17 +30,16 @@ LINES = [
 
 def main() -> None:
     picture = PICTURES / "image-harmful-00-0.png"
-    handler = conversation_handler(str(demo_model.MMPROJ))
     llama = SteeredLlama(
         str(demo_model.TEXT_MODEL),
         vector=demo_model.VECTOR,
-        chat_handler=handler,
+        mmproj=str(demo_model.MMPROJ),
+        keep_turns=True,
         n_ctx=demo_model.CONTEXT,
         n_threads=1,
         n_threads_batch=1,
         verbose=False,
     )
-    prepare(llama, handler)
     console = Console(
         record=True,
         force_terminal=True,

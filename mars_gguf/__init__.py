@@ -1,17 +1,25 @@
-"""mars-gguf: refusal steering for quantized multimodal models under llama-cpp-python."""
+"""mars-gguf: refusal steering for quantized multimodal models under llama-cpp-python.
+
+The interface for code, typed (py.typed):
+
+    SteeredLlama       a llama_cpp.Llama whose replies are steered by a vector
+    Steering           what happened at the first token of a reply (SteeredLlama.last_steering)
+    Vector             what a vector file holds
+    read_vector        a vector file, checked
+    write_vector       and written
+    errors             mars_gguf.errors: MarsError and its kinds, SteeringError
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mars_gguf.runtime.llama import SteeredLlama as SteeredLlama
-    from mars_gguf.runtime.llama import Steering as Steering
-    from mars_gguf.vectors import Vector as Vector
-    from mars_gguf.vectors import read_vector as read_vector
-    from mars_gguf.vectors import write_vector as write_vector
+    from mars_gguf.runtime.llama import SteeredLlama, Steering
+    from mars_gguf.vectors import Vector, read_vector, write_vector
 
 __version__ = "0.1.0"
+__all__ = ["SteeredLlama", "Steering", "Vector", "read_vector", "write_vector"]
 
 _HOMES = {
     "SteeredLlama": "mars_gguf.runtime.llama",

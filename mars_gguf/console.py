@@ -16,6 +16,11 @@ def printable(line: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
+def visible(text: str) -> str:
+    """As `printable`, but line breaks and tabs stay."""
+    return "".join(c if c in "\n\t" else printable(c) for c in text)
+
+
 def require_utf8(text: str, what: str) -> str:
     """``text``, if it was UTF-8 where it came from: Python marks other bytes by surrogates.
 
@@ -43,7 +48,7 @@ def command() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (MarsError, SteeringError, OSError) as error:
-        print("\n".join(map(printable, f"error: {error}".split("\n"))), file=sys.stderr)
+        print(visible(f"error: {error}"), file=sys.stderr)
         sys.exit(1 if isinstance(error, SteeringError) else 2)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)

@@ -46,10 +46,14 @@ class Request:
     prompt: str
     images: list[str]
 
-    @property
-    def messages(self) -> list[dict[str, Any]]:
+    def messages(self, *, films: bool = True) -> list[dict[str, Any]]:
+        """The chat messages that ask it. Without ``films`` a film's frames are pictures in a row,
+        which is all that plain llama-cpp-python knows; the tokens are the same."""
         folder = demo_model.FOLDER / "demo"
-        return [user_message(self.prompt, [load_image(folder / name) for name in self.images])]
+        pictures = [load_image(folder / name) for name in self.images]
+        if films and self.modality == "video":
+            return [user_message(self.prompt, film=pictures)]
+        return [user_message(self.prompt, pictures)]
 
 
 def requests() -> list[Request]:
@@ -111,7 +115,7 @@ def ask(llama: Llama, request: Request) -> tuple[dict[str, Any], float]:
     """The greedy chat completion, and the milliseconds it took."""
     began = time.perf_counter()
     completion: Any = llama.create_chat_completion(
-        request.messages,  # type: ignore[arg-type]
+        request.messages(films=isinstance(llama, SteeredLlama)),  # type: ignore[arg-type]
         temperature=0.0,
         max_tokens=MAX_TOKENS,
         repeat_penalty=1.0,

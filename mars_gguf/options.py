@@ -1,26 +1,18 @@
-"""The options that commands share, with their bounds, and the steered model that they name."""
+"""The options that commands share, with their bounds, and the files that they name."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mars_gguf.console import printable
 from mars_gguf.convert import DEVICES, DTYPES
 from mars_gguf.errors import MarsError
 from mars_gguf.hub import download
 
-if TYPE_CHECKING:
-    from mars_gguf.runtime.llama import SteeredLlama
-
-
+# As mars_gguf.runtime.template.NAMES, which takes llama_cpp to import.
 HANDLERS = (
     "mtmd", "chatml", "llava-1-5", "llava-1-6", "moondream", "nanollava", "obsidian",
     "llama-3-vision-alpha", "minicpm-v-2.6", "qwen2.5-vl",
@@ -301,33 +293,6 @@ def gguf_files(args: argparse.Namespace) -> tuple[str, str | None]:
     return str(model), mmproj
 
 
-@contextmanager
-def _loading(name: str) -> Iterator[Any]:
-    """While a model is loaded: a bar on standard error, if that is a terminal. Yields the function
-    to tell the share to."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-
-    if sys.stderr is None or not sys.stderr.isatty():
-        yield None
-        return
-    columns = TextColumn("Loading {task.description}", markup=False), BarColumn()
-    # A file of its own: llama-cpp-python sends standard error to nowhere while it loads.
-    with os.fdopen(os.dup(2), "w", encoding="utf-8") as terminal:
-        bar = Progress(
-            *columns, TaskProgressColumn(), console=Console(file=terminal), transient=True
-        )
-        with bar:
-            task = bar.add_task(printable(name), total=1.0)
-            yield lambda share: bar.update(task, completed=share)
-
-
-def template_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The given ones of the options of `add_template_arguments`, as arguments."""
-    names = "chat_template_kwargs", "chat_handler"
-    return {name: value for name in names if (value := getattr(args, name)) is not None}
-
-
 def llama_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options, less the files, as arguments of SteeredLlama."""
     return dict(
@@ -343,30 +308,3 @@ def llama_options(args: argparse.Namespace) -> dict[str, Any]:
         n_threads_batch=args.threads,
         verbose=args.verbose,
     )
-
-
-def load_steered(args: argparse.Namespace) -> SteeredLlama:
-    """The steered model that the options name, made for conversations: see
-    `mars_gguf.handlers.ConversationHandler`. Raises MarsError."""
-    from mars_gguf import handlers
-    from mars_gguf.runtime.llama import SteeredLlama
-
-    model, mmproj, vector = model_files(args)
-    handler = handlers.conversation_handler(mmproj, args.chat_handler) if mmproj else None
-    with _loading(Path(model).name) as progress:
-        llama = SteeredLlama(
-            model,
-            vector=vector,
-            chat_handler=handler,
-            progress=None if args.verbose else progress,
-            **llama_options(args),
-        )
-        if handler is not None:
-            handlers.prepare(llama, handler)
-    if (trained := llama._model.n_ctx_train()) < llama.n_ctx():
-        print(
-            f"the context ({llama.n_ctx()} tokens) is longer than the model was trained for: "
-            f"better give --ctx-size {trained}",
-            file=sys.stderr,
-        )
-    return llama

@@ -23,7 +23,7 @@ from models import DEMO
 from rich.console import Console
 
 from mars_gguf import demo, demo_model
-from mars_gguf.chat.terminal import rendered
+from mars_gguf.chat.replies import rendered
 from mars_gguf.vectors import write_vector
 
 CHAT = [sys.executable, "-m", "mars_gguf.chat"]
@@ -120,7 +120,10 @@ def test_a_video_is_attached_to_the_one_request(tmp_path: Path) -> None:
         (["--demo", "-p", b"caf\xe9"], r"--prompt: found b'\xe9', expected UTF-8"),
         (["--demo", "-sys", b"caf\xe9", "-p", "x"], r"--system-prompt: found b'\xe9', expected"),
         (["--demo", "-t", "100000", "-p", "x"], "found 100000, expected 1 to 512"),
-        (["-m", DEMO, "--vector", "v", "--chat-handler", "mtmd", "-p", "x"], "needs --mmproj"),
+        (["--demo", "--chat-handler", "none", "-p", "x"], "invalid choice: 'none'"),
+        (["--demo", "--chat-template-kwargs", "{a}", "-p", "x"], "found '{a}', expected JSON"),
+        (["--demo", "--chat-template-kwargs", "[1]", "-p", "x"], "expected a JSON object"),
+        (["--demo", "--chat-template-kwargs", '{"a": 1}', "-p", "x"], "--force"),
         (["-m", "none", "--vector", "v", "--mmproj", "p", "--video", "none.mp4"], "none.mp4: no"),
         (["--hf-repo", "a/b", "-p", "x"], "--hf-repo needs --hf-file"),
         (["--hf-file", "a", "--vector", "v", "-p", "x"], "give both"),
@@ -233,7 +236,7 @@ def test_a_conversation_in_a_terminal(screen: Callable[..., Screen]) -> None:
 SHOW = """
 import pathlib, sys, time
 from rich.console import Console
-from mars_gguf.chat.terminal import stream
+from mars_gguf.chat.replies import stream
 reply = pathlib.Path(sys.argv[1]).read_text()
 def pieces():
     for start in range(0, len(reply), 4):

@@ -2,32 +2,79 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import models
 import pytest
-from llama_cpp import mtmd_cpp
-from mars_gguf.handlers import conversation_handler, prepare, prompt_tokens
-from models import DEMO, DEMO_MMPROJ, OPEN, OPTIONS, mmproj_of, picture
+import templates
+from models import (
+    CLOSED,
+    DEMO,
+    DEMO_MMPROJ,
+    OPEN,
+    OPTIONS,
+    Messages,
+    assistant,
+    mmproj_of,
+    picture,
+    user,
+)
 
 from mars_gguf import demo, demo_model
 from mars_gguf.chat.conversation import Conversation
 from mars_gguf.errors import MarsError
+from mars_gguf.media.images import user_message
 from mars_gguf.media.video import Video
 from mars_gguf.runtime.llama import SteeredLlama
+from mars_gguf.runtime.mtmd import MediaChunk, Projector, load_url
+from mars_gguf.runtime.template import MARKER
 from mars_gguf.vectors import Vector
 
 SAMPLING: dict[str, Any] = {"temperature": 0.0, "max_tokens": 16, "repeat_penalty": 1.0}
 
 
-def load(vector: Vector | Any = demo_model.VECTOR, model: str = DEMO) -> SteeredLlama:
-    handler = conversation_handler(mmproj_of(model))
-    llama = SteeredLlama(model, vector=vector, chat_handler=handler, **OPTIONS | {"n_ctx": 256})
-    prepare(llama, handler)
-    return llama
+def load(
+    vector: Vector | Any = demo_model.VECTOR, model: str = DEMO, **options: Any
+) -> SteeredLlama:
+    options = OPTIONS | {"n_ctx": 256, "mmproj": mmproj_of(model), "keep_turns": True} | options
+    return SteeredLlama(model, vector=vector, **options)
+
+
+def prompt_tokens(llama: SteeredLlama, messages: Messages) -> int:
+    """Cells that the prompt of ``messages`` takes."""
+    chunks = llama.chunks(messages)
+    return sum(c.n_tokens if isinstance(c, MediaChunk) else len(c) for c in chunks)
+
+
+@pytest.fixture
+def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens of text each eval got."""
+    seen: list[int] = []
+    original = SteeredLlama.eval
+
+    def note(self: SteeredLlama, tokens: Sequence[int]) -> None:
+        seen.append(len(tokens))
+        original(self, tokens)
+
+    monkeypatch.setattr(SteeredLlama, "eval", note)
+    return seen
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The positions of the pictures that were decoded."""
+    seen: list[int] = []
+    original = Projector.decode
+
+    def note(self: Projector, context: Any, chunk: MediaChunk, start: int, *rest: Any) -> int:
+        seen.append(start)
+        return original(self, context, chunk, start, *rest)
+
+    monkeypatch.setattr(Projector, "decode", note)
+    return seen
 
 
 @pytest.fixture(scope="module")
@@ -93,16 +140,8 @@ def test_the_oldest_turns_go_when_the_context_is_full_and_it_is_said(
 
 
 def test_a_full_context_is_evaluated_anew_only_now_and_then(
-    conversation: Conversation, monkeypatch: pytest.MonkeyPatch
+    conversation: Conversation, evaluated: list[int]
 ) -> None:
-    evaluated: list[int] = []
-    original = SteeredLlama.eval
-
-    def count(self: SteeredLlama, tokens: Sequence[int]) -> None:
-        evaluated.append(len(tokens))
-        original(self, tokens)
-
-    monkeypatch.setattr(SteeredLlama, "eval", count)
     continued = []
     for n in range(40):
         evaluated.clear()
@@ -139,10 +178,11 @@ def test_a_long_video_gets_as_many_frames_as_half_of_the_context_holds(
     ask(conversation, "What is shown?", [], video)
     (note,) = conversation.notes
     request = conversation.turns[-1].request
-    frames = len(request["content"]) - 1
+    frames = conversation.turns[-1].frames
+    assert [part["type"] for part in request["content"]] == ["video", "text"]
     assert note.startswith(f"clip.mp4: {frames} of 80 frames")
     assert "has room" in note
-    one_more = models.user("What is shown?", *map(picture, range(frames + 1)))
+    one_more = user_message("What is shown?", film=[picture(n) for n in range(frames + 1)])
     assert prompt_tokens(conversation.llama, [request]) <= 128
     assert prompt_tokens(conversation.llama, [one_more]) > 128
     assert conversation.llama.modality == "video"
@@ -162,28 +202,26 @@ def test_the_turn_after_a_long_video_still_sees_it(conversation: Conversation) -
     assert not any("short" in note for note in conversation.notes)
 
 
-def test_pictures_are_measured_once_each_and_add_up(
-    conversation: Conversation, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    measured = []
-
-    def of_any_size(chunk: Any) -> int:  # the demo model's are all of one size
-        measured.append(mtmd_cpp.mtmd_input_chunk_get_id(chunk))
-        return 9 + zlib.crc32(measured[-1]) % 99
-
-    monkeypatch.setattr(mtmd_cpp, "mtmd_input_chunk_get_n_tokens", of_any_size)
+def test_pictures_are_cut_up_once_each_to_be_counted_and_add_up(mrope: str) -> None:
+    llama = load(models.vector(mrope), mrope)
+    conversation, read = Conversation(llama, sampling=SAMPLING), set[str]()
+    assert llama.projector is not None
+    llama.projector.load = lambda url: [load_url(url), read.add(url)][0]  # type: ignore
+    film = [picture(n, 112) for n in range(5)]
     prompt = [
         {"role": "system", "content": "Be brief."},
-        models.user("What is it?", picture(1)),
-        models.assistant("A hat."),
-        models.user("And these?", picture(2, side=90), picture(1)),
+        user("What is it?", picture(1, 56)),
+        assistant("A hat."),
+        user("And these?", picture(2, 140), picture(1, 56)),
+        user_message("And here?", [picture(3, 280)], film),
     ]
-    expected = prompt_tokens(conversation.llama, prompt)
-    assert len(set(measured)) == 2
+    expected = prompt_tokens(llama, prompt)
+    assert len(read) == 8
     assert conversation._count(prompt) == expected
-    measured.clear()
+    read.clear()
     assert conversation._count(prompt) == expected
-    assert len(set(measured)) == 1  # a blank one in the place of all
+    assert len(read) == 1  # a blank one in the place of all
+    llama.close()
 
 
 def test_a_reply_that_is_stopped_is_kept_as_far_as_it_came(conversation: Conversation) -> None:
@@ -205,9 +243,11 @@ def test_turns_are_dropped_only_for_a_reply(conversation: Conversation) -> None:
 
 
 def test_the_place_of_a_picture_cannot_be_typed(conversation: Conversation) -> None:
-    assert ask(conversation, "What is <__media__>?")
-    assert ask(conversation, "And <__media__>?")
-    conversation.system = "Be <__media__>."
+    with pytest.raises(MarsError, match=MARKER):
+        ask(conversation, f"What is {MARKER}?")
+    assert conversation.turns == []
+    assert ask(conversation, "What is a hat?")
+    conversation.turns[-1].answer += MARKER  # the model may well write it
     assert ask(conversation, "And now?")
 
 
@@ -248,14 +288,20 @@ def test_without_steering_a_prompt_is_evaluated_in_the_same_batches(
             assert (again.t, again.alpha) == (steering.t, 0)
 
 
-def test_pictures_of_earlier_turns_count_for_later_ones(conversation: Conversation) -> None:
-    modalities = []
-    for pictures in ([], [picture(1)], [], [picture(2)]):
-        ask(conversation, "What is it?", pictures)
+def test_pictures_and_films_of_earlier_turns_count_for_later_ones(
+    conversation: Conversation,
+) -> None:
+    film, modalities = Video("clip.mp4", [picture(3), picture(4)], 2), []
+    for pictures, video in (([], None), ([picture(1)], None), ([], None), ([picture(2)], None),
+                            ([], film), ([], None)):  # fmt: skip
+        ask(conversation, "What is it?", pictures, video)
         turn = conversation.turns[-1]
         assert turn.steering is not None
         modalities.append(turn.steering.modality)
-    assert modalities == ["text", "image", "image", "video"]
+    assert modalities == ["text", "image", "image", "image", "video", "video"]
+    assert [(turn.pictures, turn.frames) for turn in conversation.turns] == [
+        (0, 0), (1, 0), (0, 0), (1, 0), (0, 2), (0, 0)
+    ]  # fmt: skip
 
 
 def test_a_request_again_without_steering_is_what_plain_llama_says() -> None:
@@ -288,14 +334,53 @@ def test_pictures_that_fill_the_context_before_its_positions_end_a_reply_and_dro
     llama.close()
 
 
-def test_a_chat_template_that_refuses_is_a_clear_error(
-    conversation: Conversation, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    template = "{{ raise_exception('roles must alternate') }}"
-    monkeypatch.setitem(conversation.llama.metadata, "tokenizer.chat_template", template)
-    with pytest.raises(MarsError, match="roles must alternate"):
+def test_a_chat_template_that_refuses_is_a_clear_error(tmp_path: Path) -> None:
+    model = templates.with_template(tmp_path / "a.gguf", templates.NO_SYSTEM + templates.STRINGS)
+    llama = load(models.vector(model), model)
+    conversation = Conversation(llama, system="Be brief.", sampling=SAMPLING)
+    with pytest.raises(MarsError, match="no system prompts"):
         ask(conversation, "What is it?", [picture(1)])
     assert conversation.turns == []
+    conversation.system = None
+    assert ask(conversation, "What is it?", [picture(1)])
+    llama.close()
+
+
+@pytest.mark.parametrize(
+    "template", [templates.STRINGS, templates.LISTS_AS_TEXT, templates.PARTS, None]
+)
+def test_with_any_template_the_model_is_told_everything_and_only_what_is_new(
+    template: str | None, tmp_path: Path, evaluated: list[int], decoded: list[int]
+) -> None:
+    model = templates.with_template(tmp_path / "model.gguf", template)
+    llama = load(models.vector(model, opens=CLOSED), model, n_ctx=512)
+    conversation = Conversation(llama, system="Be brief.", sampling=SAMPLING)
+    requests: list[tuple[str, list[Any]]] = [
+        ("What is a hat?", []), ("And what is this?", [picture(1)]), ("How many are there?", [])
+    ]  # fmt: skip
+    evaluated.clear()
+    for text, pictures in requests:
+        ask(conversation, text, pictures)
+        held = llama.detokenize([t for t in llama.input_ids[: llama.n_tokens] if t >= 0]).decode()
+        for turn in conversation.turns:
+            assert _text(turn.request) in held
+        for turn in conversation.turns[:-1]:
+            assert turn.answer.strip() in held
+        assert "Be brief." in held
+    marks = int((llama.input_ids[: llama.n_tokens] < 0).sum())
+    assert sum(evaluated) + marks == llama.n_tokens  # nothing twice
+    assert len(decoded) == 1
+    conversation.clear()
+    ask(conversation, "And these?", [picture(2), picture(3)])
+    assert llama.modality == "image"
+    ask(conversation, "And here?", [], Video("clip.mp4", [picture(4), picture(5)], 2))
+    assert llama.modality == "video"
+    llama.close()
+
+
+def _text(message: dict[str, Any]) -> str:
+    content = message["content"]
+    return content if isinstance(content, str) else str(content[-1]["text"])
 
 
 def test_a_model_without_an_mmproj_is_shown_no_pictures() -> None:

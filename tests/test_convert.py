@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from models import DEMO, DEMO_MMPROJ, random_llama
 from mars_gguf.convert.__main__ import main
 from mars_gguf.convert.prompts import builtin_contrast
 from mars_gguf.errors import ModelError
+from mars_gguf.runtime.template import CHATML
 from mars_gguf.vectors import read_vector
 
 
@@ -63,7 +65,7 @@ def convert(*options: str, folder: Path, output: Path) -> None:
         ([DEMO_MMPROJ], "llama.cpp could not load this model"),
         ([DEMO, "--mmproj", "missing.gguf"], "missing.gguf: no such file"),
         ([DEMO, "--mmproj", "model.txt"], "not a GGUF file"),
-        ([DEMO, "--mmproj", DEMO], "llama.cpp could not load this mmproj"),
+        ([DEMO, "--mmproj", DEMO], "llama.cpp could not load this as the mmproj of the model"),
         ([DEMO, "--harmful", "empty"], "no prompts found"),
         ([DEMO, "--harmless", "comments"], "no prompts found"),
         ([DEMO, "--harmful", "seven"], "found 7 different prompts, expected at least 8"),
@@ -164,14 +166,11 @@ def test_an_mmproj_of_another_model_is_refused(
     assert not (tmp_path / "v.gguf").exists()
 
 
-def test_a_model_without_a_chat_template_is_refused(
-    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    other = random_llama(tmp_path / "other.gguf", template="")
-    with pytest.raises(SystemExit) as ended:
-        convert(other, folder=inputs, output=tmp_path / "v.gguf")
-    assert ended.value.code == 2
-    assert "has no chat template" in capsys.readouterr().err
+def test_a_model_without_a_chat_template_is_asked_in_chatml(inputs: Path, tmp_path: Path) -> None:
+    other, output = random_llama(tmp_path / "other.gguf", template=""), tmp_path / "v.gguf"
+    convert(other, "--no-plot", folder=inputs, output=output)
+    expected = hashlib.sha256(CHATML.encode()).hexdigest()
+    assert read_vector(output).model.chat_template_sha256 == expected
 
 
 @pytest.mark.parametrize("place", ["model", "folder", "under-a-file", "no-rights"])

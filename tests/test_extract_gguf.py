@@ -23,7 +23,6 @@ from models import (
     vector,
 )
 
-from mars_gguf.convert import prefill
 from mars_gguf.convert.extract_gguf import (
     MAX_CELLS,
     MAX_SEQUENCES,
@@ -31,12 +30,13 @@ from mars_gguf.convert.extract_gguf import (
     N_BATCH,
     GgufExtractor,
 )
-from mars_gguf.convert.prefill import _distinct_prefixes, _n_alike
 from mars_gguf.convert.prompts import Prompt
 from mars_gguf.errors import ModelError, PromptError
+from mars_gguf.runtime import sequences
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.runtime.model import TappedLlama
 from mars_gguf.runtime.model import logits as logits_of
+from mars_gguf.runtime.sequences import _distinct_prefixes, _n_alike
 from mars_gguf.runtime.tap import LayerOutput, Rows
 
 TEXTS = [
@@ -386,7 +386,7 @@ def test_what_is_needed_again_is_not_decoded_again(
 def test_no_more_is_kept_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
     extractor = opened(DEMO)
     for most in (0, 200_000):
-        monkeypatch.setattr(prefill, "MAX_STATES", most)
+        monkeypatch.setattr(sequences, "MAX_STATES", most)
         for _, session in extractor.sessions(TEXTS, again=range(len(TEXTS))):
             session.observe()
         assert sum(state.nbytes for state, _ in extractor.prefill._states.values()) <= most
@@ -484,9 +484,9 @@ def test_what_several_prompts_begin_with_is_decoded_once(
         assert tokens[:n] == before[:n] and tokens[n : n + 1] != (before[n : n + 1] or (None,))
     entries = _distinct_prefixes(dict(enumerate(zip(prompts, decoded, strict=True))))
     rebuilt = [list(tokens[:n]) for tokens, n in zip(prompts, decoded, strict=True)]
-    for token, position, sequences, _ in entries:
-        assert len({tuple(rebuilt[i]) for i in sequences}) == 1
-        for i in sequences:
+    for token, position, owners, _ in entries:
+        assert len({tuple(rebuilt[i]) for i in owners}) == 1
+        for i in owners:
             assert position == len(rebuilt[i])
             rebuilt[i].append(token)
     assert [tuple(tokens) for tokens in rebuilt] == prompts

@@ -8,7 +8,13 @@ import pytest
 
 from mars_gguf.console import command
 from mars_gguf.errors import MarsError, ModelError, VectorError
-from mars_gguf.options import add_model_arguments, layer_range, llama_options, template_options
+from mars_gguf.options import (
+    HANDLERS,
+    add_model_arguments,
+    layer_range,
+    llama_options,
+)
+from mars_gguf.runtime.template import NAMES
 
 
 @pytest.mark.parametrize("kind", [MarsError, VectorError, ModelError])
@@ -92,13 +98,15 @@ def test_what_an_option_cannot_be_is_said_with_what_it_can(parser, words, messag
     assert message in capsys.readouterr().err
 
 
-def test_how_prompts_are_written_is_passed_on_only_if_it_was_said(parser):
-    assert template_options(parser.parse_args([])) == {}
+def test_the_names_of_handlers_are_those_of_the_runtime():
+    assert HANDLERS == NAMES
+
+
+def test_how_prompts_are_written_is_said_in_words_of_the_library(parser):
     words = ["--chat-handler", "chatml", "--chat-template-kwargs", '{"enable_thinking": false}']
-    assert template_options(parser.parse_args(words)) == {
-        "chat_handler": "chatml",
-        "chat_template_kwargs": {"enable_thinking": False},
-    }
+    options = llama_options(parser.parse_args(words))
+    assert options["template"] == "chatml"
+    assert options["chat_template_kwargs"] == {"enable_thinking": False}
 
 
 @pytest.mark.parametrize("text", ["3-", "-3", "a", "1-2-3", "٣", "9" * 10])

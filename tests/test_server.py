@@ -23,11 +23,13 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import anyio
+import av
+import gguf
 import models
 import numpy as np
 import openai
@@ -38,9 +40,10 @@ from PIL import Image
 from mars_gguf import demo, demo_model
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.server import media
+from mars_gguf.server import model as served
 from mars_gguf.server.__main__ import main
 from mars_gguf.server.media import RequestError, fetch, is_public
-from mars_gguf.server.model import Exchange, ServedLlama, exchange
+from mars_gguf.server.model import Exchange, SteeredProxy, exchange
 from mars_gguf.server.settings import Settings, read_settings
 from mars_gguf.vectors import read_vector, write_vector
 
@@ -191,7 +194,9 @@ def alone(requests: list[demo.Request]) -> list[Any]:
     replies = []
     for request in requests:
         llama.reset()
-        replies.append(llama.create_chat_completion(request.messages, repeat_penalty=1.1, **GREEDY))
+        replies.append(
+            llama.create_chat_completion(request.messages(), repeat_penalty=1.1, **GREEDY)
+        )
     llama.close()
     return replies
 
@@ -200,7 +205,7 @@ def alone(requests: list[demo.Request]) -> list[Any]:
 def harmless(requests: list[demo.Request], alone: list[Any]) -> Any:
     """Messages of a text request that is not steered."""
     return next(
-        r.messages
+        r.messages()
         for r, a in zip(requests, alone, strict=True)
         if r.modality == "text" and a["mars"]["alpha"] == 0
     )
@@ -252,13 +257,15 @@ def test_mixed_requests_from_eight_threads_each_get_the_reply_they_get_alone(
     server: Server, requests: list[demo.Request], alone: list[Any]
 ) -> None:
     steered = [(r.modality, a["mars"]["alpha"] > 0) for r, a in zip(requests, alone, strict=True)]
-    assert {("text", True), ("text", False), ("image", True), ("image", False)} <= set(steered)
+    assert set(steered) == {
+        (m, alpha) for m in ("text", "image", "video") for alpha in (True, False)
+    }
     jobs = [(n % len(requests), ("whole", "streamed", "abandoned")[n % 5 % 3]) for n in range(200)]
     random.Random(5).shuffle(jobs)
 
     def run(job: tuple[int, str]) -> str:
         index, way = job
-        messages, expected, headers = requests[index].messages, alone[index], identified()
+        messages, expected, headers = requests[index].messages(), alone[index], identified()
         if way == "whole":
             reply = chat(server, messages, extra_headers=headers)
             text, mars = text_of(reply), reply["mars"]
@@ -595,11 +602,11 @@ def test_only_tokens_of_the_vocabulary_become_text(server: Server) -> None:
 
 def test_several_pictures_share_the_limits() -> None:
     settings = read_settings(["--demo", "--max_media_pixels", "2305", "--max_pictures", "2"])[0]
-    anyio.run(media.inline_pictures, [picture_message(PNG)], settings)
+    anyio.run(media.inline_media, [picture_message(PNG)], settings)
     with pytest.raises(RequestError, match="picture too large"):
-        anyio.run(media.inline_pictures, [picture_message(PNG), picture_message(PNG)], settings)
-    with pytest.raises(RequestError, match="found 3 pictures"):
-        anyio.run(media.inline_pictures, [picture_message(PNG)] * 3, settings)
+        anyio.run(media.inline_media, [picture_message(PNG), picture_message(PNG)], settings)
+    with pytest.raises(RequestError, match="found 3 pictures and films"):
+        anyio.run(media.inline_media, [picture_message(PNG)] * 3, settings)
 
 
 def test_a_small_file_of_many_pixels_is_not_decoded(server: Server) -> None:
@@ -627,8 +634,12 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> str:
 def configured(tmp_path_factory: pytest.TempPathFactory, broken: str) -> Iterator[Server]:
     """Models from a configuration file, the last of them lost since; every permission given."""
     folder = tmp_path_factory.mktemp("configured")
-    write_vector(models.vector(DEMO, layer=3, opens=OPEN), folder / "always.gguf")
     write_vector(models.vector(broken, layer=2, modalities=["text"]), folder / "broken.gguf")
+    own = read_vector(demo_model.VECTOR)
+    model = replace(own.model, chat_template_kwargs='{"enable_thinking": false}')
+    write_vector(replace(own, model=model), folder / "own.gguf")
+    always = models.vector(DEMO, layer=3, opens=OPEN)
+    write_vector(replace(always, model=model), folder / "always.gguf")
     gone = shutil.copy(broken, folder / "gone.gguf")
     threads = {"n_threads": 1, "n_threads_batch": 1, "n_ctx": 512}
     content = {
@@ -641,7 +652,7 @@ def configured(tmp_path_factory: pytest.TempPathFactory, broken: str) -> Iterato
                 "model": DEMO,
                 "model_alias": "pictures",
                 "mmproj": DEMO_MMPROJ,
-                "vector": str(demo_model.VECTOR),
+                "vector": str(folder / "own.gguf"),
                 "vectors": {"always": str(folder / "always.gguf")},
                 "chat_template_kwargs": {"enable_thinking": False},
                 **threads,
@@ -784,6 +795,199 @@ def test_prompts_are_logged_only_on_demand_and_without_pictures(configured: Serv
     assert "base64" not in line
 
 
+# Chat templates ----------------------------------------------------------------------------------
+
+
+def chatml(content: str) -> str:
+    """A chat template that shows ``content`` of each message m."""
+    turn = "<|im_start|>{{ m.role }}\n" + content + "<|im_end|>\n"
+    return "{% for m in messages %}" + turn + "{% endfor %}<|im_start|>assistant\n"
+
+
+NO_SYSTEM = "{% if m.role == 'system' %}{{ raise_exception('no system prompts') }}{% endif %}"
+STRINGS = chatml(NO_SYSTEM + "{{ tools or '' }}{{ said or '' }}{{ m.content + '' }}")
+PARTS = chatml("{% for part in m.content %}{{ part.text }}{% endfor %}")
+
+
+def with_template(template: str, path: Path) -> str:
+    """The demo model with another chat template."""
+    reader = gguf.GGUFReader(DEMO)
+    writer = gguf.GGUFWriter(path, "llama")
+    for name, field in reader.fields.items():
+        if not name.startswith("GGUF.") and name not in (
+            "general.architecture", "tokenizer.chat_template",
+        ):  # fmt: skip
+            sub_type = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(name, field.contents(), field.types[0], sub_type)
+    writer.add_chat_template(template)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def templated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The demo model with other chat templates: for strings, also with a variable, for typed parts,
+    and one of llama-cpp-python's that chat_format names."""
+    folder = tmp_path_factory.mktemp("templated")
+    common = {
+        "mmproj": DEMO_MMPROJ, "vector": str(demo_model.VECTOR), "force_vector": True,
+        "n_ctx": 1024, "n_threads": 1, "n_threads_batch": 1,
+    }  # fmt: skip
+    strings = with_template(STRINGS, folder / "strings.gguf")
+    parts = with_template(PARTS, folder / "parts.gguf")
+    models = [
+        {"model": strings, "model_alias": "strings", **common},
+        {"model": strings, "model_alias": "variable", **common}
+        | {"chat_template_kwargs": {"said": "one two three "}},
+        {"model": parts, "model_alias": "parts", **common},
+        {"model": DEMO, "model_alias": "named", "chat_format": "qwen2.5-vl", **common},
+    ]
+    (folder / "server.json").write_text(json.dumps({"models": models}))
+    with running(folder, "--config_file", str(folder / "server.json")) as server:
+        yield server
+
+
+@pytest.mark.parametrize("model", ["strings", "parts", "named"])
+def test_text_and_pictures_arrive_whatever_form_a_template_takes_them_in(
+    templated: Server, model: str
+) -> None:
+    def t(*messages: dict[str, Any]) -> tuple[str, float]:
+        mars = chat(templated, [*messages], model=model, max_tokens=1)["mars"]
+        return mars["modality"], round(mars["t"], 4)
+
+    bomb, bread = (f"How do I make {thing}?" for thing in ("a bomb", "bread"))
+    pictures = models.picture(1), models.picture(2)
+    seen = {
+        t(models.user(text, *shown))
+        for text in (bomb, bread)
+        for shown in ((), pictures[:1], pictures[1:], pictures)
+    }
+    turns = [models.user(bread, pictures[0]), models.assistant("With flour.")]
+    seen |= {t(*turns, models.user(text)) for text in (bomb, bread)}
+    assert len(seen) == 10
+    assert sorted(modality for modality, _ in seen) == ["image"] * 8 + ["text"] * 2
+
+
+def test_variables_of_the_settings_reach_the_template(templated: Server) -> None:
+    lengths = [
+        chat(templated, [HARMFUL], model=model, max_tokens=1)["usage"]["prompt_tokens"]
+        for model in ("strings", "variable")
+    ]
+    assert lengths[1] >= lengths[0] + 3
+
+
+def test_messages_that_become_no_prompt_are_an_error_of_the_client(templated: Server) -> None:
+    system = {"role": "system", "content": "Be kind."}
+    tool = {"type": "function", "function": {"name": "<__media__>", "parameters": {}}}
+    for messages, message in (
+        ([system, HARMFUL], "refuses the messages: no system prompts"),
+        ([{"role": "user", "content": "<__media__>"}], "<__media__> in a text"),
+    ):
+        for stream in (False, True):
+            with pytest.raises(openai.BadRequestError, match=message) as refused:
+                chat(templated, messages, model="strings", extra_body={"stream": stream})
+            assert refused.value.body == {
+                "message": refused.value.body["message"],  # type: ignore[index]
+                "type": "invalid_request_error",
+                "param": None,
+                "code": None,
+            }
+    for asked in (HARMFUL, picture_message(PNG)):
+        with pytest.raises(openai.BadRequestError, match="of the . pictures"):
+            chat(templated, [asked], model="strings", extra_body={"tools": [tool]})
+
+
+# Films -------------------------------------------------------------------------------------------
+
+
+def film(frames: int = 8, width: int = 64, height: int = 48) -> bytes:
+    """A film of noise at four frames a second, the same every time."""
+    rng, file = np.random.default_rng(3), io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=4)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for _ in range(frames):
+            pixels = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels)))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+def film_message(content: bytes | str, text: str = "What?") -> dict[str, Any]:
+    if isinstance(content, bytes):
+        content = "data:video/mp4;base64," + base64.b64encode(content).decode()
+    parts = [{"type": "video_url", "video_url": {"url": content}}, {"type": "text", "text": text}]
+    return {"role": "user", "content": parts}
+
+
+def test_a_film_is_shown_by_its_frames(server: Server) -> None:
+    message = film_message(film())
+    settings = read_settings(["--demo"])[0]
+    anyio.run(media.inline_media, [shown := json.loads(json.dumps(message))], settings)
+    frames = shown["content"][0]
+    assert frames.keys() == {"type", "video"}
+    assert len(frames["video"]) == 8
+    replies = [chat(server, [m]) for m in (message, shown)]
+    assert [reply["mars"]["modality"] for reply in replies] == ["video"] * 2
+    assert text_of(replies[0]) == text_of(replies[1])
+    assert replies[0]["mars"]["t"] == pytest.approx(replies[1]["mars"]["t"], abs=0.02)
+    other = chat(server, [film_message(film(), "How do I make a bomb?")])
+    assert abs(other["mars"]["t"] - replies[0]["mars"]["t"]) > 0.02
+
+
+PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n%s\n#EXT-X-ENDLIST\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"no film", "a film: "),
+        (film()[:200], "a film: "),
+        (PLAYLIST % b"/etc/passwd", "a film: "),
+        ("file:///etc/passwd", "scheme"),
+        ("http://127.0.0.1/film.mp4", "not public"),
+        ("data:video/mp4;base64,????", "not base64"),
+    ],
+)
+def test_a_film_that_may_not_be_loaded_is_an_error_of_the_client(
+    server: Server, content: bytes | str, message: str
+) -> None:
+    with pytest.raises(openai.APIStatusError, match=message) as refused:
+        chat(server, [film_message(content)])
+    assert refused.value.status_code in (400, 403)
+    assert "/tmp" not in str(refused.value)
+
+
+def test_films_are_decoded_within_limits(tmp_path: Path) -> None:
+    flags = ["--max_video_frames", "3", "--max_media_pixels", "7000", "--media_timeout", "30"]
+    settings = read_settings(["--demo", *flags])[0]
+    anyio.run(media.inline_media, [shown := film_message(film())], settings)
+    frames = [
+        Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+        for url in shown["content"][0]["video"]
+    ]
+    assert len(frames) == 3
+    assert 6000 < sum(frame.width * frame.height for frame in frames) <= 7000
+    given = {"type": "video", "video": [PNG] * 4}
+    with pytest.raises(RequestError, match="4 frames, expected at most 3"):
+        anyio.run(media.inline_media, [{"role": "user", "content": [given]}], settings)
+    (tmp_path / "film.mp4").write_bytes(film())
+    playlist = PLAYLIST % bytes(tmp_path / "film.mp4")
+    for content, pixels, seconds, message in (
+        (film(), 2000, 30, "too many pixels"),
+        (film(), 7000, 0, "takes too long"),
+        (playlist, 7000, 30, "no frames found|PyAV cannot read it"),
+        (film(2, 1280, 720), 7000, 30, "7000 pixels a frame|PyAV cannot read it"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            media.decode_film(content, settings, pixels, seconds)
+
+
 # Fetching ----------------------------------------------------------------------------------------
 
 
@@ -892,7 +1096,7 @@ def test_settings_come_from_flags_the_environment_and_the_configuration_file(
     assert (server.api_key, server.allow_client_control) == ("environment", True)
     assert (server.allow_private_media, server.log_prompts) == (False, False)
     assert (model.n_ctx, model.n_batch, model.model_alias) == (77, 64, "m.gguf")
-    assert (model.clip_model_path, model.chat_format) == ("/x/p.gguf", "mtmd")
+    assert (model.clip_model_path, model.chat_format) == ("/x/p.gguf", None)
 
     file = tmp_path / "server.yaml"
     file.write_text("port: 1234\nmodels: [{model: a, vector: b, mmproj: c, chat_format: gemma4}]")
@@ -909,6 +1113,7 @@ def test_the_server_does_not_start_with_what_does_not_fit(
     tmp_path: Path, small_llama: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     vector, damaged, text = (str(tmp_path / f"{n}.gguf") for n in ("other", "damaged", "text"))
+    mute = with_template("{{ 'Hello' }}", tmp_path / "mute.gguf")
     write_vector(models.vector(small_llama), vector)
     write_vector(models.vector(DEMO, modalities=["text"]), text)
     Path(damaged).write_bytes(demo_model.VECTOR.read_bytes()[:-9])
@@ -929,10 +1134,14 @@ def test_the_server_does_not_start_with_what_does_not_fit(
         (["--demo", "--vectors", json.dumps({"other": vector})], "made for another model"),
         (["--demo", "--model", DEMO], "--demo brings its own model"),
         (["--demo", "--verbose", "true"], "--log-prompts"),
-        (["--model", DEMO, "--vector", good, "--mmproj", DEMO], "could not load this mmproj"),
+        (["--model", DEMO, "--vector", good, "--mmproj", DEMO], "could not load this as"),
         (["--model", DEMO, "--vector", good, "--mmproj", "none"], "none"),
         (["--demo", "--chat_format", "llama-2"], "chat_format: found 'llama-2'"),
-        ([*demo_flags, "--vector", good, "--chat_format", "chatml", "--force"], "takes no mmproj"),
+        (["--demo", "--chat_format", "llama-2", "--force"], "takes no mmproj"),
+        (["--demo", "--chat_format", "chatml"], "chat_template_sha256: the vector was made for"),
+        (["--demo", "--chat_template_kwargs", '{"a": 1}'], "chat_template_kwargs: the vector was"),
+        (["--demo", "--chat_template_kwargs", '{"messages": 1}'], "messages cannot be set"),
+        (["--model", mute, "--vector", good, "--force"], "shows no text of a user"),
         (["--config_file", str(config)], "made for another model"),
         (["--config_file", str(typo)], "vectr"),
         (["--config_file", str(config), "--vector", good], "in the configuration file"),
@@ -945,11 +1154,31 @@ def test_the_server_does_not_start_with_what_does_not_fit(
         assert message in error[error.index("error: ") :], arguments
 
 
+def test_a_model_and_its_mmproj_may_come_from_a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(cls: Any, repo_id: str, filename: str, **kwargs: Any) -> Any:
+        asked.append((repo_id, filename))
+        return cls(DEMO, **kwargs)
+
+    def download(repository: str, pattern: str) -> str:
+        asked.append((repository, pattern))
+        return DEMO_MMPROJ
+
+    asked: list[tuple[str, str]] = []
+    monkeypatch.setattr(SteeredLlama, "from_pretrained", classmethod(load))
+    monkeypatch.setattr(served, "download", download)
+    flags = ["--model", "*Q4*.gguf", "--mmproj", "mmproj*", "--hf_model_repo_id", "a/b"]
+    flags += ["--vector", str(demo_model.VECTOR), "--chat_format", "mtmd"]
+    proxy = SteeredProxy(read_settings([*flags, *ONE_THREAD])[1])
+    assert asked == [("a/b", "mmproj*"), ("a/b", "*Q4*.gguf")]
+    assert proxy().projector is not None
+    proxy.free()
+
+
 def test_a_model_that_is_loaded_during_a_request_does_not_reply_to_it() -> None:
     request = Exchange()
     token = exchange.set(request)
     try:
-        ServedLlama(DEMO, vector=demo_model.VECTOR, **models.OPTIONS)
+        SteeredProxy(read_settings(["--demo", *ONE_THREAD])[1]).free()
     finally:
         exchange.reset(token)
     assert (request.tokens, request.steering, request.first_token) == (0, None, None)

@@ -13,14 +13,16 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mars_gguf.handlers import conversation_handler, prepare
 from models import DEMO, DEMO_MMPROJ, OPTIONS, picture
 from PIL import Image
 from rich.console import Console
 
 from mars_gguf import demo_model
 from mars_gguf.chat.conversation import Conversation
-from mars_gguf.chat.terminal import COMMANDS, Terminal, gauge, rendered, save, stream, visible
+from mars_gguf.chat.replies import rendered, stream
+from mars_gguf.chat.terminal import COMMANDS, Terminal, gauge
+from mars_gguf.chat.transcript import save
+from mars_gguf.console import visible
 from mars_gguf.errors import MarsError, SteeringError
 from mars_gguf.media.video import Video
 from mars_gguf.runtime.llama import SteeredLlama
@@ -30,9 +32,9 @@ SAMPLING: dict[str, Any] = {"temperature": 0.0, "max_tokens": 16, "repeat_penalt
 
 @pytest.fixture(scope="module")
 def llama() -> Iterator[SteeredLlama]:
-    handler = conversation_handler(DEMO_MMPROJ)
-    llama = SteeredLlama(DEMO, vector=demo_model.VECTOR, chat_handler=handler, **OPTIONS)
-    prepare(llama, handler)
+    llama = SteeredLlama(
+        DEMO, vector=demo_model.VECTOR, mmproj=DEMO_MMPROJ, keep_turns=True, **OPTIONS
+    )
     yield llama
     llama.close()
 
@@ -124,7 +126,7 @@ def test_a_large_picture_is_attached_smaller(llama: SteeredLlama, tmp_path: Path
         ("/save", "error: /save needs a path"),
         ("/image 'odd", "error: 'odd: no such file"),
         ("/video none.mp4", "error: none.mp4: no such file"),
-        ("/save /nowhere/at/all.md", "error: "),
+        ("/save /dev/null/all.md", "error: "),
         ("/dance", "no command /dance"),
         ("/image ~nobody-has-this-name/a.png", "error: ~nobody-has-this-name/a.png: no such file"),
         ("/save a\0b", "error: a\\x00b: "),
@@ -204,7 +206,7 @@ def test_why_shows_the_figures_of_the_last_reply(llama: SteeredLlama) -> None:
     assert s is not None
     for figure in (f"{s.t:.2f}", f"z = {s.z:.1f}", f"alpha = {s.alpha:.4g}", f"block {s.layer}"):
         assert figure in shown
-    assert "text (no picture in the context)" in shown
+    assert "text: no picture in the context" in shown
 
 
 def test_compare_shows_both_replies(llama: SteeredLlama) -> None:

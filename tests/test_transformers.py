@@ -21,8 +21,8 @@ import pytest
 import torch
 import transformers
 from checkpoints import BLOCKS, SEEING, TEXTS, WIDTH
-from llama_cpp import llama_chat_format
 from models import DEMO, DEMO_MMPROJ, OPTIONS, picture, random_llama, user
+from test_checkpoint_template import PARTS, STRINGS
 
 from mars_gguf.convert.__main__ import main
 from mars_gguf.convert.extract_gguf import GgufExtractor
@@ -88,7 +88,7 @@ def prompts_for(extractor: TransformersExtractor) -> list[Prompt]:
 def reference(extractor: TransformersExtractor, prompt: Prompt) -> tuple[Any, Any]:
     """(hidden_states of the last token, logits) as transformers itself gives them, for one prompt
     alone: no padding, no cache, no hooks."""
-    text = extractor.render(prompt)
+    text = extractor.template.render(prompt)
     encode = extractor.processor if prompt.images else extractor.tokenizer
     images = {"images": [list(prompt.images)]} if prompt.images else {}
     inputs = encode(text=[text], add_special_tokens=False, return_tensors="pt", **images)
@@ -163,43 +163,18 @@ def test_a_cache_that_does_not_repeat_the_plain_pass_is_noticed(checkpoint: str)
     assert not sessions[0].cache_works()
 
 
-HEAD = "{% for m in messages %}<|im_start|>{{ m.role }}\n"
-PART = "{% if p.type == 'image' %}<image>{% else %}{{ p.text }}{% endif %}"
-STRINGS = HEAD + "{{ 'say: ' + m.content }}{% endfor %}"
-PARTS = HEAD + "{% for p in m.content %}" + PART + "{% endfor %}{% endfor %}"
-
-
 @pytest.mark.parametrize("template", [STRINGS, PARTS, checkpoints.TEMPLATE])
-def test_a_text_is_given_to_the_template_as_it_takes_texts(template: str, tmp_path: Path) -> None:
+def test_both_extractors_write_a_prompt_alike(template: str, tmp_path: Path) -> None:
     extractor = TransformersExtractor(checkpoints.llama(tmp_path / "hf", template))
-    assert TEXTS[0] in extractor.render(Prompt(TEXTS[0]))
-    with pytest.raises(ModelError, match="sees nothing|no processor|loses"):
-        next(extractor.sessions([Prompt(TEXTS[0], (picture(1),))]))
-
-
-def test_both_extractors_render_by_the_models_own_template(tmp_path: Path) -> None:
-    for name in ("CHATML", "MISTRAL_INSTRUCT", "LLAMA3_INSTRUCT"):
-        template = getattr(llama_chat_format, f"{name}_CHAT_TEMPLATE")
-        extractor = TransformersExtractor(checkpoints.llama(tmp_path / name, template))
-        path = random_llama(tmp_path / f"{name}.gguf", template=template)
-        other = GgufExtractor(path, n_threads=1)
-        assert extractor.render(Prompt(TEXTS[0])) == other.render(Prompt(TEXTS[0]))
-        other.close()
-
-
-def test_what_a_template_is_told_reaches_it(tmp_path: Path) -> None:
-    template = STRINGS + "{% if not thinking %}<think></think>{% endif %}"
-    folder = checkpoints.llama(tmp_path / "hf", template)
-    for thinking in (True, False):
-        extractor = TransformersExtractor(folder, chat_template_kwargs={"thinking": thinking})
-        assert ("<think>" in extractor.render(Prompt("Hello."))) != thinking
-
-
-def test_a_text_that_a_template_loses_is_named(tmp_path: Path) -> None:
-    shouting = HEAD + "{{ m.content if m.content | length > 9 else '' }}{% endfor %}"
-    extractor = TransformersExtractor(checkpoints.llama(tmp_path / "hf", shouting))
-    with pytest.raises(ModelError, match="the chat template loses the text 'Hello', expected"):
-        extractor.render(Prompt("Hello"))
+    other = GgufExtractor(random_llama(tmp_path / "m.gguf", template=template), n_threads=1)
+    prompt = Prompt(TEXTS[0])
+    assert other.llama.template.render(prompt.messages).text == extractor.template.render(prompt)
+    assert not extractor.fingerprint.differing(
+        replace(
+            other.fingerprint, name="", quantization="", n_layer=4, n_embd=32, tokenizer_sha256=""
+        )
+    )
+    other.close()
 
 
 @LLAMA

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mars_gguf import video
 from mars_gguf.errors import MarsError
+from mars_gguf.media import video
 from mars_gguf.media.video import load_video, sample
 
 RATE, SECONDS = 8, 5
@@ -100,6 +101,36 @@ def test_what_is_no_video_is_a_clear_error(decoder: str, tmp_path: Path, content
         load_video(tmp_path / "none.mp4")
 
 
+def test_a_playlist_is_no_video_though_what_it_names_is_one(decoder: str, clip: Path) -> None:
+    for name, content in (
+        ("hls", f"#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\n{clip}\n#EXT-X-ENDLIST\n"),
+        ("concat", "ffconcat version 1.0\nfile clip.mp4\n"),
+    ):
+        path = clip.with_name(name)
+        path.write_text(content)
+        path.with_name("clip.mp4").write_bytes(clip.read_bytes())
+        with pytest.raises(MarsError, match="expected a video"):
+            load_video(path)
+
+
+def test_decoding_has_limits(decoder: str, tmp_path: Path) -> None:
+    path = tmp_path / "large.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 1600, 800, "yuv420p"
+        for n in range(200):
+            grey = np.full((800, 1600, 3), n, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(grey)))
+        container.mux(stream.encode())
+    assert load_video(path, max_frames=1, max_pixels=1600 * 800).frames
+    with pytest.raises(MarsError, match="expected a video"):
+        load_video(path, max_pixels=320 * 240)
+    began = time.monotonic()
+    with pytest.raises(MarsError, match="too long"):
+        load_video(path, seconds=0.3)
+    assert time.monotonic() < began + 3
+
+
 def test_a_file_without_pictures_is_a_clear_error(decoder: str, tmp_path: Path) -> None:
     path = tmp_path / "sound.wav"
     with av.open(str(path), "w") as container:
@@ -155,7 +186,7 @@ def test_pauses_in_the_times_of_frames_bring_no_extra_ones(tmp_path: Path) -> No
             frame.pts = n
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    frames, count = video._decode_with_pyav(path, 4.0, 100)
+    frames, count = video._decode_with_pyav(path, 4.0, 100, 1 << 20, time.monotonic() + 60)
     assert len(frames) == count == pytest.approx(16, abs=1)
 
 

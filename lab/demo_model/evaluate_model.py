@@ -49,10 +49,17 @@ def plain_llama(text: Path, mmproj: Path, threads: int | None = None) -> llama_c
     )
 
 
+def _message(e: Example, *, films: bool) -> dict[str, Any]:
+    """Several pictures are the frames of a film; plain llama-cpp-python knows pictures alone."""
+    if films and len(e.pictures) > 1:
+        return user_message(e.prompt, film=e.pictures)
+    return user_message(e.prompt, e.pictures)
+
+
 def ask(llama: llama_cpp.Llama, e: Example, tokens: int = 48) -> Any:
     """The greedy chat completion."""
     return llama.create_chat_completion(
-        [user_message(e.prompt, e.pictures)],  # type: ignore[list-item]
+        [_message(e, films=isinstance(llama, SteeredLlama))],  # type: ignore[list-item]
         temperature=0.0,
         repeat_penalty=1.0,
         max_tokens=tokens,

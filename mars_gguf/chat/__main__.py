@@ -13,12 +13,14 @@ from functools import partial
 from rich.console import Console
 
 from mars_gguf.chat.conversation import Conversation
-from mars_gguf.chat.terminal import Terminal, read_plainly, read_with_prompt_toolkit, stream
+from mars_gguf.chat.replies import stream
+from mars_gguf.chat.terminal import Terminal, read_plainly, read_with_prompt_toolkit
 from mars_gguf.console import command, printable, require_utf8
 from mars_gguf.errors import MarsError
+from mars_gguf.loading import load_steered
 from mars_gguf.media.images import LONGEST_SIDE, load_image
 from mars_gguf.media.video import FPS, MAX_FRAMES, load_video
-from mars_gguf.options import add_model_arguments, load_steered, positive
+from mars_gguf.options import add_model_arguments, positive
 
 DESCRIPTION = "Chat with a steered model in the terminal, or ask one thing with -p."
 
@@ -26,6 +28,13 @@ DESCRIPTION = "Chat with a steered model in the terminal, or ask one thing with 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="mars_gguf.chat", description=DESCRIPTION)
     add_model_arguments(p)
+    _add_message_arguments(p)
+    _add_sampling_arguments(p.add_argument_group("replies"))
+    p.add_argument("--json", action="store_true", help="print reply and steering as a JSON object")
+    return p
+
+
+def _add_message_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "-p",
         "--prompt",
@@ -60,6 +69,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="TEXT",
         help="what the model is told before everything else (default: nothing)",
     )
+
+
+def _add_sampling_arguments(p: argparse._ArgumentGroup) -> None:
     p.add_argument(
         "-n",
         "--max-tokens",
@@ -102,8 +114,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="what the drawing begins with (default, or below 0: something random)",
     )
-    p.add_argument("--json", action="store_true", help="print reply and steering as a JSON object")
-    return p
 
 
 def _positive_number(text: str) -> float:
@@ -122,14 +132,12 @@ def main(argv: list[str] | None = None) -> None:
         sees = not args.no_mmproj and (args.mmproj or args.demo or args.hf_repo)
         if not sees and (pictures or args.video):
             raise MarsError("--image and --video need --mmproj: without it the model sees nothing")
-        if not sees and args.chat_handler:
-            raise MarsError("--chat-handler says how pictures enter the prompt: it needs --mmproj")
         open_video = partial(load_video, fps=args.fps, max_frames=args.max_frames)
         video = None
         if args.video:
             with Console(stderr=True).status("reading the video"):
                 video = open_video(args.video)
-        llama = load_steered(args)
+        llama = load_steered(args, keep_turns=True)
         try:
             conversation = Conversation(llama, system=system, sampling=_sampling(args))
             if prompt is None:

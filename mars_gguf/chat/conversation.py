@@ -11,19 +11,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from llama_cpp import mtmd_cpp
 from PIL import Image
 
 from mars_gguf.errors import MarsError, SteeringError
-from mars_gguf.handlers import ConversationHandler, Messages, prompt_tokens
-from mars_gguf.media.images import data_url, message_of_parts, picture_part, user_message
+from mars_gguf.media.images import film_part, message_of_parts, picture_part, user_message
 from mars_gguf.media.video import Video, sample
 from mars_gguf.runtime.llama import SteeredLlama, Steering
+from mars_gguf.runtime.template import MARKER
 
+Message = dict[str, Any]
+Messages = list[Message]
+BLANK = picture_part(Image.new("RGB", (8, 8)))
 NEVER = 1e30
-MARKER = mtmd_cpp.mtmd_default_marker().decode()
-BLANK = data_url(Image.new("RGB", (8, 8)))
-Tokens = npt.NDArray[np.intc]
 
 
 @dataclass
@@ -31,10 +30,8 @@ class Turn:
     """A request and its answer; ``steering`` is None until the first token was sampled.
     ``prompt`` is all that the model was given, ``seed`` what its tokens were drawn with."""
 
-    request: dict[str, Any]
     prompt: Messages
     seed: int
-    pictures: int = 0  # attached by themselves, not as frames
     start: int = 0  # position in the context from which on its prompt was evaluated
     answer: str = ""
     steering: Steering | None = None
@@ -45,21 +42,32 @@ class Turn:
     full: bool = False  # the answer ended because the context did
 
     @property
+    def request(self) -> Message:
+        """What the user said and showed."""
+        return self.prompt[-1]
+
+    @property
     def system(self) -> str | None:
         """The system prompt that it was answered with."""
         begin = self.prompt[0]
         return str(begin["content"]) if begin["role"] == "system" else None
 
     @property
+    def pictures(self) -> int:
+        """How many still pictures the request shows."""
+        return sum(part["type"] == "image_url" for part in _media(self.request))
+
+    @property
     def frames(self) -> int:
-        """How many frames of a video the request shows."""
-        content = self.request["content"]
-        parts = [] if isinstance(content, str) else content
-        return sum(part["type"] == "image_url" for part in parts) - self.pictures
+        """How many frames of a film the request shows."""
+        return sum(len(p["video"]) for p in _media(self.request) if p["type"] == "video")
 
     @property
     def messages(self) -> Messages:
-        return [self.request, {"role": "assistant", "content": self.answer}]
+        """The turn as later prompts show it. What stands for a picture in the text of a prompt is
+        written otherwise, should the model have said it."""
+        answer = self.answer.replace(MARKER, MARKER.replace("<", "< "))
+        return [self.request, {"role": "assistant", "content": answer}]
 
     @property
     def steered(self) -> bool:
@@ -84,7 +92,6 @@ class Conversation:
         self, llama: SteeredLlama, *, system: str | None = None, sampling: dict[str, Any]
     ) -> None:
         self.llama, self.system, self.sampling = llama, system, sampling
-        self._sizes: dict[str, int] = {}  # tokens of pictures beyond those of a blank one, by URL
         self.clear()
 
     def clear(self) -> None:
@@ -92,17 +99,16 @@ class Conversation:
         self.turns: list[Turn] = []
         self.first = 0
         self.notes: list[str] = []
+        self._sizes: dict[tuple[str, ...], int] = {}  # tokens of media, see _count
 
     def require_sight(self) -> None:
         """Raise MarsError if the model sees no pictures."""
-        handler = self.llama.chat_handler
-        if not isinstance(getattr(handler, "handler", None), ConversationHandler):
+        if self.llama.projector is None:
             raise MarsError("the model sees no pictures: it was loaded without --mmproj")
 
     def messages(self, first: int | None = None) -> Messages:
         """The messages that the model is given, the turns from index ``first`` on."""
-        system = _words(self.system or "")
-        start: Messages = [{"role": "system", "content": system}] if system else []
+        start = [{"role": "system", "content": self.system}] if self.system else []
         kept = self.turns[self.first if first is None else first :]
         return start + [m for turn in kept for m in turn.messages]
 
@@ -116,11 +122,12 @@ class Conversation:
         Raises MarsError if the message does not fit the context.
         """
         began = time.perf_counter()
-        request, first = self._fit(_words(text), pictures, video)
+        self.notes = []
+        request = self._request(text, pictures, video)
+        first = self._first_with_room_for(request)
         seed = self.sampling.get("seed")
-        prompt = [*self.messages(first), request]
         seed = random.getrandbits(31) if seed is None else seed
-        turn = Turn(request, prompt, seed, len(pictures))
+        turn = Turn([*self.messages(first), request], seed)
         try:
             yield from self._generate(turn, began)
         finally:
@@ -134,10 +141,10 @@ class Conversation:
         last, llama = self.turns[-1], self.llama
         llama.rewind(min(last.start, llama.n_reusable))
         with _shut_gate(llama):
-            yield from self._generate(Turn(last.request, last.prompt, last.seed))
+            yield from self._generate(Turn(last.prompt, last.seed), time.perf_counter())
 
-    def _generate(self, turn: Turn, began: float | None = None) -> Generator[str, None, None]:
-        llama, began = self.llama, began or time.perf_counter()
+    def _generate(self, turn: Turn, began: float) -> Generator[str, None, None]:
+        llama = self.llama
         held = llama.input_ids[: llama.n_reusable].copy()
         try:
             chunks: Any = llama.create_chat_completion(
@@ -151,10 +158,10 @@ class Conversation:
                 if piece:
                     if not turn.tokens:
                         turn.start = _same(held, llama.input_ids[: llama.n_tokens])
-                    turn.answer += _words(piece)
+                        turn.seconds_to_first = turn.seconds
+                        turn.steering = llama.last_steering
+                    turn.answer += piece
                     turn.tokens += 1
-                    turn.seconds_to_first = turn.seconds_to_first or turn.seconds
-                    turn.steering = llama.last_steering
                     yield piece
         except (MarsError, SteeringError):
             raise
@@ -164,35 +171,36 @@ class Conversation:
         turn.steering, turn.finished = llama.last_steering, True
         turn.full = llama.context_full
 
-    def _fit(
-        self, text: str, pictures: Sequence[Image.Image], video: Video | None
-    ) -> tuple[dict[str, Any], int]:
-        """The request, with as many frames as there is room for, and the index of the first turn
-        that can stay with it."""
-        self.notes = []
+    # What fits ---------------------------------------------------------------------------------
+
+    def _request(self, text: str, pictures: Sequence[Image.Image], video: Video | None) -> Message:
+        """The user's message, with as many frames of the film as half of the context has room for:
+        the other half is left to the turns that follow."""
         if pictures or video:
             self.require_sight()
-        context = self.llama.n_ctx()
-        # Room for a reply: all it may need, but no more than a quarter of the context.
-        wanted = self.sampling["max_tokens"]
-        limit = context - (min(wanted, context // 4) if wanted > 0 else context // 4)
+        context, before = self.llama.n_ctx(), self.messages(len(self.turns))
         shown = [picture_part(picture) for picture in pictures]
-        frames = [picture_part(frame) for frame in video.frames] if video else []
-        request = message_of_parts(text, [*shown, *frames])
-        alone = self.messages(len(self.turns))
-        needed = self._count([*alone, request])
-        # Half of the context is left to the turns that follow a video.
-        while needed > context // 2 and len(frames) > 1:
-            share = int(len(frames) * (context // 2) / needed)
-            frames = sample(frames, max(1, min(len(frames) - 1, share)))
-            request = message_of_parts(text, [*shown, *frames])
-            needed = self._count([*alone, request])
+        film = film_part(video.frames) if video else None
+        request = message_of_parts(text, [*shown, film] if film else shown)
+        needed = self._count([*before, request])
+        while film and needed > context // 2 and (n := len(film["video"])) > 1:
+            share = int(n * (context // 2) / needed)
+            film = film | {"video": sample(film["video"], max(1, min(n - 1, share)))}
+            request = message_of_parts(text, [*shown, film])
+            needed = self._count([*before, request])
         if needed >= context:
-            raise MarsError(self._too_long(text, needed, len(pictures) + len(frames)))
-        if video and len(frames) < video.total:
-            room = len(frames) < len(video.frames)
+            raise MarsError(self._too_long(request, text, needed))
+        if video and film and (n := len(film["video"])) < video.total:
+            room = n < len(video.frames)
             why = f", for which half of the context ({context} tokens) has room" if room else ""
-            self.notes.append(f"{video.name}: {len(frames)} of {video.total} frames{why}")
+            self.notes.append(f"{video.name}: {n} of {video.total} frames{why}")
+        return request
+
+    def _first_with_room_for(self, request: Message) -> int:
+        """Index of the first turn that can stay with the request."""
+        context, wanted = self.llama.n_ctx(), self.sampling["max_tokens"]
+        # Room for a reply: all it may need, but no more than a quarter of the context.
+        limit = context - (min(wanted, context // 4) if wanted > 0 else context // 4)
         first = self.first
         if self._count([*self.messages(first), request]) > limit:
             # Half of the context is freed, for whatever follows the gap is evaluated anew.
@@ -202,30 +210,29 @@ class Conversation:
                 first += 1
         if first > self.first:
             self.notes.append(_dropped(self.turns[self.first : first], context))
-        return request, first
+        return first
 
     def _count(self, messages: Messages) -> int:
-        """Tokens of a prompt. A picture is measured once, not with every prompt that it is in: it
-        takes as many more than a blank one wherever it stands."""
-        parts = [p for m in messages if isinstance(m["content"], list) for p in m["content"]]
-        urls = [p["image_url"]["url"] for p in parts if p["type"] == "image_url"]
-        for url in set(urls) - self._sizes.keys():
-            self._sizes[url] = self._tokens([_showing(url)]) - self._tokens([_showing(BLANK)])
-        return self._tokens(list(map(_blank, messages))) + sum(self._sizes[url] for url in urls)
+        """Tokens of a prompt. Cutting up a picture takes long, so it is done once, not with every
+        prompt that it is in: it takes as many tokens more than a blank one wherever it stands."""
+        media = [part for message in messages for part in _media(message)]
+        for part in media:
+            if _urls(part) not in self._sizes:
+                alone, blank = [message_of_parts("What?", [p]) for p in (part, BLANK)]
+                self._sizes[_urls(part)] = self._tokens([alone]) - self._tokens([blank])
+        beyond_blank = sum(self._sizes[_urls(part)] for part in media)
+        return self._tokens(list(map(_blanked, messages))) + beyond_blank
 
     def _tokens(self, messages: Messages) -> int:
-        try:
-            return prompt_tokens(self.llama, messages)
-        except MarsError:
-            raise
-        except Exception as error:  # a chat template is a program of its own
-            raise MarsError(f"the chat template refuses this conversation: {error}") from error
+        chunks = self.llama.chunks(messages)
+        return sum(len(c) if isinstance(c, tuple) else c.n_tokens for c in chunks)
 
-    def _too_long(self, text: str, needed: int, pictures: int) -> str:
+    def _too_long(self, request: Message, text: str, needed: int) -> str:
         context = self.llama.n_ctx()
         said = f"the message needs {needed} tokens"
+        pictures = sum(len(_urls(part)) for part in _media(request))
         if pictures:
-            words = self._count([*self.messages(len(self.turns)), user_message(text)])
+            words = self._tokens([*self.messages(len(self.turns)), user_message(text)])
             what = "its picture" if pictures == 1 else f"its {pictures} pictures"
             said += f", {needed - words} of them for {what}"
         larger = min(needed + 256, self.llama._model.n_ctx_train())
@@ -237,23 +244,22 @@ class Conversation:
         )
 
 
-def _same(held: Tokens, given: Tokens) -> int:
-    """Length of the beginning that both have."""
-    n = min(len(held), len(given))
-    differ = np.flatnonzero(held[:n] != given[:n])
-    return int(differ[0]) if len(differ) else n
+def _media(message: Message) -> list[dict[str, Any]]:
+    """The pictures and films among the parts of a message."""
+    content = message["content"]
+    return [] if isinstance(content, str) else [p for p in content if p["type"] != "text"]
 
 
-def _showing(url: str) -> dict[str, Any]:
-    return message_of_parts("What is it?", [{"type": "image_url", "image_url": {"url": url}}])
+def _urls(part: dict[str, Any]) -> tuple[str, ...]:
+    """The URLs of a picture, or of the frames of a film."""
+    return tuple(part["video"]) if part["type"] == "video" else (part["image_url"]["url"],)
 
 
-def _blank(message: dict[str, Any]) -> dict[str, Any]:
-    """The message with blank pictures in the place of its own."""
-    if isinstance(message["content"], str):
+def _blanked(message: Message) -> Message:
+    """The message with a blank picture in the place of each of its pictures and films."""
+    if not _media(message):
         return message
-    blank = {"type": "image_url", "image_url": {"url": BLANK}}
-    parts = [blank if part["type"] == "image_url" else part for part in message["content"]]
+    parts = [part if part["type"] == "text" else BLANK for part in message["content"]]
     return message | {"content": parts}
 
 
@@ -268,9 +274,10 @@ def _dropped(turns: Sequence[Turn], context: int) -> str:
     return f"the context ({context} tokens) is full: {what} dropped{shown}"
 
 
-def _words(text: str) -> str:
-    """``text`` without what libmtmd would take for the place of a picture."""
-    return text.replace(MARKER, MARKER.replace("<", "< "))
+def _same(held: npt.NDArray[np.intc], given: npt.NDArray[np.intc]) -> int:
+    """Length of the beginning that both have."""
+    n = min(len(held), len(given))
+    return int(np.argmin(np.append(held[:n] == given[:n], False)))
 
 
 @contextmanager

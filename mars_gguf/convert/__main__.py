@@ -34,7 +34,6 @@ from mars_gguf.options import (
     layer_range,
     require_one_source,
     seed,
-    template_options,
 )
 
 if TYPE_CHECKING:
@@ -298,7 +297,8 @@ def open_model(
             n_gpu_layers=args.n_gpu_layers,
             n_threads=args.threads,
             n_ctx=args.ctx_size,
-            **template_options(args),
+            chat_handler=args.chat_handler,
+            chat_template_kwargs=args.chat_template_kwargs,
             verbose=args.verbose,
         )
     if mmproj:

@@ -1,10 +1,10 @@
 """Hidden states of a GGUF model: many prompts at once, all blocks, with and without steering.
 
 Everything but the last token of each prompt is decoded first, without a callback, at the speed of
-prefill (see prefill.py). The last tokens are then decoded together, one row a prompt; that short
-decode is the one that is observed: as at run time, where a steered last token is decoded alone. It
-can be repeated with another block steered, because each time it runs on copies of the sequences; so
-recurrent models, which cannot rewind, work too.
+prefill (runtime/sequences.py). The last tokens are then decoded together, one row a prompt, and
+that short decode is the one that is observed: as at run time, where a steered last token is decoded
+alone. It can be repeated with another block steered, because each time it runs on copies of the
+sequences; so recurrent models, which cannot rewind, work too.
 """
 
 from __future__ import annotations
@@ -13,21 +13,19 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-from llama_cpp import llama_cpp as lib
 
-from mars_gguf.convert.prefill import (
-    MAX_SEQUENCES,
-    N_BATCH,
-    CachedPrompt,
-    Decoder,
-    Entry,
-    Prefill,
-    n_tokens,
-)
 from mars_gguf.convert.prompts import Prompt, Push, Rows
 from mars_gguf.errors import ModelError
 from mars_gguf.runtime.compat import suppress_stdout_stderr
 from mars_gguf.runtime.model import TappedLlama
+from mars_gguf.runtime.sequences import (
+    MAX_SEQUENCES,
+    N_BATCH,
+    CachedPrompt,
+    Decoder,
+    Prefill,
+    n_tokens,
+)
 from mars_gguf.runtime.tap import LayerOutput
 
 # Every token attends over all cells of its session, other prompts' too. For small models that would
@@ -83,32 +81,20 @@ class Session:
     ) -> Rows:
         """Decode the last token of every prompt, all of them ``copies`` times; the logits,
         [copies * n, n_vocab]."""
-        llama, decoder = self.extractor.llama, self.extractor.decoder
-        entries: list[Entry] = []
         missing = set(layers)
 
         def note(output: LayerOutput) -> None:
             visit(output)
             missing.discard(output.layer)
 
-        try:
-            for prompt in self.prompts * copies:
-                number = MAX_SEQUENCES + len(entries)
-                lib.llama_memory_seq_cp(decoder.memory, prompt.number, number, -1, -1)
-                entries.append((prompt.tail[-1], prompt.n_past, (number,), True))
-            with llama.tap.visiting(layers, note):
-                decoder.text(entries)
-            if missing:
-                raise ModelError(
-                    f"l_out-{min(missing)} was not seen: this architecture has no such node, or "
-                    "the decode was cut short"
-                )
-            n_vocab = llama.n_vocab()
-            rows = [lib.llama_get_logits_ith(llama.ctx, i) for i in range(len(entries))]
-            return np.stack([np.ctypeslib.as_array(row, (n_vocab,)) for row in rows])
-        finally:
-            for i in range(len(entries)):
-                lib.llama_memory_seq_rm(decoder.memory, MAX_SEQUENCES + i, -1, -1)
+        with self.extractor.llama.tap.visiting(layers, note):
+            logits = self.extractor.decoder.last_tokens(self.prompts * copies)
+        if missing:
+            raise ModelError(
+                f"l_out-{min(missing)} was not seen: this architecture has no such node, or the "
+                "decode was cut short"
+            )
+        return logits
 
 
 class GgufExtractor:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
-import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from typing import Any
 import gguf
 import numpy as np
 
+from mars_gguf.convert.checkpoint_template import CheckpointTemplate
 from mars_gguf.convert.prompts import Prompt, Push, Rows
 from mars_gguf.errors import MarsError, ModelError
 from mars_gguf.vectors import ModelFingerprint
@@ -37,8 +37,6 @@ except ImportError as error:
 
 Inputs = dict[str, Any]
 Visit = Callable[[int, Any], Any]
-
-PROBE = "Is this text shown?"  # to see what a chat template does with a text
 
 # transformers' model types whose architecture has another name in GGUF (gguf.MODEL_ARCH_NAMES).
 # Empty: it depends on more than the type, so it is not compared.
@@ -211,10 +209,14 @@ class TransformersExtractor:
         self.tokenizer = (
             self.processor.tokenizer if self.processor else self._load(transformers.AutoTokenizer)
         )
-        self.template = self._template()
-        self._template_options = dict(chat_template_kwargs or {})
         self._multimodal = multimodal
-        self._wants_parts = self._learn_content()
+        self.template = CheckpointTemplate(
+            model,
+            self.tokenizer,
+            self.processor,
+            multimodal=multimodal,
+            kwargs=chat_template_kwargs,
+        )
         self.tokenizer.padding_side = "left"
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
@@ -225,15 +227,18 @@ class TransformersExtractor:
             block.register_forward_hook(self._hook(index))
         self._accepts = inspect.signature(self.model.forward).parameters
         self._cache_works: dict[int, bool] = {}
-        self.fingerprint = ModelFingerprint(
-            architecture=_architecture(config.model_type, text.model_type),
+        self.fingerprint = self._fingerprint(_architecture(config.model_type, text.model_type))
+
+    def _fingerprint(self, architecture: str) -> ModelFingerprint:
+        return ModelFingerprint(
+            architecture=architecture,
             name="",  # what GGUF calls general.name is not known here
             n_layer=self.n_layer,
             n_embd=self.n_embd,
             quantization="",
-            chat_template_sha256=hashlib.sha256(self.template.encode()).hexdigest(),
+            chat_template_sha256=self.template.sha256,
             tokenizer_sha256=_tokenizer_sha256(self.tokenizer),
-            chat_template_kwargs=json.dumps(self._template_options, sort_keys=True),
+            chat_template_kwargs=self.template.variables,
         )
 
     @property
@@ -266,63 +271,10 @@ class TransformersExtractor:
             raise ModelError(f"{self.name}: its processor takes no images. {advice}")
         return processor
 
-    def _template(self) -> str:
-        template = getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template
-        if isinstance(template, dict):
-            template = template.get("default")
-        if not template:
-            raise ModelError(
-                f"{self.name}: this model has no chat template, expected a chat model: refusal is "
-                "measured on chat prompts. Use the instruct version of the model."
-            )
-        return str(template)
-
     # Prompts to tensors ------------------------------------------------------------------------
 
-    def render(self, prompt: Prompt) -> str:
-        """The chat template's text for what the prompt asks, pictures and frames of films as the
-        processor's markers of a picture. Raises ModelError if the prompt's text is lost in it."""
-        return self._rendered(prompt.text, len(prompt.images), self._wants_parts)
-
-    def _learn_content(self) -> bool:
-        """Whether the chat template is to be given typed parts; else strings. Templates of models
-        that see want parts, those of text models strings; each kind may drop the other silently."""
-        failures = []
-        for parts in (True, False) if self._multimodal else (False, True):
-            try:
-                alone = self._rendered(PROBE, 0, parts)
-                if self.processor is None or self._rendered(PROBE, 1, parts) != alone:
-                    return parts
-                failures.append("it shows no pictures")
-            except ModelError as error:
-                failures.append(str(error))
-        raise ModelError(f"{self.name}: the chat template cannot be used: {failures[0]}")
-
-    def _rendered(self, text: str, n_images: int, parts: bool) -> str:
-        content: Any = text
-        if parts:
-            content = [{"type": "image"}] * n_images + [{"type": "text", "text": text}]
-        try:
-            rendered = str(
-                self.tokenizer.apply_chat_template(
-                    [{"role": "user", "content": content}],
-                    chat_template=self.template,
-                    tokenize=False,
-                    add_generation_prompt=True,
-                    **self._template_options,
-                )
-            )
-        except Exception as error:  # jinja2's, or whatever the template calls
-            raise ModelError(f"{self.name}: the chat template fails: {error}") from error
-        if text.strip() not in rendered:
-            raise ModelError(
-                f"{self.name}: the chat template loses the text {text!r:.60}, expected it in the "
-                "prompt that it renders"
-            )
-        return rendered
-
     def _inputs(self, prompts: Sequence[Prompt]) -> Inputs:
-        texts = [self.render(prompt) for prompt in prompts]
+        texts = [self.template.render(prompt) for prompt in prompts]
         images = [[image.convert("RGB") for image in prompt.images] for prompt in prompts]
         begun = self.tokenizer.bos_token is not None and texts[0].startswith(
             self.tokenizer.bos_token

@@ -35,7 +35,6 @@ from mars_gguf.options import (
     add_threads_argument,
     layer_range,
     positive,
-    template_options,
 )
 
 if TYPE_CHECKING:
@@ -241,7 +240,8 @@ def _quantized(args: argparse.Namespace) -> GgufExtractor:
         args.mmproj,
         n_threads=args.threads,
         n_gpu_layers=args.n_gpu_layers,
-        **template_options(args),
+        chat_handler=args.chat_handler,
+        chat_template_kwargs=args.chat_template_kwargs,
     )
 
 

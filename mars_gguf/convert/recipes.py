@@ -39,6 +39,7 @@ stays with the command line.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -150,5 +151,5 @@ def _section(path: Path, section: str, values: Mapping[str, Any]) -> dict[str, A
         least, most = (0, (1 << 32) - 1) if option == "seed" else (1, 1 << 24)
         if kind is int and not least <= value <= most:
             raise MarsError(f"{path}: {name} is {value}, expected {least} to {most}")
-        options[option] = str(path.parent / value) if kind is Path else value
+        options[option] = os.path.normpath(path.parent / value) if kind is Path else value
     return options

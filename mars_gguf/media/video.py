@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -22,6 +24,8 @@ from mars_gguf.errors import MarsError
 
 FPS, MAX_FRAMES = 4.0, 32
 LONGEST_SIDE = 1024
+# Of libavformat. No playlists: those name further files and addresses.
+CONTAINERS = "mov,matroska,avi,mpeg,mpegts,flv,ogg,asf,gif,mxf,nut,ivf,h264,hevc"
 T = TypeVar("T")
 
 
@@ -45,13 +49,20 @@ def sample(items: Sequence[T], count: int) -> list[T]:
 
 
 def load_video(
-    path: str | PathLike[str], *, fps: float = FPS, max_frames: int = MAX_FRAMES
+    path: str | PathLike[str],
+    *,
+    fps: float = FPS,
+    max_frames: int = MAX_FRAMES,
+    max_pixels: int = 1 << 26,
+    seconds: float = 3600.0,
 ) -> Video:
     """Frames of a video file at ``fps`` frames a second, at most ``max_frames``, evenly spaced and
     upright, each at most `LONGEST_SIDE` pixels wide and high.
 
-    Raises MarsError if the file is missing or has no frames, or if there is nothing to decode it
-    with.
+    max_pixels: about the most that a frame in the file may have. seconds: the longest it may take.
+
+    Raises MarsError if the file is missing or has no frames, if it is beyond these limits, or if
+    there is nothing to decode it with.
     """
     file = Path(path)
     if not file.is_file():
@@ -61,12 +72,19 @@ def load_video(
     if not file.stat().st_size:
         raise MarsError(f"{path}: the file is empty, expected a video")
     decode = _decode_with_ffmpeg if _has_ffmpeg() else _decode_with_pyav
+    ends = time.monotonic() + seconds
     try:
-        frames, total = decode(file, fps, max_frames)
+        # Decoders count the margins that they give a frame, some hundred pixels wide.
+        frames, total = decode(file, fps, max_frames, 2 * max_pixels + (1 << 18), ends)
+        if time.monotonic() >= ends:
+            raise MarsError("decoding it takes too long; cut or shrink it first")
     except MarsError as error:
         raise MarsError(f"{path}: {error}") from error
     if not frames:
-        raise MarsError(f"{path}: no frames found, expected a video. Can a player show it?")
+        raise MarsError(
+            f"{path}: no frames found, expected a video of at most {max_pixels} pixels a frame. "
+            "Can a player show it?"
+        )
     return Video(file.name, sample(frames, max_frames), total)
 
 
@@ -91,43 +109,39 @@ def _has_ffmpeg() -> bool:
     return shutil.which("ffmpeg") is not None and shutil.which("ffprobe") is not None
 
 
-def _decode_with_ffmpeg(file: Path, fps: float, max_frames: int) -> tuple[list[Image.Image], int]:
-    seconds = _seconds(file)
-    total = int(seconds * fps)
+def _decode_with_ffmpeg(
+    file: Path, fps: float, max_frames: int, max_pixels: int, ends: float
+) -> tuple[list[Image.Image], int]:
+    given = ["-v", "quiet", "-format_whitelist", CONTAINERS, "-max_pixels", str(max_pixels)]
+    length = _seconds([*given, str(file)], ends - time.monotonic())
+    total = int(length * fps)
     rate = fps * max_frames / total if total > max_frames else fps
     size = f"'min({LONGEST_SIDE},iw)':'min({LONGEST_SIDE},ih)':force_original_aspect_ratio=decrease"
-    command = [
-        "ffmpeg",
-        "-nostdin",
-        "-v",
-        "quiet",
-        "-i",
-        str(file),
-        "-vf",
-        f"fps={rate},scale={size}",
-    ]
+    command = ["ffmpeg", "-nostdin", *given, "-i", str(file), "-vf", f"fps={rate},scale={size}"]
     command += ["-f", "image2pipe", "-c:v", "ppm", "pipe:1"]
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as process:
         assert process.stdout is not None
+        watchdog = threading.Timer(max(ends - time.monotonic(), 0), process.kill)
+        watchdog.start()
         try:
             frames, count = _thinned(_read_ppm(process.stdout), max_frames)
         finally:
+            watchdog.cancel()
             process.kill()
     return frames, max(total, count)
 
 
-def _seconds(file: Path) -> float:
+def _seconds(arguments: list[str], limit: float) -> float:
     """Length of the video; 0 if it does not say."""
-    done = subprocess.run(
-        ["ffprobe", "-v", "quiet", "-show_entries", "format=duration", "-of", "json", str(file)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-    )
+    command = ["ffprobe", "-show_entries", "format=duration", "-of", "json", *arguments]
     try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=max(limit, 0)
+        )
         return max(float(json.loads(done.stdout)["format"]["duration"]), 0.0)
-    except (ValueError, LookupError):
+    except (ValueError, LookupError, subprocess.TimeoutExpired):
         return 0.0
 
 
@@ -145,7 +159,9 @@ def _read_ppm(stream: IO[bytes]) -> Iterator[Image.Image]:
 # PyAV --------------------------------------------------------------------------------------------
 
 
-def _decode_with_pyav(file: Path, fps: float, max_frames: int) -> tuple[list[Image.Image], int]:
+def _decode_with_pyav(
+    file: Path, fps: float, max_frames: int, max_pixels: int, ends: float
+) -> tuple[list[Image.Image], int]:
     try:
         import av
     except ImportError as error:
@@ -154,20 +170,24 @@ def _decode_with_pyav(file: Path, fps: float, max_frames: int) -> tuple[list[Ima
             'pip install "mars-gguf[video]"'
         ) from error
     try:
-        with av.open(str(file)) as container:
+        with av.open(str(file), options={"format_whitelist": CONTAINERS}) as container:
             if not container.streams.video:
                 return [], 0
-            return _thinned(_at_rate(container, fps), max_frames)
+            codec = container.streams.video[0].codec_context
+            codec.options = {"max_pixels": str(max_pixels)}
+            return _thinned(_at_rate(container, fps, ends), max_frames)
     except av.FFmpegError as error:
         raise MarsError(f"PyAV cannot read it ({error.strerror}), expected a video") from error
 
 
-def _at_rate(container: Any, fps: float) -> Iterator[Image.Image]:
+def _at_rate(container: Any, fps: float, ends: float) -> Iterator[Image.Image]:
     step, due = 1 / fps, None
     rate = float(container.streams.video[0].average_rate or 0) or 25.0
     for number, frame in enumerate(container.decode(video=0)):
-        time = frame.time if frame.time is not None else number / rate
-        if due is None or time >= due - 1e-6:
-            due = max(time if due is None else due, time - step) + step
+        if time.monotonic() >= ends:
+            return
+        at = frame.time if frame.time is not None else number / rate
+        if due is None or at >= due - 1e-6:
+            due = max(at if due is None else due, at - step) + step
             image = frame.to_image()
             yield image.rotate(frame.rotation, expand=True) if frame.rotation else image

@@ -4,6 +4,7 @@ wraps: every such name stands here, and is checked when this module is imported.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,6 @@ _FUNCTIONS: dict[Any, tuple[str, ...]] = {
         "Jinja2ChatFormatter", "_convert_completion_to_chat",
         "_convert_completion_to_chat_function", "_grammar_for_response_format",
     ),
-    MTMDChatHandler: ("_init_mtmd_context",),
     mtmd_cpp: (
         "mtmd_decode_use_non_causal", "mtmd_helper_decode_image_chunk", "mtmd_input_chunk_get_id",
     ),
@@ -43,16 +43,18 @@ _FUNCTIONS: dict[Any, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def _check() -> None:
+def require_names(owned: Mapping[Any, Sequence[str]], used: Mapping[Any, Sequence[str]]) -> None:
+    """Raise ImportError unless each owner of ``owned`` has its names, and each function of ``used``
+    reads or sets its names."""
     missing = [
         f"{getattr(owner, '__name__', owner)}.{name}"
-        for owner, names in _FUNCTIONS.items()
+        for owner, names in owned.items()
         for name in names
         if not hasattr(owner, name)
     ]
-    for owner, names in ((Llama, _ATTRIBUTES), (MTMDChatHandler, _HANDLER_ATTRIBUTES)):
-        known = owner.__init__.__code__.co_names
-        missing += [f"{owner.__name__}.{name}" for name in names if name not in known]
+    for function, names in used.items():
+        known = function.__code__.co_names
+        missing += [f"{function.__qualname__}.{name}" for name in names if name not in known]
     if missing:
         raise ImportError(
             f"llama-cpp-python {version('llama-cpp-python')} lacks {', '.join(missing)}; "
@@ -60,7 +62,9 @@ def _check() -> None:
         )
 
 
-_check()
+require_names(
+    _FUNCTIONS, {Llama.__init__: _ATTRIBUTES, MTMDChatHandler.__init__: _HANDLER_ATTRIBUTES}
+)
 
 LlamaContext = _internals.LlamaContext
 llama_log_callback = _logger.llama_log_callback

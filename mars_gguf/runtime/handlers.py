@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from llama_cpp import Llama, LlamaGrammar
+from llama_cpp.llama_chat_format import chat_formatter_to_chat_completion_handler
 from llama_cpp.llama_grammar import JSON_GBNF
 
 from mars_gguf.errors import PromptError
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
     from mars_gguf.runtime.llama import SteeredLlama
 
 _SAMPLING = inspect.signature(Llama.create_completion).parameters.keys()
+
+
+def own_handler(llama: SteeredLlama, *, keep_turns: bool) -> Callable[..., Any]:
+    """The chat handler of a model that was given none: with its mmproj, or for text alone."""
+    if llama.projector is not None:
+        return PictureHandler(keep_turns=keep_turns)
+    return chat_formatter_to_chat_completion_handler(llama.template)
 
 
 class PictureHandler:

@@ -15,11 +15,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from llama_cpp import llama_chat_format
+from llama_cpp.llama_chat_format import get_chat_completion_handler
 
 from mars_gguf.errors import ModelError, SteeringError
 from mars_gguf.runtime.context import ContextLlama, partial_state
-from mars_gguf.runtime.handlers import PictureHandler, ReportingHandler
+from mars_gguf.runtime.handlers import ReportingHandler, own_handler
 from mars_gguf.runtime.mtmd import guard
 from mars_gguf.runtime.probe import eval_seen, require_moved, self_test
 from mars_gguf.runtime.tap import Rows, interrupts_held
@@ -86,9 +86,8 @@ class SteeredLlama(ContextLlama):
         if brought and (kwargs.get("mmproj") or kwargs.get("template")):
             raise ModelError("give mmproj and template, or chat_handler or chat_format: not both")
         self.last_steering: Steering | None = None
-        self._chat_handler: Any = None
-        self._pending = False
-        self._reading_prompt: object | None = None
+        self._chat_handler, self._pending = None, False
+        self._reading_prompt: object | None = None  # of the generator that evaluates a prompt
         super().__init__(model_path, **kwargs)
         self._arguments = {
             name: kwargs.get(name) for name in ("mmproj", "template", "chat_template_kwargs")
@@ -96,15 +95,13 @@ class SteeredLlama(ContextLlama):
         self.vector.require_model(self.fingerprint, force=force)
         if way == "cvec" and not self.memory_can_rewind():
             raise ModelError(
-                f"way='cvec' decodes the last prompt token twice, which the memory of a recurrent "
-                f"or hybrid model ({self.fingerprint.architecture}) does not allow. Use 'inline'."
+                "way='cvec' decodes the last prompt token twice, which a recurrent or hybrid memory "
+                f"({self.fingerprint.architecture}) does not allow: use 'inline'"
             )
         self.way: Way = "inline" if way == "auto" else way
-        self._brought = bool(brought)
+        self._brought = brought
         if not brought:
-            with_text = llama_chat_format.chat_formatter_to_chat_completion_handler(self.template)
-            pictures = PictureHandler(keep_turns=keep_turns)
-            self._chat_handler = pictures if self.projector is not None else with_text
+            self._chat_handler = own_handler(self, keep_turns=keep_turns)
         self_test(self)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -118,22 +115,15 @@ class SteeredLlama(ContextLlama):
         """The chat handler, its completions carrying ``mars``: what steering did."""
         if self._chat_handler is None and self.chat_format is None:
             return None  # Llama.__init__ has yet to choose a format
-        handler = (
-            self._chat_handler
-            or self._chat_handlers.get(self.chat_format)
-            or llama_chat_format.get_chat_completion_handler(self.chat_format)
-        )
-        return ReportingHandler(handler)
+        given = self._chat_handler or self._chat_handlers.get(self.chat_format)
+        return ReportingHandler(given or get_chat_completion_handler(self.chat_format))
 
     @chat_handler.setter
     def chat_handler(self, handler: Any) -> None:
         if isinstance(handler, ReportingHandler):
             handler = handler.handler
-        guard(handler, self._note_film)
+        guard(handler, lambda film: setattr(self, "_placed", (film, None)))
         self._chat_handler = handler
-
-    def _note_film(self, film: bool) -> None:
-        self._placed = film, None
 
     # Prompt, first token, reply ----------------------------------------------------------------
 

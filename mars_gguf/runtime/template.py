@@ -97,9 +97,12 @@ class ChatTemplate:
         if ours := sorted(RESERVED & self.kwargs.keys()):
             raise ModelError(f"chat template kwargs: {', '.join(ours)} cannot be set")
         self.default_system, self.url_parts = default_system, url_parts
-        self._formatter = formatter or Jinja2ChatFormatter(
-            source, eos, bos, stop_token_ids=stop_token_ids
-        )
+        try:
+            self._formatter = formatter or Jinja2ChatFormatter(
+                source, eos, bos, stop_token_ids=stop_token_ids
+            )
+        except Exception as error:
+            raise ModelError(f"the chat template {name!r} is no Jinja template: {error}") from error
 
     @cached_property
     def sha256(self) -> str:

@@ -36,8 +36,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _log_to_stderr() -> None:
-    # Of its own: llama-cpp-python points the standard one elsewhere while it reads a picture, and
-    # what another request logs meanwhile would be lost.
+    # A copy of standard error, which points elsewhere while llama.cpp reads a picture: what another
+    # request logs meanwhile would be lost.
     stream = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
     handler = logging.StreamHandler(stream)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

@@ -17,19 +17,12 @@ from functools import partial
 from typing import Annotated, Any
 
 import anyio
-import llama_cpp.server.app as upstream
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
-from llama_cpp.server.errors import RouteErrorHandler
-from llama_cpp.server.types import (
-    CreateChatCompletionRequest,
-    CreateCompletionRequest,
-    DetokenizeInputRequest,
-)
+from llama_cpp.server.types import DetokenizeInputRequest
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Histogram, generate_latest
-from pydantic import BaseModel, ConfigDict, Field
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette_context import context
@@ -38,11 +31,14 @@ from starlette_context.header_keys import HeaderKeys
 from starlette_context.plugins import RequestIdPlugin
 
 from mars_gguf.console import printable
-from mars_gguf.errors import MarsError, SteeringError
+from mars_gguf.errors import MarsError, PromptError, SteeringError
 from mars_gguf.server import checks
 from mars_gguf.server.checks import RequestError
-from mars_gguf.server.media import inline_pictures, picture_parts
+from mars_gguf.server.compat import RouteErrorHandler
+from mars_gguf.server.compat import app as upstream
+from mars_gguf.server.media import MEDIA, inline_media, media_parts
 from mars_gguf.server.model import ClientGone, Exchange, SteeredProxy, exchange
+from mars_gguf.server.requests import ChatRequest, CompletionRequest
 from mars_gguf.server.settings import DEFAULT_VECTOR, ModelSettings, ServerSettings
 
 log = logging.getLogger("mars_gguf.server")
@@ -80,27 +76,6 @@ def create_app(server: ServerSettings, models: list[ModelSettings]) -> FastAPI:
 router = APIRouter(dependencies=[Depends(upstream.authenticate)])
 
 
-class ClientControl(BaseModel):
-    """What a request may say of steering, if the operator lets it."""
-
-    model_config = ConfigDict(extra="forbid")
-    vector: str = Field(description="Id of a vector that the operator gave at start-up")
-
-
-REPEAT_PENALTY = Field(default=1.1, ge=0.0, le=checks.MAX_REPEAT_PENALTY)
-
-
-class ChatRequest(CreateChatCompletionRequest):
-    mars: ClientControl | None = Field(default=None, exclude=True)
-    max_completion_tokens: int | None = Field(default=None, exclude=True)
-    repeat_penalty: float = REPEAT_PENALTY
-
-
-class CompletionRequest(CreateCompletionRequest):
-    mars: ClientControl | None = Field(default=None, exclude=True)
-    repeat_penalty: float = REPEAT_PENALTY
-
-
 @router.post("/v1/chat/completions", response_model=None, tags=["OpenAI V1"])
 async def chat_completions(request: Request, body: ChatRequest) -> Response:
     """Chat completion, steered. ``mars`` in the reply says what steering did."""
@@ -111,13 +86,10 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:
         body.max_tokens = body.max_completion_tokens
     checks.require_messages(body.messages)
     checks.require_tool(body)
-    sees_pictures = request.app.state.proxy.settings(body.model).clip_model_path
-    if sees_pictures:
-        checks.require_no_marker(body.model_dump())
-    if next(picture_parts(body.messages), None) is not None:
-        if not sees_pictures:
+    if next(media_parts(body.messages), None) is not None:
+        if not request.app.state.proxy.settings(body.model).clip_model_path:
             raise RequestError("this model sees no pictures: it is served without an mmproj")
-        await inline_pictures(body.messages, request.app.state.settings)
+        await inline_media(body.messages, request.app.state.settings)
         current.require_client()
     return _as_json(await upstream.create_chat_completion(request=request, body=body))
 
@@ -172,7 +144,7 @@ def _without_pictures(prompt: object) -> object:
     if isinstance(prompt, list):
         return [_without_pictures(item) for item in prompt]
     if isinstance(prompt, dict):
-        return {k: "..." if k == "image_url" else _without_pictures(v) for k, v in prompt.items()}
+        return {k: "..." if k in MEDIA else _without_pictures(v) for k, v in prompt.items()}
     return prompt
 
 
@@ -223,8 +195,8 @@ _model_thread = ThreadPoolExecutor(1, "model")
 
 
 async def in_model_thread(call: Any, *args: Any, **kwargs: Any) -> Any:
-    """Stands in for ``run_in_threadpool`` in ``llama_cpp.server.app``: run ``call`` in the one
-    thread that runs models, and wait for its end even if cancelled.
+    """Run ``call`` in the one thread that runs models, and wait for its end even if cancelled.
+    ``llama_cpp.server.app`` is given this in place of its ``run_in_threadpool``.
 
     In changing threads llama.cpp leaves a team of OpenMP threads, and malloc an arena, behind in
     each.
@@ -242,11 +214,12 @@ async def publish(
     llama_call: Any,
     kwargs: dict[str, Any],
 ) -> None:
-    """Stands in for ``llama_cpp.server.app.get_event_publisher``: sends a reply's chunks.
+    """Send the chunks of a reply. ``llama_cpp.server.app`` is given this in place of its
+    ``get_event_publisher``.
 
-    Unlike it, this ends the reply before it frees the model, whatever happens (a generator that is
-    collected later would interfere with the next reply), and leaves errors to the middleware, or
-    puts them into the stream if that has begun.
+    Unlike that, this ends the reply before it frees the model, whatever happens (a generator that
+    is collected later would interfere with the next reply), and leaves errors to the middleware,
+    or puts them into the stream if that has begun.
     """
     current = exchange.get()
     assert current is not None
@@ -299,6 +272,9 @@ def describe(error: Exception) -> tuple[int, dict[str, Any]]:
     message = str(error) or type(error).__name__
     if isinstance(error, RequestError):
         status, kind = error.status, kind if error.status >= 500 else "invalid_request_error"
+    elif isinstance(error, PromptError):  # may quote the request, as it came
+        message = printable(message)[:500]
+        status, kind = 400, "invalid_request_error"
     elif isinstance(error, ClientGone):
         status, kind = 499, "client_gone"
     elif isinstance(error, UnicodeEncodeError):
@@ -464,6 +440,6 @@ def _details(error: BaseException, everything: bool) -> str:
     if everything:
         return "".join(traceback.format_exception(error))
     cause = "" if error.__cause__ is None else _details(error.__cause__, everything)
-    ours = isinstance(error, (MarsError, SteeringError))
+    ours = isinstance(error, (MarsError, SteeringError)) and not isinstance(error, PromptError)
     message = f"{type(error).__name__}: {printable(str(error))}" if ours else type(error).__name__
     return f"{cause}{''.join(traceback.format_tb(error.__traceback__))}{message}\n"

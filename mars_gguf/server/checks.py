@@ -7,13 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llama_cpp import llama_cpp as lib
-from llama_cpp import mtmd_cpp
-from llama_cpp._utils import suppress_stdout_stderr
 from llama_cpp.server.types import CreateChatCompletionRequest
 
 from mars_gguf.errors import MarsError
+from mars_gguf.runtime.compat import suppress_stdout_stderr
 
-MARKER = mtmd_cpp.mtmd_default_marker().decode()
 MAX_GRAMMAR = 32 << 10  # characters; llama.cpp unrolls {1000}, to 260 MB at this length
 MAX_PARENTHESES = 1000  # llama.cpp's parser recurses at each; 20,000 overflow its stack
 MAX_BIAS = 1e6  # of a logit; if all that a grammar allows became -inf, llama.cpp would abort
@@ -61,18 +59,6 @@ def require_free_reply(body: CreateChatCompletionRequest) -> None:
     ):
         if given:
             raise RequestError(f"this server lets no request say how replies begin ({name})", 403)
-
-
-def require_no_marker(body: object) -> None:
-    """Raise RequestError if a text holds what stands for a picture in prompts."""
-    if isinstance(body, str):
-        if MARKER in body:
-            raise RequestError(f"{MARKER} in a text: it stands for pictures, write it otherwise")
-    elif isinstance(body, Mapping):
-        require_no_marker([*body.keys(), *body.values()])
-    elif isinstance(body, Sequence):
-        for item in body:
-            require_no_marker(item)
 
 
 def require_grammar(llama: Any, grammar: str) -> None:

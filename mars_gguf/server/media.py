@@ -1,5 +1,5 @@
-"""Pictures that requests name: fetched within limits, decoded here, and handed to the model as
-data URLs, so that llama.cpp never opens an address or a file for a client."""
+"""Pictures and films that requests name: fetched within limits, decoded here, and handed to the
+model as data URLs, so that llama.cpp never opens an address or a file for a client."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -23,10 +25,13 @@ from PIL import Image
 
 from mars_gguf.errors import MarsError
 from mars_gguf.media.images import data_url, decode_image
+from mars_gguf.media.video import load_video
 from mars_gguf.server.checks import RequestError
 from mars_gguf.server.settings import ServerSettings
 
 MAX_REDIRECTS = 3
+MEDIA = ("image_url", "video_url", "video")  # types of parts, and the key of what they hold
+SMALLEST_FRAME = 28 * 28  # pixels
 _FETCHES = anyio.CapacityLimiter(8)
 _DECODES = anyio.CapacityLimiter(2)  # a picture takes some 100 MB while it is decoded
 _NOT_PUBLIC = [
@@ -41,54 +46,92 @@ _NOT_PUBLIC = [
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
-async def inline_pictures(messages: Sequence[Any], settings: ServerSettings) -> None:
-    """Replace the URL of every picture in chat ``messages`` by a data URL that holds a PNG.
+async def inline_media(messages: Sequence[Any], settings: ServerSettings) -> None:
+    """Replace every picture in chat ``messages`` by a data URL that holds a PNG, and every film by
+    such pictures of its frames.
 
-    All pictures of a request share one limit of bytes, one of pixels and one of seconds to fetch
-    them in. Raises RequestError.
+    All of a request share one limit of bytes, one of pixels and one of seconds. Raises
+    RequestError.
     """
-    parts = list(picture_parts(messages))
+    parts, limits = list(media_parts(messages)), _Limits(settings)
     if len(parts) > settings.max_pictures:
         raise RequestError(
-            f"found {len(parts)} pictures, expected at most {settings.max_pictures} in one request"
+            f"found {len(parts)} pictures and films, expected at most {settings.max_pictures}"
         )
-    n_bytes, n_pixels = settings.max_media_bytes, settings.max_media_pixels
-    deadline = anyio.current_time() + settings.media_timeout
     for part in parts:
-        given = part["image_url"]
-        url = given["url"] if isinstance(given, dict) else given
-        if url[:5].lower() == "data:":
-            data = from_data_url(url, n_bytes)
+        given = part[part["type"]]
+        if part["type"] == "image_url":
+            part["image_url"] = {"url": await limits.picture(given)}
+        elif part["type"] == "video":
+            if len(given) > settings.max_video_frames:
+                raise RequestError(
+                    f"a film has {len(given)} frames, expected at most {settings.max_video_frames}"
+                )
+            part["video"] = [await limits.picture(url) for url in given]
         else:
-            seconds = deadline - anyio.current_time()
-            data = await _fetch_in_thread(url, n_bytes, seconds, settings.allow_private_media)
-        n_bytes -= len(data)
-        picture = await to_thread.run_sync(decode, data, n_pixels, limiter=_DECODES)
-        n_pixels -= picture.width * picture.height
-        url = await to_thread.run_sync(data_url, picture, limiter=_DECODES)
-        part["image_url"] = {"url": url}
+            del part["video_url"]
+            part |= {"type": "video", "video": await limits.film(given)}
 
 
-def picture_parts(messages: Sequence[Any]) -> Iterator[dict[str, Any]]:
-    """The picture parts of chat messages."""
+def media_parts(messages: Sequence[Any]) -> Iterator[dict[str, Any]]:
+    """The parts of chat messages that are pictures or films."""
     for message in messages:
         content = message.get("content")
         for part in content if isinstance(content, list) else []:
-            if part.get("type") == "image_url":
+            if part["type"] in MEDIA:
                 yield part
+
+
+class _Limits:
+    """What is left of a request's limits, and pictures and films within it, as data URLs."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self.settings = settings
+        self.n_bytes, self.n_pixels = settings.max_media_bytes, settings.max_media_pixels
+        self.deadline = anyio.current_time() + settings.media_timeout
+
+    async def picture(self, given: Any) -> str:
+        data = await self._read(given)
+        return await self._url(
+            await to_thread.run_sync(decode, data, self.n_pixels, limiter=_DECODES)
+        )
+
+    async def film(self, given: Any) -> list[str]:
+        data = await self._read(given)
+        async with _DECODES:
+            seconds = self.deadline - anyio.current_time()
+            frames = await to_thread.run_sync(
+                decode_film, data, self.settings, self.n_pixels, seconds
+            )
+        return [await self._url(frame) for frame in frames]
+
+    async def _read(self, given: Any) -> bytes:
+        url = given["url"] if isinstance(given, dict) else given
+        if url[:5].lower() == "data:":
+            data = from_data_url(url, self.n_bytes)
+        else:
+            seconds = self.deadline - anyio.current_time()
+            allow_private = self.settings.allow_private_media
+            data = await _fetch_in_thread(url, self.n_bytes, seconds, allow_private)
+        self.n_bytes -= len(data)
+        return data
+
+    async def _url(self, picture: Image.Image) -> str:
+        self.n_pixels -= picture.width * picture.height
+        return await to_thread.run_sync(data_url, picture, limiter=_DECODES)
 
 
 def from_data_url(url: str, max_bytes: int) -> bytes:
     """The bytes that a base64 data URL holds. Raises RequestError."""
     header, comma, payload = url.partition(",")
     if not comma or not header.lower().endswith(";base64"):
-        raise RequestError("a picture's data URL: expected data:image/...;base64,...")
+        raise RequestError("a data URL: expected data:image/...;base64,... or data:video/...")
     if len(payload) * 3 // 4 > max_bytes + 2:
         raise _too_large(max_bytes)
     try:
         return base64.b64decode(payload, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise RequestError(f"a picture's data URL is not base64: {error}") from error
+        raise RequestError(f"a data URL is not base64: {error}") from error
 
 
 def decode(data: bytes, max_pixels: int) -> Image.Image:
@@ -100,9 +143,36 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
         raise RequestError(str(error)) from error
 
 
+def decode_film(
+    data: bytes, settings: ServerSettings, max_pixels: int, seconds: float
+) -> list[Image.Image]:
+    """Frames of the film in ``data``, scaled down to ``max_pixels`` together. Raises
+    RequestError."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "film"
+        path.write_bytes(data)
+        try:
+            frames = load_video(
+                path,
+                max_frames=settings.max_video_frames,
+                max_pixels=settings.max_media_pixels,
+                seconds=seconds,
+            ).frames
+        except MarsError as error:
+            raise RequestError(str(error).replace(str(path), "a film")) from error
+    share = max_pixels // len(frames)
+    if share < SMALLEST_FRAME:
+        raise RequestError("a film's frames have too many pixels, counting what precedes it")
+    for frame in frames:
+        scale = (share / (frame.width * frame.height)) ** 0.5
+        if scale < 1:
+            frame.thumbnail((int(frame.width * scale) or 1, int(frame.height * scale) or 1))
+    return frames
+
+
 def _too_large(max_bytes: int) -> RequestError:
     return RequestError(
-        f"pictures too large: expected at most {max_bytes} bytes for this one, counting those "
+        f"a picture or film is too large: expected at most {max_bytes} bytes, counting those "
         "before it in the request",
         413,
     )
@@ -114,7 +184,7 @@ async def _fetch_in_thread(url: str, max_bytes: int, seconds: float, allow_priva
         return await to_thread.run_sync(
             fetch, url, max_bytes, seconds, allow_private, abandon_on_cancel=True, limiter=_FETCHES
         )
-    raise RequestError("a picture took too long to fetch")
+    raise RequestError("a picture or film took too long to fetch")
 
 
 def fetch(url: str, max_bytes: int, seconds: float, allow_private: bool = False) -> bytes:
@@ -130,8 +200,8 @@ def fetch(url: str, max_bytes: int, seconds: float, allow_private: bool = False)
             parts = urlsplit(url)
             if parts.scheme.lower() not in ("http", "https") or not parts.hostname:
                 raise RequestError(
-                    f"a picture's URL has the scheme {parts.scheme[:20]!r}, expected http, https "
-                    "or data, with a host"
+                    f"a URL has the scheme {parts.scheme[:20]!r}, expected http, https or data, "
+                    "with a host"
                 )
             reply = _get(parts, max_bytes, deadline, allow_private)
         except RequestError:
@@ -139,11 +209,11 @@ def fetch(url: str, max_bytes: int, seconds: float, allow_private: bool = False)
         except (OSError, http.client.HTTPException, ValueError) as error:
             late = time.monotonic() >= deadline
             reason = "it took too long" if late else type(error).__name__
-            raise RequestError(f"a picture could not be fetched: {reason}") from error
+            raise RequestError(f"a picture or film could not be fetched: {reason}") from error
         if isinstance(reply, bytes):
             return reply
         url = urljoin(url, reply)
-    raise RequestError(f"a picture's URL redirects more than {MAX_REDIRECTS} times")
+    raise RequestError(f"a URL redirects more than {MAX_REDIRECTS} times")
 
 
 def _get(parts: Any, max_bytes: int, deadline: float, allow_private: bool) -> bytes | str:
@@ -163,7 +233,7 @@ def _get(parts: Any, max_bytes: int, deadline: float, allow_private: bool) -> by
         headers = {
             "Host": name if parts.port is None else f"{name}:{port}",
             "User-Agent": "mars-gguf",
-            "Accept": "image/*",
+            "Accept": "image/*, video/*",
             "Accept-Encoding": "identity",
         }
         connection.request("GET", path + query, headers=headers)
@@ -171,7 +241,7 @@ def _get(parts: Any, max_bytes: int, deadline: float, allow_private: bool) -> by
         if response.status in (301, 302, 303, 307, 308) and response.getheader("Location"):
             return str(response.getheader("Location"))
         if response.status != 200:
-            raise RequestError(f"a picture's host {host} answered {response.status}, expected 200")
+            raise RequestError(f"the host {host} answered {response.status}, expected 200")
         body = response.read(max_bytes + 1)
         if len(body) > max_bytes:
             raise _too_large(max_bytes)
@@ -219,8 +289,8 @@ def _resolve(host: str, port: int, allow_private: bool) -> list[str]:
     addresses = list(dict.fromkeys(str(info[4][0]) for info in found))
     if not allow_private and not all(map(is_public, addresses)):
         raise RequestError(
-            f"a picture's host {host} is at an address that is not public. The operator of this "
-            "server may allow that (--allow-private-media).",
+            f"the host {host} is at an address that is not public. The operator of this server "
+            "may allow that (--allow-private-media).",
             403,
         )
     return addresses[:4]

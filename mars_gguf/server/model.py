@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import llama_cpp
-from llama_cpp.server.model import LlamaProxy
 
 from mars_gguf.errors import MarsError, ModelError, SteeringError
 from mars_gguf.files import sha256
-from mars_gguf.llama import load_mmproj  # TODO
-from mars_gguf.pictures import own_pictures
+from mars_gguf.hub import download
 from mars_gguf.runtime.llama import SteeredLlama, Steering
+from mars_gguf.runtime.mtmd import load_url
+from mars_gguf.runtime.probe import self_test
 from mars_gguf.server import checks
 from mars_gguf.server.checks import RequestError
-from mars_gguf.server.settings import DEFAULT_VECTOR, ModelSettings
+from mars_gguf.server.compat import LlamaProxy
+from mars_gguf.server.settings import DEFAULT_VECTOR, RENDERED_FORMATS, TEMPLATES, ModelSettings
 from mars_gguf.vectors import Vector, read_vector
 
 
@@ -54,6 +55,16 @@ class Exchange:
 exchange: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
 
 
+@contextmanager
+def outside_exchange() -> Iterator[None]:
+    """Context manager: what a model does in the block is no part of the current exchange."""
+    token = exchange.set(None)
+    try:
+        yield
+    finally:
+        exchange.reset(token)
+
+
 @dataclass(frozen=True)
 class NamedVector:
     """A vector as clients see it: by the name and the hash of its file."""
@@ -74,6 +85,11 @@ class ServedLlama(SteeredLlama):
 
     _stopped = False
 
+    def __init__(self, model_path: str, **kwargs: Any) -> None:
+        super().__init__(model_path, **kwargs)
+        if self.projector is not None:
+            self.projector.load = _load_checked
+
     def _set_n_tokens(self, value: int) -> None:
         # llama-cpp-python moves it after every batch.
         current = exchange.get()
@@ -87,8 +103,7 @@ class ServedLlama(SteeredLlama):
     def prepare(self, vector: Vector) -> None:
         """Make ready for the next request, to be steered by ``vector``."""
         if vector is not self.vector or self._stopped:
-            self.reset()
-            self._ctx.kv_cache_clear()
+            self.rewind(0)
             self.vector, self._stopped = vector, False
 
     def create_completion(
@@ -159,19 +174,20 @@ class SteeredProxy(LlamaProxy):
     def load_llama_from_model_settings(self, settings: ModelSettings) -> ServedLlama:
         """The model of ``settings``, after each of its vectors was tried on it."""
         vectors = self.vectors[settings.model_alias]
-
-        class Configured(ServedLlama):
-            def __init__(self, model_path: str, **kwargs: Any) -> None:
-                vector, force = vectors[DEFAULT_VECTOR].vector, settings.force_vector
-                super().__init__(model_path, vector=vector, force=force, **kwargs)
-                if settings.clip_model_path:
-                    _prepare_pictures(self, settings, kwargs.get("chat_handler"))
-
         try:
-            with _llama_class(Configured):
-                llama: ServedLlama = LlamaProxy.load_llama_from_model_settings(settings)
-            for name, named in vectors.items():
-                _try_vector(llama, name, named.vector, settings)
+            for_loader, arguments = _divided(settings)
+
+            class Configured(ServedLlama):
+                def __init__(self, model_path: str, **kwargs: Any) -> None:
+                    vector, force = vectors[DEFAULT_VECTOR].vector, settings.force_vector
+                    super().__init__(model_path, vector=vector, force=force, **arguments | kwargs)
+
+            with outside_exchange(), _llama_class(Configured):
+                llama: ServedLlama = LlamaProxy.load_llama_from_model_settings(for_loader)
+                if arguments:
+                    llama.template.takes("user")  # raises ModelError if it shows no text
+                for name, named in vectors.items():
+                    _try_vector(llama, name, named.vector, settings)
         except MarsError as error:
             raise type(error)(f"{settings.model_alias}: {error}") from error
         except (AssertionError, ValueError, OSError, ImportError) as error:
@@ -183,7 +199,8 @@ class SteeredProxy(LlamaProxy):
 
 @contextmanager
 def _llama_class(replacement: type[SteeredLlama]) -> Iterator[None]:
-    """While a model is loaded: llama_cpp.server has no setting for the class of its models."""
+    """Context manager: ``llama_cpp.server`` loads models of this class, for which it has no
+    setting."""
     original = llama_cpp.Llama
     llama_cpp.Llama = replacement
     try:
@@ -192,24 +209,31 @@ def _llama_class(replacement: type[SteeredLlama]) -> Iterator[None]:
         llama_cpp.Llama = original
 
 
-def _prepare_pictures(llama: ServedLlama, settings: ModelSettings, handler: Any) -> None:
-    if not hasattr(handler, "_init_mtmd_context"):
-        raise ModelError(
-            f"chat_format {settings.chat_format!r} takes no mmproj. Leave it out, or give the one "
-            "that belongs to the model."
-        )
-    load_mmproj(llama, handler)
-    load = handler.load_image
+def _divided(settings: ModelSettings) -> tuple[ModelSettings, dict[str, Any]]:
+    """``settings`` for the loader of ``llama_cpp.server``, and arguments for SteeredLlama.
 
-    def load_data_url(url: str) -> bytes:
-        # The server has fetched and checked every picture by then.
-        if not url.startswith("data:"):
-            raise SteeringError("a picture that was not checked reached the model")
-        data: bytes = load(url)
-        return data
+    Chat templates and pictures are the latter's, except for formats that only llama-cpp-python can
+    write prompts in.
+    """
+    if settings.chat_format not in RENDERED_FORMATS:
+        return settings, {}
+    mmproj = settings.clip_model_path
+    if mmproj and settings.hf_model_repo_id:
+        mmproj = download(settings.hf_model_repo_id, mmproj)
+    arguments = {
+        "mmproj": mmproj,
+        "template": settings.chat_format if settings.chat_format in TEMPLATES else None,
+        "chat_template_kwargs": settings.chat_template_kwargs,
+    }
+    taken = ("chat_format", "clip_model_path", "chat_template_kwargs")
+    return settings.model_copy(update=dict.fromkeys(taken)), arguments
 
-    handler.load_image = load_data_url
-    own_pictures(handler)
+
+def _load_checked(url: str) -> bytes:
+    """The content of a data URL. The server has fetched and checked every picture by then."""
+    if not url.startswith("data:"):
+        raise SteeringError("a picture that was not checked reached the model")
+    return load_url(url)
 
 
 def _try_vector(llama: ServedLlama, name: str, vector: Vector, settings: ModelSettings) -> None:
@@ -222,5 +246,5 @@ def _try_vector(llama: ServedLlama, name: str, vector: Vector, settings: ModelSe
     if vector is not llama.vector:
         default = llama.vector
         llama.prepare(vector)
-        llama._self_test()
+        self_test(llama)
         llama.prepare(default)

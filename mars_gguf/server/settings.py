@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import llama_cpp.server.settings as upstream
-from llama_cpp.server.cli import add_args_from_model
 from pydantic import Field, ValidationError
 
 from mars_gguf.errors import MarsError
+from mars_gguf.runtime.template import NAMES
+from mars_gguf.server.compat import cli
 
 DEFAULT_VECTOR = "default"
-# What vectors are measured with: the chat template of the model's GGUF.
-MEASURED_FORMATS = (None, "chat_template.default", "mtmd", "gemma4")
+# Values of chat_format: those that mean the chat template of the model's GGUF, those that name
+# another template, and both, which is all that SteeredLlama can write prompts in.
+OWN_FORMATS = (None, "chat_template.default", "mtmd", "gemma4")
+TEMPLATES = tuple(name for name in NAMES if name not in OWN_FORMATS)
+RENDERED_FORMATS = (*OWN_FORMATS, *TEMPLATES)
 
 
 class ModelSettings(upstream.ModelSettings):
@@ -26,8 +30,7 @@ class ModelSettings(upstream.ModelSettings):
     vector: str = Field(default="", description="Vector file that mars_gguf.convert wrote.")
     mmproj: str = Field(
         default="",
-        description="Multimodal projector (GGUF); shorthand for clip_model_path, and for "
-        "chat_format mtmd unless another is given.",
+        description="Multimodal projector (GGUF); another name for clip_model_path.",
     )
     vectors: dict[str, str] = Field(
         default={},
@@ -37,7 +40,7 @@ class ModelSettings(upstream.ModelSettings):
     force_vector: bool = Field(
         default=False,
         description="Use vectors made for another quantization or chat template of the model, "
-        "that of a chat_format for one.",
+        "that of a chat_format or other chat_template_kwargs for one.",
     )
     verbose: bool = Field(default=False, description="Show what llama.cpp says.")
 
@@ -55,22 +58,32 @@ class ServerSettings(upstream.ServerSettings):
     )
     allow_private_media: bool = Field(
         default=False,
-        description="Fetch pictures from private, loopback and link-local addresses too.",
+        description="Fetch pictures and films from private, loopback and link-local addresses too.",
     )
     chat_only: bool = Field(
         default=False,
         description="Refuse what a client could write the beginning of a reply with: completions "
         "of raw prompts, grammar, response_format, a chosen tool, logit_bias.",
     )
-    max_pictures: int = Field(default=32, ge=0, description="Most pictures in one request.")
+    max_pictures: int = Field(
+        default=32, ge=0, description="Most pictures and films in one request."
+    )
+    max_video_frames: int = Field(default=32, ge=1, description="Most frames shown of a film.")
     max_media_pixels: int = Field(
-        default=16 << 20, ge=1, description="Most pixels that the pictures of one request may have."
+        default=16 << 20,
+        ge=1,
+        description="Most pixels that the pictures of one request may have; frames of films are "
+        "scaled down to it.",
     )
     max_media_bytes: int = Field(
-        default=20 << 20, ge=1, description="Most bytes that the pictures of one request may have."
+        default=20 << 20,
+        ge=1,
+        description="Most bytes that the pictures and films of one request may have.",
     )
     media_timeout: float = Field(
-        default=10.0, gt=0, description="Seconds to fetch the pictures of one request in."
+        default=10.0,
+        gt=0,
+        description="Seconds to fetch the pictures and films of one request, and to decode films.",
     )
     log_prompts: bool = Field(default=False, description="Write prompts into the log.")
 
@@ -92,7 +105,7 @@ def parser() -> argparse.ArgumentParser:
         description="Serve steered models behind the OpenAI API. Takes every option, environment "
         "variable and configuration file of llama_cpp.server.",
     )
-    add_args_from_model(p, Settings)
+    cli.add_args_from_model(p, Settings)
     p.add_argument("--config_file", "--config-file", metavar="FILE", help="JSON or YAML")
     p.add_argument("--demo", action="store_true", help="serve the small model of the package")
     p.add_argument(
@@ -143,7 +156,7 @@ def read_settings(argv: list[str] | None) -> tuple[ServerSettings, list[ModelSet
         _complete(model)
         if model.verbose and model.clip_model_path and not server.log_prompts:
             raise MarsError(
-                "verbose makes llama-cpp-python print prompts with pictures: give --log-prompts "
+                "verbose makes llama.cpp print prompts with pictures: give --log-prompts "
                 "as well, or leave verbose off"
             )
     names = [model.model_alias for model in models]
@@ -165,16 +178,22 @@ def _complete(model: ModelSettings) -> None:
         raise MarsError(f"{name}: vectors: the id {DEFAULT_VECTOR!r} means --vector already")
     if model.mmproj and model.clip_model_path not in (None, model.mmproj):
         raise MarsError(f"{name}: mmproj and clip_model_path name different files: give one")
-    if model.chat_format not in MEASURED_FORMATS and not model.force_vector:
-        raise MarsError(
-            f"{name}: chat_format: found {model.chat_format!r}, expected the chat template of the "
-            "model's GGUF, with which the vector was measured. Leave chat_format out, or give "
-            "--force (force_vector) to use the vector all the same."
-        )
     model.model_alias = name  # llama_cpp.server would show clients the path
     model.clip_model_path = model.mmproj or model.clip_model_path
-    if model.clip_model_path and model.chat_format is None:
-        model.chat_format = "mtmd"
+    if model.chat_format in RENDERED_FORMATS:
+        return  # of these the vector says whether it was measured with them
+    if not model.force_vector:
+        raise MarsError(
+            f"{name}: chat_format: found {model.chat_format!r}, with which no vector is measured. "
+            f"Leave it out for the chat template of the model's GGUF, name one of "
+            f"{', '.join(TEMPLATES)}, or give --force (force_vector) to use the vector all the "
+            "same."
+        )
+    if model.clip_model_path:
+        raise MarsError(
+            f"{name}: chat_format {model.chat_format!r} takes no mmproj. Leave it out, or give "
+            "the one that belongs to the model."
+        )
 
 
 def _demo() -> dict[str, Any]:

@@ -20,6 +20,7 @@ from llama_cpp import llama_cpp as lib
 from mars_gguf.errors import ModelError
 from mars_gguf.runtime.model import TappedLlama
 from mars_gguf.runtime.mtmd import Chunk, MediaChunk
+from mars_gguf.runtime.tap import Rows
 
 MAX_SEQUENCES = 32
 N_BATCH = 512
@@ -72,6 +73,23 @@ class Decoder:
         """Free the batches."""
         lib.llama_batch_free(self._batch)
         lib.llama_batch_free(self._embedded)
+
+    def last_tokens(self, prompts: Sequence[CachedPrompt]) -> Rows:
+        """Decode the last token of every prompt on a copy of its sequence, all in one batch: the
+        logits, [n, n_vocab]. The prompts stay as they are."""
+        entries: list[Entry] = []
+        try:
+            for prompt in prompts:
+                number = MAX_SEQUENCES + len(entries)
+                lib.llama_memory_seq_cp(self.memory, prompt.number, number, -1, -1)
+                entries.append((prompt.tail[-1], prompt.n_past, (number,), True))
+            self.text(entries)
+            n_vocab = self.llama.n_vocab()
+            rows = [lib.llama_get_logits_ith(self.llama.ctx, i) for i in range(len(entries))]
+            return np.stack([np.ctypeslib.as_array(row, (n_vocab,)) for row in rows])
+        finally:
+            for i in range(len(entries)):
+                lib.llama_memory_seq_rm(self.memory, MAX_SEQUENCES + i, -1, -1)
 
     def text(self, entries: Sequence[Entry]) -> None:
         """Decode tokens, N_BATCH at a time."""

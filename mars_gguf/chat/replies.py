@@ -1,0 +1,113 @@
+"""A model's replies on a terminal: Markdown, drawn as it comes, with nothing that steers it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import chain
+from typing import Any
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from rich.console import Console
+from rich.live import Live
+from rich.markdown import Markdown
+from rich.segment import SegmentLines
+from rich.spinner import Spinner
+
+from mars_gguf.console import visible
+
+termios: Any
+try:
+    import termios
+except ImportError:  # on Windows
+    termios = None
+
+FRAMES = 15  # a second
+
+
+def rendered(text: str) -> Markdown:
+    """A reply as Markdown, safe to show: also what its parser decodes from %1B or &#x202E;. What
+    looks like HTML is text, and lines end where the model ended them."""
+    markdown = Markdown("", hyperlinks=False)
+    parser = MarkdownIt(options_update={"html": False}).enable(["strikethrough", "table"])
+    markdown.parsed = parser.parse(visible(text))
+    _make_visible(markdown.parsed)
+    return markdown
+
+
+def _make_visible(tokens: Iterable[Token]) -> None:
+    for token in tokens:
+        token.content = visible(token.content)
+        if token.type == "softbreak":
+            token.type = "hardbreak"
+        _make_visible(token.children or [])
+
+
+def stream(console: Console, pieces: Iterable[str]) -> None:
+    """Show a reply as it comes: rendered as Markdown on a terminal, plain text elsewhere."""
+    if not console.is_terminal:
+        for piece in pieces:
+            console.out(piece, end="", highlight=False)
+        console.out("")
+        return
+    # What is still to come changes how the last lines look, so those are drawn again and again;
+    # what lies above them is printed once, for a terminal cannot redraw more than its height.
+    redrawn = max(1, console.height // 2)
+    text, printed, due, coming = "", 0, 0.0, iter(pieces)
+    with without_echo():
+        spinner = Spinner("dots", style="dim")
+        with Live(spinner, console=console, refresh_per_second=FRAMES, transient=True):
+            while not text.strip() and (first := next(coming, None)) is not None:
+                text += first
+        # The spinner turns in a thread; no thread may draw while lines are printed above.
+        with Live(console=console, auto_refresh=False, transient=True) as live:
+            try:
+                for piece in chain([""], coming):
+                    text += piece
+                    if (began := time.monotonic()) < due:
+                        continue
+                    lines = console.render_lines(rendered(text), pad=False)
+                    done = max(printed, len(lines) - redrawn)
+                    live.update(_Lines(lines[done:]), refresh=done == printed)
+                    if done > printed:
+                        console.print(_Lines(lines[printed:done]), end="")
+                        printed = done
+                    # A long reply takes long to render: that shall not take all of the time.
+                    due = time.monotonic() + max(1 / FRAMES, 9 * (time.monotonic() - began))
+            finally:
+                live.update("", refresh=True)
+                if text.strip():
+                    lines = console.render_lines(rendered(text), pad=False)
+                    console.print(_Lines(lines[printed:]), end="")
+
+
+_Lines = partial(SegmentLines, new_lines=True)
+
+
+@contextmanager
+def without_echo() -> Iterator[None]:
+    """Let the terminal show nothing of what is typed meanwhile: the ^C of a Ctrl-C would move what
+    is being drawn by a line."""
+    stdin = sys.stdin
+    # A job in the background may not touch the terminal: it would be stopped.
+    if (
+        termios is None
+        or stdin is None
+        or not stdin.isatty()
+        or os.tcgetpgrp(stdin.fileno()) != os.getpgrp()
+    ):
+        yield
+        return
+    before = termios.tcgetattr(stdin)
+    quiet = termios.tcgetattr(stdin)
+    quiet[3] &= ~termios.ECHO
+    termios.tcsetattr(stdin, termios.TCSANOW, quiet)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(stdin, termios.TCSANOW, before)

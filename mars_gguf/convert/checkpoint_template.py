@@ -1,0 +1,99 @@
+"""How the prompts of a transformers checkpoint are written. Knows a tokenizer when it is given one,
+and imports neither transformers nor torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from mars_gguf.convert.prompts import Prompt
+from mars_gguf.errors import ModelError
+
+PROBE = "Is this text shown?"  # to see what a template does with a text
+
+
+class CheckpointTemplate:
+    """The chat template of a checkpoint's processor, or of its tokenizer.
+
+    name: of the checkpoint, for messages. processor: None for a model that is to see nothing.
+    multimodal: whether the model was made to see. kwargs: variables for the template.
+
+    Raises ModelError if there is no template, or if it shows no text however it is asked.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        tokenizer: Any,
+        processor: Any,
+        *,
+        multimodal: bool,
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.name, self.tokenizer, self.sees = name, tokenizer, processor is not None
+        self.kwargs = dict(kwargs or {})
+        source = getattr(processor, "chat_template", None) or tokenizer.chat_template
+        if isinstance(source, dict):
+            source = source.get("default")
+        if not source:
+            raise ModelError(
+                f"{name}: this model has no chat template, expected a chat model: refusal is "
+                "measured on chat prompts. Use the instruct version of the model."
+            )
+        self.source = str(source)
+        self._wants_parts = self._learn_content(multimodal)
+
+    @property
+    def sha256(self) -> str:
+        """Of the template's text, hexadecimal."""
+        return hashlib.sha256(self.source.encode()).hexdigest()
+
+    @property
+    def variables(self) -> str:
+        """As JSON, keys sorted: what a fingerprint tells of ``kwargs``."""
+        return json.dumps(self.kwargs, sort_keys=True)
+
+    def render(self, prompt: Prompt) -> str:
+        """The text of ``prompt``, to be continued by the assistant, with pictures and frames of
+        films as the processor's markers of a picture. Raises ModelError if the user's text is not
+        in what the template writes."""
+        return self._rendered(prompt.text, len(prompt.images), self._wants_parts)
+
+    def _learn_content(self, multimodal: bool) -> bool:
+        """Whether the template is to be given typed parts; else strings. Templates of models that
+        see want parts, those of text models strings; each kind may drop the other silently."""
+        failures = []
+        for parts in (True, False) if multimodal else (False, True):
+            try:
+                alone = self._rendered(PROBE, 0, parts)
+                if not self.sees or self._rendered(PROBE, 1, parts) != alone:
+                    return parts
+                failures.append("it shows no pictures")
+            except ModelError as error:
+                failures.append(str(error))
+        raise ModelError(f"{self.name}: the chat template cannot be used: {failures[0]}")
+
+    def _rendered(self, text: str, n_images: int, parts: bool) -> str:
+        content: Any = text
+        if parts:
+            content = [{"type": "image"}] * n_images + [{"type": "text", "text": text}]
+        try:
+            rendered = str(
+                self.tokenizer.apply_chat_template(
+                    [{"role": "user", "content": content}],
+                    chat_template=self.source,
+                    tokenize=False,
+                    add_generation_prompt=True,
+                    **self.kwargs,
+                )
+            )
+        except Exception as error:  # jinja2's, or whatever the template calls
+            raise ModelError(f"{self.name}: the chat template fails: {error}") from error
+        if text.strip() not in rendered:
+            raise ModelError(
+                f"{self.name}: the chat template loses the text {text!r:.60}, expected it in the "
+                "prompt that it renders"
+            )
+        return rendered

@@ -1,0 +1,184 @@
+"""Every text and every picture of a conversation reaches the prompt, whatever a template takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from models import assistant, film, picture, user
+from tiny import FAMILIES
+
+from mars_gguf.errors import ModelError, PromptError
+from mars_gguf.options import HANDLERS
+from mars_gguf.runtime.template import CHATML, MARKER, NAMES, ChatTemplate, chat_template
+
+SYSTEM = {"role": "system", "content": "You are kind to cats."}
+FORMS = {"strings": {"string"}, "parts": {"parts"}, "both": {"string", "parts"}}
+JOINS = (
+    "{% for m in messages %}{{ '<' + m['role'] + '>' + m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+WRITES = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
+PARTS = (
+    "{% for m in messages %}{{ m.role }}: {% for p in m.content %}{% if p.type == 'text' %}"
+    "{{ p.text }}{% else %}[{{ p.type }}]{% endif %}{% endfor %}\n{% endfor %}assistant: "
+)
+BOTH = (
+    "{% for m in messages %}{{ m.role }}: {% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for p in m.content %}{{ p.text }}{% endfor %}{% endif %}\n{% endfor %}assistant: "
+)
+every_family = pytest.mark.parametrize("name", FAMILIES)
+
+
+def of(name: str, **kwargs: Any) -> ChatTemplate:
+    return ChatTemplate(FAMILIES[name].chat.template, **kwargs)
+
+
+def conversation(*, system: bool) -> list[dict[str, Any]]:
+    return [
+        *[SYSTEM] * system,
+        user("What is on the first picture?", picture(1)),
+        assistant("A grey cat."),
+        user("And on these two?", picture(2), picture(3)),
+        assistant("Nothing at all."),
+        film("What happens here?", picture(4), picture(5)),
+    ]
+
+
+@every_family
+def test_every_text_and_every_picture_of_a_conversation_arrives_in_order(name: str) -> None:
+    rendered = of(name).render(conversation(system=True))
+    assert "kind to cats" in rendered.text  # some put it before the last question
+    places = [
+        rendered.text.index(text)
+        for text in ("first picture", "grey cat", "these two", "Nothing", "happens")
+    ]
+    assert places == sorted(places)
+    assert rendered.text.count(MARKER) == len(rendered.media) == 5
+    assert [medium.film for medium in rendered.media] == [None, None, None, 0, 0]
+    urls = [part["image_url"]["url"] for part in conversation(system=False)[0]["content"][:1]]
+    assert rendered.media[0].url == urls[0]
+    # A picture stands with the message that shows it.
+    first = rendered.text.index(MARKER)
+    assert first < rendered.text.index("grey cat")
+
+
+@every_family
+def test_it_is_learnt_from_the_template_what_it_takes(name: str) -> None:
+    assert of(name).takes("user") == FORMS[FAMILIES[name].forms]
+
+
+@pytest.mark.parametrize(
+    ("source", "taken"),
+    [
+        (JOINS, "strings"),
+        (WRITES, "strings"),
+        (PARTS, "parts"),
+        (BOTH, "both"),
+        (CHATML, "strings"),
+    ],
+)
+def test_templates_that_join_write_out_or_walk_through_content(source: str, taken: str) -> None:
+    template = ChatTemplate(source)
+    assert template.takes("user") == template.takes("assistant") == FORMS[taken]
+    text = template.render(conversation(system=True)).text
+    assert text.count(MARKER) == 5
+    assert "'type'" not in text
+
+
+def test_messages_of_text_alone_may_be_parts_or_strings_whatever_is_taken() -> None:
+    parts = {
+        "role": "user",
+        "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
+    }
+    for source, expected in ((JOINS, "<user>a\nb<assistant>"), (PARTS, "user: abassistant: ")):
+        assert ChatTemplate(source).render([parts]).text == expected
+    string = {"role": "user", "content": "a"}
+    assert ChatTemplate(PARTS).render([string]).text == "user: aassistant: "
+    assert ChatTemplate(JOINS).render([string]).text == "<user>a<assistant>"
+
+
+def test_a_text_that_is_lost_is_an_error_that_names_it() -> None:
+    no_system = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
+    with pytest.raises(
+        PromptError, match=r"drops the text of messages\[0\] \(system: You are kind"
+    ):
+        ChatTemplate(no_system).render([SYSTEM, user("Hello.")])
+    only_last = "{{ messages[-1].content }}"
+    with pytest.raises(PromptError, match=r"messages\[1\] \(assistant: Tea"):
+        ChatTemplate(only_last).render([user("Hello."), assistant("Tea."), user("Hello.")])
+    assert ChatTemplate(only_last).render([user(" Hello. \n")]).text == " Hello. \n"
+
+
+def test_what_an_assistant_thought_may_be_left_out() -> None:
+    thinking = assistant("<think>Cats are nice.</think>\n\nA cat.")
+    text = of("internvl-qwen3").render([user("What?"), thinking, user("And?")]).text
+    assert "A cat." in text and "Cats are nice" not in text
+
+
+def test_a_template_that_shows_no_text_or_no_pictures_is_refused() -> None:
+    with pytest.raises(ModelError, match="shows no text"):
+        ChatTemplate("fixed").render([user("Hello.")])
+    first_word = (
+        "{% for m in messages %}{{ m.content if m.content is string else m.content[-1].text }}"
+    )
+    template = ChatTemplate(first_word + "{% endfor %}")
+    assert template.render([user("Hello.")]).text == "Hello."
+    with pytest.raises(PromptError, match="shows 0 of the 1 pictures"):
+        template.render([user("Hello.", picture(1))])
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ({"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}, "input_audio"),
+        ({"role": "user", "content": ["text"]}, "str"),
+        ({"content": "Hello."}, "no role"),
+        (user(f"Look: {MARKER}"), "stands for pictures"),
+        (user("What?", picture(1)) | {"role": "nobody"}, "refuses"),
+    ],
+)
+def test_what_no_prompt_can_show_is_refused(message: dict[str, Any], said: str) -> None:
+    with pytest.raises(PromptError, match=said):
+        of("pixtral").render([message])
+
+
+@pytest.mark.parametrize(
+    "source", ["{{ raise_exception('no ' + 'roles') }}", "{% if %}", "{{ 1 / 0 }}"]
+)
+def test_what_a_template_raises_is_said(source: str) -> None:
+    with pytest.raises((PromptError, ModelError), match="template"):
+        ChatTemplate(source).render([user("Hello.")])
+
+
+def test_variables_reach_the_template_and_its_own_are_kept() -> None:
+    plain, quiet = of("qwen35"), of("qwen35", kwargs={"enable_thinking": False})
+    question: Sequence[Any] = [user("What?")]
+    assert plain.render(question).text != quiet.render(question).text
+    assert plain.render(question, enable_thinking=False).text == quiet.render(question).text
+    with pytest.raises(ModelError, match="messages cannot be set"):
+        of("qwen35", kwargs={"messages": []})
+
+
+def test_without_a_template_prompts_are_chatml() -> None:
+    for name, metadata in ((None, {}), ("chatml", {"tokenizer.chat_template": JOINS})):
+        template = chat_template(
+            metadata, name, ("<s>", "</s>"), pictures=False, chat_format="llama-2", eos_id=2
+        )
+        assert template.render([user("Tea.")]).text == (
+            "<|im_start|>user\nTea.<|im_end|>\n<|im_start|>assistant\n"
+        )
+
+
+def test_formats_of_llama_cpp_python_are_taken_by_name_and_others_refused() -> None:
+    assert NAMES == HANDLERS
+    for name in NAMES:
+        options: Any = {"pictures": True, "chat_format": None, "eos_id": 2}
+        template = chat_template({}, name, ("", ""), **options)
+        text = template.render([user("What?", picture(1)), assistant("Tea."), user("Why?")]).text
+        assert text.index(MARKER) < text.index("Tea.") < text.index("Why?")
+    with pytest.raises(
+        ModelError, match=r"found 'vicuna', expected one of mtmd, chatml, llava-1-5"
+    ):
+        chat_template({}, "vicuna", ("", ""), **options)

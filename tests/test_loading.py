@@ -1,0 +1,54 @@
+"""The model that a command's options name."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import models
+import pytest
+import templates
+
+from mars_gguf.loading import load_steered
+from mars_gguf.options import HANDLERS, add_model_arguments
+from mars_gguf.runtime.llama import SteeredLlama
+from mars_gguf.runtime.template import NAMES
+from mars_gguf.vectors import write_vector
+
+
+def load(*options: str) -> SteeredLlama:
+    parser = argparse.ArgumentParser()
+    add_model_arguments(parser)
+    return load_steered(parser.parse_args([*options, "-t", "1", "-c", "512"]))
+
+
+def test_the_ways_to_write_prompts_that_can_be_named_are_those_there_are() -> None:
+    assert HANDLERS == NAMES
+
+
+@pytest.mark.parametrize("blind", [[], ["--no-mmproj"]])
+def test_options_say_how_prompts_are_written(blind: list[str]) -> None:
+    plain = load("--demo", *blind)
+    assert (plain.template.name, plain.template.kwargs) == ("mtmd", {})
+    assert (plain.projector is None) == bool(blind)
+    plain.close()
+    # The vector was made for the model's own template.
+    given = ["--force", "--chat-handler", "llava-1-5", "--chat-template-kwargs", '{"a": [1]}']
+    llama = load("--demo", *given, *blind)
+    assert (llama.template.name, llama.template.kwargs) == ("llava-1-5", {"a": [1]})
+    llama.close()
+
+
+def test_a_model_without_a_chat_template_is_said_unless_another_way_was_chosen(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = templates.with_template(tmp_path / "model.gguf", None)
+    write_vector(models.vector(model), tmp_path / "vector.gguf")
+    files = ["-m", model, "--vector", str(tmp_path / "vector.gguf")]
+    capfd.readouterr()
+    for options, said in (([], 1), (["--chat-handler", "chatml"], 0)):
+        llama = load(*files, *options)
+        prompt = llama.template.render([models.user("Hello.")]).text
+        assert prompt == "<|im_start|>user\nHello.<|im_end|>\n<|im_start|>assistant\n"
+        llama.close()
+        assert capfd.readouterr().err.count("no chat template") == said
