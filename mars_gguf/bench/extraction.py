@@ -13,9 +13,9 @@ from llama_cpp import llama_cpp as lib
 from mars_gguf.bench.figures import Aim, Figure, Line, interleaved, ratios, timed
 from mars_gguf.bench.subject import Material, Subject
 from mars_gguf.convert.extract_gguf import GgufExtractor
-from mars_gguf.convert.prefill import MAX_SEQUENCES, CachedPrompt, Decoder, Prefill
 from mars_gguf.convert.prompts import Prompt
 from mars_gguf.runtime.mtmd import MediaChunk
+from mars_gguf.runtime.sequences import MAX_SEQUENCES, CachedPrompt, Decoder, Prefill
 from mars_gguf.runtime.tap import Rows
 
 PICTURES = 16
@@ -86,7 +86,7 @@ class Limit(GgufExtractor):
         self.forget()  # the repetition before
         self.timed.n_tokens, before = 0, self._seconds()
         for _, session in self.sessions(prompts):
-            self.timed.text([(p.tail[-1], p.n_past, (p.number,), True) for p in session.prompts])
+            self.timed.last_tokens(session.prompts)
         return self._seconds() - before
 
     def _seconds(self) -> float:
@@ -112,7 +112,8 @@ def text_prompts(given: Material) -> list[Prompt]:
 
 def picture_prompts(given: Material) -> list[Prompt]:
     """Neutral prompts with one picture each, no picture twice."""
-    distinct = {prompt.images[0].tobytes(): prompt for prompt in given.neutral}
+    single = [prompt for prompt in given.neutral if len(prompt.images) == 1]
+    distinct = {prompt.images[0].tobytes(): prompt for prompt in single}
     return list(distinct.values())[:PICTURES]
 
 

@@ -20,7 +20,7 @@ READING = {
 
 @dataclass(frozen=True)
 class Material:
-    """What is converted with: contrast prompts, neutral prompts with one picture, and what makes
+    """What is converted with: contrast prompts, neutral prompts with pictures, and what makes
     mars_gguf.convert use the same: ``arguments``, and for models that see ``media``."""
 
     contrast: ContrastPrompts
