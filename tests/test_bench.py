@@ -255,8 +255,9 @@ def test_each_model_is_asked_what_its_figure_says(monkeypatch: pytest.MonkeyPatc
     assert all(len(seconds) == 2 for seconds in taken.values())
     models = len({kind for kind, _ in runs})
     expected = [(kind, way, 4, 0 if way else 3) for kind, way in runs]
-    assert asked[models:][: len(runs)] == expected
-    assert asked[-len(runs) :] == expected[::-1]
+    there_and_back = [*expected, *expected[::-1]]
+    assert asked[models:][: len(there_and_back)] == there_and_back
+    assert asked[-len(there_and_back) :] == [*expected[::-1], *expected]
 
 
 def test_a_memory_that_cannot_rewind_has_no_cvec(hybrid: str, tmp_path: Path) -> None:

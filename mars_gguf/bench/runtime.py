@@ -24,6 +24,7 @@ from mars_gguf.runtime.tap import Tap
 PROMPT_TOKENS = 256
 REPLY_TOKENS = 64
 OPEN = first_token(1.0)  # steers whatever the prompt is
+Run = tuple[str, Way | None]  # a model, and how it steers
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Case:
     after: bool = False
 
     @property
-    def run(self) -> tuple[str, Way | None]:
+    def run(self) -> Run:
         """What has to be run for it."""
         return self.model, self.way
 
@@ -56,7 +57,7 @@ CASES = {
     "first-token-cvec": Case(f"{FIRST}, steered by cvec", "C", None, "cvec"),
 }
 NAMES = list(CASES)
-PLAIN: tuple[str, Way | None] = ("plain", None)
+PLAIN: Run = ("plain", None)
 
 
 def measure(
@@ -118,11 +119,12 @@ def _take(
     subject: Subject,
     tokens: Sequence[int],
     n_reply: int,
-    runs: Sequence[tuple[str, Way | None]],
+    runs: Sequence[Run],
     repetitions: int,
-) -> dict[tuple[str, Way | None], list[tuple[float, float]]]:
-    """What `_seconds` says of each of ``runs``, ``repetitions`` times."""
-    taken: dict[tuple[str, Way | None], list[tuple[float, float]]] = {run: [] for run in runs}
+) -> dict[Run, list[tuple[float, float]]]:
+    """What `_seconds` says of each of ``runs``, ``repetitions`` times: the mean of two, there and
+    back, so that a machine that becomes slower or faster meanwhile does so for all alike."""
+    taken: dict[Run, list[tuple[float, float]]] = {run: [] for run in runs}
     for turn in range(repetitions):
         in_turn = list(runs)[:: -1 if turn % 2 else 1]
         with ExitStack() as stack:
@@ -130,8 +132,11 @@ def _take(
             for name in dict.fromkeys(name for name, _ in in_turn):
                 models[name] = stack.enter_context(closing(_load(subject, name)))
                 _reply(models[name], tokens, 0)  # warms it up
-            for name, way in in_turn:
-                taken[name, way].append(_seconds(models[name], way, tokens, n_reply))
+            found: dict[Run, list[tuple[float, float]]] = {run: [] for run in runs}
+            for name, way in [*in_turn, *in_turn[::-1]]:
+                found[name, way].append(_seconds(models[name], way, tokens, n_reply))
+            for run, (there, back) in found.items():
+                taken[run].append(((there[0] + back[0]) / 2, (there[1] + back[1]) / 2))
     return taken
 
 
@@ -175,7 +180,7 @@ def _reply(llama: Llama, tokens: Sequence[int], n_reply: int) -> tuple[float, fl
 def _fill(
     figure: Figure,
     case: Case,
-    taken: dict[tuple[str, Way | None], list[tuple[float, float]]],
+    taken: dict[Run, list[tuple[float, float]]],
     n_tokens: int,
 ) -> None:
     plain, compared = ([seconds[case.after] for seconds in taken[run]] for run in (PLAIN, case.run))
