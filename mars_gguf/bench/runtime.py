@@ -24,7 +24,7 @@ from mars_gguf.runtime.tap import Tap
 PROMPT_TOKENS = 256
 REPLY_TOKENS = 64
 OPEN = first_token(1.0)  # steers whatever the prompt is
-Run = tuple[str, Way | None]  # a model, and how it steers
+Trial = tuple[str, Way | None]  # a model, and how it steers
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Case:
     after: bool = False
 
     @property
-    def run(self) -> Run:
+    def run(self) -> Trial:
         """What has to be run for it."""
         return self.model, self.way
 
@@ -57,7 +57,7 @@ CASES = {
     "first-token-cvec": Case(f"{FIRST}, steered by cvec", "C", None, "cvec"),
 }
 NAMES = list(CASES)
-PLAIN: Run = ("plain", None)
+PLAIN: Trial = ("plain", None)
 
 
 def measure(
@@ -119,12 +119,12 @@ def _take(
     subject: Subject,
     tokens: Sequence[int],
     n_reply: int,
-    runs: Sequence[Run],
+    runs: Sequence[Trial],
     repetitions: int,
-) -> dict[Run, list[tuple[float, float]]]:
+) -> dict[Trial, list[tuple[float, float]]]:
     """What `_seconds` says of each of ``runs``, ``repetitions`` times: the mean of two, there and
     back, so that a machine that becomes slower or faster meanwhile does so for all alike."""
-    taken: dict[Run, list[tuple[float, float]]] = {run: [] for run in runs}
+    taken: dict[Trial, list[tuple[float, float]]] = {run: [] for run in runs}
     for turn in range(repetitions):
         in_turn = list(runs)[:: -1 if turn % 2 else 1]
         with ExitStack() as stack:
@@ -132,7 +132,7 @@ def _take(
             for name in dict.fromkeys(name for name, _ in in_turn):
                 models[name] = stack.enter_context(closing(_load(subject, name)))
                 _reply(models[name], tokens, 0)  # warms it up
-            found: dict[Run, list[tuple[float, float]]] = {run: [] for run in runs}
+            found: dict[Trial, list[tuple[float, float]]] = {run: [] for run in runs}
             for name, way in [*in_turn, *in_turn[::-1]]:
                 found[name, way].append(_seconds(models[name], way, tokens, n_reply))
             for run, (there, back) in found.items():
@@ -180,7 +180,7 @@ def _reply(llama: Llama, tokens: Sequence[int], n_reply: int) -> tuple[float, fl
 def _fill(
     figure: Figure,
     case: Case,
-    taken: dict[Run, list[tuple[float, float]]],
+    taken: dict[Trial, list[tuple[float, float]]],
     n_tokens: int,
 ) -> None:
     plain, compared = ([seconds[case.after] for seconds in taken[run]] for run in (PLAIN, case.run))
