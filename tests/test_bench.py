@@ -15,8 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from llama_cpp import llama_cpp as lib
-from models import DEMO, DEMO_MMPROJ, OPTIONS, picture
-from PIL import Image
+from models import DEMO, DEMO_MMPROJ, OPTIONS, mmproj_of, picture, vector
 from rich.console import Console
 
 from mars_gguf.bench import extraction, runtime
@@ -33,16 +32,23 @@ from mars_gguf.bench.figures import (
 )
 from mars_gguf.bench.processes import Processes
 from mars_gguf.bench.report import line_table
-from mars_gguf.convert import extract as extract_module
+from mars_gguf.bench.subject import Subject, material
 from mars_gguf.convert.extract_gguf import GgufExtractor
 from mars_gguf.convert.prompts import Prompt
-from mars_gguf.demo_model import FOLDER, VECTOR
+from mars_gguf.demo_model import VECTOR
+from mars_gguf.runtime import mtmd
+from mars_gguf.runtime.tap import Tap
 from mars_gguf.vectors import read_vector, write_vector
 
 COMMAND = [sys.executable, "-m", "mars_gguf.bench"]
 QUICK = ["--demo", "-t1", "--repetitions", "1"]
 READING: dict[str, Any] = {"n_threads": 1}
 finite = st.floats(-1e6, 1e6)
+
+
+def subject(mmproj: str | None = None, **options: Any) -> Subject:
+    given = material(True, images=mmproj is not None)
+    return Subject(DEMO, mmproj, str(VECTOR), given, OPTIONS | {"n_gpu_layers": 0} | options)
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -122,7 +128,7 @@ def test_an_aim_is_missed_by_the_median_and_by_nothing_else() -> None:
 
 
 def test_the_extraction_that_is_timed_reads_what_a_conversion_reads() -> None:
-    given = extraction.material(True, images=True)
+    given = material(True, images=True)
     prompts = [*extraction.text_prompts(given)[:3], *extraction.picture_prompts(given)[:2]]
     assert len({p.images[0].tobytes() for p in extraction.picture_prompts(given)}) == 16
     extractor = GgufExtractor(DEMO, DEMO_MMPROJ, **READING)
@@ -136,119 +142,144 @@ def test_the_extraction_that_is_timed_reads_what_a_conversion_reads() -> None:
 
 
 def test_the_limit_decodes_the_same_prompts_without_a_callback() -> None:
-    given = extraction.material(True, images=True)
+    given = material(True, images=True)
     prompts = [*extraction.text_prompts(given)[:3], *extraction.picture_prompts(given)[:2]]
     extractor = GgufExtractor(DEMO, DEMO_MMPROJ, **READING)
-    prefill = extraction.Prefill(DEMO, DEMO_MMPROJ, **READING)
+    limit = extraction.Limit(DEMO, DEMO_MMPROJ, **READING)
     assert extractor.llama.context_params.cb_eval
-    assert not prefill.llama.context_params.cb_eval
+    assert not limit.llama.context_params.cb_eval
+    ((order, observed),) = ((i, s.observe()[1]) for i, s in extractor.sessions(prompts))
+    assert len(order) == len(prompts)
     for _ in range(2):  # a repetition does the same work
-        (order, observed), *_ = ((i, s.observe()[1]) for i, s in extractor.sessions(prompts))
-        group = prefill.group([prompts[i] for i in order])
-        assert prefill.run([group]) > 0
-        rows = [lib.llama_get_logits_ith(prefill.llama.ctx, i - len(prompts)) for i in range(5)]
-        logits = np.stack([np.ctypeslib.as_array(r, (prefill.llama.n_vocab(),)) for r in rows])
+        before = limit.timed.seconds
+        assert limit.run(prompts) > limit.timed.seconds - before > 0  # encoding counts
+        rows = [lib.llama_get_logits_ith(limit.llama.ctx, i - len(prompts)) for i in range(5)]
+        logits = np.stack([np.ctypeslib.as_array(r, (limit.llama.n_vocab(),)) for r in rows])
         cosine = (logits * observed).sum(1) / (
             np.linalg.norm(logits, axis=1) * np.linalg.norm(observed, axis=1)
         )
         assert cosine.min() > 0.998
-        saved = sum(map(prefill.length, prompts)) - prefill.positions
+        saved = sum(map(limit.length, prompts)) - limit.timed.n_tokens
         assert saved > 0  # what the prompts begin with is decoded once
         assert saved % (len(prompts) - 1) == 0
-        prefill.release([group])
 
 
 def test_each_repetition_decodes_as_many_tokens_and_so_does_the_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    prompts = extraction.text_prompts(extraction.material(True, images=False))[:24]
-    extractor, prefill = GgufExtractor(DEMO, **READING), extraction.Prefill(DEMO, **READING)
-    groups = [prefill.group([prompts[i] for i in part]) for part, _ in extractor.sessions(prompts)]
-    assert len(groups) > 1
+    prompts = extraction.text_prompts(material(True, images=False))[:24]
+    extractor, limit = GgufExtractor(DEMO, **READING), extraction.Limit(DEMO, **READING)
+    assert len(list(extractor.sessions(prompts))) > 1
     decoded: list[int] = []
-    decode = extractor._decode_batch
+    decode = extractor.decoder.decode
 
     def counting(batch: Any) -> None:
         decoded.append(batch.n_tokens)
         decode(batch)
 
-    monkeypatch.setattr(extractor, "_decode_batch", counting)
+    monkeypatch.setattr(extractor.decoder, "decode", counting)
     found = set()
     for _ in range(2):
         decoded.clear()
         extraction.extract(extractor, prompts)
-        prefill.run(groups)
-        found |= {sum(decoded), prefill.positions}
+        limit.run(prompts)
+        found |= {sum(decoded), limit.timed.n_tokens}
     assert len(found) == 1
 
 
-def test_a_picture_is_encoded_once_and_read_to_the_same_bits(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_picture_that_is_decoded_alone_is_encoded_once_and_counted_once(mrope: str) -> None:
+    limit = extraction.Limit(mrope, mmproj_of(mrope), **READING)
+    prompt = Prompt("What is it?", (picture(1), picture(2)))
+    projector = limit.llama.projector
+    assert projector is not None
+    before = limit.timed.seconds, projector.seconds
+    total = limit.run([prompt])
+    parts = limit.timed.seconds - before[0], projector.seconds - before[1]
+    assert total == pytest.approx(sum(parts)) and min(parts) > 0
+    assert limit.timed.n_tokens == limit.length(prompt)
+
+
+def test_each_repetition_encodes_a_picture_once(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = picture(1), picture(2)
     prompts = [Prompt("What is it?", (a, a, b, a)), Prompt("What is this?", (b,))]
     extractor = GgufExtractor(DEMO, DEMO_MMPROJ, **READING)
     encoded: list[int] = []
-    encode = extract_module.mtmd_cpp.mtmd_encode_chunk
+    encode = mtmd.mtmd_cpp.mtmd_encode_chunk
 
     def counting(*arguments: Any) -> int:
         encoded.append(1)
         return int(encode(*arguments))
 
-    monkeypatch.setattr(extract_module.mtmd_cpp, "mtmd_encode_chunk", counting)
+    monkeypatch.setattr(mtmd.mtmd_cpp, "mtmd_encode_chunk", counting)
     first = extraction.extract(extractor, prompts)
     assert len(encoded) == 2
-    for _, session in extractor.sessions(prompts):
-        np.testing.assert_array_equal(session.observe()[0], first)
-    assert len(encoded) == 2
-    other = [Prompt("What is it?", (a, a, Image.new("RGB", (80, 80)), a)), prompts[1]]
-    assert np.abs(extraction.extract(extractor, other)[0] - first[0]).max() > 1e-3
-    monkeypatch.setattr(extract_module, "MAX_EMBEDDINGS", 1)
-    encoded.clear()
     np.testing.assert_array_equal(extraction.extract(extractor, prompts), first)
-    assert len(encoded) == 5
-    assert not extractor._embeddings
+    assert len(encoded) == 4
 
 
 def test_steered_and_plain_do_the_work_that_the_figures_name() -> None:
-    options = {key: value for key, value in OPTIONS.items() if key != "verbose"}
-    harmless = extraction.material(True, images=False).contrast.harmless
-    measured = {
-        f.name: f for f in runtime.measure(DEMO, str(VECTOR), harmless, options, 2, runtime.NAMES)
-    }
+    measured = {f.name: f for f in runtime.measure(subject(), 2, runtime.NAMES)}
     assert list(measured) == runtime.NAMES
-    for f in measured.values():
+    for name, f in measured.items():
+        if runtime.CASES[name].model == "C" and not Tap().compiled:
+            assert "not built" in f.absent
+            continue
         assert len(f.samples) == 2
-        assert all(len(values) == 2 for values in f.values.values())
-    v = measured["first-token-cvec"].values
-    limit = [a + b for a, b in zip(v["plain"], v["decode"], strict=True)]
-    assert measured["first-token-cvec"].samples == ratios(v["steered"], limit)
-    for name, compared in (("generation", "steered"), ("generation-control", "again")):
-        v = measured[name].values
-        assert measured[name].samples == ratios(v["plain"], v[compared])
-    for name in ("first-token-control", "generation-control"):
-        assert measured[name].verdict == "shown"
+        plain, compared = f.values.values()
+        speed = name.startswith("generation")
+        assert f.samples == (ratios(plain, compared) if speed else ratios(compared, plain))
+        # All figures of one kind are of the same runs of the plain model.
+        kind = "generation-control" if speed else "first-token-control"
+        assert plain == measured[kind].values["plain"]
+    for name in ("first-token-control", "generation-python", "first-token-cvec"):
+        assert measured[name].aim is None
 
 
-def test_a_sample_is_the_median_of_as_many_interleaved_runs_as_last_long_enough() -> None:
-    bench, figure, order = runtime._Bench([1], None), runtime.figures()[0], list[str]()
+def test_each_model_is_asked_what_its_figure_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, Any, int, int]] = []
 
-    def run(name: str, seconds: list[float]) -> Run:
-        left = iter(seconds)
+    def reply(llama: Any, tokens: list[int], n_reply: int) -> tuple[float, float]:
+        steered = isinstance(llama, runtime.SteeredLlama)
+        seconds = found(llama, tokens, n_reply)
+        kind = ("C" if llama.tap.compiled else "Python") if steered else "plain"
+        way = llama.last_steering.way if steered else None
+        asked.append((kind, way, len(tokens), n_reply))
+        return seconds
 
-        def timed() -> float:
-            order.append(name)
-            return next(left)
+    found = runtime._reply
+    monkeypatch.setattr(runtime, "_reply", reply)
+    runs: list[tuple[str, Any]] = [("plain", None), ("Python", None)]
+    if Tap().compiled:
+        runs += [("C", None), ("C", "inline"), ("C", "cvec")]
+    taken = runtime._take(subject(), [1, 5, 6, 7], 3, runs, 2)
+    assert all(len(seconds) == 2 for seconds in taken.values())
+    models = len({kind for kind, _ in runs})
+    expected = [(kind, way, 4, 0 if way else 3) for kind, way in runs]
+    there_and_back = [*expected, *expected[::-1]]
+    assert asked[models:][: len(there_and_back)] == there_and_back
+    assert asked[-len(there_and_back) :] == [*expected[::-1], *expected]
 
-        return timed
 
-    a = run("plain", [runtime.SAMPLE_SECONDS / 2.5, 1, 2, 9, 4, 5, 6])
-    b = run("steered", [7, 1, 3, 8, 8, 2])
-    for bench.turn in (1, 2):
-        bench._sample(figure, {"plain": a, "steered": b})
-    assert figure.values == {"plain": [2, 5], "steered": [3, 8]}
-    there = ["plain", "steered", "steered", "plain", "plain", "steered"]
-    assert order == ["plain", *there, *there[::-1]]  # the first says how many are needed
+def test_a_memory_that_cannot_rewind_has_no_cvec(hybrid: str, tmp_path: Path) -> None:
+    write_vector(vector(hybrid), tmp_path / "v.gguf")
+    given = replace(subject(), model=hybrid, vector=str(tmp_path / "v.gguf"))
+    cvec, python = runtime.measure(given, 1, ["first-token-cvec", "first-token-python"])[::-1]
+    assert "rewound" in cvec.absent or not Tap().compiled
+    assert len(python.samples) == 1
+
+
+def test_options_reach_every_kind_of_model() -> None:
+    given = subject(
+        template="chatml", chat_template_kwargs={"a": 1}, way="auto", force=True, n_ubatch=64
+    )
+    assert given.plain == OPTIONS | {"n_gpu_layers": 0, "n_ubatch": 64}
+    assert given.reading == {
+        "chat_handler": "chatml", "chat_template_kwargs": {"a": 1}, "n_threads": 1,
+        "n_gpu_layers": 0,
+    }  # fmt: skip
+    convert = Processes(given)._convert_arguments(Path("v.gguf"))
+    assert convert[convert.index("--chat-handler") + 1] == "chatml"
+    assert json.loads(convert[convert.index("--chat-template-kwargs") + 1]) == {"a": 1}
 
 
 # The command -------------------------------------------------------------------------------------
@@ -271,9 +302,11 @@ def test_every_figure_is_in_the_table_and_in_the_json(tmp_path: Path) -> None:
     for name, f in figures.items():
         assert name in done.stdout
         compared = name.startswith("conversion")
-        assert (f["verdict"] == "not measured") == compared
+        assert f["verdict"] == ("not measured" if compared else "shown")
         assert len(f["samples"]) == (0 if compared else 1)
     assert "not measured" in done.stdout
+    assert all(f["aim"] is None for f in figures.values())
+    assert saved["aims"] in done.stdout and "too small a model to chat with" in saved["aims"]
     assert "torch and transformers are not imported" in figures["import"]["note"]
     assert figures["memory-runtime"]["values"]["plain"][0] > 10
     assert [line["name"] for line in saved["lines"]] == ["layers", "images"]
@@ -306,9 +339,7 @@ def test_conversions_of_other_modalities_are_not_compared(
         return 3.0 if output.name == "theirs.gguf" else 1.0
 
     monkeypatch.setattr(Processes, "_seconds", convert)
-    given = extraction.material(True, images=False)
-    options = {"n_threads": 1, "n_gpu_layers": 0}
-    bench = Processes(DEMO, DEMO_MMPROJ, str(VECTOR), given, options, transformers=str(tmp_path))
+    bench = Processes(subject(DEMO_MMPROJ), transformers=str(tmp_path))
     (f,) = bench.measure(2, ["conversion-transformers"])
     assert f.verdict == "not measured"
     assert "transformers measured text, ours text, image, video" in f.absent
@@ -318,24 +349,19 @@ def test_conversions_of_other_modalities_are_not_compared(
 
 
 def test_a_conversion_can_be_timed_again_and_again(tmp_path: Path) -> None:
-    given = extraction.material(True, images=False)
-    bench = Processes(DEMO, None, str(VECTOR), given, {"n_threads": 1, "n_gpu_layers": 0})
-    output = tmp_path / "ours.gguf"
-    harmful, harmless = (str(FOLDER / f"{name}.jsonl") for name in ("harmful", "harmless"))
-    command = [
-        sys.executable, "-m", "mars_gguf.convert", DEMO, "--harmful", harmful, "--harmless",
-        harmless, "--modality", "text", "-q", "--no-plot", "-o", str(output),
-    ]  # fmt: skip
+    bench, output = Processes(subject()), tmp_path / "ours.gguf"
+    command = [sys.executable, "-m", "mars_gguf.convert", *bench._convert_arguments(output)]
     assert all(bench._seconds(command, output) > 0 for _ in range(2))
 
 
 def test_check_fails_when_an_aim_is_missed_and_only_then(tmp_path: Path) -> None:
     only = ["--only", "conversion-cvector", "--cvector-generator"]
-    at_once = bench(*QUICK, "--check", *only, generator(tmp_path, "test -s ${14} || exit 3"))
+    chat = ["-m", DEMO, "--vector", str(VECTOR), *QUICK[1:]]  # not known to be the demo's
+    at_once = bench(*chat, "--check", *only, generator(tmp_path, "test -s ${14} || exit 3"))
     assert at_once.returncode == 1, at_once.stderr
     assert "aims missed: conversion-cvector" in at_once.stderr
     assert "missed" in at_once.stdout
-    unmeasured = bench(*QUICK, "--check", "--only", "conversion-cvector,conversion-transformers")
+    unmeasured = bench(*chat, "--check", "--only", "conversion-cvector,conversion-transformers")
     assert unmeasured.returncode == 0, unmeasured.stderr
     failing = bench(*QUICK, *only, generator(tmp_path, "echo no such luck >&2; exit 3"))
     assert failing.returncode == 2
@@ -347,7 +373,7 @@ def test_check_fails_when_an_aim_is_missed_and_only_then(tmp_path: Path) -> None
     [
         (["--demo", "--only", "speed"], "no figure speed"),
         (["--demo", "--repetitions", "0"], "expected 1 to"),
-        (["--demo", "--json", "/no/such/folder/b.json"], "no such folder"),
+        (["--demo", "--json", "/"], "a folder, expected the name of a file"),
         (["--demo", "--only", "import", "--plot", "b.png"], "name one in --only"),
         (["--demo", "--cvector-generator", "nowhere"], "nowhere: not a program"),
         (["--demo", "--transformers", "nowhere"], "no config.json there"),

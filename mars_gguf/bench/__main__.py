@@ -9,23 +9,25 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from mars_gguf.bench import extraction, processes, runtime
-from mars_gguf.bench.extraction import material
 from mars_gguf.bench.figures import Figure, Line, missed
 from mars_gguf.bench.report import figure_table, line_table, machine, notes, plot, versions
+from mars_gguf.bench.subject import Subject, material
 from mars_gguf.console import command
 from mars_gguf.errors import MarsError
-from mars_gguf.options import add_model_arguments, model_files, positive
+from mars_gguf.files import atomic
+from mars_gguf.options import add_model_arguments, llama_options, model_files, positive
 from mars_gguf.runtime.model import require_gguf
 from mars_gguf.vectors import read_vector
 
 NAMES = [*runtime.NAMES, *extraction.NAMES, *processes.NAMES, *extraction.LINES]
+NO_AIM = "no aim: too small a model to chat with"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -63,40 +65,22 @@ def main(argv: list[str] | None = None) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     with command():
         _check_arguments(args)
-        model, mmproj, vector = model_files(args)
-        for path in filter(None, (model, mmproj)):
-            require_gguf(path)
-        identity = read_vector(vector).model
-        threads = args.threads or max(1, (os.cpu_count() or 2) // 2)
-        report: dict[str, Any] = {
-            "command": shlex.join(["python", "-m", "mars_gguf.bench", *argv]),
-            "machine": machine(),
-            "versions": versions(),
-            "model": {
-                **asdict(identity),
-                "files": {
-                    Path(path).name: Path(path).stat().st_size
-                    for path in (model, mmproj, vector)
-                    if path
-                },
-            },
-            "options": {
-                "threads": threads,
-                "repetitions": args.repetitions,
-                "n_ctx": args.ctx_size,
-                "n_ubatch": args.ubatch_size,
-                "n_gpu_layers": args.n_gpu_layers,
-            },
-        }
-        figures, lines = _measure(args, model, mmproj, vector, threads)
+        subject = _subject(args)
+        report = _report(args, argv, subject)
+        figures, lines = _measure(args, subject)
+        if args.demo:
+            figures = [replace(figure, aim=None) for figure in figures]
         report["figures"] = [figure.as_json() for figure in figures]
         report["lines"] = [line.as_json() for line in lines]
+        identity = report["model"]
+        name, threads = identity["name"] or Path(subject.model).name, subject.options["n_threads"]
+        title = f"{name}, {identity['quantization']}, {threads} threads"
+        _print(console, report, title, figures, lines)
         if args.json:
-            args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        title = f"{identity.name or Path(model).name}, {identity.quantization}, {threads} threads"
+            with atomic(args.json) as path:
+                path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         if args.plot and lines:
             plot(lines, args.plot, title)
-        _print(console, report, title, figures, lines)
         if args.check and missed(figures):
             names = ", ".join(figure.name for figure in missed(figures))
             print(f"aims missed: {names}", file=sys.stderr)
@@ -110,8 +94,6 @@ def _check_arguments(args: argparse.Namespace) -> None:
     for path in filter(None, (args.json, args.plot)):
         if path.is_dir():
             raise MarsError(f"{path}: a folder, expected the name of a file to write")
-        if not path.absolute().parent.is_dir():
-            raise MarsError(f"{path.parent}: no such folder")
     if args.plot and not set(args.only) & set(extraction.LINES):
         raise MarsError(f"--plot draws {', '.join(extraction.LINES)}: name one in --only")
     program = args.cvector_generator
@@ -124,54 +106,50 @@ def _check_arguments(args: argparse.Namespace) -> None:
         )
 
 
-def _measure(
-    args: argparse.Namespace, model: str, mmproj: str | None, vector: str, threads: int
-) -> tuple[list[Figure], list[Line]]:
+def _subject(args: argparse.Namespace) -> Subject:
+    """What the options name. Raises MarsError."""
+    model, mmproj, vector = model_files(args)
+    for path in filter(None, (model, mmproj)):
+        require_gguf(path)
+    args.threads = args.threads or max(1, (os.cpu_count() or 2) // 2)
+    pictures = mmproj is not None and bool({"extraction-images", "images"} & set(args.only))
+    given = material(args.demo, images=pictures)
+    return Subject(model, mmproj, vector, given, llama_options(args))
+
+
+def _report(args: argparse.Namespace, argv: Sequence[str], subject: Subject) -> dict[str, Any]:
+    """What the figures depend on."""
+    files = [Path(p) for p in (subject.model, subject.mmproj, subject.vector) if p]
+    report = {
+        "command": shlex.join(["python", "-m", "mars_gguf.bench", *argv]),
+        "machine": machine(),
+        "versions": versions(),
+        "model": {
+            **asdict(read_vector(subject.vector).model),
+            "files": {path.name: path.stat().st_size for path in files},
+        },
+        "options": {"repetitions": args.repetitions, **subject.options},
+    }
+    return report | ({"aims": NO_AIM} if args.demo else {})
+
+
+def _measure(args: argparse.Namespace, subject: Subject) -> tuple[list[Figure], list[Line]]:
     terminal = Console(stderr=True)
 
     def started(name: str) -> None:
         if terminal.is_terminal:
             terminal.print(f"measuring {name} ...", style="dim")
 
-    def wanted(names: Sequence[str]) -> list[str]:
-        return [name for name in names if name in args.only]
-
-    pictures = mmproj is not None and bool({"extraction-images", "images"} & set(args.only))
-    given = material(args.demo, images=pictures)
-    gpu = args.n_gpu_layers
-    options: dict[str, Any] = {
-        "n_ctx": args.ctx_size,
-        "n_batch": max(512, args.ubatch_size),
-        "n_ubatch": args.ubatch_size,
-        "n_gpu_layers": gpu,
-        "n_threads": threads,
-        "n_threads_batch": threads,
-    }
-    reading = {"n_threads": threads, "n_gpu_layers": gpu}
-    n, figures, lines = args.repetitions, list[Figure](), list[Line]()
     # Processes first: the models below are not yet in the memory of this one.
-    if names := wanted(processes.NAMES):
-        program = args.cvector_generator and str(Path(args.cvector_generator).absolute())
-        whole = processes.Processes(
-            model,
-            mmproj,
-            vector,
-            given,
-            options,
-            force=args.force,
-            cvector_generator=program,
-            transformers=args.transformers,
-        )
-        figures += whole.measure(n, names, started)
-    if names := wanted(runtime.NAMES):
-        harmless = given.contrast.harmless
-        figures += runtime.measure(
-            model, vector, harmless, options, n, names, force=args.force, started=started
-        )
-    if names := wanted(extraction.NAMES):
-        figures += extraction.measure(model, mmproj, given, reading, n, names, started)
-    if names := wanted(extraction.LINES):
-        lines += extraction.lines(model, mmproj, given, reading, n, names, started)
+    program = args.cvector_generator and str(Path(args.cvector_generator).absolute())
+    whole = processes.Processes(subject, cvector_generator=program, transformers=args.transformers)
+    asked = args.repetitions, args.only, started
+    figures = [
+        *whole.measure(*asked),
+        *runtime.measure(subject, *asked),
+        *extraction.measure(subject, *asked),
+    ]
+    lines = list(extraction.lines(subject, *asked))
     return sorted(figures, key=lambda figure: NAMES.index(figure.name)), lines
 
 
@@ -191,7 +169,7 @@ def _print(
     if figures:
         repetitions = report["options"]["repetitions"]
         console.print(figure_table(figures, repetitions))
-        for line in notes(figures, repetitions):
+        for line in filter(None, [report.get("aims"), *notes(figures, repetitions)]):
             console.print(line, style="dim", markup=False)
     if lines:
         console.print(line_table(lines))

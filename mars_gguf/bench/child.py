@@ -24,27 +24,27 @@ def peak_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS: bytes
 
 
-def _reply(llama: Any, prompt: str, n: int) -> None:
-    llama.create_chat_completion([{"role": "user", "content": prompt}], max_tokens=n, temperature=0)
+def _reply(llama: Any, prompt: str) -> None:
+    llama.create_chat_completion(
+        [{"role": "user", "content": prompt}], max_tokens=16, temperature=0
+    )
 
 
 def plain(model: str, prompt: str, options: dict[str, Any]) -> None:
     """Load the model in llama-cpp-python and reply."""
     from llama_cpp import Llama
 
-    _reply(Llama(model, verbose=False, **options), prompt, 16)
+    _reply(Llama(model, **options), prompt)
 
 
-def steered(model: str, vector: str, force: bool, prompt: str, options: dict[str, Any]) -> None:
-    """The same, steered, the gate held open."""
-    from dataclasses import replace
-
+def steered(model: str, vector: str, prompt: str, options: dict[str, Any]) -> None:
+    """The same, steered whatever the prompt is."""
     from mars_gguf import SteeredLlama
+    from mars_gguf.evaluate.arms import first_token, steered_by
 
-    llama = SteeredLlama(model, vector=vector, force=force, verbose=False, **options)
-    geometry = replace(llama.vector.geometry, gate_opens=-1e30)
-    llama.vector = replace(llama.vector, geometry=geometry)
-    _reply(llama, prompt, 16)
+    llama = SteeredLlama(model, vector=vector, **options)
+    with steered_by(llama, first_token(1.0)):
+        _reply(llama, prompt)
 
 
 def prefill(model: str, mmproj: str | None, prompt: str, options: dict[str, Any]) -> None:
@@ -55,8 +55,8 @@ def prefill(model: str, mmproj: str | None, prompt: str, options: dict[str, Any]
 
     from mars_gguf.media.images import user_message
 
-    handler = MTMDChatHandler(mmproj, verbose=False) if mmproj else None
-    llama = Llama(model, chat_handler=handler, verbose=False, **options)
+    handler = MTMDChatHandler(mmproj, verbose=options["verbose"]) if mmproj else None
+    llama = Llama(model, chat_handler=handler, **options)
     pictures = [Image.new("RGB", (224, 224), "white")] if mmproj else []
     llama.create_chat_completion([user_message(prompt, pictures)], max_tokens=1)  # type: ignore
 

@@ -9,11 +9,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mars_gguf.bench.extraction import Material
 from mars_gguf.bench.figures import Aim, Figure, interleaved, ratios
+from mars_gguf.bench.subject import Subject
 from mars_gguf.convert.extract_gguf import GgufExtractor
 from mars_gguf.convert.prompts import Prompt
 from mars_gguf.errors import MarsError
@@ -61,24 +62,19 @@ NAMES = [figure.name for figure in figures()]
 
 
 class Processes:
-    """Measures the figures of this module on one model. ``options`` are those of ``Llama``."""
+    """Measures the figures of this module. ``cvector_generator``: llama.cpp's program;
+    ``transformers``: a checkpoint of the same model."""
 
     def __init__(
         self,
-        model: str,
-        mmproj: str | None,
-        vector: str,
-        given: Material,
-        options: dict[str, Any],
+        subject: Subject,
         *,
-        force: bool = False,
         cvector_generator: str | None = None,
         transformers: str | None = None,
     ) -> None:
-        self.model, self.mmproj, self.vector, self.given = model, mmproj, vector, given
-        self.options, self.force = options, force
+        self.subject, self.options = subject, subject.options
         self.cvector_generator, self.transformers = cvector_generator, transformers
-        self.environment = os.environ | {"OMP_NUM_THREADS": str(options["n_threads"])}
+        self.environment = os.environ | {"OMP_NUM_THREADS": str(self.options["n_threads"])}
 
     def measure(
         self,
@@ -101,10 +97,11 @@ class Processes:
         if self.cvector_generator is None:
             figure.absent = "no --cvector-generator"
             return
-        pairs = list(zip(self.given.contrast.harmful, self.given.contrast.harmless, strict=False))
-        sides = [[pair[side] for pair in pairs] for side in (0, 1)]
+        contrast = self.subject.given.contrast
+        n = min(len(contrast.harmful), len(contrast.harmless))
+        sides = [contrast.harmful[:n], contrast.harmless[:n]]
         files = [folder / "positive.txt", folder / "negative.txt"]
-        extractor = GgufExtractor(self.model, **self._extractor_options())
+        extractor = GgufExtractor(self.subject.model, **self.subject.reading)
         try:
             for file, side in zip(files, sides, strict=True):
                 rendered = [extractor.render(Prompt(text)) for text in side]
@@ -113,30 +110,26 @@ class Processes:
             extractor.close()
         outputs = [folder / "theirs.gguf", folder / "ours.gguf"]
         threads = str(self.options["n_threads"])
-        command = [
-            self.cvector_generator, "-m", self.model, "--method", "mean", "-t", threads, "-tb",
-            threads, "-c", str(self.options["n_ctx"]), "-ngl", str(self.options["n_gpu_layers"]),
-            "--positive-file", str(files[0]), "--negative-file", str(files[1]),
-            "-o", str(outputs[0]),
+        theirs = [
+            self.cvector_generator, "--method", "mean", "-t", threads, "-tb", threads,
+            "-c", str(self.options["n_ctx"]), "-ngl", str(self.options["n_gpu_layers"]),
+            "-m", self.subject.model, "--positive-file", str(files[0]),
+            "--negative-file", str(files[1]), "-o", str(outputs[0]),
         ]  # fmt: skip
         ours = _child(
             "direction",
-            model=self.model,
+            model=self.subject.model,
             prompts=sides,
             output=str(outputs[1]),
-            options=self._extractor_options(),
+            options=self.subject.reading,
         )
-        figure.values = interleaved(
-            {
-                "cvector-generator": lambda: self._seconds(command, outputs[0]),
-                "ours": lambda: self._seconds(ours, outputs[1]),
-            },
+        self._race(
+            figure,
             repetitions,
-            warmup=0,
+            {"cvector-generator": (theirs, outputs[0]), "ours": (ours, outputs[1])},
         )
-        figure.samples = ratios(figure.values["cvector-generator"], figure.values["ours"])
         figure.note = (
-            f"{len(pairs)} pairs, mean difference after every block, no choice of block; "
+            f"{n} pairs, mean difference after every block, no choice of block; "
             "cvector-generator averages over all tokens of a prompt, ours takes the last token's"
         )
 
@@ -146,9 +139,8 @@ class Processes:
             return
         outputs = [folder / "theirs.gguf", folder / "ours.gguf"]
         module = [sys.executable, "-m", "mars_gguf.convert"]
-        text = [] if self.mmproj else ["--modality", "text"]
-        common = [*self.given.arguments, *text, "-q", "--no-plot", "-o"]
-        theirs = [*module, self.transformers, "--device", "cpu", *common, str(outputs[0])]
+        theirs = [*module, self.transformers, "--device", "cpu"]
+        theirs += self._common_arguments(outputs[0])
         ours = [*module, *self._convert_arguments(outputs[1])]
         for command, output in zip((theirs, ours), outputs, strict=True):
             self._seconds(command, output)
@@ -159,27 +151,39 @@ class Processes:
                 "give a checkpoint that sees what the GGUF model sees"
             )
             return
-        figure.values = interleaved(
-            {
-                "transformers": lambda: self._seconds(theirs, outputs[0]),
-                "ours": lambda: self._seconds(ours, outputs[1]),
-            },
-            repetitions,
-            warmup=0,
+        self._race(
+            figure, repetitions, {"transformers": (theirs, outputs[0]), "ours": (ours, outputs[1])}
         )
-        figure.samples = ratios(figure.values["transformers"], figure.values["ours"])
         figure.note = (
             f"the whole conversion ({measured[0]}), choice of block and trust limit included"
         )
 
-    def _convert_arguments(self, output: Path) -> list[str]:
-        mmproj = ["--mmproj", self.mmproj] if self.mmproj else ["--modality", "text"]
-        arguments = [self.model, *mmproj, *self.given.arguments, "-q", "--no-plot"]
-        arguments += ["-t", str(self.options["n_threads"])]
-        return [*arguments, "-ngl", str(self.options["n_gpu_layers"]), "-o", str(output)]
+    def _race(
+        self, figure: Figure, repetitions: int, commands: dict[str, tuple[list[str], Path]]
+    ) -> None:
+        """Time two commands, each with the file that it writes; how much longer the first takes."""
+        runs = {name: partial(self._seconds, *command) for name, command in commands.items()}
+        figure.values = interleaved(runs, repetitions, warmup=0)
+        figure.samples = ratios(*figure.values.values())
 
-    def _extractor_options(self) -> dict[str, Any]:
-        return {name: self.options[name] for name in ("n_threads", "n_gpu_layers")}
+    def _common_arguments(self, output: Path) -> list[str]:
+        """Of mars_gguf.convert, for every kind of model."""
+        given = self.subject.given
+        media = given.media if self.subject.mmproj else ["--modality", "text"]
+        arguments = [*given.arguments, *media, "-q", "--no-plot", "-o", str(output)]
+        if variables := self.options.get("chat_template_kwargs"):
+            arguments += ["--chat-template-kwargs", json.dumps(variables)]
+        return arguments
+
+    def _convert_arguments(self, output: Path) -> list[str]:
+        """Of mars_gguf.convert, for the GGUF model."""
+        arguments = [self.subject.model, *self._common_arguments(output)]
+        if self.subject.mmproj:
+            arguments += ["--mmproj", self.subject.mmproj]
+        if handler := self.options.get("template"):
+            arguments += ["--chat-handler", handler]
+        threads, layers = self.options["n_threads"], self.options["n_gpu_layers"]
+        return [*arguments, "-t", str(threads), "-ngl", str(layers)]
 
     def _seconds(self, command: Sequence[str], output: Path) -> float:
         for old in (output, output.with_suffix(".md")):  # a card without its vector is refused
@@ -194,21 +198,28 @@ class Processes:
     # Memory and imports --------------------------------------------------------------------------
 
     def _memory_runtime(self, figure: Figure, repetitions: int, folder: Path) -> None:
-        plain = {"model": self.model, "prompt": PROMPT, "options": self.options}
+        subject, asked = self.subject, {"model": self.subject.model, "prompt": PROMPT}
         self._memory(
             figure,
             repetitions,
-            plain=_child("plain", **plain),
-            steered=_child("steered", vector=self.vector, force=self.force, **plain),
+            plain=_child("plain", **asked, options=subject.plain),
+            steered=_child("steered", **asked, vector=subject.vector, options=subject.options),
         )
-        figure.note = "one short prompt, gate held open, and 16 tokens"
+        figure.note = "one short prompt, steered, and 16 tokens"
 
     def _memory_converter(self, figure: Figure, repetitions: int, folder: Path) -> None:
-        prefill = {"model": self.model, "mmproj": self.mmproj, "prompt": PROMPT}
+        subject = self.subject
+        loaded = _child(
+            "prefill",
+            model=subject.model,
+            mmproj=subject.mmproj,
+            prompt=PROMPT,
+            options=subject.plain | {"n_ctx": 4096},
+        )
         self._memory(
             figure,
             repetitions,
-            plain=_child("prefill", **prefill, options=self.options | {"n_ctx": 4096}),
+            plain=loaded,
             converter=_child("convert", arguments=self._convert_arguments(folder / "v.gguf")),
         )
 

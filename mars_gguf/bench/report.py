@@ -15,6 +15,7 @@ from rich.table import Table
 
 from mars_gguf import __version__
 from mars_gguf.bench.figures import FLAT, Figure, Line, Summary, summary
+from mars_gguf.files import atomic
 
 COLOURS = {"met": "green", "missed": "red", "not measured": "yellow", "shown": "dim"}
 
@@ -145,5 +146,6 @@ def plot(lines: Sequence[Line], path: Path, title: str) -> None:
         ax.set(xlabel=line.label, ylabel="seconds", ylim=(0, None))
         ax.set_title("flat" if line.flat else f"R² = {line.fit.r_squared:.3f}", fontsize=10)
     drawn.suptitle(title, fontsize=11)
-    drawn.savefig(path, dpi=120)
+    with atomic(path) as file:
+        drawn.savefig(file, dpi=120, format="png")
     pyplot.close(drawn)

@@ -1,275 +1,192 @@
-"""What steering costs while replying: time to the first token, and speed after it."""
+"""What steering costs while replying, against plain llama-cpp-python in the same process: time to
+the first token, and speed after it."""
 
 from __future__ import annotations
 
-import math
-import statistics
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from typing import Any
 
 from llama_cpp import Llama
 from llama_cpp import llama_cpp as lib
 
-from mars_gguf.bench.figures import Aim, Figure, interleaved, ratios
+from mars_gguf.bench.figures import Aim, Figure, ratios
+from mars_gguf.bench.subject import Subject
+from mars_gguf.convert.prompts import Prompt
 from mars_gguf.errors import MarsError
-from mars_gguf.evaluate.arms import NEVER, UNSTEERED, Arm, steered_by
+from mars_gguf.evaluate.arms import UNSTEERED, first_token, steered_by
 from mars_gguf.runtime.llama import SteeredLlama, Way
+from mars_gguf.runtime.model import TappedLlama
+from mars_gguf.runtime.tap import Tap
 
 PROMPT_TOKENS = 256
 REPLY_TOKENS = 64
-SAMPLE_SECONDS = 0.3
-GREEDY: dict[str, Any] = {"temp": 0.0, "repeat_penalty": 1.0}
-OPEN = Arm("open", "gate held open", lambda g: replace(g, gate_opens=-NEVER))
+OPEN = first_token(1.0)  # steers whatever the prompt is
+Trial = tuple[str, Way | None]  # a model, and how it steers
 
 
-def figures() -> list[Figure]:
-    return [
-        Figure(
-            "first-token",
-            "time to first token, harmless prompt",
-            "plain llama-cpp-python",
-            Aim(1.01),
-        ),
-        Figure(
-            "first-token-control",
-            "the same, plain llama-cpp-python loaded again",
-            "plain llama-cpp-python",
-            None,
-        ),
-        Figure(
-            "generation",
-            "tokens a second while generating",
-            "plain llama-cpp-python",
-            Aim(0.995, at_least=True),
-        ),
-        Figure(
-            "generation-control",
-            "the same, plain llama-cpp-python loaded again",
-            "plain llama-cpp-python",
-            None,
-        ),
-        Figure(
-            "first-token-cvec",
-            "time to first token, steered prompt, cvec",
-            "plain + one single-token decode",
-            Aim(1.02),
-        ),
-        Figure(
-            "first-token-inline",
-            "time to first token, steered prompt, inline",
-            "plain llama-cpp-python",
-            Aim(1.01),
-        ),
-    ]
+@dataclass(frozen=True)
+class Case:
+    """A figure: which model is held against a plain one ("again": another plain one; else a steered
+    one whose callback is in "C" or in "Python"), which ``way`` it steers, if it does, and whether
+    the first token is timed or those ``after`` it."""
+
+    title: str
+    model: str
+    aim: Aim | None = None
+    way: Way | None = None
+    after: bool = False
+
+    @property
+    def run(self) -> Trial:
+        """What has to be run for it."""
+        return self.model, self.way
 
 
-NAMES = [figure.name for figure in figures()]
+FIRST, AFTER = "time to first token", "tokens a second while generating"
+CASES = {
+    "first-token": Case(f"{FIRST}, not steered", "C", Aim(1.01)),
+    "first-token-python": Case(f"{FIRST}, not steered, callback in Python", "Python"),
+    "first-token-control": Case(f"{FIRST}, plain llama-cpp-python loaded again", "again"),
+    "generation": Case(AFTER, "C", Aim(0.99, at_least=True), after=True),
+    "generation-python": Case(f"{AFTER}, callback in Python", "Python", after=True),
+    "generation-control": Case(f"{AFTER}, plain llama-cpp-python again", "again", after=True),
+    "first-token-inline": Case(f"{FIRST}, steered inline", "C", Aim(1.02), "inline"),
+    "first-token-cvec": Case(f"{FIRST}, steered by cvec", "C", None, "cvec"),
+}
+NAMES = list(CASES)
+PLAIN: Trial = ("plain", None)
 
 
 def measure(
-    model: str,
-    vector: str,
-    harmless: Sequence[str],
-    options: dict[str, Any],
+    subject: Subject,
     repetitions: int,
     only: Collection[str],
-    *,
-    force: bool = False,
     started: Callable[[str], object] = lambda name: None,
 ) -> list[Figure]:
-    """The figures named in ``only``. Two models in one process: a plain ``llama_cpp.Llama`` and a
-    ``SteeredLlama`` of the same file with the same ``options``; for the controls, whose distance
-    from 1 is noise, a second plain one. They are loaded anew for each repetition, since a model is
-    some percent faster or slower by where in memory it happens to lie. Raises MarsError."""
-    wanted = [figure for figure in figures() if figure.name in only]
-    if options.get("n_ctx"):  # as SteeredLlama rounds it
-        options = options | {"n_ctx": -(-options["n_ctx"] // 256) * 256}
-    controls = any(figure.name.endswith("-control") for figure in wanted)
-    bench = None
-    for turn in range(repetitions):
-        with ExitStack() as models:
-
-            def load(kind: type[Llama], **more: Any) -> Any:
-                llama = kind(model, verbose=False, **options, **more)
-                models.callback(llama.close)
-                return llama
-
-            before = load(Llama) if turn % 2 else None
-            steered = load(SteeredLlama, vector=vector, force=force)
-            plain = before or load(Llama)
-            again = load(Llama) if controls else plain
-            if bench is None:
-                bench = _Bench(*_prompt(steered, harmless))
-            bench.take(plain, steered, again)
-            for figure in wanted:
-                if turn == 0:
-                    started(figure.name)
-                bench.measure(figure)
-    return wanted
+    """The figures named in ``only``. All models of a repetition, with the same options, are asked
+    the same in turn; they are loaded anew for the next one, since a model is some percent faster
+    or slower by where in memory it happens to lie. Raises MarsError."""
+    cases = {name: case for name, case in CASES.items() if name in only}
+    if not cases:
+        return []
+    started(", ".join(cases))
+    tokens, rewinds = _prepare(subject)
+    figures, possible = [], dict[str, Case]()
+    for name, case in cases.items():
+        figures.append(Figure(name, case.title, "plain llama-cpp-python", case.aim))
+        if case.model == "C" and not Tap().compiled:
+            figures[-1].absent = "the callback in C was not built"
+        elif case.way == "cvec" and not rewinds:
+            figures[-1].absent = "this model's memory cannot be rewound"
+        else:
+            possible[name] = case
+    runs = list(dict.fromkeys([PLAIN, *(case.run for case in possible.values())]))
+    n_reply = REPLY_TOKENS if any(case.after for case in possible.values()) else 0
+    taken = _take(subject, tokens, n_reply, runs, repetitions)
+    for figure in figures:
+        if figure.name in possible:
+            _fill(figure, possible[figure.name], taken, len(tokens))
+    return figures
 
 
-def _prompt(llama: SteeredLlama, harmless: Sequence[str]) -> tuple[list[int], Arm | None]:
-    """A prompt of several harmless ones, of about PROMPT_TOKENS, that the vector leaves alone; with
-    an arm that shuts the gate if it leaves none of those tried alone."""
-    wanted = PROMPT_TOKENS - 32  # what the chat template adds
-    if llama.n_ctx() < PROMPT_TOKENS + REPLY_TOKENS + 64:
-        raise MarsError(
-            f"found a context of {llama.n_ctx()} tokens, expected room for {PROMPT_TOKENS} of "
-            f"prompt and {REPLY_TOKENS} of reply. Raise --ctx-size."
-        )
-    tokens: list[int] = []
-    for start in range(min(len(harmless), 8)):
-        text = ""
-        for more in [*harmless[start:], *harmless[:start]] * 4:
-            longer = f"{text} {more}".strip()
-            if len(llama.tokenize(longer.encode(), add_bos=False)) > wanted and text:
+def _prepare(subject: Subject) -> tuple[list[int], bool]:
+    """A prompt of several harmless ones, of about PROMPT_TOKENS; and whether the model's memory can
+    be rewound."""
+    options = subject.plain | {
+        name: subject.options.get(name) for name in ("template", "chat_template_kwargs")
+    }
+    with closing(TappedLlama(subject.model, **options)) as llama:
+        if llama.n_ctx() < PROMPT_TOKENS + REPLY_TOKENS:
+            raise MarsError(
+                f"found a context of {llama.n_ctx()} tokens, expected room for {PROMPT_TOKENS} of "
+                f"prompt and {REPLY_TOKENS} of reply. Raise --ctx-size."
+            )
+        text, tokens = "", list[int]()
+        for more in subject.given.contrast.harmless * 8:
+            text = f"{text} {more}".strip()
+            (longer,) = llama.chunks(Prompt(text).messages)
+            assert isinstance(longer, tuple)
+            if len(longer) > PROMPT_TOKENS and tokens:
                 break
-            text = longer
-        _forget(llama)
-        llama.create_chat_completion([{"role": "user", "content": text}], max_tokens=1)
-        tokens = llama.input_ids[: llama.n_tokens].tolist()
-        if llama.last_steering is not None and llama.last_steering.alpha == 0:
-            return tokens, None
-    return tokens, UNSTEERED
+            tokens = list(longer)
+        return tokens, llama.memory_can_rewind()
 
 
-def _forget(llama: Llama) -> None:
+def _take(
+    subject: Subject,
+    tokens: Sequence[int],
+    n_reply: int,
+    runs: Sequence[Trial],
+    repetitions: int,
+) -> dict[Trial, list[tuple[float, float]]]:
+    """What `_seconds` says of each of ``runs``, ``repetitions`` times: the mean of two, there and
+    back, so that a machine that becomes slower or faster meanwhile does so for all alike."""
+    taken: dict[Trial, list[tuple[float, float]]] = {run: [] for run in runs}
+    for turn in range(repetitions):
+        in_turn = list(runs)[:: -1 if turn % 2 else 1]
+        with ExitStack() as stack:
+            models = dict[str, Any]()
+            for name in dict.fromkeys(name for name, _ in in_turn):
+                models[name] = stack.enter_context(closing(_load(subject, name)))
+                _reply(models[name], tokens, 0)  # warms it up
+            found: dict[Trial, list[tuple[float, float]]] = {run: [] for run in runs}
+            for name, way in [*in_turn, *in_turn[::-1]]:
+                found[name, way].append(_seconds(models[name], way, tokens, n_reply))
+            for run, (there, back) in found.items():
+                taken[run].append(((there[0] + back[0]) / 2, (there[1] + back[1]) / 2))
+    return taken
+
+
+def _load(subject: Subject, name: str) -> Llama:
+    if name in ("plain", "again"):
+        return Llama(subject.model, **subject.plain)
+    return SteeredLlama(
+        subject.model, vector=subject.vector, compiled=name == "C", **subject.options
+    )
+
+
+def _seconds(
+    llama: Llama, way: Way | None, tokens: Sequence[int], n_reply: int
+) -> tuple[float, float]:
+    """As `_reply`; a steered model steers in ``way`` whatever the prompt is, without one never."""
+    if not isinstance(llama, SteeredLlama):
+        return _reply(llama, tokens, n_reply)
+    llama.way = way or "inline"
+    with steered_by(llama, OPEN if way else UNSTEERED):
+        seconds = _reply(llama, tokens, 0 if way else n_reply)
+    assert llama.last_steering is not None and llama.last_steering.way == way
+    return seconds
+
+
+def _reply(llama: Llama, tokens: Sequence[int], n_reply: int) -> tuple[float, float]:
+    """Seconds from an empty context to the first token of a greedy reply, and for ``n_reply``
+    tokens after it."""
     llama.reset()
-    llama._ctx.kv_cache_clear()
+    lib.llama_memory_clear(lib.llama_get_memory(llama.ctx), True)
+    began = time.perf_counter()
+    reply = llama.generate(tokens, temp=0.0, repeat_penalty=1.0)
+    next(reply)
+    first = time.perf_counter()
+    for _ in range(n_reply):
+        next(reply)
+    ended = time.perf_counter()
+    reply.close()
+    return first - began, ended - first
 
 
-class _Bench:
-    """The prompt, and the models that are loaded at the time."""
-
-    plain: Llama
-    steered: SteeredLlama
-    again: Llama
-
-    def __init__(self, tokens: list[int], harmless: Arm | None) -> None:
-        self.tokens, self.harmless = tokens, harmless
-        self.rounds: dict[str, int] = {}
-        self.turn = 0
-
-    def take(self, plain: Llama, steered: SteeredLlama, again: Llama) -> None:
-        """Go on with these models, each warmed up by one prompt."""
-        self.plain, self.steered, self.again = plain, steered, again
-        self.turn += 1
-        for llama in (plain, steered, again):
-            self._first_token(llama)()
-
-    def measure(self, figure: Figure) -> None:
-        """Add a sample to ``figure``."""
-        if figure.name == "first-token-cvec":
-            return self._first_token_steered(figure, "cvec")
-        if figure.name == "first-token-inline":
-            return self._first_token_steered(figure, "inline")
-        generation = figure.name.startswith("generation")
-        control = figure.name.endswith("-control")
-        work = self._generation if generation else self._first_token
-        compared = self.again if control else self.steered
-        with _as(self.steered, self.harmless):
-            runs = {"plain": work(self.plain), "again" if control else "steered": work(compared)}
-            self._sample(figure, runs)
-            steering = self.steered.last_steering
-            assert control or (steering is not None and steering.alpha == 0)
-        below, above = figure.values.values()
-        if generation:  # seconds, so the other way round
-            above, below = below, above
-            figure.note += f", {REPLY_TOKENS} tokens after the first"
-        if control:
-            figure.note += "; what it is from 1 is noise"
-        elif self.harmless is not None:
-            figure.note += ", gate held shut: the vector leaves no such prompt alone"
-        figure.samples = ratios(above, below)
-        return None
-
-    def _first_token_steered(self, figure: Figure, way: Way) -> None:
-        if way == "cvec" and not self.steered.memory_can_rewind():
-            figure.absent = "this model's memory cannot be rewound"
-            return
-        runs = {"plain": self._first_token(self.plain), "steered": self._first_token(self.steered)}
-        if way == "cvec":
-            runs = {"decode": self._single_decode} | runs
-        before, self.steered.way = self.steered.way, way
-        try:
-            with steered_by(self.steered, OPEN):
-                self._sample(figure, runs)
-                assert self.steered.last_steering is not None
-                if self.steered.last_steering.alpha == 0:
-                    figure.absent = "the prompt lies beyond the trust limit: nothing to steer"
-                    return
-        finally:
-            self.steered.way = before
-        limit = figure.values["plain"]
-        if way == "cvec":
-            limit = [sum(pair) for pair in zip(limit, figure.values["decode"], strict=True)]
-        figure.samples = ratios(figure.values["steered"], limit)
-        figure.note += ", gate held open"
-
-    def _sample(self, figure: Figure, runs: Mapping[str, Callable[[], float]]) -> None:
-        """Add to the figure's values the medians of as many interleaved ``runs`` as last
-        SAMPLE_SECONDS each."""
-        if figure.name not in self.rounds:
-            self.rounds[figure.name] = math.ceil(SAMPLE_SECONDS / runs["plain"]())
-        rounds = self.rounds[figure.name]
-        order = list(runs.items())[:: 1 if self.turn % 2 else -1]
-        for name, seconds in interleaved(dict(order), rounds, warmup=0).items():
-            figure.values.setdefault(name, []).append(statistics.median(seconds))
-        figure.values = {name: figure.values[name] for name in runs}
-        figure.note = f"prompt of {len(self.tokens)} tokens"
-        figure.note += f", {rounds} times a sample" if rounds > 1 else ""
-
-    def _first_token(self, llama: Llama) -> Callable[[], float]:
-        """Seconds from an empty context to the first token of ``Llama.generate``."""
-
-        def run() -> float:
-            _forget(llama)
-            began = time.perf_counter()
-            reply = llama.generate(self.tokens, **GREEDY)
-            next(reply)
-            seconds = time.perf_counter() - began
-            reply.close()
-            return seconds
-
-        return run
-
-    def _generation(self, llama: Llama) -> Callable[[], float]:
-        """Seconds for REPLY_TOKENS tokens after the first."""
-
-        def run() -> float:
-            _forget(llama)
-            reply = llama.generate(self.tokens, **GREEDY)
-            next(reply)
-            began = time.perf_counter()
-            for _ in range(REPLY_TOKENS):
-                next(reply)
-            seconds = time.perf_counter() - began
-            reply.close()
-            return seconds
-
-        return run
-
-    def _single_decode(self) -> float:
-        """Seconds to decode the prompt's last token once more, alone, in the plain model."""
-        llama, n = self.plain, len(self.tokens)
-        _forget(llama)
-        llama.eval(self.tokens)
-        lib.llama_synchronize(llama.ctx)
-        llama._ctx.kv_cache_seq_rm(-1, n - 1, -1)
-        llama.n_tokens = n - 1
-        began = time.perf_counter()
-        llama.eval(self.tokens[-1:])
-        lib.llama_synchronize(llama.ctx)
-        return time.perf_counter() - began
-
-
-@contextmanager
-def _as(llama: SteeredLlama, arm: Arm | None) -> Iterator[None]:
-    if arm is None:
-        yield
-    else:
-        with steered_by(llama, arm):
-            yield
+def _fill(
+    figure: Figure,
+    case: Case,
+    taken: dict[Trial, list[tuple[float, float]]],
+    n_tokens: int,
+) -> None:
+    plain, compared = ([seconds[case.after] for seconds in taken[run]] for run in (PLAIN, case.run))
+    figure.values = {"plain": plain, "again" if case.model == "again" else "steered": compared}
+    figure.samples = ratios(plain, compared) if case.after else ratios(compared, plain)
+    figure.note = f"prompt of {n_tokens} tokens"
+    figure.note += f", {REPLY_TOKENS} tokens after the first" if case.after else ""
+    if case.model == "again":
+        figure.note += "; what it is from 1 is noise"

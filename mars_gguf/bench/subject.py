@@ -1,0 +1,66 @@
+"""What is measured: a model with its vector, how it is run, and what it is asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from mars_gguf import demo_model
+from mars_gguf.convert.probes import neutral_probes, paired_probes
+from mars_gguf.convert.prompts import ContrastPrompts, Prompt, builtin_contrast, read_prompts
+
+STEERED_ONLY = {"template", "chat_template_kwargs", "way", "force"}  # of SteeredLlama's options
+READING = {
+    "template": "chat_handler",
+    "chat_template_kwargs": "chat_template_kwargs",
+    "n_threads": "n_threads",
+    "n_gpu_layers": "n_gpu_layers",
+}  # SteeredLlama's names, and GgufExtractor's
+
+
+@dataclass(frozen=True)
+class Material:
+    """What is converted with: contrast prompts, neutral prompts with pictures, and what makes
+    mars_gguf.convert use the same: ``arguments``, and for models that see ``media``."""
+
+    contrast: ContrastPrompts
+    neutral: list[Prompt] = field(default_factory=list)
+    arguments: list[str] = field(default_factory=list)
+    media: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Files, material, and ``options``: those of SteeredLlama (mars_gguf.options.llama_options)."""
+
+    model: str
+    mmproj: str | None
+    vector: str
+    given: Material
+    options: dict[str, Any]
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """The same options for ``llama_cpp.Llama``."""
+        return {name: value for name, value in self.options.items() if name not in STEERED_ONLY}
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """The same options for GgufExtractor."""
+        return {READING[name]: value for name, value in self.options.items() if name in READING}
+
+
+def material(demo: bool, images: bool) -> Material:
+    """The demo model's own, or what the converter has built in."""
+    if not demo:
+        neutral = neutral_probes(96, 224, 0)["image"] if images else []
+        return Material(builtin_contrast(), neutral)
+    harmful, harmless, neutral_media = (
+        str(demo_model.FOLDER / f"{name}.jsonl") for name in ("harmful", "harmless", "neutral")
+    )
+    return Material(
+        ContrastPrompts(read_prompts(harmful), read_prompts(harmless)),
+        paired_probes(neutral_media)["image"],
+        ["--harmful", harmful, "--harmless", harmless],
+        ["--neutral-media", neutral_media],
+    )
