@@ -128,7 +128,10 @@ def test_what_was_downloaded_needs_no_hub(chat: Run) -> None:
         (["-hff", "*.gguf"], "2 files match"),
         (["-hff", "*Q2_K.gguf"], "0 files match '*Q2_K.gguf', expected one of: model-Q4_K_M.gguf"),
         (["-hff", "model-Q8_0.gguf"], "could not load"),
-        (["-hff", "*Q4_K_M.gguf", "--mmproj", "*mmproj*bf16.gguf"], "could not load this mmproj"),
+        (
+            ["-hff", "*Q4_K_M.gguf", "--mmproj", "*mmproj*bf16.gguf"],
+            "could not load this as the mmproj",
+        ),
         (["-hff", "*Q4_K_M.gguf", "--no-mmproj", PICTURE], "--mmproj"),
     ],
 )

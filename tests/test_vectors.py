@@ -85,7 +85,7 @@ KEYS: dict[str, Typed] = {
     "general.architecture": string("controlvector"),
     "controlvector.model_hint": string("llama"),
     "controlvector.layer_count": u32(1),
-    "mars.version": u32(1),
+    "mars.version": u32(2),
     "mars.layer": u32(3),
     "mars.centroid.safe": f32s(*SAFE),
     "mars.centroid.unsafe": f32s(*UNSAFE),
@@ -104,6 +104,7 @@ KEYS: dict[str, Typed] = {
     "mars.model.quantization": string("Q4_K_M"),
     "mars.model.chat_template_sha256": string("ab" * 32),
     "mars.model.tokenizer_sha256": string("cd" * 32),
+    "mars.model.chat_template_kwargs": string("{}"),
     "mars.calibration.prompts": u32(64),
     "mars.calibration.auroc": f32(0.9375),
     "mars.calibration.t": f32s(0.5, 1),
@@ -457,7 +458,8 @@ BAD_FILES: list[tuple[bytes, str]] = [
     (gguf_file({"general.architecture": None}), "architecture None"),
     (gguf_file({"general.architecture": f32s(1, 2)}), "architecture array"),
     (gguf_file({"mars.version": None}), "no mars.* metadata"),
-    (gguf_file({"mars.version": u32(2)}), "mars.version: found 2, expected 1. Update mars-gguf"),
+    (gguf_file({"mars.version": u32(3)}), "mars.version: found 3, expected 2. Update mars-gguf"),
+    (gguf_file({"mars.version": u32(1)}), "mars.version: found 1, expected 2: since then several"),
     (gguf_file({"mars.version": string("1")}), "mars.version: found str, expected int"),
     (gguf_file({"mars.version": (BOOL, b"\1")}), "mars.version: found bool, expected int"),
     (gguf_file({"mars.layer": u32(0)}), "tensors: found ['direction.3'], expected exactly direct"),
@@ -595,13 +597,14 @@ OTHER: dict[str, Any] = {
     "quantization": "Q8_0",
     "chat_template_sha256": "12" * 32,
     "tokenizer_sha256": "34" * 32,
+    "chat_template_kwargs": '{"enable_thinking": false}',
 }
 
 
 @given(st.sets(st.sampled_from([f.name for f in fields(ModelFingerprint)])))
 def test_force_forgives_name_quantization_and_template_and_nothing_else(changed):
     model = replace(MODEL, **{key: OTHER[key] for key in changed})
-    forgivable = {"name", "quantization", "chat_template_sha256"}
+    forgivable = {"name", "quantization", "chat_template_sha256", "chat_template_kwargs"}
     for force, named in ((False, changed), (True, changed - forgivable)):
         if not named:
             VECTOR.require_model(model, force=force)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +56,7 @@ def require_names(owned: Mapping[Any, Sequence[str]], used: Mapping[Any, Sequenc
         missing += [f"{function.__qualname__}.{name}" for name in names if name not in known]
     if missing:
         raise ImportError(
-            f"llama-cpp-python {version('llama-cpp-python')} lacks {', '.join(missing)}; "
+            f"llama-cpp-python {llama_cpp.__version__} lacks {', '.join(missing)}; "
             f"mars-gguf works with {SUPPORTED}: pip install llama-cpp-python=={SUPPORTED}"
         )
 

@@ -9,7 +9,6 @@ import ctypes
 import hashlib
 import io
 import time
-import urllib.request
 import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
@@ -20,10 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from llama_cpp import Llama, mtmd_cpp
 from llama_cpp import llama_cpp as lib
-from PIL import Image
 
 from mars_gguf.errors import ModelError, PromptError
-from mars_gguf.media.images import FORMATS, decode_image
 from mars_gguf.runtime.compat import llama_log_callback, suppress_stdout_stderr
 from mars_gguf.runtime.tap import interrupts_held
 from mars_gguf.runtime.template import Medium
@@ -135,6 +132,10 @@ class Projector:
 
     def _bitmap(self, data: bytes, name: str) -> Any:
         """libmtmd's picture, to be freed, whose id is the hash of what it shows."""
+        from PIL import Image  # takes a moment to import: only who shows pictures pays for it
+
+        from mars_gguf.media.images import FORMATS, decode_image
+
         # libmtmd takes what is no picture for a sound or a film.
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -262,6 +263,8 @@ def load_url(url: str) -> bytes:
     """What a URL names: the content of a data URL, or what the address answers. Raises PromptError
     for a data URL that is damaged, OSError for an address that does not answer."""
     if not url.startswith("data:"):
+        import urllib.request  # takes a moment to import, and is seldom needed
+
         with urllib.request.urlopen(url) as answer:
             return bytes(answer.read())
     header, _, content = url.partition(",")
