@@ -13,14 +13,20 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from mars_gguf.console import printable
-from mars_gguf.options import llama_options, model_files
+from mars_gguf.options import llama_options
 from mars_gguf.runtime.llama import SteeredLlama
+from mars_gguf.runtime.model import TappedLlama
+
+Files = tuple[str, str | None, str]
 
 
-def load_steered(args: argparse.Namespace, *, keep_turns: bool = False) -> SteeredLlama:
-    """The model that the options of `add_model_arguments` name, ready to steer. What is unusual
-    about it is said on standard error. Raises MarsError."""
-    model, mmproj, vector = model_files(args)
+def load_steered(
+    args: argparse.Namespace, files: Files, *, keep_turns: bool = False
+) -> SteeredLlama:
+    """The model that the options of `add_model_arguments` name, whose ``files`` are those of
+    `model_files`, ready to steer. What is unusual about it is said on standard error. Raises
+    MarsError."""
+    model, mmproj, vector = files
     with _bar(Path(model).name) as progress:
         llama = SteeredLlama(
             model,
@@ -36,13 +42,18 @@ def load_steered(args: argparse.Namespace, *, keep_turns: bool = False) -> Steer
             f"better give --ctx-size {trained}",
             file=sys.stderr,
         )
+    say_if_without_template(llama, args)
+    return llama
+
+
+def say_if_without_template(llama: TappedLlama, args: argparse.Namespace) -> None:
+    """Say on standard error how prompts are written where neither the model nor the options do."""
     if not llama.metadata.get("tokenizer.chat_template") and args.chat_handler is None:
         print(
             "the model has no chat template: prompts are written as ChatML. "
             "--chat-handler chooses another way.",
             file=sys.stderr,
         )
-    return llama
 
 
 @contextmanager

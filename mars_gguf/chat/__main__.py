@@ -20,7 +20,7 @@ from mars_gguf.errors import MarsError
 from mars_gguf.loading import load_steered
 from mars_gguf.media.images import LONGEST_SIDE, load_image
 from mars_gguf.media.video import FPS, MAX_FRAMES, load_video
-from mars_gguf.options import add_model_arguments, positive
+from mars_gguf.options import add_model_arguments, model_files, positive
 
 DESCRIPTION = "Chat with a steered model in the terminal, or ask one thing with -p."
 
@@ -137,7 +137,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.video:
             with Console(stderr=True).status("reading the video"):
                 video = open_video(args.video)
-        llama = load_steered(args, keep_turns=True)
+        llama = load_steered(args, model_files(args), keep_turns=True)
         try:
             conversation = Conversation(llama, system=system, sampling=_sampling(args))
             if prompt is None:

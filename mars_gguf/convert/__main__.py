@@ -290,8 +290,9 @@ def open_model(
     """Open a GGUF file by llama.cpp, anything else by transformers."""
     if is_gguf(model):
         from mars_gguf.convert.extract_gguf import GgufExtractor
+        from mars_gguf.loading import say_if_without_template
 
-        return GgufExtractor(
+        extractor = GgufExtractor(
             model,
             mmproj,
             n_gpu_layers=args.n_gpu_layers,
@@ -301,6 +302,8 @@ def open_model(
             chat_template_kwargs=args.chat_template_kwargs,
             verbose=args.verbose,
         )
+        say_if_without_template(extractor.llama, args)
+        return extractor
     if mmproj:
         raise MarsError(f"--mmproj goes with GGUF models; {model} brings its own processor")
     from mars_gguf.convert.extract_transformers import TransformersExtractor

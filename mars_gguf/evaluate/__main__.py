@@ -28,7 +28,8 @@ from mars_gguf.evaluate.figures import Figures
 from mars_gguf.evaluate.judges import ClassifierJudge, EndpointJudge
 from mars_gguf.evaluate.run import Evaluation, RecordFile, describe_run
 from mars_gguf.evaluate.suites import load_suite
-from mars_gguf.options import add_model_arguments, llama_options, model_files, positive, seed
+from mars_gguf.loading import load_steered
+from mars_gguf.options import add_model_arguments, model_files, positive, seed
 from mars_gguf.runtime.llama import SteeredLlama
 
 
@@ -100,9 +101,9 @@ def main(argv: list[str] | None = None) -> None:
     with command():
         compared = arms(args.arms, args.strength)
         judge = _judge(args)
-        model, mmproj, vector = model_files(args)
+        files = _, mmproj, vector = model_files(args)
         cases, suites, problems = _cases(args, mmproj)
-        llama = SteeredLlama(model, vector=vector, mmproj=mmproj, **llama_options(args))
+        llama = load_steered(args, files)
         try:
             cases = _measured(cases, llama, problems)
             options = _options(args, llama, compared, suites)
