@@ -22,7 +22,7 @@ from mars_gguf.runtime.compat import LlamaContext, suppress_stdout_stderr
 from mars_gguf.runtime.control_vector import ControlVector
 from mars_gguf.runtime.mtmd import Chunk, Projector
 from mars_gguf.runtime.tap import Rows, Tap
-from mars_gguf.runtime.template import ChatTemplate, Messages, chat_template
+from mars_gguf.runtime.template import ADVICE, ChatTemplate, Messages, chat_template
 from mars_gguf.vectors import ModelFingerprint
 
 
@@ -192,7 +192,7 @@ class TappedLlama(Llama):
         if not chunks or not isinstance(chunks[-1], tuple):
             raise PromptError(
                 "the chat template puts nothing after a picture, where llama.cpp has no logits. "
-                "Choose another with --chat-handler."
+                f"{ADVICE}."
             )
         return chunks
 

@@ -24,6 +24,7 @@ Form = Literal["string", "parts"]
 
 MARKER = mtmd_cpp.mtmd_default_marker().decode()  # stands for a picture in the text of a prompt
 PROBE = "zq7 mars probe 5x"
+ADVICE = "Choose another template with --chat-handler (in the server --chat_format)"
 ROLES = ("system", "user", "assistant")
 RESERVED = {"messages", "add_generation_prompt", "bos_token", "eos_token"}  # of a template
 
@@ -132,7 +133,7 @@ class ChatTemplate:
         if found != len(media):
             raise PromptError(
                 f"the chat template shows {found} of the {len(media)} pictures in the messages. "
-                "Choose another with --chat-handler."
+                f"{ADVICE}."
             )
         return Rendered(response, media)
 
@@ -146,7 +147,7 @@ class ChatTemplate:
         if not user:
             raise ModelError(
                 f"the chat template {self.name!r} shows no text of a user, neither as a string nor "
-                "as typed parts. Choose another with --chat-handler."
+                f"as typed parts. {ADVICE}."
             )
         question = {"role": "user", "content": _content("question", user)}
         answered = self._learn([question], "assistant", [question])
@@ -326,6 +327,5 @@ def _require_texts(messages: Messages, prompt: str) -> None:
             if text.strip() not in prompt:
                 raise PromptError(
                     f"the chat template drops the text of messages[{number}] "
-                    f"({message['role']}: {text.strip():.40}). Leave that message out, or choose "
-                    "another template with --chat-handler."
+                    f"({message['role']}: {text.strip():.40}). Leave that message out. {ADVICE}."
                 )
