@@ -36,7 +36,7 @@ def load_steered(
             progress=None if args.verbose else progress,
             **llama_options(args),
         )
-    if (trained := llama._model.n_ctx_train()) < llama.n_ctx():
+    if (trained := llama.n_ctx_train) < llama.n_ctx():
         print(
             f"the context ({llama.n_ctx()} tokens) is longer than the model was trained for: "
             f"better give --ctx-size {trained}",

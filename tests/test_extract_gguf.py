@@ -15,6 +15,7 @@ from models import (
     DEMO,
     DEMO_MMPROJ,
     OPTIONS,
+    RandomModel,
     last_states,
     mmproj_of,
     picture,
@@ -492,3 +493,13 @@ def test_what_several_prompts_begin_with_is_decoded_once(
     assert [tuple(tokens) for tokens in rebuilt] == prompts
     distinct = {tokens[:end] for tokens in prompts for end in range(1, len(tokens) + 1)}
     assert len(entries) == len(distinct - {before[:end] for end in range(1, len(before) + 1)})
+
+
+def test_closing_twice_and_contexts_as_short_as_the_model_was_trained_for(tmp_path: Path) -> None:
+    model = RandomModel.llama(3)
+    model.keys["context_length"] = 300
+    extractor = GgufExtractor(model.write(tmp_path / "short.gguf"), n_ctx=0, n_threads=1)
+    prompts = [Prompt(f"Where do people keep {n} pots of tea?") for n in range(40)]
+    assert np.isfinite(observed(extractor, prompts)[0]).all()
+    extractor.close()
+    extractor.close()

@@ -25,7 +25,7 @@ _ATTRIBUTES = (
     "_chat_handlers",
     "_requires_eval",
 )
-_HANDLER_ATTRIBUTES = ("mtmd_ctx", "_mtmd_cpp")
+_HANDLER_ATTRIBUTES = ("_mtmd_cpp",)
 _FUNCTIONS: dict[Any, tuple[str, ...]] = {
     lib: ("_lib", "llama_set_adapter_cvec", "llama_state_seq_get_data_ext", "llama_n_ubatch"),
     _logger: ("llama_log_callback",),

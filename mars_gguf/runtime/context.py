@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import os
+import secrets
 from operator import attrgetter
 from typing import Any
 
@@ -21,16 +21,16 @@ class ContextLlama(TappedLlama):
     """A TappedLlama that keeps account of its context.
 
     The positions of a picture are marked in ``input_ids`` by a negative number of its own, so that
-    no prefix of text tokens ever matches them. ``shown`` says by that mark whether it is of a film,
-    and what it shows.
+    no prefix of text tokens ever matches them; an odd one is of a film. ``shown`` says by that mark
+    what it shows.
     """
 
     def __init__(self, model_path: str, **kwargs: Any) -> None:
         self._n_tokens = 0
         self._evaluating = False
         self._media: list[tuple[int, bool]] = []  # where each begins, and whether it is of a film
-        self._mark = int.from_bytes(os.urandom(3), "big")  # no other process marks its pictures so
-        self.shown: dict[int, tuple[bool, Any]] = {}
+        self._mark = -2 * secrets.randbelow(1 << 29)  # no other process marks its pictures so
+        self.shown: dict[int, Any] = {}
         self._placed: tuple[bool, Any] = (False, None)
         self._steered_at: int | None = None
         self._no_cell_left = False
@@ -42,14 +42,17 @@ class ContextLlama(TappedLlama):
         before, self._n_tokens = self._n_tokens, value
         if value <= before:
             self._media = [(start, film) for start, film in self._media if start < value]
+            if value == 0:
+                self.shown.clear()
             if self._steered_at is not None and value <= self._steered_at:
                 self._steered_at = None
         elif not self._evaluating:
             # Chat handlers decode a picture by themselves and then move n_tokens past it.
-            self._mark += 1
-            self.input_ids[before:value] = -self._mark
-            self.shown[-self._mark] = self._placed
-            self._media.append((before, self._placed[0]))
+            self._mark -= 2
+            film, shown = self._placed
+            mark = self._mark - film
+            self.input_ids[before:value], self.shown[mark] = mark, shown
+            self._media.append((before, film))
             self._placed = (False, None)
 
     # Read ten times a token.
@@ -66,7 +69,8 @@ class ContextLlama(TappedLlama):
         """Whether the context shows ``chunk`` from position ``start`` on."""
         ids = self.input_ids[start : min(start + chunk.n_positions, self._n_tokens)]
         same = len(ids) == chunk.n_positions and bool((ids == ids[0]).all())
-        return same and self.shown.get(int(ids[0])) == (chunk.film, chunk.identity)
+        mark = int(ids[0]) if same else 0
+        return same and bool(mark % 2) == chunk.film and self.shown.get(mark) == chunk.identity
 
     @property
     def modality(self) -> str:
@@ -79,8 +83,9 @@ class ContextLlama(TappedLlama):
     @property
     def n_reusable(self) -> int:
         """How many positions of the context the next prompt may continue: those before a steered
-        token; none if the memory cannot be rewound."""
-        if not self.memory_can_rewind():
+        token; none if the memory cannot be rewound, or has let go of what left its windows."""
+        windows = lib.llama_model_n_swa(self.model) > 0 and not self.context_params.swa_full
+        if windows or not self.memory_can_rewind():
             return 0
         return self._n_tokens if self._steered_at is None else self._steered_at
 
@@ -91,7 +96,7 @@ class ContextLlama(TappedLlama):
 
     def _forget(self) -> None:
         self._sampled: int | None = None
-        self._captured: tuple[int, Rows] | None = None  # the state before that position
+        self._captured: tuple[tuple[int, int], Rows] | None = None  # after what, which block; state
         self._decided: tuple[Decision, float] | None = None
         self._before: tuple[int, Any] | None = None  # where the last evaluation began
 
@@ -123,7 +128,7 @@ class ContextLlama(TappedLlama):
             self._evaluating = False
         ids = self.input_ids[: self._n_tokens]
         starts = np.flatnonzero((ids < 0) & (np.diff(ids, prepend=0) != 0)).tolist()
-        self._media = [(s, self.shown.get(int(ids[s]), (False, None))[0]) for s in starts]
+        self._media = [(start, bool(ids[start] % 2)) for start in starts]
         self._steered_at = None
         self._forget()
 
@@ -161,10 +166,11 @@ class ContextLlama(TappedLlama):
 
     def require_text(self, tokens: list[int]) -> None:
         """Raise ModelError unless all ``tokens`` are of the vocabulary."""
-        odd = [token for token in tokens if not 0 <= token < self._n_vocab]
+        n_vocab = self.n_vocab()
+        odd = [token for token in tokens if not 0 <= token < n_vocab]
         if odd:
             raise ModelError(
-                f"the prompt has token id {odd[0]}, expected ids from 0 to {self._n_vocab - 1}: "
+                f"the prompt has token id {odd[0]}, expected ids from 0 to {n_vocab - 1}: "
                 "pictures enter through a chat handler."
             )
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from llama_cpp import llama_cpp as lib
 
 from mars_gguf.errors import ModelError, SteeringError
-from mars_gguf.runtime.tap import Rows
+from mars_gguf.runtime.tap import Rows, interrupts_held
 
 
 class ControlVector:
@@ -34,6 +36,16 @@ class ControlVector:
         buffer[layer - 1] = vector
         data = buffer.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
         self._call(data, buffer.size, self.n_embd, layer, layer)
+
+    @contextmanager
+    def applied(self, layer: int, vector: Rows) -> Iterator[None]:
+        """Context manager: as `set` within the block, as `clear` after it."""
+        try:
+            self.set(layer, vector)
+            yield
+        finally:
+            with interrupts_held():
+                self.clear()
 
     def clear(self) -> None:
         """Add nothing any more."""

@@ -61,6 +61,7 @@ class PictureHandler:
         stream: bool = False,
         **kwargs: Any,
     ) -> Any:
+        kwargs = {"max_tokens": None, "temperature": 0.2, "repeat_penalty": 1.1} | kwargs
         variables = {name: kwargs.pop(name) for name in list(kwargs) if name not in _SAMPLING}
         asked = {
             "functions": functions, "function_call": function_call,
@@ -161,9 +162,13 @@ class ReportingHandler:
         self.handler = handler
 
     def __getattr__(self, name: str) -> Any:
+        if name == "handler":  # before __init__, as when it is copied
+            raise AttributeError(name)
         return getattr(self.handler, name)
 
     def __call__(self, *, llama: SteeredLlama, **kwargs: Any) -> Any:
+        if llama.brought:
+            _require_no_film(kwargs.get("messages", ()))
         reply = self.handler(llama=llama, **kwargs)
         if isinstance(reply, dict):
             return reply | {"mars": _report(llama)}
@@ -175,6 +180,15 @@ class ReportingHandler:
             if any(choice.get("finish_reason") for choice in chunk["choices"]):
                 chunk = chunk | {"mars": _report(llama)}
             yield chunk
+
+
+def _require_no_film(messages: Sequence[Any]) -> None:
+    """Raise PromptError for a film: a handler of llama-cpp-python's would leave it out."""
+    for message in messages:
+        content = message.get("content")
+        for part in content if isinstance(content, list) else []:
+            if isinstance(part, dict) and part.get("type") == "video":
+                raise PromptError("this chat handler shows no films: give mmproj instead of it")
 
 
 def _report(llama: SteeredLlama) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Literal
 
 from llama_cpp.llama_chat_format import get_chat_completion_handler
@@ -21,9 +22,9 @@ from mars_gguf.errors import ModelError, SteeringError
 from mars_gguf.runtime.context import ContextLlama, partial_state
 from mars_gguf.runtime.handlers import ReportingHandler, own_handler
 from mars_gguf.runtime.mtmd import guard
-from mars_gguf.runtime.probe import eval_seen, require_moved, self_test
+from mars_gguf.runtime.probe import eval_seen, judge, require_moved, self_test
 from mars_gguf.runtime.tap import Rows, interrupts_held
-from mars_gguf.steering import Decision, decide, steering_vector
+from mars_gguf.steering import Decision, steering_vector
 from mars_gguf.vectors import Vector, read_vector
 
 Way = Literal["cvec", "inline"]
@@ -83,15 +84,18 @@ class SteeredLlama(ContextLlama):
         self.vector = vector if isinstance(vector, Vector) else read_vector(vector)
         self.vector.check()
         brought = kwargs.get("chat_handler") or kwargs.get("chat_format")
-        if brought and (kwargs.get("mmproj") or kwargs.get("template")):
-            raise ModelError("give mmproj and template, or chat_handler or chat_format: not both")
+        ours = ("mmproj", "template", "chat_template_kwargs")
+        if brought and any(kwargs.get(name) for name in ours):
+            raise ModelError(f"give {', '.join(ours)}, or chat_handler or chat_format: not both")
         self.last_steering: Steering | None = None
         self._chat_handler, self._pending = None, False
         self._reading_prompt: object | None = None  # of the generator that evaluates a prompt
         super().__init__(model_path, **kwargs)
-        self._arguments = {
-            name: kwargs.get(name) for name in ("mmproj", "template", "chat_template_kwargs")
-        } | {"vector": self.vector, "force": force, "keep_turns": keep_turns}
+        self._arguments = {name: kwargs.get(name) for name in (*ours, "context_overrides")} | {
+            "vector": self.vector,
+            "force": force,
+            "keep_turns": keep_turns,
+        }
         self.vector.require_model(self.fingerprint, force=force)
         if way == "cvec" and not self.memory_can_rewind():
             raise ModelError(
@@ -99,15 +103,15 @@ class SteeredLlama(ContextLlama):
                 f"({self.fingerprint.architecture}) does not allow: use 'inline'"
             )
         self.way: Way = "inline" if way == "auto" else way
-        self._brought = brought
+        self.brought = bool(brought)
         if not brought:
             self._chat_handler = own_handler(self, keep_turns=keep_turns)
         self_test(self)
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
-        state["chat_handler"] = self._chat_handler if self._brought else None
-        state["chat_format"] = state["chat_format"] if self._brought else None
+        state["chat_handler"] = self._chat_handler if self.brought else None
+        state["chat_format"] = state["chat_format"] if self.brought else None
         return state | self._arguments | {"way": self.way}
 
     @property
@@ -124,6 +128,11 @@ class SteeredLlama(ContextLlama):
             handler = handler.handler
         guard(handler, lambda film: setattr(self, "_placed", (film, None)))
         self._chat_handler = handler
+
+    @property
+    def _read_here(self) -> tuple[int, int]:
+        """Where a state must have been read to judge the prompt by: its end, and the block."""
+        return self._n_tokens, self.vector.layer
 
     # Prompt, first token, reply ----------------------------------------------------------------
 
@@ -142,7 +151,7 @@ class SteeredLlama(ContextLlama):
         laid, self.laid = self.laid, None
         if self._media and tokens[:laid] != known:  # else a handler's, pictures by their marks
             self.require_text(tokens)
-        read = self._captured is not None and self._captured[0] == self._n_tokens
+        read = self._captured is not None and self._captured[0] == self._read_here
         if self._steered_at is not None or not read:
             self._requires_eval = True
         self._sampled = self._decided = self.last_steering = None
@@ -165,6 +174,8 @@ class SteeredLlama(ContextLlama):
         self._evaluating = True
         try:
             if self._continues_reply(tokens):
+                # A draft may repeat the mark of a picture, which is no token.
+                tokens = list(takewhile(lambda token: token >= 0, tokens))
                 with nullcontext() if self.tap.compiled else interrupts_held():
                     super().eval(tokens)
             else:
@@ -197,11 +208,11 @@ class SteeredLlama(ContextLlama):
         end, last = start + len(tokens), (len(tokens) - 1) // self.n_batch * self.n_batch
 
         def see(row: Rows) -> Rows | None:
-            self._captured = (end, row)
+            self._captured = (end, self.vector.layer), row
             if not steer:
                 return None
             began = time.perf_counter()
-            decision = self._decide(row)
+            decision = judge(self.vector, row, self.modality)
             self._decided = (decision, time.perf_counter() - began)
             if decision.alpha == 0:
                 return None
@@ -245,7 +256,7 @@ class SteeredLlama(ContextLlama):
 
     def _steer(self) -> None:
         began = time.perf_counter()
-        if self._captured is None or self._captured[0] != self._n_tokens:
+        if self._captured is None or self._captured[0] != self._read_here:
             raise SteeringError(
                 "no hidden state was read for the last prompt token. Nothing was generated."
             )
@@ -253,7 +264,7 @@ class SteeredLlama(ContextLlama):
             decision, seconds = self._decided
         else:
             row = self._captured[1]
-            decision = self._decide(row)
+            decision = judge(self.vector, row, self.modality)
             if decision.alpha > 0 and self.way == "cvec":
                 self._decode_last_again(row, decision.alpha)
             elif decision.alpha > 0:
@@ -263,20 +274,6 @@ class SteeredLlama(ContextLlama):
         self.last_steering = Steering(
             self.modality, *decision, layer=self.vector.layer, way=way, milliseconds=1000 * seconds
         )
-
-    def _decide(self, row: Rows) -> Decision:
-        geometry, modality = self.vector.geometry, self.modality
-        if modality == "video" and modality not in geometry.spreads:
-            modality = "image"
-        if modality not in geometry.spreads:
-            raise ModelError(
-                f"the prompt has media ({modality}), but the vector was measured on "
-                f"{', '.join(self.vector.modalities)} only. Convert with --mmproj."
-            )
-        try:
-            return decide(row, geometry, modality)
-        except FloatingPointError as error:
-            raise SteeringError(f"{error}. Nothing was generated.") from error
 
     def _evaluate_again(self) -> Decision:
         """Take back what was evaluated last and evaluate it again, steered in the pass."""
@@ -294,9 +291,7 @@ class SteeredLlama(ContextLlama):
         self.take_back(self._n_tokens - 1)
         self._steered_at = self._n_tokens
         after: list[Rows] = []
-        self.control_vector.set(layer, steering_vector(self.vector.geometry, alpha))
-        try:
+        push = steering_vector(self.vector.geometry, alpha)
+        with self.control_vector.applied(layer, push):
             eval_seen(self, layer, [token], after.append)
-        finally:
-            self.control_vector.clear()
         require_moved(self.vector, row, after, alpha)

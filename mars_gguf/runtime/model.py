@@ -67,6 +67,7 @@ class TappedLlama(Llama):
     files that llama.cpp does not load or that do not fit.
     """
 
+    input_ids: Any
     context_params: Any = _ContextParams()
     model_params: Any = _ModelParams()
 
@@ -91,6 +92,8 @@ class TappedLlama(Llama):
             # llama.cpp pads the context to a multiple of 256, llama-cpp-python's buffers are not.
             kwargs["n_ctx"] = -(-kwargs["n_ctx"] // 256) * 256
         self._load(model_path, progress, kwargs)
+        if len(self.input_ids) < self.n_ctx():  # where the context is as long as the model's own
+            self.input_ids = np.zeros(self.n_ctx(), np.intc)
         self.n_layer: int = lib.llama_model_n_layer(self.model)
         self.tap.n_embd = self.n_embd()
         if mmproj is not None:
@@ -152,7 +155,8 @@ class TappedLlama(Llama):
             # As llama-cpp-python does: libmtmd adds these tokens by itself.
             if pictures:
                 return self.detokenize([token]).decode(errors="ignore")
-            return str(self._model.token_get_text(token))
+            vocab = lib.llama_model_get_vocab(self.model)
+            return lib.llama_vocab_get_text(vocab, token).decode(errors="ignore")
 
         bos, eos = map(text, tokens)
         return chat_template(
@@ -195,6 +199,11 @@ class TappedLlama(Llama):
                 f"{ADVICE}."
             )
         return chunks
+
+    @property
+    def n_ctx_train(self) -> int:
+        """Tokens of context that the model was trained with."""
+        return int(lib.llama_model_n_ctx_train(self.model))
 
     def memory_can_rewind(self) -> bool:
         """Whether single tokens can be taken back: not from recurrent or hybrid memory."""

@@ -11,7 +11,7 @@ import io
 import time
 import weakref
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, cast
 
@@ -71,6 +71,7 @@ class Projector:
         with suppress_stdout_stderr(disable=verbose):
             self.context = mtmd_cpp.mtmd_init_from_file(path.encode(), llama.model, params)
         if self.context is None or not mtmd_cpp.mtmd_support_vision(self.context):
+            self.close()
             raise ModelError(
                 f"{path}: llama.cpp could not load this as the mmproj of the model (n_embd "
                 f"{llama.n_embd()}). Is it the mmproj that belongs to this model?"
@@ -112,10 +113,12 @@ class Projector:
             if code != 0:
                 raise PromptError(f"libmtmd could not tokenize the prompt (code {code})")
             slices = Counter[int]()
-            found = range(mtmd_cpp.mtmd_input_chunks_size(chunks))
-            return [
-                self._chunk(mtmd_cpp.mtmd_input_chunks_get(chunks, i), media, slices) for i in found
+            found = [
+                self._chunk(mtmd_cpp.mtmd_input_chunks_get(chunks, i), media, slices)
+                for i in range(mtmd_cpp.mtmd_input_chunks_size(chunks))
             ]
+            _require_shown(media, slices)
+            return found
         finally:
             mtmd_cpp.mtmd_input_chunks_free(chunks)
 
@@ -139,7 +142,13 @@ class Projector:
         # libmtmd takes what is no picture for a sound or a film.
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                if image.format in ("WEBP", "GIF"):  # which libmtmd does not read by itself
+                image.load()
+                # What libmtmd does not read by itself, or otherwise than people see it.
+                if (
+                    image.format in ("WEBP", "GIF")
+                    or image.has_transparency_data
+                    or image.getexif().get(0x112, 1) != 1
+                ):
                     buffer = io.BytesIO()
                     decode_image(io.BytesIO(data), name).save(buffer, "PNG", compress_level=1)
                     data = buffer.getvalue()
@@ -147,10 +156,16 @@ class Projector:
             decode_image(io.BytesIO(data), name)  # says what is wrong
             raise
         buffer_type = ctypes.c_uint8 * len(data)
-        bitmap = mtmd_cpp.mtmd_helper_bitmap_init_from_buf(
-            self.context, buffer_type.from_buffer_copy(data), len(data), False
-        )
-        if bitmap is None:
+        found = mtmd_cpp.mtmd_helper_bitmap_init_from_buf_wrapper(
+            self.context, buffer_type.from_buffer_copy(data), len(data), False,
+            mtmd_cpp.mtmd_helper_init_opt_default(),
+        )  # fmt: skip
+        bitmap = found.bitmap
+        if found.video_ctx:  # what it could not decode, it took for a film
+            mtmd_cpp.mtmd_bitmap_free(bitmap)
+            mtmd_cpp.mtmd_helper_video_free(found.video_ctx)
+            bitmap = None
+        if not bitmap:
             raise PromptError(f"{name}: libmtmd could not decode it; save it as PNG or JPEG")
         return bitmap
 
@@ -182,8 +197,8 @@ class Projector:
         Raises ModelError for one that would make llama.cpp abort the process, ValueError if the
         context is full.
         """
-        embeddings = self.encode(chunk)
         require_one_batch(self.context, chunk.pointer, context)
+        embeddings = self.encode(chunk)
         after = lib.llama_pos(0)
         with interrupts_held():
             code = mtmd_cpp.mtmd_helper_decode_image_chunk(
@@ -219,6 +234,14 @@ class Projector:
         return max(counts)
 
 
+def _require_shown(media: Sequence[Medium], slices: Mapping[int, int]) -> None:
+    """Raise PromptError unless every still picture and every film has a chunk."""
+    films = {medium.film for number, medium in enumerate(media) if slices.get(number)}
+    for number, medium in enumerate(media):
+        if not slices.get(number) and (medium.film is None or medium.film not in films):
+            raise PromptError(f"picture {number + 1}: libmtmd made nothing of it")
+
+
 def _name(bitmaps: Sequence[Any], media: Sequence[Medium]) -> None:
     """Give every picture its number in the prompt and the hash of what it shows for an id. Of two
     frames that a model takes at a time (Qwen-VL) libmtmd keeps the first one's id, so that of a
@@ -229,13 +252,25 @@ def _name(bitmaps: Sequence[Any], media: Sequence[Medium]) -> None:
         if medium.film is not None:
             films.setdefault(medium.film, hashlib.sha256()).update(content)
     places = Counter[int | None]()
+    pairs = _pairs(bitmaps, media)
     for number, (bitmap, medium) in enumerate(zip(bitmaps, media, strict=True)):
         content = contents[number]
         if medium.film is not None:
             content = f"{films[medium.film].hexdigest()}+{places[medium.film]}".encode()
             places[medium.film] += 1
         mtmd_cpp.mtmd_bitmap_set_id(bitmap, b"%d:%s" % (number, content))
-        mtmd_cpp.mtmd_bitmap_set_mergeable(bitmap, medium.film is not None)
+        mtmd_cpp.mtmd_bitmap_set_mergeable(bitmap, number in pairs)
+
+
+def _pairs(bitmaps: Sequence[Any], media: Sequence[Medium]) -> set[int]:
+    """The frames that may be merged, two at a time: libmtmd would merge those of two films."""
+    sizes = [(mtmd_cpp.mtmd_bitmap_get_nx(b), mtmd_cpp.mtmd_bitmap_get_ny(b)) for b in bitmaps]
+    found: set[int] = set()
+    for i in range(len(media) - 1):
+        same = media[i].film is not None and media[i].film == media[i + 1].film
+        if i not in found and same and sizes[i] == sizes[i + 1]:
+            found |= {i, i + 1}
+    return found
 
 
 def require_one_batch(mtmd_context: Any, chunk: Any, context: Any) -> None:

@@ -13,13 +13,13 @@ from llama_cpp import llama_cpp as lib
 from mars_gguf.errors import ModelError, SteeringError
 from mars_gguf.runtime.model import TappedLlama, logits
 from mars_gguf.runtime.tap import LayerOutput, Rows
-from mars_gguf.steering import steering_vector
+from mars_gguf.steering import Decision, decide, steering_vector
 from mars_gguf.vectors import Vector
 
 if TYPE_CHECKING:
     from mars_gguf.runtime.llama import SteeredLlama
 
-ROUNDING = 0.1  # of t; up to 0.02 was seen (135M model, Q4_1)
+ROUNDING = 0.04  # of t; up to 0.02 was seen (135M model, Q4_1)
 
 
 def eval_seen(
@@ -45,6 +45,27 @@ def eval_seen(
 
     with llama.tap.visiting([layer], visit):
         Llama.eval(llama, tokens)
+
+
+def judge(vector: Vector, row: Rows, modality: str) -> Decision:
+    """How strongly to steer a prompt whose last token has the state ``row`` [n_embd]. A film is
+    judged as pictures are by a vector that was measured on no films.
+
+    Raises ModelError for a modality that was not measured, SteeringError for a state that is not
+    finite.
+    """
+    measured = vector.geometry.spreads
+    if modality == "video" and modality not in measured:
+        modality = "image"
+    if modality not in measured:
+        raise ModelError(
+            f"the prompt has media ({modality}), but the vector was measured on "
+            f"{', '.join(vector.modalities)} only. Convert with --mmproj."
+        )
+    try:
+        return decide(row, vector.geometry, modality)
+    except FloatingPointError as error:
+        raise SteeringError(f"{error}. Nothing was generated.") from error
 
 
 def require_moved(vector: Vector, before: Rows, after: list[Rows], alpha: float) -> None:
@@ -94,11 +115,8 @@ def self_test(llama: SteeredLlama) -> None:
         if llama.way == "inline":
             steered = first(lambda row: row + push)
         else:
-            llama.control_vector.set(vector.layer, push)
-            try:
+            with llama.control_vector.applied(vector.layer, push):
                 steered = first()
-            finally:
-                llama.control_vector.clear()
             require_moved(vector, before, states, vector.geometry.distance)
         if np.array_equal(plain, steered, equal_nan=True):
             raise SteeringError("a changed hidden state changes nothing")

@@ -65,14 +65,16 @@ class Decoder:
     def __init__(self, llama: TappedLlama) -> None:
         self.llama = llama
         self.memory = lib.llama_get_memory(llama.ctx)
-        self._batch = lib.llama_batch_init(N_BATCH, 0, MAX_SEQUENCES)
+        self._batch: Any = lib.llama_batch_init(N_BATCH, 0, MAX_SEQUENCES)
         self._n_embd_input = lib.llama_model_n_embd_inp(llama.model)
-        self._embedded = lib.llama_batch_init(N_BATCH, self._n_embd_input, 1)
+        self._embedded: Any = lib.llama_batch_init(N_BATCH, self._n_embd_input, 1)
 
     def close(self) -> None:
         """Free the batches."""
-        lib.llama_batch_free(self._batch)
-        lib.llama_batch_free(self._embedded)
+        if self._batch is not None:
+            lib.llama_batch_free(self._batch)
+            lib.llama_batch_free(self._embedded)
+            self._batch = self._embedded = None
 
     def last_tokens(self, prompts: Sequence[CachedPrompt]) -> Rows:
         """Decode the last token of every prompt on a copy of its sequence, all in one batch: the
@@ -92,9 +94,10 @@ class Decoder:
                 lib.llama_memory_seq_rm(self.memory, MAX_SEQUENCES + i, -1, -1)
 
     def text(self, entries: Sequence[Entry]) -> None:
-        """Decode tokens, N_BATCH at a time."""
-        for start in range(0, len(entries), N_BATCH):
-            self._fill(entries[start : start + N_BATCH])
+        """Decode tokens, at most N_BATCH at a time."""
+        most = min(N_BATCH, lib.llama_n_batch(self.llama.ctx))
+        for start in range(0, len(entries), most):
+            self._fill(entries[start : start + most])
             self.decode(self._batch)
 
     def pictures(self, pictures: Sequence[tuple[CachedPrompt, MediaChunk]]) -> None:

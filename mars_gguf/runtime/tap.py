@@ -184,9 +184,9 @@ class _Visiting(interrupts_held):
         self._layers = {f"l_out-{layer}".encode(): layer for layer in layers}
 
     def __enter__(self) -> None:
+        super().__enter__()
         self._tap._visit, self._tap._error = self._visit, None
         self._tap._want(self._layers)
-        super().__enter__()
 
     def __exit__(self, kind: object, failed: BaseException | None, trace: object) -> None:
         tap = self._tap

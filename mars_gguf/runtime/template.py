@@ -9,9 +9,11 @@ that each text and each picture of the messages is in it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count, repeat
 from typing import Any, Literal
 
 from llama_cpp import llama_chat_format, mtmd_cpp
@@ -25,7 +27,6 @@ Form = Literal["string", "parts"]
 MARKER = mtmd_cpp.mtmd_default_marker().decode()  # stands for a picture in the text of a prompt
 PROBE = "zq7 mars probe 5x"
 ADVICE = "Choose another template with --chat-handler (in the server --chat_format)"
-ROLES = ("system", "user", "assistant")
 RESERVED = {"messages", "add_generation_prompt", "bos_token", "eos_token"}  # of a template
 
 # What llama.cpp writes prompts in where a GGUF has no template (common/chat.cpp).
@@ -124,22 +125,24 @@ class ChatTemplate:
         Raises PromptError if the template refuses the messages, or if a text or a picture of theirs
         is not in what it writes; ModelError if it shows no text at all.
         """
-        _require_known(messages)
-        media = tuple(_media(messages))
-        shown = [self._as_taken(message) for message in self._with_system(messages)]
-        response = self._format(shown, **kwargs)
-        _require_texts(messages, response.prompt)
+        messages = [_checked(n, m) for n, m in enumerate(messages)]
+        media = list(_media(messages))
+        response = self._format(self._as_taken(messages, repeat(MARKER)), **kwargs)
+        # Once more with numbers, to see which texts and pictures are there, and in which order.
+        numbered = self._as_taken(_numbered(messages), map(_mark, count()))
+        order = _require_all(messages, len(media), self._format(numbered, **kwargs).prompt)
         found = response.prompt.count(MARKER)
         if found != len(media):
             raise PromptError(
                 f"the chat template shows {found} of the {len(media)} pictures in the messages. "
                 f"{ADVICE}."
             )
-        return Rendered(response, media)
+        return Rendered(response, tuple(media[n] for n in order))
 
     def takes(self, role: str) -> frozenset[Form]:
-        """The forms in which the template shows the content of a message of ``role``."""
-        return self._taken.get(role, self._taken["user"])
+        """The forms in which the template shows the content of a message of ``role``; of roles that
+        it was not tried with, strings, and what it takes of a user."""
+        return self._taken.get(role, self._taken["user"] | {"string"})
 
     @cached_property
     def _taken(self) -> dict[str, frozenset[Form]]:
@@ -166,43 +169,44 @@ class ChatTemplate:
                 text = self._format([*before, message, *after]).prompt
             except PromptError:
                 continue
-            if PROBE in text and "'text'" not in text and '"text"' not in text:
+            written_out = form == "parts" and re.search(f"""['"]{PROBE}['"]""", text)
+            if PROBE in text and not written_out:
                 found.add(form)
         return frozenset(found)
 
     def _format(self, messages: list[Any], **kwargs: Any) -> ChatFormatterResponse:
+        own = {name: value for name, value in self.kwargs.items() if kwargs.get(name) is None}
         try:
-            return self._formatter(messages=messages, **self.kwargs | kwargs)
+            return self._formatter(messages=messages, **kwargs | own)
         except Exception as error:  # a template is a program of its own
             raise PromptError(f"the chat template refuses the messages: {error}") from error
 
-    def _with_system(self, messages: Messages) -> Messages:
-        said = any(m["role"] == "system" and m.get("content") for m in messages)
-        if self.default_system is None or said:
-            return messages
-        return [{"role": "system", "content": self.default_system}, *messages]
+    def _as_taken(self, messages: Messages, marks: Iterator[str]) -> list[dict[str, Any]]:
+        """``messages`` with their contents in forms that the template takes, and one of ``marks``
+        for each picture; begun by the default system prompt where they have none."""
+        said = any(m["role"] == "system" and m["content"] for m in messages)
+        if self.default_system is not None and not said:
+            messages = [{"role": "system", "content": self.default_system}, *messages]
+        return [{**m, **self._content(m, marks)} for m in messages]
 
-    def _as_taken(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """``message`` with its content in a form that the template takes."""
-        content, forms = message.get("content"), self.takes(message["role"])
-        if isinstance(content, str) and "string" not in forms:
-            content = [{"type": "text", "text": content}]
-        elif isinstance(content, list):
-            parts = [shown for part in content for shown in self._parts(part)]
-            if "parts" in forms:
-                content = parts
-            else:
-                content = "\n".join(text for part in parts if (text := _shown(part)))
-        return {**message, "content": content}
+    def _content(self, message: Mapping[str, Any], marks: Iterator[str]) -> dict[str, Any]:
+        if "content" not in message:
+            return {}
+        content, forms = message["content"], self.takes(message["role"])
+        if isinstance(content, str):
+            return {"content": _content(content, forms)}
+        parts = [shown for part in content for shown in self._parts(part, marks)]
+        if "parts" in forms:
+            return {"content": parts}
+        return {"content": "\n".join(text for part in parts if (text := _shown(part)))}
 
-    def _parts(self, part: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """What stands for one part of a message: itself, or a marker for each of its pictures."""
-        urls = list(_urls(part))
-        if not urls:
+    def _parts(self, part: Mapping[str, Any], marks: Iterator[str]) -> list[dict[str, Any]]:
+        """What stands for one part of a message: itself, or a mark for each of its pictures."""
+        if part["type"] == "text":
             return [dict(part)]
         if self.url_parts:
-            return [{"type": "image_url", "image_url": {"url": MARKER}} for _ in urls]
-        return [{"type": "text", "text": MARKER} for _ in urls]
+            return [{"type": "image_url", "image_url": {"url": next(marks)}} for _ in _urls(part)]
+        return [{"type": "text", "text": next(marks)} for _ in _urls(part)]
 
 
 def chat_template(
@@ -250,82 +254,149 @@ def recognised(source: str) -> ChatFormatter | None:
     return _FORMATTERS.get(name)
 
 
-def _content(text: str, forms: Any) -> Any:
+def _content(text: str, forms: Collection[Form]) -> Any:
     return text if "string" in forms else [{"type": "text", "text": text}]
 
 
 def _shown(part: Mapping[str, Any]) -> str:
-    if part.get("type") == "image_url":
-        return MARKER
-    text = part.get("text")
-    return text if isinstance(text, str) else ""
+    return str(part["text"] if part["type"] == "text" else part["image_url"]["url"])
 
 
-def _parts_of(message: Mapping[str, Any]) -> list[Any]:
-    content = message.get("content")
-    return content if isinstance(content, list) else []
+def _checked(number: int, message: Any) -> dict[str, Any]:
+    """A message with its content a string or a list of known parts. Raises PromptError for one with
+    something in it that no prompt can show."""
+    where = f"messages[{number}]"
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        raise PromptError(f"{where}: found no role, expected system, user, ...")
+    checked = dict(message)
+    content = checked.get("content")
+    if content is None and (checked.get("tool_calls") or checked.get("function_call")):
+        # As the OpenAI API writes a message that only calls tools; templates would write "None".
+        return checked | {"content": ""} if "content" in checked else checked
+    if isinstance(content, tuple):
+        content = list(content)
+    if not isinstance(content, str | list):
+        raise PromptError(f"{where}: found {content!r:.40} for content, expected text or parts")
+    for part in content if isinstance(content, list) else []:
+        _require_known(where, part)
+    if any(MARKER in text for text in _texts({"content": content})):
+        raise PromptError(
+            f"{where}: found {MARKER} in a text: it stands for pictures, write it otherwise"
+        )
+    return checked | {"content": content}
+
+
+def _require_known(where: str, part: Any) -> None:
+    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+    if kind not in ("text", "image_url", "video"):
+        raise PromptError(
+            f"{where}: found a part of type {kind!r:.40}, expected text, image_url or video"
+        )
+    given = part.get(kind)
+    good: object
+    if kind == "text":
+        good = isinstance(given, str)
+    elif kind == "image_url":
+        good = isinstance(given.get("url") if isinstance(given, Mapping) else given, str)
+    else:
+        good = isinstance(given, list) and given and all(isinstance(url, str) for url in given)
+    if not good:
+        raise PromptError(
+            f"{where}: found {given!r:.40} in a part of type {kind}, expected "
+            + {"text": "a string", "image_url": "a URL", "video": "a list of URLs"}[str(kind)]
+        )
 
 
 def _texts(message: Mapping[str, Any]) -> Iterator[str]:
-    content = message.get("content")
+    content = message.get("content", "")
     if isinstance(content, str):
         yield content
-    for part in _parts_of(message):
-        if isinstance(part, Mapping) and isinstance(part.get("text"), str):
-            yield part["text"]
+    else:
+        yield from (part["text"] for part in content if part["type"] == "text")
 
 
-def _urls(part: Any) -> Iterator[str]:
+def _urls(part: Mapping[str, Any]) -> Iterator[str]:
     """The URLs of the pictures in one part of a message: of a picture, or of a film's frames."""
-    kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind == "image_url":
+    if part["type"] == "image_url":
         given = part["image_url"]
         yield given["url"] if isinstance(given, Mapping) else given
-    elif kind == "video":
+    elif part["type"] == "video":
         yield from part["video"]
 
 
 def _media(messages: Messages) -> Iterator[Medium]:
-    films = 0
+    films = count()
     for message in messages:
-        for part in _parts_of(message):
-            film = None
-            if isinstance(part, Mapping) and part.get("type") == "video":
-                film, films = films, films + 1
-            for url in _urls(part):
-                yield Medium(url, film)
+        content = message.get("content", "")
+        for part in content if isinstance(content, list) else []:
+            film = next(films) if part["type"] == "video" else None
+            yield from (Medium(url, film) for url in _urls(part))
 
 
-def _require_known(messages: Messages) -> None:
-    """Raise PromptError for messages with something in them that no prompt can show."""
-    for number, message in enumerate(messages):
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise PromptError(f"messages[{number}]: found no role, expected system, user, ...")
-        for part in _parts_of(message):
-            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-            if kind not in ("text", "image_url", "video"):
-                raise PromptError(
-                    f"messages[{number}]: found a part of type {kind!r:.40}, expected text, "
-                    "image_url or video"
-                )
-        if any(MARKER in text for text in _texts(message)):
+# The proof that nothing is lost: digits, which no template trims, escapes or writes otherwise, in
+# place of every text, and a mark of its own for every picture.
+
+
+def _number(index: int) -> str:
+    return f"70{index:06}07"
+
+
+def _mark(index: int) -> str:
+    return f"<__media_{index}__>"
+
+
+def _said(text: str, role: str) -> str:
+    """What of a text a template must show: it may leave out what an assistant thought."""
+    return (text.rpartition("</think>")[2] if role == "assistant" else text).strip()
+
+
+def _numbered(messages: Messages) -> list[dict[str, Any]]:
+    """``messages`` with a number in place of each text."""
+    numbers = map(_number, count())
+
+    def instead(text: str, role: str) -> str:
+        said = _said(text, role)
+        return text[: len(text) - len(said)] + next(numbers) if said else text
+
+    numbered = []
+    for message in messages:
+        role, content = message["role"], message.get("content", "")
+        if isinstance(content, str):
+            content = instead(content.rstrip(), role)
+        else:
+            content = [
+                {**part, "text": instead(part["text"].rstrip(), role)}
+                if part["type"] == "text" else part
+                for part in content
+            ]  # fmt: skip
+        numbered.append({**message, **({"content": content} if "content" in message else {})})
+    return numbered
+
+
+def _called(message: Mapping[str, Any]) -> Iterator[str]:
+    """The names of the tools that a message calls."""
+    for call in message.get("tool_calls") or []:
+        function = call.get("function") if isinstance(call, Mapping) else None
+        yield str(function.get("name", "")) if isinstance(function, Mapping) else ""
+
+
+def _require_all(messages: Messages, n_media: int, prompt: str) -> list[int]:
+    """Which picture stands first, second, ... in ``prompt``, that of numbered messages. Raises
+    PromptError for a text, a call of a tool or a picture that is not there."""
+    numbers = map(_number, count())
+    for index, message in enumerate(messages):
+        said = [text for t in _texts(message) if (text := _said(t, message["role"]))]
+        lost = [text for text in said if next(numbers) not in prompt]
+        lost += [name for name in _called(message) if name not in prompt]
+        if lost:
             raise PromptError(
-                f"messages[{number}]: found {MARKER} in a text: it stands for pictures, write it "
-                "otherwise"
+                f"the chat template drops the text of messages[{index}] "
+                f"({message['role']}: {lost[0]:.40}). Leave that message out. {ADVICE}."
             )
-
-
-def _require_texts(messages: Messages, prompt: str) -> None:
-    """Raise PromptError for a text of ``messages`` that is not in ``prompt``. Templates may strip
-    texts, and leave out what an assistant thought."""
-    for number, message in enumerate(messages):
-        if message["role"] not in ROLES:
-            continue
-        for text in _texts(message):
-            if message["role"] == "assistant":
-                text = text.rpartition("</think>")[2]
-            if text.strip() not in prompt:
-                raise PromptError(
-                    f"the chat template drops the text of messages[{number}] "
-                    f"({message['role']}: {text.strip():.40}). Leave that message out. {ADVICE}."
-                )
+    order = [int(n) for n in re.findall(_mark(0).replace("0", r"(\d+)"), prompt)]
+    if sorted(order) != list(range(n_media)):
+        raise PromptError(
+            f"the chat template shows {len(order)} of the {n_media} pictures in the messages. "
+            f"{ADVICE}."
+        )
+    return order

@@ -887,3 +887,77 @@ def test_a_sample_after_steering_failed_is_steered_or_fails_again(
             llama.sample(temp=0.0)
     with pytest.raises(SteeringError):
         llama.sample(temp=0.0)
+
+
+def test_an_interrupt_while_a_control_vector_is_set_leaves_none_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    llama, reference = steered(DEMO, way="cvec"), plain(DEMO)
+    prompt = tokens_of(llama, QUESTION)
+    original = llama.control_vector.set
+
+    def interrupted(layer: int, addition: Logits) -> None:
+        original(layer, addition)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(llama.control_vector, "set", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        complete(llama, prompt, 1)
+    monkeypatch.undo()
+    llama.vector = vector(DEMO, opens=CLOSED)
+    llama.reset()
+    assert np.array_equal(complete(llama, prompt), complete(reference, prompt))
+
+
+def test_a_control_vector_that_does_nothing_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    llama = steered(DEMO, way="cvec")
+    monkeypatch.setattr(llama.control_vector, "set", lambda *_: None)
+    with pytest.raises(SteeringError, match="does not apply control vectors"):
+        complete(llama, tokens_of(llama, QUESTION), 1)
+
+
+def test_another_vector_judges_by_its_own_block() -> None:
+    llama = steered(DEMO, vector(DEMO, 2, CLOSED))
+    prompt = tokens_of(llama, QUESTION)
+    complete(llama, prompt, 1)
+    llama.vector = vector(DEMO, 5, CLOSED)
+    complete(llama, prompt, 1)
+    assert llama.last_steering is not None
+    again = steered(DEMO, vector(DEMO, 5, CLOSED))
+    complete(again, prompt, 1)
+    assert llama.last_steering.t == pytest.approx(again.last_steering.t, abs=0.05)  # type: ignore
+
+
+def test_a_draft_that_repeats_what_stands_before_a_picture_stops_there() -> None:
+    llama = steered(
+        DEMO, vector(DEMO, opens=CLOSED), mmproj=DEMO_MMPROJ,
+        draft_model=LlamaPromptLookupDecoding(num_pred_tokens=8, max_ngram_size=1),
+    )  # fmt: skip
+    (before, *_), newline = llama.chunks(IMAGE), 0
+    assert isinstance(before, tuple)
+    newline = before[-1]
+    for _ in range(2):
+        llama.create_chat_completion(
+            IMAGE,
+            max_tokens=12,
+            temperature=0.0,
+            logit_bias={str(newline): 100.0},  # type: ignore
+        )
+
+
+def test_a_handler_of_llama_cpp_python_that_shows_no_films_is_not_handed_one() -> None:
+    handler = MTMDChatHandler(DEMO_MMPROJ, verbose=False)
+    llama = steered(DEMO, chat_handler=handler)
+    with pytest.raises(PromptError, match="shows no films"):
+        chat(llama, FILM, 1)
+    with pytest.raises(ModelError, match="not both"):
+        steered(DEMO, chat_handler=handler, chat_template_kwargs={"a": 1})
+
+
+def test_a_film_is_a_film_in_a_state_that_another_model_loads() -> None:
+    given = vector(DEMO, opens=CLOSED)
+    llama, other = (steered(DEMO, given, mmproj=DEMO_MMPROJ) for _ in range(2))
+    for messages, modality in ((FILM, "video"), (PICTURES, "image")):
+        chat(llama, messages, 1)
+        other.load_state(llama.save_state())
+        assert other.modality == llama.modality == modality

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import io
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -26,6 +28,7 @@ from models import (
     user,
     vector,
 )
+from PIL import Image
 from tiny import FAMILIES
 
 from mars_gguf.errors import MarsError, ModelError
@@ -178,4 +181,67 @@ def test_what_is_no_picture_is_refused_before_libmtmd_takes_it_for_something_els
         message["content"] = [{"type": "image_url", "image_url": {"url": odd}}]
         with pytest.raises(MarsError, match="base64"):
             llama.chunks([message])
+    llama.close()
+
+
+def test_a_picture_cut_off_is_refused_and_never_left_out() -> None:
+    llama = tiny_model("llava-hf")
+    buffer = io.BytesIO()
+    picture(1, 64).save(buffer, "PNG")
+    whole = buffer.getvalue()
+    opened = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    for share in (0.5, 0.9, 0.97, 0.97, 0.97):
+        url = "data:image/png;base64," + base64.b64encode(whole[: int(share * len(whole))]).decode()
+        message = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}
+        with pytest.raises(MarsError, match="truncated or damaged|could not decode it"):
+            llama.chunks([message])
+    if opened:
+        assert len(os.listdir("/proc/self/fd")) == opened
+    llama.close()
+
+
+def test_frames_are_merged_within_a_film_and_never_with_the_next_one() -> None:
+    llama = tiny_model("qwen2vl")
+    a, b, c = (film("?", picture(n, 56)) for n in (1, 2, 3))
+    first, second = (
+        media(llama, {"role": "user", "content": [*one["content"][:1], *a["content"][:1], *two]})
+        for one, two in ((b, c["content"]), (c, b["content"]))
+    )
+    assert len(first) == len(second) == 3
+    assert {chunk.identity for chunk in first} == {chunk.identity for chunk in second}
+    long = film("?", *(picture(n, 56) for n in range(3)))["content"][:1]
+    assert len(media(llama, {"role": "user", "content": [*long, *long]})) == 4
+    llama.close()
+
+
+def test_transparent_and_rotated_pictures_are_those_that_people_see() -> None:
+    llama = tiny_model("llava-hf")
+    assert llama.projector is not None
+    writing = Image.new("RGBA", (56, 56), (0, 0, 0, 0))
+    writing.paste((0, 0, 0, 255), (10, 20, 46, 30))
+    on_white = Image.alpha_composite(Image.new("RGBA", writing.size, "white"), writing)
+    turned = picture(1, 56).transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for given, seen, options in (
+        (writing, on_white.convert("RGB"), {}),
+        (turned, turned.transpose(Image.Transpose.ROTATE_270), {"exif": exif}),
+    ):
+        urls = []
+        for image, extra in ((given, options), (seen, {})):
+            buffer = io.BytesIO()
+            image.save(buffer, "PNG", **extra)
+            urls.append("data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode())
+        parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+        chunks = media(llama, {"role": "user", "content": parts})
+        assert np.array_equal(*map(llama.projector.encode, chunks))
+    llama.close()
+
+
+def test_a_picture_too_large_for_a_micro_batch_is_refused_before_it_is_encoded() -> None:
+    llama = tiny_model("gemma4")
+    assert llama.projector is not None
+    (chunk,) = media(llama, user("?", Image.new("RGB", (16000, 2))))
+    with pytest.raises(ModelError, match="expected"):
+        llama.projector.decode(llama.ctx, chunk, 0)
     llama.close()

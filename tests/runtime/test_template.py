@@ -106,7 +106,7 @@ def test_a_text_that_is_lost_is_an_error_that_names_it() -> None:
     ):
         ChatTemplate(no_system).render([SYSTEM, user("Hello.")])
     only_last = "{{ messages[-1].content }}"
-    with pytest.raises(PromptError, match=r"messages\[1\] \(assistant: Tea"):
+    with pytest.raises(PromptError, match=r"messages\[0\] \(user: Hello"):
         ChatTemplate(only_last).render([user("Hello."), assistant("Tea."), user("Hello.")])
     assert ChatTemplate(only_last).render([user(" Hello. \n")]).text == " Hello. \n"
 
@@ -180,3 +180,80 @@ def test_formats_of_llama_cpp_python_are_taken_by_name_and_others_refused() -> N
         ModelError, match=r"found 'vicuna', expected one of mtmd, chatml, llava-1-5"
     ):
         chat_template({}, "vicuna", ("", ""), **options)
+
+
+def test_a_text_that_another_one_contains_must_arrive_by_itself() -> None:
+    last = "{% for m in messages[-1:] %}{{ m.role }}: {{ m.content }}{% endfor %}"
+    system = {"role": "system", "content": "Be kind."}
+    with pytest.raises(PromptError, match=r"messages\[0\] \(system: Be kind"):
+        ChatTemplate(last).render([system, user("Be kind. Why?")])
+    first_part = (
+        "{% for m in messages %}{{ m.role }}: "
+        "{{ m.content if m.content is string else m.content[0].text }}{% endfor %}"
+    )
+    parts = [{"type": "text", "text": text} for text in ("Yes, yes?", "yes")]
+    with pytest.raises(PromptError, match=r"messages\[0\] \(user: yes"):
+        ChatTemplate(first_part).render([{"role": "user", "content": parts}])
+
+
+def test_pictures_go_with_their_marks_where_a_template_changes_the_order_of_messages() -> None:
+    """Pixtral's puts what the system says before the last question."""
+    a, b = (user("", picture(n))["content"][0] for n in (1, 2))
+    system = {"role": "system", "content": [{"type": "text", "text": "Look:"}, b]}
+    late = (
+        "{% for m in messages[1:] %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}"
+        "{% for p in messages[0].content %}{{ p.text }}{% endfor %}"
+    )
+    question = {"role": "user", "content": [a, {"type": "text", "text": "What?"}]}
+    rendered = ChatTemplate(late).render([system, question])
+    assert [medium.url for medium in rendered.media] == [
+        part["image_url"]["url"] for part in (a, b)
+    ]
+    twice = "{% for m in messages %}{{ m.content[0].text }}{{ m.content[0].text }}{% endfor %}"
+    with pytest.raises(PromptError):
+        ChatTemplate(twice).render([{"role": "user", "content": [a, b]}])
+
+
+@pytest.mark.parametrize("role", ["tool", "function", "developer"])
+def test_messages_of_other_roles_are_not_lost_either(role: str) -> None:
+    told = [user("How warm is it?"), {"role": role, "content": "21 degrees"}]
+    assert "21 degrees" in ChatTemplate(JOINS).render(told).text
+    known = "{% for m in messages if m.role in ('user', 'assistant') %}{{ m.content }}{% endfor %}"
+    with pytest.raises(PromptError, match=rf"messages\[1\] \({role}: 21 degrees"):
+        ChatTemplate(known).render(told)
+    chatml = chat_template(
+        {"tokenizer.chat_template": CHATML}, None, ("", ""), pictures=False, eos_id=2
+    )
+    with pytest.raises(PromptError, match=rf"messages\[1\] \({role}: 21 degrees"):
+        chatml.render(told)  # llama-cpp-python's own code for this template
+
+
+def test_a_message_that_only_calls_a_tool_has_no_text_and_is_not_lost() -> None:
+    call = {"type": "function", "id": "1", "function": {"name": "thermometer", "arguments": "{}"}}
+    asks = {"role": "assistant", "content": None, "tool_calls": [call]}
+    shows = JOINS.replace("m['content']", "(m['content'] ~ m['tool_calls'] | default(''))")
+    text = ChatTemplate(shows).render([user("How warm?"), asks, user("And?")]).text
+    assert "thermometer" in text and "None" not in text
+    with pytest.raises(PromptError, match=r"messages\[1\] \(assistant: thermometer"):
+        ChatTemplate(JOINS).render([user("How warm?"), asks, user("And?")])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        {"type": "text", "text": "Hello."},
+        [{"type": "text", "content": "Hello."}],
+        [{"type": "text", "text": None}],
+        [{"type": "text", "text": ["Hello."]}],
+        [{"type": "video", "video": []}],
+        [{"type": "video", "video": "http://x/film.mp4"}],
+        [{"type": "image_url", "image_url": {}}],
+    ],
+    ids=str,
+)
+def test_content_of_another_shape_is_refused_and_not_dropped(content: Any) -> None:
+    with pytest.raises(PromptError, match=r"messages\[0\]: found"):
+        ChatTemplate(BOTH).render([{"role": "user", "content": content}])
+    tuples = {"role": "user", "content": tuple(user("What?", picture(1))["content"])}
+    assert len(ChatTemplate(BOTH).render([tuples]).media) == 1
