@@ -65,6 +65,7 @@ setup(
         "video": ["av>=12"],
         "test": [
             "pytest>=8",
+            "pytest-xdist>=3.5",
             "hypothesis>=6",
             "mypy>=1.11",
             "ruff>=0.6",

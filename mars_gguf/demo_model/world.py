@@ -403,12 +403,12 @@ def _draw_shape(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: fl
 
 
 def shape_mask(rng: random.Random, shape: str, count: int) -> Mask:
-    """``count`` shapes in different cells of a 3 by 3 grid, as ink coverage ``[SIZE, SIZE]``."""
+    """``count`` shapes in different squares of a 3 by 3 grid, as ink coverage ``[SIZE, SIZE]``."""
     image = Image.new("L", (SIZE, SIZE))
-    draw, cell = ImageDraw.Draw(image), SIZE / 3
+    draw, side = ImageDraw.Draw(image), SIZE / 3
     for k in rng.sample(range(9), count):
-        x = (k % 3 + 0.5) * cell + rng.uniform(-3, 3)
-        y = (k // 3 + 0.5) * cell + rng.uniform(-3, 3)
+        x = (k % 3 + 0.5) * side + rng.uniform(-3, 3)
+        y = (k // 3 + 0.5) * side + rng.uniform(-3, 3)
         _draw_shape(draw, shape, x, y, rng.uniform(7.5, 10.5))
     if rng.random() < 0.4:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.8)))
