@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 
 # Before llama.cpp is loaded, here and in every command that a test runs: threads that spin while
@@ -8,6 +10,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import models
 import pytest
+
+# llama.cpp clears the breaks between Pixtral's rows by a product with 0 of what lies in memory that
+# it did not write, NaN now and then. Fresh pages are zeros, and large models get them: so do these.
+M_MMAP_THRESHOLD = -3
+os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "16384")  # of the commands that tests run
+with contextlib.suppress(AttributeError, OSError, TypeError):
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 14)
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ MODULES = {
 # From the ground up; what stands in one line stands beside one another.
 ROOMS = [
     ["__init__", "errors", "steering", "statistics"],
-    ["files", "console", "vectors"],
+    ["files", "console", "interrupts", "vectors"],
     ["hub", "media"],
     ["runtime", "demo_model", "convert.__init__"],
     ["options"],

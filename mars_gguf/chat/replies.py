@@ -20,6 +20,7 @@ from rich.segment import SegmentLines
 from rich.spinner import Spinner
 
 from mars_gguf.console import visible
+from mars_gguf.interrupts import interrupts_held
 
 termios: Any
 try:
@@ -71,19 +72,21 @@ def stream(console: Console, pieces: Iterable[str]) -> None:
                     text += piece
                     if (began := time.monotonic()) < due:
                         continue
-                    lines = console.render_lines(rendered(text), pad=False)
-                    done = max(printed, len(lines) - redrawn)
-                    live.update(_Lines(lines[done:]), refresh=done == printed)
-                    if done > printed:
-                        console.print(_Lines(lines[printed:done]), end="")
-                        printed = done
+                    with interrupts_held():
+                        lines = console.render_lines(rendered(text), pad=False)
+                        done = max(printed, len(lines) - redrawn)
+                        live.update(_Lines(lines[done:]), refresh=done == printed)
+                        if done > printed:
+                            console.print(_Lines(lines[printed:done]), end="")
+                            printed = done
                     # A long reply takes long to render: that shall not take all of the time.
                     due = time.monotonic() + max(1 / FRAMES, 9 * (time.monotonic() - began))
             finally:
-                live.update("", refresh=True)
-                if text.strip():
-                    lines = console.render_lines(rendered(text), pad=False)
-                    console.print(_Lines(lines[printed:]), end="")
+                with interrupts_held():
+                    live.update("", refresh=True)
+                    if text.strip():
+                        lines = console.render_lines(rendered(text), pad=False)
+                        console.print(_Lines(lines[printed:]), end="")
 
 
 _Lines = partial(SegmentLines, new_lines=True)

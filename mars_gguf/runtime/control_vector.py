@@ -11,7 +11,8 @@ import numpy as np
 from llama_cpp import llama_cpp as lib
 
 from mars_gguf.errors import ModelError, SteeringError
-from mars_gguf.runtime.tap import Rows, interrupts_held
+from mars_gguf.interrupts import interrupts_held
+from mars_gguf.runtime.tap import Rows
 
 
 class ControlVector:

@@ -19,11 +19,12 @@ from typing import Any, Literal
 from llama_cpp.llama_chat_format import get_chat_completion_handler
 
 from mars_gguf.errors import ModelError, SteeringError
+from mars_gguf.interrupts import interrupts_held
 from mars_gguf.runtime.context import ContextLlama, partial_state
 from mars_gguf.runtime.handlers import ReportingHandler, own_handler
 from mars_gguf.runtime.mtmd import guard
 from mars_gguf.runtime.probe import eval_seen, judge, require_moved, self_test
-from mars_gguf.runtime.tap import Rows, interrupts_held
+from mars_gguf.runtime.tap import Rows
 from mars_gguf.steering import Decision, steering_vector
 from mars_gguf.vectors import Vector, read_vector
 

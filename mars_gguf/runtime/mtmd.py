@@ -21,8 +21,8 @@ from llama_cpp import Llama, mtmd_cpp
 from llama_cpp import llama_cpp as lib
 
 from mars_gguf.errors import ModelError, PromptError
+from mars_gguf.interrupts import interrupts_held
 from mars_gguf.runtime.compat import llama_log_callback, suppress_stdout_stderr
-from mars_gguf.runtime.tap import interrupts_held
 from mars_gguf.runtime.template import Medium
 
 MAX_EMBEDDINGS = 64 << 20  # bytes of encoded pictures that are kept
@@ -182,6 +182,13 @@ class Projector:
             raise ModelError(f"libmtmd could not encode a picture (code {code})")
         output = mtmd_cpp.mtmd_get_output_embd(self.context)
         kept = np.ctypeslib.as_array(output, (chunk.n_tokens, self.n_embd_input)).copy()
+        if not np.isfinite(kept).all():
+            # llama.cpp clears the breaks between Pixtral's rows by a product with 0, of whatever
+            # lay in that memory (tools/mtmd/models/pixtral.cpp).
+            raise ModelError(
+                "libmtmd encoded a picture to NaN or infinite values: load the model anew, or show "
+                "another picture"
+            )
         self._embeddings[chunk.identity] = kept
         while sum(e.nbytes for e in self._embeddings.values()) > MAX_EMBEDDINGS:
             self._embeddings.popitem(last=False)

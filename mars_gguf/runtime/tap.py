@@ -10,7 +10,6 @@ answers where it was built; else one in Python, which costs some percent of a sm
 from __future__ import annotations
 
 import ctypes
-import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy.typing as npt
 from llama_cpp import llama_cpp as lib
 
 from mars_gguf.errors import ModelError, SteeringError
+from mars_gguf.interrupts import interrupts_held
 from mars_gguf.runtime.compat import ggml
 
 try:
@@ -153,27 +153,6 @@ class Tap:
             self._error = error
             self.done()
         return True
-
-
-class interrupts_held:
-    """Context manager: hold Ctrl-C back until the block ends. In a callback the exception would be
-    lost in ctypes, and what the callback then returns would silently drop the rest of the graph."""
-
-    def __enter__(self) -> None:
-        self._interrupted, self._holds = False, True
-        try:
-            self._handler = signal.signal(signal.SIGINT, self._hold)
-        except ValueError:  # in another thread than the main one, which Ctrl-C does not reach
-            self._holds = False
-
-    def __exit__(self, _kind: object, _error: BaseException | None, _trace: object) -> None:
-        if self._holds:
-            signal.signal(signal.SIGINT, self._handler or signal.default_int_handler)
-            if self._interrupted:
-                signal.raise_signal(signal.SIGINT)
-
-    def _hold(self, _number: int, _frame: object) -> None:
-        self._interrupted = True
 
 
 class _Visiting(interrupts_held):
