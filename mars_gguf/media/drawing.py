@@ -1,5 +1,5 @@
-"""Fonts, colours, shapes and text fitted into a box: what every picture of this package is drawn
-with. Only the font that Pillow ships is used."""
+"""Fonts, colours, shapes and text fitted into a box: what pictures of this package are drawn with,
+those of the demo model's own world aside. Only the font that Pillow ships is used."""
 
 from __future__ import annotations
 
