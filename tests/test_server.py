@@ -26,7 +26,6 @@ from typing import Any
 
 import anyio
 import av
-import gguf
 import models
 import numpy as np
 import openai
@@ -34,6 +33,7 @@ import pytest
 from models import DEMO, DEMO_MMPROJ, OPEN
 from PIL import Image
 from servers import Server, running
+from templates import with_template
 
 from mars_gguf import demo, demo_model
 from mars_gguf.runtime.llama import SteeredLlama
@@ -691,26 +691,6 @@ STRINGS = chatml(NO_SYSTEM + "{{ tools or '' }}{{ said or '' }}{{ m.content + ''
 PARTS = chatml("{% for part in m.content %}{{ part.text }}{% endfor %}")
 
 
-def with_template(template: str, path: Path) -> str:
-    """The demo model with another chat template."""
-    reader = gguf.GGUFReader(DEMO)
-    writer = gguf.GGUFWriter(path, "llama")
-    for name, field in reader.fields.items():
-        if not name.startswith("GGUF.") and name not in (
-            "general.architecture", "tokenizer.chat_template",
-        ):  # fmt: skip
-            sub_type = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-            writer.add_key_value(name, field.contents(), field.types[0], sub_type)
-    writer.add_chat_template(template)
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return str(path)
-
-
 @pytest.fixture(scope="module")
 def templated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The demo model with other chat templates: for strings, also with a variable, for typed parts,
@@ -720,8 +700,8 @@ def templated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "mmproj": DEMO_MMPROJ, "vector": str(demo_model.VECTOR), "force_vector": True,
         "n_ctx": 1024, "n_threads": 1, "n_threads_batch": 1,
     }  # fmt: skip
-    strings = with_template(STRINGS, folder / "strings.gguf")
-    parts = with_template(PARTS, folder / "parts.gguf")
+    strings = with_template(folder / "strings.gguf", STRINGS)
+    parts = with_template(folder / "parts.gguf", PARTS)
     models = [
         {"model": strings, "model_alias": "strings", **common},
         {"model": strings, "model_alias": "variable", **common}
@@ -995,7 +975,7 @@ def test_the_server_does_not_start_with_what_does_not_fit(
     tmp_path: Path, small_llama: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     vector, damaged, text = (str(tmp_path / f"{n}.gguf") for n in ("other", "damaged", "text"))
-    mute = with_template("{{ 'Hello' }}", tmp_path / "mute.gguf")
+    mute = with_template(tmp_path / "mute.gguf", "{{ 'Hello' }}")
     write_vector(models.vector(small_llama), vector)
     write_vector(models.vector(DEMO, modalities=["text"]), text)
     Path(damaged).write_bytes(demo_model.VECTOR.read_bytes()[:-9])

