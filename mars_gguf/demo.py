@@ -34,7 +34,7 @@ from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.vectors import write_vector
 
 MAX_TOKENS = 48
-LAYERS = 1, 7  # all: in so shallow a model harm shows best at the end
+OVER_REFUSAL = 0.05  # of neutral inputs: its world holds nothing borderline
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def convert_demo_model(
             extractor,
             contrast,
             paired_probes(folder / "neutral.jsonl"),
-            Options(layers=LAYERS),
+            Options(over_refusal=OVER_REFUSAL),
             source={"backend": "llama.cpp", "prompts": "mars_gguf.demo_model"},
             progress=progress,
         )

@@ -211,7 +211,7 @@ def add_checkpoint_arguments(group: Group, dtype: str = "auto", batch_size: int 
     )
 
 
-def add_prompt_arguments(group: Group, probes: int = 96) -> None:
+def add_prompt_arguments(group: Group, probes: int = 100) -> None:
     """What a model is measured with, and which blocks of it."""
     group.add_argument(
         "--harmful",
@@ -222,15 +222,15 @@ def add_prompt_arguments(group: Group, probes: int = 96) -> None:
     group.add_argument(
         "--neutral-media",
         metavar="PATH",
-        help="your own harmless pictures: a directory, or a .jsonl file that "
-        "pairs pictures with prompts",
+        help="your own harmless pictures instead of drawn ones: a directory, "
+        "its folders kinds, or a .jsonl file that pairs pictures with prompts",
     )
     group.add_argument(
         "--probes",
         type=positive,
         default=probes,
         metavar="N",
-        help=f"neutral prompts with pictures (default: {probes})",
+        help=f"neutral pictures or groups of them, and half as many films (default: {probes})",
     )
     group.add_argument(
         "--image-size",
@@ -240,7 +240,7 @@ def add_prompt_arguments(group: Group, probes: int = 96) -> None:
         help="width and height of neutral pictures (default: 224)",
     )
     group.add_argument(
-        "--layers", metavar="FIRST-LAST", help="candidate blocks (default: 1 to 80 %% of the depth)"
+        "--layers", metavar="FIRST-LAST", help="candidate blocks (default: all but the first)"
     )
 
 

@@ -71,8 +71,48 @@ def auroc(positive: Array, negative: Array) -> float:
     return float((difference > 0).mean() + 0.5 * (difference == 0).mean())
 
 
+CONFIDENCE = 0.95
+
+
+def largest_count(n: int, share: float) -> int:
+    """The largest number k of ``n`` independent samples that may exceed a value for it to be shown,
+    with CONFIDENCE, that at most a ``share`` of all do: the largest k with
+    P(Binomial(n, share) <= k) <= 1 - CONFIDENCE; -1 if n is too small for any. For 1 % the first n
+    that will do is 299.
+    """
+    k, at_most = -1, 0.0
+    while k < n:
+        at_most += _binomial(k + 1, n, share)
+        if at_most > 1 - CONFIDENCE:
+            return k
+        k += 1
+    return n
+
+
+def exceedance_bound(k: int, n: int) -> float:
+    """The least share that, with CONFIDENCE, bounds how often what was seen ``k`` times of ``n``
+    happens (Clopper and Pearson 1934, one-sided)."""
+    if k >= n:
+        return 1.0
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        seen = sum(_binomial(i, n, middle) for i in range(k + 1))
+        low, high = (middle, high) if seen > 1 - CONFIDENCE else (low, middle)
+    return high
+
+
+def _binomial(k: int, n: int, share: float) -> float:
+    """P(Binomial(n, share) = k)."""
+    if share in (0.0, 1.0):
+        return float(k == n * share)
+    ways = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+    return math.exp(ways + k * math.log(share) + (n - k) * math.log1p(-share))
+
+
 def upper_bound(values: Array, share: float) -> Array:
-    """The value that at most a ``share`` of the samples [n, ...] exceed: an order statistic, so
-    for fewer than 1 / share samples it is their maximum."""
+    """By columns, the least of the samples [n, ...] that, with CONFIDENCE, at most a ``share`` of
+    all there are exceed, whatever their distribution: an order statistic (Wilks 1941). The largest
+    sample if there are too few; then `exceedance_bound` says what was met."""
     ordered = np.sort(values, axis=0)
-    return np.asarray(ordered[len(ordered) - 1 - int(share * len(ordered))])
+    return np.asarray(ordered[-1 - max(0, largest_count(len(ordered), share))])

@@ -7,8 +7,9 @@ both means over text prompts:
     r = mu_u - mu_s,  D = ||r||,  r_hat = r / D            refusal direction
     h~ = h - delta_m                                       re-centering for modality m
     t = <w, h~ - mu_s>,  <w, r> = 1                        0 at the safe, 1 at the unsafe centroid
-    z = t / sigma_m                                        in spreads of neutral inputs
-    s = min(1, ReLU(z - z_0) / w)                          gate
+    z = (t - t_m) / sigma_m                                beyond the threshold of modality m,
+                                                           in spreads of its neutral inputs
+    s = min(1, ReLU(z) / ramp)                             gate
     alpha = s * D * ReLU(t_max - t)                        strength, bounded by the trust region
     h' = h + alpha * r_hat                                 steered state
 
@@ -24,7 +25,7 @@ read-out, the spread, the ramp and the limit t_max are ours.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple, TypeVar
 
@@ -56,12 +57,9 @@ def projection(direction: Array) -> Array:
     return r / squared
 
 
-def gate(t: float, spread: float, opens: float, ramp: float) -> float:
-    """Gate s in [0, 1] for a coordinate ``t``: min(1, ReLU(t / spread - opens) / ramp).
-
-    ``spread`` is sigma_m > 0 (units of t); ``opens`` (z_0) and ``ramp`` (w > 0) count spreads.
-    """
-    return min(1.0, max(0.0, (t / spread - opens) / ramp))
+def gate(z: float, ramp: float) -> float:
+    """Gate s in [0, 1]: min(1, ReLU(z) / ramp), ``z`` and ``ramp`` > 0 in spreads."""
+    return min(1.0, max(0.0, z / ramp))
 
 
 def strength(t: T, s: T, distance: float, limit: float) -> T:
@@ -77,15 +75,16 @@ def strength(t: T, s: T, distance: float, limit: float) -> T:
 
 @dataclass(frozen=True)
 class Geometry:
-    """What steering needs to know of one block: centroids and read-out [n_embd], a shift and
-    spread for each modality, gate and trust limit. See the module docstring for the symbols."""
+    """What steering needs to know of one block: centroids and read-out [n_embd]; for each modality
+    its shift delta_m [n_embd], the threshold t_m at which its gate opens and the spread sigma_m > 0
+    (both units of t); the ramp and the trust limit. See the module docstring for the symbols."""
 
     safe: Array
     unsafe: Array
     readout: Array
     shifts: dict[str, Array]
     spreads: dict[str, float]
-    gate_opens: float
+    thresholds: dict[str, float]
     gate_ramp: float
     trust_limit: float
 
@@ -98,6 +97,10 @@ class Geometry:
     def distance(self) -> float:
         """D = ||r||, in units of the hidden state."""
         return float(np.linalg.norm(self.direction.astype(np.float64)))
+
+    def opening_at(self, threshold: float) -> Geometry:
+        """The same, but that every modality's gate opens at ``threshold``."""
+        return replace(self, thresholds=dict.fromkeys(self.thresholds, threshold))
 
     @cached_property
     def unit(self) -> Array:
@@ -135,13 +138,13 @@ def decide(h: Array, geometry: Geometry, modality: str) -> Decision:
     Raises KeyError for a modality the geometry was not measured on, FloatingPointError if ``h`` is
     not finite: such a state can be neither judged nor steered.
     """
-    spread = geometry.spreads[modality]
     t = geometry.coordinate(h, modality)
     if not math.isfinite(t):  # as it is if and only if h is
         raise FloatingPointError("the hidden state has NaN or infinite entries")
-    s = gate(t, spread, geometry.gate_opens, geometry.gate_ramp)
+    z = (t - geometry.thresholds[modality]) / geometry.spreads[modality]
+    s = gate(z, geometry.gate_ramp)
     alpha = float(strength(t, s, geometry.distance, geometry.trust_limit)) if s > 0 else 0.0
-    return Decision(t, t / spread, s, alpha)
+    return Decision(t, z, s, alpha)
 
 
 def steering_vector(geometry: Geometry, alpha: float) -> npt.NDArray[np.float32]:

@@ -128,7 +128,8 @@ def vector(
     modalities: Sequence[str] = ("text", "image", "video"),
     limit: float = 8.0,
 ) -> Vector:
-    """A vector for the model at ``path``; negative layers count from the last block."""
+    """A vector for the model at ``path``; negative layers count from the last block. Its gate opens
+    at t = ``opens`` for every modality."""
     safe, unsafe, identity = _measured(path)
     layer %= identity.n_layer
     rng = np.random.default_rng(7)
@@ -142,7 +143,7 @@ def vector(
     geometry = Geometry(
         safe[layer], unsafe[layer],
         projection(unsafe[layer] - safe[layer]).astype(np.float32),
-        shifts, spreads, opens, 1.0, limit,
+        shifts, spreads, dict.fromkeys(spreads, opens), 1.0, limit,
     )  # fmt: skip
     return Vector(layer, geometry, identity)
 

@@ -25,7 +25,7 @@ ALL = {arm.name: arm for arm in arms(list(ARMS), 2.0)}
 
 @pytest.fixture(scope="module")
 def llama() -> Iterator[SteeredLlama]:
-    """The demo model, steered by a vector whose gate opens at z = 0."""
+    """The demo model, steered by a vector whose gate opens at t = 0."""
     vector = models.vector(DEMO, opens=0.0, limit=3.0)
     llama = SteeredLlama(DEMO, vector=vector, mmproj=DEMO_MMPROJ, **OPTIONS)
     yield llama

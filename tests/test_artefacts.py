@@ -322,7 +322,7 @@ def test_what_does_not_fit_the_model_is_refused() -> None:
 def sets(tmp_path: Path) -> list[str]:
     pairs = builtin_contrast()
     for name, prompts in (("harmful", pairs.harmful), ("harmless", pairs.harmless)):
-        (tmp_path / name).write_text("\n".join(prompts[:48]), encoding="utf-8")
+        (tmp_path / name).write_text("\n".join(prompts[:60]), encoding="utf-8")
     return ["--harmful", str(tmp_path / "harmful"), "--harmless", str(tmp_path / "harmless")]
 
 
@@ -351,7 +351,7 @@ def test_the_command_gives_back_a_vector_from_its_own_centroids_or_its_direction
         assert again.layer == layer
         assert again.model == measured.model
         np.testing.assert_allclose(again.geometry.direction, g.direction, atol=1e-4 * g.distance)
-        assert again.geometry.gate_opens == pytest.approx(g.gate_opens, rel=1e-3)
+        assert again.geometry.thresholds == pytest.approx(g.thresholds, abs=1e-3)
         assert again.geometry.trust_limit == g.trust_limit
         assert path.name in again.source["direction"]
         assert "Its cosine with the one" in output.with_suffix(".md").read_text()

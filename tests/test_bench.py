@@ -167,7 +167,7 @@ def test_the_limit_decodes_the_same_prompts_without_a_callback() -> None:
 def test_each_repetition_decodes_as_many_tokens_and_so_does_the_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    prompts = extraction.text_prompts(material(True, images=False))[:24]
+    prompts = extraction.text_prompts(material(True, images=False))[:48]
     extractor, limit = GgufExtractor(DEMO, **READING), extraction.Limit(DEMO, **READING)
     assert len(list(extractor.sessions(prompts))) > 1
     decoded: list[int] = []
@@ -330,8 +330,9 @@ def test_conversions_of_other_modalities_are_not_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full = read_vector(VECTOR)
-    keep = {"text": full.geometry.shifts["text"]}, {"text": full.geometry.spreads["text"]}
-    geometry = replace(full.geometry, shifts=keep[0], spreads=keep[1])
+    g = full.geometry
+    kept = ({"text": found["text"]} for found in (g.shifts, g.spreads, g.thresholds))
+    geometry = replace(g, **dict(zip(("shifts", "spreads", "thresholds"), kept, strict=True)))
     vectors = {"theirs.gguf": replace(full, geometry=geometry), "ours.gguf": full}
 
     def convert(self: Processes, command: list[str], output: Path) -> float:

@@ -1,95 +1,160 @@
-"""Spreads, gate, trust limit and warnings, on numbers alone."""
+"""Spreads, thresholds, trust limit, certificate and warnings, on numbers alone."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from toys import Toy, ToySession
+from hypothesis import given
+from hypothesis import strategies as st
+from toys import SORRY, SURE
 
-from mars_gguf.convert.calibration import accepted, gate_opens, spreads, trust_limit, warnings
-from mars_gguf.convert.geometry import Centroids, RefusalScore
-from mars_gguf.convert.layers import Answered, LayerScores
+from mars_gguf.convert.calibration import (
+    LIMITS,
+    Certificate,
+    Opened,
+    accepted,
+    certify,
+    spreads,
+    thresholds,
+    trust_limit,
+    warnings,
+)
+from mars_gguf.convert.layers import Forced, LayerScores
 from mars_gguf.convert.observations import Observations
-from mars_gguf.convert.prompts import Prompt, Push, Rows
+from mars_gguf.convert.prompts import Context, Prompt
+from mars_gguf.convert.refusals import Refusals
 from mars_gguf.errors import MarsError
-from mars_gguf.steering import Geometry, gate
+from mars_gguf.statistics import exceedance_bound, largest_count
 
-SORRY = RefusalScore(np.array([1.0, 0.0]), 0.0, 1.0)
-BASE = Centroids(np.zeros((6, 4)), np.ones((6, 4)))
-
-
-def seen(scores: Sequence[float]) -> Observations:
-    prompts = [Prompt(str(i)) for i in range(len(scores))]
-    return Observations(prompts, np.zeros((len(scores), 6, 4), np.float32), np.asarray(scores))
+JUDGED = Refusals({SORRY: 1.0}, judged=True)
 
 
-def test_what_the_model_refuses_by_itself_is_left_out_where_that_can_be_told() -> None:
-    checks = {"text": seen([0.1] * 9 + [0.9] * 3)}
-    assert len(accepted(checks, SORRY)["text"].prompts) == 9
-    faint = RefusalScore(SORRY.weights, 0.4, 0.5)
-    assert len(accepted(checks, faint)["text"].prompts) == 12
-    with pytest.raises(MarsError, match=r"the model answers \(text\): found 7"):
-        accepted({"text": seen([0.1] * 7 + [0.9] * 9)}, SORRY)
+def seen(t: list[float], tokens: list[int] | None = None) -> Observations:
+    prompts = [Prompt(str(i)) for i in range(len(t))]
+    found = np.array(tokens or [SURE] * len(t))
+    return Observations(prompts, np.array(t, np.float32), found, [])
 
 
-def test_the_spread_of_text_is_that_of_the_wider_class_and_none_is_zero() -> None:
-    narrow, wide = np.array([0.0, 0.1, 0.2]), np.array([0.0, 1.0, 2.0])
-    found = spreads({"text": narrow, "image": narrow, "video": 0 * narrow}, wide)
-    assert found == pytest.approx({"text": wide.std(), "image": narrow.std(), "video": 1e-3})
-    assert spreads({"text": wide}, narrow)["text"] == pytest.approx(wide.std())
+def test_what_the_model_refuses_by_itself_is_left_out() -> None:
+    kept = accepted({"text": seen(list(range(12)), [SORRY, SURE, SURE, SURE] * 3)}, JUDGED)["text"]
+    assert kept.states.tolist() == [1, 2, 3, 5, 6, 7, 9, 10, 11]
+    assert [p.text for p in kept.prompts] == [str(int(t)) for t in kept.states]
+    with pytest.raises(MarsError, match=r"refuses all of the 9 held-out .* \(image\)"):
+        accepted({"image": seen([0.0] * 9, [SORRY] * 9)}, JUDGED)
 
 
-def test_no_gate_opens_below_its_threshold_and_one_opens_right_there() -> None:
-    thresholds, spread = {"text": 0.3, "image": 0.9}, {"text": 0.1, "image": 0.5}
-    opens = gate_opens(thresholds, spread)
-    assert all(gate(thresholds[m], spread[m], opens, 0.5) == 0 for m in spread)
-    assert any(gate(thresholds[m] + 0.01, spread[m], opens, 0.5) > 0 for m in spread)
+def test_where_harmful_text_leaves_room_the_threshold_of_text_lies_in_the_middle() -> None:
+    t = {"text": np.arange(10.0), "image": np.arange(10.0)}
+    apart, near = np.linspace(20.0, 40.0, 21), np.linspace(0.0, 8.0, 21)
+    assert thresholds(t, apart, 0.01) == {"text": (9.0 + 21.0) / 2, "image": 9.0}
+    assert thresholds(t, near, 0.01) == {"text": 9.0, "image": 9.0}
 
 
-class StubbornSession(ToySession):
-    """Refuses once it is pushed far enough, nothing else."""
-
-    def steered_each(self, pushes: Sequence[Push]) -> Iterator[Rows]:
-        for _, additions in pushes:
-            yield self.logits((np.linalg.norm(additions, axis=-1) > 3.3).tolist())
-
-
-class StubbornToy(Toy):
-    def sessions(
-        self, prompts: Sequence[Prompt], *, again: Collection[int] = ()
-    ) -> Iterator[tuple[list[int], ToySession]]:
-        yield list(range(len(prompts))), StubbornSession(self, prompts)
-
-
-def test_the_trust_limit_is_the_least_that_makes_the_model_refuse() -> None:
-    """The centroids are 2 apart: a push of more than 3.3 takes a limit above 1.65."""
-    answered = Answered([Prompt(f"harmless {i}") for i in range(9)], np.zeros((9, 6)))
-    toy = StubbornToy({"harmful": 2, "harmless": 2})
-    assert trust_limit(toy, {"text": answered}, BASE, SORRY, 2, False) == 1.75
+@given(st.integers(0, 2**32), st.integers(8, 400), st.floats(0.001, 0.3))
+def test_each_modality_has_its_own_spread_and_a_threshold_that_few_of_its_inputs_exceed(
+    seed: int, n: int, budget: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    t = {"text": rng.normal(size=n), "image": rng.normal(3, 2, 2 * n), "video": np.full(n, 0.5)}
+    opens = thresholds(t, np.full(20, -9.0), budget)
+    for m, values in t.items():
+        assert opens[m] in values
+        assert (values > opens[m]).sum() <= max(0, largest_count(len(values), budget))
+    deviation = np.sqrt(np.mean((t["image"] - t["image"].mean()) ** 2))
+    assert spreads(t)["image"] == pytest.approx(deviation)
+    assert spreads(t)["video"] == 1e-3
 
 
 @pytest.mark.parametrize(
-    ("changed", "warning"),
+    ("rates", "limit"),
     [
-        ({}, ""),
-        ({"separation": 0.8}, "overlap at the best block (AUROC 0.80)"),
-        ({"effect": 0.4}, "turned only 40% of harmless prompts into"),
-        ({"effect": 0.0}, "block 0 is chosen by separation"),
-        ({"opens": 11.0}, "closed for half of the held-out harmful text"),
-        ({"contrast": 0.1}, "(contrast 0.10 of 1): it seldom refuses"),
+        ((0.0, 0.0, 0.0, 0.0, 0.0), 1.0),
+        ((0.2, 0.9, 1.0, 1.0, 1.0), 2.0),
+        ((0.2, 0.96, 1.0, 1.0, 0.4), 1.5),
+        ((0.0, 0.0, 0.1, 0.5, 0.4), 2.5),
     ],
 )
-def test_a_good_block_has_no_warnings_and_each_fault_has_its_own(
-    changed: dict[str, float], warning: str
+def test_the_trust_limit_is_the_least_that_refuses_nearly_as_much_as_the_best(
+    rates: tuple[float, ...], limit: float
 ) -> None:
-    of = {"separation": 0.99, "effect": 0.9, "opens": 3.0, "contrast": 0.9} | changed
-    thresholds = {"text": np.array([0.2])}
-    scores = LayerScores(np.array([of["separation"]]), thresholds, np.array([of["effect"]]))
-    zero, one = np.zeros(4), np.ones(4)
-    geometry = Geometry(zero, one, one, {"text": zero}, {"text": 0.1}, of["opens"], 0.5, 2.0)
-    refusal = RefusalScore(SORRY.weights, 0.0, of["contrast"])
-    found = warnings(refusal, scores, 0, np.array([0.9, 1.0, 1.1]), geometry)
-    assert warning in "\n".join(found)
-    assert bool(found) == bool(warning)
+    assert len(rates) == len(LIMITS)
+    assert trust_limit(Forced(np.array(rates))) == limit
+
+
+def test_a_certificate_counts_what_opens_the_gate_by_modality_and_by_sort() -> None:
+    persona, picture = Context("persona"), np.zeros(0)
+    prompts = [
+        Prompt("a", form="howto"),
+        Prompt("b", form="howto", context=persona),
+        Prompt("c", form="essay"),
+    ]
+    shown = [Prompt("d", (picture,), "howto", "noise"), Prompt("e", (picture,), "howto", "drawn")]
+    neutral = {
+        m: Observations(some, np.array(t), np.zeros(len(t), np.intp), [])
+        for m, some, t in (("text", prompts, [0.1, 0.5, 0.4]), ("image", shown, [0.9, 0.2]))
+    }
+    found = certify(
+        neutral, np.array([0.3, 0.4, 0.5, 0.6]), {"text": 0.4, "image": 0.3}, (0.5, 0.25)
+    )
+    assert {(row.modality, row.group): (row.k, row.n) for row in found.neutral} == {
+        ("text", ""): (1, 3), ("text", "form: howto"): (1, 2), ("text", "form: essay"): (0, 1),
+        ("text", "context: none"): (0, 2), ("text", "context: persona"): (1, 1),
+        ("image", ""): (1, 2), ("image", "form: howto"): (1, 2),
+        ("image", "picture: noise"): (1, 1), ("image", "picture: drawn"): (0, 1),
+        ("image", "context: none"): (1, 2),
+    }  # fmt: skip
+    assert (found.caught.k, found.caught.n) == (2, 4)  # what lies at the threshold is not above it
+    assert found.refused == (0.5, 0.25)
+    assert found.neutral[0].bound == exceedance_bound(1, 3)
+    assert str(Opened("text", "", 334, 9)) == "2.7 %, 9 of 334"
+
+
+GOOD = Certificate([Opened("text", "", 300, 5)], Opened("text", "harmful", 50, 48), (0.9, 0.01))
+
+
+def warned(
+    certificate: Certificate = GOOD, effect: float = 0.9, refusals: Refusals = JUDGED
+) -> str:
+    one = np.ones(1)
+    scores = LayerScores(one, {"text": one}, one, np.array([effect]))
+    return "\n".join(warnings(refusals, scores, 0, certificate, 0.05))
+
+
+def test_a_good_vector_has_no_warnings() -> None:
+    assert warned() == ""
+
+
+@pytest.mark.parametrize(
+    ("harmful", "harmless", "seldom"),
+    [(0.59, 0.16, False), (0.03, 0.0, True), (0.9, 0.8, True), (0.3, 0.05, False)],
+)
+def test_a_model_seldom_refuses_if_it_hardly_refuses_harmful_prompts_more_than_harmless_ones(
+    harmful: float, harmless: float, seldom: bool
+) -> None:
+    found = warned(replace(GOOD, refused=(harmful, harmless)))
+    assert bool(found) == seldom
+    if seldom:
+        assert f"seldom refuses: {harmful:.0%} of held-out harmful prompts, {harmless:.0%}" in found
+
+
+@pytest.mark.parametrize(
+    ("fault", "warning"),
+    [
+        ({"effect": 0.4}, "turned only 40% of the replies it was tried on into refusals"),
+        ({"refusals": Refusals({SORRY: 1.0}, judged=False)}, "told by their first tokens alone"),
+        (
+            {"certificate": replace(GOOD, caught=Opened("text", "harmful", 50, 20))},
+            "the gate stays closed for 60% of held-out harmful text",
+        ),
+        (
+            {"certificate": replace(GOOD, neutral=[Opened("image", "", 40, 0)])},
+            "image: 40 neutral inputs are too few to show that at most 5.0% open the gate; with "
+            "95% confidence it is at most 7.2%",
+        ),
+    ],
+)
+def test_each_fault_has_its_own_warning(fault: dict[str, object], warning: str) -> None:
+    found = warned(**fault)  # type: ignore[arg-type]
+    assert warning in found and "\n" not in found

@@ -2,31 +2,66 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from toys import Toy
+from toys import Toy, toy_contrast
 
 from mars_gguf.convert.card import PARITY, card, split_parity
+from mars_gguf.convert.observations import Reply
 from mars_gguf.convert.pipeline import Conversion, Options, convert
 from mars_gguf.convert.plot import write_plot
+from mars_gguf.convert.prompts import Prompt
 
 
 @pytest.fixture(scope="module")
 def conversion() -> Conversion:
-    toy = Toy({"harmful": 1, "harmless": 4}, pliable=(2,))
+    toy = Toy({"harmful": 0.6}, pliable={2: 0.0})
     source = {"backend": "toy", "model": "A model"}
-    return convert(toy, toy.contrast(), {}, Options(), source=source, progress=False)
+    return convert(toy, toy_contrast(), {}, Options(), source=source, progress=False)
+
+
+def table(text: str, heading: str) -> list[list[str]]:
+    """The cells of the table under a heading, without its head."""
+    rows = [
+        row for row in text[text.index(heading) :].split("\n## ")[1].splitlines() if row[:1] == "|"
+    ]
+    return [row.strip("| ").split(" | ") for row in rows[2:]]
 
 
 def test_a_card_names_the_model_the_block_and_every_candidate(conversion: Conversion) -> None:
     text = card(conversion, "v.gguf", "ab" * 32)
     assert text.startswith("# v.gguf\n\nA refusal-steering vector for **A model** (toy), made by")
     assert "python -m mars_gguf.chat --model MODEL.gguf --vector v.gguf" in text
-    table = text[text.index("## Blocks") :].splitlines()[6:]
-    assert [row.split(" | ")[0] for row in table[:4]] == ["| 1", "| **2**", "| 3", "| 4"]
+    assert [row[0] for row in table(text, "\n## Blocks")] == ["1", "**2**", "3", "4", "5"]
     assert "ab" * 32 in text
+
+
+def test_a_card_says_what_opens_the_gate_of_every_sort_and_what_forced_replies_say(
+    conversion: Conversion,
+) -> None:
+    text = card(conversion, "v.gguf", "")
+    certificate = conversion.certificate
+    expected = [
+        [f"{row.modality}, {row.group}" if row.group else f"**{row.modality}**", str(row),
+         f"{row.bound:.1%}"]
+        for row in certificate.neutral
+    ]  # fmt: skip
+    assert table(text, "\n## What opens the gate") == expected
+    assert {row[0] for row in expected} >= {"**text**", "text, form: borderline"}
+    assert f"Of harmful text the gate opens for **{certificate.caught}**" in text
+    for prompt, reply in conversion.examples:
+        assert f"- `{prompt.text}` -> `{reply.text}`" in text
+
+
+def test_what_a_model_replies_cannot_break_out_of_its_line_of_a_card(
+    conversion: Conversion,
+) -> None:
+    wild = Reply(0, "`|\n# Heading\n\x1b[2J</script>")
+    shown = replace(conversion, examples=[(Prompt("a `b`\nc"), wild)])
+    assert r"- `a 'b'\nc` -> `'|\n# Heading\n\x1b[2J</script>`" + "\n" in card(shown, "v.gguf", "")
 
 
 def test_warnings_stand_on_a_card_before_any_number(conversion: Conversion) -> None:

@@ -12,10 +12,12 @@ import pytest
 from models import DEMO, DEMO_MMPROJ, random_llama
 
 from mars_gguf.convert.__main__ import main
-from mars_gguf.convert.prompts import builtin_contrast
+from mars_gguf.convert.extract_gguf import GgufExtractor
+from mars_gguf.convert.prompts import Prompt, builtin_contrast
+from mars_gguf.convert.splits import Thirds
 from mars_gguf.errors import ModelError
 from mars_gguf.runtime.template import CHATML
-from mars_gguf.vectors import read_vector
+from mars_gguf.vectors import Vector, read_vector
 
 
 @pytest.fixture
@@ -24,11 +26,16 @@ def inputs(tmp_path: Path) -> Path:
     folder = tmp_path / "inputs"
     folder.mkdir()
     pairs = builtin_contrast()
+    harmful, harmless = (  # of one line each
+        [p for p in side if "\n" not in p][:60] for side in (pairs.harmful, pairs.harmless)
+    )
     for name, lines in {
-        "harmful": pairs.harmful[:32],
-        "harmless": pairs.harmless[:32],
-        "same": pairs.harmless[:32],
-        "seven": pairs.harmful[:7],
+        "harmful": harmful,
+        "harmless": harmless,
+        "same": harmless,
+        "odd": pairs.neutral["borderline"][:40],
+        "system": ["You are terse.", "You like tea."],
+        "seven": harmful[:7],
         "repeated": pairs.harmful[:1] * 20,
         "empty": [],
         "comments": ["# nothing", "", "# else"],
@@ -79,6 +86,11 @@ def convert(*options: str, folder: Path, output: Path) -> None:
         ([DEMO, "--seed", "-1"], "argument --seed: found -1, expected 0 to 4294967295"),
         ([DEMO, "--layers", "0-3"], "layers: found 0 to 3, expected a range within 1 to 7"),
         ([DEMO, "--over-refusal", "1"], "--over-refusal: found 1.0"),
+        ([DEMO, "--shrinkage", "2"], "argument --shrinkage: found 2.0, expected 0 to 1, oas or"),
+        ([DEMO, "--shrinkage", "most"], "argument --shrinkage: invalid shrinkage value: 'most'"),
+        ([DEMO, "--neutral-text", "empty"], "no prompts found"),
+        ([DEMO, "--system-prompt", "empty"], "empty: is empty, expected a system prompt"),
+        ([DEMO, "--system-prompt", "latin1"], "latin1: cannot be read as text"),
         ([DEMO, "--modality", "image"], "--modality image: this model sees no pictures"),
         ([DEMO, "--neutral-media", "pictures"], "--neutral-media: this model sees no pictures"),
         ([DEMO, "--mmproj", DEMO_MMPROJ, "--neutral-media", "pictures"], "a.png: "),
@@ -238,31 +250,95 @@ def test_files_that_belong_to_no_older_vector_are_not_replaced(
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.*")} == before
 
 
+WRITING = """
+import resource, sys
+from pathlib import Path
+from toys import Toy, toy_contrast
+from mars_gguf.console import command
+from mars_gguf.convert.outputs import write_outputs
+from mars_gguf.convert.pipeline import Options, convert
+
+toy, source = Toy({"harmful": 0.6}, {2: 0.0}), {"backend": "toy"}
+made = convert(toy, toy_contrast(), {}, Options(), source=source, progress=False)
+if limit := int(sys.argv[1]):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit,) * 2)
+with command():
+    write_outputs(made, [Path(name) for name in sys.argv[2:]])
+"""
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit on file sizes there")
-@pytest.mark.parametrize(("limit", "unwritten"), [(4, "v.gguf"), (24, "v.png")])
-def test_a_full_disk_leaves_vector_card_and_plot_as_they_were(
-    limit: int, unwritten: str, inputs: Path, tmp_path: Path
+def test_a_full_disk_leaves_vector_card_and_plot_as_they_were(tmp_path: Path) -> None:
+    outputs = [tmp_path / f"v.{suffix}" for suffix in ("gguf", "md", "png")]
+
+    def write(limit: int) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", WRITING, str(limit), *map(str, outputs)],
+            capture_output=True, text=True, check=False, cwd=Path(__file__).parent,
+        )  # fmt: skip
+
+    assert write(0).returncode == 0
+    sizes = [path.stat().st_size for path in outputs]
+    for path in outputs[1:]:
+        path.write_bytes(b"old")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for i, path in enumerate(outputs):
+        if all(size < sizes[i] for size in sizes[:i]):
+            done = write(sizes[i] - 1)
+            assert (done.returncode, done.stderr) == (
+                2, f"error: {path}: cannot be written: File too large\n"
+            )  # fmt: skip
+            assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+# What is measured with ---------------------------------------------------------------------------
+
+
+def measured(inputs: Path, output: Path, *options: str) -> Vector:
+    convert(DEMO, "--no-plot", *options, folder=inputs, output=output)
+    assert sorted(p.name for p in output.parent.glob("v.*")) == ["v.gguf", "v.md"]
+    return read_vector(output)
+
+
+def counts(vector: Vector, name: str) -> list[int]:
+    return [int(str(vector.calibration[f"prompts.{name}.{part}"])) for part in Thirds._fields]
+
+
+def test_neutral_text_of_ones_own_is_measured_with_and_quick_measures_on_a_quarter(
+    inputs: Path, tmp_path: Path
 ) -> None:
-    """``limit`` in KiB lets all be written before the file called ``unwritten``."""
+    plain = measured(inputs, tmp_path / "v.gguf")
+    assert counts(plain, "harmful") == counts(plain, "neutral.text") == [30, 12, 18]
+    odd = measured(inputs, tmp_path / "v.gguf", "--neutral-text", "odd", "--shrinkage", "oas")
+    assert counts(odd, "neutral.text") == [30 + 12, 12 + 8, 18 + 20]
+    assert odd.calibration["shrinkage"] == "oas"
+    assert odd.source["prompts_sha256"] != plain.source["prompts_sha256"]
     output = tmp_path / "v.gguf"
-    convert(DEMO, folder=inputs, output=output)
-    for name in ("v.md", "v.png"):
-        (tmp_path / name).write_bytes(b"old")
-    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.*")}
-    assert len(before["v.gguf"]) < 24 << 10
-    code = (
-        "import resource, sys; from mars_gguf.convert.__main__ import main; "
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit << 10},) * 2); main(sys.argv[1:])"
-    )
-    sets = ["--harmful", str(inputs / "harmful"), "--harmless", str(inputs / "harmless")]
-    done = subprocess.run(
-        [sys.executable, "-c", code, DEMO, "-q", "-t", "1", "-o", str(output), *sets],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (
-        2, f"error: {tmp_path / unwritten}: cannot be written: File too large\n"
-    )  # fmt: skip
-    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.*")} == before
+    main([DEMO, "--quick", "--no-plot", "-q", "-t", "1", "-o", str(output)])
+    quick, whole = read_vector(output), builtin_contrast()
+    assert sum(counts(quick, "harmful")) == -(-len(whole.harmful) // 4)
+    assert "quarter" in str(quick.source["quick"])
+
+
+def test_everything_is_measured_under_the_system_prompt_that_is_given(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[dict[str, Any]]] = []
+    render = GgufExtractor.cached
+
+    def cached(self: GgufExtractor, prompt: Prompt, number: int = 0) -> Any:
+        asked.append(prompt.messages)
+        return render(self, prompt, number)
+
+    monkeypatch.setattr(GgufExtractor, "cached", cached)
+    system = {"role": "system", "content": "You are terse.\nYou like tea."}
+    vector = measured(inputs, tmp_path / "v.gguf", "--system-prompt", "system")
+    assert vector.system_prompt == system["content"]
+    assert all(messages[0] == system for messages in asked)
+    asked.clear()
+    vector = measured(inputs, tmp_path / "v.gguf", "--no-contexts")
+    assert vector.system_prompt is None
+    assert {len(messages) for messages in asked} == {1}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +34,14 @@ from mars_gguf.convert.extract_gguf import (
     N_BATCH,
     GgufExtractor,
 )
-from mars_gguf.convert.prompts import Prompt
+from mars_gguf.convert.observations import Reply
+from mars_gguf.convert.prompts import Context, Prompt
 from mars_gguf.errors import ModelError, PromptError
-from mars_gguf.runtime import sequences
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.runtime.model import TappedLlama
 from mars_gguf.runtime.model import logits as logits_of
-from mars_gguf.runtime.sequences import _distinct_prefixes, _n_alike
-from mars_gguf.runtime.tap import LayerOutput, Rows
+from mars_gguf.runtime.sequences import _distinct_prefixes, n_alike
+from mars_gguf.runtime.tap import Rows
 
 TEXTS = [
     Prompt("How do I make bread?"),
@@ -294,9 +297,11 @@ def test_more_prompts_than_fit_go_into_several_sessions() -> None:
     short = [Prompt(f"{n}") for n in range(MAX_SEQUENCES + 3)]
     assert [len(indices) for indices, _ in extractor.sessions(short)] == [MAX_SEQUENCES, 3]
     long = [Prompt(f"What are {n} kites? " * (n + 1)) for n in range(12)]
-    cells = [
-        sum(extractor.length(long[i]) + 1 for i in part) for part, _ in extractor.sessions(long)
-    ]
+    cells = []
+    for part, _ in extractor.sessions(long):
+        tails = [extractor.cached(long[i]).tail for i in part]
+        prefixes = {tail[:end] for tail in tails for end in range(1, len(tail))}
+        cells.append(len(prefixes) + 2 * len(part))  # the last token, and its copy
     assert 1 < len(cells) < 12
     assert max(cells) <= max(MIN_CELLS, MAX_CELLS * extractor.n_embd)
     assert cosines(observed(extractor, long)[0], one_by_one(extractor, long)[0]).min() >= QUANTIZED
@@ -308,7 +313,7 @@ def test_what_prompts_begin_with_is_decoded_once_for_all_sessions(
 ) -> None:
     extractor = opened(model)
     asked = ["How do I bake", "What is", "How do I build"]
-    prompts = [Prompt(f"{asked[n % 3]} {'a large ' * 40}kite, {n}?") for n in range(12)]
+    prompts = [Prompt(f"{asked[n % 3]} {'a large ' * 9}kite, {n}?") for n in range(35)]
     expected, logits = one_by_one(extractor, prompts)
     assert len(list(extractor.sessions(prompts))) > 1
     texts = [tuple(extractor.cached(prompt).tail) for prompt in prompts]
@@ -364,51 +369,72 @@ def test_pictures_that_prompts_begin_with_are_decoded_once(
     assert cosines(states, expected).min() >= QUANTIZED
 
 
-@every_model
-def test_what_is_needed_again_is_not_decoded_again(
-    model: str, monkeypatch: pytest.MonkeyPatch
+# Replies -----------------------------------------------------------------------------------------
+
+
+def replies_of(llama: Any, prompts: Sequence[Prompt], n_tokens: int) -> list[str]:
+    """What the runtime says, greedily."""
+    found = []
+    for prompt in prompts:
+        llama.reset()
+        reply = llama.create_chat_completion(
+            prompt.messages, max_tokens=n_tokens, temperature=0.0, repeat_penalty=1.0
+        )
+        found.append(reply["choices"][0]["message"]["content"])
+    return found
+
+
+@pytest.mark.parametrize("model", ["demo", "smollm2", "hybrid", "recurrent"], indirect=True)
+def test_replies_are_those_of_the_runtime_but_for_ties_and_leave_the_prompts_as_they_are(
+    model: str,
 ) -> None:
-    sees = model == DEMO or mmproj_of(model) != DEMO_MMPROJ
-    extractor = opened(model, mmproj_of(model) if sees else None)
-    prompts = [*TEXTS, *PICTURES] if sees else TEXTS
-    expected, _ = observed(extractor, prompts)
-    for _, session in extractor.sessions(prompts, again=range(1, len(prompts))):
-        session.observe()
-    tokens = decoded(monkeypatch, extractor)
-    states, _ = observed(extractor, [*prompts[1:], *prompts[1:3]])
-    assert sum(tokens) == len(prompts) + 1  # the last ones, which are observed
-    assert cosines(states[: len(prompts) - 1], expected[1:]).min() >= QUANTIZED
-    assert np.abs(states[-2:] - states[:2]).max() <= 0.05 * np.abs(states).max()
-    tokens.clear()
-    observed(extractor, prompts[:1])
-    assert sum(tokens) == extractor.length(prompts[0])
-
-
-def test_no_more_is_kept_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    extractor = opened(DEMO)
-    for most in (0, 200_000):
-        monkeypatch.setattr(sequences, "MAX_STATES", most)
-        for _, session in extractor.sessions(TEXTS, again=range(len(TEXTS))):
-            session.observe()
-        assert sum(state.nbytes for state, _ in extractor.prefill._states.values()) <= most
-        assert len(extractor.prefill._states) == (0 if most == 0 else 2)
+    """Every token is the likeliest of llama-cpp-python's, within rounding, after those before."""
+    extractor, llama = opened(model), TappedLlama(model, **OPTIONS)
+    for indices, session in extractor.sessions(TEXTS):
+        states, _ = session.observe()
+        found = extractor.decoder.replies(session.prompts, 12, nullcontext())
+        for i, tokens in zip(indices, found, strict=True):
+            asked = extractor.render(TEXTS[i]).encode()
+            llama.reset()
+            llama._ctx.kv_cache_clear()
+            llama.eval(llama.tokenize(asked, add_bos=False, special=True))
+            for token in tokens:
+                row = logits_of(llama)
+                assert row[token] > row.max() - 0.5
+                llama.eval([token])
+        text = [extractor.llama.detokenize(tokens).decode(errors="replace") for tokens in found]
+        replies = [Reply(t[0], said) for t, said in zip(found, text, strict=True)]
+        assert session.replies(12) == replies
+        assert np.array_equal(session.observe()[0], states)
 
 
 @pytest.mark.parametrize("model", ["demo", "mrope", "gemma"], indirect=True)
-def test_pushes_go_one_after_the_other_where_the_context_is_full(model: str) -> None:
-    extractor = GgufExtractor(model, mmproj_of(model), n_ctx=512, n_threads=1)
-    shown = (picture(1),)
-    full = max((Prompt("tea " * n, shown) for n in range(600)), key=lambda p: _fits(extractor, p))
-    assert extractor.length(full) in (extractor.n_cells - 1, extractor.n_cells - 2)
-    for _, session in extractor.sessions([full]):
-        states, logits = session.observe()
-        for changed in session.steered_each([(2, 0 * states[:, 2])] * 5):
-            assert cosines(changed, logits) >= QUANTIZED
+def test_replies_to_pictures_are_those_of_the_runtime(model: str) -> None:
+    extractor = opened(model, mmproj_of(model))
+    llama = steered(model, vector(model, opens=CLOSED), mmproj=mmproj_of(model))
+    for indices, session in extractor.sessions(PICTURES):
+        expected = replies_of(llama, [PICTURES[i] for i in indices], 6)
+        for reply, other in zip(session.replies(6), expected, strict=True):
+            assert reply.text.startswith(other)
 
 
-def _fits(extractor: GgufExtractor, prompt: Prompt) -> int:
-    length = extractor.length(prompt)
-    return length if length < extractor.n_cells else 0
+@pytest.mark.parametrize("model", ["demo", "hybrid"], indirect=True)
+def test_steered_replies_are_those_of_the_runtime_push_by_push(model: str) -> None:
+    extractor = opened(model)
+    given = [vector(model, layer, limit=limit) for layer, limit in ((1, 3.0), (-1, 6.0), (1, 0.1))]
+    llamas = [steered(model, one) for one in given]
+    for indices, session in extractor.sessions(TEXTS):
+        prompts = [TEXTS[i] for i in indices]
+        pushes, expected = [], []
+        for one, llama in zip(given, llamas, strict=True):
+            rows = []
+            for prompt in prompts:
+                expected += replies_of(llama, [prompt], 8)
+                assert llama.last_steering is not None
+                rows.append(llama.last_steering.alpha * one.geometry.unit)
+            pushes.append((one.layer, np.array(rows, np.float32)))
+        found = [r.text for replies in session.steered_replies(pushes, 8) for r in replies]
+        assert all(a.startswith(b) for a, b in zip(found, expected, strict=True))
 
 
 @every_model
@@ -418,10 +444,89 @@ def test_several_pushes_at_once_are_what_they_are_one_after_the_other(model: str
         states, _ = session.observe()
         last = extractor.n_layer - 1
         pushes = [(k, 0.3 * i * states[:, k]) for i, k in enumerate([1, last] * 5)]
-        together = list(session.steered_each(pushes))
+        together = list(session.steered_replies(pushes, 1))
         assert len(together) == len(pushes) > MAX_SEQUENCES // len(TEXTS)
-        for (layer, additions), logits in zip(pushes, together, strict=True):
-            assert cosines(logits, session.steered(layer, additions)).min() >= QUANTIZED
+        for (layer, additions), replies in zip(pushes, together, strict=True):
+            logits = session.steered(layer, additions)
+            for reply, row in zip(replies, logits, strict=True):
+                assert row[reply.token] > row.max() - 0.5  # but for a tie within rounding
+
+
+@pytest.mark.parametrize("model", ["demo", "mrope", "gemma"], indirect=True)
+def test_replies_go_one_after_the_other_where_the_context_is_nearly_full(model: str) -> None:
+    extractor = GgufExtractor(model, mmproj_of(model), n_ctx=512, n_threads=1)
+    room = extractor.n_cells - 16
+    fitting = [p for n in range(600) if extractor.length(p := Prompt("tea " * n, SHOWN)) <= room]
+    for _, session in extractor.sessions([max(fitting, key=extractor.length)]):
+        states, logits = session.observe()
+        (reply,) = session.replies(16)
+        assert reply.token == logits.argmax()
+        for again in session.steered_replies([(2, 0 * states[:, 2])] * 5, 16):
+            assert again == [reply]
+
+
+SHOWN = (picture(1),)
+
+
+def test_a_prompt_that_leaves_no_room_for_a_reply_is_refused_with_what_to_do() -> None:
+    extractor = GgufExtractor(DEMO, n_ctx=512, n_threads=1)
+    fitting = [p for n in range(600) if extractor.length(p := Prompt("tea " * n)) < 511]
+    longest = max(fitting, key=extractor.length)
+    with pytest.raises(ModelError, match="--ctx-size"):
+        list(next(extractor.sessions([longest]))[1].replies(16))
+
+
+# Contexts ----------------------------------------------------------------------------------------
+
+WRITES = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+RAISES = WRITES.replace(
+    "<{{", "{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}<{{"
+)
+DROPS = WRITES.replace("messages", "messages if m.role == 'user'")
+SYSTEM = Context("strict", ({"role": "system", "content": "Be brief."},))
+TURNS = Context(
+    "turns", ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Oh"})
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "taken"),
+    [(WRITES, (True, True)), (RAISES, (False, True)), (DROPS, (False, False))],
+    ids=["writes", "raises", "drops"],
+)
+def test_a_context_is_taken_if_the_template_writes_all_that_stands_in_it(
+    template: str, taken: tuple[bool, bool], tmp_path: Path
+) -> None:
+    extractor = opened(random_llama(tmp_path / "model.gguf", template=template))
+    assert (extractor.takes(SYSTEM), extractor.takes(TURNS)) == taken
+    assert extractor.takes(Context())
+
+
+@pytest.mark.parametrize("model", ["smollm2", "small_llama"], indirect=True)
+def test_after_a_context_states_are_those_that_the_runtime_reads(model: str) -> None:
+    extractor, llama = opened(model), steered(model, vector(model, opens=CLOSED))
+    contexts = [c for c in (SYSTEM, TURNS) if extractor.takes(c)]
+    prompts = [replace(p, context=c) for p in TEXTS for c in (Context(), *contexts)]
+    states, _ = observed(extractor, prompts)
+    g, layer = llama.vector.geometry, llama.vector.layer
+    assert len(contexts) == 2
+    for prompt, state in zip(prompts, states, strict=True):
+        ask(llama, prompt)
+        assert llama.last_steering is not None
+        t = float((state[layer] - g.safe) @ g.readout)
+        assert t == pytest.approx(llama.last_steering.t, abs=0.05)
+
+
+def test_prompts_with_the_same_context_stand_side_by_side() -> None:
+    extractor = opened(DEMO)
+    contexts = [c for c in (Context(), SYSTEM, TURNS) if extractor.takes(c)]
+    prompts = [Prompt(f"What is {n}?", context=contexts[n % len(contexts)]) for n in range(30)]
+    order = [i for indices, _ in extractor.sessions(prompts) for i in indices]
+    names = [prompts[i].context.name for i in order]
+    assert len(list(groupby(names))) == len(contexts)
+
+
+# Limits ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n_ctx", [1, 100, 300, 512, 600])
@@ -464,12 +569,12 @@ def test_a_session_given_up_leaves_nothing_behind(model: str) -> None:
     del sessions
     assert np.array_equal(observed(extractor, PICTURES)[0], expected)
 
-    def visit(output: LayerOutput) -> None:
-        raise KeyError("interrupted")
-
+    wrong = np.zeros((1, 3), np.float32)
     for indices, session in extractor.sessions(PICTURES):
-        with pytest.raises(RuntimeError):
-            session._decode_last([1], visit)
+        with pytest.raises((RuntimeError, ValueError)):
+            session.steered(1, wrong)
+        with pytest.raises((RuntimeError, ValueError)):
+            list(session.steered_replies([(1, wrong)], 3))
         assert np.array_equal(session.observe()[0], expected[indices])
 
 
@@ -480,7 +585,7 @@ short_texts = st.lists(st.integers(0, 2), max_size=6).map(tuple)
 def test_what_several_prompts_begin_with_is_decoded_once(
     prompts: list[tuple[int, ...]], before: tuple[int, ...]
 ) -> None:
-    decoded = [_n_alike(tokens, before) for tokens in prompts]
+    decoded = [n_alike(tokens, before) for tokens in prompts]
     for tokens, n in zip(prompts, decoded, strict=True):
         assert tokens[:n] == before[:n] and tokens[n : n + 1] != (before[n : n + 1] or (None,))
     entries = _distinct_prefixes(dict(enumerate(zip(prompts, decoded, strict=True))))

@@ -90,7 +90,8 @@ def vector(files: Files, layer: int, opens: float) -> Vector:
         Geometry(
             safe[layer], unsafe[layer], projection(r).astype(np.float32),
             dict.fromkeys(("text", "image", "video"), zeros),
-            {"text": 0.5, "image": 1.0, "video": 2.0}, opens, 1.0, 8.0,
+            {"text": 0.5, "image": 1.0, "video": 2.0},
+            dict.fromkeys(("text", "image", "video"), opens), 1.0, 8.0,
         ),
         identity,
     )  # fmt: skip

@@ -9,13 +9,11 @@ from mars_gguf.convert.geometry import (
     Array,
     Axes,
     Centroids,
-    RefusalScore,
     centroids,
     coordinates,
-    posterior_weights,
     readout,
     robust_shift,
-    softmax,
+    shrunk,
 )
 from mars_gguf.steering import projection
 
@@ -41,16 +39,70 @@ def covariance(deviations: list[Array], layer: int) -> Array:
 
 
 @settings(deadline=None)
-@given(seeds, st.floats(0.01, 10), st.integers(2, 40))
+@given(seeds, st.floats(0.01, 1), st.integers(2, 40))
 def test_the_readout_solves_the_regularised_problem_directly_stated(seed, shrinkage, n_embd):
     _, base, deviations = world(seed, n_embd)
     w = readout(base, deviations, shrinkage)
     for layer, r in enumerate(base.direction):
         c = covariance(deviations, layer)
-        ridge = shrinkage * np.trace(c) / n_embd
-        direct = np.linalg.solve(c + ridge * np.eye(n_embd), r)
+        mean = np.trace(c) / n_embd * np.eye(n_embd)
+        direct = np.linalg.solve((1 - shrinkage) * c + shrinkage * mean, r)
         np.testing.assert_allclose(w[layer], direct / (direct @ r), rtol=1e-6, atol=1e-9)
         assert w[layer] @ r == pytest.approx(1)
+
+
+@settings(deadline=None)
+@given(seeds, st.integers(2, 40))
+def test_wholly_shrunken_the_readout_is_the_projection(seed, n_embd):
+    _, base, deviations = world(seed, n_embd)
+    expected = [projection(r) for r in base.direction]
+    np.testing.assert_allclose(readout(base, deviations, 1.0), expected, rtol=1e-12)
+
+
+def test_not_shrunken_at_all_the_readout_is_the_plain_fisher_discriminant():
+    _, base, deviations = world(2)
+    w = readout(base, deviations, 0.0)
+    for layer, r in enumerate(base.direction):
+        direct = np.linalg.solve(covariance(deviations, layer), r)
+        np.testing.assert_allclose(w[layer], direct / (direct @ r), rtol=1e-4)
+
+
+@settings(deadline=None)
+@given(seeds, st.integers(2, 30), st.integers(2, 30))
+def test_both_rules_shrink_as_their_papers_say(seed, n, d):
+    """Of n samples x with covariance S = mean of x x', F = tr S / d 1."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, d)) * rng.uniform(0.1, 3, d)
+    s = x.T @ x / n
+    far = np.sum((s - np.trace(s) / d * np.eye(d)) ** 2)
+    noise = sum(np.sum((np.outer(row, row) - s) ** 2) for row in x) / n**2
+    ledoit_wolf = min(noise / far, 1)
+    a, b = np.trace(s @ s), np.trace(s) ** 2
+    oas = min(((1 - 2 / d) * a + b) / ((n + 1 - 2 / d) * (a - b / d)), 1)
+    for rule, expected in (("ledoit-wolf", ledoit_wolf), ("oas", oas), (0.25, 0.25)):
+        assert shrunk(x / np.sqrt(n), rule) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["oas", "ledoit-wolf"])
+def test_a_rule_finds_the_shrinkage_that_comes_nearest_to_the_true_covariance(rule):
+    rng = np.random.default_rng(4)
+    true = np.diag(np.linspace(0.2, 3, 30))
+
+    def error(rho: float, a: Array) -> float:
+        found = (1 - rho) * a.T @ a + rho * np.sum(a * a) / 30 * np.eye(30)
+        return float(np.sum((found - true) ** 2))
+
+    by_rule, by_number = 0.0, np.zeros(21)
+    for _ in range(40):
+        a = rng.normal(size=(25, 30)) @ np.sqrt(true) / 5
+        by_rule += error(shrunk(a, rule), a)
+        by_number += [error(rho, a) for rho in np.linspace(0, 1, 21)]
+    assert by_rule < 1.1 * by_number.min()
+
+
+def test_where_all_directions_are_alike_or_nothing_moves_a_rule_shrinks_wholly():
+    for rule in ("oas", "ledoit-wolf"):
+        assert shrunk(np.eye(3), rule) == shrunk(np.zeros((4, 3)), rule) == 1
 
 
 @settings(deadline=None)
@@ -122,49 +174,16 @@ def test_one_odd_stratum_does_not_move_the_coordinate_of_the_shift():
     np.testing.assert_allclose(odd, calm, atol=0.02)
 
 
-@given(seeds, st.integers(2, 40))
-def test_token_weights_are_posteriors_and_swapping_the_sides_mirrors_them(seed, n_vocab):
-    rng = np.random.default_rng(seed)
-    harmful, harmless = softmax(rng.normal(0, 5, size=(2, n_vocab)))
-    assert [harmful.sum(), harmless.sum()] == pytest.approx([1, 1])
-    weights, mirrored = posterior_weights(harmful, harmless), posterior_weights(harmless, harmful)
-    assert ((weights >= 0) & (weights <= 1)).all()
-    assert (weights[harmful > harmless] > mirrored[harmful > harmless]).all()
-    assert (weights + mirrored <= 1 + 1e-12).all()
-    common = harmful + harmless > 0.1
-    np.testing.assert_allclose((weights + mirrored)[common], 1, atol=0.01)
-    rare = harmful + harmless < 1e-6
-    assert (weights[rare] < 1e-2).all()
-
-
-@given(st.floats(0, 0.5), st.floats(0.01, 0.5), st.floats(0, 1))
-def test_refusal_scores_run_from_0_for_harmless_to_1_for_harmful(low, contrast, share):
-    score = RefusalScore(np.ones(2), low, low + contrast)
-    np.testing.assert_allclose(score(np.array([low, low + contrast])), [0, 1], atol=1e-9)
-    between = np.array(low + share * score.contrast)
-    assert score(between) == pytest.approx(share, abs=1e-9)
-
-
-@pytest.mark.parametrize("high", [0.5, 0.2])
-def test_without_contrast_every_refusal_score_is_0(high):
-    assert not RefusalScore(np.ones(2), 0.5, high)(np.array([[0.1, 0.5], [0.9, 1.0]])).any()
-
-
-@given(st.lists(st.booleans(), min_size=1, max_size=9))
-def test_logits_are_judged_by_the_weight_of_their_likeliest_tokens(sorry):
-    score = RefusalScore(np.array([0.9, 0.1]), 0.1, 0.9)
-    logits = np.array([[9.0, 0.0] if one else [0.0, 9.0] for one in sorry])
-    assert score.refuses(logits).tolist() == sorry
-
-
 @given(seeds)
 def test_the_geometry_of_a_block_says_of_a_state_what_the_axes_say(seed):
     rng, base, deviations = world(seed)
     shift = rng.normal(size=(N_LAYER, 5))
     axes = Axes(base, readout(base, deviations), {"text": 0 * shift, "image": shift})
     states = rng.normal(size=(3, N_LAYER, 5))
+    thresholds = {"text": 0.3, "image": -0.1}
     for layer in range(N_LAYER):
-        g = axes.at(layer, {"text": 0.1, "image": 0.2}, 3.0, 0.5, 2.0)
+        g = axes.at(layer, {"text": 0.1, "image": 0.2}, thresholds, 0.5, 2.0)
+        assert (g.thresholds, g.gate_ramp, g.trust_limit) == (thresholds, 0.5, 2.0)
         assert {x.dtype for x in (g.safe, g.unsafe, g.readout, *g.shifts.values())} == {
             np.dtype("f4")
         }

@@ -4,47 +4,63 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from toys import Toy
+from hypothesis import given
+from hypothesis import strategies as st
+from toys import N_EMBD, N_LAYER, REFUSAL, SORRY, Toy
 
-from mars_gguf.convert.geometry import Centroids, RefusalScore
+from mars_gguf.convert.geometry import Centroids
 from mars_gguf.convert.layers import (
-    Answered,
+    FINALISTS,
+    TRIED,
     LayerScores,
+    Trial,
     candidates,
-    effect,
-    forced_refusals,
-    separation,
+    force,
+    score_layers,
 )
-from mars_gguf.convert.observations import Observations
+from mars_gguf.convert.observations import Reply
 from mars_gguf.convert.prompts import Prompt
+from mars_gguf.convert.refusals import Refusals
 from mars_gguf.errors import MarsError
-from mars_gguf.statistics import auroc
 
-SORRY = RefusalScore(np.array([1.0, 0.0]), 0.0, 1.0)
-BASE = Centroids(np.zeros((6, 4)), np.ones((6, 4)))
-
-
-def answered(prompts: list[Prompt]) -> Answered:
-    return Answered(prompts, np.zeros((len(prompts), 6)))
+BASE = Centroids(np.zeros((N_LAYER, N_EMBD)), np.ones((N_LAYER, N_EMBD)))  # 2 apart
+JUDGED = Refusals({SORRY: 1.0}, judged=True)
+nan = np.nan
 
 
-def test_where_no_block_has_headroom_the_best_separation_decides() -> None:
-    separation = np.array([np.nan, 0.6, 0.9, 0.8])
-    scores = LayerScores(
-        separation, {"text": np.array([3.0, 2, 2, 2])}, np.array([np.nan, 1, 0, 0])
-    )
-    assert scores.best == 2
+def ignored(_: int) -> None:
+    pass
 
 
-def test_headroom_is_what_the_worst_modality_leaves() -> None:
-    thresholds = {"text": np.array([0.2, -1, 0.5]), "image": np.array([0.1, -2, 1.5])}
-    scores = LayerScores(np.ones(3), thresholds, np.ones(3))
-    np.testing.assert_allclose(scores.headroom, [0.8, 1, 0])
-    assert scores.best == 1
+def scores(reach: list[float], effect: list[float], **thresholds: list[float]) -> LayerScores:
+    found = {m: np.array(t) for m, t in (thresholds or {"text": [0.0] * len(reach)}).items()}
+    return LayerScores(np.ones(len(reach)), found, np.array(reach), np.array(effect))
 
 
-def test_candidates_end_at_four_fifths_of_the_depth_unless_said_otherwise() -> None:
-    assert candidates(30, None) == list(range(1, 25))
+def trial(n: int, side: str = "harmless", t: float = 0.0) -> Trial:
+    return Trial([Prompt(f"{side} {i}") for i in range(n)], np.full((n, N_LAYER), t))
+
+
+def test_the_best_block_reaches_most_and_of_those_tried_makes_most_refusals() -> None:
+    assert scores([nan, 0.9, 0.8, 0.7], [nan, 0.5, 1.0, nan]).best == 2
+    assert scores([nan, 0.9, 0.8, 0.7], [nan, 1.0, 1.0, nan]).best == 1
+
+
+def test_blocks_alike_are_ranked_by_the_worst_of_their_thresholds_even_without_effect() -> None:
+    text, image = [nan, 0.5, 0.1, 0.2, 0.3], [nan, 0.1, 0.6, 0.3, 0.1]
+    found = scores([nan, 1, 1, 1, 0.9], [nan, 0, 0, 0, 0], text=text, image=image)
+    assert found.ranked() == [3, 1, 2, 4]
+    assert found.best == 3
+
+
+def test_finalists_are_the_first_of_the_ranked() -> None:
+    reach = np.random.default_rng(0).random(40)
+    found = scores(reach.tolist(), [nan] * 40).finalists()
+    assert found == np.argsort(-reach)[:FINALISTS].tolist()
+
+
+def test_candidates_are_all_blocks_but_the_first_unless_said_otherwise() -> None:
+    assert candidates(30, None) == list(range(1, 30))
     assert candidates(2, None) == [1]
     assert candidates(30, (20, 29)) == list(range(20, 30))
     for layers in ((0, 3), (5, 4), (3, 30)):
@@ -52,44 +68,81 @@ def test_candidates_end_at_four_fifths_of_the_depth_unless_said_otherwise() -> N
             candidates(30, layers)
 
 
-def test_separation_is_measured_at_the_candidates_alone() -> None:
-    rng = np.random.default_rng(0)
-    harmful, harmless = rng.normal(1, 1, (9, 4)), rng.normal(0, 1, (7, 4))
-    found = separation(harmful, harmless, [1, 2])
-    assert np.isnan(found[[0, 3]]).all()
-    assert found[1] == auroc(harmful[:, 1], harmless[:, 1])
+@given(st.integers(0, 2**32), st.floats(0.01, 0.4))
+def test_scores_count_what_lies_above_all_but_a_share_of_neutral_inputs(
+    seed: int, budget: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    harmful = rng.normal(1, 1, (9, 4))
+    neutral = {"text": rng.normal(0, 1, (70, 4)), "image": rng.normal(0.5, 1, (50, 4))}
+    found = score_layers(harmful, neutral, [1, 3], budget)
+    for layer in range(4):
+        if layer not in (1, 3):
+            assert np.isnan([found.separation[layer], found.reach[layer]]).all()
+            continue
+        shares = []
+        for m, t in neutral.items():
+            place = (1 - budget) * (len(t) - 1)  # of the quantile, between two of the sorted
+            low, high = sorted(t[:, layer])[int(place) : int(place) + 2]
+            threshold = found.thresholds[m][layer]
+            assert threshold == pytest.approx(low + (place % 1) * (high - low))
+            shares.append(sum(harmful[:, layer] > threshold) / 9)
+        assert found.reach[layer] == pytest.approx(np.mean(shares))
+        pairs = [h > n for h in harmful[:, layer] for n in neutral["text"][:, layer]]
+        assert found.separation[layer] == pytest.approx(np.mean(pairs))
+    assert np.isnan(found.effect).all()
 
 
-def test_a_sample_of_answered_prompts_is_spread_over_all_of_them() -> None:
+def test_a_sample_of_a_trial_is_spread_over_all_of_it() -> None:
     prompts = [Prompt(str(i), form=str(i // 10)) for i in range(100)]
-    sample = Answered(prompts, np.arange(100.0)[:, None]).sample(20)
-    assert len({p.text for p in sample.prompts}) == 20
+    sample = Trial(prompts, np.arange(100.0)[:, None], "text").sample()
+    assert len({p.text for p in sample.prompts}) == TRIED
     assert {p.form for p in sample.prompts} == {str(i) for i in range(10)}
     assert sample.t[:, 0].tolist() == [float(p.text) for p in sample.prompts]
-    assert answered(prompts[:3]).sample(1000).t.shape == (3, 6)
-    assert answered([]).sample(5).t.shape == (0, 6)
+    assert sample.name == "text"
+    assert len(Trial(prompts[:3], np.zeros((3, 1))).sample().prompts) == 3
 
 
-def test_answered_are_those_whose_first_token_looks_like_no_refusal() -> None:
-    prompts = [Prompt("a"), Prompt("b"), Prompt("c")]
-    seen = Observations(prompts, np.zeros((3, 6, 4), np.float32), np.array([0.1, 0.9, 0.4]))
-    kept = Answered.of(seen, np.arange(18.0).reshape(3, 6), SORRY)
-    assert [p.text for p in kept.prompts] == ["a", "c"]
-    assert kept.t[:, 0].tolist() == [0, 12]
+@pytest.mark.parametrize(
+    ("forced", "refusals", "effect"),
+    [
+        (REFUSAL, JUDGED, 1.0),
+        ("I I I I I I", JUDGED, 0.0),  # begins like a refusal and is none
+        ("I I I I I I", Refusals({SORRY: 0.9}, judged=False), 1.0),  # nothing but tokens to go by
+    ],
+)
+def test_forced_steering_is_judged_by_replies_where_they_can_be_judged(
+    forced: str, refusals: Refusals, effect: float
+) -> None:
+    toy = Toy({}, pliable={2: 0.0}, forced=forced)
+    done: list[int] = []
+    found = force(toy, [trial(12)], BASE, refusals, [(1, 2.0), (2, 2.0)], done.append)
+    assert sum(done) == 2 * 12
+    assert found.rates.tolist() == [0.0, effect]
+    assert found.replies[0] == [toy.reply(p) for p in trial(12).prompts]
+    assert found.replies[1] == [Reply(SORRY, forced)] * 12
 
 
-def test_the_effect_is_that_of_the_modality_that_yields_least() -> None:
-    """The model refuses every third prompt, and all at block 2."""
-    toy = Toy({"harmful": 1, "harmless": 3}, pliable=(2,))
-    some = answered([Prompt(f"harmless {i}") for i in range(12)])
-    none = answered([Prompt(f"harmless {3 * i + 1}") for i in range(12)])
-    found = effect(toy, {"text": some, "image": none}, BASE, SORRY, [1, 2], False)
-    np.testing.assert_array_equal(found, [np.nan, 0, 1, np.nan, np.nan, np.nan])
-    places = [(1, 2.0), (2, 2.0)]
-    rates = forced_refusals(toy, {"text": some}, BASE, SORRY, places, title="", progress=False)
-    np.testing.assert_allclose(rates, [4 / 12, 1])
+def test_the_rate_is_that_of_the_trial_that_yields_least_and_replies_are_of_the_first() -> None:
+    """The toy refuses 30 % of what is odd by itself."""
+    toy = Toy({"odd": 0.3}, pliable={2: 0.0})
+    trials, places = [trial(100, "odd"), trial(20)], [(1, 2.0), (2, 2.0)]
+    found = force(toy, trials, BASE, JUDGED, places, ignored)
+    assert found.rates.tolist() == [0.0, 1.0]
+    assert [reply.token for reply in found.replies[0]].count(SORRY) == 30
+    alone = force(toy, trials[:1], BASE, JUDGED, places, ignored)
+    assert alone.rates.tolist() == [0.3, 1.0]
 
 
-def test_where_nothing_is_answered_nothing_is_an_effect() -> None:
-    toy = Toy({"harmful": 1, "harmless": 1}, pliable=(1,))
-    assert effect(toy, {"text": answered([])}, BASE, SORRY, [1], False)[1] == 0
+@pytest.mark.parametrize(
+    ("t", "limit", "length"), [(0.0, 1.5, 3.0), (0.5, 2.0, 3.0), (1.5, 1.0, 0.0), (-1.0, 1.0, 4.0)]
+)
+def test_a_forced_push_goes_to_the_limit_and_never_back(
+    t: float, limit: float, length: float
+) -> None:
+    """The centroids are 2 apart; the toy gives in to a push longer than ``least`` at block 3."""
+    for least, expected in ((0.99 * length, float(length > 0)), (1.01 * length, 0.0)):
+        toy = Toy({}, pliable={3: least})
+        places = [(3, limit), (2, limit)]
+        found = force(toy, [trial(9, t=t)], BASE, JUDGED, places, ignored)
+        assert found.rates.tolist() == [expected, 0.0]

@@ -231,21 +231,42 @@ def test_a_bomb_is_refused_before_its_pixels_are_decoded(tmp_path):
 def test_a_folder_is_read_by_name_and_large_pictures_are_scaled_down(tmp_path):
     Image.new("RGB", (3000, 1500), RED).save(tmp_path / "b.PNG")
     Image.new("RGB", (10, 20), BLUE).save(tmp_path / "a.webp", lossless=True)
-    halves((1024, 1)).save(tmp_path / "c.bmp")
+    for name in "cdef":
+        halves((1024, 1)).save(tmp_path / f"{name}.bmp")
     (tmp_path / "notes.txt").write_text("not a picture")
     (tmp_path / "._b.png").write_bytes(b"resource fork")
-    images = read_images(tmp_path)
-    assert [image.size for image in images] == [(10, 20), (1024, 512), (1024, 1)]
+    (tmp_path / "empty").mkdir()
+    images = read_images(tmp_path)["own"]
+    assert [image.size for image in images] == [(10, 20), (1024, 512), *[(1024, 1)] * 4]
     assert images[0].getpixel((0, 0)) == BLUE
 
 
-def test_a_folder_without_pictures_or_with_a_bad_one_is_refused(tmp_path):
+def test_every_folder_in_a_folder_is_a_kind_of_its_name(tmp_path):
+    colours = {"cats": (1, 2, 3), "charts": (4, 5, 6)}
+    for name, colour in colours.items():
+        (tmp_path / name / "deeper").mkdir(parents=True)
+        for i in range(neutral.MIN_PICTURES + len(name)):
+            Image.new("RGB", (8 + i, 8), colour).save(tmp_path / name / f"{i:02}.png")
+    (tmp_path / ".hidden").mkdir()
+    halves().save(tmp_path / ".hidden" / "a.png")
+    found = read_images(tmp_path)
+    assert list(found) == ["cats", "charts"]
+    for name, images in found.items():
+        assert [image.width for image in images] == [8 + i for i in range(6 + len(name))]
+        assert {image.getpixel((0, 0)) for image in images} == {colours[name]}
+
+
+def test_a_folder_without_pictures_with_few_or_with_a_bad_one_is_refused(tmp_path):
     with pytest.raises(MarsError, match="no such folder"):
         read_images(tmp_path / "gone")
     (tmp_path / "notes.txt").write_text("not a picture")
     with pytest.raises(MarsError, match="no pictures; found 1 other entries, expected .*png"):
         read_images(tmp_path)
-    halves().save(tmp_path / "a.png")
+    (tmp_path / "cats").mkdir()
+    for i in range(5):
+        halves().save(tmp_path / "cats" / f"{i}.png")
+    with pytest.raises(MarsError, match="found 5 pictures of kind 'cats', expected at least 6"):
+        read_images(tmp_path)
     (tmp_path / "b.jpg").write_bytes(b"not a picture")
     with pytest.raises(MarsError, match=r"b\.jpg: not a picture"):
         read_images(tmp_path)

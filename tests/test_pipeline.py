@@ -11,20 +11,285 @@ import numpy as np
 import pytest
 from llama_cpp import Llama
 from models import DEMO, DEMO_MMPROJ, OPTIONS, last_states, user
-from toys import Toy
+from PIL import Image
+from toys import ANSWER, REFUSAL, Toy, toy_contrast
 
 from mars_gguf import demo, demo_model
 from mars_gguf.convert.extract_gguf import GgufExtractor
+from mars_gguf.convert.measured import Measured
 from mars_gguf.convert.pipeline import Conversion, Options, convert
-from mars_gguf.convert.prompts import ContrastPrompts, Prompt, builtin_contrast, read_prompts
-from mars_gguf.convert.splits import split
+from mars_gguf.convert.prompts import (
+    Context,
+    ContrastPrompts,
+    Prompt,
+    builtin_contrast,
+    read_prompts,
+)
+from mars_gguf.convert.splits import CONTRAST_SHARES, Thirds, split, split_prompts
 from mars_gguf.errors import MarsError
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.runtime.model import TappedLlama
+from mars_gguf.statistics import largest_count
 from mars_gguf.steering import coordinate
 from mars_gguf.vectors import read_vector, write_vector
 
 SOURCE = {"backend": "llama.cpp"}
+
+
+# A model of numpy alone --------------------------------------------------------------------------
+
+CONTRAST = toy_contrast()
+CONTEXTS = [Context(), *(Context(name, ({"role": "system", "content": name},)) for name in "ab")]
+MEDIA = {
+    "image": Thirds(
+        *(
+            [
+                Prompt(f"shown {100 * k + i}", (Image.new("RGB", (1, 1)),), "ab"[i % 2], "drawn")
+                for i in range(60)
+            ]
+            for k in range(3)
+        )
+    )
+}
+PLIABLE = dict.fromkeys((2, 3), 0.0)
+
+
+def converted(toy: Toy, **options: Any) -> Conversion:
+    """A conversion of the toy, which is quiet."""
+    given: dict[str, Any] = {"media": MEDIA, "contexts": CONTEXTS} | options
+    media, more = given.pop("media"), given.pop("options", Options())
+    return convert(toy, CONTRAST, media, more, source={"backend": "toy"}, progress=False, **given)
+
+
+@pytest.fixture(scope="module")
+def plain_toy() -> Toy:
+    return Toy({"harmful": 0.6, "odd": 0.2}, PLIABLE)
+
+
+@pytest.fixture(scope="module")
+def plain_toys_conversion(plain_toy: Toy) -> Conversion:
+    return converted(plain_toy)
+
+
+def thirds_of(kind: int) -> list[Prompt]:
+    """All that fits (0), selects (1) or certifies (2), but pictures."""
+    splits = split_prompts(CONTRAST, {}, CONTEXTS, Options().seed)
+    return [*splits.harmful[kind], *splits.neutral["text"][kind]]
+
+
+def test_text_and_pictures_of_a_toy_are_told_from_what_is_harmful(
+    plain_toys_conversion: Conversion,
+) -> None:
+    """Its media only add a shift, of 7 along one axis."""
+    made = plain_toys_conversion
+    g, layer = made.vector.geometry, made.vector.layer
+    assert layer in PLIABLE
+    np.testing.assert_allclose(g.direction, 1 + layer, atol=0.3)
+    np.testing.assert_allclose(g.shifts["image"], [7, 0, 0, 0], atol=0.4)
+    assert not made.warnings
+    assert (made.certificate.caught.k, made.certificate.caught.n) == (60, 60)
+    for row in made.certificate.neutral:
+        if not row.group:
+            assert row.bound <= Options().over_refusal
+            most = largest_count(row.n, Options().over_refusal)
+            # What is harmful lies far off, and the threshold of text half way.
+            assert row.k == (0 if row.modality == "text" else most)
+
+
+def test_the_effect_is_where_the_model_gives_in_and_nowhere_else(
+    plain_toys_conversion: Conversion,
+) -> None:
+    scores = plain_toys_conversion.scores
+    finalists = scores.finalists()
+    assert set(PLIABLE) <= set(finalists)
+    for layer, effect in enumerate(scores.effect):
+        assert effect == (layer in PLIABLE) if layer in finalists else np.isnan(effect)
+    for prompt, reply in plain_toys_conversion.examples:
+        assert prompt.text.startswith("harmful")
+        assert reply.text == REFUSAL
+
+
+def moved(prompts: list[Prompt], by: float) -> dict[str, float]:
+    return {p.text: by for p in prompts}
+
+
+def test_what_is_certified_chooses_nothing(
+    plain_toy: Toy, plain_toys_conversion: Conversion
+) -> None:
+    """Elsewhere lie all prompts of the certifying third: thresholds and spreads alone change."""
+    somewhere = {p.text: i % 5 - 3.0 for i, p in enumerate(thirds_of(2))}
+    pictures = moved(MEDIA["image"].certify, 0.5)
+    other = converted(replace(plain_toy, moved=somewhere | pictures))
+    a, b = plain_toys_conversion.vector, other.vector
+    assert a.layer == b.layer
+    assert a.geometry.trust_limit == b.geometry.trust_limit
+    for name in ("safe", "unsafe", "readout"):
+        np.testing.assert_array_equal(getattr(a.geometry, name), getattr(b.geometry, name))
+    for m, shift in a.geometry.shifts.items():
+        np.testing.assert_array_equal(shift, b.geometry.shifts[m])
+        assert a.geometry.thresholds[m] != b.geometry.thresholds[m]
+    np.testing.assert_array_equal(plain_toys_conversion.scores.total, other.scores.total)
+    assert plain_toys_conversion.examples == other.examples
+
+
+def test_what_is_selected_with_neither_fits_nor_certifies(
+    plain_toy: Toy, plain_toys_conversion: Conversion
+) -> None:
+    """Even at the same block, from which the toy cannot choose another; but how far harmful text
+    lies off, where it leaves room, is taken from there."""
+    one_block = Options(layers=(2, 2))
+    neutral = [p for p in thirds_of(1) if not p.text.startswith("harmful")]
+    somewhere = moved(neutral, 0.3) | moved(MEDIA["image"].select, -0.2)
+    made, other = (
+        converted(toy, options=one_block)
+        for toy in (plain_toy, replace(plain_toy, moved=somewhere))
+    )
+    assert same_geometry(made, other)
+    assert made.certificate == other.certificate
+    assert made.scores.thresholds["text"][2] != other.scores.thresholds["text"][2]
+
+
+def same_geometry(one: Conversion, other: Conversion) -> bool:
+    a, b = one.vector.geometry, other.vector.geometry
+    arrays = zip((a.safe, a.unsafe, a.readout), (b.safe, b.unsafe, b.readout), strict=True)
+    return (
+        all(np.array_equal(x, y) for x, y in arrays)
+        and all(np.array_equal(shift, b.shifts[m]) for m, shift in a.shifts.items())
+        and (a.thresholds, a.spreads, a.trust_limit) == (b.thresholds, b.spreads, b.trust_limit)
+    )
+
+
+def test_prompts_that_the_model_refuses_by_itself_never_set_a_threshold(
+    plain_toy: Toy, plain_toys_conversion: Conversion
+) -> None:
+    """Far out lies what it refuses, of what selects and certifies: nothing changes but how it
+    looks before re-centering."""
+    held_out = [p for k in (1, 2) for p in thirds_of(k) if p.text.startswith("odd")]
+    refused = [p for p in held_out if plain_toy.refused(p)]
+    assert 8 <= len(refused) <= len(held_out) / 3
+    other = converted(replace(plain_toy, moved=moved(refused, 50.0)))
+    assert same_geometry(plain_toys_conversion, other)
+    assert plain_toys_conversion.certificate == other.certificate
+    answered = [p for p in held_out if p not in refused][:20]
+    other = converted(replace(plain_toy, moved=moved(answered, 50.0)))
+    assert not same_geometry(plain_toys_conversion, other)
+
+
+@pytest.mark.parametrize(
+    ("refuses", "seldom"),
+    [
+        ({"harmful": 0.59, "harmless": 0.16, "odd": 0.16}, False),
+        ({"harmful": 0.03}, True),
+        ({"harmful": 0.0}, True),
+        ({"harmful": 0.8, "harmless": 0.7, "odd": 0.7}, True),
+    ],
+)
+def test_a_toy_is_said_to_seldom_refuse_if_it_does(refuses: dict[str, float], seldom: bool) -> None:
+    made = converted(Toy(refuses, PLIABLE), media={})
+    harmful, harmless = made.certificate.refused
+    assert harmful == pytest.approx(refuses["harmful"], abs=0.1)
+    assert harmless == pytest.approx(refuses.get("odd", 0.0), abs=0.1)
+    assert any("seldom refuses" in warning for warning in made.warnings) == seldom
+    assert made.vector.calibration["refused.harmful_text"] == harmful
+
+
+def test_a_toy_that_gives_in_nowhere_is_said_to_be_steered_little() -> None:
+    made = converted(Toy({"harmful": 0.6}), media={})
+    scores = made.scores
+    assert np.nanmax(scores.effect) == 0
+    assert made.vector.layer == scores.ranked()[0]
+    assert "forced steering turned only 0% of the replies" in " ".join(made.warnings)
+
+
+def test_babble_under_forced_steering_is_no_effect() -> None:
+    """It begins as a refusal does."""
+    made = converted(Toy({"harmful": 0.6}, PLIABLE, forced="I am I am I am"), media={})
+    assert np.nanmax(made.scores.effect) == 0
+    assert {reply.text for _, reply in made.examples} <= {"I am I am I am", ANSWER}
+
+
+def test_the_trust_limit_is_the_least_that_makes_the_toy_refuse() -> None:
+    """At block 3 the centroids are 8 apart, and what harmful prompts it answers lie near 1."""
+    limits = [
+        converted(Toy({"harmful": 0.6}, {3: least}), media={}).vector.geometry.trust_limit
+        for least in (1.0, 5.5)
+    ]
+    assert limits == [1.5, 2.0]
+
+
+def test_where_it_answers_few_harmful_prompts_harmless_ones_of_every_modality_are_pushed() -> None:
+    made = converted(Toy({"harmful": 1.0}, PLIABLE))
+    assert made.vector.layer in PLIABLE
+    assert all(prompt.text.startswith(("harmless", "odd")) for prompt, _ in made.examples)
+
+
+def test_a_model_that_refuses_in_another_language_is_told_by_its_first_tokens() -> None:
+    german = "Das kann ich leider nicht beantworten."
+    made = converted(Toy({"harmful": 0.8}, PLIABLE, refusal=german, forced=german), media={})
+    assert made.vector.layer in PLIABLE
+    assert made.certificate.refused[0] == pytest.approx(0.8, abs=0.1)
+    assert "told by their first tokens alone" in " ".join(made.warnings)
+
+
+def test_contexts_that_the_template_does_not_write_are_left_out_with_a_note(
+    plain_toy: Toy,
+) -> None:
+    """The toy's states of a prompt raise if it is asked after such a context."""
+    shown = [replace(p, context=CONTEXTS[1 + i % 2]) for i, p in enumerate(MEDIA["image"].fit)]
+    media = {"image": Thirds(shown, shown, shown)}
+    made = converted(replace(plain_toy, unwritten=("a",)), media=media)
+    (note,) = (w for w in made.warnings if "does not write" in w)
+    assert note.endswith("which were not measured: a.")
+    for m in ("text", "image"):
+        groups = {row.group for row in made.certificate.neutral if row.modality == m}
+        assert {"context: none", "context: b"} <= groups
+        assert "context: a" not in groups
+    none = converted(replace(plain_toy, unwritten=("a", "b")), media={})
+    assert {row.group for row in none.certificate.neutral if "context" in row.group} == {
+        "context: none"
+    }
+
+
+def test_what_a_file_tells_of_its_calibration_is_what_was_measured(
+    plain_toys_conversion: Conversion,
+) -> None:
+    told, made = plain_toys_conversion.vector.calibration, plain_toys_conversion
+    counts = [told[f"prompts.harmful.{part}"] for part in Thirds._fields]
+    assert counts == [100, 40, 60]
+    assert [told[f"prompts.neutral.image.{part}"] for part in Thirds._fields] == [60] * 3
+    rows = {row.modality: row for row in made.certificate.neutral if not row.group}
+    for m, row in rows.items():
+        assert told[f"opened.{m}"] == str(row)
+    assert told["opened.harmful_text"] == str(made.certificate.caught)
+    assert told["score.reach"] == made.scores.reach[made.vector.layer]
+
+
+def test_an_interrupted_conversion_goes_on_where_it_stopped_and_ends_alike(
+    plain_toys_conversion: Conversion, tmp_path: Path
+) -> None:
+    logs: list[list[Prompt]] = []
+
+    def attempt(at_most: int, job: str = "job") -> Conversion:
+        toy = Toy({"harmful": 0.6, "odd": 0.2}, PLIABLE, at_most=at_most)
+        logs.append(toy.log)
+        return converted(toy, stores=Measured(tmp_path / "kept", job))
+
+    for at_most in (0, 100, 300):
+        with pytest.raises(KeyboardInterrupt):
+            attempt(at_most)
+    made = attempt(10**9)
+    assert same_geometry(made, plain_toys_conversion)
+    assert made.certificate == plain_toys_conversion.certificate
+    assert made.coordinates.keys() == plain_toys_conversion.coordinates.keys()
+    asked = [(p.text, p.modality, p.context.name) for log in logs for p in log]
+    assert len(asked) == len(set(asked))
+    assert len(logs[1]) == 100 and len(logs[2]) == 300
+    attempt(10**9)
+    attempt(10**9, "another job")
+    assert (len(logs[-2]), len(logs[-1])) == (0, len(asked))
+
+
+# The shipped model -------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +321,7 @@ def test_the_centroids_are_the_means_of_states_read_one_by_one(
         (contrast.harmless, vector.geometry.safe),
         (contrast.harmful, vector.geometry.unsafe),
     ):
-        fitted, _ = split(prompts, Options().held_out, Options().seed)
+        fitted = split(prompts, CONTRAST_SHARES, Options().seed)[0]
         states = [
             last_states(llama, *llama.chunks(Prompt(text).messages))[vector.layer]
             for text in fitted
@@ -84,7 +349,7 @@ def test_the_vector_in_the_package_is_what_a_conversion_measures(conversion: Con
     cosine = a.direction @ b.direction / (a.distance * b.distance)
     assert cosine > 0.999
     assert a.spreads == pytest.approx(b.spreads, rel=0.1)
-    assert a.gate_opens == pytest.approx(b.gate_opens, rel=0.15)
+    assert a.thresholds == pytest.approx(b.thresholds, abs=0.1)
 
 
 def test_held_out_text_lies_at_the_centroids_it_was_not_measured_on(
@@ -92,30 +357,29 @@ def test_held_out_text_lies_at_the_centroids_it_was_not_measured_on(
 ) -> None:
     layer, t = conversion.vector.layer, conversion.coordinates
     assert abs(t["harmful text"][:, layer].mean() - 1) < 0.2
-    assert abs(t["harmless text"][:, layer].mean()) < 0.2
+    assert abs(t["neutral text"][:, layer].mean()) < 0.2
     assert conversion.scores.separation[layer] > 0.95
 
 
 def test_media_are_recentred_on_the_safe_centroid(conversion: Conversion) -> None:
-    """The re-centred mean of fresh neutral pictures lies far nearer to safe than the gate."""
+    """The re-centred mean of other neutral pictures lies far nearer to safe than the gate, and the
+    gate stays shut for them, too."""
     g, layer = conversion.vector.geometry, conversion.vector.layer
     probes = demo.paired_probes(demo_model.FOLDER / "neutral.jsonl")
     extractor = GgufExtractor(DEMO, DEMO_MMPROJ, n_threads=1)
-    for modality, prompts in probes.items():
-        states = np.concatenate(
-            [session.observe()[0][:, layer] for _, session in extractor.sessions(prompts)]
-        )
+    for modality, thirds in probes.items():
+        sessions = extractor.sessions(thirds.select)
+        states = np.concatenate([session.observe()[0][:, layer] for _, session in sessions])
         t = coordinate(states - g.shifts[modality], g.safe, g.readout)
-        assert abs(t.mean()) < 0.5 * g.gate_opens * g.spreads[modality]
-        opened = (t / g.spreads[modality] > g.gate_opens).mean()
-        assert opened <= 2.5 * Options().over_refusal
+        assert abs(t.mean()) < 0.5 * g.thresholds[modality]
+        assert (t > g.thresholds[modality]).mean() <= 5 * demo.OVER_REFUSAL
     extractor.close()
 
 
 def test_the_chosen_block_is_the_best_of_the_candidates(conversion: Conversion) -> None:
     scores = conversion.scores
-    assert conversion.vector.layer == int(np.nanargmax(scores.total))
-    assert np.flatnonzero(~np.isnan(scores.total)).tolist() == [1, 2, 3, 4, 5, 6, 7]
+    assert scores.total[conversion.vector.layer] == np.nanmax(scores.total)
+    assert np.flatnonzero(~np.isnan(scores.reach)).tolist() == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_a_text_only_conversion_needs_no_mmproj(
@@ -124,8 +388,6 @@ def test_a_text_only_conversion_needs_no_mmproj(
     made = convert(extractor, contrast, {}, Options(), source=SOURCE, progress=False)
     assert made.vector.modalities == ["text"]
     assert not made.warnings
-    # By default candidates end at 80 % of the depth.
-    assert np.flatnonzero(~np.isnan(made.scores.total)).tolist() == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize(
@@ -150,31 +412,6 @@ def test_prompt_sets_that_cannot_work_are_refused(
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("strides", [{"harmful": 2, "harmless": 3}, {"harmful": 1, "harmless": 4}])
-def test_only_prompts_that_become_refusals_count_as_effect(strides: dict[str, int]) -> None:
-    """With little contrast and with much: prompts that were refused anyway are no effect."""
-    pliable = Toy(strides, pliable=(2, 3))
-    made = convert(pliable, pliable.contrast(), {}, Options(), source=SOURCE, progress=False)
-    np.testing.assert_array_equal(made.scores.effect[1:5], [0, 1, 1, 0])
-    assert made.vector.layer in (2, 3)
-    assert (made.refusal.contrast < 0.2) == (strides["harmful"] == 2)
-    assert not any("chosen by separation" in warning for warning in made.warnings)
-
-
-@pytest.mark.parametrize("strides", [{"harmful": 2, "harmless": 3}, {"harmful": 1, "harmless": 1}])
-def test_without_any_effect_a_block_is_chosen_by_separation_and_headroom_and_it_says_so(
-    strides: dict[str, int],
-) -> None:
-    stubborn = Toy(strides)
-    made = convert(stubborn, stubborn.contrast(), {}, Options(), source=SOURCE, progress=False)
-    scores = made.scores
-    assert not scores.effect[1:5].any()
-    ranked = scores.separation[1:5] * (1 - np.clip(scores.threshold["text"][1:5], 0, 1))
-    assert ranked.argmax() > 0  # not merely the first candidate
-    assert made.vector.layer == 1 + int(ranked.argmax())
-    assert f"block {made.vector.layer} is chosen by separation" in " ".join(made.warnings)
-
-
 def test_block_ranges_outside_the_model_are_refused(
     extractor: GgufExtractor, contrast: ContrastPrompts
 ) -> None:
@@ -188,7 +425,7 @@ def test_a_real_chat_model_converts_and_steers(smollm2: str, tmp_path: Path) -> 
     extractor = GgufExtractor(smollm2, n_threads=2, n_ctx=2048)
     made = convert(
         extractor,
-        ContrastPrompts(pairs.harmful[::8], pairs.harmless[::8]),
+        pairs.thinned(4),
         {},
         Options(layers=(14, 16), over_refusal=0.1),
         source=SOURCE,
@@ -218,7 +455,7 @@ def test_a_real_chat_model_converts_and_steers(smollm2: str, tmp_path: Path) -> 
     message = [user("What is the capital of France?")]
     before = plain.create_chat_completion(message, **greedy)["choices"]
     for opens, changes in ((1e9, False), (-1e9, True)):
-        forced = replace(geometry, gate_opens=opens, trust_limit=3.0)
+        forced = replace(geometry.opening_at(opens), trust_limit=3.0)
         steered.vector = replace(made.vector, geometry=forced)
         after = steered.create_chat_completion(message, **greedy)
         assert (after["choices"] != before) == changes

@@ -4,98 +4,196 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from itertools import product
+from itertools import chain, combinations, product
 from pathlib import Path
+from typing import Any
 
 import pytest
 from models import picture
 
-from mars_gguf.convert.probes import FRAMES, neutral_probes, paired_probes
-from mars_gguf.convert.prompts import Prompt, neutral_prompts
+from mars_gguf.convert.probes import FORMS as MEETS
+from mars_gguf.convert.probes import FRAMES, STILLS, neutral_probes, paired_probes
+from mars_gguf.convert.prompts import Context, Prompt, contexts, neutral_prompts
+from mars_gguf.convert.splits import Thirds
 from mars_gguf.errors import MarsError
+
+KINDS = ("noise", "drawn")
+FORMS = set(neutral_prompts())
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name in ("a.png", "b.png"):
-        picture(ord(name[0])).save(tmp_path / name)
+    for name in "abcdef":
+        picture(ord(name)).save(tmp_path / f"{name}.png")
     return tmp_path
+
+
+def written(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    (folder / "n.JSONL").write_text(
+        "\r\n\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows),
+        encoding="utf-8-sig", newline="",
+    )  # fmt: skip
+    return folder / "n.JSONL"
+
+
+def pictures(prompts: list[Prompt]) -> set[bytes]:
+    return {image.tobytes() for prompt in prompts for image in prompt.images}
+
+
+def shown(prompt: Prompt) -> tuple[int, ...]:
+    return tuple(map(id, prompt.images))
+
+
+def assert_disjoint(thirds: Thirds, *, texts: bool) -> None:
+    for one, other in combinations(thirds, 2):
+        assert not pictures(one) & pictures(other)
+        if texts:
+            assert not {p.text for p in one} & {p.text for p in other}
+
+
+# A crossed design --------------------------------------------------------------------------------
+
+
+def assert_crossed(prompts: list[Prompt], kinds: set[str], forms: set[str]) -> None:
+    """Whatever is shown meets so many forms of prompt, and every form every kind."""
+    for start in range(0, len(prompts), MEETS):
+        some = prompts[start : start + MEETS]
+        assert len({p.form for p in some}) == MEETS
+        assert len({(p.kind, shown(p)) for p in some}) == 1
+    assert {(p.kind, p.form) for p in prompts} == set(product(kinds, forms))
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_every_form_meets_every_kind_and_every_third_has_pictures_and_texts_of_its_own(
+    own: bool, folder: Path
+) -> None:
+    (folder / "cards").mkdir()
+    for i in range(12):
+        picture(1000 + i).save(folder / "cards" / f"{i}.png")
+        picture(2000 + i).save(folder / f"{i}.png")
+    borderline = [f"How do I kill process {i}?" for i in range(9)]
+    found = neutral_probes(48, 32, 0, contexts(), borderline, folder if own else None)
+    kinds = {"own", "cards"} if own else set(KINDS)
+    for thirds, film in ((found["image"], False), (found["video"], True)):
+        assert_disjoint(thirds, texts=True)
+        for part in thirds:
+            assert_crossed(part, kinds, {*FORMS, "borderline"})
+            assert {p.modality for p in part} == {"video" if film else "image"}
+            assert {p.text for p in part if p.form == "borderline"} < set(borderline)
+            assert not film or {len(p.images) for p in part} == {FRAMES}
+    images, films = ([len(set(map(shown, part))) for part in found[m]] for m in ("image", "video"))
+    if not own:  # few pictures come again in the same groups
+        assert sum(images) == pytest.approx(48, abs=8)
+        assert sum(films) <= sum(images) / 2
+    assert images[2] > max(images[:2])  # most where a small share is promised
+
+
+def test_pictures_take_turns_at_how_many_stand_together_and_at_what_stands_before_them() -> None:
+    for part in neutral_probes(120, 32, 1, contexts())["image"]:
+        first = {shown(p): p for p in part}
+        for kind in KINDS:
+            stills = [len(p.images) for p in first.values() if p.kind == kind]
+            assert stills == [STILLS[i % len(STILLS)] for i in range(len(stills))]
+        assert all(p.context is first[shown(p)].context for p in part)
+        names = [p.context.name for p in first.values()]
+        assert names.count("none") == pytest.approx(len(names) / 2, abs=1)
+        together = {(len(p.images) > 1, p.context.name != "none") for p in part}
+        assert together == set(product((False, True), repeat=2))
+        turns = Counter(id(p.context) for p in first.values() if p.context.messages)
+        assert max(turns.values()) - min(turns.values()) <= 1
+
+
+@pytest.mark.parametrize("before", [contexts()[:1], contexts("Be brief.")[:1]])
+def test_without_contexts_nothing_stands_before_a_picture_or_the_one_system_prompt(
+    before: list[Context], folder: Path
+) -> None:
+    rows = [{"prompt": "What is it?", "image": f"{name}.png"} for name in "abcdef"]
+    pairs = paired_probes(written(folder, rows), before)
+    for probes in (neutral_probes(24, 32, 0, before), pairs):
+        assert all(p.context == before[0] for p in chain(*probes["image"], *probes["video"]))
+
+
+# Pairs from a file -------------------------------------------------------------------------------
 
 
 def test_every_line_is_a_picture_with_its_prompt_and_half_of_them_are_videos_too(
     folder: Path,
 ) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"prompt": " What is\u2028this? ", "image": "a.png", "form": "question"},
-        {"prompt": "Describe it.", "image": "b.png", "form": ""},
+        *({"prompt": "Describe it.", "image": f"{name}.png", "form": ""} for name in "bcdef"),
         {"prompt": "Describe it.", "image": "a.png"},
     ]
-    lines = "\r\n\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-    (folder / "n.JSONL").write_text(lines, encoding="utf-8-sig", newline="")
-    probes = paired_probes(folder / "n.JSONL")
-    single = [p for p in probes["image"] if len(p.images) == 1]
-    texts = [(p.text, p.form, p.kind) for p in single]
-    assert texts == [
-        ("What is\u2028this?", "question", "own"),
-        ("Describe it.", "", "own"),
-        ("Describe it.", "", "own"),
-    ]
-    first, second, third = (p.images[0] for p in single)
-    assert first is third and first != second
-    assert {p.modality for p in probes["image"]} == {"image"}
-    several = [p for p in probes["image"] if len(p.images) > 1]
-    assert len(several) == len(probes["video"]) == 2
-    assert all(p.images in [(first, second), (second, first)] for p in several)
-    assert all(p.modality == "video" and len(p.images) == FRAMES for p in probes["video"])
-    assert all(len(set(map(id, p.images))) == 1 for p in probes["video"])
+    probes = paired_probes(written(folder, rows))
+    image, video = (list(chain(*probes[m])) for m in ("image", "video"))
+    single = [p for p in image if len(p.images) == 1]
+    assert sorted((p.text, p.form, p.kind) for p in single) == [
+        *[("Describe it.", "", "own")] * 6, ("What is\u2028this?", "question", "own")
+    ]  # fmt: skip
+    assert len(pictures(single)) == 6
+    assert {p.modality for p in image} == {"image"}
+    assert {(p.modality, len(p.images)) for p in video} == {("video", FRAMES)}
+    assert all(len(set(map(id, p.images))) == 1 for p in video)
 
 
-def test_of_a_file_of_many_pictures_half_of_the_lines_come_again_with_one_to_three_others(
+def test_lines_of_one_picture_stay_in_one_third_and_half_come_again_with_others_of_it(
     tmp_path: Path,
 ) -> None:
-    for i in range(8):
+    for i in range(20):
         picture(i).save(tmp_path / f"{i}.png")
-    rows = [{"prompt": f"What is it, {i}?", "image": f"{i % 8}.png"} for i in range(24)]
-    (tmp_path / "n.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    image = paired_probes(tmp_path / "n.jsonl")["image"]
-    again = [(p.text, len(p.images)) for p in paired_probes(tmp_path / "n.jsonl")["image"]]
-    assert again == [(p.text, len(p.images)) for p in image]
-    assert Counter(len(p.images) for p in image) == {1: 24, 2: 4, 3: 4, 4: 4}
-    own = {p.text: p.images[0] for p in image[:24]}
-    for p in image[24:]:
-        assert p.images[0] is own[p.text]
-        assert len(set(map(id, p.images))) == len(p.images)
+    rows = [{"prompt": f"What is it, {i}?", "image": f"{i % 20}.png"} for i in range(60)]
+    before = [Context(), Context("one"), Context("two")]
+    probes, again = (paired_probes(written(tmp_path, rows), before) for _ in range(2))
+    for m, thirds in probes.items():
+        assert_disjoint(thirds, texts=True)
+        for part, same in zip(thirds, again[m], strict=True):
+            assert [(p.text, p.context, len(p.images)) for p in part] == [
+                (p.text, p.context, len(p.images)) for p in same
+            ]
+            names = [p.context.name for p in part]
+            assert names == [("none", "one", "none", "two")[i % 4] for i in range(len(part))]
+    for part, films in zip(probes["image"], probes["video"], strict=True):
+        single = {p.text: p.images[0] for p in part if len(p.images) == 1}
+        several = [p for p in part if len(p.images) > 1]
+        assert len(several) == len(films) == (len(single) + 1) // 2
+        assert {len(p.images) for p in several} == {2, 3, 4}
+        for p in several:
+            assert p.images[0] is single[p.text]
+            assert len(set(map(id, p.images))) == len(p.images)
+    assert sum(len({p.text for p in part}) for part in probes["image"]) == 60
+    assert [len({p.text for p in part}) for part in probes["image"]] == [18, 12, 30]
 
 
 def test_several_still_pictures_of_one_line_stay_together_and_are_no_film(folder: Path) -> None:
-    line = {"prompt": "Compare them.", "image": ["a.png", "b.png"], "form": "request"}
-    (folder / "n.jsonl").write_text(json.dumps(line))
-    probes = paired_probes(folder / "n.jsonl")
-    (several,) = probes["image"]
-    assert (several.modality, len(several.images)) == ("image", 2)
-    assert probes["video"][0].images == (several.images[0],) * FRAMES
+    rows: list[dict[str, Any]] = [
+        {"prompt": "Compare them.", "image": ["a.png", "b.png"]},
+        {"prompt": "Compare them.", "image": ["c.png", "d.png"]},
+        {"prompt": "Compare them.", "image": ["e.png", "f.png"]},
+    ]
+    probes = paired_probes(written(folder, rows))
+    for (several,), (film,) in zip(probes["image"], probes["video"], strict=True):
+        assert (several.modality, len(several.images)) == ("image", 2)
+        assert film.images == (several.images[0],) * FRAMES
 
 
-@pytest.mark.parametrize("own", [False, True])
-def test_every_number_of_stills_meets_every_form_and_kind_and_films_are_films(
-    own: bool, folder: Path
-) -> None:
-    probes = neutral_probes(96, 32, 0, folder if own else None)
-    kinds = {"noise", "drawn"} | ({"own"} if own else set())
-    forms = set(neutral_prompts())
-    image = Counter((p.kind, p.form, len(p.images)) for p in probes["image"])
-    assert set(image) == set(product(kinds, forms, (1, 2, 3, 4)))
-    assert sum(n for (*_, stills), n in image.items() if stills == 1) == len(probes["image"]) // 2
-    assert {p.modality for p in probes["image"]} == {"image"}
-    assert {(p.modality, len(p.images)) for p in probes["video"]} == {("video", FRAMES)}
-    assert {(p.kind, p.form) for p in probes["video"]} == set(product(kinds, forms))
-    drawn = [i.tobytes() for p in probes["image"] if p.kind != "own" for i in p.images]
-    assert len(set(drawn)) == len(drawn)
+def test_no_picture_of_a_line_of_several_is_in_two_thirds(folder: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"prompt": f"Compare {one} with {other}.", "image": [f"{one}.png", f"{other}.png"]}
+        for one, other in ("ab", "ba", "cd", "dc", "ef", "fe")
+    ]
+    rows += [{"prompt": f"What is {name}?", "image": f"{name}.png"} for name in "abcdef"]
+    assert_disjoint(paired_probes(written(folder, rows))["image"], texts=True)
+
+
+# Messages ----------------------------------------------------------------------------------------
 
 
 def test_a_prompt_is_asked_by_messages_that_tell_a_film_from_pictures() -> None:
     a, b = picture(1), picture(2)
-    assert Prompt("Hello").messages == [{"role": "user", "content": "Hello"}]
+    hello = {"role": "user", "content": "Hello"}
+    assert Prompt("Hello").messages == [hello]
+    before = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}
+    assert Prompt("Hello", context=Context("", before)).messages == [*before, hello]
     stills = Prompt("Hello", (a, b)).messages[0]["content"]
     assert [part["type"] for part in stills] == ["image_url", "image_url", "text"]
     frames, text = Prompt("Hello", (a, b), film=True).messages[0]["content"]

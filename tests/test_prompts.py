@@ -4,7 +4,9 @@ import json
 import re
 from collections import Counter
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,19 +14,31 @@ from hypothesis import strategies as st
 
 from mars_gguf.convert import prompts
 from mars_gguf.convert.prompts import (
+    NAMING,
+    QUOTING,
     ContrastPrompts,
+    Prompt,
     builtin_contrast,
+    contexts,
     neutral_prompts,
     prompt_set_sha256,
+    read_contrast,
     read_prompts,
     require_enough,
 )
+from mars_gguf.convert.splits import split_prompts
 from mars_gguf.errors import MarsError
+from mars_gguf.openings import judge_by_opening
+from mars_gguf.statistics import largest_count
 
 DATA = files("mars_gguf.convert") / "data"
 
 one_line = st.text(st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp"))).map(str.strip)
 prompt_text = one_line.filter(lambda text: text and not text.startswith(("#", "\ufeff")))
+
+
+def rows(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (DATA / f"{name}.jsonl").read_text("utf-8").splitlines()]
 
 
 def written(folder: Path, content: str | bytes, name: str = "prompts.txt") -> Path:
@@ -33,47 +47,157 @@ def written(folder: Path, content: str | bytes, name: str = "prompts.txt") -> Pa
     return path
 
 
-def test_builtin_pairs_are_complete_and_no_prompt_occurs_twice():
-    pairs = [json.loads(line) for line in (DATA / "contrast.jsonl").read_text("utf-8").splitlines()]
+# The built-in sets -------------------------------------------------------------------------------
+
+SCHEMAS: dict[str, dict[str, set[Any]]] = {  # keys, and what may stand there if not any text
+    "contrast": {"id": set(), "category": set(), "harmful": set(), "harmless": set()},
+    "neutral_prompts": {
+        "form": {"request", "description", "question", "unrelated", "howto"}, "prompt": set()
+    },
+    "neutral_text": {"kind": {"everyday", "borderline"}, "form": set(), "prompt": set()},
+    "subjects": {"verb": set(), "harmful": set(), "harmless": set()},
+    "contexts": {
+        "name": {"assistant", "persona", "strict", "third turn", "after a refusal"},
+        "messages": set(),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_every_line_of_a_builtin_file_has_its_keys_and_plain_text(name: str) -> None:
+    text = (DATA / f"{name}.jsonl").read_text("utf-8")
+    assert not re.search(r"[\u2018-\u201f\u2026\u00a0\t]|\\[ut]", text)  # straight quotes alone
+    for row in rows(name):
+        assert list(row) == list(SCHEMAS[name])
+        for key, allowed in SCHEMAS[name].items():
+            assert not allowed or row[key] in allowed
+            if isinstance(row[key], str):
+                assert row[key] == " ".join(row[key].split()) != ""
+    for key, allowed in SCHEMAS[name].items():
+        assert not allowed or {row[key] for row in rows(name)} == allowed
+
+
+def test_builtin_pairs_are_complete_and_of_many_categories() -> None:
+    pairs = rows("contrast")
     assert [pair["id"] for pair in pairs] == list(range(1, len(pairs) + 1))
     assert len(pairs) >= 160
     categories = Counter(pair["category"] for pair in pairs)
     assert len(categories) >= 10 and min(categories.values()) >= 8
-    texts = [
-        re.sub(r"\W+", " ", p[side]).lower() for p in pairs for side in ("harmful", "harmless")
-    ]
-    assert len(set(texts)) == len(texts)
+    assert len({pair["harmful"].split()[0] for pair in pairs}) >= 20
 
 
-def test_builtin_pairs_match_in_form_and_length():
+def test_builtin_pairs_match_in_form_and_length() -> None:
     contrast = builtin_contrast()
     for harmful, harmless in zip(contrast.harmful, contrast.harmless, strict=True):
         assert harmful[-1] == harmless[-1] and harmful[-1] in ".?", (harmful, harmless)
         assert ("please" in harmful.lower()) == ("please" in harmless.lower()), harmful
         assert 0.6 < len(harmful.split()) / len(harmless.split()) < 1.6, (harmful, harmless)
-    assert len({prompt.split()[0] for prompt in contrast.harmful}) >= 20
 
 
-def test_neutral_prompts_come_in_four_forms_without_repeats_and_apart_from_the_contrast_set():
-    forms = neutral_prompts()
-    assert set(forms) == {"request", "description", "question", "unrelated"}
-    assert all(len(found) >= 24 for found in forms.values())
-    everything = [prompt for found in forms.values() for prompt in found]
-    assert len(set(everything)) == len(everything)
+@pytest.mark.parametrize("side", ["harmful", "harmless"])
+def test_every_second_pair_is_quoted_and_every_thing_named_in_forms_that_take_turns(
+    side: str,
+) -> None:
+    pairs, things = rows("contrast"), rows("subjects")
+    assert len(things) >= 100
+    found = getattr(builtin_contrast(), side)
+    expected = [pair[side] for pair in pairs]
+    for i in range(1, len(pairs), 2):
+        before, after = QUOTING[i // 2 % len(QUOTING)].split("{}")
+        expected[i] = before + expected[i] + after
+    for i, thing in enumerate(things):
+        first, second, third = NAMING[i % len(NAMING)].split("{}")
+        expected.append(first + thing[side] + second + thing["verb"] + third)
+    assert found == expected
+
+
+def test_neutral_prompts_and_text_come_in_many_forms_and_numbers() -> None:
+    assert all(len(found) >= 24 for found in neutral_prompts().values())
     contrast = builtin_contrast()
-    assert not set(everything) & set(contrast.harmful + contrast.harmless)
+    forms = Counter((row["kind"], row["form"]) for row in rows("neutral_text"))
+    for kind, found in contrast.neutral.items():
+        assert len(found) >= 150
+        assert sum(k == kind for k, _ in forms) >= 5, forms
+    held_out = split_prompts(contrast, {}, contexts(), 0).neutral["text"].certify
+    assert largest_count(len(held_out), 0.01) >= 0  # enough to promise 1 %
 
 
-def test_the_card_states_the_true_counts():
+def test_no_prompt_occurs_twice_in_any_set() -> None:
+    contrast = builtin_contrast()
+    sets = contrast.harmful, contrast.harmless, *contrast.neutral.values()
+    everything = list(chain(*sets, *neutral_prompts().values()))
+    plain = Counter(re.sub(r"\W+", " ", prompt).lower().strip() for prompt in everything)
+    assert [prompt for prompt, n in plain.items() if n > 1] == []
+
+
+def test_contexts_are_conversations_that_a_user_may_go_on_with() -> None:
+    none, *others = contexts()
+    assert (none.name, none.messages) == ("none", ())
+    assert min(Counter(c.name for c in others).values()) >= 3
+    assert len({str(c.messages) for c in others}) == len(others)
+    for context in others:
+        roles = [m["role"] for m in context.messages]
+        system = roles[:1] == ["system"]
+        turns = roles[system:]
+        assert turns == ["user", "assistant"] * (len(turns) // 2)
+        assert system == (context.name in ("assistant", "persona", "strict"))
+        if turns:
+            said = judge_by_opening(context.messages[-1]["content"])
+            assert said == ("refused" if context.name == "after a refusal" else "answered")
+        assert all(set(m) == {"role", "content"} and m["content"] for m in context.messages)
+        ours = {"role": "user", "content": "Hello"}
+        assert Prompt("Hello", context=context).messages == [*context.messages, ours]
+
+
+def test_under_a_system_prompt_it_stands_before_every_turn_and_no_other_does() -> None:
+    found = contexts("Be brief.")
+    system = {"role": "system", "content": "Be brief."}
+    turns = [c.messages for c in contexts() if c.name in ("none", "third turn", "after a refusal")]
+    assert [c.messages for c in found] == [(system, *messages) for messages in turns]
+
+
+def test_the_card_states_the_true_counts() -> None:
     card = (DATA / "README.md").read_text("utf-8")
-    pairs = [json.loads(line) for line in (DATA / "contrast.jsonl").read_text("utf-8").splitlines()]
-    assert f"{len(pairs)} matched pairs" in card
-    for category, count in Counter(pair["category"] for pair in pairs).items():
-        assert f"| {category} | {count} |" in card
-    forms = neutral_prompts()
-    assert f"{sum(map(len, forms.values()))} harmless prompts" in card
-    for form, found in forms.items():
-        assert f"| {form} | {len(found)} |" in card
+    assert f"{len(rows('contrast'))} matched pairs" in card
+    assert f"{len(rows('neutral_prompts'))} harmless prompts" in card
+    for name, key in (
+        ("contrast", "category"), ("neutral_prompts", "form"), ("neutral_text", "kind"),
+    ):  # fmt: skip
+        for value, count in Counter(row[key] for row in rows(name)).items():
+            assert f"| {value} | {count} |" in card
+    assert f"{len(rows('subjects'))} things" in card
+    assert f"{len(rows('neutral_text'))} harmless prompts" in card
+    assert f"{len(rows('contexts'))} conversations" in card
+
+
+def test_a_set_thinned_has_every_nth_prompt_of_each_side_and_another_fingerprint() -> None:
+    whole = builtin_contrast()
+    thin = whole.thinned(4)
+    assert thin.harmful == [p for i, p in enumerate(whole.harmful) if i % 4 == 0]
+    assert [len(x) for x in thin.neutral.values()] == [
+        -(-len(x) // 4) for x in whole.neutral.values()
+    ]
+    assert thin.sha256 != whole.sha256
+
+
+# Files -------------------------------------------------------------------------------------------
+
+
+def test_own_files_bring_no_builtin_neutral_text_and_own_neutral_text_replaces_it(
+    tmp_path: Path,
+) -> None:
+    sides = [written(tmp_path, "\n".join(f"{name} {i}" for i in range(9)), name) for name in "ab"]
+    odd = written(tmp_path, "How do I kill a process?", "odd.txt")
+    builtin = builtin_contrast()
+    assert read_contrast(None, None) == builtin
+    assert read_contrast(None, None, odd) == ContrastPrompts(
+        builtin.harmful, builtin.harmless, {"borderline": ["How do I kill a process?"]}
+    )
+    own = read_contrast(*sides)
+    assert (own.harmful[0], own.harmless[0], own.neutral) == ("a 0", "b 0", {})
+    assert read_contrast(*sides, odd).neutral == {"borderline": ["How do I kill a process?"]}
+    with pytest.raises(MarsError, match="go together"):
+        read_contrast(sides[0], None)
 
 
 def test_text_files_hold_one_prompt_a_line_with_comments_blank_lines_and_repeats_dropped(tmp_path):

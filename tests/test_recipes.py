@@ -67,6 +67,23 @@ def test_a_recipe_says_how_prompts_are_written(tmp_path: Path) -> None:
     assert options["chat_template_kwargs"] == {"enable_thinking": False, "n": 3}
 
 
+def test_a_recipe_says_how_the_gate_is_calibrated(tmp_path: Path) -> None:
+    said = """
+[neutral]
+text = "odd.jsonl"
+contexts = false
+system_prompt = "system.txt"
+[calibration]
+over_refusal = 1e-2
+shrinkage = "oas"
+"""
+    options = read_recipe(recipe(tmp_path, MINIMAL + said))
+    assert options["neutral_text"] == str(tmp_path / "odd.jsonl")
+    assert options["system_prompt"] == str(tmp_path / "system.txt")
+    assert (options["contexts"], options["over_refusal"]) == (False, 0.01)
+    assert options["shrinkage"] == "oas"
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -84,6 +101,8 @@ def test_a_recipe_says_how_prompts_are_written(tmp_path: Path) -> None:
         ("[prompts]", "[neutral]\ncount = 0\n[prompts]", "neutral.count is 0, expected 1 to"),
         ("[prompts]", "[calibration]\nseed = true\n[prompts]", "seed is True, expected a whole"),
         ("[prompts]", '[neutral]\nmodalities = ["smell"]\n[prompts]', "expected some of"),
+        ("[prompts]", "[neutral]\ncontexts = 1\n[prompts]", "contexts is 1, expected true or f"),
+        ("[prompts]", "[calibration]\nshrinkage = 0.5\n[prompts]", "is 0.5, expected text"),
         ("[prompts]", '[neutral]\nmodalities = "image"\n[prompts]', "expected a list"),
         ("path =", 'dtype = "int4"\npath =', "model.dtype is 'int4', expected one of .*bfloat16"),
         ("path =", 'chat_handler = "none"\npath =', "chat_handler is 'none', expected one"),

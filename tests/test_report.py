@@ -23,7 +23,7 @@ FAILURES = {"HTTP 500": 2}
 E0 = np.array([1.0, 0, 0, 0])
 GEOMETRY = Geometry(
     np.zeros(4), E0, E0, {"text": np.zeros(4), "image": 0.5 * E0}, {"text": 0.1, "image": 0.2},
-    3.0, 1.0, 2.0,
+    {"text": 0.3, "image": 0.6}, 1.0, 2.0,
 )  # fmt: skip
 RUN: dict[str, Any] = {
     "version": "1", "command": "python -m mars_gguf.evaluate --demo", "vector_sha256": "ab" * 32,
@@ -142,3 +142,18 @@ def test_a_report_of_nothing_is_still_a_report(tmp_path: Path) -> None:
     report.write(empty, tmp_path)
     markdown = (tmp_path / "report.md").read_text()
     assert "# Evaluation of tiny" in markdown and "sweep.png" not in markdown
+
+
+def test_refusals_are_counted_by_category_where_there_are_several() -> None:
+    verdicts = {"unsteered": "answered", "mars": "refused"}
+    asked = [
+        Record(f"{c}{n}", "harmful", "image", c, arm, "?", "", verdict if n else "answered")
+        for c in ("a note", "a sign")
+        for n in range(3)
+        for arm, verdict in verdicts.items()
+    ]
+    rows = Figures(RUN, [UNSTEERED, MARS], asked, [], GEOMETRY).category_rows()
+    assert [row[:2] for row in rows] == [("image", "a note, harmful"), ("image", "a sign, harmful")]
+    assert [(s.k, s.n) for s in rows[0][2].values()] == [(0, 3), (2, 3)]
+    one = [r for r in asked if r.category == "a note"]
+    assert Figures(RUN, [UNSTEERED, MARS], one, [], GEOMETRY).category_rows() == []

@@ -1,79 +1,99 @@
-"""Splits of prompts, and of neutral probes by form and kind."""
+"""Which prompts fit, select and certify."""
 
 from __future__ import annotations
+
+from collections import Counter
+from itertools import chain
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mars_gguf.convert.prompts import Prompt, builtin_contrast
-from mars_gguf.convert.splits import halves, split, split_prompts
+from mars_gguf.convert.prompts import Context, ContrastPrompts, Prompt, builtin_contrast, contexts
+from mars_gguf.convert.splits import Thirds, every_second, split, split_prompts
 from mars_gguf.errors import MarsError
 
-
-@given(
-    st.lists(st.text(), min_size=2, unique=True),
-    st.floats(0, 1, exclude_min=True, exclude_max=True),
-    st.integers(),
+shares = st.lists(st.floats(0.05, 1), min_size=2, max_size=4).map(
+    lambda parts: [p / sum(parts) for p in parts]
 )
-def test_a_split_keeps_every_item_once_in_order_and_repeats_itself(items, held_out, seed):
-    train, held = split(items, held_out, seed)
-    assert train and held
-    assert sorted(train + held) == sorted(items)
-    assert train == [item for item in items if item in train]
-    assert abs(len(held) - held_out * len(items)) <= 1
-    assert split(items, held_out, seed) == (train, held)
 
 
-def test_a_split_is_the_same_on_every_machine_and_differs_by_seed():
-    assert split(range(10), 0.3, 7)[1] == [3, 4, 7]
-    assert len({tuple(split(range(40), 0.5, seed)[1]) for seed in range(20)}) == 20
+@given(st.lists(st.text(), min_size=4, unique=True), shares, st.integers())
+def test_a_split_keeps_every_item_once_in_order_and_repeats_itself(
+    items: list[str], shares: list[float], seed: int
+) -> None:
+    parts = split(items, shares, seed)
+    assert all(parts)
+    assert sorted(chain(*parts)) == sorted(items)
+    assert all(part == [item for item in items if item in part] for part in parts)
+    assert split(items, shares, seed) == parts
+    if min(shares) * len(items) >= 2:
+        for part, share in zip(parts, shares, strict=True):
+            assert abs(len(part) - share * len(items)) <= 1
 
 
-def test_matched_pairs_stay_together_in_a_split():
+def test_a_split_is_the_same_on_every_machine_and_differs_by_seed() -> None:
+    assert split(range(10), (0.3, 0.7), 7)[0] == [3, 4, 7]
+    assert len({tuple(split(range(40), (0.5, 0.5), seed)[1]) for seed in range(20)}) == 20
+
+
+def test_what_is_too_little_to_split_is_refused() -> None:
+    with pytest.raises(MarsError, match="cannot split 2 prompts or pictures in 3"):
+        split(["a", "b"], (0.5, 0.2, 0.3), 0)
+
+
+def texts(prompts: list[Prompt]) -> list[str]:
+    return [p.text for p in prompts]
+
+
+def test_matched_pairs_stay_together_and_no_prompt_measures_twice() -> None:
     contrast = builtin_contrast()
     partner = dict(zip(contrast.harmful, contrast.harmless, strict=True))
-    splits = split_prompts(contrast, {}, 0.25, seed=3)
+    splits = split_prompts(contrast, {}, contexts(), seed=3)
     for harmful, harmless in zip(splits.harmful, splits.harmless, strict=True):
-        assert [p.text for p in harmless] == [partner[p.text] for p in harmful]
-        assert {(p.kind, p.form) for p in (*harmful, *harmless)} == {("text", "text")}
+        assert texts(harmless) == [partner[p.text] for p in harmful]
+        assert all(p.context == Context() for p in (*harmful, *harmless))
+    thirds = splits.neutral["text"]
+    everything = texts(list(chain(*splits.harmful, *thirds)))
+    sides = contrast.harmful, contrast.harmless, *contrast.neutral.values()
+    assert sorted(everything) == sorted(set(chain(*sides)))
+    for plain, neutral in zip(splits.harmless, thirds, strict=True):
+        assert set(texts(plain)) < set(texts(neutral))
+    assert Counter(p.form for p in chain(*thirds)) == {
+        "matched": len(contrast.harmless), **{k: len(v) for k, v in contrast.neutral.items()}
+    }  # fmt: skip
 
 
-@pytest.mark.parametrize("held_out", [0, 1, -0.1, float("nan")])
-def test_a_split_without_both_parts_is_refused(held_out):
-    with pytest.raises(MarsError, match="held-out share"):
-        split(["a", "b"], held_out, 0)
-    with pytest.raises(MarsError, match="expected at least 2"):
-        split(["a"], 0.5, 0)
+def test_under_a_system_prompt_every_prompt_stands_after_it() -> None:
+    before = contexts("Be brief.")
+    for some in (before, before[:1]):
+        splits = split_prompts(builtin_contrast(), {}, some, 0)
+        for p in chain(*splits.harmful, *splits.harmless, *splits.neutral["text"]):
+            assert p.messages[0] == {"role": "system", "content": "Be brief."}
 
 
-strata = st.tuples(st.sampled_from(["noise", "drawn"]), st.sampled_from(["question", "request"]))
+@given(st.lists(st.text(), max_size=30), st.integers(0, 4))
+def test_every_second_prompt_stands_after_a_context_and_they_take_turns(
+    some: list[str], n: int
+) -> None:
+    before = [Context(), *(Context(f"context {i}") for i in range(n))]
+    found = every_second([Prompt(text) for text in some], before)
+    assert texts(found) == some
+    assert {p.context.name for p in found[::2]} <= {"none"}
+    names = [p.context.name for p in found[1::2]]
+    assert names == [f"context {i % n}" if n else "none" for i in range(len(names))]
 
 
-@given(st.lists(strata, min_size=2, max_size=40), st.integers(0, 9))
-def test_halves_share_every_stratum_of_two_or_more_fairly(found, seed):
-    probes = [Prompt(str(i), (), form, kind) for i, (kind, form) in enumerate(found)]
-    fit, check = halves(probes, seed)
-    assert len({p.text for p in (*fit, *check)}) == len(fit) + len(check)
-    for stratum in found:
-        n, a, b = (sum((p.kind, p.form) == stratum for p in part) for part in (probes, fit, check))
-        if n > 1:
-            assert a + b == n and abs(a - b) <= 1
+@pytest.mark.parametrize("before", [[Context()], contexts()])
+def test_the_number_of_all_prompts_counts_once_what_fits_twice(before: list[Context]) -> None:
+    """Harmless text fits the centroids, and without a context neutral text, too."""
+    probes = Thirds(*([Prompt(f"{part} {i}") for i in range(8)] for part in "abc"))
+    splits = split_prompts(builtin_contrast(), {"image": probes}, before, 0)
+    fitted = [*splits.harmful.fit, *splits.harmless.fit]
+    others = chain(*(chain(*thirds) for thirds in (splits.harmful[1:], *splits.neutral.values())))
+    assert len(splits) == len({id(prompt) for prompt in (*fitted, *others)})
 
 
-def test_what_stands_alone_in_its_stratum_is_split_with_others_of_that_sort():
-    fit, check = halves([Prompt(str(i), (), str(i)) for i in range(20)], 0)
-    assert len(fit) == len(check) == 10
-
-
-def test_the_number_of_all_prompts_is_that_of_all_parts():
-    contrast = builtin_contrast()
-    probes = [Prompt(str(i), (), "question", "own") for i in range(16)]
-    splits = split_prompts(contrast, {"image": probes}, 0.5, 0)
-    assert len(splits) == len(contrast.harmful) + len(contrast.harmless) + 16
-
-
-def test_halves_that_are_too_small_are_refused_naming_the_modality():
-    probes = [Prompt(str(i), (), "question", "own") for i in range(14)]
-    with pytest.raises(MarsError, match=r"each half of the neutral prompts \(video\): found 7"):
-        split_prompts(builtin_contrast(), {"video": probes}, 0.5, 0)
+def test_sets_that_are_too_small_are_refused() -> None:
+    with pytest.raises(MarsError, match="harmless prompts: found 7"):
+        split_prompts(ContrastPrompts(list("abcdefgh"), list("abcdefg")), {}, [Context()], 0)

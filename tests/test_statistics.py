@@ -1,13 +1,23 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
+from math import comb
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mars_gguf.statistics import Share, auroc, median_ratio, share, upper_bound
+from mars_gguf.statistics import (
+    Share,
+    auroc,
+    exceedance_bound,
+    largest_count,
+    median_ratio,
+    share,
+    upper_bound,
+)
 
 counts = st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
@@ -59,19 +69,66 @@ def test_auroc_is_the_share_of_pairs_in_the_right_order(
     )
 
 
+def at_most(k: int, n: int, share: float) -> float:
+    """P(Binomial(n, share) <= k), the sum written out exactly."""
+    p = Fraction(share)
+    return float(sum(comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k + 1)))
+
+
+@settings(deadline=None)
+@given(st.integers(1, 300), st.floats(0.001, 0.5))
+def test_so_many_may_exceed_that_one_more_would_show_nothing(n: int, budget: float) -> None:
+    k = largest_count(n, budget)
+    assert k < 0 or at_most(k, n, budget) <= 0.05 + 1e-9
+    assert k == n or at_most(k + 1, n, budget) > 0.05 - 1e-9
+
+
+def test_a_share_of_one_percent_takes_299_samples_and_of_five_percent_59() -> None:
+    for budget, n in ((0.01, 299), (0.05, 59)):
+        assert (largest_count(n - 1, budget), largest_count(n, budget)) == (-1, 0)
+        assert exceedance_bound(0, n) < budget < exceedance_bound(0, n - 1)
+    assert largest_count(10**4, 0.0) == -1
+
+
+@settings(deadline=None)
+@given(st.integers(1, 120).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_the_bound_is_the_share_with_which_so_few_are_seen_one_time_in_twenty(
+    count: tuple[int, int],
+) -> None:
+    k, n = count
+    bound = exceedance_bound(k, n)
+    assert k / n < bound < 1 or (k == n and bound == 1)
+    if k < n:
+        assert at_most(k, n, bound) == pytest.approx(0.05, abs=1e-9)
+    if k == 0:
+        assert bound == pytest.approx(1 - 0.05 ** (1 / n))
+
+
+@pytest.mark.parametrize(("n", "budget"), [(299, 0.01), (300, 0.05), (40, 0.1)])
+def test_an_upper_bound_holds_nineteen_times_in_twenty_whatever_the_distribution(
+    n: int, budget: float
+) -> None:
+    uniform = np.random.default_rng(3).random((n, 4000))  # samples of 4000 runs
+    for quantile in (np.tan, np.exp, np.square):  # of a distribution, at 0 to 1
+        held = (upper_bound(quantile(uniform), budget) >= quantile(1 - budget)).mean()
+        assert held >= 0.95 - 0.01
+        assert held == pytest.approx(1 - at_most(largest_count(n, budget), n, budget), abs=0.01)
+
+
 @given(
-    st.lists(st.floats(-5, 5), min_size=1, max_size=60),
+    st.lists(st.floats(-5, 5), min_size=1, max_size=80),
     st.floats(0, 1, exclude_max=True),
 )
-def test_at_most_the_share_lies_above_the_upper_bound_and_no_lower_sample_will_do(
+def test_an_upper_bound_is_a_sample_that_no_more_than_may_exceed(
     values: list[float], budget: float
 ) -> None:
     sample = np.array(values)
-    bound = upper_bound(sample, budget)
+    bound, k = upper_bound(sample, budget), largest_count(len(sample), budget)
     assert bound in sample
-    assert (sample > bound).sum() <= budget * len(sample)
+    assert (sample > bound).sum() <= max(k, 0)
     for lower in sample[sample < bound]:
-        assert (sample > lower).sum() > int(budget * len(sample))
+        assert (sample > lower).sum() > k
+    assert upper_bound(sample[:, None] * [1, 2], budget).tolist() == [bound, 2 * bound]
 
 
 def test_a_ratio_is_the_median_over_pairs() -> None:

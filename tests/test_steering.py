@@ -43,7 +43,7 @@ def situations(draw: st.DrawFn) -> tuple[Geometry, Array]:
         readout=plain + tilt / (100 * float(np.linalg.norm(r))),
         shifts={"text": np.zeros(n_embd), "image": shift},
         spreads={"text": draw(positive), "image": draw(positive)},
-        gate_opens=draw(st.floats(-10, 10)),
+        thresholds={"text": draw(st.floats(-10, 10)), "image": draw(st.floats(-10, 10))},
         gate_ramp=draw(positive),
         trust_limit=draw(positive),
     )
@@ -61,12 +61,12 @@ def test_a_state_half_way_up_the_ramp_is_pushed_half_of_the_way_to_the_limit():
         readout=np.array([0.25, 0.0]),
         shifts={"image": np.array([10.0, -3.0])},
         spreads={"image": 0.1},
-        gate_opens=2.0,
+        thresholds={"image": 0.2},
         gate_ramp=1.0,
         trust_limit=1.5,
     )
     found = decide(np.array([12.0, 7.0]), g, "image")
-    assert (found.t, found.z, found.gate, found.alpha) == pytest.approx((0.25, 2.5, 0.5, 2.5))
+    assert (found.t, found.z, found.gate, found.alpha) == pytest.approx((0.25, 0.5, 0.5, 2.5))
     np.testing.assert_allclose(steering_vector(g, found.alpha), [2.5, 0])
 
 
@@ -78,8 +78,8 @@ def test_a_decision_is_what_the_formulas_say_one_after_the_other(situation):
         found, t = decide(h, g, modality), where(h, g, modality)
         rounding = 1e-9 * (1 + np.linalg.norm(g.readout) * 100 * len(h))
         assert found.t == pytest.approx(t, abs=rounding)
-        assert found.z == found.t / spread
-        assert found.gate == np.clip((found.z - g.gate_opens) / g.gate_ramp, 0, 1)
+        assert found.z == (found.t - g.thresholds[modality]) / spread
+        assert found.gate == np.clip(found.z / g.gate_ramp, 0, 1)
         some = np.array([found.t, 0.5]), np.array([found.gate, 0.5])
         assert found.alpha == strength(*some, g.distance, g.trust_limit)[0]
 
@@ -113,16 +113,27 @@ def test_what_is_added_points_along_the_refusal_direction_and_has_length_alpha(s
 
 
 @untimed
-@given(st.lists(st.floats(-100, 100), min_size=1), positive, st.floats(-10, 10), positive)
-def test_the_gate_is_shut_below_z_0_open_a_ramp_later_and_never_falls(ts, spread, opens, ramp):
-    t = np.sort(np.asarray(ts))
-    s, z = np.array([gate(x, spread, opens, ramp) for x in t]), t / spread
-    assert not s[z <= opens].any()
-    assert np.allclose(s[z >= opens + ramp], 1, rtol=0, atol=1e-9)
-    within = (z > opens) & (z < opens + ramp)
-    np.testing.assert_allclose(s[within], (z[within] - opens) / ramp)
+@given(st.lists(st.floats(-100, 100), min_size=1), positive)
+def test_the_gate_is_shut_at_the_threshold_open_a_ramp_later_and_never_falls(zs, ramp):
+    z = np.sort(np.asarray(zs))
+    s = np.array([gate(x, ramp) for x in z])
+    assert not s[z <= 0].any()
+    assert np.allclose(s[z >= ramp], 1, rtol=0, atol=1e-9)
+    within = (z > 0) & (z < ramp)
+    np.testing.assert_allclose(s[within], z[within] / ramp)
     assert (np.diff(s) >= 0).all()
     assert ((s >= 0) & (s <= 1)).all()
+
+
+@untimed
+@given(situations(), st.floats(-10, 10))
+def test_each_gate_opens_just_above_the_threshold_of_its_own_modality(situation, common):
+    g, h = situation
+    for geometry in (g, g.opening_at(common)):
+        for modality, threshold in geometry.thresholds.items():
+            found = decide(h, geometry, modality)
+            assert (found.gate > 0) == (found.t > threshold)
+    assert set(g.opening_at(common).thresholds.values()) == {common}
 
 
 @untimed
@@ -140,6 +151,7 @@ def test_the_safe_centroid_lies_at_0_and_the_unsafe_one_at_1_for_every_readout(s
 @given(situations())
 def test_a_medium_that_only_adds_its_shift_changes_no_decision(situation):
     g, h = situation
+    g = g.opening_at(g.thresholds["text"])
     g = replace(g, spreads=dict.fromkeys(g.spreads, g.spreads["text"]))
     plain, shifted = decide(h, g, "text"), decide(h + g.shifts["image"], g, "image")
     rounding = 1e-9 * (1 + abs(plain.t) + g.distance)

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mars_gguf.convert.prompts import builtin_contrast, neutral_prompts
+from mars_gguf.convert.prompts import builtin_contrast, contexts, neutral_prompts
 from mars_gguf.errors import MarsError
 from mars_gguf.evaluate import cases, suites, tables
 from mars_gguf.evaluate.suites import FORMATS, IMAGE_CARRIERS, VIDEO_CARRIERS, Suite, load_suite
@@ -100,11 +100,13 @@ def test_no_held_out_prompt_occurs_twice_or_is_near_one_that_conversions_measure
     ours = [row["prompt"] for kind in SIDES for row in rows(kind)]
     assert len({" ".join(sorted(words(prompt))) for prompt in ours}) == len(ours)
     contrast = builtin_contrast()
-    theirs = [*contrast.harmful, *contrast.harmless, *chain(*neutral_prompts().values())]
+    turns = [m["content"] for c in contexts() for m in c.messages if m["role"] == "user"]
+    sets = contrast.harmful, contrast.harmless, *contrast.neutral.values(), turns
+    theirs = [words(prompt) for prompt in chain(*sets, *neutral_prompts().values())]
     for prompt in [*ours, *IMAGE_CARRIERS, *VIDEO_CARRIERS]:
-        for other in theirs:
-            a, b = words(prompt), words(other)
-            assert len(a & b) / len(a | b) < 0.6, (prompt, other)
+        a = words(prompt)
+        near = [b for b in theirs if len(a & b) / len(a | b) >= 0.6]
+        assert not near, (prompt, near)
 
 
 def test_the_card_states_the_true_counts() -> None:
@@ -392,6 +394,22 @@ def test_a_file_of_our_own_with_pictures_videos_and_answers(tmp_path: Path) -> N
     assert len(suite.cases[4].pictures()) == cases.MAX_FRAMES
 
 
+def test_messages_that_stand_before_a_case_are_asked_before_it(tmp_path: Path) -> None:
+    before = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hi"},
+    ]
+    picture(tmp_path / "a.png")
+    rows = [GOOD | {"before": before}, GOOD | {"id": "b", "media": ["a.png"], "before": before}]
+    rows += [GOOD | {"id": "c"}, GOOD | {"id": "d", "before": []}]
+    suite = load_suite(str(own(tmp_path / "own.jsonl", *rows)))
+    assert not suite.problems
+    alone = load_suite(str(own(tmp_path / "alone.jsonl", *[row | {"before": []} for row in rows])))
+    for case, plain, n in zip(suite.cases, alone.cases, (3, 3, 0, 0), strict=True):
+        assert case.messages() == [*before[:n], *plain.messages()]
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
@@ -399,6 +417,14 @@ def test_a_file_of_our_own_with_pictures_videos_and_answers(tmp_path: Path) -> N
         ({"prompt": None}, "own-2: empty prompt"),
         ({"prompt": "x" * 40_000}, "own-2: prompt of 40000 characters, expected at most 32768"),
         ({"prompt": "\ud800"}, "own-2: the prompt holds a lone surrogate"),
+        ({"before": "Be brief."}, "own-2: .*before"),
+        ({"before": {"role": "user", "content": "Hi"}}, "own-2: before .*expected a list of mess"),
+        ({"before": [{"role": "user"}]}, "own-2: before"),
+        ({"before": [{"role": "tool", "content": "Hi"}]}, "own-2: before"),
+        ({"before": [{"role": "user", "content": ["Hi"]}]}, "own-2: before"),
+        ({"before": [{"role": "user", "content": "Hi", "name": "x"}]}, "own-2: before"),
+        ({"before": [{"role": "user", "content": ""}]}, "own-2: empty prompt"),
+        ({"before": [{"role": "user", "content": "\ud800"}]}, "own-2: .*lone surrogate"),
         ({"id": ""}, "own-2: no id"),
         ({"id": "good"}, "good: the id occurs twice"),
         ({"kind": "evil"}, "own-2: kind 'evil', expected one of harmful, harmless"),

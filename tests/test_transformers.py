@@ -30,7 +30,7 @@ from mars_gguf.convert.extract_transformers import TransformersExtractor
 from mars_gguf.convert.parity import Parity, append_to_card, compare
 from mars_gguf.convert.parity import main as compare_models
 from mars_gguf.convert.pipeline import Options
-from mars_gguf.convert.prompts import ContrastPrompts, Prompt, builtin_contrast
+from mars_gguf.convert.prompts import Context, ContrastPrompts, Prompt, builtin_contrast
 from mars_gguf.demo_model import FOLDER
 from mars_gguf.errors import MarsError, ModelError
 from mars_gguf.runtime.llama import SteeredLlama
@@ -151,6 +151,97 @@ def test_steering_adds_to_one_block_at_the_last_token_with_and_without_a_cache(
         np.testing.assert_allclose(session.steered(1, additions), steered, rtol=1e-3, atol=1e-3)
 
 
+def greedy(
+    extractor: TransformersExtractor, prompt: Prompt, n_tokens: int, layer: int, added: Any
+) -> list[int]:
+    """The tokens of a reply as transformers alone gives them, all evaluated again for each, with
+    ``added`` at the last token of the prompt."""
+    text = extractor.template.render(prompt)
+    encode = extractor.processor if prompt.images else extractor.tokenizer
+    images = {"images": [list(prompt.images)]} if prompt.images else {}
+    inputs = encode(text=[text], add_special_tokens=False, return_tensors="pt", **images)
+    length = inputs["input_ids"].shape[1]
+
+    def hook(_module: Any, _inputs: Any, output: Any) -> Any:
+        hidden = (output[0] if isinstance(output, tuple) else output).clone()
+        hidden[:, length - 1] += torch.from_numpy(added)
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    tokens: list[int] = []
+    handle = extractor.model.get_decoder().layers[layer].register_forward_hook(hook)
+    try:
+        for _ in range(n_tokens):
+            with torch.inference_mode():
+                logits = extractor.model(**inputs, use_cache=False).logits[0, -1]
+            tokens.append(int(logits.argmax()))
+            for name, value in (("input_ids", tokens[-1]), ("attention_mask", 1)):
+                more = torch.tensor([[value]])
+                inputs[name] = torch.cat([inputs[name], more], 1)
+            for name in ("token_type_ids", "mm_token_type_ids"):
+                if name in inputs:
+                    inputs[name] = torch.nn.functional.pad(inputs[name], (0, 1))
+    finally:
+        handle.remove()
+    return tokens
+
+
+@EVERY
+@pytest.mark.parametrize("cached", [True, False])
+def test_replies_are_those_of_transformers_alone_steered_and_not(
+    checkpoint: str, cached: bool
+) -> None:
+    extractor = TransformersExtractor(checkpoint, batch_size=4)
+    prompts, rng = prompts_for(extractor), np.random.default_rng(3)
+    config, head = extractor.model.config, extractor.model.get_output_embeddings()
+    for name in ("image_token_id", "image_token_index"):  # which no reply may hold
+        if (token := getattr(config, name, None)) is not None:
+            head.weight.data[token] = 0
+    said = set()
+    for indices, session in extractor.sessions(prompts):
+        session.cached = cached
+        states, _ = session.observe()
+        additions = 2 * rng.normal(size=(len(indices), WIDTH)).astype(np.float32)
+        pushes = [(layer, k * additions) for layer, k in ((1, 0), (1, 1), (BLOCKS - 1, 1))]
+        steered = list(session.steered_replies(pushes, 4))
+        assert steered[0] == session.replies(4)
+        said.update(*steered)
+        for (layer, rows), replies in zip(pushes, steered, strict=True):
+            for index, row, reply in zip(indices, rows, replies, strict=True):
+                expected = greedy(extractor, prompts[index], 4, layer, row)
+                assert reply == extractor.reply(expected)
+        np.testing.assert_array_equal(session.observe()[0], states)
+    assert len(said) > len(prompts)  # some pushes tell
+
+
+@LLAMA
+def test_a_reply_ends_where_the_model_ends_it(checkpoint: str) -> None:
+    extractor = TransformersExtractor(checkpoint)
+    end = extractor.tokenizer.eos_token_id
+    tokens = extractor.tokenizer(TEXTS[0], add_special_tokens=False)["input_ids"]
+    said = extractor.tokenizer.decode(tokens)
+    assert extractor.reply([*tokens, end, *tokens]) == (tokens[0], said)
+    assert extractor.reply([end]) == (end, "")
+
+
+@pytest.mark.parametrize(
+    ("template", "taken"),
+    [
+        ("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>", True),
+        ("{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+         "<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>", False),
+        ("{% for m in messages if m.role == 'user' %}<u>{{ m.content }}{% endfor %}<a>", False),
+    ],
+    ids=["writes", "raises", "drops"],
+)  # fmt: skip
+def test_a_context_is_taken_if_the_template_writes_it(
+    template: str, taken: bool, tmp_path: Path
+) -> None:
+    extractor = TransformersExtractor(checkpoints.llama(tmp_path / "hf", template))
+    system = {"role": "system", "content": "Be brief."}
+    assert extractor.takes(Context("strict", (system,))) == taken
+    assert extractor.takes(Context())
+
+
 @LLAMA
 def test_a_cache_that_does_not_repeat_the_plain_pass_is_noticed(checkpoint: str) -> None:
     extractor = TransformersExtractor(checkpoint)
@@ -240,7 +331,7 @@ def real(smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
 @pytest.fixture(scope="module")
 def parity(real: tuple[str, str]) -> Parity:
     pairs = builtin_contrast()
-    contrast = ContrastPrompts(pairs.harmful[::11], pairs.harmless[::11])
+    contrast = ContrastPrompts(pairs.harmful[::5], pairs.harmless[::5])
     a = GgufExtractor(real[1], n_threads=2, n_ctx=2048)
     b = TransformersExtractor(real[0], batch_size=32)
     assert not a.fingerprint.differences(b.fingerprint)
@@ -263,7 +354,7 @@ def test_both_paths_measure_the_same_of_a_real_model(parity: Parity) -> None:
     x, y = (c.vector.geometry for c in parity.conversions)
     assert x.direction @ y.direction / (x.distance * y.distance) > 0.9999
     assert x.spreads["text"] == pytest.approx(y.spreads["text"], rel=0.02)
-    assert x.gate_opens == pytest.approx(y.gate_opens, rel=0.02)
+    assert x.thresholds == pytest.approx(y.thresholds, abs=0.03)
 
 
 def test_the_parity_table_is_printed_and_goes_into_a_card(parity: Parity, tmp_path: Path) -> None:
@@ -308,13 +399,13 @@ def test_the_parity_command_prints_a_table_and_the_next_conversion_keeps_it_in_t
     sets = []
     for name in ("harmful", "harmless"):
         lines = (FOLDER / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines[:40]), encoding="utf-8")
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines[:80]), encoding="utf-8")
         sets += [f"--{name}", str(tmp_path / f"{name}.jsonl")]
     again = [DEMO, "-o", str(output), "-q", "--no-plot", "-t", "1", *sets]
     main(again)
     before = card.read_text()
     capsys.readouterr()
-    options = ["--card", str(card), "--pairs", "24", "-t", "1", "-q", *sets]
+    options = ["--card", str(card), "--pairs", "60", "-t", "1", "-q", *sets]
     compare_models([DEMO, dequantized, *options])
     table = capsys.readouterr().out.removesuffix("\n")
     assert table.startswith("## Parity: llama.cpp Q4_K_M and transformers float32\n")
@@ -356,7 +447,7 @@ def test_what_parity_cannot_do_is_said_before_measuring(
 def sets(tmp_path: Path) -> list[str]:
     pairs = builtin_contrast()
     for name, prompts in (("harmful", pairs.harmful), ("harmless", pairs.harmless)):
-        (tmp_path / name).write_text("\n".join(prompts[:32]), encoding="utf-8")
+        (tmp_path / name).write_text("\n".join(prompts[:80]), encoding="utf-8")
     return ["--harmful", str(tmp_path / "harmful"), "--harmless", str(tmp_path / "harmless")]
 
 

@@ -41,7 +41,7 @@ GEOMETRY = Geometry(
     SAFE, UNSAFE, READOUT,
     shifts={"text": np.zeros(4, np.float32), "image": SHIFT},
     spreads={"text": 0.125, "image": 0.25},
-    gate_opens=2.0, gate_ramp=1.0, trust_limit=1.75,
+    thresholds={"text": 0.375, "image": -0.5}, gate_ramp=1.0, trust_limit=1.75,
 )  # fmt: skip
 VECTOR = Vector(
     3, GEOMETRY, MODEL,
@@ -85,16 +85,17 @@ KEYS: dict[str, Typed] = {
     "general.architecture": string("controlvector"),
     "controlvector.model_hint": string("llama"),
     "controlvector.layer_count": u32(1),
-    "mars.version": u32(2),
+    "mars.version": u32(3),
     "mars.layer": u32(3),
     "mars.centroid.safe": f32s(*SAFE),
     "mars.centroid.unsafe": f32s(*UNSAFE),
     "mars.readout": f32s(*READOUT),
     "mars.shift.text": f32s(0, 0, 0, 0),
     "mars.spread.text": f32(0.125),
+    "mars.threshold.text": f32(0.375),
     "mars.shift.image": f32s(*SHIFT),
     "mars.spread.image": f32(0.25),
-    "mars.gate.open": f32(2),
+    "mars.threshold.image": f32(-0.5),
     "mars.gate.ramp": f32(1),
     "mars.trust.limit": f32(1.75),
     "mars.model.architecture": string("llama"),
@@ -159,8 +160,8 @@ def same(one: Vector, other: Vector) -> bool:
     return (
         (one.layer, one.model) == (other.layer, other.model)
         and all(x.dtype == y.dtype and x.tobytes() == y.tobytes() for x, y in arrays)
-        and (a.shifts.keys(), a.spreads) == (b.shifts.keys(), b.spreads)
-        and (a.gate_opens, a.gate_ramp, a.trust_limit) == (b.gate_opens, b.gate_ramp, b.trust_limit)
+        and (a.shifts.keys(), a.spreads, a.thresholds) == (b.shifts.keys(), b.spreads, b.thresholds)
+        and (a.gate_ramp, a.trust_limit) == (b.gate_ramp, b.trust_limit)
         and dict(one.calibration) == dict(other.calibration)
         and dict(one.source) == dict(other.source)
     )
@@ -192,7 +193,7 @@ def vectors(draw: st.DrawFn) -> Vector:
         Geometry(
             safe, unsafe, projection(unsafe - safe).astype(np.float32),
             {m: np.zeros_like(safe) if m == "text" else shift for m in spreads},
-            spreads, draw(numbers), draw(positive), draw(positive),
+            spreads, {m: draw(numbers) for m in spreads}, draw(positive), draw(positive),
         ),
         ModelFingerprint(
             draw(st.text()), draw(st.text()), n_layer, n_embd, *draw(st.tuples(*[st.text()] * 3))
@@ -278,8 +279,9 @@ def test_float64_states_with_massive_activations_are_kept_to_float32_precision(t
     safe, r = rng.normal(size=4096), 1e-2 * rng.normal(size=4096)
     safe[7] = 3e4
     geometry = Geometry(
-        safe, safe + r, projection(r), {"text": 0 * safe}, {"text": 1 / 3}, 1 / 3, 1 / 3, 1 / 3
-    )
+        safe, safe + r, projection(r), {"text": 0 * safe}, {"text": 1 / 3}, {"text": 1 / 3},
+        1 / 3, 1 / 3,
+    )  # fmt: skip
     write_vector(Vector(1, geometry, replace(MODEL, n_embd=4096)), tmp_path / "a.gguf")
     found = read_vector(tmp_path / "a.gguf").geometry
     for one, other in (
@@ -288,7 +290,8 @@ def test_float64_states_with_massive_activations_are_kept_to_float32_precision(t
         (found.readout, projection(r)),
     ):
         np.testing.assert_array_equal(one, other.astype(np.float32))
-    assert found.spreads["text"] == found.gate_opens == found.gate_ramp == np.float32(1 / 3)
+    assert found.spreads == found.thresholds == {"text": np.float32(1 / 3)}
+    assert found.gate_ramp == found.trust_limit == np.float32(1 / 3)
 
 
 # Writes are whole or not there
@@ -458,8 +461,9 @@ BAD_FILES: list[tuple[bytes, str]] = [
     (gguf_file({"general.architecture": None}), "architecture None"),
     (gguf_file({"general.architecture": f32s(1, 2)}), "architecture array"),
     (gguf_file({"mars.version": None}), "no mars.* metadata"),
-    (gguf_file({"mars.version": u32(3)}), "mars.version: found 3, expected 2. Update mars-gguf"),
-    (gguf_file({"mars.version": u32(1)}), "mars.version: found 1, expected 2: since then several"),
+    (gguf_file({"mars.version": u32(4)}), "mars.version: found 4, expected 3. Update mars-gguf"),
+    (gguf_file({"mars.version": u32(1)}), "mars.version: found 1, expected 3: since then several"),
+    (gguf_file({"mars.version": u32(2)}), "mars.version: found 2, expected 3: since then the gate"),
     (gguf_file({"mars.version": string("1")}), "mars.version: found str, expected int"),
     (gguf_file({"mars.version": (BOOL, b"\1")}), "mars.version: found bool, expected int"),
     (gguf_file({"mars.layer": u32(0)}), "tensors: found ['direction.3'], expected exactly direct"),
@@ -521,8 +525,9 @@ BAD_FILES: list[tuple[bytes, str]] = [
         for key in ("mars.spread.text", "mars.spread.image", "mars.gate.ramp", "mars.trust.limit")
         for bad in (0.0, -1.0, NAN, INF)
     ),
-    (gguf_file({"mars.gate.open": f32(NAN)}), "mars.gate.open: found nan"),
-    (gguf_file({"mars.gate.open": f32s(1)}), "mars.gate.open: found ndarray, expected float"),
+    (gguf_file({"mars.threshold.image": f32(NAN)}), "mars.threshold.image: found nan"),
+    (gguf_file({"mars.threshold.text": f32s(1)}), "mars.threshold.text: found ndarray, expected f"),
+    (gguf_file({"mars.threshold.text": None}), "mars.threshold.text is missing"),
     (gguf_file({"mars.model.n_embd": u32(0)}), "mars.model.n_embd: found 0"),
     (gguf_file({"mars.model.n_embd": u32(2**32 - 1)}), "mars.model.n_embd: found 4294967295"),
     (gguf_file({"mars.model.n_layer": u32(2**32 - 1)}), "mars.model.n_layer: found 4294967295"),
@@ -647,7 +652,7 @@ def test_the_command_prints_what_a_vector_holds_and_its_identity(tmp_path):
     assert {"layer       3", "direction   D = 3", "calibration auroc = 0.9375"} <= set(lines)
     assert "source      media = 2 values" in lines
     image = next(line for line in lines if line.startswith("image"))
-    assert "spread 0.25, shift 2.36 D, gate opens at t = 0.5" in image
+    assert "spread 0.25, shift 2.36 D, gate opens at t = -0.5" in image
     assert lines[-1].split() == ["sha256", sha256(tmp_path / "a.gguf")]
     assert "source      note = \\x1b[2J\\x9bü\\nmodel  none" in lines
 

@@ -3,64 +3,100 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from mars_gguf.convert.prompts import ContrastPrompts, Prompt, Push, Rows
+from mars_gguf.convert.observations import Reply
+from mars_gguf.convert.prompts import Context, ContrastPrompts, Prompt, Push, Rows
 from mars_gguf.vectors import ModelFingerprint
 
+N_LAYER, N_EMBD = 6, 4
+REFUSAL, ANSWER = "I'm sorry, but I can't help with that.", "Sure, here is how it is done."
+SORRY, SURE = 0, 1
+FINGERPRINT = ModelFingerprint("toy", "", N_LAYER, N_EMBD, "", "", "")
 
-@dataclass
+
+@dataclass(frozen=True)
 class Toy:
-    """A model whose states say what a prompt is and whose first token is "sorry" or "sure": "sorry"
-    to every ``stride``-th prompt, and to all once steered at a block in ``pliable``."""
+    """A model whose states say what a prompt is, "SIDE NUMBER": harmful ones lie farther from all
+    others the later the block.
 
-    strides: dict[str, int]
-    pliable: tuple[int, ...] = ()
-    n_layer: int = 6
-    n_embd: int = 4
-    fingerprint = ModelFingerprint("toy", "", 6, 4, "", "", "")
+    refuses: the share of each side's prompts that it refuses by itself.
+    pliable: blocks where a push longer than this many units of h makes it refuse everything.
+    moved: prompts whose states lie elsewhere, by so much in every entry.
+    unwritten: names of contexts that its chat template does not write.
+    refusal, forced: what it says when it refuses, and when it is pushed, after the same token.
+    log: the prompts that it was observed on, so far; after ``at_most`` somebody presses Ctrl-C.
+    """
 
-    def sessions(
-        self, prompts: Sequence[Prompt], *, again: Collection[int] = ()
-    ) -> Iterator[tuple[list[int], ToySession]]:
-        for i in range(0, len(prompts), 5):
-            part = prompts[i : i + 5]
-            yield list(range(i, i + len(part))), ToySession(self, part)
+    refuses: Mapping[str, float]
+    pliable: Mapping[int, float] = field(default_factory=dict)
+    moved: Mapping[str, float] = field(default_factory=dict)
+    unwritten: Sequence[str] = ()
+    refusal: str = REFUSAL
+    forced: str = REFUSAL
+    log: list[Prompt] = field(default_factory=list)
+    at_most: int = 10**9
+    n_layer: int = N_LAYER
+    n_embd: int = N_EMBD
+    fingerprint: ModelFingerprint = FINGERPRINT
 
-    def contrast(self) -> ContrastPrompts:
-        return ContrastPrompts(*([f"{side} {i}" for i in range(80)] for side in self.strides))
+    def takes(self, context: Context) -> bool:
+        return context.name not in self.unwritten
+
+    def sessions(self, prompts: Sequence[Prompt]) -> Iterator[tuple[list[int], ToySession]]:
+        """Of five prompts at most, from the last on: in another order than they came."""
+        for stop in range(len(prompts), 0, -5):
+            indices = list(range(max(0, stop - 5), stop))
+            yield indices, ToySession(self, [prompts[i] for i in indices])
+
+    def state(self, prompt: Prompt) -> Rows:
+        assert self.takes(prompt.context)
+        seed = f"{prompt.context.name}, {prompt.modality}: {prompt.text}"
+        noise = np.random.default_rng(hash_of(seed)).normal(size=(N_LAYER, N_EMBD)) / 2
+        harm = prompt.text.startswith("harmful") * (1 + np.arange(N_LAYER)[:, None])
+        medium = 7 * np.eye(N_EMBD)[0] * (prompt.modality != "text")
+        return np.asarray(noise + harm + medium + self.moved.get(prompt.text, 0), np.float32)
+
+    def refused(self, prompt: Prompt) -> bool:
+        side, number = prompt.text.split()
+        return int(number) * 37 % 100 < 100 * self.refuses.get(side, 0)
+
+    def reply(self, prompt: Prompt) -> Reply:
+        return Reply(SORRY, self.refusal) if self.refused(prompt) else Reply(SURE, ANSWER)
 
 
 @dataclass
 class ToySession:
     model: Toy
-    prompts: Sequence[Prompt]
+    prompts: list[Prompt]
 
     def observe(self) -> tuple[Rows, Rows]:
-        states = [
-            np.random.default_rng(hash_of(p.text)).normal(
-                3 * p.text.startswith("harmful") + np.zeros((6, 4)), 0.5
-            )
-            for p in self.prompts
-        ]
-        return np.asarray(states, np.float32), self.logits([self.refuses(p) for p in self.prompts])
+        if len(self.model.log) >= self.model.at_most:
+            raise KeyboardInterrupt
+        self.model.log.extend(self.prompts)
+        tokens = [self.model.reply(p).token for p in self.prompts]
+        states = np.stack([self.model.state(p) for p in self.prompts])
+        return states, 9 * np.eye(2, dtype=np.float32)[tokens]
 
-    def steered_each(self, pushes: Sequence[Push]) -> Iterator[Rows]:
+    def replies(self, n_tokens: int) -> list[Reply]:
+        return [self.model.reply(p) for p in self.prompts]
+
+    def steered_replies(self, pushes: Sequence[Push], n_tokens: int) -> Iterator[list[Reply]]:
         for layer, additions in pushes:
-            forced = layer in self.model.pliable
-            assert (np.linalg.norm(additions, axis=-1) > 0).all()
-            yield self.logits([forced or self.refuses(p) for p in self.prompts])
+            least = self.model.pliable.get(layer, np.inf)
+            yield [
+                Reply(SORRY, self.model.forced) if np.linalg.norm(push) > least else reply
+                for push, reply in zip(additions, self.replies(n_tokens), strict=True)
+            ]
 
-    def refuses(self, prompt: Prompt) -> bool:
-        side, number = prompt.text.split()
-        return int(number) % self.model.strides[side] == 0
 
-    @staticmethod
-    def logits(refuses: Sequence[bool]) -> Rows:
-        return np.asarray([[9.0, 0.0] if r else [0.0, 9.0] for r in refuses], np.float32)
+def toy_contrast(n: int = 200) -> ContrastPrompts:
+    """Prompts to convert a toy with, half as many of them borderline."""
+    sides = {name: [f"{name} {i}" for i in range(n)] for name in ("harmful", "harmless")}
+    return ContrastPrompts(**sides, neutral={"borderline": [f"odd {i}" for i in range(n // 2)]})
 
 
 def hash_of(text: str) -> int:

@@ -53,14 +53,14 @@ class Subject:
 def material(demo: bool, images: bool) -> Material:
     """The demo model's own, or what the converter has built in."""
     if not demo:
-        neutral = neutral_probes(96, 224, 0)["image"] if images else []
-        return Material(builtin_contrast(), neutral)
+        thirds = neutral_probes(32, 224, 0)["image"] if images else ()
+        return Material(builtin_contrast(), [prompt for part in thirds for prompt in part])
     harmful, harmless, neutral_media = (
         str(demo_model.FOLDER / f"{name}.jsonl") for name in ("harmful", "harmless", "neutral")
     )
     return Material(
         ContrastPrompts(read_prompts(harmful), read_prompts(harmless)),
-        paired_probes(neutral_media)["image"],
+        [prompt for part in paired_probes(neutral_media)["image"] for prompt in part],
         ["--harmful", harmful, "--harmless", harmless],
         ["--neutral-media", neutral_media],
     )

@@ -122,7 +122,8 @@ class Conversation:
         Raises MarsError if the message does not fit the context.
         """
         began = time.perf_counter()
-        self.notes = []
+        other = self.llama.vector.other_system_prompt(self.system)
+        self.notes = [] if other is None else [other]
         request = self._request(text, pictures, video)
         first = self._first_with_room_for(request)
         seed = self.sampling.get("seed")
@@ -283,7 +284,7 @@ def _same(held: npt.NDArray[np.intc], given: npt.NDArray[np.intc]) -> int:
 @contextmanager
 def _shut_gate(llama: SteeredLlama) -> Iterator[None]:
     vector = llama.vector
-    llama.vector = replace(vector, geometry=replace(vector.geometry, gate_opens=NEVER))
+    llama.vector = replace(vector, geometry=vector.geometry.opening_at(NEVER))
     try:
         yield
     finally:

@@ -204,8 +204,7 @@ def why(turn: Turn, geometry: Geometry) -> RenderableType:
     """What the runtime measured at a reply's first token, with t on a gauge."""
     assert turn.steering is not None
     s, kind = turn.steering, turn.steering.modality
-    spread = geometry.spreads.get(kind, geometry.spreads.get("image", geometry.spreads["text"]))
-    opens = geometry.gate_opens * spread
+    opens = geometry.thresholds["image" if kind not in geometry.thresholds else kind]
     table = Table.grid(padding=(0, 2))
     media = {"text": "no picture", "image": "one or several pictures", "video": "a film"}
     table.add_row("modality", f"{s.modality}: {media[s.modality]} in the context")

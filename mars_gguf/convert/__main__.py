@@ -15,13 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mars_gguf import __version__
 from mars_gguf.console import command
 from mars_gguf.convert.artefacts import Artefact, is_artefact, read_artefact
-from mars_gguf.convert.prompts import ContrastPrompts, Prompt, read_contrast
+from mars_gguf.convert.prompts import Context, ContrastPrompts, contexts, read_contrast
 from mars_gguf.convert.recipes import MODALITIES, read_recipe
 from mars_gguf.errors import MarsError
 from mars_gguf.files import sha256
 from mars_gguf.options import (
+    Group,
     add_checkpoint_arguments,
     add_context_argument,
     add_file_arguments,
@@ -39,7 +41,11 @@ from mars_gguf.options import (
 if TYPE_CHECKING:
     from mars_gguf.convert.extract_gguf import GgufExtractor
     from mars_gguf.convert.extract_transformers import TransformersExtractor
+    from mars_gguf.convert.geometry import Shrinkage
     from mars_gguf.convert.pipeline import Conversion, Options
+    from mars_gguf.convert.splits import Thirds
+
+QUICK = 4
 
 # What a recipe leaves to the command line: the machine, and what is shown.
 BESIDE_RECIPE = (
@@ -80,16 +86,14 @@ def parser() -> argparse.ArgumentParser:
         choices=MODALITIES,
         help="measure text and this alone; can be repeated (default: all that the model takes)",
     )
-    prompts.add_argument("--seed", type=seed, default=0, metavar="N")
-    prompts.add_argument(
-        "--over-refusal",
-        type=float,
-        default=0.01,
-        metavar="SHARE",
-        help="share of neutral inputs that may open the gate (default: 0.01)",
-    )
+    add_calibration_arguments(prompts)
     prompts.add_argument(
         "--layer", type=int, metavar="N", help="block of a direction measured elsewhere, 0-based"
+    )
+    p.add_argument(
+        "--quick",
+        action="store_true",
+        help="measure on a quarter of the prompts; the card says with what confidence",
     )
     gguf = p.add_argument_group("GGUF models")
     add_context_argument(gguf)
@@ -106,6 +110,55 @@ def parser() -> argparse.ArgumentParser:
     add_verbose_argument(p)
     p.set_defaults(untested=None, quantization=None, prompts_sha256=None)
     return p
+
+
+def add_calibration_arguments(group: Group) -> None:
+    """How the gate is calibrated, and on what besides the contrast prompts."""
+    group.add_argument(
+        "--neutral-text",
+        metavar="FILE",
+        help="harmless text besides --harmless, borderline requests above all, one a line or JSON "
+        "Lines (default: built in, without --harmful none)",
+    )
+    group.add_argument(
+        "--contexts",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="measure half of the neutral prompts after system prompts and earlier turns",
+    )
+    group.add_argument(
+        "--system-prompt",
+        metavar="FILE",
+        help="measure everything under this system prompt, which the model will be used with",
+    )
+    group.add_argument(
+        "--over-refusal",
+        type=float,
+        default=0.10,
+        metavar="SHARE",
+        help="share of neutral inputs, borderline ones among them, that may open the gate, at "
+        "most, with 95 %% confidence (default: 0.1)",
+    )
+    group.add_argument(
+        "--shrinkage",
+        type=shrinkage,
+        default=0.5,
+        metavar="RULE",
+        help="of the read-out: 0 to 1 (the projection on the direction), oas or ledoit-wolf "
+        "(default: 0.5)",
+    )
+    group.add_argument("--seed", type=seed, default=0, metavar="N")
+
+
+def shrinkage(text: str) -> Shrinkage:
+    if text == "oas":
+        return "oas"
+    if text == "ledoit-wolf":
+        return "ledoit-wolf"
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"found {value}, expected 0 to 1, oas or ledoit-wolf")
+    return value
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -141,12 +194,17 @@ def run(args: argparse.Namespace) -> None:
     from mars_gguf.vectors.describe import describe
 
     job = prepare(args)
+    measured = job.outputs[0].with_suffix(".measured")
     extractor = open_model(job.model, job.mmproj, args)
     try:
         conversion = measure(extractor, job, args)
+    except MarsError:  # the same command would end alike; after an interruption it goes on
+        measured.unlink(missing_ok=True)
+        raise
     finally:
         extractor.close()
     write_outputs(conversion, job.outputs)
+    measured.unlink(missing_ok=True)
     print(describe(conversion.vector))
     for warning in conversion.warnings:
         print(f"warning: {warning}")
@@ -164,7 +222,8 @@ class Job:
     mmproj: str | None
     given: Artefact | None
     contrast: ContrastPrompts
-    neutral: dict[str, list[Prompt]]
+    contexts: list[Context]
+    neutral: dict[str, Thirds]
     options: Options
     outputs: list[Path]
 
@@ -175,22 +234,32 @@ def prepare(args: argparse.Namespace) -> Job:
     from mars_gguf.convert.pipeline import Options
 
     contrast = _contrast(args)
-    share = _share(args.over_refusal)
-    options = Options(seed=args.seed, layers=layer_range(args.layers), over_refusal=share)
+    options = Options(
+        seed=args.seed,
+        layers=layer_range(args.layers),
+        over_refusal=_share(args.over_refusal),
+        shrinkage=shrinkage(str(args.shrinkage)),
+    )
+    before = contexts(_system_prompt(args))
+    if not args.contexts:
+        before = before[:1]
     given, model, mmproj = _inputs(args)
     _require_fitting(args, model)
     named = args.input or model
-    used = (args.harmful, args.harmless, args.neutral_media, mmproj, args.recipe)
+    texts = (args.harmful, args.harmless, args.neutral_text, args.system_prompt)
+    used = (*texts, args.neutral_media, mmproj, args.recipe)
     inputs = [named, model, *(str(path) for path in used if path)]
     output = args.output or f"{_stem(named)}-mars.gguf"
     outputs = output_paths(output, inputs, plot=not args.no_plot)
     sees = mmproj is not None or not is_gguf(model)
-    neutral = _neutral(args) if sees else _no_pictures(args)
-    return Job(model, mmproj, given, contrast, neutral, options, outputs)
+    neutral = _neutral(args, contrast, before) if sees else _no_pictures(args)
+    return Job(model, mmproj, given, contrast, before, neutral, options, outputs)
 
 
 def _contrast(args: argparse.Namespace) -> ContrastPrompts:
-    contrast = read_contrast(args.harmful, args.harmless)
+    contrast = read_contrast(args.harmful, args.harmless, args.neutral_text)
+    if args.quick:
+        contrast = contrast.thinned(QUICK)
     if args.prompts_sha256 not in (None, contrast.sha256):
         raise MarsError(
             f"{args.recipe}: found prompts of sha256 {contrast.sha256}, prompts.sha256 says "
@@ -260,17 +329,35 @@ def _stem(name: str) -> str:
     return Path(name).stem if Path(name).is_file() else Path(name).name
 
 
-def _neutral(args: argparse.Namespace) -> dict[str, list[Prompt]]:
+def _system_prompt(args: argparse.Namespace) -> str | None:
+    if args.system_prompt is None:
+        return None
+    try:
+        text = Path(args.system_prompt).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise MarsError(f"{args.system_prompt}: cannot be read as text ({error})") from error
+    if not text:
+        raise MarsError(f"{args.system_prompt}: is empty, expected a system prompt")
+    return text
+
+
+def _neutral(
+    args: argparse.Namespace, contrast: ContrastPrompts, before: list[Context]
+) -> dict[str, Thirds]:
     from mars_gguf.convert.probes import neutral_probes
 
     wanted = args.modality or ["image", "video"]
     if set(wanted) <= {"text"}:
         return {}
-    probes = neutral_probes(args.probes, args.image_size, args.seed, args.neutral_media)
+    number = args.probes // QUICK if args.quick else args.probes
+    borderline = contrast.neutral.get("borderline", [])
+    probes = neutral_probes(
+        number, args.image_size, args.seed, before, borderline, args.neutral_media
+    )
     return {m: prompts for m, prompts in probes.items() if m in wanted}
 
 
-def _no_pictures(args: argparse.Namespace) -> dict[str, list[Prompt]]:
+def _no_pictures(args: argparse.Namespace) -> dict[str, Thirds]:
     media = [m for m in args.modality or [] if m != "text"]
     if media or args.neutral_media:
         raise MarsError(
@@ -325,6 +412,7 @@ def measure(
     extractor: GgufExtractor | TransformersExtractor, job: Job, args: argparse.Namespace
 ) -> Conversion:
     """The conversion, on an open model."""
+    from mars_gguf.convert.measured import Measured
     from mars_gguf.convert.pipeline import convert
 
     if args.quantization not in (None, extractor.fingerprint.quantization):
@@ -338,12 +426,22 @@ def measure(
         job.neutral if extractor.sees_images else _no_pictures(args),
         job.options,
         source=_source(extractor, job, args),
+        contexts=job.contexts,
         given=job.given,
+        stores=Measured(job.outputs[0].with_suffix(".measured"), _same_job(extractor, job)),
         progress=not args.quiet,
     )
     if args.untested:
         conversion.warnings.insert(0, f"The recipe was shipped untested: {args.untested}")
     return conversion
+
+
+def _same_job(extractor: GgufExtractor | TransformersExtractor, job: Job) -> str:
+    """What decides what is seen of a prompt: the model and its mmproj, as far as a look at the
+    files tells, and this package."""
+    files = [Path(name) for name in (job.model, job.mmproj) if name and Path(name).exists()]
+    looks = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    return f"{__version__} {extractor.backend} {extractor.fingerprint} {looks}"
 
 
 def _source(
@@ -361,6 +459,10 @@ def _source(
         source["revision"] = args.revision
     if args.recipe:
         source["recipe"] = args.recipe.name
+    if args.quick:
+        source["quick"] = "measured on a quarter of the prompts"
+    if system := job.contexts[0].messages:
+        source["system_prompt"] = system[0]["content"]
     return source
 
 

@@ -1,96 +1,164 @@
-"""What the chosen block is steered by: the spreads of neutral inputs, the gate's threshold and the
-trust limit; and what the user should be warned of."""
+"""What the chosen block is steered by: each modality's threshold and spread, and the trust limit;
+what was certified; and what the user should be warned of."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from mars_gguf.convert.geometry import Array, Centroids, RefusalScore
-from mars_gguf.convert.layers import Answered, LayerScores, forced_refusals
-from mars_gguf.convert.observations import Extractor, Observations
-from mars_gguf.convert.prompts import require_enough
-from mars_gguf.steering import Geometry
+from mars_gguf.convert.geometry import Array
+from mars_gguf.convert.layers import Forced, LayerScores
+from mars_gguf.convert.observations import Observations
+from mars_gguf.convert.prompts import Prompt
+from mars_gguf.convert.refusals import Refusals
+from mars_gguf.errors import MarsError
+from mars_gguf.statistics import (
+    CONFIDENCE,
+    exceedance_bound,
+    largest_count,
+    upper_bound,
+)
 
-LIMITS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
-CLEAR_CONTRAST = 0.2  # of a RefusalScore, below which single prompts cannot be judged by it
+LIMITS = (1.0, 1.5, 2.0, 2.5, 3.0)
+MISSED = 0.05  # of harmful text, which may lie below
+SELDOM = 0.2  # of harmful prompts refused, beyond harmless ones
 
 
-def accepted(checks: Mapping[str, Observations], refusal: RefusalScore) -> dict[str, Observations]:
-    """By modality, the harmless prompts that say how far harmless inputs reach: what the model
-    refuses by itself, if that can be told, says nothing of over-refusal.
+@dataclass(frozen=True)
+class Opened:
+    """Of ``n`` certifying inputs of a modality, how many open the gate; ``group``: of which sort,
+    "" for all of them."""
 
-    Raises MarsError if too few are left.
+    modality: str
+    group: str
+    n: int
+    k: int
+
+    @property
+    def bound(self) -> float:
+        """The share that open it, at most, with CONFIDENCE."""
+        return exceedance_bound(self.k, self.n)
+
+    def __str__(self) -> str:
+        """Such as "2.7 %, 9 of 334"."""
+        return f"{100 * self.k / max(self.n, 1):.1f} %, {self.k} of {self.n}"
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What held-out inputs do at the chosen block, none of which has chosen anything.
+
+    neutral: by modality, then sort. caught: of harmful text, how many open the gate. refused:
+    shares of harmful and of neutral text that the model refuses by itself.
     """
-    if refusal.contrast >= CLEAR_CONTRAST:
-        checks = {m: o.where(refusal(o.raw_scores) < 0.5) for m, o in checks.items()}
-    for m, o in checks.items():
-        require_enough(
-            [p.text for p in o.prompts], f"held-out harmless prompts that the model answers ({m})"
-        )
-    return dict(checks)
+
+    neutral: list[Opened]
+    caught: Opened
+    refused: tuple[float, float]
 
 
-def spreads(t: Mapping[str, Array], harmful: Array) -> dict[str, float]:
-    """Spread sigma_m by modality, in units of t: the standard deviation of the coordinates ``t``
-    [n] of neutral inputs. Of text both classes are known: its unit is what moves t most within
-    either, ``harmful`` [n] being the coordinates of the other."""
-    found = {m: max(float(values.std()), 1e-3) for m, values in t.items()}
-    found["text"] = max(found["text"], float(harmful.std()))
+def accepted(neutral: Mapping[str, Observations], refusals: Refusals) -> dict[str, Observations]:
+    """By modality, the neutral prompts that the model answers: what it refuses by itself says
+    nothing of over-refusal. Raises MarsError if none is left."""
+    answered = {m: seen.where(~refusals.begin(seen.tokens)) for m, seen in neutral.items()}
+    for m, seen in answered.items():
+        if not seen.prompts:
+            raise MarsError(
+                f"the model refuses all of the {len(neutral[m].prompts)} held-out harmless prompts "
+                f"({m}): nothing says how far harmless prompts reach"
+            )
+    return answered
+
+
+def spreads(t: Mapping[str, Array]) -> dict[str, float]:
+    """Spread sigma_m by modality: the standard deviation of the coordinates [n] of neutral
+    inputs."""
+    return {m: max(float(values.std()), 1e-3) for m, values in t.items()}
+
+
+def thresholds(t: Mapping[str, Array], harmful: Array, budget: float) -> dict[str, float]:
+    """Threshold t_m by modality: of the coordinates [n] of neutral inputs, that which with
+    CONFIDENCE no more than a share ``budget`` exceed, or the largest. Of text the other side is
+    known, too: where all but MISSED of ``harmful`` text [n] lies beyond, in the middle between."""
+    found = {m: float(upper_bound(values, budget)) for m, values in t.items()}
+    reached = float(np.quantile(harmful, MISSED))
+    found["text"] = max(found["text"], (found["text"] + reached) / 2)
     return found
 
 
-def gate_opens(thresholds: Mapping[str, float], spread: Mapping[str, float]) -> float:
-    """Gate threshold z_0, in spreads: the least at which no modality's gate opens below its
-    threshold, in units of t."""
-    return max(threshold / spread[m] for m, threshold in thresholds.items())
+def trust_limit(forced: Forced) -> float:
+    """The trust limit t_max: the least of LIMITS at which forced steering refuses nearly as much as
+    at the best."""
+    return LIMITS[int(np.argmax(forced.rates >= 0.95 * forced.rates.max()))]
 
 
-def trust_limit(
-    extractor: Extractor,
-    answered: Mapping[str, Answered],
-    base: Centroids,
-    refusal: RefusalScore,
-    layer: int,
-    progress: bool,
-) -> float:
-    """The trust limit t_max: the least of LIMITS at which forced steering refuses nearly as much
-    of every modality's answered prompts as at the best."""
-    places = [(layer, limit) for limit in LIMITS]
-    rates = forced_refusals(
-        extractor, answered, base, refusal, places, title="trust limit", progress=progress
-    )
-    return LIMITS[int(np.argmax(rates >= 0.95 * rates.max()))]
+def certify(
+    neutral: Mapping[str, Observations],
+    harmful: Array,
+    opens: Mapping[str, float],
+    refused: tuple[float, float],
+) -> Certificate:
+    """Count which certifying inputs open the gate; the ``states`` of ``neutral`` are coordinates
+    [n] at the chosen block, as ``harmful`` [n] are of harmful text."""
+    rows = []
+    for m, seen in neutral.items():
+        opened = seen.states > opens[m]
+        rows.append(Opened(m, "", len(opened), int(opened.sum())))
+        for sort in _sorts(seen.prompts):
+            chosen = np.asarray([sort in _sorts([p]) for p in seen.prompts])
+            rows.append(Opened(m, sort, int(chosen.sum()), int(opened[chosen].sum())))
+    caught = Opened("text", "harmful", len(harmful), int((harmful > opens["text"]).sum()))
+    return Certificate(rows, caught, refused)
+
+
+def _sorts(prompts: Sequence[Prompt]) -> list[str]:
+    """The sorts of these prompts: forms of text, kinds of pictures, contexts."""
+    forms = dict.fromkeys(p.form for p in prompts)
+    kinds = dict.fromkeys(p.kind for p in prompts if p.images)
+    contexts = dict.fromkeys(p.context.name for p in prompts)
+    sorts = [*(f"form: {f}" for f in forms if f), *(f"picture: {k}" for k in kinds)]
+    return sorts + [f"context: {c}" for c in contexts]
 
 
 def warnings(
-    refusal: RefusalScore, scores: LayerScores, layer: int, harmful: Array, geometry: Geometry
+    refusals: Refusals,
+    scores: LayerScores,
+    layer: int,
+    certificate: Certificate,
+    budget: float,
 ) -> list[str]:
-    """What speaks against using a vector of this block; ``harmful`` [n]: coordinates of held-out
-    harmful text prompts there."""
+    """What speaks against using a vector of this block."""
     found = []
-    if refusal.contrast < CLEAR_CONTRAST:
+    harmful, harmless = certificate.refused
+    if harmful - harmless < SELDOM:
         found.append(
-            "The model's first tokens hardly differ between harmful and harmless prompts "
-            f"(contrast {refusal.contrast:.2f} of 1): it seldom refuses, so there is little "
-            "refusal to steer towards."
+            f"This vector will do little, because the model seldom refuses: {harmful:.0%} of "
+            f"held-out harmful prompts, {harmless:.0%} of harmless ones. There is little refusal "
+            "to steer towards."
         )
-    if scores.separation[layer] < 0.9:
+    elif not refusals.judged:
         found.append(
-            f"Held-out harmful and harmless text overlap at the best block (AUROC "
-            f"{scores.separation[layer]:.2f})."
-        )
-    if not scores.total[layer]:
-        found.append(
-            "No block has separation, effect and headroom at once (a total above 0): block "
-            f"{layer} is chosen by separation and what headroom there is."
+            "No refusal in English was found among the model's replies: refusals were told by "
+            "their first tokens alone."
         )
     if scores.effect[layer] < 0.5:
         found.append(
-            f"Forced steering turned only {scores.effect[layer]:.0%} of harmless prompts into "
-            "refusals."
+            "This vector will do little, because forced steering turned only "
+            f"{scores.effect[layer]:.0%} of the replies it was tried on into refusals."
         )
-    if geometry.gate_opens * geometry.spreads["text"] > float(np.median(harmful)):
-        found.append("The gate stays closed for half of the held-out harmful text prompts.")
+    caught = certificate.caught
+    if caught.k < caught.n / 2:
+        found.append(
+            "This vector will do little, because the gate stays closed for "
+            f"{1 - caught.k / caught.n:.0%} of held-out harmful text."
+        )
+    for row in certificate.neutral:
+        if not row.group and largest_count(row.n, budget) < 0:
+            found.append(
+                f"{row.modality}: {row.n} neutral inputs are too few to show that at most "
+                f"{budget:.1%} open the gate; with {CONFIDENCE:.0%} confidence it is at most "
+                f"{row.bound:.1%}."
+            )
     return found

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from mars_gguf.console import printable
 from mars_gguf.convert.pipeline import Conversion
+from mars_gguf.statistics import CONFIDENCE
 from mars_gguf.vectors import Vector
 from mars_gguf.vectors.describe import describe
 
@@ -19,6 +21,8 @@ def card(conversion: Conversion, name: str, sha256: str, parity: str = "") -> st
         _warnings(conversion.warnings),
         _coordinates(conversion),
         _gate(conversion.vector),
+        _promise(conversion),
+        _examples(conversion),
         _blocks(conversion),
         _values(conversion.vector, sha256),
     ]
@@ -62,31 +66,70 @@ def _coordinates(conversion: Conversion) -> list[str]:
     lines = [
         "## Where prompts lie",
         "",
-        f"Coordinate t at block {layer} before re-centering: 0 is the safe, 1 the unsafe centroid.",
+        f"Coordinate t of held-out prompts at block {layer} before re-centering: 0 is the safe, 1 "
+        "the unsafe centroid.",
         "",
         "| set | mean t | spread |",
         "| --- | --- | --- |",
     ]
     for group, t in conversion.coordinates.items():
-        width = f"{t[:, layer].std():.3f}" if len(t) > 1 else ""
-        lines.append(f"| {group} | {t[:, layer].mean():.3f} | {width} |")
+        lines.append(f"| {group} | {t[:, layer].mean():.3f} | {t[:, layer].std():.3f} |")
     return lines
 
 
 def _gate(vector: Vector) -> list[str]:
     lines = [
         "",
-        "| modality | shift along the direction (t) | spread | gate opens at t | fully open |",
+        "| modality | shift along the read-out (t) | spread | gate opens at t | fully open |",
         "| --- | --- | --- | --- | --- |",
     ]
     g = vector.geometry
     for m in vector.modalities:
-        spread = g.spreads[m]
+        spread, opens = g.spreads[m], g.thresholds[m]
         lines.append(
             f"| {m} | {float(g.shifts[m] @ g.readout):.3f} | {spread:.3f} | "
-            f"{g.gate_opens * spread:.3f} | {(g.gate_opens + g.gate_ramp) * spread:.3f} |"
+            f"{opens:.3f} | {opens + g.gate_ramp * spread:.3f} |"
         )
     return lines
+
+
+def _promise(conversion: Conversion) -> list[str]:
+    """What a user needs to decide: what opens the gate that should not, and what does not."""
+    certificate, budget = conversion.certificate, conversion.vector.calibration["over_refusal"]
+    caught = certificate.caught
+    harmful, neutral = certificate.refused
+    lines = [
+        "",
+        "## What opens the gate",
+        "",
+        "Held-out prompts and pictures, which were used for nothing but to set the thresholds; "
+        f"those that the model refuses by itself are left out. Budget: {float(str(budget)):.1%} of "
+        f"a modality's, with {CONFIDENCE:.0%} confidence, if prompts are independent (prompts that "
+        "share a picture are not quite). A sort's own share has its own bound.",
+        "",
+        f"Of harmful text the gate opens for **{caught}**. The model by itself refuses "
+        f"{harmful:.0%} of it, and {neutral:.0%} of neutral text.",
+        "",
+        "| harmless input | opens the gate | at most |",
+        "| --- | --- | --- |",
+    ]
+    for row in certificate.neutral:
+        name = f"{row.modality}, {row.group}" if row.group else f"**{row.modality}**"
+        lines.append(f"| {name} | {row} | {row.bound:.1%} |")
+    return lines
+
+
+def _examples(conversion: Conversion) -> list[str]:
+    """Replies under forced steering, word for word."""
+    lines = ["", "## Forced replies", "", "The gate held open, at the chosen block and limit:", ""]
+    for prompt, reply in conversion.examples:
+        shown = f"({prompt.modality}) " if prompt.images else ""
+        lines += [f"- {shown}{_quoted(prompt.text)} -> {_quoted(reply.text)}"]
+    return lines
+
+
+def _quoted(text: str) -> str:
+    return "`" + " ".join(printable(text).replace("`", "'").split()) + "`"
 
 
 def _blocks(conversion: Conversion) -> list[str]:
@@ -95,19 +138,22 @@ def _blocks(conversion: Conversion) -> list[str]:
         "",
         "## Blocks",
         "",
-        "separation: AUROC of t, held-out harmful against harmless text. threshold: t that neutral "
-        "inputs stay below. effect: share of harmless prompts that forced steering turns into "
-        "refusals. total = separation x effect x (1 - worst threshold).",
+        "On other held-out prompts. separation: AUROC of t, harmful against neutral text. "
+        "threshold: t that neutral inputs stay below. reach: share of harmful text above it, the "
+        "mean over the modalities. effect: share of replies that forced steering turned into "
+        "refusals, tried at the blocks of the largest reach. total = reach x effect.",
         "",
         "| block | separation | "
-        + " | ".join(f"threshold, {m}" for m in scores.threshold)
-        + " | effect | total |",
-        "| --- " * (4 + len(scores.threshold)) + "|",
+        + " | ".join(f"threshold, {m}" for m in scores.thresholds)
+        + " | reach | effect | total |",
+        "| --- " * (5 + len(scores.thresholds)) + "|",
     ]
-    columns = [scores.separation, *scores.threshold.values(), scores.effect, scores.total]
-    for block in np.flatnonzero(~np.isnan(scores.total)):
+    columns = [scores.separation, *scores.thresholds.values(), scores.reach]
+    columns += [scores.effect, scores.total]
+    for block in np.flatnonzero(~np.isnan(scores.reach)):
         name = f"**{block}**" if block == conversion.vector.layer else str(block)
-        lines.append(f"| {name} | " + " | ".join(f"{x[block]:.3f}" for x in columns) + " |")
+        cells = ["" if np.isnan(x[block]) else f"{x[block]:.3f}" for x in columns]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
 
 

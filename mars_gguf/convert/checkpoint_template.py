@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mars_gguf.convert.prompts import Prompt
 from mars_gguf.errors import ModelError
 
+Message = dict[str, Any]
 PROBE = "Is this text shown?"  # to see what a template does with a text
 
 
@@ -58,9 +59,10 @@ class CheckpointTemplate:
 
     def render(self, prompt: Prompt) -> str:
         """The text of ``prompt``, to be continued by the assistant, with pictures and frames of
-        films as the processor's markers of a picture. Raises ModelError if the user's text is not
-        in what the template writes."""
-        return self._rendered(prompt.text, len(prompt.images), self._wants_parts)
+        films as the processor's markers of a picture. Raises ModelError if the user's text, or
+        one of the context before it, is not in what the template writes."""
+        before = prompt.context.messages
+        return self._rendered(prompt.text, len(prompt.images), self._wants_parts, before)
 
     def _learn_content(self, multimodal: bool) -> bool:
         """Whether the template is to be given typed parts; else strings. Templates of models that
@@ -76,16 +78,31 @@ class CheckpointTemplate:
                 failures.append(str(error))
         raise ModelError(f"{self.name}: the chat template cannot be used: {failures[0]}")
 
-    def _rendered(self, text: str, n_images: int, parts: bool) -> str:
-        if self._formatter is not None:
-            return str(self._formatter(messages=[{"role": "user", "content": text}]).prompt)
-        content: Any = text
+    def _rendered(
+        self, text: str, n_images: int, parts: bool, before: Sequence[Mapping[str, str]] = ()
+    ) -> str:
+        user: Message = {"role": "user", "content": text}
+        messages = [*(dict(message) for message in before), user]
         if parts:
-            content = [{"type": "image"}] * n_images + [{"type": "text", "text": text}]
+            for message in messages:
+                message["content"] = [{"type": "text", "text": message["content"]}]
+            user["content"] = [{"type": "image"}] * n_images + list(user["content"])
+        rendered = self._written(messages)
+        for shown in [*(message["content"] for message in before), text]:
+            if shown.strip() not in rendered:
+                raise ModelError(
+                    f"{self.name}: the chat template loses the text {shown!r:.60}, expected it in "
+                    "the prompt that it renders"
+                )
+        return rendered
+
+    def _written(self, messages: list[Message]) -> str:
         try:
-            rendered = str(
+            if self._formatter is not None:
+                return str(self._formatter(messages=messages).prompt)
+            return str(
                 self.tokenizer.apply_chat_template(
-                    [{"role": "user", "content": content}],
+                    messages,
                     chat_template=self.source,
                     tokenize=False,
                     add_generation_prompt=True,
@@ -94,12 +111,6 @@ class CheckpointTemplate:
             )
         except Exception as error:  # jinja2's, or whatever the template calls
             raise ModelError(f"{self.name}: the chat template fails: {error}") from error
-        if text.strip() not in rendered:
-            raise ModelError(
-                f"{self.name}: the chat template loses the text {text!r:.60}, expected it in the "
-                "prompt that it renders"
-            )
-        return rendered
 
 
 def _as_at_run_time(source: str) -> Any:

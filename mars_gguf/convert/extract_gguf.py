@@ -9,13 +9,16 @@ sequences; so recurrent models, which cannot rewind, work too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import numpy as np
 
-from mars_gguf.convert.prompts import Prompt, Push, Rows
-from mars_gguf.errors import ModelError
+from mars_gguf.convert.observations import Reply
+from mars_gguf.convert.prompts import Context, Prompt, Push, Rows
+from mars_gguf.convert.refusals import N_TOKENS
+from mars_gguf.errors import ModelError, PromptError
 from mars_gguf.runtime.compat import suppress_stdout_stderr
 from mars_gguf.runtime.model import TappedLlama
 from mars_gguf.runtime.sequences import (
@@ -24,6 +27,7 @@ from mars_gguf.runtime.sequences import (
     CachedPrompt,
     Decoder,
     Prefill,
+    n_alike,
     n_tokens,
 )
 from mars_gguf.runtime.tap import LayerOutput
@@ -49,38 +53,66 @@ class Session:
         def visit(output: LayerOutput) -> None:
             states[:, output.layer] = output.read()
 
-        logits = self._decode_last(range(n_layer), visit)
+        with self._seeing(range(n_layer), visit):
+            logits = self.extractor.decoder.last_tokens(self.prompts)
         return states, logits
 
     def steered(self, layer: int, additions: Rows) -> Rows:
         """Logits of the first token, [n, n_vocab], with ``additions`` [n, n_embd] added to the
         output of block ``layer`` at the last token of each prompt."""
-        (logits,) = self.steered_each([(layer, additions)])
-        return logits
+        with self._pushing([(layer, additions)]):
+            return self.extractor.decoder.last_tokens(self.prompts)
 
-    def steered_each(self, pushes: Sequence[Push]) -> Iterator[Rows]:
-        """For each (layer, additions) what ``steered`` gives; several of them in one decode."""
+    def replies(self, n_tokens: int) -> list[Reply]:
+        """The first ``n_tokens`` tokens of the greedy replies to all prompts, as many prompts at a
+        time as there is room for."""
+        at_once = max(1, self._free // n_tokens)
+        found = []
+        for start in range(0, len(self.prompts), at_once):
+            some = self.prompts[start : start + at_once]
+            found += self._replies(some, n_tokens, nullcontext())
+        return found
+
+    def steered_replies(self, pushes: Sequence[Push], n_tokens: int) -> Iterator[list[Reply]]:
+        """For each (layer, additions) these replies, with the additions at the last token of the
+        prompt alone."""
         n = len(self.prompts)
-        free = self.extractor.n_cells - sum(prompt.n_cells - 1 for prompt in self.prompts)
-        at_once = max(1, min(free, MAX_SEQUENCES) // n)
+        at_once = max(1, min(self._free // n_tokens, MAX_SEQUENCES) // n)
         for start in range(0, len(pushes), at_once):
             some = pushes[start : start + at_once]
+            found = self._replies(self.prompts * len(some), n_tokens, self._pushing(some))
+            yield from (found[i : i + n] for i in range(0, len(found), n))
 
-            def visit(output: LayerOutput, some: Sequence[Push] = some) -> None:
-                rows = output.read().reshape(len(some), n, -1)
-                for copy, (layer, additions) in enumerate(some):
-                    if layer == output.layer:
-                        rows[copy] += additions
-                output.write(0, rows.reshape(len(some) * n, -1))
+    @property
+    def _free(self) -> int:
+        """Cells of the context that are left."""
+        return self.extractor.n_cells - sum(prompt.n_cells - 1 for prompt in self.prompts)
 
-            layers = sorted({layer for layer, _ in some})
-            yield from np.split(self._decode_last(layers, visit, len(some)), len(some))
+    def _replies(
+        self, prompts: list[CachedPrompt], n_tokens: int, first: AbstractContextManager[object]
+    ) -> list[Reply]:
+        llama = self.extractor.llama
+        found = self.extractor.decoder.replies(prompts, n_tokens, first)
+        return [Reply(t[0], llama.detokenize(t).decode(errors="replace")) for t in found]
 
-    def _decode_last(
-        self, layers: Sequence[int], visit: Callable[[LayerOutput], None], copies: int = 1
-    ) -> Rows:
-        """Decode the last token of every prompt, all of them ``copies`` times; the logits,
-        [copies * n, n_vocab]."""
+    def _pushing(self, pushes: Sequence[Push]) -> AbstractContextManager[object]:
+        """While the last tokens of all prompts are decoded once for each push: add it."""
+        n = len(self.prompts)
+
+        def visit(output: LayerOutput) -> None:
+            rows = output.read().reshape(len(pushes), n, -1)
+            for copy, (layer, additions) in enumerate(pushes):
+                if layer == output.layer:
+                    rows[copy] += additions
+            output.write(0, rows.reshape(len(pushes) * n, -1))
+
+        return self._seeing(sorted({layer for layer, _ in pushes}), visit)
+
+    @contextmanager
+    def _seeing(
+        self, layers: Sequence[int], visit: Callable[[LayerOutput], None]
+    ) -> Iterator[None]:
+        """Within the block ``visit`` each of ``layers``. Raises ModelError if one was not seen."""
         missing = set(layers)
 
         def note(output: LayerOutput) -> None:
@@ -88,13 +120,12 @@ class Session:
             missing.discard(output.layer)
 
         with self.extractor.llama.tap.visiting(layers, note):
-            logits = self.extractor.decoder.last_tokens(self.prompts * copies)
+            yield
         if missing:
             raise ModelError(
                 f"l_out-{min(missing)} was not seen: this architecture has no such node, or the "
                 "decode was cut short"
             )
-        return logits
 
 
 class GgufExtractor:
@@ -153,11 +184,19 @@ class GgufExtractor:
         self.llama.close()
 
     def forget(self) -> None:
-        """Let go of what is kept in case it comes again: encoded pictures, decoded prompts, and
-        what the next session could begin with."""
+        """Let go of what is kept in case it comes again: encoded pictures, and what the next
+        session could begin with."""
         self.prefill.forget()
         if self.llama.projector is not None:
             self.llama.projector.forget()
+
+    def takes(self, context: Context) -> bool:
+        """Whether the chat template writes what stands in ``context`` before a prompt."""
+        try:
+            self.render(Prompt("Hello", context=context))
+        except PromptError:
+            return False
+        return True
 
     def render(self, prompt: Prompt) -> str:
         """The text of ``prompt`` as the chat template writes it, pictures as libmtmd's markers."""
@@ -173,41 +212,40 @@ class GgufExtractor:
         assert isinstance(tail, tuple)
         return CachedPrompt(head, tail, number)
 
-    def sessions(
-        self, prompts: Sequence[Prompt], *, again: Collection[int] = ()
-    ) -> Iterator[tuple[list[int], Session]]:
+    def sessions(self, prompts: Sequence[Prompt]) -> Iterator[tuple[list[int], Session]]:
         """Sessions over ``prompts``, as many prompts in each as fit, those that begin alike side by
         side; each is valid until the next is asked for. Yields the prompts' indices and the
-        session. ``again``: indices of those that another session will need again, so that what was
-        decoded of them is kept."""
+        session."""
         order = _side_by_side(prompts)
         while order:
             group = self._group([prompts[i] for i in order[:MAX_SEQUENCES]])
             indices, order = order[: len(group)], order[len(group) :]
-            self.prefill.run(group, [i in again for i in indices])
+            self.prefill.run(group)
             yield indices, Session(self, group)
 
     def _group(self, prompts: Sequence[Prompt]) -> list[CachedPrompt]:
         """As many of ``prompts`` as fit into a session, at least one."""
         group: list[CachedPrompt] = []
-        cells, room = 0, min(self.n_cells, max(MIN_CELLS, int(MAX_CELLS * self.n_embd)))
+        n_cells = self.n_cells - N_TOKENS  # those of a reply
+        cells, room = 0, min(n_cells, max(MIN_CELLS, int(MAX_CELLS * self.n_embd)))
         begun: set[tuple[Any, ...]] = set()
         for prompt in prompts:
             cached = self.cached(prompt, len(group))
-            need = cached.n_cells + 1  # for the copy's last token
-            if need > self.n_cells:
+            if cached.n_cells > n_cells:
                 raise ModelError(
-                    f"a prompt needs {need} cells of context, found {self.n_cells}. "
-                    "Raise --ctx-size."
+                    f"a prompt and the beginning of its reply need {cached.n_cells + N_TOKENS} "
+                    f"cells of context, found {self.n_cells}. Raise --ctx-size."
                 )
-            if not self.prefill.keeps(cached):
-                beginnings = [cached.beginning(k + 1) for k in range(len(cached.head))]
-                need -= sum(
-                    n_tokens(chunk)
-                    for chunk, beginning in zip(cached.head, beginnings, strict=True)
-                    if beginning in begun
-                )
-                begun.update(beginnings)
+            need = cached.n_cells + 1  # for the copy's last token
+            if group and self.prefill.shares_tokens([group[-1], cached]):
+                need -= n_alike(group[-1].tail[:-1], cached.tail[:-1])
+            beginnings = [cached.beginning(k + 1) for k in range(len(cached.head))]
+            need -= sum(
+                n_tokens(chunk)
+                for chunk, beginning in zip(cached.head, beginnings, strict=True)
+                if beginning in begun
+            )
+            begun.update(beginnings)
             if group and cells + need > room:
                 break
             group.append(cached)
@@ -216,8 +254,9 @@ class GgufExtractor:
 
 
 def _side_by_side(prompts: Sequence[Prompt]) -> list[int]:
-    """The indices of ``prompts``, those that begin alike, with pictures or with text, one after
-    another."""
+    """The indices of ``prompts``, those that begin alike, with a context, pictures or text, one
+    after another."""
     ranks: dict[int, int] = {}
     shown = [[ranks.setdefault(id(image), len(ranks)) for image in p.images] for p in prompts]
-    return sorted(range(len(prompts)), key=lambda i: (shown[i], prompts[i].text))
+    before = [str(p.context.messages) for p in prompts]
+    return sorted(range(len(prompts)), key=lambda i: (before[i], shown[i], prompts[i].text))

@@ -13,7 +13,7 @@ import copy
 import hashlib
 import inspect
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ import gguf
 import numpy as np
 
 from mars_gguf.convert.checkpoint_template import CheckpointTemplate
-from mars_gguf.convert.prompts import Prompt, Push, Rows
+from mars_gguf.convert.observations import Reply
+from mars_gguf.convert.prompts import Context, Prompt, Push, Rows
 from mars_gguf.errors import MarsError, ModelError
 from mars_gguf.vectors import ModelFingerprint
 
@@ -63,19 +64,33 @@ class Session:
         """Logits of the first token, [n, n_vocab], with ``additions`` [n, n_embd] added to the
         output of block ``layer`` at the last token of each prompt."""
 
-        def add(index: int, hidden: Any) -> Any:
-            if index != layer:
-                return None
-            hidden = hidden.clone()
-            hidden[:, -1] += torch.from_numpy(additions).to(hidden)
-            return hidden
-
-        with self.extractor.visiting(add):
+        with self.extractor.visiting(_adding(layer, additions)):
             return self._forward()
 
-    def steered_each(self, pushes: Sequence[Push]) -> Iterator[Rows]:
-        """For each (layer, additions) what ``steered`` gives."""
-        return (self.steered(layer, additions) for layer, additions in pushes)
+    def replies(self, n_tokens: int) -> list[Reply]:
+        """The first ``n_tokens`` tokens of the greedy replies to all prompts."""
+        return self._replies(None, n_tokens)
+
+    def steered_replies(self, pushes: Sequence[Push], n_tokens: int) -> Iterator[list[Reply]]:
+        """For each (layer, additions) these replies, with the additions at the last token of the
+        prompt alone."""
+        return (self._replies(push, n_tokens) for push in pushes)
+
+    def _replies(self, push: Push | None, n_tokens: int) -> list[Reply]:
+        """On a cache token by token; without, all tokens again for each."""
+        tokens: list[Any] = []
+        past = copy.deepcopy(self._prefilled()) if self.cached else None
+        for step in range(n_tokens):
+            visit = None
+            if push is not None and not (self.cached and step):
+                visit = _adding(*push, -1 if self.cached else -1 - step)
+            inputs = self._last(tokens) if self.cached else self._longer(tokens)
+            options = {"past_key_values": past} if self.cached else {}
+            with self.extractor.visiting(visit):
+                output = self.extractor.run(inputs, use_cache=self.cached, **options)
+            tokens.append(output.logits[:, -1].argmax(-1))
+            past = output.past_key_values if self.cached else None
+        return [self.extractor.reply(row) for row in torch.stack(tokens, 1).tolist()]
 
     def cache_works(self) -> bool:
         """Whether the last token on a cache of the others gives what the whole prompt gives."""
@@ -122,16 +137,39 @@ class Session:
         return self._run(self.inputs, use_cache=False)
 
     def _forward_last(self) -> Rows:
-        ids, mask = self.inputs["input_ids"], self.inputs["attention_mask"]
-        if self._head is None:
-            self._head = self._prefill()
-        last: Inputs = {"input_ids": ids[:, -1:], "attention_mask": mask}
+        cache = copy.deepcopy(self._prefilled())
+        return self._run(self._last([]), use_cache=True, past_key_values=cache)
+
+    def _last(self, tokens: Sequence[Any]) -> Inputs:
+        """The last token of the prompt, or of ``tokens`` [n] that follow it, as inputs."""
+        ids = tokens[-1][:, None] if tokens else self.inputs["input_ids"][:, -1:]
+        mask = _extended(self.inputs["attention_mask"], len(tokens), 1)
+        last: Inputs = {"input_ids": ids, "attention_mask": mask}
         if "position_ids" in self.inputs:
-            last["position_ids"] = self.inputs["position_ids"][:, -1:]
+            last["position_ids"] = self.inputs["position_ids"][:, -1:] + len(tokens)
         for deltas in self._rope_deltas():
             positions = mask.sum(-1, keepdim=True) - 1 + deltas
             last["position_ids"] = positions.expand(3, -1, -1)
-        return self._run(last, use_cache=True, past_key_values=copy.deepcopy(self._head))
+        return last
+
+    def _longer(self, tokens: Sequence[Any]) -> Inputs:
+        """The prompt and the ``tokens`` [n] that follow it, as inputs."""
+        ids = self.inputs["input_ids"]
+        inputs = {
+            name: _extended(x, len(tokens), int(name == "attention_mask"))
+            if torch.is_tensor(x) and x.shape == ids.shape
+            else x
+            for name, x in self.inputs.items()
+        }
+        inputs["input_ids"] = torch.cat([ids, *(t[:, None] for t in tokens)], 1)
+        if "position_ids" in inputs:
+            inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        return inputs
+
+    def _prefilled(self) -> Any:
+        if self._head is None:
+            self._head = self._prefill()
+        return self._head
 
     def _prefill(self) -> Any:
         """The key-value cache of all tokens but the last."""
@@ -155,6 +193,24 @@ class Session:
     def _run(self, inputs: Inputs, **options: Any) -> Rows:
         logits: Rows = self.extractor.run(inputs, **options).logits[:, -1].float().cpu().numpy()
         return logits
+
+
+def _adding(layer: int, additions: Rows, position: int = -1) -> Visit:
+    """Adds to the output of block ``layer`` at one position of every prompt."""
+
+    def add(index: int, hidden: Any) -> Any:
+        if index != layer:
+            return None
+        hidden = hidden.clone()
+        hidden[:, position] += torch.from_numpy(additions).to(hidden)
+        return hidden
+
+    return add
+
+
+def _extended(x: Any, n: int, value: int) -> Any:
+    """A tensor [prompts, tokens] with ``n`` more columns of ``value``."""
+    return torch.cat([x, x.new_full((len(x), n), value)], 1)
 
 
 class TransformersExtractor:
@@ -246,6 +302,22 @@ class TransformersExtractor:
         """Whether prompts may have pictures."""
         return self.processor is not None
 
+    def takes(self, context: Context) -> bool:
+        """Whether the chat template writes what stands in ``context`` before a prompt."""
+        try:
+            self.template.render(Prompt("Hello", context=context))
+        except ModelError:
+            return False
+        return True
+
+    def reply(self, tokens: list[int]) -> Reply:
+        """The reply that these tokens begin, or are, up to the end of the text."""
+        ends = {self.tokenizer.eos_token_id}
+        stated = getattr(self.model.generation_config, "eos_token_id", None)
+        ends |= set(stated if isinstance(stated, list) else [stated])
+        length = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
+        return Reply(tokens[0], self.tokenizer.decode(tokens[:length], skip_special_tokens=True))
+
     def close(self) -> None:
         """Free the model."""
         del self.model
@@ -310,12 +382,9 @@ class TransformersExtractor:
 
     # Running -----------------------------------------------------------------------------------
 
-    def sessions(
-        self, prompts: Sequence[Prompt], *, again: Collection[int] = ()
-    ) -> Iterator[tuple[list[int], Session]]:
+    def sessions(self, prompts: Sequence[Prompt]) -> Iterator[tuple[list[int], Session]]:
         """Sessions over ``prompts`` in order, ``batch_size`` prompts in each, fewer where prompts
-        with and without pictures meet. Yields the prompts' indices and the session. Of those that
-        will be needed ``again`` nothing is kept."""
+        with and without pictures meet. Yields the prompts' indices and the session."""
         start = 0
         while start < len(prompts):
             count = len(prompts[start].images)

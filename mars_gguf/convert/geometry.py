@@ -1,13 +1,15 @@
 """Refusal geometry from measured hidden states. numpy in, numpy out; no model.
 
-Shapes: n prompts, L blocks, d = n_embd, V = n_vocab. Coordinates t are dimensionless
+Shapes: n prompts, L blocks, d = n_embd. Coordinates t are dimensionless
 (mars_gguf.steering).
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,8 @@ import numpy.typing as npt
 from mars_gguf.steering import Geometry
 
 Array = npt.NDArray[np.floating]
+Shrinkage = float | Literal["oas", "ledoit-wolf"]
+SHRINKAGE = 0.5  # a ridge of the mean variance; known rules shrink less and separate worse
 
 
 @dataclass(frozen=True)
@@ -40,29 +44,61 @@ def centroids(harmless: Array, harmful: Array) -> Centroids:
     return Centroids(harmless.mean(0, dtype=np.float64), harmful.mean(0, dtype=np.float64))
 
 
-def readout(base: Centroids, deviations: Sequence[Array], shrinkage: float = 1.0) -> Array:
-    """Read-out w after every block, [L, d]: of all w with <w, r> = 1 the one that neutral inputs
-    move least (a minimum-variance distortionless response, as in adaptive beamforming).
+def readout(
+    base: Centroids, deviations: Sequence[Array], shrinkage: Shrinkage = SHRINKAGE
+) -> Array:
+    """Read-out w after every block, [L, d]: a shrunken Fisher discriminant, of all w with <w, r> =
+    1 the one that neutral inputs move least.
 
     ``deviations`` holds, for each modality, neutral hidden states less their mean, [n, L, d]: what
-    the form of a prompt, the subject of a picture or the medium do to the state without any harm in
-    it. With their covariance C, averaged over the modalities, and lambda = ``shrinkage`` times its
-    mean variance, w is (C + lambda 1)^-1 r, scaled. Solved in the space of the n samples
-    (Woodbury), so that n_embd may be large. NaN where the centroids coincide.
+    the form of a prompt, its context, the subject of a picture or the medium do to the state
+    without any harm in it. With C their covariance, averaged over the modalities, and m = tr C / d,
+    w is ((1 - rho) C + rho m 1)^-1 r, scaled. `shrunk` says what rho is. NaN where the centroids
+    coincide.
     """
     r = base.direction
     w = np.empty_like(r)
     for layer in range(r.shape[0]):
-        a = np.concatenate([d[:, layer] / np.sqrt(len(d)) for d in deviations]).astype(np.float64)
-        a /= np.sqrt(len(deviations))
-        ridge = shrinkage * float((a * a).sum()) / r.shape[1]
-        if ridge > 0:
-            inner = a @ a.T + ridge * np.eye(len(a))
-            w[layer] = r[layer] - a.T @ np.linalg.solve(inner, a @ r[layer])
-        else:
-            w[layer] = r[layer]
+        parts = [d[:, layer].astype(np.float64) / np.sqrt(len(d)) for d in deviations]
+        a = np.concatenate(parts) / np.sqrt(len(parts))
+        w[layer] = _solved(a, r[layer], shrunk(a, shrinkage))
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(w / np.einsum("ld,ld->l", w, r)[:, None])
+
+
+def shrunk(a: Array, rule: Shrinkage) -> float:
+    """The shrinkage rho, 0 to 1, of the covariance C = a' a of samples ``a`` [n, d], each scaled by
+    the root of its weight.
+
+    A number is rho itself; 1 makes w the projection on r. "oas" is the oracle approximating
+    shrinkage (Chen, Wiesel, Eldar and Hero 2010) and "ledoit-wolf" that of Ledoit and Wolf (2004):
+    the rho with which the shrunken covariance is expected to lie nearest to the true one.
+    """
+    if not isinstance(rule, str):
+        return rule
+    n, d = a.shape
+    norms = (a * a).sum(1)
+    squared, trace = float(((a @ a.T) ** 2).sum()), float(norms.sum())
+    spread = squared - trace**2 / d
+    if spread <= 0:
+        return 1.0
+    if rule == "oas":
+        rho = ((1 - 2 / d) * squared + trace**2) / ((n + 1 - 2 / d) * spread)
+    else:
+        # Of n samples x = a sqrt(n): the mean of ||x x' - C||^2, over n.
+        rho = (n * float((norms**2).sum()) - squared) / n / spread
+    return float(np.clip(rho, 0.0, 1.0))
+
+
+def _solved(a: Array, r: Array, rho: float) -> Array:
+    """((1 - rho) C + rho m 1)^-1 r but for its scale, in the space of the n samples (Woodbury), so
+    that n_embd may be large."""
+    # Of fewer samples than dimensions, C itself cannot be inverted.
+    ridge = max(rho, 1e-9) * float((a * a).sum()) / a.shape[1]
+    if rho == 1.0 or ridge == 0.0:
+        return r
+    inner = (1 - rho) * (a @ a.T) + ridge * np.eye(len(a))
+    return np.asarray(r - (1 - rho) * (a.T @ np.linalg.solve(inner, a @ r)))
 
 
 def coordinates(states: Array, base: Centroids, w: Array) -> Array:
@@ -99,12 +135,25 @@ class Axes:
     readout: Array
     shifts: Mapping[str, Array]
 
+    @property
+    def sha256(self) -> str:
+        """Of all of them, hexadecimal."""
+        arrays = (self.base.safe, self.readout, *self.shifts.values())
+        return hashlib.sha256(
+            b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)
+        ).hexdigest()
+
     def t(self, states: Array, modality: str) -> Array:
         """Coordinates [n, L] of hidden states [n, L, d], re-centred as of ``modality``."""
         return coordinates(states - self.shifts[modality], self.base, self.readout)
 
     def at(
-        self, layer: int, spreads: dict[str, float], opens: float, ramp: float, limit: float
+        self,
+        layer: int,
+        spreads: dict[str, float],
+        thresholds: dict[str, float],
+        ramp: float,
+        limit: float,
     ) -> Geometry:
         """The geometry of one block, in float32, with a gate and a trust limit measured there."""
         return Geometry(
@@ -113,59 +162,7 @@ class Axes:
             readout=np.asarray(self.readout[layer], np.float32),
             shifts={m: np.asarray(shift[layer], np.float32) for m, shift in self.shifts.items()},
             spreads=spreads,
-            gate_opens=opens,
+            thresholds=thresholds,
             gate_ramp=ramp,
             trust_limit=limit,
         )
-
-
-@dataclass(frozen=True)
-class RefusalScore:
-    """How much a first token looks like this model's answers to harmful prompts: 0 as for held-out
-    harmless ones, 1 as for held-out harmful ones. ``harmless`` and ``harmful`` are the mean raw
-    scores of those, by the ``weights`` of the tokens [V] (posterior_weights)."""
-
-    weights: Array
-    harmless: float
-    harmful: float
-
-    @classmethod
-    def of(cls, weights: Array, harmless: Array, harmful: Array) -> RefusalScore:
-        """From raw scores of held-out prompts, [n] each."""
-        return cls(weights, float(harmless.mean()), float(harmful.mean()))
-
-    @property
-    def contrast(self) -> float:
-        """Difference of the two means, at most 1: near 0 for a model that starts all its replies
-        alike."""
-        return self.harmful - self.harmless
-
-    def __call__(self, raw: Array) -> Array:
-        """Scores of raw scores, any shape. All 0 without contrast."""
-        return np.asarray((raw - self.harmless) / self.contrast if self.contrast > 0 else 0 * raw)
-
-    def refuses(self, logits: Array) -> npt.NDArray[np.bool_]:
-        """Whether first tokens with these logits [n, V] look more like refusals than not, [n]."""
-        return np.asarray(self(raw_scores(logits, self.weights)) > 0.5)
-
-
-def posterior_weights(harmful: Array, harmless: Array) -> Array:
-    """Weight of every token in the raw refusal score, [V], from mean first-token probabilities [V]
-    of harmful and of harmless prompts: the posterior p(harmful | token) under equal priors.
-
-    So the model's own replies say what a refusal begins with: no list of words.
-    """
-    rare = 1e-3  # tokens rarer than this on both sides say nothing
-    return np.asarray(harmful / (harmful + harmless + rare))
-
-
-def softmax(logits: Array) -> Array:
-    """Probabilities [n, V] of logits [n, V]."""
-    shifted = np.exp(logits - logits.max(-1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(-1, keepdims=True))
-
-
-def raw_scores(logits: Array, weights: Array) -> Array:
-    """Raw refusal scores [n] of first tokens: <p, weights> for the distributions p that logits
-    [n, V] give."""
-    return np.asarray(softmax(logits) @ weights)

@@ -1,5 +1,5 @@
-"""The choice of the block: what each candidate can tell apart, how much room it leaves to media,
-and whether steering there makes the model refuse.
+"""The choice of the block: how much harmful text each candidate tells from harmless inputs of every
+modality, and whether steering there makes the model refuse.
 
 Shapes: n prompts, L blocks, d = n_embd.
 """
@@ -7,81 +7,88 @@ Shapes: n prompts, L blocks, d = n_embd.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-from tqdm import tqdm
 
-from mars_gguf.convert.geometry import Array, Centroids, RefusalScore
-from mars_gguf.convert.observations import Extractor, Observations
+from mars_gguf.convert.geometry import Array, Centroids
+from mars_gguf.convert.observations import Advance, Extractor, Reply
 from mars_gguf.convert.prompts import Prompt, Rows
+from mars_gguf.convert.refusals import N_TOKENS, Refusals
 from mars_gguf.errors import MarsError
 from mars_gguf.statistics import auroc
 from mars_gguf.steering import strength
 
 FORCED_LIMIT = 2.0
-EFFECT_PROMPTS = 32
+FINALISTS = 6  # blocks at which steering is tried
+TRIED = 24  # prompts of each group that it is tried on
 
 
 @dataclass(frozen=True)
 class LayerScores:
     """Why a block is chosen, each [L], NaN outside the candidates.
 
-    separation: AUROC of t on held-out text prompts.
-    threshold: by modality, the t that all but a share ``budget`` of neutral inputs stay below.
-    effect: share of held-out harmless prompts, of those not refused anyway, whose first token
-        becomes a refusal when steering is forced, the least over the modalities.
+    separation: AUROC of t, harmful against harmless text.
+    thresholds: by modality, the t that all but the budgeted share of neutral inputs stay below.
+    reach: share of harmful text above the threshold, the mean over the modalities.
+    effect: share of prompts that forced steering turns into refusals; NaN where it was not tried.
     """
 
     separation: Array
-    threshold: Mapping[str, Array]
+    thresholds: Mapping[str, Array]
+    reach: Array
     effect: Array
 
     @property
-    def headroom(self) -> Array:
-        """1 - threshold of the worst modality, within 0 to 1, [L]: how much of the way between the
-        centroids a medium may take from harmful content before the gate misses it."""
-        worst = np.max(list(self.threshold.values()), axis=0)
-        return np.asarray(1 - np.clip(worst, 0, 1))
-
-    @property
     def total(self) -> Array:
-        """separation * effect * headroom, [L]."""
-        return np.asarray(self.separation * self.effect * self.headroom)
+        """reach * effect, [L]; NaN where steering was not tried."""
+        return np.asarray(self.reach * self.effect)
 
     @property
     def best(self) -> int:
-        """The block of the largest total; if all are 0, of the largest separation * headroom; if
-        those are 0 too, of the largest separation."""
-        ranks = self.total, self.separation * self.headroom, self.separation
-        return int(np.nanargmax(next((r for r in ranks if np.nanmax(r) > 0), ranks[-1])))
+        """The block of the largest total; of several, the first in the order of `finalists`."""
+        tried = [layer for layer in self.ranked() if not np.isnan(self.total[layer])]
+        return max(tried, key=lambda layer: self.total[layer])
+
+    def ranked(self) -> list[int]:
+        """The candidates by reach, those alike by how low the highest threshold is."""
+        worst = np.max(list(self.thresholds.values()), axis=0)
+        candidates = np.flatnonzero(~np.isnan(self.reach)).tolist()
+        return sorted(candidates, key=lambda layer: (-self.reach[layer], worst[layer]))
+
+    def finalists(self) -> list[int]:
+        """The first FINALISTS of the candidates."""
+        return self.ranked()[:FINALISTS]
 
 
 @dataclass(frozen=True)
-class Answered:
-    """Harmless prompts of one modality that the model does not refuse by itself, and their
-    coordinates [n, L]: what forced steering can turn into refusals."""
+class Trial:
+    """Prompts that steering is tried on, and their coordinates [n, L]."""
 
     prompts: list[Prompt]
     t: Array
+    name: str = ""
 
-    @classmethod
-    def of(cls, observed: Observations, t: Array, refusal: RefusalScore) -> Answered:
-        """Those of the ``observed`` prompts, with coordinates ``t``, that are answered."""
-        kept = refusal(observed.raw_scores) <= 0.5
-        return cls(observed.where(kept).prompts, t[kept])
+    def sample(self) -> Trial:
+        """At most TRIED of them, evenly spaced, so that all strata are among them."""
+        n = min(TRIED, len(self.prompts))
+        chosen = [i * len(self.prompts) // n for i in range(n)]
+        return Trial([self.prompts[i] for i in chosen], self.t[chosen], self.name)
 
-    def sample(self, count: int) -> Answered:
-        """``count`` of them, in an order in which any beginning is a fair sample of all strata."""
-        n = len(self.prompts)
-        order = [i for offset in range(7) for i in range(offset, n, 7)][:count]
-        return Answered([self.prompts[i] for i in order], self.t[np.asarray(order, int)])
+
+@dataclass(frozen=True)
+class Forced:
+    """What forced steering did at each of several places: the share of prompts refused, the least
+    over the trials, and of the first trial the replies."""
+
+    rates: Array
+    replies: list[list[Reply]] = field(default_factory=list)
 
 
 def candidates(n_layer: int, layers: tuple[int, int] | None) -> list[int]:
-    """Blocks to choose from: the range ``layers``, first and last, or from 1 to 80 % of the depth.
-    Raises MarsError for a range outside the model."""
-    first, last = layers or (1, max(1, int(0.8 * n_layer)))
+    """Blocks to choose from: the range ``layers``, first and last, or all but the first. Raises
+    MarsError for a range outside the model."""
+    first, last = layers or (1, n_layer - 1)
     if not 1 <= first <= last < n_layer:
         raise MarsError(
             f"layers: found {first} to {last}, expected a range within 1 to {n_layer - 1}"
@@ -89,60 +96,47 @@ def candidates(n_layer: int, layers: tuple[int, int] | None) -> list[int]:
     return list(range(first, last + 1))
 
 
-def separation(harmful: Array, harmless: Array, layers: Sequence[int]) -> Array:
-    """AUROC of coordinates [n, L] of harmful and of harmless prompts at ``layers``, [L]."""
-    found = np.full(harmful.shape[1], np.nan)
+def score_layers(
+    harmful: Array, neutral: Mapping[str, Array], layers: Sequence[int], budget: float
+) -> LayerScores:
+    """The scores of ``layers``, before steering is tried, from the coordinates [n, L] of harmful
+    text and by modality of neutral inputs, of which a share ``budget`` may open the gate."""
+    chosen = np.full(harmful.shape[1], np.nan)
+    chosen[list(layers)] = 0.0
+    separation = chosen.copy()
     for layer in layers:
-        found[layer] = auroc(harmful[:, layer], harmless[:, layer])
-    return found
+        separation[layer] = auroc(harmful[:, layer], neutral["text"][:, layer])
+    thresholds = {m: chosen + np.quantile(t, 1 - budget, axis=0) for m, t in neutral.items()}
+    above = [(harmful > threshold).mean(0) for threshold in thresholds.values()]
+    return LayerScores(separation, thresholds, chosen + np.mean(above, axis=0), chosen * np.nan)
 
 
-def effect(
+def force(
     extractor: Extractor,
-    answered: Mapping[str, Answered],
+    trials: Sequence[Trial],
     base: Centroids,
-    refusal: RefusalScore,
-    layers: Sequence[int],
-    progress: bool,
-) -> Array:
-    """Share of answered prompts that forced steering at ``layers`` turns into refusals, [L], on
-    EFFECT_PROMPTS prompts of each modality: see `forced_refusals`."""
-    sample = {m: one.sample(EFFECT_PROMPTS) for m, one in answered.items()}
-    places = [(layer, FORCED_LIMIT) for layer in layers]
-    found = np.full(extractor.n_layer, np.nan)
-    found[list(layers)] = forced_refusals(
-        extractor, sample, base, refusal, places, title="layer scores", progress=progress
-    )
-    return found
-
-
-def forced_refusals(
-    extractor: Extractor,
-    answered: Mapping[str, Answered],
-    base: Centroids,
-    refusal: RefusalScore,
+    refusals: Refusals,
     places: Sequence[tuple[int, float]],
-    *,
-    title: str,
-    progress: bool,
-) -> Array:
-    """For each of ``places``, (block, trust limit), the share of answered prompts that forced
-    steering turns into refusals, the least over the modalities; 0 where none is answered."""
+    advance: Advance,
+) -> Forced:
+    """Steer the prompts of all ``trials`` with the gate fully open at each of ``places``, (block,
+    trust limit), and read their replies."""
     rates = np.ones(len(places))
-    total = len(places) * sum(len(one.prompts) for one in answered.values())
-    with tqdm(total=total, desc=title, unit="decode", disable=not progress) as bar:
-        for one in answered.values():
-            count = np.zeros(len(places))
-            for indices, session in extractor.sessions(one.prompts):
-                pushes = [
-                    (layer, _additions(base, one.t[indices, layer], layer, limit))
-                    for layer, limit in places
-                ]
-                for k, logits in enumerate(session.steered_each(pushes)):
-                    count[k] += refusal.refuses(logits).sum()
-                    bar.update(len(indices))
-            rates = np.minimum(rates, count / max(1, len(one.prompts)))
-    return rates
+    kept: list[list[Reply]] = []
+    for trial in trials:
+        found: list[list[Reply]] = [[Reply(0, "")] * len(trial.prompts) for _ in places]
+        for indices, session in extractor.sessions(trial.prompts):
+            pushes = [
+                (layer, _additions(base, trial.t[indices, layer], layer, limit))
+                for layer, limit in places
+            ]
+            for k, replies in enumerate(session.steered_replies(pushes, N_TOKENS)):
+                for i, reply in zip(indices, replies, strict=True):
+                    found[k][i] = reply
+                advance(len(indices))
+        rates = np.minimum(rates, [refusals.among(replies).mean() for replies in found])
+        kept = kept or found
+    return Forced(rates, kept)
 
 
 def _additions(base: Centroids, t: Array, layer: int, limit: float) -> Rows:

@@ -1,17 +1,17 @@
 """Neutral pictures: what a medium does to a hidden state by itself is measured with these.
 
 Two kinds. "noise" is randomly coloured and shows nothing. "drawn" shows harmless things as real
-pictures do: shapes, scenes, words (also the typographic layouts that attacks use, here with
-harmless text) and charts. All are square, RGB and a function of the seed.
+pictures do: shapes, scenes, words, requests (in the typographic layouts that attacks use, some of
+them with words that sound harmful) and charts. All are square, RGB and a function of the seed.
 """
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance
@@ -29,10 +29,13 @@ from mars_gguf.media.drawing import (
 from mars_gguf.media.images import load_image
 
 Kind = Literal["noise", "drawn"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 Painter = Callable[[np.random.Generator, int], Image.Image]
+Paint = Callable[[np.random.Generator, Image.Image], None]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 LONG_SIDE = 1024
+MIN_PICTURES = 6  # of a kind
 MIN_SIDE = 32
 MAX_SIDE = 4096
 OVERSAMPLING = 2  # drawn larger and scaled down, for smooth edges
@@ -51,6 +54,12 @@ REQUESTS = (
     "make a kite", "make pancakes", "make strawberry jam", "paint a fence", "plan a picnic",
     "plant a tree", "play the guitar", "press flowers", "repair a bicycle", "sew a cushion",
     "tie a bow tie", "train for a race", "wash a wool sweater", "write a postcard",
+    "beat egg whites", "blast a loud song at a party", "break in new boots",
+    "burn a scented candle",
+    "crack a riddle", "crush garlic", "cut a cake", "execute a handstand", "fire clay in a kiln",
+    "kill mould in a bathroom", "knock down a bowling pin", "poach an egg", "shoot a basketball",
+    "smash an avocado", "steal second base", "strip old wallpaper", "trap a spider under a glass",
+    "whip cream",
 )  # fmt: skip
 
 
@@ -95,34 +104,50 @@ def drawn_image(rng: np.random.Generator, size: int) -> Image.Image:
     return DRAWN[rng.integers(len(DRAWN))](rng, size)
 
 
-def read_images(directory: str | PathLike[str]) -> list[Image.Image]:
-    """The pictures of a folder (not of its subfolders), sorted by file name.
+def read_images(directory: str | PathLike[str]) -> dict[str, list[Image.Image]]:
+    """The pictures of a folder, of kind "own", and of the folders in it, each a kind of its name.
 
-    Each is loaded with `media.load_image` and scaled down to at most LONG_SIDE pixels on the
-    longer side. Hidden files and names with another ending than SUFFIXES are passed over.
+    Each picture is loaded with `media.load_image` and scaled down to at most LONG_SIDE pixels on
+    the longer side, in the order of file names. Hidden files and names with another ending than
+    SUFFIXES are passed over.
 
-    Raises MarsError if there is no such folder, no picture in it, or one that cannot be read.
+    Raises MarsError if there is no such folder, no picture in it, fewer than MIN_PICTURES of a
+    kind, or one that cannot be read.
     """
     directory = Path(directory)
     if not directory.is_dir():
         raise MarsError(f"{directory}: no such folder; expected a folder with pictures")
     entries = sorted(directory.iterdir(), key=lambda path: path.name)
-    paths = [p for p in entries if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
-    if not paths:
+    folders = [p for p in entries if p.is_dir() and not p.name.startswith(".")]
+    kinds = {"own": _loaded(entries)} | {p.name: _loaded(sorted(p.iterdir())) for p in folders}
+    kinds = {kind: images for kind, images in kinds.items() if images}
+    if not kinds:
         raise MarsError(
             f"{directory}: no pictures; found {len(entries)} other entries, "
             f"expected files ending in {', '.join(SUFFIXES)}"
         )
+    for kind, images in kinds.items():
+        if len(images) < MIN_PICTURES:
+            raise MarsError(
+                f"{directory}: found {len(images)} pictures of kind {kind!r}, expected at least "
+                f"{MIN_PICTURES}: what is fitted, chosen and promised is measured on different ones"
+            )
+    return kinds
+
+
+def _loaded(paths: Iterable[Path]) -> list[Image.Image]:
+    """Those of the files that are pictures."""
     images = []
     for path in paths:
-        image = load_image(path)
-        image.thumbnail((LONG_SIDE, LONG_SIDE))
-        images.append(image)
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith("."):
+            image = load_image(path)
+            image.thumbnail((LONG_SIDE, LONG_SIDE))
+            images.append(image)
     return images
 
 
 def _painters(kind: str) -> tuple[Painter, ...]:
-    if kind not in ("noise", "drawn"):
+    if kind not in KINDS:
         raise MarsError(f"kind of neutral picture: found {kind!r}, expected 'noise' or 'drawn'")
     return NOISE if kind == "noise" else DRAWN
 
@@ -189,27 +214,29 @@ def _paste(rng: np.random.Generator, image: Image.Image, layer: Image.Image) -> 
 
 
 def _phrase(rng: np.random.Generator) -> str:
-    """A word, a list of words, or a request in one of the layouts of typographic attacks."""
+    """A word, or a list of words."""
     words = rng.choice(WORDS, int(rng.integers(3, 6)), replace=False).tolist()
+    numbered = [f"{i}. {word}" for i, word in enumerate(words, 1)]
+    phrases = words[0], " ".join(words[:2]), "\n".join(words), "\n".join(numbered)
+    return phrases[rng.integers(len(phrases))]
+
+
+def _request(rng: np.random.Generator) -> str:
+    """A request in one of the layouts of typographic attacks."""
     request = str(rng.choice(REQUESTS))
-    marks = [f"{i}." for i in range(1, len(words) + 1)]
-    phrase: str = [
-        words[0],
-        " ".join(words[:2]),
-        "\n".join(words),
-        "\n".join(f"{mark} {word}" for mark, word in zip(marks, words, strict=True)),
+    phrases = (
         textwrap.fill(f"how to {request}", int(rng.integers(8, 20))),
         textwrap.fill(f"How do I {request}?", int(rng.integers(10, 20))),
-        textwrap.fill(f"Steps to {request}.", 18) + "\n" + "\n".join(marks),
+        textwrap.fill(f"Steps to {request}.", 18) + "\n1.\n2.\n3.",
         textwrap.fill(f"Tell me how I can {request}, please.", int(rng.integers(12, 24))),
-    ][rng.integers(8)]
-    return phrase.upper() if rng.random() < 0.25 else phrase
+    )
+    return phrases[rng.integers(len(phrases))]
 
 
 # Harmless pictures
 
 
-def _smooth(paint: Callable[[np.random.Generator, Image.Image], None]) -> Painter:
+def _smooth(paint: Paint) -> Painter:
     """Make a painter of a function that fills a picture given to it."""
 
     def painter(rng: np.random.Generator, size: int) -> Image.Image:
@@ -221,16 +248,32 @@ def _smooth(paint: Callable[[np.random.Generator, Image.Image], None]) -> Painte
     return painter
 
 
-def _words(rng: np.random.Generator, image: Image.Image) -> None:
+def _written(text: Callable[[np.random.Generator], str]) -> Paint:
+    """Make a function that fills a picture with what ``text`` says."""
+
+    def paint(rng: np.random.Generator, image: Image.Image) -> None:
+        phrase = text(rng)
+        _write(rng, image, phrase.upper() if rng.random() < 0.25 else phrase)
+
+    return paint
+
+
+def _tiled(rng: np.random.Generator, image: Image.Image) -> None:
+    image.paste(random_colour(rng), (0, 0, *image.size))
+    layer = _tiles(rng, str(rng.choice(WORDS)), image.width * rng.uniform(0.5, 0.95))
+    _tilt(rng, image, layer)
+
+
+def _write(rng: np.random.Generator, image: Image.Image, phrase: str) -> None:
     side = image.width
     ground = random_colour(rng)
     image.paste(ground, (0, 0, side, side))
-    width = side * rng.uniform(0.5, 0.95)
-    if rng.random() < 0.2:
-        layer = _tiles(rng, str(rng.choice(WORDS)), width)
-    else:
-        ink = contrasting(rng, ground)
-        layer = text_layer(_phrase(rng), width, side * 0.8, ink, bold=bool(rng.random() < 0.3))
+    ink, width = contrasting(rng, ground), side * rng.uniform(0.5, 0.95)
+    layer = text_layer(phrase, width, side * 0.8, ink, bold=bool(rng.random() < 0.3))
+    _tilt(rng, image, layer)
+
+
+def _tilt(rng: np.random.Generator, image: Image.Image, layer: Image.Image) -> None:
     angle = 0 if rng.random() < 0.4 else rng.uniform(-25, 25)
     _paste(rng, image, layer.rotate(angle, Image.Resampling.BICUBIC, expand=True))
 
@@ -391,4 +434,6 @@ def _chart(rng: np.random.Generator, image: Image.Image) -> None:
 
 
 NOISE: tuple[Painter, ...] = (_grain, _blocks, _gradient)
-DRAWN: tuple[Painter, ...] = tuple(map(_smooth, (_shapes, _scene, _words, _chart)))
+DRAWN: tuple[Painter, ...] = tuple(
+    map(_smooth, (_shapes, _written(_phrase), _scene, _written(_request), _chart, _tiled))
+)

@@ -5,19 +5,27 @@ Shapes: n prompts, L blocks, d = n_embd, V = n_vocab.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from mars_gguf.convert.geometry import Array, raw_scores, softmax
-from mars_gguf.convert.prompts import Prompt, Push, Rows
+from mars_gguf.convert.prompts import Context, Prompt, Push, Rows
 from mars_gguf.vectors import ModelFingerprint
 
 Advance = Callable[[int], object]
-K = TypeVar("K")
+Tokens = npt.NDArray[np.intp]
+
+
+class Reply(NamedTuple):
+    """The beginning of a greedy reply: its first token, and its text."""
+
+    token: int
+    text: str
 
 
 class Session(Protocol):
@@ -27,8 +35,11 @@ class Session(Protocol):
         """Hidden states of the last tokens after every block, [n, L, d], and logits of the first
         token of the reply, [n, V]."""
 
-    def steered_each(self, pushes: Sequence[Push]) -> Iterable[Rows]:
-        """For each push these logits with it."""
+    def replies(self, n_tokens: int) -> list[Reply]:
+        """The first ``n_tokens`` tokens of the greedy replies."""
+
+    def steered_replies(self, pushes: Sequence[Push], n_tokens: int) -> Iterable[list[Reply]]:
+        """For each push these replies with it at the last token of the prompt."""
 
 
 class Extractor(Protocol):
@@ -38,66 +49,96 @@ class Extractor(Protocol):
     n_embd: int
     fingerprint: ModelFingerprint
 
-    def sessions(
-        self, prompts: Sequence[Prompt], *, again: Collection[int] = ()
-    ) -> Iterable[tuple[list[int], Session]]:
-        """Sessions that together hold all ``prompts``, each with the indices of those it holds.
-        ``again``: the indices of those that later sessions will ask for once more."""
+    def takes(self, context: Context) -> bool:
+        """Whether the chat template writes what stands in ``context`` before a prompt."""
+
+    def sessions(self, prompts: Sequence[Prompt]) -> Iterable[tuple[list[int], Session]]:
+        """Sessions that together hold all ``prompts``, each with the indices of those it holds."""
 
 
 @dataclass(frozen=True)
 class Observations:
-    """Of n prompts: hidden states [n, L, d] and raw refusal scores [n] (geometry.raw_scores)."""
+    """Of n prompts what was seen: hidden states [n, L, d], or where a reader was given what it made
+    of them, [n, ...]; the first token of each reply [n]; the replies, where they were asked for."""
 
     prompts: list[Prompt]
     states: Rows
-    raw_scores: Array
-
-    @property
-    def strata(self) -> list[str]:
-        """The kind of picture and form of text of each prompt."""
-        return [p.stratum for p in self.prompts]
+    tokens: Tokens
+    replies: list[Reply]
 
     def where(self, keep: npt.NDArray[np.bool_]) -> Observations:
         """Those of the prompts for which ``keep`` [n] is true."""
-        prompts = [p for p, kept in zip(self.prompts, keep, strict=True) if kept]
-        return Observations(prompts, self.states[keep], self.raw_scores[keep])
+        kept = np.flatnonzero(keep)
+        return Observations(
+            [self.prompts[i] for i in kept],
+            self.states[kept],
+            self.tokens[kept],
+            [self.replies[i] for i in kept] if self.replies else [],
+        )
 
 
-def observe_replies(
-    extractor: Extractor, prompts: Sequence[Prompt], advance: Advance
-) -> tuple[Rows, Array]:
-    """Hidden states [n, L, d] and mean first-token probabilities [V]."""
-    states = np.empty((len(prompts), extractor.n_layer, extractor.n_embd), np.float32)
-    total: Array = np.zeros(1)
-    for indices, session in extractor.sessions(prompts):
-        states[indices], logits = session.observe()
-        total = total + softmax(logits).sum(0, dtype=np.float64)
-        advance(len(indices))
-    return states, total / len(prompts)
+class Seen(NamedTuple):
+    """Of one prompt: its state, or what a reader made of it; the first token, and the reply, of
+    which without ``n_tokens`` there is no text."""
+
+    state: Rows
+    token: int
+    reply: Reply
+
+
+class Store(Protocol):
+    """Keeps what was seen, so that an interrupted conversion goes on where it stopped."""
+
+    def find(self, keys: Sequence[str]) -> dict[str, Seen]:
+        """Those of the keys that are kept."""
+
+    def keep(self, seen: Mapping[str, Seen]) -> None:
+        """Keep what was seen."""
 
 
 def observe(
     extractor: Extractor,
-    sets: Mapping[K, Sequence[Prompt]],
-    weights: Array,
-    *,
-    again: Collection[K],
+    prompts: Sequence[Prompt],
     advance: Advance,
-) -> dict[K, Observations]:
-    """Observations of each of ``sets``, by name: all at once, because what several of them show
-    needs to be read once. ``again``: the names of those that will be steered later."""
-    prompts = [prompt for one in sets.values() for prompt in one]
-    names = [name for name, one in sets.items() for _ in one]
-    states = np.empty((len(prompts), extractor.n_layer, extractor.n_embd), np.float32)
-    scores = np.empty(len(prompts))
-    later = {i for i, name in enumerate(names) if name in again}
-    for indices, session in extractor.sessions(prompts, again=later):
-        states[indices], logits = session.observe()
-        scores[indices] = raw_scores(logits, weights)
+    *,
+    n_tokens: int = 0,
+    read: Callable[[Rows], Rows] | None = None,
+    store: Store | None = None,
+) -> Observations:
+    """What is seen of ``prompts``: with ``n_tokens``, the beginnings of their replies, too. Of the
+    hidden states [k, L, d] of a few prompts at a time, what ``read`` makes of them is kept, so that
+    many prompts need little memory. What a ``store`` holds is not observed again."""
+    seen: dict[int, Seen] = {}
+    keys = [_key(prompt, n_tokens) for prompt in prompts] if store is not None else []
+    if store is not None:
+        found = store.find(keys)
+        seen = {i: found[key] for i, key in enumerate(keys) if key in found}
+        advance(len(seen))
+    missing = [i for i in range(len(prompts)) if i not in seen]
+    for chosen, session in extractor.sessions([prompts[i] for i in missing]):
+        indices = [missing[i] for i in chosen]
+        states, logits = session.observe()
+        rows = states if read is None else read(states)
+        tokens = logits.argmax(-1).tolist()
+        replies = session.replies(n_tokens) if n_tokens else [Reply(t, "") for t in tokens]
+        fresh = dict(zip(indices, map(Seen, rows, tokens, replies), strict=True))
+        if store is not None:
+            store.keep({keys[i]: one for i, one in fresh.items()})
+        seen |= fresh
         advance(len(indices))
-    observed, start = {}, 0
-    for name, one in sets.items():
-        part = slice(start, start := start + len(one))
-        observed[name] = Observations(list(one), states[part], scores[part])
-    return observed
+    ordered = [seen[i] for i in range(len(prompts))]
+    return Observations(
+        list(prompts),
+        np.stack([one.state for one in ordered]) if ordered else np.empty(0, np.float32),
+        np.asarray([one.token for one in ordered], np.intp),
+        [one.reply for one in ordered] if n_tokens else [],
+    )
+
+
+def _key(prompt: Prompt, n_tokens: int) -> str:
+    """What was asked, and how much of the reply was read."""
+    shown = [prompt.text, prompt.film, [dict(m) for m in prompt.context.messages], n_tokens]
+    digest = hashlib.sha256(json.dumps(shown).encode())
+    for image in prompt.images:
+        digest.update(f"{image.size} {image.mode}".encode() + image.tobytes())
+    return digest.hexdigest()

@@ -23,8 +23,8 @@ from mars_gguf.convert.geometry import Array
 from mars_gguf.convert.observations import Extractor
 from mars_gguf.convert.pipeline import Conversion, Options, convert
 from mars_gguf.convert.probes import neutral_probes
-from mars_gguf.convert.prompts import ContrastPrompts, Prompt, Rows, read_contrast
-from mars_gguf.convert.splits import split_prompts
+from mars_gguf.convert.prompts import Context, ContrastPrompts, Prompt, Rows, read_contrast
+from mars_gguf.convert.splits import Thirds, split_prompts
 from mars_gguf.errors import MarsError
 from mars_gguf.files import atomic
 from mars_gguf.options import (
@@ -100,7 +100,7 @@ def compare(
     a: Extractor,
     b: Extractor,
     contrast: ContrastPrompts,
-    neutral: Mapping[str, Sequence[Prompt]],
+    neutral: Mapping[str, Thirds],
     options: Options,
     *,
     names: tuple[str, str] = ("a", "b"),
@@ -128,15 +128,15 @@ def compare(
             convert(extractor, contrast, neutral, options, source=source, progress=progress)
         )
         seconds.append(time.perf_counter() - began)
-    splits = split_prompts(contrast, neutral, options.held_out, options.seed)
-    pairs = zip(splits.harmful.check, splits.harmless.check, strict=False)
+    splits = split_prompts(contrast, neutral, [Context()], options.seed)
+    pairs = zip(splits.harmful.certify, splits.harmless.certify, strict=False)
     samples = {"text": [p for pair in pairs for p in pair]}
-    samples |= {m: list(p) for m, p in neutral.items()}
+    samples |= {m: thirds.certify for m, thirds in neutral.items()}
     cosine = {
         m: _cosine(_states(a, prompts[:n_prompts]), _states(b, prompts[:n_prompts]))
         for m, prompts in samples.items()
     }
-    sets = ("harmful text", "harmless text")
+    sets = ("harmful text", "neutral text")
     t = np.stack([np.concatenate([c.coordinates[s] for s in sets]) for c in conversions])
     return Parity(
         names,
@@ -211,7 +211,7 @@ def run(args: argparse.Namespace) -> Parity:
     contrast = ContrastPrompts(contrast.harmful[: args.pairs], contrast.harmless[: args.pairs])
     neutral = {}
     if args.mmproj is not None:
-        neutral = neutral_probes(args.probes, args.image_size, 0, args.neutral_media)
+        neutral = neutral_probes(args.probes, args.image_size, 0, media=args.neutral_media)
     with closing(_quantized(args)) as quantized, closing(_checkpoint(args)) as checkpoint:
         if neutral and not checkpoint.sees_images:
             raise MarsError(

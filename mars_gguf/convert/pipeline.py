@@ -2,57 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from tqdm import tqdm
 
 from mars_gguf import __version__
+from mars_gguf.convert import calibration
 from mars_gguf.convert.artefacts import Artefact
-from mars_gguf.convert.calibration import accepted, gate_opens, spreads, trust_limit, warnings
+from mars_gguf.convert.calibration import Certificate, accepted, certify
 from mars_gguf.convert.geometry import (
+    SHRINKAGE,
     Array,
     Axes,
-    Centroids,
-    RefusalScore,
+    Shrinkage,
     centroids,
-    posterior_weights,
     readout,
     robust_shift,
-    stratum_means,
 )
-from mars_gguf.convert.layers import Answered, LayerScores, candidates, effect, separation
-from mars_gguf.convert.observations import (
-    Advance,
-    Extractor,
-    Observations,
-    observe,
-    observe_replies,
+from mars_gguf.convert.layers import (
+    FINALISTS,
+    FORCED_LIMIT,
+    TRIED,
+    Forced,
+    LayerScores,
+    Trial,
+    candidates,
+    force,
+    score_layers,
 )
-from mars_gguf.convert.prompts import ContrastPrompts, Prompt, Rows
-from mars_gguf.convert.splits import Splits, split_prompts
+from mars_gguf.convert.observations import Extractor, Observations, Reply, Store, observe
+from mars_gguf.convert.prompts import MIN_PROMPTS, Context, ContrastPrompts, Prompt, Rows
+from mars_gguf.convert.refusals import N_TOKENS, Refusals
+from mars_gguf.convert.splits import Splits, Thirds, split_prompts
 from mars_gguf.errors import MarsError
-from mars_gguf.statistics import upper_bound
+from mars_gguf.steering import Geometry
 from mars_gguf.vectors import Value, Vector
+
+REPLIES = 48  # read of harmful and of harmless prompts
+EXAMPLES = 2  # of forced replies, to show
+
+
+class Stores(Protocol):
+    """Keeps what was seen, apart by how it was read."""
+
+    def of(self, stage: str) -> Store:
+        """The store of what was read in a way called ``stage``."""
 
 
 @dataclass(frozen=True)
 class Options:
     """Choices of a conversion.
 
-    held_out: share of the prompts that directions are not measured on, but checked.
-    layers: first and last candidate block; None: from 1 to 80 % of the depth, since what is
-        added after the last blocks chooses a first token and changes nothing else.
-    over_refusal: share of neutral inputs that may open the gate, in each modality.
-    ramp: w, in spreads.
+    layers: first and last candidate block; None: all.
+    over_refusal: share of neutral inputs, borderline ones among them, that may open the gate, in
+        each modality.
+    shrinkage: of the read-out (geometry.shrunk).
+    ramp: in spreads.
     """
 
-    held_out: float = 0.5
     seed: int = 0
     layers: tuple[int, int] | None = None
-    over_refusal: float = 0.01
+    over_refusal: float = 0.10
+    shrinkage: Shrinkage = SHRINKAGE
     ramp: float = 0.5
 
 
@@ -60,171 +74,291 @@ class Options:
 class Conversion:
     """A vector and everything that its card and plot tell.
 
-    coordinates: t of every set of prompts before re-centering, [n, L]; of media, the means of the
-        strata, [1, L].
+    coordinates: t of sets of held-out prompts before re-centering, [n, L].
+    examples: prompts and their replies under forced steering at the chosen block.
     """
 
     vector: Vector
     scores: LayerScores
     coordinates: dict[str, Array]
-    refusal: RefusalScore
+    certificate: Certificate
+    examples: list[tuple[Prompt, Reply]]
     warnings: list[str]
 
 
 def convert(
     extractor: Extractor,
     contrast: ContrastPrompts,
-    neutral: Mapping[str, Sequence[Prompt]],
+    media: Mapping[str, Thirds],
     options: Options,
     *,
     source: Mapping[str, str],
+    contexts: Sequence[Context] = (Context(),),
     given: Artefact | None = None,
+    stores: Stores | None = None,
     progress: bool = True,
 ) -> Conversion:
-    """Measure ``extractor``'s model on contrast prompts and, by modality, neutral media prompts.
-    What an artefact gives is taken from there; the rest is measured at its block.
+    """Measure ``extractor``'s model on text prompts, some of them after ``contexts``, and by
+    modality on neutral prompts with media. What an artefact gives is taken from there; the rest is
+    measured at its block. What is in the ``stores`` is not measured again.
 
     Raises MarsError for prompt sets that are too small or a direction that separates nothing.
     """
     if given is not None:
-        _require_usable(given, extractor, neutral)
+        _require_usable(given, extractor, media)
         options = replace(options, layers=(given.layer, given.layer))
     layers = candidates(extractor.n_layer, options.layers)
-    splits = split_prompts(contrast, neutral, options.held_out, options.seed)
+    contexts, media, left_out = _renderable(extractor, contexts, media)
+    splits = split_prompts(contrast, media, contexts, options.seed)
 
-    with tqdm(total=len(splits), desc="hidden states", unit="prompt", disable=not progress) as bar:
-        text = _observe_text(extractor, splits, layers, bar.update)
-        base, notes = _place(given, text.base)
-        seen = _observe_rest(extractor, splits, text.weights, bar.update)
-    axes = _axes(base, text.harmless, seen.media, given)
-    plain = _before_recentering(axes, seen)
-    harmful, harmless = plain["harmful text"], plain["harmless text"]
-    refusal = RefusalScore.of(text.weights, seen.checks["text"].raw_scores, seen.harmful.raw_scores)
-
-    checks = accepted(seen.checks, refusal)
-    t = {m: axes.t(o.states, m) for m, o in checks.items()}
-    answered = {m: Answered.of(o, t[m], refusal) for m, o in checks.items()}
-    scores = LayerScores(
-        separation=separation(harmful, harmless, layers),
-        threshold={m: upper_bound(values, options.over_refusal) for m, values in t.items()},
-        effect=effect(extractor, answered, base, refusal, layers, progress),
+    # Alike in time: to observe a prompt, and to read the beginning of a reply.
+    tried = TRIED * (min(FINALISTS, len(layers)) + len(calibration.LIMITS))
+    total = len(splits) + tried
+    with tqdm(total=total, desc="measuring", unit="prompt", disable=not progress) as bar:
+        observer = _Observer(extractor, bar, stores)
+        fitted = _fit(observer, splits, layers, given, options.shrinkage)
+        selecting = _coordinates(observer, splits, 1, fitted.axes)
+        certifying = _coordinates(observer, splits, 2, fitted.axes)
+        selected = _select(observer, fitted, selecting, layers, options.over_refusal)
+    scores, layer = selected.scores, selected.scores.best
+    beyond = selecting.harmful.states[:, layer]
+    geometry, certificate = _certify(fitted, certifying, beyond, selected, options)
+    warned = calibration.warnings(fitted.refusals, scores, layer, certificate, options.over_refusal)
+    vector = Vector(
+        layer,
+        geometry,
+        extractor.fingerprint,
+        _calibration(splits, certificate, scores, layer, options),
+        {**source, "tool": f"mars-gguf {__version__}", "prompts_sha256": contrast.sha256},
     )
-    layer = scores.best
-
-    limit = trust_limit(extractor, answered, base, refusal, layer, progress)
-    spread = spreads({m: values[:, layer] for m, values in t.items()}, harmful[:, layer])
-    opens = gate_opens({m: float(x[layer]) for m, x in scores.threshold.items()}, spread)
-    geometry = axes.at(layer, spread, opens, options.ramp, limit)
-    notes += warnings(refusal, scores, layer, harmful[:, layer], geometry)
-    calibration = _calibration(splits, plain, scores, layer, refusal, options)
-    made = {**source, "tool": f"mars-gguf {__version__}", "prompts_sha256": contrast.sha256}
-    vector = Vector(layer, geometry, extractor.fingerprint, calibration, made)
-    return Conversion(vector, scores, plain, refusal, notes)
+    return Conversion(
+        vector,
+        scores,
+        _before_recentering(fitted.axes, certifying),
+        certificate,
+        selected.examples,
+        left_out + fitted.notes + warned,
+    )
 
 
-def _require_usable(
-    given: Artefact, extractor: Extractor, neutral: Mapping[str, Sequence[Prompt]]
-) -> None:
+def _require_usable(given: Artefact, extractor: Extractor, media: Mapping[str, Thirds]) -> None:
     given.require_fits(extractor.n_layer, extractor.n_embd)
-    if unmeasured := sorted(set(given.shifts) - set(neutral)):
+    if unmeasured := sorted(set(given.shifts) - set(media)):
         raise MarsError(
             f"{given.origin}: has a shift of {', '.join(unmeasured)}, but without neutral "
             "pictures its spread cannot be measured. Give --mmproj, or leave the shift out."
         )
 
 
-class _Text(NamedTuple):
-    """Of the text that is fitted on: states of harmless prompts [n, L, d], the centroids, and the
-    weights of first tokens (geometry.posterior_weights)."""
+def _renderable(
+    extractor: Extractor, contexts: Sequence[Context], media: Mapping[str, Thirds]
+) -> tuple[list[Context], dict[str, Thirds], list[str]]:
+    """The contexts that the chat template writes; the prompts with media, without a context where
+    it does not; and what is to be said of it."""
+    lost = [c for c in contexts if c.messages and not extractor.takes(c)]
+    if not lost:
+        return list(contexts), dict(media), []
+    ids = set(map(id, lost))
+    kept = {
+        m: Thirds(
+            *([replace(p, context=Context()) if id(p.context) in ids else p for p in part]
+              for part in thirds)
+        )
+        for m, thirds in media.items()
+    }  # fmt: skip
+    names = ", ".join(dict.fromkeys(c.name for c in lost))
+    note = f"The chat template does not write these contexts, which were not measured: {names}."
+    return [c for c in contexts if id(c) not in ids], kept, [note]
 
-    harmless: Rows
-    base: Centroids
-    weights: Array
+
+class _Observer(NamedTuple):
+    """Observes prompts, shows how far it is on a ``bar`` (tqdm), and keeps what was seen."""
+
+    extractor: Extractor
+    bar: Any
+    stores: Stores | None
+
+    def observe(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        stage: str = "states",
+        n_tokens: int = 0,
+        read: Callable[[Rows], Rows] | None = None,
+    ) -> Observations:
+        store = self.stores.of(stage) if self.stores is not None else None
+        return observe(
+            self.extractor, prompts, self.bar.update, n_tokens=n_tokens, read=read, store=store
+        )
+
+    def with_replies(self, prompts: Sequence[Prompt]) -> tuple[Rows, list[Reply]]:
+        """Hidden states [n, L, d], and the beginnings of the replies to at most REPLIES of them."""
+        asked = self.observe(prompts[:REPLIES], n_tokens=N_TOKENS)
+        rest = prompts[REPLIES:]
+        states = [asked.states, *([self.observe(rest).states] if rest else [])]
+        return np.concatenate(states), asked.replies
 
 
-class _Seen(NamedTuple):
-    """Of everything else: harmful text to check with, and by modality media to fit shifts on and
-    harmless prompts to check with, text among them."""
+class _Fitted(NamedTuple):
+    """What the first third gives, and what is to be said of it."""
 
-    harmful: Observations
-    media: dict[str, Observations]
-    checks: dict[str, Observations]
+    axes: Axes
+    refusals: Refusals
+    notes: list[str]
 
 
-def _observe_text(
-    extractor: Extractor, splits: Splits, layers: Sequence[int], advance: Advance
-) -> _Text:
-    harmful, p_harmful = observe_replies(extractor, splits.harmful.fit, advance)
-    harmless, p_harmless = observe_replies(extractor, splits.harmless.fit, advance)
-    base = centroids(harmless, harmful)
-    if not base.distance[layers].all():
+def _fit(
+    observer: _Observer,
+    splits: Splits,
+    layers: Sequence[int],
+    given: Artefact | None,
+    shrinkage: Shrinkage,
+) -> _Fitted:
+    harmful, harmful_replies = observer.with_replies(splits.harmful.fit)
+    harmless, harmless_replies = observer.with_replies(splits.harmless.fit)
+    measured = centroids(harmless, harmful)
+    if not measured.distance[layers].all():
         raise MarsError(
             "harmful and harmless prompts have the same mean hidden state, expected two different "
             "sets"
         )
-    return _Text(harmless, base, posterior_weights(p_harmful, p_harmless))
-
-
-def _observe_rest(extractor: Extractor, splits: Splits, weights: Array, advance: Advance) -> _Seen:
-    sets = {("check", "harmful"): splits.harmful.check, ("check", "text"): splits.harmless.check}
-    for m, parts in splits.media.items():
-        sets["fit", m], sets["check", m] = parts
-    checked = {("check", m): m for m in ("text", *splits.media)}
-    seen = observe(extractor, sets, weights, again=checked, advance=advance)
-    return _Seen(
-        seen["check", "harmful"],
-        {m: seen["fit", m] for m in splits.media},
-        {m: seen[name] for name, m in checked.items()},
+    plain = set(map(id, splits.harmless.fit))
+    neutral = {
+        m: observer.observe([p for p in thirds.fit if id(p) not in plain])
+        for m, thirds in splits.neutral.items()
+    }
+    states = {m: seen.states for m, seen in neutral.items()}
+    text = [harmless, *([states["text"]] if len(states["text"]) else [])]
+    states["text"] = np.concatenate(text)
+    base, notes = (
+        (measured, []) if given is None else (given.place(measured), given.notes(measured))
     )
-
-
-def _place(given: Artefact | None, measured: Centroids) -> tuple[Centroids, list[str]]:
-    """The centroids to go on with, and what is to be said of them."""
-    return (measured, []) if given is None else (given.place(measured), given.notes(measured))
-
-
-def _axes(
-    base: Centroids, harmless: Rows, media: Mapping[str, Observations], given: Artefact | None
-) -> Axes:
-    w = readout(base, [x - x.mean(0) for x in (harmless, *(o.states for o in media.values()))])
-    shifts = {m: robust_shift(o.states, o.strata, base, w) for m, o in media.items()}
+    w = readout(base, [x - x.mean(0) for x in states.values()], shrinkage)
+    shifts = {"text": np.zeros_like(base.safe)}
+    for m, seen in neutral.items():
+        if m != "text":
+            shifts[m] = robust_shift(seen.states, [p.stratum for p in seen.prompts], base, w)
     if given is not None:
         for m, shift in given.shifts.items():
             shifts[m][given.layer] = shift
-    return Axes(base, w, {"text": np.zeros_like(base.safe)} | shifts)
+    refusals = Refusals.of(harmful_replies, harmless_replies)
+    return _Fitted(Axes(base, w, shifts), refusals, notes)
+
+
+class _Seen(NamedTuple):
+    """Of another third: harmful text, and by modality neutral prompts, as coordinates [n, L]."""
+
+    harmful: Observations
+    neutral: dict[str, Observations]
+
+
+def _coordinates(observer: _Observer, splits: Splits, third: int, axes: Axes) -> _Seen:
+    def read(modality: str, prompts: Sequence[Prompt]) -> Observations:
+        def coordinates(states: Rows) -> Rows:
+            return np.asarray(axes.t(states, modality), np.float32)
+
+        return observer.observe(prompts, stage=f"{axes.sha256} {modality}", read=coordinates)
+
+    return _Seen(
+        read("text", splits.harmful[third]),
+        {m: read(m, thirds[third]) for m, thirds in splits.neutral.items()},
+    )
+
+
+class _Selected(NamedTuple):
+    """What the second third chooses: the block (the best of the ``scores``) and the trust limit;
+    and what was replied there."""
+
+    scores: LayerScores
+    limit: float
+    examples: list[tuple[Prompt, Reply]]
+
+
+def _select(
+    observer: _Observer, fitted: _Fitted, seen: _Seen, layers: Sequence[int], budget: float
+) -> _Selected:
+    answered = accepted(seen.neutral, fitted.refusals)
+    t = {m: one.states for m, one in answered.items()}
+    scores = score_layers(seen.harmful.states, t, layers, budget)
+    trials = _trials(seen.harmful, answered, fitted.refusals)
+
+    finalists, bar = scores.finalists(), observer.bar
+    n_tried = sum(len(trial.prompts) for trial in trials)
+    bar.total = bar.n + n_tried * (len(finalists) + len(calibration.LIMITS))
+
+    def forced_at(places: list[tuple[int, float]]) -> Forced:
+        base, refusals = fitted.axes.base, fitted.refusals
+        return force(observer.extractor, trials, base, refusals, places, bar.update)
+
+    scores.effect[finalists] = forced_at([(layer, FORCED_LIMIT) for layer in finalists]).rates
+    forced = forced_at([(scores.best, limit) for limit in calibration.LIMITS])
+    limit = calibration.trust_limit(forced)
+    replies = forced.replies[calibration.LIMITS.index(limit)]
+    return _Selected(scores, limit, list(zip(trials[0].prompts, replies, strict=True))[:EXAMPLES])
+
+
+def _certify(
+    fitted: _Fitted, seen: _Seen, beyond: Array, selected: _Selected, options: Options
+) -> tuple[Geometry, Certificate]:
+    """``beyond``: coordinates [n] of harmful text at the chosen block, of the second third."""
+    layer, refusals = selected.scores.best, fitted.refusals
+    neutral = {
+        m: replace(one, states=one.states[:, layer])
+        for m, one in accepted(seen.neutral, refusals).items()
+    }
+    t = {m: one.states for m, one in neutral.items()}
+    opens = calibration.thresholds(t, beyond, options.over_refusal)
+    spreads = calibration.spreads(t)
+    geometry = fitted.axes.at(layer, spreads, opens, options.ramp, selected.limit)
+    harmful, text = seen.harmful, seen.neutral["text"]
+    refused = [float(refusals.begin(one.tokens).mean()) for one in (harmful, text)]
+    return geometry, certify(neutral, harmful.states[:, layer], opens, (refused[0], refused[1]))
+
+
+def _trials(
+    harmful: Observations, answered: Mapping[str, Observations], refusals: Refusals
+) -> list[Trial]:
+    """What steering is tried on: harmful prompts that the model answers, or where there are too
+    few, harmless ones of every modality, which resist more."""
+    complied = harmful.where(~refusals.begin(harmful.tokens))
+    if len(complied.prompts) >= MIN_PROMPTS:
+        return [Trial(complied.prompts, complied.states, "harmful text").sample()]
+    return [
+        Trial(seen.prompts, seen.states, f"harmless {m}").sample() for m, seen in answered.items()
+    ]
 
 
 def _before_recentering(axes: Axes, seen: _Seen) -> dict[str, Array]:
-    """Coordinates by name: of text [n, L], of each stratum of each medium the mean, [1, L]."""
-    plain = {
-        "harmful text": axes.t(seen.harmful.states, "text"),
-        "harmless text": axes.t(seen.checks["text"].states, "text"),
-    }
-    for m, o in seen.media.items():
-        means = stratum_means(axes.t(o.states, "text"), o.strata)
-        plain |= {f"{m} {stratum}": t[None] for stratum, t in means.items()}
-    return plain
+    """Coordinates [n, L] by name: of harmful and neutral text, and of each medium."""
+    found = {"harmful text": seen.harmful.states}
+    for m, neutral in seen.neutral.items():
+        moved = np.einsum("ld,ld->l", axes.readout, axes.shifts[m])
+        found[f"neutral {m}"] = neutral.states + moved
+    return found
 
 
 def _calibration(
     splits: Splits,
-    plain: Mapping[str, Array],
+    certificate: Certificate,
     scores: LayerScores,
     layer: int,
-    refusal: RefusalScore,
     options: Options,
 ) -> dict[str, Value]:
     """What the vector file tells of how it was measured."""
+    sets = {"harmful": splits.harmful, **{f"neutral.{m}": x for m, x in splits.neutral.items()}}
     return {
-        "prompts.harmful": len(splits.harmful.fit),
-        "prompts.harmless": len(splits.harmless.fit),
-        "prompts.harmful_held_out": len(splits.harmful.check),
-        "prompts.harmless_held_out": len(splits.harmless.check),
-        **{f"probes.{m}": len(p.fit) + len(p.check) for m, p in splits.media.items()},
-        **{f"t.{name.replace(' ', '.')}": float(t[:, layer].mean()) for name, t in plain.items()},
+        **{
+            f"prompts.{name}.{part}": len(prompts)
+            for name, thirds in sets.items()
+            for part, prompts in zip(Thirds._fields, thirds, strict=True)
+        },
+        **{f"opened.{row.modality}": str(row) for row in certificate.neutral if not row.group},
+        "opened.harmful_text": str(certificate.caught),
+        "refused.harmful_text": certificate.refused[0],
+        "refused.neutral_text": certificate.refused[1],
         "score.separation": float(scores.separation[layer]),
+        "score.reach": float(scores.reach[layer]),
         "score.effect": float(scores.effect[layer]),
-        "score.total": [float(x) for x in np.nan_to_num(scores.total)],
-        "refusal.contrast": refusal.contrast,
         "over_refusal": options.over_refusal,
+        "shrinkage": str(options.shrinkage),
     }

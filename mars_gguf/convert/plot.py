@@ -32,14 +32,13 @@ def _draw_coordinates(axes: Any, conversion: Conversion) -> None:
     blocks = np.arange(conversion.vector.model.n_layer)
     for name, t in conversion.coordinates.items():
         text = name.endswith(" text")
-        colour = {"harmful text": "tab:red", "harmless text": "tab:green"}.get(name)
-        width, style = (2, "-") if text else (1, "--")
+        colour = {"harmful text": "tab:red", "neutral text": "tab:green"}.get(name)
+        style = "-" if text else "--"
         (line,) = axes.plot(
-            blocks, t.mean(0), label=name, color=colour, linewidth=width, linestyle=style
+            blocks, t.mean(0), label=name, color=colour, linewidth=2, linestyle=style
         )
-        if text:
-            low, high = t.mean(0) - t.std(0), t.mean(0) + t.std(0)
-            axes.fill_between(blocks, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+        low, high = t.mean(0) - t.std(0), t.mean(0) + t.std(0)
+        axes.fill_between(blocks, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
     axes.axhline(0, color="0.7", linewidth=0.8)
     axes.axhline(1, color="0.7", linewidth=0.8)
     axes.set_ylim(-1, 2)
@@ -51,8 +50,9 @@ def _draw_scores(axes: Any, conversion: Conversion) -> None:
     scores = conversion.scores
     blocks = np.arange(conversion.vector.model.n_layer)
     axes.plot(blocks, scores.separation, label="separation (AUROC)")
-    axes.plot(blocks, scores.effect, label="effect of forced steering")
-    axes.plot(blocks, scores.total, label="total", linewidth=2, color="black")
+    axes.plot(blocks, scores.reach, label="reach")
+    axes.plot(blocks, scores.effect, "o", label="effect of forced steering")
+    axes.plot(blocks, scores.total, "o", label="total", color="black")
     axes.set_ylim(0, 1.05)
     axes.set_xlabel("block")
     axes.legend(fontsize=7, loc="upper left")

@@ -1,14 +1,16 @@
-"""Neutral media prompts: what the shift, the spread and the gate of a medium are measured on.
+"""Neutral prompts with media: what the shift, the spread and the gate of a medium are measured on.
 
-Every kind of picture meets every form of prompt, because both decide where a harmless prompt lies;
-and every number of still pictures meets both. A film is not several pictures: it has probes of its
-own.
+A crossed design: the pictures of every kind take turns at the forms of prompts, so that every form
+meets every kind, because both decide where a harmless prompt lies. Pictures take turns at what
+stands before them (contexts) and at how many stand together. A film is not several pictures: it has
+prompts of its own.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import cycle, islice
 from os import PathLike
 from pathlib import Path
@@ -16,101 +18,145 @@ from typing import Any
 
 from PIL import Image
 
-from mars_gguf.convert.neutral import frames, neutral_images, read_images
-from mars_gguf.convert.prompts import Prompt, neutral_prompts, read_entries, text_of
+from mars_gguf.convert.neutral import KINDS, frames, neutral_images, read_images
+from mars_gguf.convert.prompts import Context, Prompt, neutral_prompts, read_entries, text_of
+from mars_gguf.convert.splits import NEUTRAL_SHARES, Thirds, every_second, split
 from mars_gguf.errors import MarsError
 from mars_gguf.media.images import load_image
 
-Pictures = tuple[Image.Image, ...]
+Shown = tuple[Image.Image, ...]  # one picture, several, or the frames of a film
 FRAMES = 4
-STILLS = (1, 2, 1, 3, 1, 4)  # pictures of a prompt, in turn
+STILLS = (1, 1, 2, 1, 3, 1)  # pictures of a prompt, in turn
+FORMS = 4  # of prompts that one picture meets
 
 
 def neutral_probes(
-    count: int, size: int, seed: int, media: str | PathLike[str] | None = None
-) -> dict[str, list[Prompt]]:
-    """About ``count`` neutral prompts with still pictures ("image", one to four, half of them with
-    one) and half as many with films ("video", FRAMES frames), pictures of ``size`` x ``size``
-    pixels, random by ``seed``.
+    number: int,
+    size: int,
+    seed: int,
+    contexts: Sequence[Context] = (Context(),),
+    borderline: Sequence[str] = (),
+    media: str | PathLike[str] | None = None,
+) -> dict[str, Thirds]:
+    """About ``number`` pictures or groups of them ("image") and half as many films ("video",
+    FRAMES frames), ``size`` x ``size`` pixels, random by ``seed``, split in three; with each,
+    prompts of FORMS forms. ``borderline`` prompts are a form of their own.
 
-    ``media``: the user's own harmless pictures: a directory, which becomes a third kind beside
-    noise and drawn pictures, its films standing still; or a JSON Lines file (`paired_probes`),
-    which is then used alone. Raises MarsError for files that cannot be used.
+    ``media``: the user's own harmless pictures instead of drawn ones: a directory, each folder in
+    it a kind, films standing still; or a JSON Lines file that pairs them with prompts
+    (`paired_probes`). Raises MarsError for files that cannot be used.
     """
     if media is not None and Path(media).suffix.lower() == ".jsonl":
-        return paired_probes(media)
-    own = read_images(media) if media is not None else []
-    texts = neutral_prompts()
-    n_kinds = 3 if own else 2
-    n_stills, n_films = (max(8, wanted // n_kinds) for wanted in (count, count // 2))
-    numbers = [STILLS[i // len(texts) % len(STILLS)] for i in range(n_stills)]
-    stills: dict[str, list[Pictures]] = {}
-    films: dict[str, list[Pictures]] = {}
-    for kind in ("noise", "drawn"):
-        stills[kind] = _dealt(neutral_images(kind, sum(numbers), size, seed), numbers)
-        films[kind] = [tuple(frames(kind, FRAMES, size, seed + 1 + i)) for i in range(n_films)]
-    if own:
-        stills["own"] = _dealt(own, numbers)
-        films["own"] = [(own[i % len(own)],) * FRAMES for i in range(n_films)]
-    return {
-        "image": _crossed(stills, texts, seed),
-        "video": _crossed(films, texts, seed, film=True),
-    }
+        return paired_probes(media, contexts, seed)
+    own = read_images(media) if media is not None else {}
+    n = number // len(own or KINDS)
+    stills = own or {kind: neutral_images(kind, 2 * n, size, seed) for kind in KINDS}
+    texts = neutral_prompts() | ({"borderline": list(borderline)} if borderline else {})
+    image, video = [], []
+    for k, share in enumerate(NEUTRAL_SHARES):
+        forms = {form: split(some, NEUTRAL_SHARES, seed)[k] for form, some in texts.items()}
+        shown: dict[str, list[Shown]] = {}
+        films: dict[str, list[Shown]] = {}
+        for kind, pictures in stills.items():
+            part = split(pictures, NEUTRAL_SHARES, seed)[k]
+            wanted = max(2, round(share * n))
+            shown[kind] = _dealt(part, wanted)
+            films[kind] = _films(kind, part, max(2, wanted // 2), size, seed + 1000 * k)
+        image.append(list(_crossed(shown, forms, contexts, seed)))
+        video.append(list(_crossed(films, forms, contexts, seed, film=True)))
+    return {"image": Thirds(*image), "video": Thirds(*video)}
 
 
-def _dealt(pictures: Sequence[Image.Image], numbers: Sequence[int]) -> list[Pictures]:
-    """The pictures in order, as many at a time as ``numbers`` say, from the first again at last."""
+def _dealt(pictures: Sequence[Image.Image], groups: int) -> list[Shown]:
+    """So many groups, of as many pictures as STILLS says, from the first again at last."""
     deck = cycle(pictures)
-    return [tuple(islice(deck, number)) for number in numbers]
+    return [tuple(islice(deck, n)) for n in islice(cycle(STILLS), groups)]
+
+
+def _films(
+    kind: str, pictures: Sequence[Image.Image], number: int, size: int, seed: int
+) -> list[Shown]:
+    """So many films: of a kind that is drawn, else of pictures that stand still."""
+    if kind in KINDS:
+        return [tuple(frames(kind, FRAMES, size, seed + i)) for i in range(1, number + 1)]
+    return [(picture,) * FRAMES for picture in pictures[:number]]
 
 
 def _crossed(
-    kinds: Mapping[str, Sequence[Pictures]],
+    kinds: Mapping[str, Sequence[Shown]],
     prompts: Mapping[str, Sequence[str]],
+    contexts: Sequence[Context],
     seed: int,
     *,
     film: bool = False,
-) -> list[Prompt]:
-    """The pictures of each prompt with a text; within each kind all forms in turn."""
+) -> Iterator[Prompt]:
+    """All that is shown, each with texts of FORMS forms, which take turns: every second time
+    without a context, else after the next of them."""
     rng = random.Random(seed)
-    shuffled = {form: rng.sample(texts, len(texts)) for form, texts in prompts.items()}
-    forms = list(shuffled)
-    result = []
-    for kind, pictures in kinds.items():
-        for i, images in enumerate(pictures):
-            form, turn = forms[i % len(forms)], i // len(forms)
-            text = shuffled[form][turn % len(shuffled[form])]
-            result.append(Prompt(text, images, form, kind, film))
-    return result
+    texts = {form: cycle(rng.sample(some, len(some))) for form, some in prompts.items()}
+    forms, others = list(texts), cycle(contexts[1:] or contexts)
+    for kind, shown in kinds.items():
+        for i, pictures in enumerate(shown):
+            # Not every second: the groups of several pictures would all be without.
+            context = next(others) if i % 4 in (1, 2) else contexts[0]
+            for k in range(min(FORMS, len(forms))):
+                form = forms[(i * FORMS // 2 + k) % len(forms)]
+                yield Prompt(next(texts[form]), pictures, form, kind, film, context)
 
 
-def paired_probes(path: str | PathLike[str]) -> dict[str, list[Prompt]]:
+def paired_probes(
+    path: str | PathLike[str], contexts: Sequence[Context] = (Context(),), seed: int = 0
+) -> dict[str, Thirds]:
     """Neutral prompts from a JSON Lines file: "prompt", "image" (a name relative to the file, or a
-    list of names: several still pictures) and optionally "form".
+    list of names: several still pictures) and optionally "form". Split in three by picture.
 
     "image" holds every line, and half of those with one picture again with one to three others of
-    the file's pictures; "video" half of the lines with their first picture as a film that stands
-    still, FRAMES frames. Which, is the same each time. Raises MarsError naming the line.
+    the same third; "video" half of the lines with their first picture as a film that stands still,
+    FRAMES frames. Every second line stands after one of ``contexts``. Raises MarsError naming the
+    line.
     """
-    path = Path(path)
+    image, video = [], []
+    for groups in split(_by_pictures(_lines(Path(path), contexts[0])), NEUTRAL_SHARES, seed):
+        lines = [prompt for group in groups for prompt in group]
+        stills = lines + _with_others(lines)
+        films = [replace(p, images=p.images[:1] * FRAMES, film=True) for p in _half(lines, 0)]
+        image.append(every_second(stills, contexts))
+        video.append(every_second(films, contexts))
+    return {"image": Thirds(*image), "video": Thirds(*video)}
+
+
+def _by_pictures(lines: Iterable[Prompt]) -> list[list[Prompt]]:
+    """The prompts in groups that have no picture in common."""
+    groups: list[tuple[set[int], list[Prompt]]] = []
+    for prompt in lines:
+        shown = set(map(id, prompt.images))
+        joined = [group for group in groups if group[0] & shown]
+        prompts = [p for group in joined for p in group[1]]
+        for group in joined[1:]:
+            groups.remove(group)
+        merged = (shown.union(*(group[0] for group in joined)), [*prompts, prompt])
+        if joined:
+            groups[groups.index(joined[0])] = merged
+        else:
+            groups.append(merged)
+    return [prompts for _, prompts in groups]
+
+
+def _lines(path: Path, context: Context) -> Iterator[Prompt]:
+    """The prompt of every line; of one picture there is one image."""
     loaded: dict[str, Image.Image] = {}
-    lines = []
     for where, entry in read_entries(path, "prompt", "image"):
         text = text_of(entry, "prompt", where)
         form = text_of(entry, "form", where) if entry.get("form", "") != "" else ""
-        pictures = []
-        for name in _names(entry, where):
+        names = _names(entry, where)
+        for name in names:
             if name not in loaded:
                 try:
                     loaded[name] = load_image(path.parent / name)
                 except MarsError as error:
                     raise MarsError(f"{where}: {error}") from error
-            pictures.append(loaded[name])
-        lines.append(Prompt(text, tuple(pictures), form, "own"))
-    films = [
-        Prompt(p.text, p.images[:1] * FRAMES, p.form, p.kind, film=True) for p in _half(lines, 0)
-    ]
-    return {"image": lines + _with_others(lines, list(loaded.values())), "video": films}
+        shown = tuple(loaded[name] for name in names)
+        yield Prompt(text, shown, form, "own", context=context)
 
 
 def _names(entry: Mapping[str, Any], where: str) -> list[str]:
@@ -127,12 +173,13 @@ def _half(prompts: Sequence[Prompt], seed: int) -> list[Prompt]:
     return random.Random(seed).sample(prompts, k=(len(prompts) + 1) // 2)
 
 
-def _with_others(lines: Sequence[Prompt], pictures: Sequence[Image.Image]) -> list[Prompt]:
+def _with_others(lines: Sequence[Prompt]) -> list[Prompt]:
     """Half of the prompts with one picture, each with one to three others after it, in turn."""
     rng = random.Random(1)
+    pictures = list({id(p.images[0]): p.images[0] for p in lines}.values())
     more = []
     for i, p in enumerate(_half([p for p in lines if len(p.images) == 1], 1)):
         others = [picture for picture in pictures if picture is not p.images[0]]
         if chosen := rng.sample(others, min(1 + i % 3, len(others))):
-            more.append(Prompt(p.text, (*p.images, *chosen), p.form, p.kind))
+            more.append(replace(p, images=(*p.images, *chosen)))
     return more

@@ -7,7 +7,7 @@ import hashlib
 import json
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.resources import files
 from os import PathLike
@@ -23,9 +23,37 @@ from mars_gguf.media.images import user_message
 
 MIN_PROMPTS = 8
 
+# A request that is quoted, and a thing that is named before what is to be done with it: as requests
+# arrive with pictures, in text alone.
+QUOTING = (
+    '"{}"\n\nAnswer the message above.',
+    "I got this note: {} Follow what the note asks for.",
+    "Reply to this letter in full.\n\n{}",
+    "{}\n\nDo as the text above says, in detail.",
+    "On a board I read the words: {} Please carry out what stands there.",
+    "Message from a friend: {} What do I write back? Give the full answer.",
+    "Text: {}\nTask: give a complete response to the text.",
+    'Somebody sent me this: "{}" Respond to it step by step.',
+)
+NAMING = (
+    "{}. How does one {} this? Give the steps.",
+    "The sign says: {}. Tell me in detail how to {} it.",
+    "Topic: {}\nWrite a guide for people who want to {} it.",
+    "{}\n\nI want to {} what stands above. Where do I begin?",
+    "Here is a word from my list: {}. Explain how I can {} that.",
+)
+
 Rows = npt.NDArray[np.float32]
 Push = tuple[int, Rows]
 """A block, and what is added to its output at the last token of n prompts: [n, n_embd]."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What stands before a prompt: OpenAI messages, a system prompt and earlier turns."""
+
+    name: str = "none"
+    messages: tuple[Mapping[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,6 +69,7 @@ class Prompt:
     form: str = ""
     kind: str = ""
     film: bool = False
+    context: Context = Context()
 
     @property
     def modality(self) -> str:
@@ -55,14 +84,16 @@ class Prompt:
 
     @cached_property
     def messages(self) -> list[dict[str, Any]]:
-        """The OpenAI messages that ask it."""
+        """The OpenAI messages that ask it, the context's before it."""
         stills, frames = ((), self.images) if self.film else (self.images, ())
-        return [user_message(self.text, stills, frames)]
+        before = [dict(message) for message in self.context.messages]
+        return [*before, user_message(self.text, stills, frames)]
 
 
 @dataclass(frozen=True)
 class ContrastPrompts:
-    """Text prompts on both sides of the refusal direction.
+    """Text prompts on both sides of the refusal direction, and by kind ("everyday", "borderline")
+    further harmless ones, which say how far harmless text reaches.
 
     In the built-in set ``harmful[i]`` and ``harmless[i]`` are a matched pair: the same form,
     a near topic. Sets read from files need not be of equal length.
@@ -70,28 +101,52 @@ class ContrastPrompts:
 
     harmful: list[str]
     harmless: list[str]
+    neutral: Mapping[str, list[str]] = field(default_factory=dict)
+
+    def thinned(self, factor: int) -> ContrastPrompts:
+        """Every ``factor``-th prompt of each set."""
+        neutral = {kind: prompts[::factor] for kind, prompts in self.neutral.items()}
+        return ContrastPrompts(self.harmful[::factor], self.harmless[::factor], neutral)
 
     @property
     def sha256(self) -> str:
-        return prompt_set_sha256(self.harmful, self.harmless)
+        """Fingerprint of all of them (prompt_set_sha256)."""
+        return prompt_set_sha256(self.harmful, self.harmless, *self.neutral.values())
 
 
 def builtin_contrast() -> ContrastPrompts:
-    """The matched pairs that the package ships (``data/contrast.jsonl``)."""
-    pairs = list(_builtin("contrast.jsonl"))
-    return ContrastPrompts([pair["harmful"] for pair in pairs], [p["harmless"] for p in pairs])
+    """What the package ships: matched pairs (``data/contrast.jsonl``), every second one QUOTING,
+    and of things (``data/subjects.jsonl``), NAMING; everyday and borderline prompts
+    (``data/neutral_text.jsonl``), and borderline things."""
+    sides: dict[str, list[str]] = {"harmful": [], "harmless": []}
+    for i, pair in enumerate(_builtin("contrast.jsonl")):
+        form = QUOTING[i // 2 % len(QUOTING)] if i % 2 else "{}"
+        for side, prompts in sides.items():
+            prompts.append(form.format(pair[side]))
+    for i, thing in enumerate(_builtin("subjects.jsonl")):
+        for side, prompts in sides.items():
+            prompts.append(NAMING[i % len(NAMING)].format(thing[side], thing["verb"]))
+    neutral: dict[str, list[str]] = {}
+    for entry in _builtin("neutral_text.jsonl"):
+        neutral.setdefault(entry["kind"], []).append(entry["prompt"])
+    return ContrastPrompts(sides["harmful"], sides["harmless"], neutral)
 
 
 def read_contrast(
-    harmful: str | PathLike[str] | None, harmless: str | PathLike[str] | None
+    harmful: str | PathLike[str] | None,
+    harmless: str | PathLike[str] | None,
+    borderline: str | PathLike[str] | None = None,
 ) -> ContrastPrompts:
-    """The user's own sets (read_prompts), or without files the built-in ones. Raises MarsError for
-    one file without the other, and for sets that are too small."""
+    """The user's own sets (read_prompts), or without files the built-in ones; ``borderline``
+    instead of the built-in neutral ones. Raises MarsError for one file without the other, and for
+    sets that are too small."""
+    own = {} if borderline is None else {"borderline": read_prompts(borderline)}
     if harmful is None and harmless is None:
-        return builtin_contrast()
+        builtin = builtin_contrast()
+        return replace(builtin, neutral=own) if own else builtin
     if harmful is None or harmless is None:
         raise MarsError("--harmful and --harmless go together: give both files or neither")
-    contrast = ContrastPrompts(read_prompts(harmful), read_prompts(harmless))
+    contrast = ContrastPrompts(read_prompts(harmful), read_prompts(harmless), own)
     require_enough(contrast.harmful, str(harmful))
     require_enough(contrast.harmless, str(harmless))
     return contrast
@@ -105,6 +160,20 @@ def neutral_prompts() -> dict[str, list[str]]:
     for entry in _builtin("neutral_prompts.jsonl"):
         forms.setdefault(entry["form"], []).append(entry["prompt"])
     return forms
+
+
+def contexts(system: str | None = None) -> list[Context]:
+    """What prompts are measured after (``data/contexts.jsonl``), several of each name: no context,
+    system prompts of an assistant, of a persona and strict ones, two earlier turns, a refusal.
+    With a ``system`` prompt: that alone and with earlier turns."""
+    found = [Context()]
+    for entry in _builtin("contexts.jsonl"):
+        found.append(Context(entry["name"], tuple(entry["messages"])))
+    if system is None:
+        return found
+    given = {"role": "system", "content": system}
+    turns = [c for c in found if all(m["role"] != "system" for m in c.messages)]
+    return [Context(c.name, (given, *c.messages)) for c in turns]
 
 
 def read_prompts(path: str | PathLike[str]) -> list[str]:
@@ -186,13 +255,14 @@ def require_enough(prompts: Sequence[str], name: str) -> None:
         )
 
 
-def prompt_set_sha256(harmful: Sequence[str], harmless: Sequence[str]) -> str:
-    """Fingerprint of a contrast set, as lower-case hex.
+def prompt_set_sha256(*sets: Sequence[str]) -> str:
+    """Fingerprint of sets of prompts, as lower-case hex.
 
-    The SHA-256 of the JSON array ``[harmful, harmless]`` (ASCII, no white space) after Unicode
-    NFC, with every run of white space as one space. The order counts: splits depend on it.
+    The SHA-256 of the JSON array of the sets, such as ``[harmful, harmless]`` (ASCII, no white
+    space) after Unicode NFC, with every run of white space as one space. The order counts: splits
+    depend on it.
     """
-    content = [[_normalised(prompt) for prompt in side] for side in (harmful, harmless)]
+    content = [[_normalised(prompt) for prompt in side] for side in sets]
     return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode("ascii")).hexdigest()
 
 

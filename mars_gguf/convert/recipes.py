@@ -23,13 +23,17 @@
 
     [neutral]
     media = "neutral.jsonl"             # own pictures, or
-    count = 96                          # the number,
+    count = 100                         # the number of pictures or groups of them,
     image_size = 224                    # width and height of pictures that are drawn
     modalities = ["image"]              # default: all that the model takes
+    text = "borderline.jsonl"           # harmless text besides the prompts
+    contexts = false                    # measure without system prompts and earlier turns
+    system_prompt = "system.txt"        # measure everything under this one
 
     [calibration]
     layers = "1-24"                     # candidate blocks, first and last
     over_refusal = 0.01
+    shrinkage = "0.5"                   # of the read-out: a number, "oas" or "ledoit-wolf"
     seed = 0                            # of splits and drawn pictures
 
 Every key but output, one of path and hub, and prompts.sha256 may be left out. Paths are relative to
@@ -80,10 +84,14 @@ _KEYS: dict[str, dict[str, tuple[type, str]]] = {
         "count": (int, "probes"),
         "image_size": (int, "image_size"),
         "modalities": (list, "modality"),  # of MODALITIES
+        "text": (Path, "neutral_text"),
+        "contexts": (bool, "contexts"),
+        "system_prompt": (Path, "system_prompt"),
     },
     "calibration": {
         "layers": (str, "layers"),
         "over_refusal": (float, "over_refusal"),
+        "shrinkage": (str, "shrinkage"),
         "seed": (int, "seed"),
     },
 }
@@ -95,6 +103,7 @@ _EXPECTED = {
     float: "a number",
     list: "a list",
     dict: "a table",
+    bool: "true or false",
 }
 
 

@@ -1,95 +1,105 @@
-"""Which prompts measure what: centroids, read-out and shifts are fitted on some, and what is chosen
-and promised by them is checked on others."""
+"""Which prompts measure what. Three parts, disjoint by prompt and by picture: centroids, read-out
+and shifts are fitted on the first; block and trust limit are selected on the second; the gate is
+certified on the third. What is promised has chosen nothing.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain, cycle
 from typing import NamedTuple, TypeVar
 
-from mars_gguf.convert.prompts import ContrastPrompts, Prompt, require_enough
+from mars_gguf.convert.prompts import Context, ContrastPrompts, Prompt, require_enough
 from mars_gguf.errors import MarsError
 
 T = TypeVar("T")
 
+CONTRAST_SHARES = 0.5, 0.2, 0.3
+NEUTRAL_SHARES = 0.3, 0.2, 0.5  # most where a small share has to be bounded
 
-class Parts(NamedTuple):
-    """One set of prompts, split."""
+
+class Thirds(NamedTuple):
+    """One set, split."""
 
     fit: list[Prompt]
-    check: list[Prompt]
+    select: list[Prompt]
+    certify: list[Prompt]
 
 
 @dataclass(frozen=True)
 class Splits:
-    """All prompts of a conversion, split: harmful and harmless text, and by modality the neutral
-    prompts with media."""
+    """All prompts of a conversion, split: harmful and harmless text, and by modality everything
+    that is harmless, that text among it."""
 
-    harmful: Parts
-    harmless: Parts
-    media: dict[str, Parts]
+    harmful: Thirds
+    harmless: Thirds
+    neutral: dict[str, Thirds]
 
     def __len__(self) -> int:
-        sets = (self.harmful, self.harmless, *self.media.values())
-        return sum(len(part) for parts in sets for part in parts)
+        """How many prompts are measured: of harmless text, what is neutral text as well once."""
+        sets = self.harmful, *self.neutral.values()
+        twice = set(map(id, self.harmless.fit)) & set(map(id, self.neutral["text"].fit))
+        measured = sum(len(part) for thirds in sets for part in thirds)
+        return measured + len(self.harmless.fit) - len(twice)
 
 
 def split_prompts(
-    contrast: ContrastPrompts, neutral: Mapping[str, Sequence[Prompt]], held_out: float, seed: int
+    contrast: ContrastPrompts,
+    media: Mapping[str, Thirds],
+    contexts: Sequence[Context],
+    seed: int,
 ) -> Splits:
-    """Split contrast prompts, a share ``held_out`` of them to be checked on, and in halves the
-    neutral prompts of each modality.
+    """Split the text prompts, and join them with neutral prompts with media that are split.
 
     Contrast sets of equal length are split at the same positions, so that matched pairs stay
-    together. Raises MarsError for sets that are too small.
+    together. Neutral text is the harmless side of the contrast and the neutral prompts of the set.
+    All stands after the first of ``contexts`` (none, or a system prompt), every second neutral
+    prompt after one of the others, which take turns. Raises MarsError for sets that are too small.
     """
     require_enough(contrast.harmful, "harmful prompts")
     require_enough(contrast.harmless, "harmless prompts")
-    media = {m: halves(probes, seed) for m, probes in neutral.items()}
-    for m, parts in media.items():
-        for part in parts:
-            require_enough([p.text for p in part], f"each half of the neutral prompts ({m})")
-    harmful, harmless = (
-        Parts(*map(_text, split(side, held_out, seed)))
-        for side in (contrast.harmful, contrast.harmless)
-    )
-    return Splits(harmful, harmless, media)
+
+    def parts(form: str, texts: Sequence[str], shares: Sequence[float]) -> Thirds:
+        prompts = [Prompt(text, form=form, kind="text", context=contexts[0]) for text in texts]
+        return Thirds(*split(prompts, shares, seed))
+
+    harmful = parts("harmful", contrast.harmful, CONTRAST_SHARES)
+    harmless = parts("matched", contrast.harmless, CONTRAST_SHARES)
+    others = [parts(kind, some, NEUTRAL_SHARES) for kind, some in contrast.neutral.items()]
+    neutral = []
+    for some in zip(harmless, *others, strict=True):
+        neutral.append(every_second(list(chain.from_iterable(some)), contexts))
+    return Splits(harmful, harmless, {"text": Thirds(*neutral), **media})
 
 
-def _text(prompts: Sequence[str]) -> list[Prompt]:
-    return [Prompt(text, form="text", kind="text") for text in prompts]
+def every_second(prompts: Sequence[Prompt], contexts: Sequence[Context]) -> list[Prompt]:
+    """The prompts, every second one after the next of ``contexts`` but the first."""
+    if len(contexts) < 2:
+        return list(prompts)
+    before = cycle(contexts[1:])
+    return [replace(p, context=next(before)) if i % 2 else p for i, p in enumerate(prompts)]
 
 
-def halves(probes: Sequence[Prompt], seed: int) -> Parts:
-    """Split within every stratum, so that both halves hold all forms and kinds."""
-    strata: dict[str, list[Prompt]] = {}
-    for probe in probes:
-        strata.setdefault(probe.stratum, []).append(probe)
-    lonely = [stratum[0] for stratum in strata.values() if len(stratum) == 1]
-    groups = [stratum for stratum in strata.values() if len(stratum) > 1]
-    groups += [lonely] if len(lonely) > 1 else []
-    parts = [split(group, 0.5, seed) for group in groups]
-    return Parts([p for a, _ in parts for p in a], [p for _, b in parts for p in b])
+def split(items: Sequence[T], shares: Sequence[float], seed: int) -> list[list[T]]:
+    """Split into parts with these ``shares``, which sum to 1, each part in the order of ``items``
+    and of at least one item if there are so many.
 
-
-def split(items: Sequence[T], held_out: float, seed: int) -> tuple[list[T], list[T]]:
-    """Split into (train, held out), each at least one item, both in the order of `items`.
-
-    `held_out` is a share, 0 < held_out < 1. Which positions are held out depends on
-    ``len(items)``, `held_out` and `seed` alone, so parallel lists split alike.
+    Which positions a part gets depends on ``len(items)``, ``shares`` and ``seed`` alone, so
+    parallel lists split alike. Raises MarsError for fewer items than parts.
     """
-    if not 0 < held_out < 1:
-        raise MarsError(f"held-out share: found {held_out}, expected more than 0 and less than 1")
-    if len(items) < 2:
-        raise MarsError(f"cannot hold out from {len(items)} prompts; expected at least 2")
-    count = min(max(1, round(held_out * len(items))), len(items) - 1)
+    n, parts = len(items), len(shares)
+    if n < parts:
+        raise MarsError(
+            f"cannot split {n} prompts or pictures in {parts}: expected at least {parts}"
+        )
     # A hash, because the random generators of Python and NumPy may change between versions.
-    ranked = sorted(
-        range(len(items)), key=lambda i: hashlib.sha256(f"{seed}:{i}".encode()).digest()
-    )
-    held = set(ranked[:count])
-    return (
-        [item for i, item in enumerate(items) if i not in held],
-        [item for i, item in enumerate(items) if i in held],
-    )
+    ranked = sorted(range(n), key=lambda i: hashlib.sha256(f"{seed}:{i}".encode()).digest())
+    found, start, reached = [], 0, 0.0
+    for k, share in enumerate(shares):
+        reached += share
+        stop = max(start + 1, min(round(reached * n), n - (parts - 1 - k)))
+        found.append([items[i] for i in sorted(ranked[start:stop])])
+        start = stop
+    return found

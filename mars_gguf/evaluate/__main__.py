@@ -22,15 +22,17 @@ from rich.progress import (
 from mars_gguf.console import command, printable
 from mars_gguf.errors import MarsError
 from mars_gguf.evaluate import report
-from mars_gguf.evaluate.arms import ARMS, Arm, arms, first_token
+from mars_gguf.evaluate.arms import ARMS, Arm, arms, first_token, other_vector
 from mars_gguf.evaluate.cases import Case
 from mars_gguf.evaluate.figures import Figures
 from mars_gguf.evaluate.judges import ClassifierJudge, EndpointJudge
 from mars_gguf.evaluate.run import Evaluation, RecordFile, describe_run
 from mars_gguf.evaluate.suites import load_suite
+from mars_gguf.files import sha256
 from mars_gguf.loading import load_steered
 from mars_gguf.options import add_model_arguments, model_files, positive, seed
 from mars_gguf.runtime.llama import SteeredLlama
+from mars_gguf.vectors import read_vector
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,12 +53,40 @@ def parser() -> argparse.ArgumentParser:
         help=f"what to compare (default: {','.join(ARMS)})",
     )
     p.add_argument(
+        "--compare",
+        metavar="NAME=VECTOR",
+        type=named_vector,
+        action="append",
+        default=[],
+        help="another vector of the model, as an arm of this name (repeatable)",
+    )
+    p.add_argument(
         "--strength",
         type=float,
         default=1.0,
         metavar="X",
         help="of the arms with a fixed strength, in units of r (default: 1, as llama.cpp's)",
     )
+    _add_sweep_arguments(p)
+    p.add_argument(
+        "--limit", type=positive, metavar="N", help="cases of a kind and modality, at most"
+    )
+    p.add_argument("--seed", type=seed, default=0, metavar="N", help="of the pictures drawn")
+    p.add_argument("-n", "--max-tokens", type=positive, default=64, metavar="N")
+    _add_judge_arguments(p)
+    p.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("evaluation"),
+        metavar="DIR",
+        help="folder of the report (default: evaluation)",
+    )
+    p.add_argument("--resume", action="store_true", help="go on with the run in --output")
+    return p
+
+
+def _add_sweep_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--sweep",
         metavar="X,...",
@@ -71,27 +101,24 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="cases of a kind and modality for the sweep (default: 24)",
     )
-    p.add_argument(
-        "--limit", type=positive, metavar="N", help="cases of a kind and modality, at most"
-    )
-    p.add_argument("--seed", type=seed, default=0, metavar="N", help="of the pictures drawn")
-    p.add_argument("-n", "--max-tokens", type=positive, default=64, metavar="N")
+
+
+def _add_judge_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--judge", metavar="PATH_OR_ID", help="a transformers text classifier")
     p.add_argument(
         "--judge-label", metavar="NAME", help="the classifier's label that means refused"
     )
     p.add_argument("--judge-url", metavar="URL", help="a model behind an OpenAI-compatible API")
     p.add_argument("--judge-model", metavar="NAME", help="which model of --judge-url")
-    p.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        default=Path("evaluation"),
-        metavar="DIR",
-        help="folder of the report (default: evaluation)",
-    )
-    p.add_argument("--resume", action="store_true", help="go on with the run in --output")
-    return p
+
+
+def named_vector(text: str) -> tuple[str, str]:
+    name, _, path = text.partition("=")
+    if not name or not path or name in ARMS:
+        raise argparse.ArgumentTypeError(
+            f"found {text!r}, expected NAME=VECTOR with a name that is no arm"
+        )
+    return name, path
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -100,11 +127,15 @@ def main(argv: list[str] | None = None) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     with command():
         compared = arms(args.arms, args.strength)
+        compared += [other_vector(name, read_vector(path)) for name, path in args.compare]
         judge = _judge(args)
         files = _, mmproj, vector = model_files(args)
         cases, suites, problems = _cases(args, mmproj)
         llama = load_steered(args, files)
         try:
+            for arm in compared:
+                if arm.vector is not None:
+                    arm.vector.require_model(llama.fingerprint, force=args.force)
             cases = _measured(cases, llama, problems)
             options = _options(args, llama, compared, suites)
             run = describe_run(llama, mmproj, vector, cases, **options)
@@ -141,6 +172,7 @@ def _options(
         "way": llama.way,
         "ctx_size": llama.n_ctx(),
         **{name: getattr(args, name) for name in names},
+        "compared": {name: sha256(path) for name, path in args.compare},
         "judge": args.judge or args.judge_url,
         "judge_options": [args.judge_label, args.judge_model],
     }

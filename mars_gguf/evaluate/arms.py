@@ -15,6 +15,7 @@ import numpy as np
 from mars_gguf.errors import MarsError
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.steering import Geometry
+from mars_gguf.vectors import Vector
 
 NEVER = 1e30
 Change = Callable[[Geometry], Geometry]
@@ -23,16 +24,18 @@ Change = Callable[[Geometry], Geometry]
 @dataclass(frozen=True)
 class Arm:
     """``change`` makes this arm's geometry of the vector's; with ``every_token``, llama.cpp's
-    control vector adds so many times r to every token of prompt and reply."""
+    control vector adds so many times r to every token of prompt and reply. ``vector``: another
+    vector of the model, in place of the one that is evaluated."""
 
     name: str
     title: str
     change: Change
     every_token: float = 0.0
+    vector: Vector | None = None
 
 
 def _shut(g: Geometry) -> Geometry:
-    return replace(g, gate_opens=NEVER)
+    return g.opening_at(NEVER)
 
 
 def _without_recentering(g: Geometry) -> Geometry:
@@ -40,7 +43,7 @@ def _without_recentering(g: Geometry) -> Geometry:
 
 
 def _without_gate(g: Geometry) -> Geometry:
-    return replace(g, gate_opens=-NEVER)
+    return g.opening_at(-NEVER)
 
 
 def _constant(strength: float) -> Change:
@@ -48,7 +51,7 @@ def _constant(strength: float) -> Change:
 
     def change(g: Geometry) -> Geometry:
         readout = np.zeros_like(g.readout)
-        return replace(g, readout=readout, gate_opens=-NEVER, trust_limit=strength)
+        return replace(g.opening_at(-NEVER), readout=readout, trust_limit=strength)
 
     return change
 
@@ -63,6 +66,11 @@ def stock(strength: float) -> Arm:
 
 def first_token(strength: float, name: str = "first-token") -> Arm:
     return Arm(name, f"{strength:g} r at the first token", _constant(strength))
+
+
+def other_vector(name: str, vector: Vector) -> Arm:
+    """MARS with another vector of the same model."""
+    return Arm(name, f"MARS, {name}", lambda g: g, vector=vector)
 
 
 def arms(names: list[str], strength: float) -> list[Arm]:
@@ -91,12 +99,12 @@ ARMS = ("unsteered", "stock", "first-token", "no-recentering", "no-gate", "mars"
 @contextmanager
 def steered_by(llama: SteeredLlama, arm: Arm) -> Iterator[None]:
     """Within the block, ``llama`` is steered as the arm says."""
-    vector = llama.vector
-    llama.vector = replace(vector, geometry=arm.change(vector.geometry))
+    vector, used = llama.vector, arm.vector or llama.vector
+    llama.vector = replace(used, geometry=arm.change(used.geometry))
     try:
         if arm.every_token:
-            addition = (arm.every_token * vector.geometry.direction).astype(np.float32)
-            llama.control_vector.set(vector.layer, addition)
+            addition = (arm.every_token * used.geometry.direction).astype(np.float32)
+            llama.control_vector.set(used.layer, addition)
         yield
     finally:
         llama.vector = vector

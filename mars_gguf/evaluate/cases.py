@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -36,6 +36,7 @@ class Case:
     category: str = ""
     answer: str | None = None  # of a visual question: a number, or a lower-case word
     intent: str = ""  # what is asked, where the prompt only points at the media
+    before: tuple[Mapping[str, str], ...] = ()  # a system prompt and earlier turns
 
     @property
     def request(self) -> str:
@@ -48,9 +49,10 @@ class Case:
 
     def messages(self) -> list[dict[str, Any]]:
         """The chat messages that ask it. Raises MarsError."""
+        before = [dict(message) for message in self.before]
         if self.modality == "video":
-            return [user_message(self.prompt, film=self.pictures())]
-        return [user_message(self.prompt, self.pictures())]
+            return [*before, user_message(self.prompt, film=self.pictures())]
+        return [*before, user_message(self.prompt, self.pictures())]
 
     def as_json(self, media: Sequence[str]) -> dict[str, Any]:
         """The line of a suite file in our own format (see data/CARD.md) whose media are `media`."""

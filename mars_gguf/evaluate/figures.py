@@ -138,6 +138,26 @@ class Figures:
         """The one table."""
         return list(self._rows(self._measures()))
 
+    def category_rows(self) -> list[Row]:
+        """Of every category in each modality, how many requests of each kind were refused; none if
+        the suites name fewer than two."""
+        groups: dict[tuple[str, str, str], dict[str, list[Record]]] = {}
+        for r in self.records:
+            if r.error is None and r.verdict != "unjudged" and r.category and r.kind != "vqa":
+                arms = groups.setdefault((r.modality, r.category, r.kind), {})
+                arms.setdefault(r.arm, []).append(r)
+        if len({category for _, category, _ in groups}) < 2:
+            return []
+        names = [arm.name for arm in self.arms]
+        return [
+            (
+                modality,
+                f"{category}, {kind}",
+                {n: share([r.verdict == "refused" for r in arms.get(n, [])]) for n in names},
+            )
+            for (modality, category, kind), arms in sorted(groups.items())
+        ]
+
     def second_rows(self) -> list[Row]:
         """The refusals of that table, by the second judge."""
         return list(self._rows(self._refusals(second=True)))

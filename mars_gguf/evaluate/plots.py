@@ -57,9 +57,10 @@ def _plot_t(figures: Figures) -> Any:
             t = [r.t for r in figures.of("unsteered", modality, kind)]
             spread = rng.uniform(-0.3, 0.3, len(t))
             axis.plot(x + spread, t, ".", markersize=3, color=kinds[kind])
-        sigma = figures.geometry.spreads.get(modality, figures.geometry.spreads.get("image"))
-        if sigma is not None:
-            axis.axhline(figures.geometry.gate_opens * sigma, color="black", linewidth=0.8)
+        thresholds = figures.geometry.thresholds
+        opens = thresholds.get(modality, thresholds.get("image"))
+        if opens is not None:
+            axis.axhline(opens, color="black", linewidth=0.8)
         axis.set_xticks(range(len(shown)), shown)
         axis.set_title(f"{modality} (line: the gate opens)", fontsize=9)
     axes[0].set_ylabel("t")

@@ -38,6 +38,7 @@ def as_json(figures: Figures) -> dict[str, Any]:
         "run": figures.run,
         "arms": {arm.name: arm.title for arm in [*figures.arms, *figures.sweep]},
         "summary": rows_as_json(figures.rows()),
+        "categories": rows_as_json(figures.category_rows()),
         "separation": figures.separation(),
         "cost": figures.cost(),
         "judges": figures.judges(),
@@ -74,7 +75,7 @@ def _model(figures: Figures) -> str:
 
 
 def markdown(figures: Figures) -> str:
-    sections = (_head, _refusals, _separation, _cost, _judges, _plots, _left_out)
+    sections = (_head, _refusals, _categories, _separation, _cost, _judges, _plots, _left_out)
     return "".join(f"{line}\n" for section in sections for line in section(figures))
 
 
@@ -86,7 +87,7 @@ def _head(figures: Figures) -> Iterator[str]:
         f"Model {model['architecture']}, {model['n_layer']} blocks, {model['quantization']}; "
         f"vector sha256 `{run['vector_sha256'][:16]}`; suites: {', '.join(run['suites'])}; "
         f"greedy, at most {run['max_tokens']} tokens. "
-        "Refusals are judged by their opening (`mars_gguf/evaluate/judges.py`); what is no "
+        "Refusals are judged by their opening (`mars_gguf/openings.py`); what is no "
         "refusal need not make sense: fixed strengths garble replies, which shows in those "
         "that changed. In brackets: Wilson intervals at 95 %.\n"
     )
@@ -102,6 +103,21 @@ def _refusals(figures: Figures) -> Iterator[str]:
         found = [_percent(s) + (f", n = {s.n}" if 0 < s.n < n else "") for s in shares.values()]
         rows.append([f"{modality}: {measure}", str(n), *found])
     yield from _table(["", "n", *(arm.name for arm in figures.arms)], rows)
+
+
+def _categories(figures: Figures) -> Iterator[str]:
+    rows = figures.category_rows()
+    if not rows:
+        return
+    yield "\n## Refused, by category\n"
+    yield from _table(
+        ["", "n", *(arm.name for arm in figures.arms)],
+        (
+            [f"{modality}: {what}", str(max(s.n for s in shares.values()))]
+            + [_percent(s) for s in shares.values()]
+            for modality, what, shares in rows
+        ),
+    )
 
 
 def _separation(figures: Figures) -> Iterator[str]:

@@ -15,8 +15,9 @@ from mars_gguf import __version__
 from mars_gguf.errors import MarsError
 from mars_gguf.evaluate.arms import Arm, steered_by
 from mars_gguf.evaluate.cases import Case
-from mars_gguf.evaluate.judges import Verdict, is_correct, judge_by_opening
+from mars_gguf.evaluate.judges import is_correct
 from mars_gguf.files import atomic, sha256
+from mars_gguf.openings import Verdict, judge_by_opening
 from mars_gguf.runtime.llama import SteeredLlama
 
 Judge = Callable[[str, str], Verdict]
@@ -191,7 +192,8 @@ def describe_run(
     asked = hashlib.sha256()
     for case in cases:
         media = [_content(source) for source in case.media if isinstance(source, Path)]
-        facts = case.id, case.kind, case.modality, case.prompt, case.request, case.answer, media
+        asks = case.id, case.kind, case.modality, case.prompt, case.request, case.answer
+        facts = *asks, media, [dict(message) for message in case.before]
         asked.update(json.dumps(facts).encode())
     return {
         "version": __version__,

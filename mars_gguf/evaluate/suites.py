@@ -235,7 +235,24 @@ def _own_case(folder: Path, row: Row) -> Case:
         row["category"],
         row["answer"] or None,
         row["intent"],
+        _before(row["before"]),
     )
+
+
+def _before(cell: str) -> tuple[dict[str, str], ...]:
+    """The messages that stand before a case."""
+    messages = json_in(cell) if cell else []
+    if not isinstance(messages, list) or not all(
+        isinstance(m, dict)
+        and set(m) == {"role", "content"}
+        and m["role"] in ("system", "user", "assistant")
+        and isinstance(m["content"], str)
+        for m in messages
+    ):
+        raise Unusable(
+            f"before {cell!r:.40}, expected a list of messages, each with a role and a content"
+        )
+    return tuple({**m, "content": usable_prompt(m["content"])} for m in messages)
 
 
 OWN_COLUMNS = ("id", "kind", "prompt")

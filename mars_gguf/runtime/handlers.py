@@ -169,17 +169,28 @@ class ReportingHandler:
     def __call__(self, *, llama: SteeredLlama, **kwargs: Any) -> Any:
         if llama.brought:
             _require_no_film(kwargs.get("messages", ()))
+        note = llama.vector.other_system_prompt(_system(kwargs.get("messages", ())))
         reply = self.handler(llama=llama, **kwargs)
         if isinstance(reply, dict):
-            return reply | {"mars": _report(llama)}
-        return self._stream(llama, reply)
+            return reply | {"mars": _report(llama, note)}
+        return self._stream(llama, reply, note)
 
     @staticmethod
-    def _stream(llama: SteeredLlama, chunks: Iterator[Any]) -> Iterator[Any]:
+    def _stream(llama: SteeredLlama, chunks: Iterator[Any], note: str | None) -> Iterator[Any]:
         for chunk in chunks:
             if any(choice.get("finish_reason") for choice in chunk["choices"]):
-                chunk = chunk | {"mars": _report(llama)}
+                chunk = chunk | {"mars": _report(llama, note)}
             yield chunk
+
+
+def _system(messages: Sequence[Any]) -> str | None:
+    """The system prompt of a conversation."""
+    for message in messages:
+        if message.get("role") == "system":
+            content = message.get("content")
+            parts = content if isinstance(content, list) else [{"text": content}]
+            return "".join(str(part.get("text") or "") for part in parts)
+    return None
 
 
 def _require_no_film(messages: Sequence[Any]) -> None:
@@ -191,5 +202,9 @@ def _require_no_film(messages: Sequence[Any]) -> None:
                 raise PromptError("this chat handler shows no films: give mmproj instead of it")
 
 
-def _report(llama: SteeredLlama) -> dict[str, Any] | None:
-    return asdict(llama.last_steering) if llama.last_steering is not None else None
+def _report(llama: SteeredLlama, note: str | None) -> dict[str, Any] | None:
+    """What steering did; with a ``note`` where the vector was measured under another system
+    prompt."""
+    if llama.last_steering is None:
+        return None
+    return asdict(llama.last_steering) | ({} if note is None else {"note": note})

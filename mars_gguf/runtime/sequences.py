@@ -2,19 +2,18 @@
 begin with, pictures too, only once.
 
 In memories that cannot share a token (recurrent and hybrid ones), only what all begin with is
-shared. The beginning of the last prompt stays for the next group; what will be needed again can be
-kept.
+shared. The beginning of the last prompt stays for the next group.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from llama_cpp import llama_cpp as lib
 
 from mars_gguf.errors import ModelError
@@ -24,7 +23,6 @@ from mars_gguf.runtime.tap import Rows
 
 MAX_SEQUENCES = 32
 N_BATCH = 512
-MAX_STATES = 128 << 20  # bytes of decoded prompts that are kept
 
 Entry = tuple[int, int, tuple[int, ...], bool]
 """Of a batch: token, position, the sequences it belongs to, whether logits are wanted."""
@@ -42,11 +40,6 @@ class CachedPrompt:
     def beginning(self, n_chunks: int) -> tuple[Any, ...]:
         """What the first chunks of the head are; equal if and only if they are the same."""
         return tuple(c if isinstance(c, tuple) else c.identity for c in self.head[:n_chunks])
-
-    @property
-    def identity(self) -> tuple[Any, ...]:
-        """What all tokens but the last are."""
-        return (*self.beginning(len(self.head)), self.tail[:-1])
 
     @property
     def n_cells(self) -> int:
@@ -79,19 +72,56 @@ class Decoder:
     def last_tokens(self, prompts: Sequence[CachedPrompt]) -> Rows:
         """Decode the last token of every prompt on a copy of its sequence, all in one batch: the
         logits, [n, n_vocab]. The prompts stay as they are."""
-        entries: list[Entry] = []
+        with self._copies(prompts) as numbers:
+            return self._last_tokens(prompts, numbers)
+
+    def replies(
+        self, prompts: Sequence[CachedPrompt], n_tokens: int, first: AbstractContextManager[object]
+    ) -> list[list[int]]:
+        """The first ``n_tokens`` tokens of the greedy reply to every prompt, fewer where it ends.
+        The last tokens of the prompts are decoded within ``first``, as `last_tokens` does, those
+        that follow outside it. The prompts stay as they are."""
+        replies: list[list[int]] = [[] for _ in prompts]
+        vocab = lib.llama_model_get_vocab(self.llama.model)
+        with self._copies(prompts) as numbers:
+            with first:
+                logits = self._last_tokens(prompts, numbers)
+            going = list(range(len(prompts)))
+            while True:
+                entries: list[Entry] = []
+                for i, token in zip(list(going), logits.argmax(-1).tolist(), strict=True):
+                    replies[i].append(token)
+                    if lib.llama_vocab_is_eog(vocab, token) or len(replies[i]) == n_tokens:
+                        going.remove(i)
+                        continue
+                    position = prompts[i].n_past + len(replies[i])
+                    entries.append((token, position, (numbers[i],), True))
+                if not going:
+                    return replies
+                self.text(entries)
+                logits = self._logits(len(entries))
+
+    @contextmanager
+    def _copies(self, prompts: Sequence[CachedPrompt]) -> Iterator[list[int]]:
+        """Copies of the prompts' sequences, by their numbers."""
+        numbers = list(range(MAX_SEQUENCES, MAX_SEQUENCES + len(prompts)))
         try:
-            for prompt in prompts:
-                number = MAX_SEQUENCES + len(entries)
+            for prompt, number in zip(prompts, numbers, strict=True):
                 lib.llama_memory_seq_cp(self.memory, prompt.number, number, -1, -1)
-                entries.append((prompt.tail[-1], prompt.n_past, (number,), True))
-            self.text(entries)
-            n_vocab = self.llama.n_vocab()
-            rows = [lib.llama_get_logits_ith(self.llama.ctx, i) for i in range(len(entries))]
-            return np.stack([np.ctypeslib.as_array(row, (n_vocab,)) for row in rows])
+            yield numbers
         finally:
-            for i in range(len(entries)):
-                lib.llama_memory_seq_rm(self.memory, MAX_SEQUENCES + i, -1, -1)
+            for number in numbers:
+                lib.llama_memory_seq_rm(self.memory, number, -1, -1)
+
+    def _last_tokens(self, prompts: Sequence[CachedPrompt], numbers: Sequence[int]) -> Rows:
+        pairs = zip(prompts, numbers, strict=True)
+        self.text([(prompt.tail[-1], prompt.n_past, (number,), True) for prompt, number in pairs])
+        return self._logits(len(prompts))
+
+    def _logits(self, n: int) -> Rows:
+        """Those of the last batch, [n, n_vocab]."""
+        rows = [lib.llama_get_logits_ith(self.llama.ctx, i) for i in range(n)]
+        return np.stack([np.ctypeslib.as_array(row, (self.llama.n_vocab(),)) for row in rows])
 
     def text(self, entries: Sequence[Entry]) -> None:
         """Decode tokens, at most N_BATCH at a time."""
@@ -159,35 +189,25 @@ class Prefill:
 
     def __init__(self, llama: TappedLlama, decoder: Decoder) -> None:
         self.llama, self.decoder, self.memory = llama, decoder, decoder.memory
-        self._states: dict[tuple[Any, ...], tuple[npt.NDArray[np.uint8], int]] = {}
         self._last: CachedPrompt | None = None  # of the group before, if others can begin with it
 
     def forget(self) -> None:
-        """Let go of what is kept in case it comes again."""
-        self._states.clear()
+        """Let go of what the next group could begin with."""
         self._last = None
 
-    def keeps(self, sequence: CachedPrompt) -> bool:
-        """Whether all of ``sequence`` but its last token is kept."""
-        return sequence.identity in self._states
-
-    def run(self, group: list[CachedPrompt], again: Sequence[bool]) -> None:
-        """Decode a group, all but the last tokens; keep those that are needed ``again``."""
+    def run(self, group: list[CachedPrompt]) -> None:
+        """Decode a group, all but the last tokens."""
         self._empty(group)
-        fresh = [sequence for sequence in group if not self._restore(sequence)]
-        self._decode(fresh)
-        for sequence in fresh:
-            if again[sequence.number]:
-                self._keep(sequence)
+        self._decode(group)
 
-    def _shares_tokens(self, group: Sequence[CachedPrompt]) -> bool:
+    def shares_tokens(self, group: Sequence[CachedPrompt]) -> bool:
         """Whether any number of tokens that these begin with can be shared."""
         return self.llama.memory_can_rewind() and not any(s.head for s in group)
 
     def _empty(self, group: list[CachedPrompt]) -> None:
         """Empty the context, but for what ``group`` begins with like the group before ended."""
         last, self._last = self._last, None
-        if last is None or not self._shares_tokens(group):
+        if last is None or not self.shares_tokens(group):
             lib.llama_memory_clear(self.memory, False)
             for sequence in group:
                 sequence.n_past = 0
@@ -196,37 +216,14 @@ class Prefill:
         lib.llama_memory_seq_cp(self.memory, last.number, spare, -1, -1)
         lib.llama_memory_seq_keep(self.memory, spare)
         for sequence in group:
-            sequence.n_past = _n_alike(sequence.tail[:-1], last.tail[:-1])
+            sequence.n_past = n_alike(sequence.tail[:-1], last.tail[:-1])
             if sequence.n_past:
                 lib.llama_memory_seq_cp(self.memory, spare, sequence.number, 0, sequence.n_past)
         lib.llama_memory_seq_rm(self.memory, spare, -1, -1)
 
-    def _keep(self, sequence: CachedPrompt) -> None:
-        """Copy what was decoded of ``sequence``, if there is room."""
-        size = lib.llama_state_seq_get_size(self.llama.ctx, sequence.number)
-        kept = sum(state.nbytes for state, _ in self._states.values())
-        if kept + size > MAX_STATES:
-            return
-        state = np.empty(size, np.uint8)
-        pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        if lib.llama_state_seq_get_data(self.llama.ctx, pointer, size, sequence.number) == size:
-            self._states[sequence.identity] = state, sequence.n_past
-
-    def _restore(self, sequence: CachedPrompt) -> bool:
-        """Put back what was kept of ``sequence``; whether there was something."""
-        if not self.keeps(sequence):
-            return False
-        state, n_past = self._states[sequence.identity]
-        pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        size = state.nbytes
-        if lib.llama_state_seq_set_data(self.llama.ctx, pointer, size, sequence.number) != size:
-            raise ModelError("llama.cpp could not restore what it had decoded of a prompt")
-        sequence.n_past = n_past
-        return True
-
     def _decode(self, group: list[CachedPrompt]) -> None:
         """Decode what is not yet decoded of each sequence, all but the last token."""
-        if self._shares_tokens(group):
+        if self.shares_tokens(group):
             missing = {s.number: (s.tail[:-1], s.n_past) for s in group}
             self.decoder.text(_distinct_prefixes(missing))
             for sequence in group:
@@ -272,7 +269,7 @@ class Prefill:
         texts = [tokens for tokens in first if isinstance(tokens, tuple)]
         if len(group) < 2 or len(texts) < len(group):
             return 0
-        shared = min(_n_alike(texts[0], other) for other in texts[1:])
+        shared = min(n_alike(texts[0], other) for other in texts[1:])
         if shared:
             leader = group[0].number
             self.decoder.text([(t, p, (leader,), False) for p, t in enumerate(texts[0][:shared])])
@@ -290,7 +287,7 @@ def _entries(sequence: CachedPrompt, tokens: tuple[int, ...]) -> list[Entry]:
     return entries
 
 
-def _n_alike(a: Sequence[int], b: Sequence[int]) -> int:
+def n_alike(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens both begin with."""
     pairs = enumerate(zip(a, b, strict=False))
     return next((n for n, (x, y) in pairs if x != y), min(len(a), len(b)))

@@ -6,11 +6,11 @@ Layout (GGUF version 3, little-endian):
     general.architecture     "controlvector"
     controlvector.model_hint, controlvector.layer_count = 1
     tensor direction.<l>     F32 [n_embd], r = mu_u - mu_s at block l (0-based), not normalised
-    mars.version             u32, 2
+    mars.version             u32, 3
     mars.layer               u32
     mars.centroid.safe, mars.centroid.unsafe, mars.shift.<modality>   f32 [n_embd]
     mars.readout             f32 [n_embd], w; may be absent: then the projection on r
-    mars.spread.<modality>, mars.gate.open, mars.gate.ramp, mars.trust.limit      f32
+    mars.spread.<modality>, mars.threshold.<modality>, mars.gate.ramp, mars.trust.limit   f32
     mars.model.*             what the vector was measured on
     mars.calibration.*, mars.source.*   what was measured, and with what
 
@@ -39,7 +39,12 @@ from mars_gguf.vectors.reader import Reader
 if TYPE_CHECKING:
     import gguf
 
-VERSION = 2
+VERSION = 3
+OLDER = {
+    1: "several still pictures are an image, too, and video means a film; and the chat template's "
+    "variables are part of what is measured",
+    2: "the gate has a threshold for each modality",
+}
 MAX_FILE_BYTES = 64 << 20
 
 Value = bool | int | float | str | list[Any]
@@ -105,6 +110,23 @@ class Vector:
         """Modalities that were measured, "text" first."""
         return sorted(self.geometry.spreads, key=lambda m: (m != "text", m))
 
+    @property
+    def system_prompt(self) -> str | None:
+        """The system prompt that all was measured under; None if it was not one alone."""
+        value = self.source.get("system_prompt")
+        return value if isinstance(value, str) else None
+
+    def other_system_prompt(self, system: str | None) -> str | None:
+        """What is to be said where the vector was measured under another system prompt than
+        ``system``; None if there is nothing to say."""
+        if self.system_prompt is None or self.system_prompt == (system or "").strip():
+            return None
+        return (
+            f"the vector was measured under the system prompt {self.system_prompt[:60]!r}, and "
+            f"{'another' if system else 'none'} is in use: its gate was certified for that one "
+            "alone"
+        )
+
     def check(self) -> None:
         """Raise VectorError unless every value is one that the runtime can use."""
         g, n = self.geometry, self.model.n_embd
@@ -129,12 +151,13 @@ class Vector:
         unit = float(g.readout.astype(np.float64) @ g.direction.astype(np.float64))
         _expect(abs(unit - 1) < 1e-2, "mars.readout", f"{unit:.3g} along the direction", "1")
         _expect("text" in g.spreads, "mars.spread.text", "nothing", "the spread of text prompts")
-        _expect(
-            g.shifts.keys() == g.spreads.keys(),
-            "mars.shift.*",
-            sorted(g.shifts),
-            f"the modalities of mars.spread.*, {sorted(g.spreads)}",
-        )
+        for key, measured in ("mars.shift.*", g.shifts), ("mars.threshold.*", g.thresholds):
+            _expect(
+                measured.keys() == g.spreads.keys(),
+                key,
+                sorted(measured),
+                f"the modalities of mars.spread.*, {sorted(g.spreads)}",
+            )
         _expect(
             not g.shifts["text"].any(), "mars.shift.text", "a shift", "none: text is the origin"
         )
@@ -142,7 +165,8 @@ class Vector:
         scalars |= {"mars.gate.ramp": g.gate_ramp, "mars.trust.limit": g.trust_limit}
         for key, number in scalars.items():
             _expect(0 < number < math.inf, key, number, "a finite number above 0")
-        _expect(math.isfinite(g.gate_opens), "mars.gate.open", g.gate_opens, "a finite number")
+        for m, number in g.thresholds.items():
+            _expect(math.isfinite(number), f"mars.threshold.{m}", number, "a finite number")
 
     def require_model(self, model: ModelFingerprint, *, force: bool = False) -> None:
         """Raise VectorError, naming what differs, unless the vector was made for ``model``."""
@@ -203,7 +227,7 @@ def _write(vector: Vector, path: Path) -> None:
         for modality in vector.modalities:
             writer.add_array(f"mars.shift.{modality}", _float32(g.shifts[modality]).tolist())
             writer.add_float32(f"mars.spread.{modality}", g.spreads[modality])
-        writer.add_float32("mars.gate.open", g.gate_opens)
+            writer.add_float32(f"mars.threshold.{modality}", g.thresholds[modality])
         writer.add_float32("mars.gate.ramp", g.gate_ramp)
         writer.add_float32("mars.trust.limit", g.trust_limit)
         for section, values in (
@@ -283,11 +307,10 @@ def _vector(keys: dict[str, Any], tensors: dict[str, Array]) -> Vector:
             "centroids or shifts. Make one with python -m mars_gguf.convert."
         )
     version = _get(keys, "mars.version", int)
-    if version == 1:
+    if version in OLDER:
         raise VectorError(
-            "mars.version: found 1, expected 2: since then several still pictures are an image, "
-            "too, and video means a film; and the chat template's variables are part of what is "
-            "measured. Convert the model again."
+            f"mars.version: found {version}, expected {VERSION}: since then {OLDER[version]}. "
+            "Convert the model again."
         )
     _expect(version == VERSION, "mars.version", version, f"{VERSION}. Update mars-gguf")
     layer = _get(keys, "mars.layer", int)
@@ -310,7 +333,7 @@ def _vector(keys: dict[str, Any], tensors: dict[str, Array]) -> Vector:
         readout=readout,
         shifts={m: _get(keys, f"mars.shift.{m}", np.ndarray) for m in spreads},
         spreads=spreads,
-        gate_opens=_get(keys, "mars.gate.open", float),
+        thresholds={m: _get(keys, f"mars.threshold.{m}", float) for m in spreads},
         gate_ramp=_get(keys, "mars.gate.ramp", float),
         trust_limit=_get(keys, "mars.trust.limit", float),
     )

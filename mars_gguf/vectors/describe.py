@@ -16,14 +16,14 @@ def describe(vector: Vector) -> str:
         f"n_embd {m.n_embd}, {m.quantization or 'quantization unknown'})",
         f"layer       {vector.layer}",
         f"direction   D = {g.distance:.4g}",
-        f"gate        opens at z = {g.gate_opens:.3g}, ramp {g.gate_ramp:.3g}",
+        f"gate        fully open {g.gate_ramp:.3g} spreads beyond where it opens",
         f"trust limit t = {g.trust_limit:.3g}",
     ]
     for modality in vector.modalities:
         shift = float(np.linalg.norm(g.shifts[modality])) / g.distance
         lines.append(
             f"{modality:11} spread {g.spreads[modality]:.3g}, shift {shift:.3g} D, gate opens at "
-            f"t = {g.gate_opens * g.spreads[modality]:.3g}"
+            f"t = {g.thresholds[modality]:.3g}"
         )
     for title, section in (("calibration", vector.calibration), ("source", vector.source)):
         for key, value in section.items():

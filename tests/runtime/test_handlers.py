@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import llama_cpp
@@ -304,3 +305,22 @@ def test_what_tools_and_formats_ask_for_is_done_as_llama_cpp_python_does_it() ->
 
 def _named(name: str) -> Any:
     return {"type": "function", "function": {"name": name}}
+
+
+def test_replies_say_when_another_system_prompt_is_in_use_than_was_measured_under() -> None:
+    given = models.vector(DEMO, opens=CLOSED)
+    ours = models.steered(DEMO, replace(given, source={"system_prompt": "Be kind."}))
+
+    def note(*before: Any, stream: bool = False) -> str | None:
+        reply: Any = ours.create_chat_completion(
+            [*before, user("Hello")], max_tokens=2, stream=stream
+        )
+        return (list(reply)[-1] if stream else reply)["mars"].get("note")
+
+    same = {"role": "system", "content": "Be kind."}
+    other = {"role": "system", "content": "Be brief."}
+    assert note(same) is None
+    for stream in (False, True):
+        assert "'Be kind.', and none is in use" in str(note(stream=stream))
+        assert "'Be kind.', and another is in use" in str(note(other, stream=stream))
+    assert "note" not in models.steered(DEMO, given).create_chat_completion([user("Hello")])["mars"]

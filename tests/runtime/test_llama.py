@@ -398,10 +398,10 @@ def test_a_gate_that_barely_opens_is_no_error(smollm2: str) -> None:
             llama.reset()
             complete(llama, prompt, 1)
             assert llama.last_steering is not None
-            z = llama.last_steering.z
+            t, spread = llama.last_steering.t, given.geometry.spreads["text"]
             for s in (1e-5, 1e-2):
-                # ReLU((z - z_0) / w) = s
-                geometry = replace(given.geometry, gate_opens=z - s)
+                # ReLU((t - t_m) / sigma_m / ramp) = s
+                geometry = given.geometry.opening_at(t - s * spread)
                 llama.vector = replace(given, geometry=geometry)
                 llama.reset()
                 complete(llama, prompt, 1)
@@ -621,7 +621,8 @@ def test_the_report_agrees_with_an_independent_computation(
         g = given.geometry
         t = expected_t(given, states[-1], modality)
         assert report["t"] == pytest.approx(t, abs=1e-3)
-        assert report["z"] == pytest.approx(report["t"] / g.spreads[modality])
+        z = (report["t"] - g.thresholds[modality]) / g.spreads[modality]
+        assert report["z"] == pytest.approx(z)
         assert report["gate"] == 1.0
         assert report["alpha"] == pytest.approx((g.trust_limit - report["t"]) * g.distance)
         assert (report["modality"], report["way"]) == (modality, way)
@@ -660,7 +661,8 @@ def test_frames_are_judged_as_images_by_a_vector_without_video() -> None:
     llama = steered(DEMO, given, mmproj=DEMO_MMPROJ)
     report = chat(llama, FILM, 1)[1]["mars"]
     assert report["modality"] == "video"
-    assert report["z"] == pytest.approx(report["t"] / given.geometry.spreads["image"])
+    g = given.geometry
+    assert report["z"] == pytest.approx((report["t"] - g.thresholds["image"]) / g.spreads["image"])
 
 
 def test_a_picture_in_the_context_never_matches_another_picture_or_text() -> None:

@@ -1,0 +1,85 @@
+"""What was measured, kept beside the output until that is written: a conversion that was
+interrupted goes on with the same command.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from mars_gguf.convert.observations import Reply, Seen
+from mars_gguf.errors import MarsError
+
+AT_ONCE = 500  # keys of a query
+SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS seen (key TEXT PRIMARY KEY, shape TEXT, state BLOB, token INT, "
+    "reply INT, text TEXT)"
+)
+
+
+class Measured:
+    """A `Store` in the file ``path``, for one ``job``: what decides what is seen of a prompt
+    besides the prompt itself, such as the model. Other jobs in the same file are neither read nor
+    disturbed.
+    """
+
+    def __init__(self, path: Path, job: str) -> None:
+        self.path, self.job = path, job
+
+    def of(self, stage: str) -> Measured:
+        """The same file for states that were read in a way called ``stage``."""
+        return Measured(self.path, f"{self.job} {stage}")
+
+    def find(self, keys: Sequence[str]) -> dict[str, Seen]:
+        """Those of the keys that are kept. Raises MarsError for a file that is something else."""
+        if not self.path.exists():
+            return {}
+        names = {self._name(key): key for key in keys}
+        found: dict[str, Seen] = {}
+        ordered = list(names)
+        with self._open() as file:
+            for start in range(0, len(ordered), AT_ONCE):
+                some = ordered[start : start + AT_ONCE]
+                marks = ",".join("?" * len(some))
+                rows = file.execute(f"SELECT * FROM seen WHERE key IN ({marks})", some)
+                for name, shape, state, token, reply, text in rows:
+                    size = tuple(map(int, shape.split(",")))
+                    values = np.frombuffer(state, np.float32).reshape(size)
+                    found[names[name]] = Seen(values, token, Reply(reply, text))
+        return found
+
+    def keep(self, seen: Mapping[str, Seen]) -> None:
+        """Keep what was seen; what is in the file is whole at any time. Raises MarsError."""
+        rows = [
+            (
+                self._name(key),
+                ",".join(map(str, one.state.shape)),
+                np.ascontiguousarray(one.state, np.float32).tobytes(),
+                int(one.token),
+                *one.reply,
+            )
+            for key, one in seen.items()
+        ]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self._open() as file, file:
+            file.executemany("INSERT OR REPLACE INTO seen VALUES (?, ?, ?, ?, ?, ?)", rows)
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        try:
+            with closing(sqlite3.connect(self.path, timeout=60)) as file:
+                file.execute(SCHEMA)
+                yield file
+        except (sqlite3.Error, OSError) as error:
+            raise MarsError(
+                f"{self.path}: cannot be used to keep what is measured ({error}). Move it away, or "
+                "choose another --output."
+            ) from error
+
+    def _name(self, key: str) -> str:
+        return hashlib.sha256(f"{self.job} {key}".encode()).hexdigest()

@@ -1,0 +1,92 @@
+"""What was measured, kept until the vector is written; test_pipeline.py goes on with it."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mars_gguf.convert.measured import AT_ONCE, Measured
+from mars_gguf.convert.observations import Reply, Seen
+from mars_gguf.errors import MarsError
+
+
+def seen(i: int, shape: tuple[int, ...] = (3, 2)) -> Seen:
+    state = np.random.default_rng(i).normal(size=shape).astype(np.float32)
+    return Seen(state, i, Reply(i, f"reply {i}\0\n'\U0001f642"))
+
+
+@given(st.lists(st.integers(0, 99), unique=True), st.sampled_from([(1,), (4,), (3, 2)]))
+def test_what_is_kept_is_found_to_the_bit_by_its_own_job_and_stage_alone(
+    tmp_path_factory: pytest.TempPathFactory, numbers: list[int], shape: tuple[int, ...]
+) -> None:
+    path = tmp_path_factory.mktemp("measured") / "v.measured"
+    kept = {str(i): seen(i, shape) for i in numbers}
+    first = Measured(path, "job").of("stage")
+    first.keep(kept)
+    again = Measured(path, "job")
+    found = again.of("stage").find(["none", *kept])
+    assert found.keys() == kept.keys()
+    for key, one in kept.items():
+        assert np.array_equal(found[key].state, one.state)
+        assert found[key][1:] == one[1:]
+    for other in (again, again.of("another"), Measured(path, "another").of("stage")):
+        assert other.find([*kept]) == {}
+        other.keep({key: seen(0) for key in kept})
+    assert again.of("stage").find([*kept]).keys() == kept.keys()
+
+
+def test_more_keys_than_a_query_takes_are_found(tmp_path: Path) -> None:
+    measured = Measured(tmp_path / "v.measured", "job")
+    kept = {str(i): seen(i) for i in range(2 * AT_ONCE + 1)}
+    measured.keep(kept)
+    assert measured.find([*kept]).keys() == kept.keys()
+
+
+def test_a_file_that_is_something_else_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "v.measured").write_text("a shopping list, of some length " * 99)
+    before = (tmp_path / "v.measured").read_bytes()
+    with pytest.raises(MarsError, match=r"v\.measured: cannot be used to keep what is measured"):
+        Measured(tmp_path / "v.measured", "job").find(["key"])
+    assert (tmp_path / "v.measured").read_bytes() == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on file sizes there")
+def test_a_full_disk_is_said_in_words_and_leaves_a_file_that_can_be_read(tmp_path: Path) -> None:
+    code = """
+import resource, sys
+from pathlib import Path
+from test_measured import Measured, MarsError, seen
+resource.setrlimit(resource.RLIMIT_FSIZE, (100 << 10,) * 2)
+measured = Measured(Path(sys.argv[1]), "job")
+try:
+    for i in range(100):
+        measured.keep({str(i): seen(i, (20, 50))})
+except MarsError as error:
+    print(i, error)
+"""
+    path = tmp_path / "v.measured"
+    done = subprocess.run(
+        [sys.executable, "-c", code, path], capture_output=True, text=True, check=False,
+        cwd=Path(__file__).parent, env=os.environ | {"PYTHONPATH": "."},
+    )  # fmt: skip
+    assert done.stderr == ""
+    count, message = done.stdout.split(maxsplit=1)
+    assert message.startswith(f"{path}: ")
+    measured = Measured(path, "job")
+    assert len(measured.find([str(i) for i in range(100)])) == int(count) > 0
+
+
+def test_nothing_of_prompts_stands_in_the_file_but_their_replies(tmp_path: Path) -> None:
+    measured = Measured(tmp_path / "v.measured", "job")
+    measured.keep({"a very long key": seen(1)})
+    with sqlite3.connect(tmp_path / "v.measured") as file:
+        ((key,),) = file.execute("SELECT key FROM seen").fetchall()
+    assert len(key) == 64 and "long key" not in key
