@@ -1,0 +1,102 @@
+"""``python -m lab.reader.report MODEL.gguf -o DIR``: convert a text model behind the constructed
+projector, and evaluate the vector on forms and topics that nothing was chosen by looking at.
+
+In one run beside MARS: no steering, no re-centering, the projection on r as read-out (calibrated in
+the same way), and one threshold for all modalities (the rule before version 3 of the vector file:
+what 1 % of the neutral inputs of the worst modality exceed, in spreads, text's spread being the
+larger one of neutral and harmful prompts; what the model refuses by itself counts). DIR gets
+`mars_gguf.evaluate`'s report and the vector's card; pictures, suites and vectors stay in DIR/parts,
+and what is there is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from llama_cpp import Llama
+
+from lab.reader import build, neutral, suite
+from lab.reader.cells import Writer
+from lab.reader.projector import known_tokens
+from mars_gguf.convert import __main__ as converter
+from mars_gguf.convert.outputs import write_outputs
+from mars_gguf.convert.pipeline import Conversion
+from mars_gguf.evaluate import __main__ as evaluator
+from mars_gguf.vectors import Vector, write_vector
+
+FORMS = ("text", "strict", "third-turn", "instruction-2", "instruction-3", "subject-2")
+
+
+def one_threshold(conversion: Conversion) -> Vector:
+    """The vector with the gate of before: thresholds z_0 sigma_m with one z_0."""
+    vector = conversion.vector
+    g, layer = vector.geometry, vector.layer
+    harmful = conversion.coordinates["harmful text"][:, layer]
+    spreads, worst = {}, 0.0
+    for m in vector.modalities:
+        t = conversion.coordinates[f"neutral {m}"][:, layer] - float(g.shifts[m] @ g.readout)
+        spreads[m] = float(max(t.std(), harmful.std()) if m == "text" else t.std())
+        worst = max(worst, float(np.quantile(t, 0.99)) / spreads[m])
+    thresholds = {m: worst * spread for m, spread in spreads.items()}
+    return replace(vector, geometry=replace(g, spreads=spreads, thresholds=thresholds))
+
+
+def prepare(model: str, parts: Path) -> None:
+    """The projector, the neutral pictures and the suites."""
+    parts.mkdir(parents=True, exist_ok=True)
+    mmproj = parts / "mmproj.gguf"
+    if not mmproj.exists():
+        build.main([model, "-o", str(mmproj)])
+    llama = Llama(model, vocab_only=True, verbose=False)
+    writer = Writer(llama, known_tokens(mmproj))
+    if not (parts / "neutral").exists():
+        neutral.write_neutral(writer, parts / "neutral")
+    suite.write_suite(writer, parts / "suite", suite.held_out)
+    llama.close()
+
+
+def convert(model: str, parts: Path, output: Path) -> None:
+    """The vector, its card and plot, and the two that it is compared with."""
+    files = [model, "--mmproj", str(parts / "mmproj.gguf")]
+    files += ["--neutral-media", str(parts / "neutral")]
+    args = converter.parser().parse_args([*files, "-o", str(parts / "mars.gguf")])
+    job = converter.prepare(args)
+    extractor = converter.open_model(job.model, job.mmproj, args)
+    try:
+        conversion = converter.measure(extractor, job, args)
+    finally:
+        extractor.close()
+    write_outputs(conversion, job.outputs)
+    write_vector(one_threshold(conversion), parts / "one-threshold.gguf")
+    converter.main([*files, "-o", str(parts / "projection.gguf"), "--shrinkage", "1"])
+    for path in job.outputs[1:]:
+        shutil.copy(path, output / path.name)
+
+
+def main(argv: list[str] | None = None) -> None:
+    p = argparse.ArgumentParser(prog="lab.reader.report", description=__doc__.split("\n\n")[0])
+    p.add_argument("model")
+    p.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
+    p.add_argument("--limit", type=int, default=20, help="requests of a form, kind and medium")
+    args = p.parse_args(argv)
+    parts = args.output / "parts"
+    prepare(args.model, parts)
+    if not (parts / "projection.gguf").exists():
+        convert(args.model, parts, args.output)
+    options = ["-m", args.model, "--mmproj", str(parts / "mmproj.gguf")]
+    options += ["--vector", str(parts / "mars.gguf"), "--arms", "no-recentering,mars"]
+    for name in ("projection", "one-threshold"):
+        options += ["--compare", f"{name}={parts / name}.gguf"]
+    for form in FORMS:
+        options += ["--suite", str(parts / "suite" / f"{form}.jsonl")]
+    resume = ["--resume"] if (args.output / "records.jsonl").exists() else []
+    options += ["--limit", str(args.limit), "-n", "16", "--sweep", "", "-o", str(args.output)]
+    evaluator.main([*options, *resume])
+
+
+if __name__ == "__main__":
+    main()
