@@ -84,6 +84,16 @@ shrinkage = "oas"
     assert options["shrinkage"] == "oas"
 
 
+def test_a_shrinkage_that_is_none_ends_with_a_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = MINIMAL + '[calibration]\nshrinkage = "much"\n'
+    with pytest.raises(SystemExit) as ended:
+        main(["--recipe", str(recipe(tmp_path, said))])
+    assert ended.value.code == 2
+    assert "found 'much', expected 0 to 1, oas or ledoit-wolf" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

@@ -155,9 +155,12 @@ def shrinkage(text: str) -> Shrinkage:
         return "oas"
     if text == "ledoit-wolf":
         return "ledoit-wolf"
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"found {value}, expected 0 to 1, oas or ledoit-wolf")
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected 0 to 1, oas or ledoit-wolf")
     return value
 
 
@@ -238,7 +241,7 @@ def prepare(args: argparse.Namespace) -> Job:
         seed=args.seed,
         layers=layer_range(args.layers),
         over_refusal=_share(args.over_refusal),
-        shrinkage=shrinkage(str(args.shrinkage)),
+        shrinkage=_shrinkage(args.shrinkage),
     )
     before = contexts(_system_prompt(args))
     if not args.contexts:
@@ -266,6 +269,14 @@ def _contrast(args: argparse.Namespace) -> ContrastPrompts:
             f"{args.prompts_sha256}: other prompts make another vector"
         )
     return contrast
+
+
+def _shrinkage(value: Shrinkage) -> Shrinkage:
+    """That of the command line, or of a recipe, where it is any text."""
+    try:
+        return shrinkage(str(value))
+    except argparse.ArgumentTypeError as error:
+        raise MarsError(f"--shrinkage: {error}") from error
 
 
 def _share(value: float) -> float:
