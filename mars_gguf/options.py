@@ -130,7 +130,7 @@ def add_vector_arguments(group: Group) -> None:
     group.add_argument(
         "--force",
         action="store_true",
-        help="use a vector made for another quantization or chat template",
+        help="use a vector made for another quantization, other weights or chat template",
     )
     group.add_argument(
         "--way",

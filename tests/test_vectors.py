@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import struct
 import subprocess
 import sys
+import time
 import tracemalloc
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -21,18 +23,23 @@ from hypothesis.extra import numpy as hnp
 
 from mars_gguf.errors import MarsError, VectorError
 from mars_gguf.files import sha256
-from mars_gguf.steering import Geometry, coordinate, projection
+from mars_gguf.steering import Geometry, projection
 from mars_gguf.vectors import (
+    FORGIVABLE,
     MAX_FILE_BYTES,
+    MAX_LISTED,
     ModelFingerprint,
     Vector,
+    parse_vector,
     read_vector,
+    sealed,
     write_vector,
 )
 from mars_gguf.vectors.describe import describe
 from mars_gguf.vectors.reader import MAX_KEYS, MAX_STRING_BYTES
 
 MODEL = ModelFingerprint("llama", "Tiny Chat", 8, 4, "Q4_K_M", "ab" * 32, "cd" * 32)
+MODEL = replace(MODEL, weights_sha256="ef" * 32)
 SAFE = np.array([0.5, -1.0, 2.0, 0.0], np.float32)
 UNSAFE = np.array([1.5, 1.0, 2.0, -2.0], np.float32)
 SHIFT = np.array([7.0, 0.0, -0.25, 1.0], np.float32)
@@ -85,7 +92,8 @@ KEYS: dict[str, Typed] = {
     "general.architecture": string("controlvector"),
     "controlvector.model_hint": string("llama"),
     "controlvector.layer_count": u32(1),
-    "mars.version": u32(3),
+    "mars.version": u32(4),
+    "mars.sha256": string("0" * 64),
     "mars.layer": u32(3),
     "mars.centroid.safe": f32s(*SAFE),
     "mars.centroid.unsafe": f32s(*UNSAFE),
@@ -106,6 +114,8 @@ KEYS: dict[str, Typed] = {
     "mars.model.chat_template_sha256": string("ab" * 32),
     "mars.model.tokenizer_sha256": string("cd" * 32),
     "mars.model.chat_template_kwargs": string("{}"),
+    "mars.model.weights_sha256": string("ef" * 32),
+    "mars.model.mmproj_sha256": string(""),
     "mars.calibration.prompts": u32(64),
     "mars.calibration.auroc": f32(0.9375),
     "mars.calibration.t": f32s(0.5, 1),
@@ -125,7 +135,8 @@ def gguf_file(
     **header: int,
 ) -> bytes:
     """The bytes of a vector file: KEYS with ``changes`` (None drops a key), ``further`` raw keys,
-    tensors as (name, shape, type, offset), and header fields that may lie."""
+    tensors as (name, shape, type, offset), and header fields that may lie. Its hash is right, where
+    it has one."""
     keys = {k: v for k, v in (KEYS | dict(changes or {})).items() if v is not None}
     tensors = [("direction.3", [4], 0, 0)] if tensors is None else tensors
     raw = b"GGUF" + struct.pack(
@@ -141,7 +152,10 @@ def gguf_file(
         raw += text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
     raw += bytes(-len(raw) % 32)
     body = (UNSAFE - SAFE if data is None else data).astype("<f4").tobytes()
-    return raw + body + bytes(-len(body) % 32)
+    raw += body + bytes(-len(body) % 32)
+    before, mark, after = raw.partition(text("mars.sha256") + struct.pack("<IQ", STRING, 64))
+    digest = hashlib.sha256(raw).hexdigest().encode()
+    return before + mark + digest + after[64:] if mark and after[:64] == b"0" * 64 else raw
 
 
 def refused(path: Path) -> str:
@@ -170,7 +184,7 @@ def same(one: Vector, other: Vector) -> bool:
 # Writing and reading back
 
 numbers = st.floats(width=32, allow_nan=False, allow_infinity=False)
-positive = st.floats(2.0**-100, 2.0**100, width=32)
+plausible = st.floats(0.0625, 8, width=32)
 values = st.one_of(
     st.booleans(), st.integers(0, 2**32 - 1), numbers, st.text(),
     *(
@@ -187,13 +201,14 @@ def vectors(draw: st.DrawFn) -> Vector:
     entries = hnp.arrays(np.float32, n_embd, elements=st.floats(-1e4, 1e4, width=32))
     safe, unsafe, shift = draw(entries), draw(entries), draw(entries)
     assume(float(np.abs(unsafe - safe).max()) > 0.01)
-    spreads = {m: draw(positive) for m in ("text", *draw(st.sets(st.sampled_from("abc"))))}
+    media = draw(st.sets(st.sampled_from(["image", "video"])))
+    spreads = {m: draw(plausible) for m in ("text", *media)}
     return Vector(
         draw(st.integers(1, n_layer - 1)),
         Geometry(
             safe, unsafe, projection(unsafe - safe).astype(np.float32),
             {m: np.zeros_like(safe) if m == "text" else shift for m in spreads},
-            spreads, {m: draw(numbers) for m in spreads}, draw(positive), draw(positive),
+            spreads, {m: draw(plausible) for m in spreads}, draw(plausible), draw(plausible),
         ),
         ModelFingerprint(
             draw(st.text()), draw(st.text()), n_layer, n_embd, *draw(st.tuples(*[st.text()] * 3))
@@ -214,14 +229,6 @@ def test_the_file_is_the_documented_layout_byte_for_byte(tmp_path):
     write_vector(VECTOR, tmp_path / "a.gguf")
     assert (tmp_path / "a.gguf").read_bytes() == gguf_file()
     assert same(read_vector(tmp_path / "a.gguf"), VECTOR)
-
-
-def test_a_file_without_a_readout_reads_t_as_the_projection_on_the_direction(tmp_path):
-    (tmp_path / "a.gguf").write_bytes(gguf_file({"mars.readout": None}))
-    found = read_vector(tmp_path / "a.gguf")
-    assert same(found, VECTOR)
-    t = [coordinate(h, found.geometry.safe, found.geometry.readout) for h in (SAFE, UNSAFE)]
-    assert t == pytest.approx([0, 1])
 
 
 def test_gguf_py_reads_the_same_keys_types_and_tensor(tmp_path):
@@ -370,33 +377,60 @@ def test_a_full_disk_leaves_the_old_file_and_no_rest(tmp_path):
 
 def test_a_file_cut_anywhere_is_refused(tmp_path):
     whole, path = gguf_file(), tmp_path / "a.gguf"
-    end = len(whole) - 16  # of the direction; the rest is padding
-    for length in range(end):
+    for length in range(len(whole)):
         path.write_bytes(whole[:length])
         refused(path)
-    path.write_bytes(whole[:end])
-    assert same(read_vector(path), VECTOR)
+
+
+def test_a_file_of_which_any_bit_was_changed_is_refused(tmp_path):
+    whole = gguf_file()
+    for bit in range(8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(VectorError):
+            parse_vector(bytes(damaged))
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered")
-def test_a_damaged_byte_gives_a_refusal_or_a_vector_whose_values_are_all_usable(tmp_path):
-    whole, path = gguf_file(), tmp_path / "a.gguf"
+def test_a_changed_byte_under_a_right_hash_gives_a_refusal_or_values_that_are_all_usable():
+    whole = gguf_file()
     rng = np.random.default_rng(0)
     accepted = 0
     for offset in range(len(whole)):
-        for bit in rng.choice(8, 2, replace=False):
-            damaged = bytearray(whole)
-            damaged[offset] ^= 1 << int(bit)
-            path.write_bytes(damaged)
-            try:
-                vector = read_vector(path)
-            except VectorError:
-                refused(path)
-            else:
-                vector.check()
-                describe(vector)
-                accepted += 1
-    assert accepted < 0.6 * 2 * len(whole)
+        damaged = bytearray(whole)
+        damaged[offset] ^= 1 << int(rng.integers(8))
+        try:
+            vector = parse_vector(sealed(bytes(damaged)))
+        except VectorError:
+            continue
+        vector.check()
+        describe(vector)
+        accepted += 1
+    assert 0 < accepted < 0.6 * len(whole)
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "a.gguf"
+    path.write_bytes(gguf_file())
+    size = path.stat()
+    path.write_bytes(gguf_file()[:-64])
+    monkeypatch.setattr(Path, "stat", lambda *args, **kwargs: size)
+    assert "truncated" in refused(path)
+
+
+def test_arrays_and_strings_of_many_megabytes_are_refused_in_few(tmp_path):
+    many = array(0, 60 << 20, bytes(60 << 20))
+    name = string("n" * (1 << 20))
+    for changes in ({"mars.calibration.x": many}, {"mars.model.name": name, "mars.layer": name}):
+        path = tmp_path / "a.gguf"
+        path.write_bytes(gguf_file(changes))
+        began = time.perf_counter()
+        tracemalloc.start()
+        assert len(refused(path)) < 1000
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < path.stat().st_size + (8 << 20)
+        assert time.perf_counter() - began < 5
 
 
 HUGE = [2**31, 2**32 - 1, 2**60, 2**62, 2**63, 2**64 - 1]
@@ -461,9 +495,21 @@ BAD_FILES: list[tuple[bytes, str]] = [
     (gguf_file({"general.architecture": None}), "architecture None"),
     (gguf_file({"general.architecture": f32s(1, 2)}), "architecture array"),
     (gguf_file({"mars.version": None}), "no mars.* metadata"),
-    (gguf_file({"mars.version": u32(4)}), "mars.version: found 4, expected 3. Update mars-gguf"),
-    (gguf_file({"mars.version": u32(1)}), "mars.version: found 1, expected 3: since then several"),
-    (gguf_file({"mars.version": u32(2)}), "mars.version: found 2, expected 3: since then the gate"),
+    (gguf_file({"mars.version": u32(5)}), "mars.version: found 5, expected 4. Update mars-gguf"),
+    (gguf_file({"mars.version": u32(1)}), "mars.version: found 1, expected 4: since then several"),
+    (gguf_file({"mars.version": u32(2)}), "mars.version: found 2, expected 4: since then the gate"),
+    (gguf_file({"mars.version": u32(3)}), "mars.version: found 3, expected 4: since then a vec"),
+    (gguf_file({"mars.sha256": None}), "mars.sha256: found None, expected 64 hexadecimal digits"),
+    (gguf_file({"mars.sha256": u32(1)}), "mars.sha256: found 1, expected 64 hexadecimal digits"),
+    (gguf_file({"mars.sha256": string("a" * 64)}), "mars.sha256: found 'aaaaaaaaaaaa'..., but"),
+    (gguf_file({"mars.readout": None}), "mars.readout is missing"),
+    (gguf_file({"mars.readoux": f32(1)}), "keys: found ['mars.readoux'], expected only those of"),
+    (gguf_file({"mars.shift.smell": f32(1)}), "keys: found ['mars.shift.smell'], expected only"),
+    (gguf_file({"mars.model.nam": string("")}), "keys: found ['mars.model.nam'], expected only"),
+    (
+        gguf_file({"mars.calibration.t": f32s(*[0] * (MAX_LISTED + 1))}),
+        "mars.calibration.t: found 4097 values, expected at most 4096",
+    ),
     (gguf_file({"mars.version": string("1")}), "mars.version: found str, expected int"),
     (gguf_file({"mars.version": (BOOL, b"\1")}), "mars.version: found bool, expected int"),
     (gguf_file({"mars.layer": u32(0)}), "tensors: found ['direction.3'], expected exactly direct"),
@@ -487,9 +533,9 @@ BAD_FILES: list[tuple[bytes, str]] = [
         "mars.centroid.safe: found shape (2,), expected (4,)",
     ),
     *(
-        (gguf_file({"mars.readout": None, "mars.centroid.unsafe": f32s(*unsafe)}), message)
+        (gguf_file({"mars.centroid.unsafe": f32s(*unsafe)}), message)
         for unsafe, message in (
-            (UNSAFE[:2], "mars.centroid.unsafe: found (2,), expected (4,)"),
+            (UNSAFE[:2], "mars.centroid.unsafe: found shape (2,), expected (4,)"),
             (SAFE, "direction: found length 0.0, expected a length above 0"),
             ((NAN, 0, 0, 0), "mars.centroid.unsafe: found NaN or infinite values"),
         )
@@ -521,9 +567,18 @@ BAD_FILES: list[tuple[bytes, str]] = [
     ),
     (gguf_file({"mars.readout": f32s(*-READOUT)}), "mars.readout: found -1 along the direction"),
     *(
-        (gguf_file({key: f32(bad)}), f"{key}: found {bad:.1f}, expected a finite number above 0")
-        for key in ("mars.spread.text", "mars.spread.image", "mars.gate.ramp", "mars.trust.limit")
-        for bad in (0.0, -1.0, NAN, INF)
+        (gguf_file({key: f32(bad)}), f"{key}: found {np.float32(bad)}, expected {bounds}")
+        for key, bounds in (
+            ("mars.spread.text", "1e-06 to 10"),
+            ("mars.spread.image", "1e-06 to 10"),
+            ("mars.gate.ramp", "0.001 to 1000"),
+            ("mars.trust.limit", "0.05 to 10"),
+        )
+        for bad in (0.0, -1.0, NAN, INF, 1e-45, 1e20)
+    ),
+    *(
+        (gguf_file({"mars.threshold.text": f32(bad)}), "mars.threshold.text: found ")
+        for bad in (3e38, -3e38, INF)
     ),
     (gguf_file({"mars.threshold.image": f32(NAN)}), "mars.threshold.image: found nan"),
     (gguf_file({"mars.threshold.text": f32s(1)}), "mars.threshold.text: found ndarray, expected f"),
@@ -553,7 +608,7 @@ BAD_FILES: list[tuple[bytes, str]] = [
     (gguf_file(data=np.array([1, 2, 0, NAN])), "direction.3: found another direction"),
     (gguf_file(data=np.array([INF, 2, 0, -2])), "direction.3: found another direction"),
     (gguf_file({"general.alignment": u32(0)}), "general.alignment: found 0, expected 1 to 4096"),
-    (gguf_file({"general.alignment": string("a")}), "general.alignment: found a"),
+    (gguf_file({"general.alignment": string("a")}), "general.alignment: found 'a'"),
 ]
 
 
@@ -603,26 +658,28 @@ OTHER: dict[str, Any] = {
     "chat_template_sha256": "12" * 32,
     "tokenizer_sha256": "34" * 32,
     "chat_template_kwargs": '{"enable_thinking": false}',
+    "weights_sha256": "56" * 32,
+    "mmproj_sha256": "78" * 32,
 }
+FULL = replace(VECTOR, model=replace(MODEL, mmproj_sha256="90" * 32))
 
 
 @given(st.sets(st.sampled_from([f.name for f in fields(ModelFingerprint)])))
-def test_force_forgives_name_quantization_and_template_and_nothing_else(changed):
-    model = replace(MODEL, **{key: OTHER[key] for key in changed})
-    forgivable = {"name", "quantization", "chat_template_sha256", "chat_template_kwargs"}
-    for force, named in ((False, changed), (True, changed - forgivable)):
+def test_force_forgives_other_weights_and_templates_and_no_other_shape(changed):
+    model = replace(FULL.model, **{key: OTHER[key] for key in changed})
+    for force, named in ((False, changed), (True, changed - FORGIVABLE)):
         if not named:
-            VECTOR.require_model(model, force=force)
+            FULL.require_model(model, force=force)
             continue
         with pytest.raises(VectorError, match="made for another model") as caught:
-            VECTOR.require_model(model, force=force)
+            FULL.require_model(model, force=force)
         message = str(caught.value)
         for key in OTHER:
             assert (f"  {key}: the vector was made for" in message) == (key in named)
         for key in named:
-            assert str(getattr(MODEL, key))[:12] in message
+            assert str(getattr(FULL.model, key))[:12] in message
             assert str(OTHER[key])[:12] in message
-        assert ("--force" in message) == (changed <= forgivable)
+        assert ("--force" in message) == (changed <= FORGIVABLE)
 
 
 @given(st.sets(st.sampled_from([k for k, v in OTHER.items() if isinstance(v, str)])))

@@ -25,7 +25,7 @@ _ATTRIBUTES = (
     "_chat_handlers",
     "_requires_eval",
 )
-_HANDLER_ATTRIBUTES = ("_mtmd_cpp",)
+_HANDLER_ATTRIBUTES = ("_mtmd_cpp", "clip_model_path")
 _FUNCTIONS: dict[Any, tuple[str, ...]] = {
     lib: ("_lib", "llama_set_adapter_cvec", "llama_state_seq_get_data_ext", "llama_n_ubatch"),
     _logger: ("llama_log_callback",),
@@ -73,16 +73,23 @@ convert_completion_to_chat_function = llama_chat_format._convert_completion_to_c
 grammar_for_response_format = llama_chat_format._grammar_for_response_format
 
 
+class GgufParams(ctypes.Structure):
+    """ggml's ``gguf_init_params``: whether to leave the tensors' data alone, and where to put the
+    context for it."""
+
+    _fields_ = [("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p)]
+
+
 def _ggml() -> Any:
-    """The library that holds ggml's tensor accessors: reachable through libllama, except on
-    Windows, where it must be named."""
+    """The library that holds ggml's accessors of tensors and GGUF files: reachable through
+    libllama, except on Windows, where it must be named."""
     try:
         library: Any = lib._lib
         library["ggml_backend_tensor_get"]
     except AttributeError:
         folder = Path(llama_cpp.__file__).parent / "lib"
         library = ctypes.CDLL(str(next(folder.glob("*ggml-base.*"))))
-    pointer, size = ctypes.c_void_p, ctypes.c_size_t
+    pointer, size, count = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64
     for name, result, arguments in (
         ("ggml_get_name", ctypes.c_char_p, [pointer]),
         ("ggml_nelements", ctypes.c_int64, [pointer]),
@@ -92,6 +99,14 @@ def _ggml() -> Any:
         ("ggml_is_contiguous", ctypes.c_bool, [pointer]),
         ("ggml_backend_tensor_get", None, [pointer, pointer, size, size]),
         ("ggml_backend_tensor_set", None, [pointer, pointer, size, size]),
+        ("gguf_init_from_file", pointer, [ctypes.c_char_p, GgufParams]),
+        ("gguf_free", None, [pointer]),
+        ("gguf_get_data_offset", size, [pointer]),
+        ("gguf_get_n_tensors", count, [pointer]),
+        ("gguf_get_tensor_name", ctypes.c_char_p, [pointer, count]),
+        ("gguf_get_tensor_type", ctypes.c_int, [pointer, count]),
+        ("gguf_get_tensor_offset", size, [pointer, count]),
+        ("gguf_get_tensor_size", size, [pointer, count]),
     ):
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments

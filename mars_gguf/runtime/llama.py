@@ -61,7 +61,7 @@ class SteeredLlama(ContextLlama):
     way: "cvec" decodes the last prompt token again under llama.cpp's control vector; "inline" adds
         the same vector within the pass, which works for every memory and costs no second decode;
         "auto" is "inline".
-    force: use a vector made for another quantization or chat template of the same model.
+    force: use a vector made for another quantization, other weights or chat template of the model.
     keep_turns: evaluate only what is new of a conversation with pictures. Replies then equal those
         from the start up to rounding, as they do with text in llama-cpp-python.
 

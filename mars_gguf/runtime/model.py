@@ -23,6 +23,7 @@ from mars_gguf.runtime.control_vector import ControlVector
 from mars_gguf.runtime.mtmd import Chunk, Projector
 from mars_gguf.runtime.tap import Rows, Tap
 from mars_gguf.runtime.template import ADVICE, ChatTemplate, Messages, chat_template
+from mars_gguf.runtime.weights import weights_sha256
 from mars_gguf.vectors import ModelFingerprint
 
 
@@ -101,7 +102,8 @@ class TappedLlama(Llama):
             self._make_room_for_pictures()
         self.control_vector = ControlVector(self.ctx, self.n_layer, self.n_embd())
         self.template = self._template(template, chat_template_kwargs)
-        self.fingerprint = self._fingerprint()
+        handler = kwargs.get("chat_handler")
+        self.fingerprint = self._fingerprint(mmproj or getattr(handler, "clip_model_path", None))
         # Closed before the interpreter takes apart what Llama.close needs.
         atexit.register(_close, weakref.ref(self))
 
@@ -163,7 +165,7 @@ class TappedLlama(Llama):
             self.metadata, name, (bos, eos), pictures=pictures, eos_id=tokens[1], kwargs=kwargs
         )
 
-    def _fingerprint(self) -> ModelFingerprint:
+    def _fingerprint(self, mmproj: str | None) -> ModelFingerprint:
         """What identifies the model. The tokenizer's hash is over the texts of all tokens that are
         in use, by id; padding that converters add does not count."""
         tokens = hashlib.sha256()
@@ -180,6 +182,8 @@ class TappedLlama(Llama):
             chat_template_sha256=self.template.sha256,
             tokenizer_sha256=tokens.hexdigest(),
             chat_template_kwargs=json.dumps(self.template.kwargs, sort_keys=True),
+            weights_sha256=weights_sha256([self.model_path, *filter(None, [self.lora_path])]),
+            mmproj_sha256=weights_sha256([mmproj]) if mmproj else "",
         )
 
     def chunks(self, messages: Messages, **kwargs: Any) -> list[Chunk]:

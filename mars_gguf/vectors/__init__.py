@@ -6,17 +6,19 @@ Layout (GGUF version 3, little-endian):
     general.architecture     "controlvector"
     controlvector.model_hint, controlvector.layer_count = 1
     tensor direction.<l>     F32 [n_embd], r = mu_u - mu_s at block l (0-based), not normalised
-    mars.version             u32, 3
+    mars.version             u32, 4
+    mars.sha256              string, the hash of the file (mars_gguf.vectors.seal)
     mars.layer               u32
     mars.centroid.safe, mars.centroid.unsafe, mars.shift.<modality>   f32 [n_embd]
-    mars.readout             f32 [n_embd], w; may be absent: then the projection on r
+    mars.readout             f32 [n_embd], w
     mars.spread.<modality>, mars.threshold.<modality>, mars.gate.ramp, mars.trust.limit   f32
     mars.model.*             what the vector was measured on
     mars.calibration.*, mars.source.*   what was measured, and with what
 
 llama.cpp reads no keys and rejects any further tensor (common/common.cpp,
 common_control_vector_load), so all else is metadata. Reading takes the file for hostile: every size
-is bounded before it is allocated, every value is checked before any is used, nothing is executed.
+is bounded before it is allocated, every value is checked before any is used, no unknown key of ours
+is passed over, nothing is executed.
 """
 
 from __future__ import annotations
@@ -33,19 +35,45 @@ import numpy as np
 
 from mars_gguf.errors import VectorError
 from mars_gguf.files import atomic
-from mars_gguf.steering import Array, Geometry, projection
+from mars_gguf.steering import Array, Geometry
+from mars_gguf.vectors import seal
 from mars_gguf.vectors.reader import Reader
+from mars_gguf.vectors.seal import sealed
 
 if TYPE_CHECKING:
     import gguf
 
-VERSION = 3
+__all__ = [
+    "ModelFingerprint", "Vector", "VectorError", "parse_vector", "read_vector", "sealed",
+    "write_contents", "write_vector",
+]  # fmt: skip
+
+VERSION = 4
 OLDER = {
     1: "several still pictures are an image, too, and video means a film; and the chat template's "
     "variables are part of what is measured",
     2: "the gate has a threshold for each modality",
+    3: "a vector knows the weights that it was measured with, and its own hash",
 }
 MAX_FILE_BYTES = 64 << 20
+MAX_LISTED = 4096  # values of an array of what was measured
+
+MODALITIES = ("text", "image", "video")
+KEYS = {
+    "mars.version", seal.KEY, "mars.layer", "mars.centroid.safe", "mars.centroid.unsafe",
+    "mars.readout", "mars.gate.ramp", "mars.trust.limit",
+}  # fmt: skip
+# Bounds of plausibility, in units of t, of spreads for the ramp. Values beyond them would never
+# steer, or push so far that no words come out.
+SPREADS = 1e-6, 10.0
+THRESHOLDS = -10.0, 10.0
+RAMPS = 1e-3, 1e3
+LIMITS = 0.05, 10.0
+
+FORGIVABLE = {
+    "name", "quantization", "chat_template_sha256", "chat_template_kwargs", "weights_sha256",
+    "mmproj_sha256",
+}  # fmt: skip
 
 Value = bool | int | float | str | list[Any]
 
@@ -62,12 +90,14 @@ class ModelFingerprint:
     chat_template_sha256: str
     tokenizer_sha256: str
     chat_template_kwargs: str = "{}"  # as JSON, keys sorted
+    weights_sha256: str = ""  # of a sample of them, as of the mmproj's
+    mmproj_sha256: str = ""
 
     def differences(self, other: ModelFingerprint, *, force: bool = False) -> list[str]:
         """One line for each field in which ``other`` differs from self and must not.
 
-        ``force`` allows another name, quantization or chat template with its variables; the
-        architecture, the shape and the tokenizer must always agree.
+        ``force`` allows another name, quantization, other weights, another mmproj or chat template
+        with its variables; the architecture, the shape and the tokenizer must always agree.
         """
         mine, theirs = asdict(self), asdict(other)
         return [
@@ -78,7 +108,6 @@ class ModelFingerprint:
 
     def differing(self, other: ModelFingerprint, *, force: bool = False) -> list[str]:
         """The names of those fields."""
-        forgivable = {"name", "quantization", "chat_template_sha256", "chat_template_kwargs"}
         mine, theirs = asdict(self), asdict(other)
         return [
             key
@@ -86,13 +115,13 @@ class ModelFingerprint:
             if mine[key] != theirs[key]
             and mine[key] != ""
             and theirs[key] != ""
-            and not (force and key in forgivable)
+            and not (force and key in FORGIVABLE)
         ]
 
 
 def _short(value: object) -> str:
     text = str(value)
-    return text[:12] + "..." if len(text) == 64 else text
+    return text[:12] + "..." if len(text) == 64 else f"{text:.100}"
 
 
 @dataclass(frozen=True)
@@ -151,6 +180,8 @@ class Vector:
         unit = float(g.readout.astype(np.float64) @ g.direction.astype(np.float64))
         _expect(abs(unit - 1) < 1e-2, "mars.readout", f"{unit:.3g} along the direction", "1")
         _expect("text" in g.spreads, "mars.spread.text", "nothing", "the spread of text prompts")
+        unknown = sorted(g.spreads.keys() - set(MODALITIES))
+        _expect(not unknown, "mars.spread.*", unknown, f"some of {', '.join(MODALITIES)}")
         for key, measured in ("mars.shift.*", g.shifts), ("mars.threshold.*", g.thresholds):
             _expect(
                 measured.keys() == g.spreads.keys(),
@@ -161,12 +192,12 @@ class Vector:
         _expect(
             not g.shifts["text"].any(), "mars.shift.text", "a shift", "none: text is the origin"
         )
-        scalars = {f"mars.spread.{m}": s for m, s in g.spreads.items()}
-        scalars |= {"mars.gate.ramp": g.gate_ramp, "mars.trust.limit": g.trust_limit}
-        for key, number in scalars.items():
-            _expect(0 < number < math.inf, key, number, "a finite number above 0")
-        for m, number in g.thresholds.items():
-            _expect(math.isfinite(number), f"mars.threshold.{m}", number, "a finite number")
+        scalars = [(f"mars.spread.{m}", spread, SPREADS) for m, spread in g.spreads.items()]
+        scalars += [(f"mars.threshold.{m}", t, THRESHOLDS) for m, t in g.thresholds.items()]
+        scalars += [("mars.gate.ramp", g.gate_ramp, RAMPS)]
+        scalars += [("mars.trust.limit", g.trust_limit, LIMITS)]
+        for key, number, (least, most) in scalars:
+            _expect(least <= number <= most, key, number, f"{least:g} to {most:g}")
 
     def require_model(self, model: ModelFingerprint, *, force: bool = False) -> None:
         """Raise VectorError, naming what differs, unless the vector was made for ``model``."""
@@ -187,7 +218,9 @@ class Vector:
 
 def _expect(good: bool, key: str, found: object, expected: str) -> None:
     if not good:
-        raise VectorError(f"{key}: found {found}, expected {expected}. Convert the model again.")
+        raise VectorError(
+            f"{key}: found {found!s:.200}, expected {expected}. Convert the model again."
+        )
 
 
 def write_vector(vector: Vector, path: str | os.PathLike[str]) -> None:
@@ -205,6 +238,7 @@ def write_contents(vector: Vector, path: Path) -> None:
     vector.check()
     try:
         _write(vector, path)
+        path.write_bytes(sealed(path.read_bytes()))
         _read(path)
     except (TypeError, ValueError, OverflowError, struct.error) as error:
         raise VectorError(f"this vector cannot be written: {error}") from error
@@ -220,6 +254,7 @@ def _write(vector: Vector, path: Path) -> None:
         _add(writer, "controlvector.model_hint", vector.model.architecture)
         writer.add_uint32("controlvector.layer_count", 1)
         writer.add_uint32("mars.version", VERSION)
+        _add(writer, seal.KEY, seal.BLANK)
         writer.add_uint32("mars.layer", vector.layer)
         for name, array in (("centroid.safe", safe), ("centroid.unsafe", unsafe)):
             writer.add_array(f"mars.{name}", array.tolist())
@@ -291,14 +326,24 @@ def _read(path: Path) -> Vector:
             "Is it the model?"
         )
     with path.open("rb") as file:
-        return _vector(*Reader(file, size).read())
+        return parse_vector(file.read(size))
 
 
-def _vector(keys: dict[str, Any], tensors: dict[str, Array]) -> Vector:
+def parse_vector(data: bytes) -> Vector:
+    """The vector whose file holds ``data``. Raises VectorError as read_vector does."""
+    reader = Reader(data)
+    keys, tensors = reader.read()
+    _require_ours(keys)
+    seal.require_seal(data, keys.get(seal.KEY), reader.places.get(seal.KEY, 0))
+    return _vector(keys, tensors)
+
+
+def _require_ours(keys: dict[str, Any]) -> None:
+    """Raise VectorError unless these are the keys of a MARS vector of this version."""
     architecture = keys.get("general.architecture")
     if type(architecture) is not str or architecture != "controlvector":
         raise VectorError(
-            f"found a GGUF of architecture {architecture!r}, expected 'controlvector'. "
+            f"found a GGUF of architecture {architecture!r:.80}, expected 'controlvector'. "
             "Give the vector that python -m mars_gguf.convert wrote."
         )
     if "mars.version" not in keys:
@@ -313,6 +358,21 @@ def _vector(keys: dict[str, Any], tensors: dict[str, Array]) -> Vector:
             "Convert the model again."
         )
     _expect(version == VERSION, "mars.version", version, f"{VERSION}. Update mars-gguf")
+    unknown = sorted(key for key in keys if key.startswith("mars.") and not _is_known(key))
+    _expect(not unknown, "keys", unknown, "only those of this version")
+
+
+def _is_known(key: str) -> bool:
+    _, section, *rest = key.split(".")
+    name = ".".join(rest)
+    if section in ("shift", "spread", "threshold"):
+        return name in MODALITIES
+    if section == "model":
+        return name in ModelFingerprint.__dataclass_fields__
+    return key in KEYS or section in ("calibration", "source")
+
+
+def _vector(keys: dict[str, Any], tensors: dict[str, Array]) -> Vector:
     layer = _get(keys, "mars.layer", int)
     name = f"direction.{layer}"
     _expect(list(tensors) == [name], "tensors", sorted(tensors), f"exactly {name}")
@@ -321,16 +381,10 @@ def _vector(keys: dict[str, Any], tensors: dict[str, Array]) -> Vector:
         for key in keys
         if key.startswith("mars.spread.")
     }
-    safe = _get(keys, "mars.centroid.safe", np.ndarray)
-    unsafe = _get(keys, "mars.centroid.unsafe", np.ndarray)
-    if "mars.readout" in keys:
-        readout = _get(keys, "mars.readout", np.ndarray)
-    else:
-        readout = _plain_readout(safe, unsafe)
     geometry = Geometry(
-        safe=safe,
-        unsafe=unsafe,
-        readout=readout,
+        safe=_get(keys, "mars.centroid.safe", np.ndarray),
+        unsafe=_get(keys, "mars.centroid.unsafe", np.ndarray),
+        readout=_get(keys, "mars.readout", np.ndarray),
         shifts={m: _get(keys, f"mars.shift.{m}", np.ndarray) for m in spreads},
         spreads=spreads,
         thresholds={m: _get(keys, f"mars.threshold.{m}", float) for m in spreads},
@@ -352,20 +406,20 @@ def _vector(keys: dict[str, Any], tensors: dict[str, Array]) -> Vector:
     return vector
 
 
-def _plain_readout(safe: Array, unsafe: Array) -> Array:
-    same = safe.shape == unsafe.shape
-    _expect(same, "mars.centroid.unsafe", unsafe.shape, f"{safe.shape}, as mars.centroid.safe")
-    _expect(bool((unsafe != safe).any()), "direction", "length 0.0", "a length above 0")
-    return projection(unsafe - safe).astype(np.float32)
-
-
 def _section(keys: dict[str, Any], section: str) -> dict[str, Value]:
     prefix = f"mars.{section}."
-    return {
-        key.removeprefix(prefix): value.tolist() if isinstance(value, np.ndarray) else value
-        for key, value in keys.items()
-        if key.startswith(prefix)
-    }
+    found: dict[str, Value] = {}
+    for key, value in keys.items():
+        if key.startswith(prefix):
+            array = isinstance(value, np.ndarray)
+            _expect(
+                not array or len(value) <= MAX_LISTED,
+                key,
+                f"{len(value) if array else 1} values",
+                f"at most {MAX_LISTED}",
+            )
+            found[key.removeprefix(prefix)] = value.tolist() if array else value
+    return found
 
 
 def _get(keys: dict[str, Any], key: str, kind: type[Any]) -> Any:

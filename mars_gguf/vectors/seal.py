@@ -1,0 +1,47 @@
+"""The hash that a vector file holds of itself: SHA-256 of all its bytes, the digits of the hash
+itself taken for zeros. A damaged bit anywhere is noticed, which no check of the values can do."""
+
+from __future__ import annotations
+
+import hashlib
+
+from mars_gguf.errors import VectorError
+from mars_gguf.vectors.reader import Reader
+
+KEY = "mars.sha256"
+BLANK = "0" * 64
+
+
+def sealed(data: bytes) -> bytes:
+    """The bytes of a vector file with the hash put right. Raises VectorError for what is no GGUF
+    file, or has no place for the hash."""
+    reader = Reader(data)
+    keys, _ = reader.read()
+    _require_place(keys.get(KEY))
+    place = reader.places[KEY]
+    return data[:place] + _digest(data, place).encode() + data[place + 64 :]
+
+
+def require_seal(data: bytes, found: object, place: int) -> None:
+    """Raise VectorError unless ``found``, which stands at ``place``, is the hash of the bytes of a
+    vector file."""
+    _require_place(found)
+    if found != _digest(data, place):
+        raise VectorError(
+            f"{KEY}: found {str(found)[:12]!r}..., but the file's content has another hash: it is "
+            "damaged, or was changed after it was written. Copy it again, or convert the model "
+            "again."
+        )
+
+
+def _digest(data: bytes, place: int) -> str:
+    view = memoryview(data)
+    digest = hashlib.sha256(view[:place])
+    digest.update(BLANK.encode())
+    digest.update(view[place + 64 :])
+    return digest.hexdigest()
+
+
+def _require_place(value: object) -> None:
+    if not (isinstance(value, str) and len(value) == 64 and value.isascii()):
+        raise VectorError(f"{KEY}: found {value!r:.80}, expected 64 hexadecimal digits")
