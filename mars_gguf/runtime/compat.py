@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import llama_cpp
@@ -90,6 +91,7 @@ def _ggml() -> Any:
         folder = Path(llama_cpp.__file__).parent / "lib"
         library = ctypes.CDLL(str(next(folder.glob("*ggml-base.*"))))
     pointer, size, count = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64
+    accessors = SimpleNamespace()
     for name, result, arguments in (
         ("ggml_get_name", ctypes.c_char_p, [pointer]),
         ("ggml_nelements", ctypes.c_int64, [pointer]),
@@ -108,9 +110,10 @@ def _ggml() -> Any:
         ("gguf_get_tensor_offset", size, [pointer, count]),
         ("gguf_get_tensor_size", size, [pointer, count]),
     ):
-        function = getattr(library, name)
+        function = library[name]  # a new object: llama-cpp-python's own stays as it is
         function.restype, function.argtypes = result, arguments
-    return library
+        setattr(accessors, name, function)
+    return accessors
 
 
 ggml = _ggml()

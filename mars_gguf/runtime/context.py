@@ -11,6 +11,7 @@ import numpy as np
 from llama_cpp import llama_cpp as lib
 
 from mars_gguf.errors import ModelError, SteeringError
+from mars_gguf.runtime.alone import alone
 from mars_gguf.runtime.model import TappedLlama
 from mars_gguf.runtime.mtmd import MediaChunk
 from mars_gguf.runtime.tap import Rows
@@ -23,13 +24,17 @@ class ContextLlama(TappedLlama):
     The positions of a picture are marked in ``input_ids`` by a negative number of its own, so that
     no prefix of text tokens ever matches them; an odd one is of a film. ``shown`` says by that mark
     what it shows.
+
+    ``_pending`` says that the end of the context was not judged: it was moved by something else
+    than `eval`, or a prompt was evaluated of which nothing is sampled yet.
     """
 
     def __init__(self, model_path: str, **kwargs: Any) -> None:
         self._n_tokens = 0
-        self._evaluating = False
+        self._evaluating = self._generating_step = False
+        self._pending = True
+        self._generating: object | None = None  # the reply that may go on
         self._media: list[tuple[int, bool]] = []  # where each begins, and whether it is of a film
-        self._mark = -2 * secrets.randbelow(1 << 29)  # no other process marks its pictures so
         self.shown: dict[int, Any] = {}
         self._placed: tuple[bool, Any] = (False, None)
         self._steered_at: int | None = None
@@ -40,6 +45,8 @@ class ContextLlama(TappedLlama):
 
     def _set_n_tokens(self, value: int) -> None:
         before, self._n_tokens = self._n_tokens, value
+        if not self._evaluating:
+            self._moved()
         if value <= before:
             self._media = [(start, film) for start, film in self._media if start < value]
             if value == 0:
@@ -48,9 +55,8 @@ class ContextLlama(TappedLlama):
                 self._steered_at = None
         elif not self._evaluating:
             # Chat handlers decode a picture by themselves and then move n_tokens past it.
-            self._mark -= 2
             film, shown = self._placed
-            mark = self._mark - film
+            mark = self._new_mark(film)
             self.input_ids[before:value], self.shown[mark] = mark, shown
             self._media.append((before, film))
             self._placed = (False, None)
@@ -59,6 +65,20 @@ class ContextLlama(TappedLlama):
     n_tokens: Any = property(
         attrgetter("_n_tokens"), _set_n_tokens, doc="Positions in the context."
     )
+
+    def _moved(self) -> None:
+        """Take note that something else than `eval` moved the end of the context."""
+        self._pending = True
+        self._unsee()
+        if not self._generating_step:
+            self._generating = None
+
+    def _new_mark(self, film: bool) -> int:
+        """At random, lest a state of another process holds the same mark of another picture."""
+        while True:
+            mark = -2 * (1 + secrets.randbelow(1 << 29)) - film
+            if mark not in self.shown:
+                return mark
 
     def place(self, chunk: MediaChunk, end: int) -> None:
         """Say that ``chunk`` was decoded, up to position ``end``."""
@@ -95,16 +115,21 @@ class ContextLlama(TappedLlama):
         return self._no_cell_left or self._n_tokens >= self.n_ctx() - 1
 
     def _forget(self) -> None:
-        self._sampled: int | None = None
+        self._sampled: tuple[int, int] | None = None  # the token, and the position it belongs to
+        self._before: tuple[int, Any] | None = None  # where the last evaluation began
+        self._unsee()
+
+    def _unsee(self) -> None:
         self._captured: tuple[tuple[int, int], Rows] | None = None  # after what, which block; state
         self._decided: tuple[Decision, float] | None = None
-        self._before: tuple[int, Any] | None = None  # where the last evaluation began
 
+    @alone
     def reset(self) -> None:
         """Forget the context."""
         super().reset()
         self._forget()
 
+    @alone
     def rewind(self, position: int) -> None:
         """Forget the context from ``position`` (at most ``n_reusable``) on."""
         if not 0 <= position <= self.n_reusable:
@@ -119,8 +144,10 @@ class ContextLlama(TappedLlama):
         self._forget()
         self._requires_eval = True  # the logits are those of a later position
 
+    @alone
     def load_state(self, state: Any) -> None:
-        """Restore what ``save_state`` returned."""
+        """Restore what ``save_state`` returned. Nothing can be sampled before the next `eval`: what
+        the end of the restored context was is not known."""
         self._evaluating = True
         try:
             super().load_state(state)
@@ -129,8 +156,11 @@ class ContextLlama(TappedLlama):
         ids = self.input_ids[: self._n_tokens]
         starts = np.flatnonzero((ids < 0) & (np.diff(ids, prepend=0) != 0)).tolist()
         self._media = [(start, bool(ids[start] % 2)) for start in starts]
+        # A picture of which the state does not say what it shows is no picture that is shown again.
+        self.shown = {int(ids[start]): None for start in starts} | getattr(state, "shown", {})
         self._steered_at = None
         self._forget()
+        self._moved()
 
     def take_back(self, position: int, state: Any = None) -> None:
         """Take the context from ``position`` on back, to evaluate it again: with ``state``, what
@@ -174,9 +204,12 @@ class ContextLlama(TappedLlama):
                 "pictures enter through a chat handler."
             )
 
+    @alone
     def save_state(self) -> Any:
-        """Like ``Llama.save_state``, less what a steered token left in the cache."""
-        state = super().save_state()
+        """Like ``Llama.save_state``, less what a steered token left in the cache, and with what the
+        pictures show."""
+        state: Any = super().save_state()
+        state.shown = dict(self.shown)
         if self._steered_at is not None:
             state.n_tokens = self._steered_at
             state.scores = state.scores[: self._steered_at]

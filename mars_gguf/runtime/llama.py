@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Literal
 
+from llama_cpp import llama_cpp as lib
 from llama_cpp.llama_chat_format import get_chat_completion_handler
 
 from mars_gguf.errors import ModelError, SteeringError
 from mars_gguf.interrupts import interrupts_held
+from mars_gguf.runtime.alone import alone
 from mars_gguf.runtime.context import ContextLlama, partial_state
 from mars_gguf.runtime.handlers import ReportingHandler, own_handler
 from mars_gguf.runtime.mtmd import guard
@@ -89,8 +91,7 @@ class SteeredLlama(ContextLlama):
         if brought and any(kwargs.get(name) for name in ours):
             raise ModelError(f"give {', '.join(ours)}, or chat_handler or chat_format: not both")
         self.last_steering: Steering | None = None
-        self._chat_handler, self._pending = None, False
-        self._reading_prompt: object | None = None  # of the generator that evaluates a prompt
+        self._chat_handler, self._reading_prompt = None, False
         super().__init__(model_path, **kwargs)
         self._arguments = {name: kwargs.get(name) for name in (*ours, "context_overrides")} | {
             "vector": self.vector,
@@ -137,12 +138,47 @@ class SteeredLlama(ContextLlama):
 
     # Prompt, first token, reply ----------------------------------------------------------------
 
+    @alone
+    def create_completion(self, *args: Any, **kwargs: Any) -> Any:
+        """As ``Llama.create_completion``. Threads take turns: for a reply, or a chunk of a stream,
+        which ends with a SteeringError if another prompt came in between."""
+        return super().create_completion(*args, **kwargs)
+
+    @alone
+    def create_chat_completion(self, *args: Any, **kwargs: Any) -> Any:
+        """As ``Llama.create_chat_completion``; threads take turns as in `create_completion`."""
+        return super().create_chat_completion(*args, **kwargs)
+
     def generate(
         self, tokens: Sequence[int], *args: Any, **kwargs: Any
     ) -> Generator[int, Sequence[int] | None, None]:
         """As ``Llama.generate``; the first token it yields is steered if the gate opens. Ends where
-        pictures have filled the context, which may be sooner than ``n_tokens`` tells."""
-        tokens = list(tokens)
+        pictures have filled the context, which may be sooner than ``n_tokens`` tells. Raises
+        SteeringError if something else has used the context since it yielded last."""
+        prompt, mine = list(tokens), object()
+        reply = super().generate(prompt, *args, **kwargs)
+        token, given, begun = None, None, False
+        try:
+            while not begun or token is not None:
+                with self.lock:
+                    if not begun:
+                        self._begin(prompt, mine)
+                    elif self._generating is not mine:
+                        raise SteeringError(
+                            "a reply cannot go on: another prompt has used its context since. Read "
+                            "one to its end before the next, or load the model twice."
+                        )
+                    token, begun = self._step(reply, given), True
+                if token is not None:
+                    given = yield token
+        finally:
+            reply.close()
+            # One that was given up may be collected in the middle of the next.
+            if self._generating is mine:
+                self._generating, self._reading_prompt = None, False
+
+    def _begin(self, tokens: list[int], mine: object) -> None:
+        """Make ready for the reply ``mine`` to a prompt."""
         if tokens and tokens[-1] < 0:
             raise ModelError(
                 "the prompt ends with an image, expected text after it: llama.cpp has no logits "
@@ -157,28 +193,48 @@ class SteeredLlama(ContextLlama):
             self._requires_eval = True
         self._sampled = self._decided = self.last_steering = None
         self._pending, self._no_cell_left = True, False
-        mine = self._reading_prompt = object()
+        self._generating, self._reading_prompt = mine, True
+
+    def _step(
+        self, reply: Generator[int, Sequence[int] | None, None], given: Sequence[int] | None
+    ) -> int | None:
+        """The next token of a reply, None at its end."""
+        self._generating_step = True
         try:
-            yield from super().generate(tokens, *args, **kwargs)
+            return reply.send(given)
+        except StopIteration:
+            return None
         except RuntimeError as error:
             if self._pending or not self.no_cell_for(1, error):  # pending: nothing is said yet
                 raise
             self._no_cell_left = True
+            return None
         finally:
-            # A generator that was given up may be collected in the middle of the next reply.
-            if self._reading_prompt is mine:
-                self._reading_prompt = None
+            self._generating_step = False
 
+    @alone
+    def embed(self, *args: Any, **kwargs: Any) -> Any:
+        """As ``Llama.embed``, which clears the context."""
+        try:
+            return super().embed(*args, **kwargs)
+        except BaseException:
+            self.take_back(0)
+            raise
+
+    @alone
     def eval(self, tokens: Sequence[int]) -> None:
         """As ``Llama.eval``; reads the hidden state of the last token unless ``tokens`` continue
         a reply (are the token that was sampled last)."""
+        if not self._generating_step:
+            self._generating = None
         self._evaluating = True
         try:
-            if self._continues_reply(tokens):
+            if not tokens or self._continues_reply(tokens):
                 # A draft may repeat the mark of a picture, which is no token.
                 tokens = list(takewhile(lambda token: token >= 0, tokens))
                 with nullcontext() if self.tap.compiled else interrupts_held():
                     super().eval(tokens)
+                self._pending = self._pending and not tokens
             else:
                 self._eval_prompt(list(tokens))
         finally:
@@ -187,20 +243,20 @@ class SteeredLlama(ContextLlama):
     def _continues_reply(self, tokens: Sequence[int]) -> bool:
         # More than the token just sampled comes with speculative decoding, else it is a prompt.
         drafted = self.draft_model is not None
-        return not tokens or (tokens[0] == self._sampled and (len(tokens) == 1 or drafted))
+        return self._sampled == (tokens[0], self._n_tokens) and (len(tokens) == 1 or drafted)
 
     def _eval_prompt(self, tokens: list[int]) -> None:
-        self._captured = self._decided = None
+        self._captured = self._decided = self._sampled = None
         if self._steered_at is not None:
             tokens = self.take_back_steered() + tokens
         state = None
-        if self._reading_prompt is None and not self.memory_can_rewind():
+        if not self._reading_prompt and not self.memory_can_rewind():
             # A chat handler's text: it may turn out to be the end of the prompt, and then it has
             # to be taken back and evaluated again, steered.
             state = partial_state(self.ctx)
         self._before = self._n_tokens, state
         self._pending = True
-        self._probe(tokens, steer=self._reading_prompt is not None and self.way == "inline")
+        self._probe(tokens, steer=self._reading_prompt and self.way == "inline")
 
     def _probe(self, tokens: list[int], *, steer: bool) -> None:
         """Evaluate ``tokens`` and keep the hidden state of the last one; with ``steer``, decide
@@ -224,7 +280,11 @@ class SteeredLlama(ContextLlama):
             if last:
                 with nullcontext() if self.tap.compiled else interrupts_held():
                     super().eval(tokens[:last])
-            eval_seen(self, self.vector.layer, tokens[last:], see)
+            after = eval_seen(self, self.vector.layer, tokens[last:], see)
+            if self._captured is not None and self._decided is not None:
+                row, alpha = self._captured[1], self._decided[0].alpha
+                if alpha > 0:
+                    require_moved(self.vector, row, after, alpha)
         except BaseException as error:
             self.n_tokens, self._captured = start, None
             if self.no_cell_for(len(tokens), error):
@@ -241,10 +301,18 @@ class SteeredLlama(ContextLlama):
                 "Nothing was generated."
             )
 
+    @alone
     def sample(self, *args: Any, **kwargs: Any) -> int:
-        """As ``Llama.sample``; before the first token of a reply, steers."""
+        """As ``Llama.sample``; before the first token of a reply, steers. Raises SteeringError if
+        the end of the context was not evaluated by `eval`: it cannot be judged."""
+        held = lib.llama_memory_seq_pos_max(lib.llama_get_memory(self.ctx), 0) + 1
+        if held != self._n_tokens:
+            raise SteeringError(
+                f"the context holds {held} positions, expected {self._n_tokens}: something else "
+                "than eval has changed it. Nothing was generated."
+            )
         if self._pending:
-            self._reading_prompt = None
+            self._reading_prompt = False
             self._evaluating = True
             try:
                 self._steer()
@@ -252,7 +320,8 @@ class SteeredLlama(ContextLlama):
                 self._evaluating = False
             self._pending = False  # after a failure, the next sample must not go unsteered
         token: int = super().sample(*args, **kwargs)
-        self._sampled = token
+        index = kwargs.get("idx")
+        self._sampled = token, self._n_tokens if index is None else index + 1
         return token
 
     def _steer(self) -> None:

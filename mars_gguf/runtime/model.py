@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import re
+import threading
 import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from llama_cpp import Llama
 from llama_cpp import llama_cpp as lib
 
 from mars_gguf.errors import ModelError, PromptError
+from mars_gguf.runtime.alone import alone
 from mars_gguf.runtime.compat import LlamaContext, suppress_stdout_stderr
 from mars_gguf.runtime.control_vector import ControlVector
 from mars_gguf.runtime.mtmd import Chunk, Projector
@@ -25,6 +27,8 @@ from mars_gguf.runtime.tap import Rows, Tap
 from mars_gguf.runtime.template import ADVICE, ChatTemplate, Messages, chat_template
 from mars_gguf.runtime.weights import weights_sha256
 from mars_gguf.vectors import ModelFingerprint
+
+AT_EXIT = 5.0  # seconds
 
 
 class _ContextParams:
@@ -64,8 +68,9 @@ class TappedLlama(Llama):
     progress: called with the share of the model that is loaded, 0 to 1.
     compiled: whether the tap answers in C; default: where that was built.
 
-    ``n_layer`` is the number of blocks; their indices are 0 to n_layer - 1. Raises ModelError for
-    files that llama.cpp does not load or that do not fit.
+    ``n_layer`` is the number of blocks; their indices are 0 to n_layer - 1. ``lock`` is held by
+    whatever uses the context: threads take turns. Raises ModelError for files that llama.cpp does
+    not load or that do not fit.
     """
 
     input_ids: Any
@@ -84,6 +89,7 @@ class TappedLlama(Llama):
         compiled: bool | None = None,
         **kwargs: Any,
     ) -> None:
+        self.lock = threading.RLock()
         self.tap = Tap(compiled=compiled)
         self.context_overrides = context_overrides or {}
         self.projector: Projector | None = None
@@ -186,6 +192,7 @@ class TappedLlama(Llama):
             mmproj_sha256=weights_sha256([mmproj]) if mmproj else "",
         )
 
+    @alone
     def chunks(self, messages: Messages, **kwargs: Any) -> list[Chunk]:
         """What the prompt of ``messages`` is made of: runs of text tokens and pictures.
 
@@ -214,6 +221,7 @@ class TappedLlama(Llama):
         model = self.model
         return not (lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model))
 
+    @alone
     def close(self) -> None:
         """Free the model, if it was loaded."""
         projector, self.projector = self.__dict__.get("projector"), None
@@ -222,10 +230,15 @@ class TappedLlama(Llama):
         if "_stack" in self.__dict__:
             super().close()
 
+    def __del__(self) -> None:
+        if "lock" in self.__dict__:  # else __init__ was not begun
+            self.close()
+
 
 def _close(reference: weakref.ref[TappedLlama]) -> None:
     llama = reference()
-    if llama is not None:
+    # A thread that is still at work keeps it: the process ends all the same.
+    if llama is not None and llama.lock.acquire(timeout=AT_EXIT):
         llama.close()
 
 

@@ -24,10 +24,12 @@ ROUNDING = 0.04  # of t; up to 0.02 was seen (135M model, Q4_1)
 
 def eval_seen(
     llama: TappedLlama, layer: int, tokens: Sequence[int], see: Callable[[Rows], Rows | None]
-) -> None:
+) -> list[Rows]:
     """Evaluate at most one batch of tokens. ``see`` is given the state of the last one after block
-    ``layer``, [n_embd], and may return another to take its place."""
+    ``layer``, [n_embd], and may return another to take its place: then what stands there afterwards
+    is returned."""
     n_seen, n_expected = 0, -1
+    after: list[Rows] = []
 
     def visit(output: LayerOutput) -> None:
         nonlocal n_seen, n_expected
@@ -41,10 +43,12 @@ def eval_seen(
             changed = see(output.read(last)[0])
             if changed is not None:
                 output.write(last, changed[None])
+                after.append(output.read(last)[0])
             llama.tap.done()
 
     with llama.tap.visiting([layer], visit):
         Llama.eval(llama, tokens)
+    return after
 
 
 def judge(vector: Vector, row: Rows, modality: str) -> Decision:
@@ -70,7 +74,8 @@ def judge(vector: Vector, row: Rows, modality: str) -> Decision:
 
 def require_moved(vector: Vector, before: Rows, after: list[Rows], alpha: float) -> None:
     """Raise SteeringError unless the hidden state moved along the direction by about alpha: some
-    builds of llama.cpp ignored a changed control vector without a word."""
+    builds of llama.cpp ignored a changed control vector without a word, and a device's memory need
+    not take what is written to it."""
     if not after:
         raise SteeringError(f"the probe did not see l_out-{vector.layer} when steered")
     g = vector.geometry
@@ -80,7 +85,7 @@ def require_moved(vector: Vector, before: Rows, after: list[Rows], alpha: float)
     if not abs(moved - expected) <= 0.5 * expected + ROUNDING:
         raise SteeringError(
             f"steering by alpha = {alpha:.4g} moved the hidden state by {moved:.3g} D, "
-            f"expected {expected:.3g} D: this llama.cpp does not apply control vectors."
+            f"expected {expected:.3g} D: this llama.cpp does not let it be changed."
         )
 
 

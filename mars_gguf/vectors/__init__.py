@@ -63,8 +63,7 @@ KEYS = {
     "mars.version", seal.KEY, "mars.layer", "mars.centroid.safe", "mars.centroid.unsafe",
     "mars.readout", "mars.gate.ramp", "mars.trust.limit",
 }  # fmt: skip
-# Bounds of plausibility, in units of t, of spreads for the ramp. Values beyond them would never
-# steer, or push so far that no words come out.
+# Bounds of plausibility, in units of t; of the ramp, in spreads.
 SPREADS = 1e-6, 10.0
 THRESHOLDS = -10.0, 10.0
 RAMPS = 1e-3, 1e3
@@ -192,6 +191,17 @@ class Vector:
         _expect(
             not g.shifts["text"].any(), "mars.shift.text", "a shift", "none: text is the origin"
         )
+        for m, number in g.thresholds.items():
+            _expect(math.isfinite(number), f"mars.threshold.{m}", number, "a finite number")
+        scalars = {f"mars.spread.{m}": s for m, s in g.spreads.items()}
+        scalars |= {"mars.gate.ramp": g.gate_ramp, "mars.trust.limit": g.trust_limit}
+        for key, number in scalars.items():
+            _expect(0 < number < math.inf, key, number, "a finite number above 0")
+
+    def require_plausible(self) -> None:
+        """Raise VectorError for values that no measurement gives: a file that has them would never
+        steer, or push so far that no words come out."""
+        g = self.geometry
         scalars = [(f"mars.spread.{m}", spread, SPREADS) for m, spread in g.spreads.items()]
         scalars += [(f"mars.threshold.{m}", t, THRESHOLDS) for m, t in g.thresholds.items()]
         scalars += [("mars.gate.ramp", g.gate_ramp, RAMPS)]
@@ -399,6 +409,7 @@ def _vector(keys: dict[str, Any], tensors: dict[str, Array]) -> Vector:
     )
     vector = Vector(layer, geometry, model, _section(keys, "calibration"), _section(keys, "source"))
     vector.check()
+    vector.require_plausible()
     tensor, direction = tensors[name], geometry.direction
     _expect(tensor.shape == (model.n_embd,), name, tensor.shape, f"[{model.n_embd}]")
     agrees = np.allclose(tensor, direction, rtol=1e-4, atol=1e-4 * np.abs(direction).max())

@@ -860,7 +860,7 @@ def test_a_prompt_that_begins_with_the_token_sampled_last_is_a_prompt() -> None:
     llama.eval([sampled])
     llama.sample(temp=0.0)
     assert llama.last_steering is None  # a reply goes on
-    llama.eval([llama._sampled, *tokens_of(llama, QUESTION)])
+    llama.eval([llama._sampled[0], *tokens_of(llama, QUESTION)])
     llama.sample(temp=0.0)
     assert llama.last_steering is not None  # another prompt
 
@@ -914,7 +914,7 @@ def test_an_interrupt_while_a_control_vector_is_set_leaves_none_behind(
 def test_a_control_vector_that_does_nothing_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     llama = steered(DEMO, way="cvec")
     monkeypatch.setattr(llama.control_vector, "set", lambda *_: None)
-    with pytest.raises(SteeringError, match="does not apply control vectors"):
+    with pytest.raises(SteeringError, match="does not let it be changed"):
         complete(llama, tokens_of(llama, QUESTION), 1)
 
 
