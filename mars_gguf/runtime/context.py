@@ -34,6 +34,7 @@ class ContextLlama(TappedLlama):
         self._evaluating = self._generating_step = False
         self._pending = True
         self._generating: object | None = None  # the reply that may go on
+        self._reading_prompt = False  # of a reply, of which nothing is sampled yet
         self._media: list[tuple[int, bool]] = []  # where each begins, and whether it is of a film
         self.shown: dict[int, Any] = {}
         self._placed: tuple[bool, Any] = (False, None)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import takewhile
@@ -22,10 +22,11 @@ from llama_cpp.llama_chat_format import get_chat_completion_handler
 from mars_gguf.errors import ModelError, SteeringError
 from mars_gguf.interrupts import interrupts_held
 from mars_gguf.runtime.alone import alone
-from mars_gguf.runtime.context import ContextLlama, partial_state
+from mars_gguf.runtime.context import partial_state
 from mars_gguf.runtime.handlers import ReportingHandler, own_handler
 from mars_gguf.runtime.mtmd import guard
 from mars_gguf.runtime.probe import eval_seen, judge, require_moved, self_test
+from mars_gguf.runtime.replies import ReplyingLlama
 from mars_gguf.runtime.tap import Rows
 from mars_gguf.steering import Decision, steering_vector
 from mars_gguf.vectors import Vector, read_vector
@@ -54,7 +55,7 @@ class Steering:
     milliseconds: float
 
 
-class SteeredLlama(ContextLlama):
+class SteeredLlama(ReplyingLlama):
     """A ``llama_cpp.Llama``, steered by a vector file. Takes every argument that ``Llama`` takes.
 
     vector: a file written by mars_gguf.convert, or a Vector.
@@ -91,7 +92,7 @@ class SteeredLlama(ContextLlama):
         if brought and any(kwargs.get(name) for name in ours):
             raise ModelError(f"give {', '.join(ours)}, or chat_handler or chat_format: not both")
         self.last_steering: Steering | None = None
-        self._chat_handler, self._reading_prompt = None, False
+        self._chat_handler = None
         super().__init__(model_path, **kwargs)
         self._arguments = {name: kwargs.get(name) for name in (*ours, "context_overrides")} | {
             "vector": self.vector,
@@ -138,88 +139,12 @@ class SteeredLlama(ContextLlama):
 
     # Prompt, first token, reply ----------------------------------------------------------------
 
-    @alone
-    def create_completion(self, *args: Any, **kwargs: Any) -> Any:
-        """As ``Llama.create_completion``. Threads take turns: for a reply, or a chunk of a stream,
-        which ends with a SteeringError if another prompt came in between."""
-        return super().create_completion(*args, **kwargs)
-
-    @alone
-    def create_chat_completion(self, *args: Any, **kwargs: Any) -> Any:
-        """As ``Llama.create_chat_completion``; threads take turns as in `create_completion`."""
-        return super().create_chat_completion(*args, **kwargs)
-
-    def generate(
-        self, tokens: Sequence[int], *args: Any, **kwargs: Any
-    ) -> Generator[int, Sequence[int] | None, None]:
-        """As ``Llama.generate``; the first token it yields is steered if the gate opens. Ends where
-        pictures have filled the context, which may be sooner than ``n_tokens`` tells. Raises
-        SteeringError if something else has used the context since it yielded last."""
-        prompt, mine = list(tokens), object()
-        reply = super().generate(prompt, *args, **kwargs)
-        token, given, begun = None, None, False
-        try:
-            while not begun or token is not None:
-                with self.lock:
-                    if not begun:
-                        self._begin(prompt, mine)
-                    elif self._generating is not mine:
-                        raise SteeringError(
-                            "a reply cannot go on: another prompt has used its context since. Read "
-                            "one to its end before the next, or load the model twice."
-                        )
-                    token, begun = self._step(reply, given), True
-                if token is not None:
-                    given = yield token
-        finally:
-            reply.close()
-            # One that was given up may be collected in the middle of the next.
-            if self._generating is mine:
-                self._generating, self._reading_prompt = None, False
-
     def _begin(self, tokens: list[int], mine: object) -> None:
-        """Make ready for the reply ``mine`` to a prompt."""
-        if tokens and tokens[-1] < 0:
-            raise ModelError(
-                "the prompt ends with an image, expected text after it: llama.cpp has no logits "
-                "there. Use a chat template, or add text."
-            )
-        known = self.input_ids[: self._n_tokens].tolist()
-        laid, self.laid = self.laid, None
-        if self._media and tokens[:laid] != known:  # else a handler's, pictures by their marks
-            self.require_text(tokens)
+        super()._begin(tokens, mine)
         read = self._captured is not None and self._captured[0] == self._read_here
         if self._steered_at is not None or not read:
             self._requires_eval = True
         self._sampled = self._decided = self.last_steering = None
-        self._pending, self._no_cell_left = True, False
-        self._generating, self._reading_prompt = mine, True
-
-    def _step(
-        self, reply: Generator[int, Sequence[int] | None, None], given: Sequence[int] | None
-    ) -> int | None:
-        """The next token of a reply, None at its end."""
-        self._generating_step = True
-        try:
-            return reply.send(given)
-        except StopIteration:
-            return None
-        except RuntimeError as error:
-            if self._pending or not self.no_cell_for(1, error):  # pending: nothing is said yet
-                raise
-            self._no_cell_left = True
-            return None
-        finally:
-            self._generating_step = False
-
-    @alone
-    def embed(self, *args: Any, **kwargs: Any) -> Any:
-        """As ``Llama.embed``, which clears the context."""
-        try:
-            return super().embed(*args, **kwargs)
-        except BaseException:
-            self.take_back(0)
-            raise
 
     @alone
     def eval(self, tokens: Sequence[int]) -> None:
