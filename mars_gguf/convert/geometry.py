@@ -66,6 +66,14 @@ def readout(
         return np.asarray(w / np.einsum("ld,ld->l", w, r)[:, None])
 
 
+def projections(base: Centroids) -> Array:
+    """The plain read-out after every block, [L, d]: t is the projection on the direction. NaN where
+    the centroids coincide."""
+    r = base.direction.astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(r / np.einsum("ld,ld->l", r, r)[:, None])
+
+
 def shrunk(a: Array, rule: Shrinkage) -> float:
     """The shrinkage rho, 0 to 1, of the covariance C = a' a of samples ``a`` [n, d], each scaled by
     the root of its weight.

@@ -19,6 +19,7 @@ from mars_gguf.convert.geometry import (
     Axes,
     Shrinkage,
     centroids,
+    projections,
     readout,
     robust_shift,
 )
@@ -117,24 +118,27 @@ def convert(
     with tqdm(total=total, desc="measuring", unit="prompt", disable=not progress) as bar:
         observer = _Observer(extractor, bar, stores)
         fitted = _fit(observer, splits, layers, given, options.shrinkage)
-        selecting = _coordinates(observer, splits, 1, fitted.axes)
-        certifying = _coordinates(observer, splits, 2, fitted.axes)
-        selected = _select(observer, fitted, selecting, layers, options.over_refusal)
+        plain = replace(fitted.axes, readout=projections(fitted.axes.base))
+        both = fitted.axes, plain
+        selecting, certifying = (_coordinates(observer, splits, third, both) for third in (1, 2))
+        selected = _select(observer, fitted, selecting[0], layers, options.over_refusal)
     scores, layer = selected.scores, selected.scores.best
-    beyond = selecting.harmful.states[:, layer]
-    geometry, certificate = _certify(fitted, certifying, beyond, selected, options)
+    (geometry, certificate), (projected, _) = (
+        _certify(fitted, certify_on, select_on.harmful.states[:, layer], selected, options)
+        for select_on, certify_on in zip(selecting, certifying, strict=True)
+    )
     warned = calibration.warnings(fitted.refusals, scores, layer, certificate, options.over_refusal)
     vector = Vector(
         layer,
         geometry,
         extractor.fingerprint,
-        _calibration(splits, certificate, scores, layer, options),
+        _calibration(splits, certificate, scores, layer, options) | _of_the_projection(projected),
         {**source, "tool": f"mars-gguf {__version__}", "prompts_sha256": contrast.sha256},
     )
     return Conversion(
         vector,
         scores,
-        _before_recentering(fitted.axes, certifying),
+        _before_recentering(fitted.axes, certifying[0]),
         certificate,
         selected.examples,
         left_out + fitted.notes + warned,
@@ -252,17 +256,24 @@ class _Seen(NamedTuple):
     neutral: dict[str, Observations]
 
 
-def _coordinates(observer: _Observer, splits: Splits, third: int, axes: Axes) -> _Seen:
-    def read(modality: str, prompts: Sequence[Prompt]) -> Observations:
+def _coordinates(
+    observer: _Observer, splits: Splits, third: int, axes: Sequence[Axes]
+) -> list[_Seen]:
+    """What is seen of a third, by each of ``axes``."""
+    stage = " ".join(one.sha256 for one in axes)
+
+    def read(modality: str, prompts: Sequence[Prompt]) -> list[Observations]:
         def coordinates(states: Rows) -> Rows:
-            return np.asarray(axes.t(states, modality), np.float32)
+            return np.stack([one.t(states, modality) for one in axes], 1, dtype=np.float32)
 
-        return observer.observe(prompts, stage=f"{axes.sha256} {modality}", read=coordinates)
+        seen = observer.observe(prompts, stage=f"{stage} {modality}", read=coordinates)
+        return [replace(seen, states=seen.states[:, i]) for i in range(len(axes))]
 
-    return _Seen(
-        read("text", splits.harmful[third]),
-        {m: read(m, thirds[third]) for m, thirds in splits.neutral.items()},
-    )
+    harmful = read("text", splits.harmful[third])
+    neutral = {m: read(m, thirds[third]) for m, thirds in splits.neutral.items()}
+    return [
+        _Seen(one, {m: seen[i] for m, seen in neutral.items()}) for i, one in enumerate(harmful)
+    ]
 
 
 class _Selected(NamedTuple):
@@ -313,6 +324,15 @@ def _certify(
     harmful, text = seen.harmful, seen.neutral["text"]
     refused = [float(refusals.begin(one.tokens).mean()) for one in (harmful, text)]
     return geometry, certify(neutral, harmful.states[:, layer], opens, (refused[0], refused[1]))
+
+
+def _of_the_projection(geometry: Geometry) -> dict[str, Value]:
+    """What the gate would be if t were the projection on the direction, for who compares the two:
+    ``geometry`` is measured so."""
+    named = {"threshold": geometry.thresholds, "spread": geometry.spreads}
+    return {
+        f"projection.{name}.{m}": value for name, by in named.items() for m, value in by.items()
+    }
 
 
 def _trials(
