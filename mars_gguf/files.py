@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from mars_gguf.errors import MarsError
+from mars_gguf.interrupts import interrupts_held
+
+SUFFIX = ".partial"
 
 
 @contextmanager
@@ -21,22 +26,41 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises MarsError, naming ``path``, in place of any OSError.
     """
     path = Path(path)
-    try:
-        if path.exists() and not path.is_file():
+    with _named(path):
+        target = _target(path)
+        if target.exists() and not target.is_file():
             yield path
             return
-        target = path.resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".partial")
-        os.close(handle)
-        try:
-            yield Path(name)
-            os.chmod(name, 0o644)
-            os.replace(name, target)
-        finally:
-            Path(name).unlink(missing_ok=True)
-    except OSError as error:
-        raise MarsError(f"{path}: cannot be written: {error.strerror or error}") from error
+        with _temporary(target, target.parent) as file:
+            yield file
+            os.chmod(file, 0o644)
+            os.replace(file, target)
+
+
+def require_writable(path: str | os.PathLike[str]) -> None:
+    """Raise MarsError, naming ``path``, unless `atomic` could write it now, and replace nothing
+    that is write-protected. Makes no folders."""
+    path = Path(path)
+    with _named(path):
+        target = _target(path)
+        if target.exists() and not target.stat().st_mode & 0o222:
+            raise PermissionError(errno.EACCES, "it is write-protected")
+        folder = next(p for p in target.parents if p.exists())
+        with _temporary(target, folder):
+            pass
+
+
+def remove_partial(path: str | os.PathLike[str]) -> None:
+    """Remove what killed processes left of writing ``path``; for callers that know that no other
+    writes it now. Raises MarsError, naming ``path``."""
+    path = Path(path)
+    with _named(path):
+        target = _target(path)
+        name = re.compile(re.escape(f"{target.name}.") + f"[a-z0-9_]{{8}}{re.escape(SUFFIX)}")
+        for file in target.parent.iterdir() if target.parent.exists() else ():
+            if name.fullmatch(file.name) and file.is_file():
+                file.unlink(missing_ok=True)
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
@@ -46,3 +70,37 @@ def sha256(path: str | os.PathLike[str]) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise MarsError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _target(path: Path) -> Path:
+    """Where links lead. Raises OSError if they lead in a circle, or there can be no such file."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        pass  # not yet
+    except ValueError as error:  # of a name that holds NUL
+        raise OSError(errno.EINVAL, str(error)) from error
+    return Path(os.path.realpath(path))
+
+
+@contextmanager
+def _temporary(target: Path, folder: Path) -> Iterator[Path]:
+    with ExitStack() as made:
+        with interrupts_held():
+            handle, name = tempfile.mkstemp(dir=folder, prefix=f"{target.name}.", suffix=SUFFIX)
+            made.callback(_remove, Path(name))
+            os.close(handle)
+        yield Path(name)
+
+
+def _remove(file: Path) -> None:
+    with interrupts_held():
+        file.unlink(missing_ok=True)

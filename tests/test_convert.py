@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,14 +12,21 @@ from typing import Any
 
 import pytest
 from models import DEMO, DEMO_MMPROJ, random_llama
+from toys import Toy, toy_contrast
 
+from mars_gguf.console import printable
+from mars_gguf.convert import pipeline
 from mars_gguf.convert.__main__ import main
 from mars_gguf.convert.extract_gguf import GgufExtractor
+from mars_gguf.convert.outputs import claimed, write_outputs
 from mars_gguf.convert.prompts import Prompt, builtin_contrast
 from mars_gguf.convert.splits import Thirds
 from mars_gguf.errors import ModelError
+from mars_gguf.files import sha256
 from mars_gguf.runtime.template import CHATML
 from mars_gguf.vectors import Vector, read_vector
+
+VECTOR = Path(__file__).parents[1] / "vectors" / "demo.gguf"
 
 
 @pytest.fixture
@@ -185,25 +194,74 @@ def test_a_model_without_a_chat_template_is_asked_in_chatml(inputs: Path, tmp_pa
     assert read_vector(output).model.chat_template_sha256 == expected
 
 
-@pytest.mark.parametrize("place", ["model", "folder", "under-a-file", "no-rights"])
-def test_places_that_cannot_be_written_are_refused_before_measuring(
+def places(folder: Path) -> dict[str, Path]:
+    """Where no vector can be written, or not with its card."""
+    for name in ("loop.gguf", "card.md", "circle", "same.gguf"):
+        (folder / name).symlink_to({"same.gguf": "same.md"}.get(name, name))
+    (folder / "kept.gguf").write_bytes(VECTOR.read_bytes())
+    (folder / "kept.gguf").chmod(0o444)
+    return {
+        "the model itself": folder / "m.gguf",
+        "a folder": folder / "inputs",
+        "under a file": folder / "m.gguf" / "v.gguf",
+        "without rights": Path("/proc/v.gguf"),
+        "a link to itself": folder / "loop.gguf",
+        "under a link to itself": folder / "circle" / "v.gguf",
+        "a card that is a link to itself": folder / "card.gguf",
+        "a link to its card": folder / "same.gguf",
+        "write-protected": folder / "kept.gguf",
+        "too long": folder / f"{'x' * 240}.gguf",
+        "in a folder too long": folder / "new" / ("x" * 300) / "v.gguf",
+        "not UTF-8": folder / os.fsdecode(b"\xff.gguf"),
+    }
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no links like these there")
+@pytest.mark.parametrize("place", [
+    "the model itself", "a folder", "under a file", "without rights", "a link to itself",
+    "under a link to itself", "a card that is a link to itself", "a link to its card",
+    "write-protected", "too long", "in a folder too long", "not UTF-8",
+])  # fmt: skip
+def test_places_that_cannot_be_written_are_refused_before_the_model_is_opened(
     place: str, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = tmp_path / "m.gguf"
-    model.write_bytes(Path(DEMO).read_bytes())
-    output = {
-        "model": model,
-        "folder": inputs,
-        "under-a-file": model / "v.gguf",
-        "no-rights": Path("/proc/v.gguf"),
-    }[place]
-    if place == "no-rights" and not Path("/proc").is_dir():
+    model.write_bytes(b"GGUF, as far as this goes")
+    output = places(tmp_path)[place]
+    if place == "without rights" and not Path("/proc").is_dir():
         pytest.skip("no directory that nobody may write to")
+    before = sorted(tmp_path.rglob("*"))
     with pytest.raises(SystemExit) as ended:
         convert(str(model), folder=inputs, output=output)
     assert ended.value.code == 2
-    assert str(output) in capsys.readouterr().err
-    assert model.read_bytes() == Path(DEMO).read_bytes()
+    error = capsys.readouterr().err
+    assert printable(str(output.with_suffix(""))) in error
+    assert "llama.cpp" not in error
+    assert sorted(tmp_path.rglob("*")) == before
+    assert model.read_bytes() == b"GGUF, as far as this goes"
+
+
+def test_while_one_conversion_writes_another_to_the_same_file_is_refused(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "link.gguf").symlink_to("new/v.gguf")
+    partial = tmp_path / "new" / "v.md.abcdefgh.partial"
+    with claimed(tmp_path / "new" / "v.gguf"):
+        partial.touch()  # what the first is writing
+        for name in ("new/v.gguf", "link.gguf"):
+            with pytest.raises(SystemExit) as ended:
+                convert("model.txt", folder=inputs, output=tmp_path / name)
+            assert ended.value.code == 2
+            error = capsys.readouterr().err
+            assert error.startswith(f"error: another conversion is writing {tmp_path / name}. ")
+        assert partial.exists()
+    assert list(partial.parent.iterdir()) == [partial]
+    with claimed(tmp_path / "new" / "v.gguf"):
+        assert not partial.exists()
+    assert list(partial.parent.iterdir()) == []
+    with claimed(tmp_path / "a" / "b" / "v.gguf"):
+        assert (tmp_path / "a" / "b").is_dir()
+    assert not (tmp_path / "a").exists()  # nothing came into it
 
 
 def test_a_failed_conversion_leaves_the_older_vector_as_it_was(
@@ -250,6 +308,30 @@ def test_files_that_belong_to_no_older_vector_are_not_replaced(
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.*")} == before
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_ctrl_c_between_the_renames_waits_for_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy, source = Toy({"harmful": 0.6}, {2: 0.0}), {"backend": "toy"}
+    made = pipeline.convert(
+        toy, toy_contrast(), {}, pipeline.Options(), source=source, progress=False
+    )
+    placed: list[str] = []
+    replace = os.replace
+
+    def replace_and_interrupt(source: Path, target: Path) -> None:
+        replace(source, target)
+        placed.append(target.suffix)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(os, "replace", replace_and_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_outputs(made, [tmp_path / f"v.{suffix}" for suffix in ("gguf", "md", "png")])
+    assert placed == [".md", ".png", ".gguf"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v.gguf", "v.md", "v.png"]
+    assert sha256(tmp_path / "v.gguf") in (tmp_path / "v.md").read_text()
+
+
 WRITING = """
 import resource, sys
 from pathlib import Path
@@ -270,6 +352,7 @@ with command():
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit on file sizes there")
 def test_a_full_disk_leaves_vector_card_and_plot_as_they_were(tmp_path: Path) -> None:
     outputs = [tmp_path / f"v.{suffix}" for suffix in ("gguf", "md", "png")]
+    written = [outputs[0], outputs[2], outputs[1]]  # in this order
 
     def write(limit: int) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -278,11 +361,11 @@ def test_a_full_disk_leaves_vector_card_and_plot_as_they_were(tmp_path: Path) ->
         )  # fmt: skip
 
     assert write(0).returncode == 0
-    sizes = [path.stat().st_size for path in outputs]
+    sizes = [path.stat().st_size for path in written]
     for path in outputs[1:]:
         path.write_bytes(b"old")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    for i, path in enumerate(outputs):
+    for i, path in enumerate(written):
         if all(size < sizes[i] for size in sizes[:i]):
             done = write(sizes[i] - 1)
             assert (done.returncode, done.stderr) == (

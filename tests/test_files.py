@@ -1,13 +1,23 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from mars_gguf.errors import MarsError
+from mars_gguf.files import atomic, remove_partial, require_writable
+
+KILLED = """
+import os, sys
 from mars_gguf.files import atomic
+with atomic(sys.argv[1]) as file:
+    file.write_text("half")
+    os._exit(9)
+"""
 
 
 def interrupted_after(_: int) -> None:
@@ -41,9 +51,60 @@ def test_a_link_stays_one_and_what_is_no_regular_file_is_not_replaced(tmp_path: 
     assert pipe.is_fifo()
 
 
-def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    path = tmp_path / "file" / "a.txt"
-    message = f"{path}: cannot be written: File exists"
+def impossible(folder: Path) -> dict[str, tuple[Path, str]]:
+    """Where no file can be written, and what is said."""
+    (folder / "file").write_text("")
+    (folder / "loop.txt").symlink_to("loop.txt")
+    (folder / "a").symlink_to("b")
+    (folder / "b").symlink_to("a")
+    return {
+        "under a file": (folder / "file" / "a.txt", "Not a directory"),
+        "a link to itself": (folder / "loop.txt", "Too many levels of symbolic links"),
+        "under a circle of links": (folder / "a" / "a.txt", "Too many levels of symbolic links"),
+        "too long": (folder / ("x" * 250), "File name too long"),
+        "a NUL": (folder / "a\0b", "embedded null"),
+    }
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no links like these there")
+@pytest.mark.parametrize(
+    "place", ["under a file", "a link to itself", "under a circle of links", "too long", "a NUL"]
+)
+def test_what_cannot_be_written_is_named(place: str, tmp_path: Path) -> None:
+    path, reason = impossible(tmp_path)[place]
+    before = sorted(tmp_path.iterdir())
+    message = re.escape(f"{path}: cannot be written: {reason}")
     with pytest.raises(MarsError, match=message), atomic(path):
-        pass
+        pytest.fail("begun")
+    with pytest.raises(MarsError, match=message):
+        require_writable(path)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_whether_a_file_can_be_written_is_told_without_a_trace(tmp_path: Path) -> None:
+    old, new = tmp_path / "old.txt", tmp_path / "new" / "folder" / "a.txt"
+    old.write_text("old")
+    require_writable(old)
+    require_writable(new)
+    old.chmod(0o444)
+    with pytest.raises(MarsError, match=r"old\.txt: cannot be written: it is write-protected"):
+        require_writable(old)
+    assert list(tmp_path.iterdir()) == [old] and old.read_text() == "old"
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    left = subprocess.run(
+        [sys.executable, "-c", KILLED, tmp_path / "v.md"], check=False, capture_output=True
+    )
+    assert left.returncode != 0
+    (partial,) = tmp_path.iterdir()
+    others = [tmp_path / name for name in (
+        "v.md", "v.md.partial", "v.md.abcdefgh.partial.md", "v.md.abcdefghi.partial",
+        "a-v.md.abcdefgh.partial", "vxmd.abcdefgh.partial", "v.gguf.abcdefgh.partial",
+    )]  # fmt: skip
+    for other in others:
+        other.write_text("")
+    remove_partial(tmp_path / "v.md")
+    assert not partial.exists()
+    assert sorted(tmp_path.iterdir()) == sorted(others)
+    remove_partial(tmp_path / "no-folder" / "v.md")

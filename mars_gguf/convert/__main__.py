@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mars_gguf import __version__
-from mars_gguf.console import command
+from mars_gguf.console import command, printable
 from mars_gguf.convert.artefacts import Artefact, is_artefact, read_artefact
 from mars_gguf.convert.prompts import Context, ContrastPrompts, contexts, read_contrast
 from mars_gguf.convert.recipes import MODALITIES, read_recipe
@@ -193,21 +193,22 @@ def follow_recipe(args: argparse.Namespace, p: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Convert as the command line says. Raises MarsError for bad input, before anything is
     written."""
-    from mars_gguf.convert.outputs import write_outputs
+    from mars_gguf.convert.outputs import claimed, write_outputs
     from mars_gguf.vectors.describe import describe
 
     job = prepare(args)
     measured = job.outputs[0].with_suffix(".measured")
-    extractor = open_model(job.model, job.mmproj, args)
-    try:
-        conversion = measure(extractor, job, args)
-    except MarsError:  # the same command would end alike; after an interruption it goes on
+    with claimed(job.outputs[0]):
+        extractor = open_model(job.model, job.mmproj, args)
+        try:
+            conversion = measure(extractor, job, args)
+        except MarsError:  # the same command would end alike; after an interruption it goes on
+            measured.unlink(missing_ok=True)
+            raise
+        finally:
+            extractor.close()
+        write_outputs(conversion, job.outputs)
         measured.unlink(missing_ok=True)
-        raise
-    finally:
-        extractor.close()
-    write_outputs(conversion, job.outputs)
-    measured.unlink(missing_ok=True)
     print(describe(conversion.vector))
     for warning in conversion.warnings:
         print(f"warning: {warning}")
@@ -463,13 +464,13 @@ def _source(
         "prompts": "built in" if args.harmful is None else "files",
     }
     if not extractor.fingerprint.name:
-        source["model"] = Path(job.model).name
+        source["model"] = printable(Path(job.model).name)
     if job.given is not None:
         source |= {"direction": job.given.origin, "direction_sha256": sha256(args.input)}
     if args.revision is not None:
         source["revision"] = args.revision
     if args.recipe:
-        source["recipe"] = args.recipe.name
+        source["recipe"] = printable(args.recipe.name)
     if args.quick:
         source["quick"] = "measured on a quarter of the prompts"
     if system := job.contexts[0].messages:

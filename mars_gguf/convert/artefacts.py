@@ -11,7 +11,8 @@ A ``.safetensors``, ``.npz`` or ``.pt`` file holds, by name:
 ``direction`` or both centroids are needed. Hidden states are those of the last prompt token after
 a block. Arrays may hold all blocks, [n_layer, n_embd], row i the output of block i; transformers'
 ``hidden_states`` has the embeddings before them, which must be left out. A ``.pt`` file may also
-hold one bare tensor: the direction. It is read with weights_only, so nothing in it is executed.
+hold one bare tensor: the direction. It is one that torch.save writes since torch 1.6, and read with
+weights_only, so nothing in it is executed.
 
 A GGUF control vector holds one ``direction.N`` a layer. What N means differs: repeng's is the
 output of block N, which is also where llama.cpp adds it; llama.cpp's cvector-generator captures
@@ -25,23 +26,34 @@ trust limit) depends on the model and its quantization: it is measured on the mo
 
 from __future__ import annotations
 
+import io
+import pickletools
+import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 
+from mars_gguf.console import printable
 from mars_gguf.convert.geometry import Array, Centroids
 from mars_gguf.errors import MarsError
 from mars_gguf.steering import coordinate, projection
-from mars_gguf.vectors import MAX_FILE_BYTES
+from mars_gguf.vectors import MAX_FILE_BYTES, VectorError
+from mars_gguf.vectors.reader import MAX_ITEMS, Reader
 
 SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
 ARRAYS = ("direction", "centroid.safe", "centroid.unsafe", "shift.image", "shift.video")
 MIN_COSINE = 0.1
+DIRECTION = re.compile(r"direction\.(0|[1-9][0-9]{0,5})")
+MAX_DIRECTIONS = 4096
+INT32 = 5  # of GGUF's value types
+MAX_MEMBERS = 64  # of an archive
+MAX_PICKLE_BYTES = 1 << 20
+FLAT = "BINUNICODE GLOBAL REDUCE".split()  # opcodes
+MAX_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -156,13 +168,17 @@ def read_artefact(path: Path, layer: int | None = None) -> Artefact:
     return _artefact(path, loader(path), layer)
 
 
-def _artefact(path: Path, values: Mapping[str, Any], layer: int | None) -> Artefact:
-    unknown = sorted(set(values) - {*ARRAYS, "layer"})
+def _require_known(path: Path, names: Collection[str]) -> None:
+    """Before anything is read under them."""
+    unknown = sorted(set(names) - {*ARRAYS, "layer"})
     if unknown:
         raise MarsError(
-            f"{path}: unknown names {', '.join(map(repr, unknown))}, expected 'layer' and some of "
-            f"{', '.join(map(repr, ARRAYS))}"
+            f"{path}: unknown names {', '.join(map(repr, unknown[:MAX_SHOWN]))}, expected 'layer' "
+            f"and some of {', '.join(map(repr, ARRAYS))}"
         )
+
+
+def _artefact(path: Path, values: Mapping[str, Any], layer: int | None) -> Artefact:
     centroids = [name in values for name in ARRAYS[1:3]]
     if "direction" not in values and not all(centroids):
         missing = " and ".join(
@@ -181,11 +197,17 @@ def _artefact(path: Path, values: Mapping[str, Any], layer: int | None) -> Artef
         )
     n_layer = None
     first = next(iter(arrays.values()))
+    if first.shape[-1] > MAX_ITEMS:
+        raise MarsError(
+            f"{path}: found arrays of {first.shape[-1]} values, expected the model's n_embd, at "
+            f"most {MAX_ITEMS}"
+        )
     if first.ndim == 2:
         n_layer = len(first)
         if not 0 <= layer < n_layer:
             raise MarsError(f"{path}: found {n_layer} blocks, but the layer is {layer}")
         arrays = {name: array[layer] for name, array in arrays.items()}
+    arrays = {name: array.astype(np.float64) for name, array in arrays.items()}
     safe, unsafe = arrays.get("centroid.safe"), arrays.get("centroid.unsafe")
     direction = arrays.get("direction")
     if safe is not None and unsafe is not None:
@@ -200,7 +222,7 @@ def _artefact(path: Path, values: Mapping[str, Any], layer: int | None) -> Artef
     if not direction.any():
         raise MarsError(f"{path}: the direction at block {layer} is zero")
     shifts = {m: arrays[f"shift.{m}"] for m in ("image", "video") if f"shift.{m}" in arrays}
-    return Artefact(layer, direction, safe, unsafe, shifts, n_layer, path.name)
+    return Artefact(layer, direction, safe, unsafe, shifts, n_layer, printable(path.name))
 
 
 def _layer(path: Path, found: Any, wanted: int | None) -> int:
@@ -224,7 +246,7 @@ def _numbers(path: Path, name: str, value: Any) -> Array:
         raise MarsError(f"{path}: {name!r} has type {array.dtype}, expected numbers")
     if not np.isfinite(array).all():
         raise MarsError(f"{path}: {name!r} has NaN or infinite values, expected finite ones")
-    return array.astype(np.float64)
+    return array
 
 
 def _parallel(a: Array, b: Array) -> bool:
@@ -249,21 +271,45 @@ def _load_safetensors(path: Path) -> dict[str, Any]:
         ) from error
     try:
         with safe_open(path, framework="np") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = list(file.keys())
+            _require_known(path, names)
+            return {name: file.get_tensor(name) for name in names}
+    except MarsError:
+        raise
     except Exception as error:
         raise MarsError(
             f"{path}: cannot be read as safetensors ({_reason(error)}); save float32 arrays"
         ) from error
 
 
+def _members(path: Path) -> dict[str, bytes]:
+    """What is packed in a zip archive. Raises MarsError for more than an artefact holds."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        size = sum(member.file_size for member in members)
+        if size > MAX_FILE_BYTES or len(members) > MAX_MEMBERS:
+            raise MarsError(
+                f"{path}: unpacks to {size} bytes in {len(members)} files, expected at most "
+                f"{MAX_FILE_BYTES} in {MAX_MEMBERS}"
+            )
+        return {member.filename: _unpacked(archive, member) for member in members}
+
+
+def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"a compression of type {member.compress_type}")
+    with archive.open(member) as file:
+        return file.read(member.file_size)  # and no more, where more is in it than it says
+
+
 def _load_npz(path: Path) -> dict[str, Any]:
     try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-        if size > MAX_FILE_BYTES:
-            raise MarsError(f"{path}: unpacks to {size} bytes, expected at most {MAX_FILE_BYTES}")
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+        members = {name.removesuffix(".npy"): data for name, data in _members(path).items()}
+        _require_known(path, members)
+        return {
+            name: np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+            for name, data in members.items()
+        }
     except MarsError:
         raise
     except Exception as error:
@@ -282,18 +328,21 @@ def _load_pt(path: Path) -> dict[str, Any]:
         ) from error
 
     def array(value: Any) -> Array:
-        if not torch.is_tensor(value):
+        if type(value) is int:
             return np.asarray(value)
+        if not torch.is_tensor(value):
+            raise ValueError(f"found {type(value).__name__}, expected a tensor")
         if value.numel() > MAX_FILE_BYTES // 8:  # an expanded tensor takes no space in the file
             raise ValueError(f"a tensor of {value.numel()} values")
         return np.asarray((value.double() if value.is_floating_point() else value).detach())
 
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(_repacked(_members(path)), map_location="cpu", weights_only=True)
         if torch.is_tensor(content):
             content = {"direction": content}
         if not isinstance(content, dict):
             raise MarsError(f"{path}: found {type(content).__name__}, expected a dict of tensors")
+        _require_known(path, [str(name) for name in content])
         return {str(name): array(value) for name, value in content.items()}
     except MarsError:
         raise
@@ -302,6 +351,36 @@ def _load_pt(path: Path) -> dict[str, Any]:
             f"{path}: cannot be read as tensors alone (weights_only: nothing in the file is "
             f"executed): {_reason(error)}. Save a dict of plain tensors with torch.save."
         ) from error
+
+
+def _repacked(members: Mapping[str, bytes]) -> io.BytesIO:
+    """The archive anew, so that torch reads what was looked at. Raises ValueError for a pickle that
+    would keep it busy."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, data in members.items():
+            if name.endswith(".pkl"):
+                _require_flat(data)
+            archive.writestr(name, data)
+    packed.seek(0)
+    return packed
+
+
+def _require_flat(pickled: bytes) -> None:
+    """Raise ValueError for a pickle that refers back to anything but text, names and tensors, as
+    torch.save writes it. A tuple that holds one tuple twice, which holds one twice, and so on, is
+    soon written and never hashed."""
+    if len(pickled) > MAX_PICKLE_BYTES:
+        raise ValueError(f"a pickle of {len(pickled)} bytes")
+    flat: set[Any] = set()
+    last = ""
+    for opcode, argument, _ in pickletools.genops(pickled):
+        if "PUT" in opcode.name:
+            (flat.add if last in FLAT else flat.discard)(argument)
+            continue
+        if "GET" in opcode.name and argument not in flat:
+            raise ValueError("a pickle of one thing in many places")
+        last = opcode.name
 
 
 def _is_control_vector(path: Path) -> bool:
@@ -314,22 +393,17 @@ def _is_control_vector(path: Path) -> bool:
 
 def _control_vector(path: Path, layer: int | None) -> Artefact:
     try:
-        reader = gguf.GGUFReader(path)
-        count = reader.fields.get("controlvector.layer_count")
-        directions = {
-            int(tensor.name.removeprefix("direction.")): np.array(tensor.data, np.float64)
-            for tensor in reader.tensors
-            if tensor.name.startswith("direction.")
-            and tensor.tensor_type == gguf.GGMLQuantizationType.F32
-        }
-        ours = "mars.version" in reader.fields
-    except Exception as error:
-        raise MarsError(f"{path}: damaged, or no control vector ({error!r:.200})") from error
-    if ours:
+        reader = Reader(path.read_bytes(), MAX_DIRECTIONS)
+        keys, tensors = reader.read()
+    except (VectorError, OSError) as error:
+        raise MarsError(f"{path}: damaged, or no control vector ({error})") from error
+    if "mars.version" in keys:
         raise MarsError(f"{path}: this is a vector of mars_gguf already. Give it with --vector.")
+    named = {DIRECTION.fullmatch(name): array for name, array in tensors.items()}
+    directions = {int(name[1]): array for name, array in named.items() if name}
     if not directions:
         raise MarsError(f"{path}: no tensor direction.N of type F32, expected one a layer")
-    from_generator = count is not None and count.types[-1] == gguf.GGUFValueType.INT32
+    from_generator = reader.types.get("controlvector.layer_count") == INT32
     tool, offset = ("cvector-generator", 1) if from_generator else ("repeng", 0)
     blocks = sorted(n - offset for n in directions)
     if layer is None:
@@ -345,7 +419,7 @@ def _control_vector(path: Path, layer: int | None) -> Artefact:
             f"blocks {blocks[0]} to {blocks[-1]}"
         )
     name = f"direction.{layer + offset}"
-    direction = _numbers(path, name, directions[layer + offset])
-    if direction.ndim != 1 or not direction.any():
-        raise MarsError(f"{path}: {name} of shape {direction.shape} is zero or not [n_embd]")
-    return Artefact(layer, direction, origin=f"{path.name} ({tool}, {name})")
+    direction = _numbers(path, name, directions[layer + offset]).astype(np.float64)
+    if not direction.any():
+        raise MarsError(f"{path}: {name} is zero")
+    return Artefact(layer, direction, origin=f"{printable(path.name)} ({tool}, {name})")

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from mars_gguf.convert.artefacts import is_artefact
 from mars_gguf.convert.card import card, split_parity
 from mars_gguf.convert.pipeline import Conversion
 from mars_gguf.convert.plot import write_plot
 from mars_gguf.errors import MarsError
-from mars_gguf.files import atomic, sha256
+from mars_gguf.files import atomic, remove_partial, require_writable, sha256
+from mars_gguf.interrupts import interrupts_held
 from mars_gguf.vectors import Vector, VectorError, read_vector, write_contents
+
+BESIDE = ".md", ".png"
+MEASURED = ".measured"
 
 
 def output_paths(name: str, inputs: Sequence[str], *, plot: bool) -> list[Path]:
@@ -21,15 +27,19 @@ def output_paths(name: str, inputs: Sequence[str], *, plot: bool) -> list[Path]:
     if they cannot be written there, or would replace anything but an older vector with what lies
     beside it."""
     output = Path(name)
-    if output.is_dir():
-        raise MarsError(f"{output}: is a directory, expected a file name")
+    if not _is_utf8(name):
+        raise MarsError(f"{output}: found a name that is not UTF-8. Choose another --output.")
     if output.suffix != ".gguf":
         raise MarsError(
             f"{output}: found the ending {output.suffix!r}, expected '.gguf': the card and the "
             "plot are written beside it under '.md' and '.png'"
         )
-    outputs = [output, *map(output.with_suffix, [".md", ".png"][: 1 + plot])]
-    for written in outputs:
+    outputs = [output, *map(output.with_suffix, BESIDE[: 1 + plot])]
+    for written in (*outputs, output.with_suffix(MEASURED)):
+        try:  # now, not after an hour of measuring
+            require_writable(written)
+        except MarsError as error:
+            raise MarsError(f"{error}. Choose another --output.") from error
         if written.is_dir():
             raise MarsError(f"{written}: is a directory, expected to write a file there")
         if written.exists() and any(Path(i).exists() and written.samefile(i) for i in inputs):
@@ -42,14 +52,63 @@ def output_paths(name: str, inputs: Sequence[str], *, plot: bool) -> list[Path]:
                 f"{written}: found a file here, but no vector {output.name} that it belongs to. "
                 "Move it away, or choose another --output."
             )
-    folder = next(p for p in output.absolute().parents if p.exists())
-    try:  # now, not after an hour of measuring
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
+    if len({written.resolve() for written in outputs}) < len(outputs):
         raise MarsError(
-            f"{output}: cannot be written, {folder}: {error.strerror}. Choose another --output."
-        ) from error
+            f"{output}: it, its card and its plot are links to one file. Choose another --output."
+        )
     return outputs
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:  # Python marks other bytes by surrogates
+        return False
+
+
+@contextmanager
+def claimed(output: Path) -> Iterator[None]:
+    """Keep other conversions from writing ``output`` until the block ends; what killed ones left
+    half-written is removed. Its folder is made, and removed if nothing came into it. The claim of a
+    process ends with it, however it ends.
+
+    Raises MarsError where another conversion is writing there.
+    """
+    target = output.resolve()
+    lock = FileLock(f"{target}.lock", timeout=0)
+    with ExitStack() as end:
+        for folder in reversed([p for p in target.parents if not p.exists()]):
+            end.callback(_remove_if_empty, folder)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout as error:
+            raise MarsError(
+                f"another conversion is writing {output}. Wait until it has ended, or choose "
+                "another --output."
+            ) from error
+        except OSError as error:
+            raise MarsError(
+                f"{output}: cannot be written, {lock.lock_file}: {error.strerror or error}. "
+                "Choose another --output."
+            ) from error
+        end.callback(_give_up, lock)
+        for suffix in (output.suffix, *BESIDE, MEASURED):
+            remove_partial(output.with_suffix(suffix))
+        yield
+
+
+def _give_up(lock: FileLock) -> None:
+    # While it is held, so that whoever opened the file before finds that it is gone and no lock.
+    with interrupts_held():
+        with suppress(OSError):  # Windows removes no open file: there filelock does, afterwards
+            os.unlink(lock.lock_file)
+        lock.release()
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def write_outputs(conversion: Conversion, outputs: Sequence[Path]) -> None:
@@ -57,13 +116,16 @@ def write_outputs(conversion: Conversion, outputs: Sequence[Path]) -> None:
     older card stays if it is of the same vector. Raises MarsError."""
     output, card_path, *plots = outputs
     parity = _parity_table(output, conversion.vector)
-    with ExitStack() as files:
+    # All are written before the first takes its place: the last begun, the card. It names the hash
+    # of its vector, so whoever finds it beside another (after a power cut) can tell.
+    with ExitStack() as held, ExitStack() as files:
         vector_file = files.enter_context(atomic(output))
         write_contents(conversion.vector, vector_file)
-        text = card(conversion, output.name, sha256(vector_file), parity)
-        files.enter_context(atomic(card_path)).write_text(text, encoding="utf-8")
         for plot in plots:
             write_plot(conversion, files.enter_context(atomic(plot)))
+        text = card(conversion, output.name, sha256(vector_file), parity)
+        files.enter_context(atomic(card_path)).write_text(text, encoding="utf-8")
+        held.enter_context(interrupts_held())
 
 
 def _parity_table(output: Path, vector: Vector) -> str:

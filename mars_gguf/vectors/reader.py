@@ -79,6 +79,7 @@ class Reader:
             raise VectorError(f"general.alignment: found {alignment!r:.80}, expected 1 to 4096")
         base = -(-self._at // alignment) * alignment
         tensors: dict[str, Array] = {}
+        room = len(self._data) - base
         for name, length, offset in infos:
             if base + offset + 4 * length > len(self._data):
                 raise VectorError(f"truncated: tensor {name!r:.80} ends past the end of the file")
@@ -86,6 +87,9 @@ class Reader:
                 raise VectorError(f"tensor {name!r:.80} appears twice")
             if length > MAX_ITEMS:
                 raise VectorError(f"tensor {name!r:.80} has {length} values: not expected here")
+            room -= 4 * length
+            if room < 0:
+                raise VectorError(f"tensor {name!r:.80} lies where another does")
             self._at = base + offset
             tensors[name] = np.frombuffer(self._bytes(4 * length), "<f4").astype(np.float32)
         return tensors
