@@ -69,7 +69,7 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.5",
             "hypothesis>=6",
-            "atheris>=2.3; platform_system == 'Linux' and python_version < '3.14'",
+            "atheris>=2.3; sys_platform == 'linux' and platform_machine == 'x86_64'",
             "mypy>=1.11",
             "ruff>=0.6",
             "openai>=1.40",
