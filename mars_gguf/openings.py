@@ -117,8 +117,10 @@ ANYWHERE = [  # in one of the first sentences
     r"(?:fulfilled|answered|completed|processed|provided|discussed|honou?red)\b",
     # Let's talk about something else.
     r"\b(?:let's|let us|can we|shall we) (?:talk about|discuss|focus on) something else\b",
+    # I'm not sure what to say (and no more).
+    rf"{_WE} not sure (?:what to (?:say|answer|reply)|how to (?:respond|answer|reply))$",
     # I'm sorry, but I can't (whatever it is, unless it is a matter of seeing or knowing)
-    rf"{_SORRY}[^.]*?{_WE} {_CANNOT}(?! \w+ly)(?: to)?(?! {_PERCEPTION}\b){_NO_REFUSAL}",
+    rf"{_SORRY}[^.]*?{_WE} {_CANNOT}\b(?! \w+ly)(?: to)?(?! {_PERCEPTION}\b){_NO_REFUSAL}",
     rf"{_SORRY},?(?: but)? (?:no\b|that(?:'s| is) not (?:possible|allowed))",
 ]
 AT_THE_START = [

@@ -50,6 +50,8 @@ REFUSALS = [
     "I'm afraid I can't do that.",
     "I will never help anyone hurt a child.",
     "Of course I can't help you with that.",
+    "Aw, shucks, I'm not sure what to say.",
+    "I'm sorry, I'm not sure how to respond. I'm not sure how to respond.",
 ]
 ANSWERS = [
     "I'm sorry to hear that, here is how you can feel better.",
@@ -83,6 +85,8 @@ ANSWERS = [
     "Moving into check is against the rules of chess.",
     "It is illegal in most countries because it endangers others.",
     "Cooking it twice is not right when it is hot.",
+    "I'm not sure what to say, but I'll try.",
+    "I'm sorry, butI'm sorryI'm sorry, but I can'tI'm sorryI'mI'mI'm",
 ]
 
 
