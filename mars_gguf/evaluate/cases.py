@@ -34,9 +34,10 @@ class Case:
     prompt: str
     media: tuple[Media, ...] = ()  # files, folders of frames, or what draws pictures when called
     category: str = ""
-    answer: str | None = None  # of a visual question: a number, or a lower-case word
+    answer: str | None = None  # of a question, in one of the forms of `answers`
     intent: str = ""  # what is asked, where the prompt only points at the media
     before: tuple[Mapping[str, str], ...] = ()  # a system prompt and earlier turns
+    group: str = ""  # of cases about one thing, which are not independent; suites give the id else
 
     @property
     def request(self) -> str:

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 
 from mars_gguf.console import command
 from mars_gguf.errors import MarsError
-from mars_gguf.evaluate.visual_questions import WORDS
+from mars_gguf.evaluate.answers import is_correct as is_correct
 from mars_gguf.openings import Verdict, judge_by_opening, plain, without_thoughts
 
 # By a model
@@ -227,62 +227,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"no connection ({error.strerror or error})"
     return f"not the answer of a chat completion ({type(error).__name__})"
-
-
-# Visual questions
-
-NUMBERS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-    "sixteen seventeen eighteen nineteen twenty"
-).split()
-SORTS = [  # an answer's rivals are the others of its sort
-    frozenset(words.split())
-    for words in (
-        "red green blue yellow purple black white grey gray orange pink brown cyan magenta violet "
-        "turquoise teal beige maroon indigo gold silver",
-        "circle square triangle star rectangle oval ellipse diamond hexagon pentagon cube sphere",
-        "left right middle center centre",
-        "yes no",
-        " ".join(WORDS).lower(),
-    )
-]
-_CLAUSES = re.compile(r"[.,;:!?()\"]| - |\b(?:and|but)\b")
-_DENIAL = re.compile(r"\b(?:not|never|no|neither|nor|cannot|without)\b|n't\b")
-
-
-def is_correct(reply: str, answer: str, question: str = "") -> bool:
-    """Whether a reply to a visual question gives its exact `answer` (a number in digits, or one
-    lower-case word) and no other of its sort: `SORTS`, or any number.
-
-    A clause with a negation names nothing: "No, it is blue" and "not red but blue" give blue, "it
-    isn't blue" does not. Lists and "blue or ..." are wrong. Sentences of the question do not count
-    where the reply repeats them; neither do others of the sort that the question names, unless it
-    offers the answer beside them. Of an answer of no known sort, other answers cannot be told.
-    """
-    sort = next((sort for sort in SORTS if answer in sort), frozenset({answer}))
-    asked, text = plain(question), plain(reply)
-    for sentence in re.split(r"(?<=[.?!]) ", asked):
-        text = text.replace(sentence, " . ") if sentence else text
-    given: set[str] = set()
-    for clause in _CLAUSES.split(text):
-        if _DENIAL.search(clause) and "no" not in sort:
-            continue
-        named = _named(clause, sort, answer)
-        if named and "or" in clause.split():
-            return False
-        given |= named
-    offered = _named(asked, sort, answer)
-    return given - (set() if answer in offered else offered) == {answer}
-
-
-def _named(text: str, sort: frozenset[str], answer: str) -> set[str]:
-    """Which of the sort a text names; other than the answer, also in the plural."""
-    words = re.findall(r"[^\W_]+", text)
-    if answer.isdigit():
-        words = [str(NUMBERS.index(word)) if word in NUMBERS else word for word in words]
-        return {word for word in words if word.isdigit()}
-    others = {word.removesuffix("s") for word in words} - {answer}
-    return {*words, *others} & sort
 
 
 # Judges compared

@@ -20,6 +20,7 @@ from PIL import Image
 
 from mars_gguf.demo_model import requests
 from mars_gguf.errors import MarsError
+from mars_gguf.evaluate.benchmark import Benchmark
 from mars_gguf.evaluate.benchmarks import BENCHMARKS
 from mars_gguf.evaluate.cases import (
     KINDS,
@@ -30,7 +31,11 @@ from mars_gguf.evaluate.cases import (
     file_below,
     usable_prompt,
 )
+from mars_gguf.evaluate.conversations import CONTEXTS, conversations
 from mars_gguf.evaluate.pages import typographic_image, typographic_video
+from mars_gguf.evaluate.parquet import PicturesInCell
+from mars_gguf.evaluate.picture_benchmarks import PICTURE_BENCHMARKS
+from mars_gguf.evaluate.quizzes import QUIZZES, named_columns
 from mars_gguf.evaluate.tables import Row, columns_of, json_in, listed, rows, table
 from mars_gguf.evaluate.visual_questions import questions
 
@@ -62,8 +67,9 @@ class Suite:
 
 
 def load_suite(name_or_path: str, *, seed: int = 0, limit: int | None = None) -> Suite:
-    """Load "builtin", "demo", a file or folder whose format is told from its columns or layout, or
-    "FORMAT:PATH" with one of `FORMATS`.
+    """Load "builtin", "conversations", "demo", a file or folder whose format is told from its
+    columns or layout, "FORMAT:PATH" with one of `FORMATS`, or
+    "table:FILE?question=COLUMN&answer=COLUMN" (as wanted also image, choices, id, category, group).
 
     `seed` decides how the pictures of "builtin" and "demo" are drawn. `limit` keeps at most so
     many cases of each kind and modality, evenly spaced. Pictures in files are decoded once here, to
@@ -75,15 +81,21 @@ def load_suite(name_or_path: str, *, seed: int = 0, limit: int | None = None) ->
         raise MarsError(f"limit of cases: found {limit}, expected at least 1")
     if name_or_path == "builtin":
         return _suite(name_or_path, _builtin(seed), limit)
+    if name_or_path == "conversations":
+        return _suite(name_or_path, _conversations(), limit)
     if name_or_path == "demo":
         return _suite(name_or_path, _demo(seed), limit)
     format_name, _, rest = name_or_path.partition(":")
+    if format_name == "table":
+        file, _, query = rest.rpartition("?")
+        return _suite(f"table:{Path(file).name}", named_columns(query).cases(Path(file)), limit)
     stated = format_name in FORMATS and rest != ""
     path = Path(rest if stated else name_or_path)
     if not path.exists():
         raise MarsError(
-            f"{name_or_path}: no such suite; expected builtin, demo, a file or folder, or "
-            f"FORMAT:PATH with one of {', '.join(FORMATS)}"
+            f"{name_or_path}: no such suite; expected builtin, conversations, demo, a file or "
+            "folder, table:FILE?question=COLUMN&answer=COLUMN, or FORMAT:PATH with one of "
+            + ", ".join(FORMATS)
         )
     if not stated:
         format_name = _detect(path)
@@ -101,11 +113,11 @@ def _suite(name: str, found: Found, limit: int | None) -> Suite:
         elif len(cases) == MAX_CASES:
             raise MarsError(f"{name}: found more than {MAX_CASES} cases; split the file")
         else:
-            cases[item.id] = item
+            cases[item.id] = replace(item, group=item.group or item.id)
     usable = []
     for case in _spread(list(cases.values()), limit):
         try:
-            if any(isinstance(source, Path) for source in case.media):
+            if any(isinstance(source, Path | PicturesInCell) for source in case.media):
                 case.pictures()
             usable.append(case)
         except MarsError as error:
@@ -143,7 +155,14 @@ def _builtin(seed: int) -> Found:
         for line in text.splitlines():
             row = json.loads(line)
             prompt, number = row["prompt"], _hash(seed, row["id"])
-            base = Case(f"{kind}-{row['id']}", kind, "text", prompt, category=row["category"])
+            base = Case(
+                f"{kind}-{row['id']}",
+                kind,
+                "text",
+                prompt,
+                category=row["category"],
+                group=f"topic-{row['id']}",
+            )
             yield replace(base, id=f"{base.id}-text")
             yield replace(
                 base,
@@ -173,6 +192,22 @@ def _builtin(seed: int) -> Found:
             )
 
 
+def _conversations() -> Found:
+    """The requests of "builtin" as text in every context of `conversations`."""
+    asked = [case for case in _builtin(0) if isinstance(case, Case) and case.modality == "text"]
+    for context in CONTEXTS:
+        for case in asked:
+            before, prompt = conversations(case.prompt)[context]
+            yield replace(
+                case,
+                id=f"{case.id.removesuffix('-text')}-{context.replace(' ', '-')}",
+                prompt=prompt,
+                category=context,
+                intent=case.prompt,
+                before=before,
+            )
+
+
 def _typographic_pictures(text: str, seed: int) -> list[Image.Image]:
     return [typographic_image(text, seed)]
 
@@ -189,9 +224,21 @@ def _demo(seed: int) -> Found:
             for i in range(DEMO_CASES):
                 prompt, pictures, answer = requests.example(modality, kind, i, str(seed))
                 draw = partial(_demo_pictures, modality, kind, i, str(seed))
-                media = (draw,) if pictures else ()
-                case_id = f"{modality}-{kind}-{i:03}"
-                yield Case(case_id, kind, modality, prompt, media, answer=answer)
+                yield Case(
+                    f"{modality}-{kind}-{i:03}",
+                    kind,
+                    modality,
+                    prompt,
+                    (draw,) if pictures else (),
+                    answer=answer,
+                    group=_demo_thing(kind, i),
+                )
+
+
+def _demo_thing(kind: str, number: int) -> str:
+    """The thing that a request is about, as `requests.example` chooses it; none of shapes."""
+    things = requests.HARMLESS_SECOND if kind == "harmless" else requests.HARMFUL_SECOND
+    return "" if kind == "vqa" else f"thing-{things[number % len(things)].word}"
 
 
 def _demo_pictures(modality: str, kind: str, number: int, seed: str) -> list[Image.Image]:
@@ -236,6 +283,7 @@ def _own_case(folder: Path, row: Row) -> Case:
         row["answer"] or None,
         row["intent"],
         _before(row["before"]),
+        row["group"],
     )
 
 
@@ -256,12 +304,13 @@ def _before(cell: str) -> tuple[dict[str, str], ...]:
 
 
 OWN_COLUMNS = ("id", "kind", "prompt")
+PUBLISHED: dict[str, Benchmark] = {**BENCHMARKS, **PICTURE_BENCHMARKS, **QUIZZES}
 FORMATS: dict[str, Callable[[Path], Found]] = {
-    **{name: benchmark.cases for name, benchmark in BENCHMARKS.items()},
+    **{name: benchmark.cases for name, benchmark in PUBLISHED.items()},
     "jsonl": _own_file,
 }
 COLUMNS = {
-    **{name: benchmark.columns for name, benchmark in BENCHMARKS.items()},
+    **{name: benchmark.columns for name, benchmark in PUBLISHED.items()},
     "jsonl": OWN_COLUMNS,
 }
 
@@ -270,7 +319,9 @@ def _detect(path: Path) -> str:
     """The format of which a folder holds the files, or whose columns a file has, of several the
     one with the most columns."""
     if path.is_dir():
-        names = sorted(name for name, each in BENCHMARKS.items() if each.lies_in(path))
+        names = sorted(name for name, each in PUBLISHED.items() if each.lies_in(path))
+        if len(names) > 1:  # data sets of Parquet files have them under the same names
+            names = [name for name in names if _has_columns(PUBLISHED[name].find(path)[0], name)]
         if len(names) != 1:
             raise MarsError(
                 f"{path}: a folder of which benchmark? found {', '.join(names) or 'none'}; name a "
@@ -285,3 +336,7 @@ def _detect(path: Path) -> str:
             "those of one of " + ", ".join(FORMATS) + ' (jsonl: "id", "kind", "prompt")'
         )
     return max(names, key=lambda name: len(COLUMNS[name]))
+
+
+def _has_columns(path: Path, name: str) -> bool:
+    return path.is_file() and columns_of(rows(path)).issuperset(COLUMNS[name])

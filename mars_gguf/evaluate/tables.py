@@ -1,5 +1,5 @@
-"""Tables in CSV, JSON or JSON Lines, read as if hostile: their size is bounded, nothing is
-unpickled, and every cell is text."""
+"""Tables in CSV, JSON, JSON Lines or Parquet, read as if hostile: their size is bounded, nothing is
+unpickled, and every cell is text; of one that holds pictures, what stands for it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mars_gguf.errors import MarsError
+from mars_gguf.evaluate.parquet import is_parquet, parquet_rows
 
 MAX_BYTES = 64 * 2**20  # of a file
 
@@ -23,9 +24,8 @@ FILE = "\0file"  # the file's name without its ending
 
 
 def table(path: Path, columns: Iterable[str]) -> Iterator[tuple[str, Row]]:
-    """The rows of a CSV, JSON or JSON Lines file, each with the place to name it by. What a row has
-    no cell for is "". Raises MarsError if it cannot be read, is empty, or lacks one of `columns`.
-    """
+    """The rows of a file, each with the place to name it by. What a row has no cell for is "".
+    Raises MarsError if it cannot be read, is empty, or lacks one of `columns`."""
     found = rows(path)
     if not found:
         raise MarsError(f"{path}: no rows; expected the columns {listed(columns)}")
@@ -46,6 +46,8 @@ def columns_of(rows: Iterable[Row]) -> set[str]:
 
 def rows(path: Path) -> list[Row]:
     """The rows of a file. Raises MarsError if it cannot be read."""
+    if is_parquet(path):
+        return [{k: _cell(cell) for k, cell in row.items()} for row in parquet_rows(path)]
     text = _read(path)
     if path.suffix.lower() == ".csv":
         try:
@@ -88,11 +90,6 @@ def _read(path: Path) -> str:
         raise MarsError(f"{path}: cannot be read ({error.strerror})") from error
     if len(content) > MAX_BYTES:
         raise MarsError(f"{path}: larger than {MAX_BYTES} bytes; split it")
-    if content.startswith(b"PAR1"):
-        raise MarsError(
-            f"{path}: a Parquet file, which needs a library that this package does without; export "
-            f"it with pandas: read_parquet({path.name!r}).to_csv({path.stem + '.csv'!r})"
-        )
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -120,7 +117,7 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, str):
         return value.strip()
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def listed(columns: Iterable[str]) -> str:
