@@ -15,11 +15,12 @@ Z95 = 1.959963984540054
 
 @dataclass(frozen=True)
 class Share:
-    """``k`` of ``n``, with the Wilson score interval at 95 % (Wilson 1927): from ``low`` to
-    ``high``, never outside 0 to 1, and honest at 0 and at n."""
+    """``k`` of ``n``, with its interval at 95 %, from ``low`` to ``high``: ``bounds``, or the Wilson
+    score interval (Wilson 1927), never outside 0 to 1, and honest at 0 and at n."""
 
     k: int
     n: int
+    bounds: tuple[float, float] | None = None
 
     @property
     def value(self) -> float | None:
@@ -34,6 +35,8 @@ class Share:
         return self._bounds()[1]
 
     def _bounds(self) -> tuple[float, float]:
+        if self.bounds is not None:
+            return self.bounds
         if not self.n:
             return 0.0, 1.0
         p, n, z = self.k / self.n, self.n, Z95
@@ -116,3 +119,57 @@ def upper_bound(values: Array, share: float) -> Array:
     sample if there are too few; then `exceedance_bound` says what was met."""
     ordered = np.sort(values, axis=0)
     return np.asarray(ordered[-1 - max(0, largest_count(len(ordered), share))])
+
+
+RESAMPLES = 2000
+AT_ONCE = 1 << 22  # draws
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean of ``n`` values, with its interval at 95 %."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def as_json(self) -> dict[str, float | int]:
+        return {"mean": self.value, "low": self.low, "high": self.high, "n": self.n}
+
+
+def grouped_mean(values: Sequence[float], groups: Sequence[str]) -> Mean:
+    """The mean of ``values``, of which those of one group are not independent: its interval is the
+    percentile bootstrap over groups (Efron and Tibshirani 1993, chapter 8), RESAMPLES of them, the
+    same at every call. Of one group alone the interval is everything. Raises ValueError for none.
+    """
+    if not values:
+        raise ValueError("the mean of no values")
+    names, index = np.unique(np.asarray(groups, object).astype(str), return_inverse=True)
+    sums, counts = (np.bincount(index, of).astype(float) for of in (values, np.ones(len(values))))
+    mean = float(np.mean(values))
+    if len(names) == 1:
+        return Mean(mean, -math.inf, math.inf, len(values))
+    low, high = np.quantile(_resampled(sums, counts), [0.025, 0.975])
+    return Mean(mean, float(low), float(high), len(values))
+
+
+def _resampled(sums: Array, counts: Array) -> Array:
+    """The means of resamples of groups, by the sum and count of each."""
+    rng, size = np.random.default_rng(0), len(sums)
+    means = []
+    for start in range(0, RESAMPLES, most := max(1, AT_ONCE // size)):
+        drawn = rng.integers(size, size=(min(most, RESAMPLES - start), size))
+        means.append(sums[drawn].sum(1) / counts[drawn].sum(1))
+    return np.concatenate(means)
+
+
+def grouped_share(flags: Sequence[bool], groups: Sequence[str]) -> Share:
+    """How many are true, with the interval of `grouped_mean`; of none or all, which no resample
+    differs from, and of one group, the Wilson interval as if each group were one sample."""
+    k, n, size = sum(flags), len(flags), len(set(groups))
+    if 0 < k < n and size > 1:
+        mean = grouped_mean([float(flag) for flag in flags], groups)
+        return Share(k, n, (mean.low, mean.high))
+    as_one = Share(round(size * k / n), size) if n else Share(0, 0)
+    return Share(k, n, (as_one.low, as_one.high))

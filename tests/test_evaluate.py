@@ -16,6 +16,7 @@ from models import DEMO
 from second_judges import address, classifier, saying, serving
 
 from mars_gguf import demo_model, read_vector, write_vector
+from mars_gguf.evaluate.arms import ARMS
 
 COMMAND = [sys.executable, "-m", "mars_gguf.evaluate"]
 QUICK = ["--demo", "-t1", "--limit=2", "--sweep=1,2", "--sweep-limit=1", "-n24"]
@@ -41,8 +42,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_the_report_compares_all_arms(whole: tuple[Path, str]) -> None:
     folder, shown = whole
     saved = json.loads((folder / "report.json").read_text())
-    arms = ["unsteered", "stock", "first-token", "no-recentering", "no-gate", "mars"]
-    assert list(saved["arms"])[:6] == arms
+    arms = list(ARMS)
+    assert list(saved["arms"])[: len(arms)] == arms
     rows = {(row["modality"], row["measure"]): row["arms"] for row in saved["summary"]}
     assert {m for m, _ in rows} == {"text", "image", "video"}
     assert all(list(row) == arms for row in rows.values())
@@ -50,7 +51,7 @@ def test_the_report_compares_all_arms(whole: tuple[Path, str]) -> None:
     assert rows["text", "unchanged, all but harmful"]["mars"]["share"] == 1.0
     assert saved["cost"]["steered"]["n"] > 0
     for name in arms:
-        assert name.split("-")[0] in shown
+        assert name in shown
     assert {p.name for p in folder.iterdir()} == {
         "records.jsonl", "report.json", "report.md", "t.png", "arms.png", "sweep.png",
     }  # fmt: skip
@@ -93,7 +94,7 @@ def test_an_interrupted_run_keeps_what_is_done_and_goes_on(
 
 def test_another_vector_of_the_model_is_an_arm(tmp_path: Path) -> None:
     shut = replace(read_vector(demo_model.VECTOR), layer=6)
-    shut = replace(shut, geometry=shut.geometry.opening_at(1e30))
+    shut = replace(shut, geometry=shut.geometry.opening_at(10.0))
     write_vector(shut, tmp_path / "shut.gguf")
     arguments = ["--demo", "-t1", "--limit=1", "--sweep=", "-n8", "--arms=mars"]
     compared = [f"--compare=shut={tmp_path / 'shut.gguf'}"]
@@ -165,9 +166,11 @@ def judged(folder: Path) -> tuple[dict[str, Any], str]:
     assert second["agreement"]["n"] == len(equal)
     assert second["agreement"]["share"] == pytest.approx(sum(equal) / len(equal))
     assert f"They agree on {sum(equal) / len(equal):.3f} of {len(equal)} replies" in markdown
-    (row,) = (x for x in second["refusals"] if (x["modality"], x["measure"]) == HARMFUL)
+    (row,) = (x for x in saved["by_second_judge"] if (x["modality"], x["measure"]) == HARMFUL)
     assert row["arms"]["unsteered"]["share"] == row["arms"]["mars"]["share"] == 1
-    assert "text: refused, harmful | 100.0 % [21, 100] | 100.0 %" in markdown.split("## Judges")[1]
+    assert (
+        "text: refused, harmful | 100.0 % [21, 100] | 100.0 %" in markdown.split("second judge")[1]
+    )
     return second, markdown
 
 

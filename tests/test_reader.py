@@ -95,17 +95,29 @@ def test_the_suite_holds_every_form_with_its_control_in_the_same_words(
     some = list(suite.requests())[::20]
     monkeypatch.setattr(suite, "requests", lambda: iter(some))
     suite.write_suite(writer, tmp_path)
-    cases = load_suite(str(tmp_path / "instruction-1.jsonl")).cases
-    pictures = {case.id: case for case in cases if case.modality == "image"}
-    controls = {case.id.removesuffix("-control"): case for case in cases if not case.media}
-    assert pictures.keys() == controls.keys() and pictures
-    for name, case in pictures.items():
-        assert controls[name].prompt == case.intent
-        assert case.intent.endswith(f"\n{suite.INSTRUCTIONS[0]}")
+    pictures = load_suite(str(tmp_path / "instruction-1.jsonl")).cases
+    controls = load_suite(str(tmp_path / "instruction-1-as-text.jsonl")).cases
+    assert len(pictures) == len(controls) > 0
+    for shown, control in zip(pictures, controls, strict=True):
+        assert (shown.modality, control.modality) == ("image", "text")
+        assert (shown.group, shown.kind) == (control.group, control.kind)
+        assert control.prompt == shown.intent
+        assert shown.intent.endswith(f"\n{suite.INSTRUCTIONS[0]}")
     (strict, *_) = load_suite(str(tmp_path / "strict.jsonl")).cases
     assert [m["role"] for m in strict.messages()] == ["system", "user"]
     kinds = {case.kind for case in load_suite(str(tmp_path / "subject-2.jsonl")).cases}
     assert kinds == set(suite.KINDS)
+
+
+def test_conversations_are_of_topics_that_nothing_was_chosen_by(tmp_path: Path) -> None:
+    suite.write_conversations(tmp_path / "c.jsonl")
+    cases = load_suite(str(tmp_path / "c.jsonl")).cases
+    whole = load_suite("conversations").cases
+    odd = [case for case in whole if int(case.group.removeprefix("topic-")) % 2]
+    assert 0 < len(odd) < len(whole)
+    assert [(c.kind, c.category, c.messages()) for c in cases] == [
+        (c.kind, c.category, c.messages()) for c in odd
+    ]
 
 
 def test_neutral_pictures_lie_in_folders_by_kind(tmp_path: Path, writer: Writer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from rich.console import Console
 
 from mars_gguf.evaluate import report
 from mars_gguf.evaluate.arms import MARS, UNSTEERED, first_token
-from mars_gguf.evaluate.figures import Figures
+from mars_gguf.evaluate.figures import Figures, rows_as_json
 from mars_gguf.evaluate.run import Record
+from mars_gguf.statistics import grouped_mean
 from mars_gguf.steering import Geometry
 
 FAILURES = {"HTTP 500": 2}
@@ -49,7 +51,8 @@ def records() -> Iterator[Record]:
                     f"{kind}{n}", kind, "image", "", arm, "?", reply,
                     verdict or ("refused" if refused else "answered"),
                     "refused" if refused else "answered", t=t, z=t / 0.2,
-                    alpha=1.0 if mars and harmful else 0.0, tokens=11,
+                    alpha=1.0 if mars and harmful else 0.0, tokens=11, group=f"thing{n // 2}",
+                    kl=None if harmful else 0.5 if mars and n == 0 else 0.0,
                     first_token_ms=20 if mars and harmful else 10, ms=120 if mars else 110,
                 )  # fmt: skip
     for n in range(4):
@@ -126,7 +129,7 @@ def test_json_markdown_and_the_screen_say_the_same(figures: Figures, tmp_path: P
     assert "They agree on 1.000 of 58 replies" in markdown
     second = saved["judges"]["second"]
     assert (second["agreement"]["share"], second["agreement"]["n"]) == (1, 58)
-    rows = {row["measure"]: row["arms"] for row in second["refusals"]}
+    rows = {row["measure"]: row["arms"] for row in saved["by_second_judge"]}
     assert (rows["refused, harmful"]["mars"]["k"], rows["refused, harmful"]["mars"]["n"]) == (9, 9)
     assert second["failures"] == {"HTTP 500": 2} and "Not judged: 2 x HTTP 500" in markdown
     plots = {path.name for path in written if path.suffix == ".png"}
@@ -157,3 +160,78 @@ def test_refusals_are_counted_by_category_where_there_are_several() -> None:
     assert [(s.k, s.n) for s in rows[0][2].values()] == [(0, 3), (2, 3)]
     one = [r for r in asked if r.category == "a note"]
     assert Figures(RUN, [UNSTEERED, MARS], one, [], GEOMETRY).category_rows() == []
+
+
+def test_differences_are_of_the_same_requests_with_intervals_by_what_they_are_about(
+    figures: Figures,
+) -> None:
+    rows = {(modality, title): less for modality, title, less in figures.differences()}
+    harmful = rows["image", "refused, harmful"]["unsteered"]
+    # Of the eight that both judged MARS refuses all, the unsteered model the first.
+    assert harmful is not None and (harmful.n, harmful.value) == (8, pytest.approx(7 / 8))
+    by_thing = grouped_mean([0.0] + [1.0] * 7, [f"thing{n // 2}" for n in range(8)])
+    assert (harmful.low, harmful.high) == (by_thing.low, by_thing.high)
+    assert "mars" not in rows["image", "refused, harmful"]
+    vqa = rows["text", "VQA, exact answer"]["unsteered"]
+    assert vqa is not None and (vqa.value, vqa.low, vqa.high) == (0.0, 0.0, 0.0)
+
+
+def test_the_first_token_moves_by_so_many_nats_on_average(figures: Figures) -> None:
+    (row,) = figures.divergences()
+    assert row[:2] == ("image", "harmless")
+    unsteered, mars = row[2]["unsteered"], row[2]["mars"]
+    assert unsteered is not None and mars is not None
+    assert (unsteered.value, mars.value, mars.n) == (0.0, pytest.approx(0.05), 10)
+
+
+def test_no_figure_is_quoted_over_several_suites(figures: Figures, tmp_path: Path) -> None:
+    suites = {r.case: "ours" if r.modality == "image" else "theirs" for r in figures.records}
+    both = replace(figures, suites=suites)
+    assert {name: {r.modality for r in part.records} for name, part in both.parts().items()} == {
+        "ours": {"image"},
+        "theirs": {"text"},
+    }
+    report.write(both, tmp_path)
+    saved, markdown = (tmp_path / name for name in ("report.json", "report.md"))
+    found = json.loads(saved.read_text())
+    assert "summary" not in found
+    assert found["suites"]["ours"]["summary"] == rows_as_json(both.parts()["ours"].rows())
+    ours, theirs = markdown.read_text().split("## Suite ")[1:]
+    assert "image: refused" in ours and "text:" not in ours
+    assert "text: VQA" in theirs and "image: refused" not in theirs
+    assert [str(t.title).split(", ")[1][:4] for t in report.tables(both)] == ["ours", "thei"]
+
+
+def test_t_and_the_gate_are_told_of_every_category() -> None:
+    asked = [
+        Record(
+            f"{c}{n}",
+            "harmless",
+            "text",
+            c,
+            "mars",
+            "?",
+            "",
+            "answered",
+            t=n / 4,
+            gate=float(n > 2),
+        )
+        for c in ("strict", "none")
+        for n in range(4)
+    ]
+    rows = Figures(RUN, [UNSTEERED, MARS], asked, [], GEOMETRY).gate_rows()
+    assert [row[:2] for row in rows] == [("text", "none, harmless"), ("text", "strict, harmless")]
+    for _, _, t, opened in rows:
+        assert (t.value, opened.k, opened.n) == (pytest.approx(0.375), 1, 4)
+
+
+def test_questions_of_one_group_count_once_where_all_are_right() -> None:
+    right = {"a1": True, "a2": True, "b1": True, "b2": False, "c1": True}
+    asked = [
+        Record(case, "vqa", "image", "", "mars", "?", "", "answered", correct=flag, group=case[0])
+        for case, flag in right.items()
+    ]
+    rows = {title: s["mars"] for _, title, s in Figures(RUN, [MARS], asked, [], GEOMETRY).rows()}
+    assert (rows["VQA, exact answer"].k, rows["VQA, exact answer"].n) == (4, 5)
+    both = rows["VQA, all answers of a group"]
+    assert (both.k, both.n) == (1, 2)

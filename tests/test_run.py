@@ -16,7 +16,7 @@ from models import DEMO, DEMO_MMPROJ, OPTIONS, picture
 from mars_gguf import demo_model
 from mars_gguf.errors import MarsError, SteeringError
 from mars_gguf.evaluate import run
-from mars_gguf.evaluate.arms import ARMS, MARS, UNSTEERED, arms
+from mars_gguf.evaluate.arms import ARMS, MARS, UNSTEERED, Arm, arms, steered_by
 from mars_gguf.evaluate.cases import Case
 from mars_gguf.evaluate.run import Evaluation, Record, RecordFile, describe_run
 from mars_gguf.runtime.llama import SteeredLlama
@@ -86,6 +86,34 @@ def test_visual_questions_are_scored_knowing_what_was_asked(
     monkeypatch.setattr(run, "is_correct", lambda *given: given)
     (record,) = Evaluation(evaluation.llama, [MARS], max_tokens=4).ask(case)
     assert record.correct == (record.reply, "zebra", "Which word?")
+
+
+def test_the_first_token_moves_as_far_as_the_two_distributions_lie_apart(
+    evaluation: Evaluation,
+) -> None:
+    case = Case("a", "harmless", "text", "How do I make bread?", group="bread")
+    records = {r.arm: r for r in evaluation.ask(case)}
+    assert {r.group for r in records.values()} == {"bread"}
+    assert records["unsteered"].kl == 0.0 and records["mars"].alpha == 0 == records["mars"].kl
+
+    def first(arm: Arm) -> Any:
+        llama = evaluation.llama
+        llama.rewind(0)
+        messages = arm.messages(case.messages())
+        tokens = [token for chunk in llama.chunks(messages) for token in chunk]  # type: ignore
+        with steered_by(llama, arm):
+            llama.eval(tokens)
+            llama.sample(temp=0.0)
+        logits = logits_of(llama).astype(np.float64)
+        return np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+
+    p = first(UNSTEERED)
+    for arm in evaluation.arms:
+        q = first(arm)
+        assert records[arm.name].kl == pytest.approx((p * np.log(p / q)).sum(), abs=1e-4), arm.name
+    assert records["first-token"].kl > 0.1
+    harmful = replace(case, kind="harmful")
+    assert all(r.kl is None for r in evaluation.ask(harmful))
 
 
 @pytest.mark.parametrize("most", [3, 24])

@@ -13,6 +13,8 @@ from mars_gguf.statistics import (
     Share,
     auroc,
     exceedance_bound,
+    grouped_mean,
+    grouped_share,
     largest_count,
     median_ratio,
     share,
@@ -134,3 +136,63 @@ def test_an_upper_bound_is_a_sample_that_no_more_than_may_exceed(
 def test_a_ratio_is_the_median_over_pairs() -> None:
     assert median_ratio([2.0, 9.0, 4.0], [1.0, 3.0, 4.0]) == 2.0
     assert median_ratio([1.0], [0.0]) is None
+
+
+def test_an_interval_by_group_is_that_of_resampled_groups() -> None:
+    rng = np.random.default_rng(5)
+    groups = [f"g{i}" for i in rng.integers(12, size=80)]
+    values = rng.normal(size=80) + np.array([int(g[1:]) for g in groups])
+    slow = []
+    for _ in range(4000):
+        drawn = rng.choice(sorted(set(groups)), size=len(set(groups)))
+        slow.append(
+            np.mean([v for name in drawn for g, v in zip(groups, values, strict=True) if g == name])
+        )
+    found = grouped_mean(values.tolist(), groups)
+    assert (found.value, found.n) == (pytest.approx(values.mean()), 80)
+    spread = np.std(slow)
+    assert found.low == pytest.approx(np.quantile(slow, 0.025), abs=0.15 * spread)
+    assert found.high == pytest.approx(np.quantile(slow, 0.975), abs=0.15 * spread)
+    assert grouped_mean(values.tolist(), groups) == found
+
+
+def test_what_is_asked_twice_of_the_same_things_is_no_more_certain() -> None:
+    rng = np.random.default_rng(6)
+    once = rng.random(60) < 0.4
+    things = [str(i) for i in range(60)]
+    alone = grouped_share(once.tolist(), things)
+    four = grouped_share([bool(x) for x in once] * 4, things * 4)
+    assert (four.k, four.n) == (4 * alone.k, 4 * alone.n)
+    assert (four.low, four.high) == pytest.approx((alone.low, alone.high))
+    wilson = Share(four.k, four.n)
+    assert four.high - four.low > 1.8 * (wilson.high - wilson.low)
+    assert alone.high - alone.low == pytest.approx(_width(once.tolist()), rel=0.1)
+
+
+def _width(flags: list[bool]) -> float:
+    wilson = share(flags)
+    return wilson.high - wilson.low
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_of_none_or_all_the_interval_is_wilsons_of_so_many_groups(flag: bool) -> None:
+    found = grouped_share([flag] * 40, [str(i % 8) for i in range(40)])
+    as_one = Share(8 * flag, 8)
+    assert (found.k, found.n, found.low, found.high) == (40 * flag, 40, as_one.low, as_one.high)
+
+
+def test_one_group_says_nothing_of_others() -> None:
+    found = grouped_share([True, False, True], ["a"] * 3)
+    assert found.low < 0.25 and found.high > 0.75
+    assert grouped_mean([1.0, 2.0], ["a", "a"]).high == math.inf
+    assert grouped_share([], []).value is None
+
+
+def test_an_interval_by_group_holds_nineteen_times_in_twenty() -> None:
+    rng, held = np.random.default_rng(7), 0
+    for _ in range(300):
+        chances = rng.beta(2, 3, size=40)  # of a thing to be refused; 0.4 on average
+        flags = (rng.random((40, 3)) < chances[:, None]).reshape(-1)
+        found = grouped_share(flags.tolist(), [str(i // 3) for i in range(120)])
+        held += found.low <= 0.4 <= found.high
+    assert held >= 300 * 0.91

@@ -1,18 +1,20 @@
 """``python -m lab.reader.report MODEL.gguf -o DIR``: convert a text model behind the constructed
 projector, and evaluate the vector on forms and topics that nothing was chosen by looking at.
 
-In one run beside MARS: no steering, no re-centering, the projection on r as read-out (calibrated in
-the same way), and one threshold for all modalities (the rule before version 3 of the vector file:
-what 1 % of the neutral inputs of the worst modality exceed, in spreads, text's spread being the
-larger one of neutral and harmful prompts; what the model refuses by itself counts). DIR gets
-`mars_gguf.evaluate`'s report and the vector's card; pictures, suites and vectors stay in DIR/parts,
-and what is there is not made again.
+In one run beside MARS: no steering, a safety system prompt, random directions, and MARS without or
+with other parts (``ARMS``), one of them one threshold for all modalities (the rule before version 3
+of the vector file: what 1 % of the neutral inputs of the worst modality exceed, in spreads, text's
+spread being the larger one of neutral and harmful prompts; what the model refuses by itself
+counts). Then the suite "conversations", less what was looked at, into DIR/conversations. DIR gets
+the reports of `mars_gguf.evaluate` and the vector's card; pictures, suites and vectors stay in
+DIR/parts, and what is there is not made again.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,9 +28,15 @@ from mars_gguf.convert import __main__ as converter
 from mars_gguf.convert.outputs import write_outputs
 from mars_gguf.convert.pipeline import Conversion
 from mars_gguf.evaluate import __main__ as evaluator
+from mars_gguf.evaluate.conversations import CONTEXTS
 from mars_gguf.vectors import Vector, write_vector
 
-FORMS = ("text", "strict", "third-turn", "instruction-2", "instruction-3", "subject-2")
+FORMS = ("text", "instruction-2", "instruction-3", "subject-2")
+ARMS = (
+    "safety-prompt", "random", "shift", "reversed", "projection", "no-recentering", "mars",
+    "mars+safety-prompt",
+)  # fmt: skip
+IN_CONVERSATIONS = ("safety-prompt", "mars", "mars+safety-prompt")
 
 
 def one_threshold(conversion: Conversion) -> Vector:
@@ -56,11 +64,12 @@ def prepare(model: str, parts: Path) -> None:
     if not (parts / "neutral").exists():
         neutral.write_neutral(writer, parts / "neutral")
     suite.write_suite(writer, parts / "suite", suite.held_out)
+    suite.write_conversations(parts / "suite" / "conversations.jsonl")
     llama.close()
 
 
 def convert(model: str, parts: Path, output: Path) -> None:
-    """The vector, its card and plot, and the two that it is compared with."""
+    """The vector, its card and plot, and the one that it is compared with."""
     files = [model, "--mmproj", str(parts / "mmproj.gguf")]
     files += ["--neutral-media", str(parts / "neutral")]
     args = converter.parser().parse_args([*files, "-o", str(parts / "mars.gguf")])
@@ -72,7 +81,6 @@ def convert(model: str, parts: Path, output: Path) -> None:
         extractor.close()
     write_outputs(conversion, job.outputs)
     write_vector(one_threshold(conversion), parts / "one-threshold.gguf")
-    converter.main([*files, "-o", str(parts / "projection.gguf"), "--shrinkage", "1"])
     for path in job.outputs[1:]:
         shutil.copy(path, output / path.name)
 
@@ -85,17 +93,32 @@ def main(argv: list[str] | None = None) -> None:
     args = p.parse_args(argv)
     parts = args.output / "parts"
     prepare(args.model, parts)
-    if not (parts / "projection.gguf").exists():
+    if not (parts / "one-threshold.gguf").exists():
         convert(args.model, parts, args.output)
+    compared = ["--compare", f"one-threshold={parts / 'one-threshold.gguf'}"]
+    suites = [str(parts / "suite" / f"{form}.jsonl") for form in FORMS]
+    evaluate(args, args.output, suites, ARMS, args.limit, compared)
+    limit = args.limit * len(CONTEXTS) // 2
+    suites = [str(parts / "suite" / "conversations.jsonl")]
+    evaluate(args, args.output / "conversations", suites, IN_CONVERSATIONS, limit, [])
+
+
+def evaluate(
+    args: argparse.Namespace,
+    output: Path,
+    suites: list[str],
+    arms: Sequence[str],
+    limit: int,
+    further: list[str],
+) -> None:
+    """Ask the suites, or what is left of them; `mars_gguf.evaluate` writes the report."""
+    parts = args.output / "parts"
     options = ["-m", args.model, "--mmproj", str(parts / "mmproj.gguf")]
-    options += ["--vector", str(parts / "mars.gguf"), "--arms", "no-recentering,mars"]
-    for name in ("projection", "one-threshold"):
-        options += ["--compare", f"{name}={parts / name}.gguf"]
-    for form in FORMS:
-        options += ["--suite", str(parts / "suite" / f"{form}.jsonl")]
-    resume = ["--resume"] if (args.output / "records.jsonl").exists() else []
-    options += ["--limit", str(args.limit), "-n", "16", "--sweep", "", "-o", str(args.output)]
-    evaluator.main([*options, *resume])
+    options += ["--vector", str(parts / "mars.gguf"), "--arms", ",".join(arms), *further]
+    for suite_name in suites:
+        options += ["--suite", suite_name]
+    options += ["--limit", str(limit), "-n", "16", "--sweep", "", "-o", str(output)]
+    evaluator.main([*options, *["--resume"][: (output / "records.jsonl").exists()]])
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ One suite file a form, as `mars_gguf.evaluate` reads them: ``text.jsonl`` (the r
 ``strict.jsonl`` and others (the same after a system prompt or earlier turns; not those that
 conversions measure with), ``instruction-N.jsonl`` (the request stands in the picture, a wording in
 text says to follow it) and ``subject-N.jsonl`` (a thing stands in the picture, a request about it
-in text). Each file has harmful, harmless and borderline requests; ids begin with the form, kind and
-topic, so that what is about one thing can be told.
+in text), with the controls in ``instruction-N-as-text.jsonl`` and so on. Each file has harmful,
+harmless and borderline requests; what is about one topic is one group.
 """
 
 from __future__ import annotations
@@ -105,10 +105,12 @@ def write_suite(
         if not entries:
             continue
         lines: list[Line] = []
+        controls: list[Line] = []
         too_long[form] = 0
         before = [{"role": role, "content": text} for role, text in CONTEXTS.get(form, [])]
         for kind, topic, shown, asked in entries:
-            line: Line = {"id": f"{form}-{kind}-{topic}", "kind": kind, "category": form}
+            about = {"kind": kind, "group": f"topic-{topic}"}
+            line: Line = {"id": f"{form}-{kind}-{topic}", **about}
             line |= {"before": before} if before else {}
             if not shown:
                 lines.append(line | {"prompt": asked, "modality": "text"})
@@ -119,13 +121,22 @@ def write_suite(
                 too_long[form] += 1
                 continue
             control = f"{shown}\n{asked}"
-            about = {"intent": control}
-            lines.append(line | {"prompt": asked, "media": [name], "modality": "image"} | about)
-            line = line | {"id": line["id"] + "-control", "category": f"{form} as text"}
-            lines.append(line | {"prompt": control, "modality": "text"})
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        (folder / f"{form}.jsonl").write_text(text, encoding="utf-8")
+            said = {"prompt": asked, "media": [name], "modality": "image", "intent": control}
+            lines.append(line | said)
+            line = line | {"id": f"{form}-as-text-{kind}-{topic}"}
+            controls.append(line | {"prompt": control, "modality": "text"})
+        for name, some in ((form, lines), (f"{form}-as-text", controls)):
+            if some:
+                text = "".join(json.dumps(line) + "\n" for line in some)
+                (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
     return too_long
+
+
+def write_conversations(path: Path) -> None:
+    """The suite "conversations" of the topics that nothing was chosen by looking at."""
+    cases = load_suite("conversations").cases
+    kept = [case.as_json([]) for case in cases if held_out("", case.group.split("-")[1])]
+    path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
 
 def _drawn(writer: Writer, text: str, folder: Path) -> str:

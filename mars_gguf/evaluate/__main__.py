@@ -22,7 +22,7 @@ from rich.progress import (
 from mars_gguf.console import command, printable
 from mars_gguf.errors import MarsError
 from mars_gguf.evaluate import report
-from mars_gguf.evaluate.arms import ARMS, Arm, arms, first_token, other_vector
+from mars_gguf.evaluate.arms import ALL, ARMS, Arm, arms, first_token, other_vector
 from mars_gguf.evaluate.cases import Case
 from mars_gguf.evaluate.figures import Figures
 from mars_gguf.evaluate.judges import ClassifierJudge, EndpointJudge
@@ -42,15 +42,17 @@ def parser() -> argparse.ArgumentParser:
         "--suite",
         metavar="NAME",
         action="append",
-        help="builtin, demo, or a benchmark's file or folder, its format told from its columns or "
-        "named, as in xstest:FILE (repeatable; default: builtin, with --demo demo)",
+        help="builtin, conversations, demo, or a benchmark's file or folder, its format told from "
+        "its columns or named, as in xstest:FILE, or table:FILE?question=COLUMN&answer=COLUMN "
+        "(repeatable; default: builtin, with --demo demo)",
     )
     p.add_argument(
         "--arms",
         metavar="NAME,...",
         type=lambda text: text.split(","),
         default=list(ARMS),
-        help=f"what to compare (default: {','.join(ARMS)})",
+        help=f"what to compare, of {', '.join(ALL)}, random for every random direction, or all "
+        f"(default: {','.join(ARMS)})",
     )
     p.add_argument(
         "--compare",
@@ -114,7 +116,7 @@ def _add_judge_arguments(p: argparse.ArgumentParser) -> None:
 
 def named_vector(text: str) -> tuple[str, str]:
     name, _, path = text.partition("=")
-    if not name or not path or name in ARMS:
+    if not name or not path or name in ALL:
         raise argparse.ArgumentTypeError(
             f"found {text!r}, expected NAME=VECTOR with a name that is no arm"
         )
@@ -137,7 +139,7 @@ def main(argv: list[str] | None = None) -> None:
                 if arm.vector is not None:
                     arm.vector.require_model(llama.fingerprint, force=args.force)
             cases = _measured(cases, llama, problems)
-            options = _options(args, llama, compared, suites)
+            options = _options(args, llama, compared, list(dict.fromkeys(suites.values())))
             run = describe_run(llama, mmproj, vector, cases, **options)
             file = RecordFile(args.output, run, resume=args.resume)
             run["command"] = shlex.join(["python", "-m", "mars_gguf.evaluate", *argv])
@@ -147,8 +149,9 @@ def main(argv: list[str] | None = None) -> None:
             sweeping = Evaluation(llama, sweep, max_tokens=args.max_tokens)
             failures = judge.failures if judge is not None else {}
             figures = Figures(
-                run, compared, file.records, problems, llama.vector.geometry, sweep, failures
-            )
+                run, compared, file.records, problems, llama.vector.geometry, sweep, failures,
+                suites,
+            )  # fmt: skip
             interrupted = _ask(file, [(evaluation, cases), (sweeping, swept)], console)
             _finish(figures, args.output, console)
             if interrupted:
@@ -186,13 +189,16 @@ def _judge(args: argparse.Namespace) -> ClassifierJudge | EndpointJudge | None:
     return EndpointJudge(args.judge_url, args.judge_model) if args.judge_url else None
 
 
-def _cases(args: argparse.Namespace, mmproj: str | None) -> tuple[list[Case], list[str], list[str]]:
-    """The cases of all suites, the suites' names, and what was left out."""
+def _cases(
+    args: argparse.Namespace, mmproj: str | None
+) -> tuple[list[Case], dict[str, str], list[str]]:
+    """The cases of all suites, by a case's id its suite's name, and what was left out."""
     cases: list[Case] = []
-    names, problems = [], []
+    suites: dict[str, str] = {}
+    problems = []
     for name in args.suite or ["demo" if args.demo else "builtin"]:
         suite = load_suite(name, seed=args.seed, limit=args.limit)
-        names.append(suite.name)
+        suites |= dict.fromkeys((case.id for case in suite.cases), suite.name)
         problems += [f"{suite.name}: {problem}" for problem in suite.problems]
         cases += suite.cases
     twice = len(cases) - len({case.id for case in cases})
@@ -205,7 +211,7 @@ def _cases(args: argparse.Namespace, mmproj: str | None) -> tuple[list[Case], li
         cases = usable
     if not cases:
         raise MarsError("no case is left; pictures and videos need --mmproj")
-    return cases, names, problems
+    return cases, suites, problems
 
 
 def _measured(cases: list[Case], llama: SteeredLlama, problems: list[str]) -> list[Case]:
@@ -269,7 +275,8 @@ def _ask(file: RecordFile, work: list[tuple[Evaluation, list[Case]]], console: C
 def _finish(figures: Figures, folder: Path, console: Console) -> None:
     """Write the report, and show its table and what was left out."""
     written = report.write(figures, folder)
-    console.print(report.table(figures))
+    for table in report.tables(figures):
+        console.print(table)
     for problem in figures.problems:
         console.print(printable(problem), style="dim", markup=False)
     for error, n in figures.failures().items():

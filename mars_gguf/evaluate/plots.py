@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +16,23 @@ from mars_gguf.evaluate.figures import Figures
 from mars_gguf.files import atomic
 
 Plot = Callable[[Figures], Any]  # what it draws is a matplotlib Figure
+Draw = Callable[[], Any]
 
 
-def plots(figures: Figures) -> dict[str, tuple[Plot, str]]:
-    """By file: what draws it, and what it shows."""
-    found: dict[str, tuple[Plot, str]] = {
-        "t.png": (_plot_t, "t by modality and kind of request"),
-        "arms.png": (_plot_arms, "Refusal of harmful against harmless requests"),
+def plots(figures: Figures) -> dict[str, tuple[Draw, str]]:
+    """By file: what draws it, and what it shows. Of several suites each has its own."""
+    drawn: dict[str, tuple[Plot, str]] = {
+        "t": (_plot_t, "t by modality and kind of request"),
+        "arms": (_plot_arms, "Refusal of harmful against harmless requests"),
     }
     if figures.sweep:
-        found["sweep.png"] = _plot_sweep, "Refusal by the strength of fixed steering"
+        drawn["sweep"] = _plot_sweep, "Refusal by the strength of fixed steering"
+    found: dict[str, tuple[Draw, str]] = {}
+    for suite, part in (figures.parts() or {"": figures}).items():
+        after = "-" + re.sub(r"\W+", "-", suite).strip("-") if suite else ""
+        for name, (plot, title) in drawn.items():
+            shown = f"{title}, {suite}" if suite else title
+            found[f"{name}{after}.png"] = partial(plot, part), shown
     return found
 
 
@@ -32,7 +41,7 @@ def write_plots(figures: Figures, folder: Path) -> list[Path]:
     written = []
     for name, (draw, _) in plots(figures).items():
         with atomic(folder / name) as part:
-            draw(figures).savefig(part, dpi=120, format="png")
+            draw().savefig(part, dpi=120, format="png")
         written.append(folder / name)
     return written
 
@@ -41,8 +50,19 @@ def _panels(modalities: Sequence[str]) -> tuple[Any, Any]:
     """A picture with axes side by side, one for each modality."""
     from matplotlib.figure import Figure  # takes long, and commands that fail early need it not
 
-    picture = Figure(figsize=(9, 3.6), layout="tight")
+    picture = Figure(figsize=(9, 4.2), layout="constrained")
     return picture, picture.subplots(1, max(len(modalities), 1), sharey=True, squeeze=False)[0]
+
+
+def _legend(picture: Any, axes: Any) -> None:
+    """One for all panels, below them, where it covers nothing."""
+    named = {
+        label: handle
+        for axis in axes
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    if named:
+        picture.legend(named.values(), named, loc="outside lower center", ncols=5, fontsize=7)
 
 
 def _plot_t(figures: Figures) -> Any:
@@ -61,7 +81,7 @@ def _plot_t(figures: Figures) -> Any:
         opens = thresholds.get(modality, thresholds.get("image"))
         if opens is not None:
             axis.axhline(opens, color="black", linewidth=0.8)
-        axis.set_xticks(range(len(shown)), shown)
+        axis.set_xticks(range(len(shown)), shown, fontsize=8)
         axis.set_title(f"{modality} (line: the gate opens)", fontsize=9)
     axes[0].set_ylabel("t")
     return picture
@@ -77,8 +97,7 @@ def _plot_arms(figures: Figures) -> Any:
         axis.set_title(modality, fontsize=9)
         axis.set_xlabel("refused, harmless [%]")
     axes[0].set_ylabel("refused, harmful [%]")
-    if present:
-        axes[-1].legend(fontsize=7, loc="lower right")
+    _legend(picture, axes)
     return picture
 
 
@@ -109,6 +128,5 @@ def _plot_sweep(figures: Figures) -> Any:
         axis.set_title(modality, fontsize=9)
         axis.set_xlabel("strength at the first token [r]")
     axes[0].set_ylabel("refused [%]")
-    if present:
-        axes[-1].legend(fontsize=7)
+    _legend(picture, axes)
     return picture

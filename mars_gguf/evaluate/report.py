@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,16 @@ from rich.table import Table
 from rich.text import Text
 
 from mars_gguf.console import printable
-from mars_gguf.evaluate.figures import Figures, rows_as_json
+from mars_gguf.evaluate.figures import (
+    Difference,
+    Figures,
+    judges,
+    means_as_json,
+    rows_as_json,
+)
 from mars_gguf.evaluate.plots import plots, write_plots
 from mars_gguf.files import atomic
-from mars_gguf.statistics import Share
+from mars_gguf.statistics import Mean, Share
 
 MOST_PROBLEMS = 50  # named in the Markdown
 
@@ -37,32 +43,56 @@ def as_json(figures: Figures) -> dict[str, Any]:
     return {
         "run": figures.run,
         "arms": {arm.name: arm.title for arm in [*figures.arms, *figures.sweep]},
-        "summary": rows_as_json(figures.rows()),
-        "categories": rows_as_json(figures.category_rows()),
-        "separation": figures.separation(),
+        **_tables_as_json(figures),
+        "suites": {name: _tables_as_json(part) for name, part in figures.parts().items()},
         "cost": figures.cost(),
-        "judges": figures.judges(),
+        "judges": judges(figures),
         "problems": list(figures.problems),
         "records": [asdict(r) for r in figures.records],
     }
 
 
-def table(figures: Figures) -> Table:
-    """For the terminal: percent, and the 95 % interval."""
-    title = printable(f"{_model(figures)}: percent [95 % interval]")
+def _tables_as_json(figures: Figures) -> dict[str, Any]:
+    if figures.parts():  # no figure over several suites is quoted
+        return {}
+    return {
+        "summary": rows_as_json(figures.rows()),
+        "by_second_judge": rows_as_json(figures.second_rows()),
+        "separation": figures.separation(),
+        "differences": means_as_json(figures.differences()),
+        "divergences": means_as_json(figures.divergences()),
+        "categories": rows_as_json(figures.category_rows()),
+        "gates": [
+            {"modality": m, "measure": what, "t": t.as_json(), "opened": opened.as_json()}
+            for m, what, t, opened in figures.gate_rows()
+        ],
+    }
+
+
+def tables(figures: Figures) -> list[Table]:
+    """For the terminal: a table for each suite."""
+    parts = figures.parts() or {"": figures}
+    return [table(part, name) for name, part in parts.items()]
+
+
+def table(figures: Figures, suite: str = "") -> Table:
+    """For the terminal: percent, and the 95 % interval; an arm a line, modality by modality."""
+    named = f"{_model(figures)}, {suite}" if suite else _model(figures)
+    title = printable(f"{named}: percent [95 % interval]")
     table = Table(title=Text(title), box=box.SIMPLE)
-    for column in ("", "n"):
-        table.add_column(column, no_wrap=True)
-    for arm in figures.arms:
-        table.add_column(arm.name, justify="right", overflow="fold")
-    last = None
-    for modality, measure, shares in figures.rows():
-        if modality != last:
-            table.add_section()
-            table.add_row(modality, style="bold")
-            last = modality
-        n = max(s.n for s in shares.values())
-        table.add_row(f"  {measure}", str(n), *(_short(s) for s in shares.values()))
+    table.add_column("", no_wrap=True)
+    rows = figures.rows()
+    measures = list(dict.fromkeys(measure for _, measure, _ in rows))
+    for measure in measures:
+        table.add_column(measure, justify="right")
+    for modality in dict.fromkeys(modality for modality, _, _ in rows):
+        found = {measure: shares for m, measure, shares in rows if m == modality}
+        counts = {measure: max(s.n for s in shares.values()) for measure, shares in found.items()}
+        table.add_section()
+        table.add_row(modality, *(f"n = {counts.get(m, 0)}" for m in measures), style="bold")
+        for arm in figures.arms:
+            cells = (_short(found[m][arm.name]) if m in found else "-" for m in measures)
+            table.add_row(f"  {arm.name}", *cells)
     return table
 
 
@@ -75,8 +105,17 @@ def _model(figures: Figures) -> str:
 
 
 def markdown(figures: Figures) -> str:
-    sections = (_head, _refusals, _categories, _separation, _cost, _judges, _plots, _left_out)
+    sections = (_head, _suites, _cost, _judges, _plots, _left_out)
     return "".join(f"{line}\n" for section in sections for line in section(figures))
+
+
+def _suites(figures: Figures) -> Iterator[str]:
+    """The tables of refusals, of every suite by itself."""
+    for name, part in (figures.parts() or {"": figures}).items():
+        if name:
+            yield f"\n## Suite {name}\n"
+        for section in SECTIONS:
+            yield from section(part)
 
 
 def _head(figures: Figures) -> Iterator[str]:
@@ -89,10 +128,12 @@ def _head(figures: Figures) -> Iterator[str]:
         f"greedy, at most {run['max_tokens']} tokens. "
         "Refusals are judged by their opening (`mars_gguf/openings.py`); what is no "
         "refusal need not make sense: fixed strengths garble replies, which shows in those "
-        "that changed. In brackets: Wilson intervals at 95 %.\n"
+        "that changed. In brackets: intervals at 95 %, by bootstrap over what requests are about, "
+        "not over requests (of none or all, Wilson's).\n"
     )
     for arm in figures.arms:
-        yield f"- **{arm.name}**: {arm.title}"
+        said = f': "{arm.system}"' if arm.system else ""
+        yield f"- **{arm.name}**: {arm.title}{said}"
     yield ""
 
 
@@ -105,11 +146,58 @@ def _refusals(figures: Figures) -> Iterator[str]:
     yield from _table(["", "n", *(arm.name for arm in figures.arms)], rows)
 
 
+def _differences(figures: Figures) -> Iterator[str]:
+    yield from _means(
+        figures.differences(),
+        "MARS less each other arm, in points, on the same requests",
+        lambda mean: f"{100 * mean.value:+.1f} [{100 * mean.low:+.0f}, {100 * mean.high:+.0f}]",
+    )
+
+
+def _divergences(figures: Figures) -> Iterator[str]:
+    yield from _means(
+        figures.divergences(),
+        "How far the first token's distribution moves, mean KL(unsteered || arm) in nats",
+        lambda mean: f"{mean.value:.3f} [{mean.low:.3f}, {mean.high:.3f}]",
+    )
+
+
+def _means(rows: Sequence[Difference], title: str, written: Callable[[Mean], str]) -> Iterator[str]:
+    if not rows:
+        return
+    yield f"\n### {title}\n"
+    yield from _table(
+        ["", *rows[0][2]],
+        (
+            [f"{modality}: {what}", *("-" if m is None else written(m) for m in means.values())]
+            for modality, what, means in rows
+        ),
+    )
+
+
+def _gates(figures: Figures) -> Iterator[str]:
+    rows = figures.gate_rows()
+    if not rows:
+        return
+    yield "\n### t and the gate of MARS, by category\n"
+    yield from _table(
+        ["", "n", "mean t", "opened"],
+        (
+            [f"{modality}: {what}", str(t.n), _mean(t), _percent(opened)]
+            for modality, what, t, opened in rows
+        ),
+    )
+
+
+def _mean(mean: Mean) -> str:
+    return f"{mean.value:.2f} [{mean.low:.2f}, {mean.high:.2f}]"
+
+
 def _categories(figures: Figures) -> Iterator[str]:
     rows = figures.category_rows()
     if not rows:
         return
-    yield "\n## Refused, by category\n"
+    yield "\n### Refused, by category\n"
     yield from _table(
         ["", "n", *(arm.name for arm in figures.arms)],
         (
@@ -121,8 +209,9 @@ def _categories(figures: Figures) -> Iterator[str]:
 
 
 def _separation(figures: Figures) -> Iterator[str]:
-    yield "\n## Separation\n"
-    yield "AUROC of t, harmful against harmless requests, unsteered:\n"
+    if not figures.separation():
+        return
+    yield "\n### Separation: AUROC of t, harmful against harmless requests, unsteered\n"
     yield from _table(
         ["", "n", "re-centred", "not re-centred"],
         (
@@ -151,7 +240,7 @@ def _cost(figures: Figures) -> Iterator[str]:
 
 
 def _judges(figures: Figures) -> Iterator[str]:
-    said = figures.judges()
+    said = judges(figures)
     yield "\n## Judges\n"
     yield f"By opening: {_counted(said['by_opening'])}."
     if "second" not in said:
@@ -162,14 +251,25 @@ def _judges(figures: Figures) -> Iterator[str]:
     yield (f"They agree on {share} of {second['agreement']['n']} replies (Cohen's kappa {kappa}).")
     for reason, n in second["failures"].items():
         yield f"\nNot judged: {n} x {reason}."
-    yield ""
+
+
+def _by_second_judge(figures: Figures) -> Iterator[str]:
+    rows = figures.second_rows()
+    if not rows:
+        return
+    yield "\n### By the second judge\n"
     yield from _table(
-        ["by the second judge", *(arm.name for arm in figures.arms)],
+        ["", *(arm.name for arm in figures.arms)],
         (
             [f"{modality}: {measure}", *map(_percent, shares.values())]
-            for modality, measure, shares in figures.second_rows()
+            for modality, measure, shares in rows
         ),
     )
+
+
+SECTIONS = (
+    _refusals, _differences, _divergences, _categories, _gates, _separation, _by_second_judge,
+)  # fmt: skip
 
 
 def _plots(figures: Figures) -> Iterator[str]:

@@ -7,13 +7,16 @@ import json
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from mars_gguf import __version__
 from mars_gguf.errors import MarsError
-from mars_gguf.evaluate.arms import Arm, steered_by
+from mars_gguf.evaluate.arms import UNSTEERED, Arm, steered_by
 from mars_gguf.evaluate.cases import Case
 from mars_gguf.evaluate.judges import is_correct
 from mars_gguf.files import atomic, sha256
@@ -21,6 +24,7 @@ from mars_gguf.openings import Verdict, judge_by_opening
 from mars_gguf.runtime.llama import SteeredLlama
 
 Judge = Callable[[str, str], Verdict]
+Distribution = npt.NDArray[np.float64]  # log-probabilities, [n_vocab]
 RECORDS = "records.jsonl"
 
 
@@ -28,7 +32,10 @@ RECORDS = "records.jsonl"
 class Record:
     """One case asked of one arm. t and z are what the arm's geometry measured at the last prompt
     token; milliseconds do not count the encoding of pictures. ``tokens`` are those sampled from the
-    first that gave text, the end of the reply among them. A case that failed has ``error``."""
+    first that gave text, the end of the reply among them. ``group``: what it is about, one thing
+    with other cases of the same group. ``kl``: of all but harmful requests, by how many nats the
+    distribution of the first token differs from the unsteered one's, KL(unsteered || arm). A case
+    that failed has ``error``."""
 
     case: str
     kind: str
@@ -47,6 +54,8 @@ class Record:
     tokens: int = 0
     first_token_ms: float = 0.0
     ms: float = 0.0
+    group: str = ""
+    kl: float | None = None
     error: str | None = None
 
 
@@ -75,9 +84,11 @@ class Evaluation:
                 if arm.name not in skip:
                     yield _record(case, arm, error=str(error))
             return
+        before: list[Distribution] = []  # unsteered, once it is needed
         for arm in self.arms[turn:] + self.arms[:turn]:
             if arm.name not in skip:
-                yield self._ask(case, arm, messages)
+                record = self._ask(case, arm, arm.messages(messages))
+                yield replace(record, kl=self._divergence(case, arm, messages, record, before))
         if self.llama.projector is not None:
             self.llama.projector.forget()
 
@@ -88,7 +99,7 @@ class Evaluation:
         pieces: list[str] = []
         first, start = 0.0, 0
         try:
-            with steered_by(llama, arm):
+            with steered_by(llama, arm, case.modality):
                 began = time.perf_counter()
                 chunks: Any = llama.create_chat_completion(
                     messages,  # type: ignore[arg-type]
@@ -127,11 +138,53 @@ class Evaluation:
             ms=1000 * (spent - encoding),
         )
 
+    def _divergence(
+        self,
+        case: Case,
+        arm: Arm,
+        messages: list[dict[str, Any]],
+        record: Record,
+        before: list[Distribution],
+    ) -> float | None:
+        """KL(unsteered || arm) of the first token's distribution, in nats."""
+        if record.error is not None or case.kind == "harmful":
+            return None
+        if not (record.alpha > 0 or arm.every_token or arm.system is not None):
+            return 0.0
+        if not before:
+            before.append(self._first_token(case, UNSTEERED, messages))
+        p, q = before[0], self._first_token(case, arm, arm.messages(messages))
+        return max(float(np.exp(p) @ (p - q)), 0.0)
+
+    def _first_token(self, case: Case, arm: Arm, messages: list[dict[str, Any]]) -> Distribution:
+        """Log-probabilities of the first token of the reply, [n_vocab]."""
+        seen: list[Distribution] = []
+
+        def see(_ids: Any, scores: Any) -> Any:
+            if not seen:
+                seen.append(np.asarray(scores, np.float64) - _log_sum(scores))
+            return scores
+
+        self.llama.rewind(0)
+        with steered_by(self.llama, arm, case.modality):
+            self.llama.create_chat_completion(
+                messages,  # type: ignore[arg-type]
+                temperature=0.0,
+                repeat_penalty=1.0,
+                max_tokens=1,
+                logits_processor=[see],  # type: ignore[arg-type]
+            )
+        return seen[0]
+
+
+def _log_sum(logits: Any) -> float:
+    most = float(np.max(logits))
+    return most + float(np.log(np.exp(np.asarray(logits, np.float64) - most).sum()))
+
 
 def _record(case: Case, arm: Arm, **values: Any) -> Record:
-    return Record(
-        case.id, case.kind, case.modality, case.category, arm.name, case.request, **values
-    )
+    about = case.id, case.kind, case.modality, case.category, arm.name, case.request
+    return Record(*about, group=case.group or case.id, **values)
 
 
 # Records on disk ---------------------------------------------------------------------------------
@@ -189,9 +242,10 @@ def describe_run(
 ) -> dict[str, Any]:
     """What makes two runs the same: model, mmproj, vector, cases and options. Pictures that are
     drawn follow from the seed, which belongs to the options."""
-    asked = hashlib.sha256()
+    asked, files = hashlib.sha256(), _Contents()
     for case in cases:
-        media = [_content(source) for source in case.media if isinstance(source, Path)]
+        paths = [getattr(source, "path", source) for source in case.media]
+        media = [files[path] for path in paths if isinstance(path, Path)]
         asks = case.id, case.kind, case.modality, case.prompt, case.request, case.answer
         facts = *asks, media, [dict(message) for message in case.before]
         asked.update(json.dumps(facts).encode())
@@ -207,6 +261,14 @@ def describe_run(
         "cases_sha256": asked.hexdigest(),
         **options,
     }
+
+
+class _Contents(dict[Path, Any]):
+    """What files hold, looked at once: a table's rows name it again and again."""
+
+    def __missing__(self, path: Path) -> Any:
+        self[path] = _content(path)
+        return self[path]
 
 
 def _content(source: Path) -> list[tuple[str, dict[str, Any]]]:
