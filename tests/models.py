@@ -25,7 +25,7 @@ from mars_gguf.runtime.tap import LayerOutput, Rows
 from mars_gguf.steering import Geometry, projection
 from mars_gguf.vectors import Vector
 
-OPEN, CLOSED = -1e9, 1e9
+OPEN, CLOSED = -10.0, 10.0  # at the ends of what a file may say
 Messages = list[Any]
 # One thread: the same bits every time.
 OPTIONS: dict[str, Any] = {

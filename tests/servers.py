@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from mars_gguf.server.settings import Settings
 class Reply:
     status: int
     content: bytes
+    headers: Message
 
     @property
     def error(self) -> dict[str, Any]:
@@ -54,16 +56,22 @@ class Server:
         with urllib.request.urlopen(request) as reply:
             return str(reply.read().decode())
 
-    def send(self, path: str, body: bytes) -> Reply:
-        """POST ``body`` as it is, which the client would refuse to send."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port)
-        headers = {
+    def send(self, path: str, body: bytes, method: str = "POST", **headers: str) -> Reply:
+        """Send ``body`` as it is, which the client would refuse to send."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        ours = {
             "Content-Type": "application/json",
             "Authorization": f"Bearer {self.api_key}",
         }
-        connection.request("POST", path, body, headers)
+        connection.request(method, path, body, ours | headers)
         response = connection.getresponse()
-        return Reply(response.status, response.read())
+        return Reply(response.status, response.read(), response.headers)
+
+    def begin(self, head: str, body: bytes = b"") -> socket.socket:
+        """A connection on which ``head`` was sent, and some of a body."""
+        connection = socket.create_connection(("127.0.0.1", self.port), 15)
+        connection.sendall(head.replace("\n", "\r\n").encode() + body)
+        return connection
 
     def extra(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
         """What ``/extras/name`` answers."""
@@ -75,8 +83,8 @@ class Server:
         content = json.dumps({"model": "any", **body}).encode()
         connection = socket.create_connection(("127.0.0.1", self.port))
         connection.sendall(
-            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-            b"X-Request-ID: %s\r\nContent-Length: %d\r\n\r\n%s"
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\nX-Request-ID: %s\r\nContent-Length: %d\r\n\r\n%s"
             % (request_id.encode(), len(content), content)
         )
         return connection

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import struct
 import zlib
 from collections.abc import Sequence
@@ -11,11 +12,14 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from mars_gguf.errors import MarsError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+# Of a JPEG. Programs write about ten; each can be a few bytes that take as long as all the picture.
+MAX_SCANS = 64
+BLOCK = 4096  # bytes that are decoded at a time: a file that cannot be read any more ends that
 LONGEST_SIDE = 2048  # more than models look at, also those that cut a picture into slices
 
 
@@ -51,7 +55,7 @@ def decode_image(file: BinaryIO, name: str, max_pixels: int | None = None) -> Im
     """
     limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
     try:
-        with Image.open(file, formats=FORMATS) as image:
+        with open_image(file, name) as image:
             width, height = image.size
             if limit is not None and width * height > limit:
                 raise MarsError(
@@ -74,6 +78,38 @@ def decode_image(file: BinaryIO, name: str, max_pixels: int | None = None) -> Im
             f"{name}: the picture is truncated or damaged, or cannot be read ({error}); "
             "open it in another program and save it again"
         ) from error
+
+
+def open_image(file: BinaryIO, name: str) -> ImageFile.ImageFile:
+    """The picture in ``file``, called ``name`` in messages, not decoded yet.
+
+    Raises MarsError for a JPEG of more than MAX_SCANS scans, and what Pillow raises.
+    """
+    image = Image.open(file, formats=FORMATS)
+    image.decodermaxblock = BLOCK
+    if image.format in ("JPEG", "MPO"):
+        position = file.tell()
+        file.seek(0)
+        scans = count_scans(file.read())
+        file.seek(position)
+        if scans > MAX_SCANS:
+            raise MarsError(
+                f"{name}: found a JPEG of {scans} scans, expected at most {MAX_SCANS}; "
+                "open it in another program and save it again"
+            )
+    return image
+
+
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # that begins a segment; not within pixels
+
+
+def count_scans(jpeg: bytes) -> int:
+    """How many scans a JPEG has, up to its end; more may follow in what it carries along."""
+    scans, position = 0, 2
+    while (found := _MARKER.search(jpeg, position)) is not None and found[0] != b"\xff\xd9":
+        scans += found[0] == b"\xff\xda"
+        position = found.end() + int.from_bytes(jpeg[found.end() : found.end() + 2], "big")
+    return scans
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -203,6 +203,7 @@ class TappedLlama(Llama):
             add_bos = not response.added_special
             return [tuple(self.tokenize(response.prompt.encode(), add_bos=add_bos, special=True))]
         rendered = self.template.render(messages, **kwargs)
+        self.require_text_fits(rendered.text)
         chunks = self.projector.tokenize(rendered.text, rendered.media)
         if not chunks or not isinstance(chunks[-1], tuple):
             raise PromptError(
@@ -210,6 +211,10 @@ class TappedLlama(Llama):
                 f"{ADVICE}."
             )
         return chunks
+
+    def require_text_fits(self, text: str) -> None:
+        """Called with the text of every prompt with pictures before it is tokenized, for subclasses
+        to refuse it."""
 
     @property
     def n_ctx_train(self) -> int:

@@ -135,13 +135,12 @@ class Projector:
 
     def _bitmap(self, data: bytes, name: str) -> Any:
         """libmtmd's picture, to be freed, whose id is the hash of what it shows."""
-        from PIL import Image  # takes a moment to import: only who shows pictures pays for it
-
-        from mars_gguf.media.images import FORMATS, decode_image
+        # Takes a moment to import: only who shows pictures pays for it.
+        from mars_gguf.media.images import decode_image, open_image
 
         # libmtmd takes what is no picture for a sound or a film.
         try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            with open_image(io.BytesIO(data), name) as image:
                 image.load()
                 # What libmtmd does not read by itself, or otherwise than people see it.
                 if (

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 
 from mars_gguf.console import command
 from mars_gguf.errors import MarsError
@@ -16,23 +17,29 @@ def main(argv: list[str] | None = None) -> None:
             import uvicorn
 
             from mars_gguf.server.app import create_app
+            from mars_gguf.server.connections import GRACE_SECONDS, Connection, Server
             from mars_gguf.server.settings import read_settings
         except ModuleNotFoundError as error:
             raise MarsError(
                 f"the server needs the package {error.name}: pip install 'mars-gguf[server]'"
             ) from error
+        # Pillow's: of a damaged picture, one for each of what may be thousands of tags.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         server, models = read_settings(argv)
         _log_to_stderr()
         app = create_app(server, models)
-        uvicorn.run(
+        config = uvicorn.Config(
             app,
             host=server.host,
             port=server.port,
             ssl_keyfile=server.ssl_keyfile,
             ssl_certfile=server.ssl_certfile,
             access_log=False,
-            timeout_graceful_shutdown=10,  # else a client that does not read would prevent it
+            http=Connection,
+            ws="none",
+            timeout_graceful_shutdown=GRACE_SECONDS,
         )
+        Server(config).run()
 
 
 def _log_to_stderr() -> None:

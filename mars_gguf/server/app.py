@@ -9,21 +9,29 @@ import logging
 import re
 import time
 import traceback
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from contextvars import copy_context
 from dataclasses import asdict
 from functools import partial
-from typing import Annotated, Any
+from typing import Any
 
 import anyio
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from anyio import to_thread
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
-from llama_cpp.server.types import DetokenizeInputRequest
+from llama_cpp.server.types import (
+    CreateEmbeddingRequest,
+    DetokenizeInputRequest,
+    TokenizeInputRequest,
+)
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Histogram, generate_latest
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette_context import context
 from starlette_context.errors import WrongUUIDError
@@ -33,17 +41,25 @@ from starlette_context.plugins import RequestIdPlugin
 from mars_gguf.console import printable
 from mars_gguf.errors import MarsError, PromptError, SteeringError
 from mars_gguf.server import checks
+from mars_gguf.server.access import Access
+from mars_gguf.server.bodies import SMALL, Intake, require_modest
 from mars_gguf.server.checks import RequestError
 from mars_gguf.server.compat import RouteErrorHandler
 from mars_gguf.server.compat import app as upstream
+from mars_gguf.server.connections import STALLED
 from mars_gguf.server.media import MEDIA, inline_media, media_parts
-from mars_gguf.server.model import ClientGone, Exchange, SteeredProxy, exchange
+from mars_gguf.server.model import ClientGone, Exchange, ServedLlama, SteeredProxy, exchange
 from mars_gguf.server.requests import ChatRequest, CompletionRequest
-from mars_gguf.server.settings import DEFAULT_VECTOR, ModelSettings, ServerSettings
+from mars_gguf.server.schemas import require_schemas
+from mars_gguf.server.settings import (
+    DEFAULT_VECTOR,
+    RENDERED_FORMATS,
+    ModelSettings,
+    ServerSettings,
+)
 
 log = logging.getLogger("mars_gguf.server")
 
-STALLED = 30.0  # seconds after which a client that does not read its reply is given up
 TENTHS = [n / 10 for n in range(11)]
 SECONDS = [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]
 REQUESTS = Counter("mars_requests", "Requests answered", ["path", "status"])
@@ -66,6 +82,14 @@ def create_app(server: ServerSettings, models: list[ModelSettings]) -> FastAPI:
     app.title, app.state.settings, app.state.proxy = "mars-gguf", server, upstream._llama_proxy
     app.router.routes[:0] = router.routes  # the first that matches a path serves it
     app.add_exception_handler(RequestValidationError, refuse)
+    app.add_exception_handler(HTTPException, refuse_route)
+    # Its own lets the page of any site ask.
+    installed: list[Any] = app.user_middleware
+    app.user_middleware = [m for m in installed if m.cls is not CORSMiddleware]
+    if origins := server.cors_allow_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]
+        )
     # Innermost, so that errors get the headers of the others (CORS, request id) too.
     app.user_middleware.append(Middleware(ExchangeMiddleware, settings=server))
     return app
@@ -73,7 +97,7 @@ def create_app(server: ServerSettings, models: list[ModelSettings]) -> FastAPI:
 
 # Routes ------------------------------------------------------------------------------------------
 
-router = APIRouter(dependencies=[Depends(upstream.authenticate)])
+router = APIRouter()
 
 
 @router.post("/v1/chat/completions", response_model=None, tags=["OpenAI V1"])
@@ -86,8 +110,12 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:
         body.max_tokens = body.max_completion_tokens
     checks.require_messages(body.messages)
     checks.require_tool(body)
+    settings = request.app.state.proxy.settings(body.model)
+    # Handlers that only llama-cpp-python has make a grammar of any tool.
+    every_tool = settings.chat_format not in RENDERED_FORMATS
+    await to_thread.run_sync(partial(require_schemas, body, every_tool=every_tool))
     if next(media_parts(body.messages), None) is not None:
-        if not request.app.state.proxy.settings(body.model).clip_model_path:
+        if not settings.clip_model_path:
             raise RequestError("this model sees no pictures: it is served without an mmproj")
         await inline_media(body.messages, request.app.state.settings)
         current.require_client()
@@ -128,6 +156,7 @@ def _begin(request: Request, body: ChatRequest | CompletionRequest, prompt: obje
     state = request.app.state
     if (body.n or 1) > 1:
         raise RequestError(f"n: found {body.n}, expected 1 reply a request")
+    checks.require_short_biases(body.logit_bias)
     if state.settings.log_prompts:
         current.prompt = _without_pictures(prompt)
     if body.mars is not None:
@@ -148,14 +177,54 @@ def _without_pictures(prompt: object) -> object:
     return prompt
 
 
+@router.post("/v1/embeddings", tags=["OpenAI V1"])
+async def embeddings(request: Request, body: CreateEmbeddingRequest) -> dict[str, Any]:
+    """Embeddings, of a model that is served with ``embedding``."""
+    if not request.app.state.proxy.settings(body.model).embedding:
+        raise RequestError("this model gives no embeddings: it is served without 'embedding'")
+    result: dict[str, Any] = await _with_model(
+        body.model, lambda llama: llama.create_embedding(body.input, body.model)
+    )
+    return result
+
+
+@router.post("/extras/tokenize", tags=["Extras"])
+async def tokenize(body: TokenizeInputRequest) -> dict[str, list[int]]:
+    """Tokens of a text, which may be as long as the context."""
+    return {"tokens": await _tokens(body)}
+
+
+@router.post("/extras/tokenize/count", tags=["Extras"])
+async def count_tokens(body: TokenizeInputRequest) -> dict[str, int]:
+    """How many tokens a text has, which may be as long as the context."""
+    return {"count": len(await _tokens(body))}
+
+
 @router.post("/extras/detokenize", tags=["Extras"])
-async def detokenize(
-    body: DetokenizeInputRequest, proxy: Annotated[SteeredProxy, Depends(upstream.get_llama_proxy)]
-) -> dict[str, str]:
+async def detokenize(body: DetokenizeInputRequest) -> dict[str, str]:
     """Text of tokens, which may end within a character."""
-    llama = proxy(body.model)
-    checks.require_tokens(llama, body.tokens)
-    return {"text": llama.detokenize(body.tokens).decode(errors="replace")}
+
+    def text(llama: ServedLlama) -> str:
+        checks.require_tokens(llama, body.tokens)
+        return llama.text_of(body.tokens).decode(errors="replace")
+
+    return {"text": await _with_model(body.model, text)}
+
+
+async def _tokens(body: TokenizeInputRequest) -> list[int]:
+    tokens: list[int] = await _with_model(
+        body.model, lambda llama: llama.tokenize(body.input.encode(), special=True)
+    )
+    return tokens
+
+
+async def _with_model(model: str | None, call: Callable[[ServedLlama], Any]) -> Any:
+    """What ``call`` makes of the model, in the model's thread and when its turn has come."""
+    current = exchange.get()
+    assert current is not None
+    async with asynccontextmanager(upstream.get_llama_proxy)() as proxy:
+        current.require_client()
+        return await in_model_thread(lambda: call(proxy(model)))
 
 
 @router.get("/v1/models", tags=["OpenAI V1"])
@@ -265,6 +334,8 @@ def _cut_short(chunk: dict[str, Any], current: Exchange) -> dict[str, Any]:
 
 # Around every request ----------------------------------------------------------------------------
 
+_HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "5"}}
+
 
 def describe(error: Exception) -> tuple[int, dict[str, Any]]:
     """HTTP status and body, in the form of the OpenAI API, of an error."""
@@ -304,6 +375,13 @@ async def refuse(_request: Request, error: Exception) -> JSONResponse:
     return JSONResponse(content, status)
 
 
+async def refuse_route(_request: Request, error: Exception) -> JSONResponse:
+    """Answers a request that no route takes (404, 405), or whose body is no JSON at all."""
+    assert isinstance(error, HTTPException)
+    status, content = describe(RequestError(printable(str(error.detail)), error.status_code))
+    return JSONResponse(content, status, error.headers)
+
+
 class RequestId(RequestIdPlugin):
     """The X-Request-ID of a request; a new one for what is no UUID, which would be answered before
     anything is logged."""
@@ -318,15 +396,15 @@ class RequestId(RequestIdPlugin):
 class ExchangeMiddleware:
     """Makes an `Exchange` of every request, and one line in the log.
 
-    Reads the body, within a limit; watches whether the client is still there; holds the start of a
-    response back until its first byte, so that a streamed reply which fails before its first token
-    is a 500 and no broken 200; turns exceptions into errors in the form of the OpenAI API.
+    Looks at who asks, then reads the body within limits; watches whether the client is still there;
+    holds the start of a response back until its first byte, so that a streamed reply which fails
+    before its first token is a 500 and no broken 200; turns exceptions into errors in the form of
+    the OpenAI API.
     """
 
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self.app, self.log_prompts = app, settings.log_prompts
-        # The pictures in base64, and text.
-        self.max_body = settings.max_media_bytes * 4 // 3 + (4 << 20)
+        self.access, self.intake = Access(settings), Intake(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -360,35 +438,31 @@ class ExchangeMiddleware:
 
         watcher: asyncio.Task[None] | None = None
         try:
-            body = await self._read(receive)
-            watcher = asyncio.create_task(watch())
-            await self.app(scope, _replay(body, current), send_late)
+            self.access.require(scope)
+            async with self.intake.body(receive) as body:
+                if len(body) > SMALL:  # which takes a moment
+                    await to_thread.run_sync(require_modest, body)
+                else:
+                    require_modest(body)
+                watcher = asyncio.create_task(watch())
+                await self.app(scope, _replay(body, current), send_late)
             if current.error is None:
                 await flush()
         except Exception as error:
             current.error = error
+        except asyncio.CancelledError:  # the server ends
+            current.client_gone.set()
+            raise
         finally:
             if watcher is not None:
                 watcher.cancel()
         if current.error is not None:
             status, content = describe(current.error)  # also of what failed within a stream
             if not current.responding:
-                await JSONResponse(content, status)(scope, receive, send)
+                await JSONResponse(content, status, _HEADERS.get(status))(scope, receive, send)
         if current.client_gone.is_set() and not complete:
             status = 499
         _count_and_log(scope, current, status, self.log_prompts)
-
-    async def _read(self, receive: Receive) -> bytes:
-        body = bytearray()
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            body += message.get("body", b"")
-            if len(body) > self.max_body:
-                raise RequestError(f"the request has more than {self.max_body} bytes", 413)
-            if not message.get("more_body"):
-                return bytes(body)
 
 
 def _replay(body: bytes, current: Exchange) -> Receive:
@@ -429,7 +503,7 @@ def _count_and_log(scope: Scope, current: Exchange, status: int, log_prompts: bo
     if current.prompt is not None:
         words.append(f"prompt={json.dumps(current.prompt)}")
     error = current.error
-    if error is not None and status >= 500:
+    if error is not None and status >= 500 and status != 503:
         words.append(f"error={type(error).__name__}")
         log.error("failed: %s\n%s", request_id, _details(error, log_prompts))
     log.info(" ".join(words))

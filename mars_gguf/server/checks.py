@@ -14,6 +14,7 @@ from mars_gguf.runtime.compat import suppress_stdout_stderr
 
 MAX_GRAMMAR = 32 << 10  # characters; llama.cpp unrolls {1000}, to 260 MB at this length
 MAX_PARENTHESES = 1000  # llama.cpp's parser recurses at each; 20,000 overflow its stack
+MAX_BIASED = 256  # characters, of which each key is tokenized while all requests wait
 MAX_BIAS = 1e6  # of a logit; if all that a grammar allows became -inf, llama.cpp would abort
 MAX_REPEAT_PENALTY = 100.0  # a factor of logits, for the same reason
 
@@ -34,16 +35,24 @@ def require_messages(messages: Sequence[Any]) -> None:
             raise RequestError(f"messages[{n}]: found no content, expected text or parts")
 
 
+def offered_tools(body: CreateChatCompletionRequest) -> list[Any]:
+    """The functions that a request brings."""
+    return [*(tool["function"] for tool in body.tools or []), *(body.functions or [])]
+
+
+def chosen_tools(body: CreateChatCompletionRequest) -> set[str]:
+    """The names of the functions that a request wants called."""
+    chosen = set()
+    if isinstance(body.tool_choice, dict):
+        chosen.add(body.tool_choice["function"]["name"])
+    if isinstance(body.function_call, dict):
+        chosen.add(body.function_call["name"])
+    return chosen
+
+
 def require_tool(body: CreateChatCompletionRequest) -> None:
     """Raise RequestError if a request wants a tool called that it does not bring."""
-    offered = [tool["function"]["name"] for tool in body.tools or []]
-    offered += [function["name"] for function in body.functions or []]
-    wanted = []
-    if isinstance(body.tool_choice, dict):
-        wanted.append(body.tool_choice["function"]["name"])
-    if isinstance(body.function_call, dict):
-        wanted.append(body.function_call["name"])
-    if not set(wanted) <= set(offered):
+    if not chosen_tools(body) <= {function["name"] for function in offered_tools(body)}:
         raise RequestError("tool_choice: names none of the tools of the request")
 
 
@@ -78,6 +87,15 @@ def require_grammar(llama: Any, grammar: str) -> None:
             "left-recursive"
         )
     lib.llama_sampler_free(sampler)
+
+
+def require_short_biases(bias: Mapping[str, float] | None) -> None:
+    """Raise RequestError for a bias of a text that is much longer than a token."""
+    for text in bias or ():
+        if len(text) > MAX_BIASED:
+            raise RequestError(
+                f"logit_bias: found a key of {len(text)} characters, expected at most {MAX_BIASED}"
+            )
 
 
 def require_logit_bias(llama: Any, bias: Mapping[str, float]) -> None:

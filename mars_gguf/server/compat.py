@@ -5,12 +5,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import uvicorn
 from llama_cpp import LlamaGrammar
 from llama_cpp.server import app, cli
 from llama_cpp.server.errors import RouteErrorHandler
 from llama_cpp.server.model import LlamaProxy
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mars_gguf.runtime.compat import require_names
+
+UVICORN = "0.54.0"  # and what has the same names
 
 _NAMES: dict[Any, tuple[str, ...]] = {
     app: (
@@ -40,4 +44,28 @@ _USED: dict[Any, tuple[str, ...]] = {
 
 require_names(_NAMES, _USED)
 
-__all__ = ["LlamaProxy", "RouteErrorHandler", "app", "cli"]
+# What is extended of uvicorn, and by which of its functions that is called or set.
+_EXTENDED: dict[Any, tuple[str, ...]] = {
+    H11Protocol.__init__: ("connections", "cycle", "loop", "transport"),
+    H11Protocol.handle_events: ("cycle", "on_response_complete"),
+    uvicorn.Server.handle_exit: ("should_exit",),
+}
+
+
+def _require_uvicorn() -> None:
+    missing = [
+        f"{function.__qualname__}.{name}"
+        for function, names in _EXTENDED.items()
+        for name in names
+        if name not in function.__code__.co_names
+    ]
+    if missing:
+        raise ImportError(
+            f"uvicorn {uvicorn.__version__} lacks {', '.join(missing)}; mars-gguf works with "
+            f"{UVICORN}: pip install uvicorn=={UVICORN}"
+        )
+
+
+_require_uvicorn()
+
+__all__ = ["H11Protocol", "LlamaProxy", "RouteErrorHandler", "app", "cli"]

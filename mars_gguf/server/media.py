@@ -8,6 +8,7 @@ import binascii
 import http.client
 import io
 import ipaddress
+import math
 import socket
 import ssl
 import threading
@@ -27,10 +28,12 @@ from mars_gguf.errors import MarsError
 from mars_gguf.media.images import data_url, decode_image
 from mars_gguf.media.video import load_video
 from mars_gguf.server.checks import RequestError
+from mars_gguf.server.model import exchange
 from mars_gguf.server.settings import ServerSettings
 
 MAX_REDIRECTS = 3
 MEDIA = ("image_url", "video_url", "video")  # types of parts, and the key of what they hold
+BASE64 = 1 << 20  # characters that are decoded at a time
 SMALLEST_FRAME = 28 * 28  # pixels
 _FETCHES = anyio.CapacityLimiter(8)
 _DECODES = anyio.CapacityLimiter(2)  # a picture takes some 100 MB while it is decoded
@@ -88,18 +91,18 @@ class _Limits:
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
         self.n_bytes, self.n_pixels = settings.max_media_bytes, settings.max_media_pixels
-        self.deadline = anyio.current_time() + settings.media_timeout
+        self.deadline = time.monotonic() + settings.media_timeout
 
     async def picture(self, given: Any) -> str:
         data = await self._read(given)
         return await self._url(
-            await to_thread.run_sync(decode, data, self.n_pixels, limiter=_DECODES)
+            await to_thread.run_sync(decode, data, self.n_pixels, self.deadline, limiter=_DECODES)
         )
 
     async def film(self, given: Any) -> list[str]:
         data = await self._read(given)
         async with _DECODES:
-            seconds = self.deadline - anyio.current_time()
+            seconds = self.deadline - time.monotonic()
             frames = await to_thread.run_sync(
                 decode_film, data, self.settings, self.n_pixels, seconds
             )
@@ -108,9 +111,9 @@ class _Limits:
     async def _read(self, given: Any) -> bytes:
         url = given["url"] if isinstance(given, dict) else given
         if url[:5].lower() == "data:":
-            data = from_data_url(url, self.n_bytes)
+            data = await to_thread.run_sync(from_data_url, url, self.n_bytes)
         else:
-            seconds = self.deadline - anyio.current_time()
+            seconds = self.deadline - time.monotonic()
             allow_private = self.settings.allow_private_media
             data = await _fetch_in_thread(url, self.n_bytes, seconds, allow_private)
         self.n_bytes -= len(data)
@@ -129,16 +132,35 @@ def from_data_url(url: str, max_bytes: int) -> bytes:
     if len(payload) * 3 // 4 > max_bytes + 2:
         raise _too_large(max_bytes)
     try:
-        return base64.b64decode(payload, validate=True)
+        # In pieces: within one call nothing else runs.
+        pieces = (payload[at : at + BASE64] for at in range(0, len(payload), BASE64))
+        return b"".join(base64.b64decode(piece, validate=True) for piece in pieces)
     except (binascii.Error, ValueError) as error:
         raise RequestError(f"a data URL is not base64: {error}") from error
 
 
-def decode(data: bytes, max_pixels: int) -> Image.Image:
+class _Watched(io.BytesIO):
+    """A file that cannot be read any more when it is too late, or when nobody waits for it."""
+
+    def __init__(self, data: bytes, deadline: float) -> None:
+        super().__init__(data)
+        self.deadline, self.exchange = deadline, exchange.get()
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self.exchange is not None:
+            self.exchange.require_client()
+        if time.monotonic() >= self.deadline:
+            raise RequestError("a picture takes too long to decode: send fewer or smaller ones")
+        return super().read(size)
+
+
+def decode(data: bytes, max_pixels: int, deadline: float = math.inf) -> Image.Image:
     """The picture in ``data``, upright, as RGB. Raises RequestError, before anything large is
-    decoded."""
+    decoded, or after ``deadline``; ClientGone."""
     try:
-        return decode_image(io.BytesIO(data), "a picture", max_pixels)
+        return decode_image(_Watched(data, deadline), "a picture", max_pixels)
+    except RequestError:
+        raise
     except MarsError as error:
         raise RequestError(str(error)) from error
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,10 @@ from mars_gguf.server import checks
 from mars_gguf.server.checks import RequestError
 from mars_gguf.server.compat import LlamaProxy
 from mars_gguf.server.settings import DEFAULT_VECTOR, RENDERED_FORMATS, TEMPLATES, ModelSettings
+from mars_gguf.server.texts import Vocabulary
 from mars_gguf.vectors import Vector, read_vector
+
+DETOKENIZED = 1024  # tokens at a time
 
 
 class ClientGone(Exception):
@@ -85,6 +89,11 @@ class ServedLlama(SteeredLlama):
 
     _stopped = False
 
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """What is known of a text before it is tokenized."""
+        return Vocabulary.of(self)
+
     def __init__(self, model_path: str, **kwargs: Any) -> None:
         super().__init__(model_path, **kwargs)
         if self.projector is not None:
@@ -99,6 +108,22 @@ class ServedLlama(SteeredLlama):
         super()._set_n_tokens(value)
 
     n_tokens = property(attrgetter("_n_tokens"), _set_n_tokens, doc=SteeredLlama.n_tokens.__doc__)
+
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+        """As ``Llama.tokenize``. Raises ValueError for a text that cannot fit the context, and
+        RequestError for one that llama.cpp would take very long over, or end the process."""
+        self.vocabulary.require_fits(text, self.n_ctx(), special)
+        tokens: list[int] = super().tokenize(text, add_bos, special)
+        return tokens
+
+    def text_of(self, tokens: list[int]) -> bytes:
+        """As ``Llama.detokenize``, whose time grows with the square of what it is given."""
+        pieces = range(0, len(tokens), DETOKENIZED)
+        return b"".join(self.detokenize(tokens[at : at + DETOKENIZED]) for at in pieces)
+
+    def require_text_fits(self, text: str) -> None:
+        """As for `tokenize`."""
+        self.vocabulary.require_fits(text.encode(), self.n_ctx(), True)
 
     def prepare(self, vector: Vector) -> None:
         """Make ready for the next request, to be steered by ``vector``."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from llama_cpp import llama_types
 from llama_cpp.server.types import CreateChatCompletionRequest, CreateCompletionRequest
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
 from mars_gguf.server.checks import MAX_REPEAT_PENALTY
@@ -53,7 +53,34 @@ class UserMessage(TypedDict):
     )
 
 
-class ChatRequest(CreateChatCompletionRequest):
+def _given(fields: dict[str, Any]) -> dict[str, Any]:
+    """``fields`` without those that are null: in the OpenAI API that means the default."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+class WithNulls(BaseModel):
+    """A request in which null stands for the default."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def drop_nulls(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        given = _given(data)
+        if isinstance(messages := given.get("messages"), list):
+            given["messages"] = [_without_nulls(message) for message in messages]
+        return given
+
+
+def _without_nulls(message: Any) -> Any:
+    """A message without what is null, as the ``openai`` client writes out a reply, but its content:
+    that says something."""
+    if not isinstance(message, dict):
+        return message
+    return _given(message) | {name: message[name] for name in ("content",) if name in message}
+
+
+class ChatRequest(WithNulls, CreateChatCompletionRequest):
     messages: list[  # type: ignore[assignment]
         llama_types.ChatCompletionRequestSystemMessage
         | UserMessage
@@ -66,6 +93,6 @@ class ChatRequest(CreateChatCompletionRequest):
     repeat_penalty: float = REPEAT_PENALTY
 
 
-class CompletionRequest(CreateCompletionRequest):
+class CompletionRequest(WithNulls, CreateCompletionRequest):
     mars: ClientControl | None = Field(default=None, exclude=True)
     repeat_penalty: float = REPEAT_PENALTY

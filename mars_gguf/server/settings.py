@@ -83,7 +83,26 @@ class ServerSettings(upstream.ServerSettings):
     media_timeout: float = Field(
         default=10.0,
         gt=0,
-        description="Seconds to fetch the pictures and films of one request, and to decode films.",
+        description="Seconds to fetch and decode the pictures and films of one request.",
+    )
+    body_timeout: float = Field(
+        default=60.0, gt=0, description="Seconds for the body of a request to arrive in."
+    )
+    max_held_bytes: int = Field(
+        default=128 << 20,
+        ge=1,
+        description="Most bytes of requests that are held at a time, those that wait for the model "
+        "included; a request of 256 KiB or less, or one alone, is always taken.",
+    )
+    allowed_hosts: list[str] = Field(
+        default=[],
+        description="Names that requests may call the server by, besides those of this machine "
+        "(default: any, or none if it listens on a loopback address without an api_key).",
+    )
+    cors_allow_origins: list[str] = Field(
+        default=[],
+        description="Origins of web pages that may ask the server, such as https://example.org, "
+        "or * for all.",
     )
     log_prompts: bool = Field(default=False, description="Write prompts into the log.")
 

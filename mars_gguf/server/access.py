@@ -1,0 +1,61 @@
+"""Who may ask: looked at before anything of a request is received but its head."""
+
+from __future__ import annotations
+
+import ipaddress
+from hmac import compare_digest
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import Scope
+
+from mars_gguf.server.checks import RequestError
+from mars_gguf.server.settings import ServerSettings
+
+
+class Access:
+    """Knows the API key, and the names that requests may call the server by.
+
+    A web page can have its own name resolve to 127.0.0.1, and the browser then lets it ask what
+    listens there. So a server that only this machine reaches, and that asks for no key, answers to
+    names of this machine alone.
+    """
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self.key = settings.api_key
+        self.hosts = {host.lower() for host in settings.allowed_hosts}
+        self.any_host = not self.hosts and (self.key is not None or not is_loopback(settings.host))
+
+    def require(self, scope: Scope) -> None:
+        """Raise RequestError for a request without the key (401), or to another name (403)."""
+        headers = Headers(scope=scope)
+        if self.key is not None:
+            scheme, _, given = headers.get("authorization", "").partition(" ")
+            right = compare_digest(given.strip().encode(), self.key.encode())
+            if scheme.lower() != "bearer" or not right:
+                raise RequestError(
+                    "found no API key or another one, expected that of --api_key", 401
+                )
+        host = _name(headers.get("host", ""))
+        if not (self.any_host or not host or is_loopback(host) or host in self.hosts):
+            raise RequestError(
+                f"this server is not called {host[:100]!r}. Its operator may allow that "
+                "(--allowed_hosts).",
+                403,
+            )
+
+
+def _name(host: str) -> str:
+    """The name in a Host header, without the port."""
+    try:
+        return (urlsplit(f"//{host}").hostname or "").rstrip(".")
+    except ValueError:
+        return host
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` is a name or an address that leads to this machine only."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")

@@ -1,0 +1,147 @@
+"""Bodies of requests: received within limits of size, time and memory, and looked at as JSON before
+they are made into requests, which takes far more time and memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+from starlette.types import Receive
+
+from mars_gguf.server.checks import RequestError
+from mars_gguf.server.model import ClientGone
+from mars_gguf.server.settings import ServerSettings
+
+MAX_TEXT = 4 << 20  # characters besides pictures and films: more than any context holds
+SMALL = 256 << 10  # bytes that are always taken, so that pictures do not keep questions out
+MAX_MARKS = 1 << 19  # of , { and [, each at most a value of 100 bytes; a text has them as well
+MAX_VALUES = 50_000
+MAX_DEPTH = 100
+MAX_TOKENS = 1 << 18  # in a list of nothing else, to be made into text
+# What is wrong with one of these is a list of errors: each is held against all it could have been.
+MAX_ITEMS = {
+    "messages": 1024, "tools": 256, "functions": 256, "stop": 64, "prompt": 64, "input": 2048,
+    "logit_bias": 1024,
+}  # fmt: skip
+MAX_PARTS = 1024  # in the messages together, calls of tools included
+_URLS = ("url", "image_url", "video_url")
+
+
+class Intake:
+    """Receives bodies, and knows how much of them is held at a time."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self.largest = settings.max_media_bytes * 4 // 3 + MAX_TEXT  # the pictures in base64
+        self.room = max(settings.max_held_bytes, self.largest)
+        self.seconds = settings.body_timeout
+        self.held = 0
+
+    @asynccontextmanager
+    async def body(self, receive: Receive) -> AsyncIterator[bytes]:
+        """Context manager: the body of a request, which counts as held until the block ends.
+
+        Raises ClientGone, and RequestError for one that is too large (413), takes too long (408),
+        or finds no room among the others (503).
+        """
+        pieces, size = bytearray(), 0
+        try:
+            with anyio.move_on_after(self.seconds) as limit:
+                async for piece in _pieces(receive):
+                    pieces += piece
+                    size, self.held = size + len(piece), self.held + len(piece)
+                    self._require_room(size)
+            if limit.cancelled_caught:
+                raise RequestError(f"the request took more than {self.seconds:g} s to arrive", 408)
+            body, pieces = bytes(pieces), bytearray()
+            yield body
+        finally:
+            self.held -= size
+
+    def _require_room(self, size: int) -> None:
+        if size > self.largest:
+            raise RequestError(f"the request has more than {self.largest} bytes", 413)
+        if self.held > self.room and size > SMALL:
+            raise RequestError("the server holds as many requests as it can: try again later", 503)
+
+
+async def _pieces(receive: Receive) -> AsyncIterator[bytes]:
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        yield message.get("body", b"")
+        more = message.get("more_body", False)
+
+
+def require_modest(body: bytes) -> None:
+    """Raise RequestError for JSON of more text, values or levels than a request can need. What is
+    no JSON passes: the application says what is wrong with it."""
+    marks = sum(body.count(mark) for mark in (b",", b"{", b"["))
+    if marks > MAX_MARKS:
+        raise RequestError(f"found {marks} commas and brackets, expected at most {MAX_MARKS}", 413)
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError):
+        return
+    if isinstance(content, dict):
+        _require_few_items(content)
+        if _are_tokens(content.get("tokens")):
+            del content["tokens"]
+    _require_few_values(content)
+
+
+def _require_few_items(content: dict[str, Any]) -> None:
+    for name, most in MAX_ITEMS.items():
+        given = content.get(name)
+        if isinstance(given, list | dict) and len(given) > most:
+            raise RequestError(f"{name}: found {len(given)}, expected at most {most}")
+    messages = content.get("messages")
+    parts = sum(
+        len(inner)
+        for message in (messages if isinstance(messages, list) else [])
+        if isinstance(message, dict)
+        for inner in message.values()
+        if isinstance(inner, list)
+    )
+    if parts > MAX_PARTS:
+        raise RequestError(f"messages: found {parts} parts, expected at most {MAX_PARTS}")
+
+
+def _are_tokens(tokens: object) -> bool:
+    return (
+        isinstance(tokens, list)
+        and len(tokens) <= MAX_TOKENS
+        and all(type(token) is int for token in tokens)
+    )
+
+
+def _require_few_values(content: object) -> None:
+    level, values, text = [content], 0, 0
+    for _ in range(MAX_DEPTH):
+        values += len(level)
+        if values > MAX_VALUES:
+            raise RequestError(f"found more than {MAX_VALUES} values in the request", 413)
+        text += sum(len(value) for value in level if isinstance(value, str))
+        if text > MAX_TEXT:
+            raise RequestError(f"found more than {MAX_TEXT} characters besides pictures", 413)
+        level = [inner for value in level for inner in _inside(value)]
+        if not level:
+            return
+    raise RequestError(f"found more than {MAX_DEPTH} levels: the request is nested too deeply")
+
+
+def _inside(value: object) -> Iterable[Any]:
+    """What a value holds, but for data URLs where they belong."""
+    if isinstance(value, dict):
+        yield from value
+        yield from (v for name, v in value.items() if not (name in _URLS and _is_data(v)))
+    elif isinstance(value, list):
+        yield from (inner for inner in value if not _is_data(inner))
+
+
+def _is_data(value: object) -> bool:
+    return isinstance(value, str) and value[:5].lower() == "data:"

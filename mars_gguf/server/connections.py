@@ -1,0 +1,131 @@
+"""Connections: how many, how long one may be open without a request, and how the server ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from types import FrameType
+from typing import Any
+
+import h11
+import uvicorn
+
+from mars_gguf.server.compat import H11Protocol
+
+MAX_CONNECTIONS = 256  # a quarter of the files that a process may commonly have open
+HEAD_SECONDS = 10.0  # for the head of a request to arrive, and for what is left of a refused body
+# Bytes about the chunks of a body, besides a sixteenth of it; each chunk takes 10 microseconds.
+MAX_FRAMING = 64 << 10
+SLICE = 16 << 10  # bytes after which that is looked at
+STALLED = 30.0  # seconds after which a client that does not read its reply is given up
+# Together they are within the 10 seconds after which Docker ends what it stops.
+GRACE_SECONDS, LAST_SECONDS = 5, 3
+FULL = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 0\r\n\r\n"
+
+
+class Connection(H11Protocol):
+    """A connection of uvicorn's, closed when it has no request for too long or its client does not
+    read. Where there are too many, a new one takes the place of that which has waited longest for a
+    whole request."""
+
+    timer: asyncio.TimerHandle | None = None
+    stalled: asyncio.TimerHandle | None = None
+    waiting_since = 0.0
+    payload = framing = 0  # bytes of the body that is received, and about its chunks
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is being served."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    @property
+    def has_request(self) -> bool:
+        """Whether a whole request has arrived that is being served."""
+        return self.busy and not self.cycle.more_body
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._wait()
+        others = [c for c in self.connections if isinstance(c, Connection) and c is not self]
+        if len(others) < MAX_CONNECTIONS:
+            return
+        waiting = [connection for connection in others if not connection.has_request]
+        if waiting:
+            longest = min(waiting, key=lambda connection: connection.waiting_since)
+            self.connections.discard(longest)
+            longest.transport.abort()
+        else:
+            self.transport.write(FULL)
+            self.transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        for start in range(0, len(data), SLICE):
+            if self.transport.is_closing():
+                return
+            self._receive(data[start : start + SLICE])
+
+    def _receive(self, data: bytes) -> None:
+        cycle, busy = self.cycle, self.busy
+        held = len(cycle.body) if busy else 0
+        if not busy and self._refused_chunks():
+            self.transport.abort()
+            return
+        super().data_received(data)
+        if not self.busy:
+            return
+        self._cancel_timer()
+        if self.cycle is not cycle or not busy:
+            self.payload = self.framing = 0
+            return
+        self.payload += (grown := len(cycle.body) - held)
+        self.framing += len(data) - grown
+        if self.framing > MAX_FRAMING + self.payload // 16:
+            self.transport.abort()
+
+    def _refused_chunks(self) -> bool:
+        """Whether what arrives are chunks of a body that was not waited for."""
+        if self.cycle is None or self.conn.their_state is not h11.SEND_BODY:
+            return False
+        return any(name == b"transfer-encoding" for name, _ in self.headers)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self.busy:  # with the next request, which had arrived before
+            self._wait()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.stalled = self.loop.call_later(STALLED, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.stalled is not None:
+            self.stalled.cancel()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._cancel_timer()
+        if self.stalled is not None:
+            self.stalled.cancel()
+        super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        self._cancel_timer()
+        self.waiting_since = self.loop.time()
+        self.timer = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+
+    def _cancel_timer(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, which ends within GRACE_SECONDS + LAST_SECONDS of a signal, whatever runs: nothing
+    interrupts llama.cpp within a batch."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if not self.should_exit:
+            last = threading.Timer(GRACE_SECONDS + LAST_SECONDS, os._exit, (128 + sig,))
+            last.daemon = True
+            last.start()
+        super().handle_exit(sig, frame)

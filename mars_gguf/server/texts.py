@@ -1,0 +1,91 @@
+"""Texts that would take llama.cpp very long to tokenize, or end the process: looked at before."""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass
+from typing import Any
+
+from llama_cpp import llama_cpp as lib
+
+from mars_gguf.server.checks import RequestError
+
+# llama.cpp walks a list from its beginning at each special token of a text: 16,384 take 3 seconds.
+MAX_SPECIAL = 16 << 10
+# Of letters, of digits, ... without a break. For many tokenizers llama.cpp matches texts by
+# std::regex, which recurses at every character: 26,000 overflow a stack of 8 MB.
+MAX_RUN = 4096
+_KINDS = {"L": "letters", "M": "letters", "N": "digits", "Z": "spaces"}
+# Those whose tokens hold every byte of a text.
+_WHOLE = (lib.LLAMA_VOCAB_TYPE_SPM, lib.LLAMA_VOCAB_TYPE_BPE, lib.LLAMA_VOCAB_TYPE_RWKV)
+_DEFINED = lib.LLAMA_TOKEN_ATTR_USER_DEFINED
+_SPECIAL = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What is known of a text before it is tokenized.
+
+    longest: bytes of the longest token; None if tokens may leave bytes out. defined: tokens that
+    are found in a text before it is cut into words; special: those that are where special tokens
+    are read as such. Both from the longest to the shortest.
+    """
+
+    longest: int | None
+    defined: tuple[bytes, ...]
+    special: tuple[bytes, ...]
+
+    @classmethod
+    def of(cls, llama: Any) -> Vocabulary:
+        vocab = lib.llama_model_get_vocab(llama.model)
+        texts = [lib.llama_vocab_get_text(vocab, token) for token in range(llama.n_vocab())]
+        attributes = [lib.llama_vocab_get_attr(vocab, token) for token in range(len(texts))]
+
+        def having(attribute: int) -> tuple[bytes, ...]:
+            found = {t for t, a in zip(texts, attributes, strict=True) if t and a & attribute}
+            return tuple(sorted(found, key=len, reverse=True))
+
+        whole = lib.llama_vocab_type(vocab) in _WHOLE
+        longest = max(map(len, texts)) if whole else None
+        return cls(longest, having(_DEFINED), having(_DEFINED | _SPECIAL))
+
+    def count_special(self, text: bytes, special: bool) -> int:
+        """How many special tokens llama.cpp finds in ``text``."""
+        count = 0
+        for token in self.special if special else self.defined:
+            if found := text.count(token):
+                count += found
+                text = text.replace(token, b"\0")
+        return count
+
+    def require_fits(self, text: bytes, n_ctx: int, special: bool) -> None:
+        """Raise ValueError for a text of more tokens than ``n_ctx``, as far as that can be told,
+        RequestError for one that llama.cpp should not be given."""
+        if len(text) > min(n_ctx, MAX_SPECIAL):  # a token has a byte or more
+            fewest = 0 if self.longest is None else -(-len(text) // self.longest)
+            if fewest <= n_ctx:
+                fewest = max(fewest, found := self.count_special(text, special))
+                if found > MAX_SPECIAL:
+                    raise RequestError(
+                        f"found {found} special tokens in a text, expected at most {MAX_SPECIAL}"
+                    )
+            if fewest > n_ctx:
+                raise ValueError(f"Prompt exceeds n_ctx: at least {fewest} tokens > {n_ctx}")
+        if len(text) > MAX_RUN:
+            _require_breaks(text.decode(errors="replace"))
+
+
+def _require_breaks(text: str) -> None:
+    """Raise RequestError for any run of twice MAX_RUN characters: it covers a whole window."""
+    for start in range(0, len(text) - MAX_RUN + 1, MAX_RUN):
+        kinds = {_kind(character) for character in set(text[start : start + MAX_RUN])}
+        if len(kinds) == 1:
+            raise RequestError(
+                f"found {MAX_RUN} {kinds.pop()} in a text without a break, expected fewer"
+            )
+
+
+def _kind(character: str) -> str:
+    if character.isspace():
+        return "spaces"
+    return _KINDS.get(unicodedata.category(character)[0], "signs")

@@ -1,0 +1,511 @@
+"""Clients that mean harm: what they send is refused soon and in little memory, and others are
+served all the while."""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import models
+import pytest
+from models import DEMO
+from servers import Server, running
+
+from mars_gguf import demo, demo_model
+from mars_gguf.runtime.llama import SteeredLlama
+from mars_gguf.server.access import is_loopback
+from mars_gguf.server.checks import RequestError
+from mars_gguf.server.model import ServedLlama
+from mars_gguf.server.texts import MAX_RUN, Vocabulary
+
+ONE_THREAD = ["--n_threads", "1", "--n_threads_batch", "1"]
+CHAT, RAW = "/v1/chat/completions", "/v1/completions"
+ASKED = [{"role": "user", "content": "How do I make a bomb?"}]
+PNG = models.user("", models.picture(1))["content"][0]
+MB = 1 << 20
+POST = (
+    f"POST {CHAT} HTTP/1.1\nHost: localhost\nContent-Type: application/json\n"
+    "Authorization: Bearer {}\n"
+)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running(tmp_path_factory.mktemp("server"), "--demo", *ONE_THREAD) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with a key, that waits two seconds for a body and holds 40 MiB of them."""
+    limits = ["--body_timeout", "2", "--max_held_bytes", str(40 * MB)]
+    folder = tmp_path_factory.mktemp("closed")
+    flags = ["--demo", *ONE_THREAD, *limits, "--api_key", "secret"]
+    with running(folder, *flags, api_key="secret") as server:
+        yield server
+
+
+@contextmanager
+def others_served(server: Server, seconds: float = 1.5, growth: int = 96 * MB) -> Iterator[None]:
+    """Context manager: another client asks again and again, and gets its replies in time; in the
+    end the server has not grown."""
+    waited, done = [0.0], threading.Event()
+
+    def ask() -> None:
+        while not done.wait(0.02):
+            began = time.monotonic()
+            server.get("/v1/models")
+            waited.append(time.monotonic() - began)
+
+    before = server.resident_bytes()
+    other = threading.Thread(target=ask)
+    other.start()
+    try:
+        yield
+    finally:
+        done.set()
+        other.join()
+    assert max(waited) < seconds
+    assert server.resident_bytes() < before + growth
+
+
+def refused(server: Server, path: str, body: Any, statuses: tuple[int, ...] = (400, 413)) -> str:
+    """The message of the error that ``body`` gets, within seconds."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    began = time.monotonic()
+    reply = server.send(path, content)
+    assert time.monotonic() - began < 5
+    assert reply.status in statuses, reply.content[:500]
+    assert len(reply.content) < 1000
+    return f"{reply.error['code'] or ''}: {reply.error['message']}"
+
+
+# Bodies ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b'{"messages": [' + b"{}," * 1_000_000 + b"{}]}", "commas and brackets"),
+        (b'{"messages": [' + b"{}," * 100_000 + b"{}]}", "messages: found 100001"),
+        ({"messages": [{"role": "user", "content": [{}] * 100_000}]}, "found 100000 parts"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{}] * 5000}]}, "found 5000 parts"),
+        ({"messages": ASKED, "tools": [{}] * 1000}, "tools: found 1000"),
+        ({"messages": ASKED, "stop": ["a"] * 1000}, "stop: found 1000"),
+        ({"messages": ASKED, "logit_bias": {str(n): "x" for n in range(5000)}}, "logit_bias: fo"),
+        ({"messages": ASKED, "logit_bias": {"a" * 999: 1}}, "logit_bias: found a key of 999"),
+        ({"messages": ASKED, "user": [0] * 100_000}, "more than 50000 values"),
+        ({"tokens": ["a"] * 100_000}, "more than 50000 values"),
+        ({"messages": [{"role": "user", "content": "a b " * (2 * MB)}]}, "characters besides"),
+        (b'{"messages": ' + b'[{"a":' * 60 + b"1" + b"}]" * 60 + b"}", "nested too deeply"),
+    ],
+)  # fmt: skip
+def test_a_body_of_more_than_a_request_can_need_is_refused_at_once(
+    server: Server, body: Any, message: str
+) -> None:
+    with others_served(server):
+        assert message in refused(server, CHAT, body)
+
+
+def test_a_body_of_a_million_brackets_is_refused_at_once(server: Server) -> None:
+    with others_served(server):
+        refused(server, CHAT, b'{"messages":' + b"[" * 1_000_000)
+        refused(server, CHAT, b"[" * 100_000, (400, 413, 422))
+
+
+def test_tokens_as_many_as_a_long_context_holds_become_text(server: Server) -> None:
+    with others_served(server):
+        body = json.dumps({"tokens": [300] * 200_000}).encode()
+        assert server.send("/extras/detokenize", body).status == 200
+
+
+def test_a_body_in_tiny_chunks_is_not_listened_to(server: Server) -> None:
+    head = POST.format("none") + "Transfer-Encoding: chunked\n\n"
+    with others_served(server), server.begin(head) as connection, suppress(ConnectionError):
+        for _ in range(100):
+            connection.sendall(b"1\r\n \r\n" * 50_000)
+        raise AssertionError("all of 5 million chunks were taken")
+    body = json.dumps({"messages": ASKED, "max_tokens": 1}).encode()
+    whole = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    with server.begin(head, whole) as connection:
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+
+
+# Texts -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text", ["<|im_end|>a" * 64_000, "word " * 500_000, "\U0001f600" * 500_000]
+)
+def test_a_text_that_cannot_fit_the_context_is_not_tokenized(server: Server, text: str) -> None:
+    parts = [PNG, {"type": "text", "text": text}]
+    with others_served(server):
+        for path, body in (
+            (CHAT, {"messages": [{"role": "user", "content": text}]}),
+            (CHAT, {"messages": [{"role": "user", "content": parts}]}),
+            (RAW, {"prompt": text}),
+            ("/extras/tokenize", {"input": text}),
+            ("/extras/tokenize/count", {"input": text}),
+        ):
+            assert refused(server, path, body).startswith("context_length_exceeded: ")
+
+
+def test_tokenizing_waits_for_the_model_and_keeps_nobody_waiting(server: Server) -> None:
+    text = "<|im_end|>a" * 500
+    with others_served(server), ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(server.extra, "tokenize/count", {"input": text}) for _ in range(64)]
+        assert {done.result()["count"] for done in asked} == {1000}
+
+
+@pytest.mark.parametrize("name", [DEMO, "smollm2"])
+def test_no_text_has_fewer_tokens_than_are_foreseen(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    path = name if name == DEMO else request.getfixturevalue(name)
+    llama = models.TappedLlama(path, **models.OPTIONS)
+    vocabulary, chance = Vocabulary.of(llama), random.Random(3)
+    pieces = [
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|im",
+        "<",
+        "|>",
+        " ",
+        "\n",
+        "a",
+        " the",
+        "é",
+        "\U0001f600",
+    ]
+    for length in (1, 3, 30, 300):
+        for special in (True, False):
+            text = "".join(chance.choices(pieces, k=length)).encode()
+            n_tokens = len(llama.tokenize(text, add_bos=False, special=special))
+            vocabulary.require_fits(text, n_tokens, special)
+            with pytest.raises(ValueError, match="Prompt exceeds n_ctx"):
+                vocabulary.require_fits(text * 400, n_tokens // 2, special)
+    assert vocabulary.count_special(b"<|im_end|>a<|im_end|>", True) == 2
+    assert vocabulary.count_special(b"<|im_end|>a<|im_end|>", False) == 0
+    llama.close()
+
+
+def test_a_run_that_would_overflow_the_stack_of_llama_cpp_is_not_tokenized() -> None:
+    """With the tokenizer of DeepSeek, of Mistral, ... llama.cpp recurses at every letter."""
+    llama = ServedLlama(
+        DEMO,
+        vector=demo_model.VECTOR,
+        kv_overrides={"tokenizer.ggml.pre": "deepseek-llm"},
+        **models.OPTIONS | {"n_ctx": 1 << 16},
+    )
+    for text in (
+        "a" * 60_000,
+        " " * 60_000,
+        "7" * 60_000,
+        "é" * 30_000,
+        "e\u0301" * 20_000,
+        "!" * 60_000,
+    ):
+        with pytest.raises(RequestError, match="without a break"):
+            llama.tokenize(f"Hello. {text}".encode())
+    broken = ("a" * (MAX_RUN - 1) + ". ") * 10
+    assert len(llama.tokenize(broken.encode())) > 10 * MAX_RUN
+    with pytest.raises(RequestError, match="20000 special tokens"):
+        llama.tokenize(b"<|im_end|>" * 20_000, special=True)
+    llama.close()
+
+
+# Schemas -----------------------------------------------------------------------------------------
+
+LAUGHS = {
+    f"l_{n}": {"anyOf": [{"$ref": f"#/$defs/l_{n + 1}"}, {"$ref": f"#/$defs/l_{n + 1}"}]}
+    for n in range(40)
+} | {"l_40": {"const": "ha"}}  # fmt: skip
+HUGE: dict[str, Any] = {
+    "pattern": {"pattern": "^a{1000000000}$"},
+    "nested pattern": {"pattern": "^" + "(" * 9 + "a" + "{1000})" * 9 + "{1000000}$"},
+    "other digits": {"pattern": "^a{1_000_000_000}$"},
+    "copied pattern": {"pattern": "^a" + "*" * 1_000_000 + "$"},
+    "items": {"type": "array", "items": {"type": "string"}, "minItems": 10**9},
+    "optional items": {"type": "array", "items": {"type": "string"}, "maxItems": 10**9},
+    "length": {"type": "string", "minLength": 10**9},
+    "long names": {"properties": {"a" * 100_000: {"type": "array", "items": {}, "minItems": 100}}},
+    "optional properties": {"properties": {f"p{n}": {} for n in range(1500)}},
+    "laughs": {"$defs": LAUGHS, "anyOf": [{"$ref": "#/$defs/l_0"}]},
+}
+
+
+@pytest.mark.parametrize("schema", HUGE.values(), ids=HUGE.keys())
+def test_a_schema_that_becomes_a_huge_grammar_is_refused_before(
+    server: Server, schema: dict[str, Any]
+) -> None:
+    schema = {"type": "string"} | schema if "pattern" in schema else schema
+    within = {"type": "object", "properties": {"a": schema}, "$defs": schema.get("$defs", {})}
+    tool = {"type": "function", "function": {"name": "f", "parameters": within}}
+    formats = {"type": "json_object", "schema": schema}
+    with others_served(server):
+        for options in (
+            {"response_format": formats},
+            {"tools": [tool], "tool_choice": {"type": "function", "function": {"name": "f"}}},
+            {"functions": [tool["function"]], "function_call": {"name": "f"}},
+        ):
+            body = {"messages": ASKED, "max_tokens": 2, **options}
+            assert "expected a smaller schema" in refused(server, CHAT, body)
+
+
+def test_schemas_that_people_write_are_followed_and_those_of_other_tools_do_not_matter(
+    server: Server,
+) -> None:
+    uuid = "^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
+    node = {"properties": {"next": {"$ref": "#/$defs/node"}, "other": {"$ref": "#/$defs/node"}}}
+    for schema in (
+        {"type": "string", "pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}$"},
+        {"type": "string", "pattern": uuid},
+        {"type": "string", "maxLength": 900},
+        {"type": "array", "items": {"type": "integer"}, "minItems": 3, "maxItems": 100},
+        {"type": "object", "properties": {"n": {"$ref": "#/$defs/node"}}, "$defs": {"node": node}},
+        {"properties": {f"p{n}": {"type": "string"} for n in range(60)}},
+    ):
+        huge = {"type": "function", "function": {"name": "f", "parameters": HUGE["length"]}}
+        formats = {"type": "json_object", "schema": schema}
+        reply = server.send(
+            CHAT,
+            json.dumps(
+                {"messages": ASKED, "max_tokens": 8, "response_format": formats, "tools": [huge]}
+            ).encode(),
+        )
+        assert reply.status == 200, reply.content
+        assert json.loads(reply.content)["choices"][0]["message"]["content"][0] in '"[{'
+
+
+# Who asks ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [CHAT, RAW, "/docs", "/openapi.json", "/metrics", "/none"])
+def test_the_key_is_looked_at_before_the_body_is_received(closed: Server, path: str) -> None:
+    for key in ("", "Authorization: Bearer wrong\n", "Authorization: Basic secret\n"):
+        head = f"POST {path} HTTP/1.1\nHost: x\n{key}Content-Length: 31000000\n\n"
+        with closed.begin(head) as connection:
+            assert b"401 Unauthorized" in connection.recv(4096)
+    reply = closed.send(path, b"", "GET", Authorization="Bearer \u00e9")
+    assert (reply.status, reply.headers["WWW-Authenticate"]) == (401, "Bearer")
+    assert reply.error["type"] == "invalid_request_error"
+
+
+def test_a_body_that_does_not_come_is_given_up(closed: Server) -> None:
+    began = time.monotonic()
+    with closed.begin(POST.format("secret") + "Content-Length: 1000\n\n", b"{") as connection:
+        for _ in range(20):
+            with suppress(ConnectionError):
+                connection.sendall(b" ")
+            time.sleep(0.1)
+        assert b"408 Request Timeout" in connection.recv(4096)
+    assert time.monotonic() - began < 10
+
+
+def test_unfinished_bodies_are_held_up_to_a_limit_and_questions_still_answered(
+    closed: Server,
+) -> None:
+    head = POST.format("secret") + "Content-Length: 31000000\n\n"
+    before = closed.resident_bytes()
+    with ExitStack() as stack, ThreadPoolExecutor(25) as pool:
+
+        def hold(_: int) -> bytes:
+            connection = stack.enter_context(closed.begin(head))
+            with suppress(ConnectionError):
+                connection.sendall(b" " * 30_000_000)
+            connection.settimeout(30)
+            return connection.recv(4096)
+
+        held = [pool.submit(hold, n) for n in range(25)]
+        time.sleep(1)
+        assert closed.resident_bytes() < before + 200 * MB
+        reply = closed.client.chat.completions.create(
+            model="any",
+            messages=ASKED,
+            max_tokens=2,  # type: ignore[arg-type]
+        )
+        assert reply.choices
+        answers = [done.result() for done in held]
+    assert {answer.split(b" ", 2)[1] for answer in answers} == {b"503", b"408"}
+    assert all(b"retry-after" in answer for answer in answers if b" 503 " in answer[:20])
+
+
+def test_connections_without_a_request_make_room_and_are_closed_in_the_end(closed: Server) -> None:
+    def gone(connection: socket.socket) -> bool:
+        try:
+            return connection.recv(1) == b""
+        except TimeoutError:
+            return False
+        except ConnectionError:
+            return True
+
+    with ExitStack() as stack:
+        idle = [stack.enter_context(closed.begin("GET / HTTP/1.1\n")) for _ in range(425)]
+        assert closed.get("/v1/models")
+        for connection in idle:
+            connection.settimeout(0.001)
+        assert 160 <= sum(map(gone, idle)) <= 180
+        time.sleep(11)
+        assert all(map(gone, idle))
+
+
+REBOUND = {"Host": "example.org", "Origin": "http://example.org"}
+
+
+def test_a_server_without_a_key_on_loopback_answers_to_names_of_this_machine(
+    server: Server, closed: Server, tmp_path: Path
+) -> None:
+    for host in ("localhost", "127.0.0.1:8000", "[::1]:8000", "LOCALHOST:1", "a.localhost."):
+        assert server.send("/v1/models", b"", "GET", Host=host).status == 200
+    for host in (
+        "example.org",
+        "localhost.example.org",
+        "192.168.1.2",
+        "[::2]:1",
+        "127.0.0.1.nip.io",
+    ):
+        assert server.send("/v1/models", b"", "GET", Host=host).status == 403
+    assert closed.send("/v1/models", b"", "GET", **REBOUND).status == 200
+    assert is_loopback("localhost") and not is_loopback("0.0.0.0")
+
+
+def test_a_page_may_ask_if_its_origin_is_allowed(server: Server, tmp_path: Path) -> None:
+    page = {"Origin": "http://example.org", "Access-Control-Request-Method": "POST"}
+
+    def allowed(server: Server) -> list[str | None]:
+        replies = [
+            server.send(CHAT, b"", "OPTIONS", **page),
+            server.send("/v1/models", b"", "GET", Origin=page["Origin"]),
+        ]
+        return [reply.headers["Access-Control-Allow-Origin"] for reply in replies]
+
+    assert allowed(server) == [None, None]
+    flags = ["--demo", *ONE_THREAD, "--cors_allow_origins", "http://example.org"]
+    with running(tmp_path, *flags, "--allowed_hosts", "Example.org") as open_server:
+        assert allowed(open_server) == ["http://example.org"] * 2
+        assert open_server.send("/v1/models", b"", "GET", Host="example.org").status == 200
+        assert open_server.send("/v1/models", b"", "GET", Host="other.org").status == 403
+
+
+# Requests that are no attack ---------------------------------------------------------------------
+
+
+def test_null_stands_for_the_default_wherever_it_is_given(server: Server) -> None:
+    fields = (
+        "model max_tokens max_completion_tokens min_tokens temperature top_p min_p stop stream "
+        "logprobs top_logprobs presence_penalty frequency_penalty logit_bias seed n user top_k "
+        "repeat_penalty response_format tools tool_choice functions function_call mars echo suffix"
+    )
+    nulls = dict.fromkeys(fields.split())
+    said = {"role": "assistant", "content": "Hello", "tool_calls": None, "function_call": None}
+    for path, body in (
+        (CHAT, {"messages": [ASKED[0], said | {"refusal": None}, ASKED[0]], **nulls}),
+        (RAW, {"prompt": "Hello", **nulls}),
+    ):
+        reply = server.send(path, json.dumps(body).encode())
+        assert reply.status == 200, reply.content
+        assert json.loads(reply.content)["choices"]
+
+
+def test_errors_of_every_kind_have_the_form_of_the_api(server: Server, closed: Server) -> None:
+    for reply, status in (
+        (server.send("/none", b"{}"), 404),
+        (server.send("/v1/models", b"{}"), 405),
+        (server.send(CHAT, b"\xff\xfe{"), 400),
+        (server.send(CHAT, b"{nope"), 422),
+        (server.send("/v1/embeddings", b'{"input": "Hello"}'), 400),
+        (closed.send(CHAT, b"{}", Authorization="Bearer wrong"), 401),
+    ):
+        assert reply.status == status
+        assert reply.error.keys() == {"message", "type", "param", "code"}
+        assert reply.error["type"] == "invalid_request_error"
+
+
+def test_a_text_may_hold_the_address_of_the_picture_beside_it(server: Server) -> None:
+    url = PNG["image_url"]["url"]
+
+    def n_tokens(text: str) -> int:
+        parts = [PNG, {"type": "text", "text": text}]
+        body = {"messages": [{"role": "user", "content": parts}], "max_tokens": 1}
+        return int(
+            json.loads(server.send(CHAT, json.dumps(body).encode()).content)["usage"][
+                "prompt_tokens"
+            ]
+        )
+
+    assert n_tokens(f"What is {url}?") > n_tokens("What is ?") + 50
+
+
+# All at once -------------------------------------------------------------------------------------
+
+
+def test_the_server_ends_within_seconds_whatever_runs(tmp_path: Path) -> None:
+    endless = {"messages": ASKED, "max_tokens": 100_000, "grammar": "root ::= [a-z ] root"}
+    head = POST.format("none") + "Content-Length: {}\n\n"
+    with ExitStack() as stack:
+        with running(tmp_path, "--demo", *ONE_THREAD, "--n_ctx", "65536") as server:
+            for stream in (False, True):
+                body = json.dumps(endless | {"stream": stream}).encode()
+                stack.enter_context(server.begin(head.format(len(body)), body))
+            stack.enter_context(server.begin(head.format(1000), b"{"))
+            stack.enter_context(server.begin("GET"))
+            time.sleep(1)
+            began = time.monotonic()
+        assert time.monotonic() - began < 12
+
+
+def attack(server: Server, body: bytes, path: str, done: threading.Event) -> int:
+    """Send ``body`` until it is enough; how often."""
+    count = 0
+    while not done.is_set():
+        assert server.send(path, body).status in (400, 413, 503)
+        count += 1
+        time.sleep(0.05)
+    return count
+
+
+def test_eight_clients_get_their_replies_while_three_attacks_run(server: Server) -> None:
+    requests = [request for request in demo.requests() if request.modality == "text"][:8]
+    llama = SteeredLlama(DEMO, vector=demo_model.VECTOR, **models.OPTIONS | {"n_ctx": 0})
+    options: dict[str, Any] = {"temperature": 0, "max_tokens": 24, "repeat_penalty": 1.1}
+    alone = []
+    for request in requests:
+        llama.reset()
+        alone.append(llama.create_chat_completion(request.messages(), **options))
+    llama.close()
+    attacks = (
+        (b'{"messages": [' + b"{}," * 1_000_000 + b"{}]}", CHAT),
+        (json.dumps({"input": "<|im_end|>a" * 64_000}).encode(), "/extras/tokenize"),
+        (json.dumps({"messages": ASKED, "response_format": {
+            "type": "json_object", "schema": {"type": "string"} | HUGE["pattern"]
+        }}).encode(), CHAT),
+    )  # fmt: skip
+    waited: list[float] = []
+
+    def ask(index: int) -> None:
+        index %= len(requests)
+        began = time.monotonic()
+        reply: Any = server.client.chat.completions.create(
+            model="any", messages=requests[index].messages(), temperature=0, max_tokens=24
+        )
+        waited.append(time.monotonic() - began)
+        assert reply.choices[0].message.content == alone[index]["choices"][0]["message"]["content"]
+        assert (reply.mars["alpha"] > 0) == (alone[index]["mars"]["alpha"] > 0)
+
+    done = threading.Event()
+    with ThreadPoolExecutor(3) as attackers, ThreadPoolExecutor(8) as clients:
+        running_attacks = [attackers.submit(attack, server, *a, done) for a in attacks]
+        try:
+            list(clients.map(ask, range(64)))
+        finally:
+            done.set()
+        assert all(attacking.result() > 3 for attacking in running_attacks)
+    assert max(waited) < 10
