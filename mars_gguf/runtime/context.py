@@ -50,8 +50,8 @@ class ContextLlama(TappedLlama):
             self._moved()
         if value <= before:
             self._media = [(start, film) for start, film in self._media if start < value]
-            if value == 0:
-                self.shown.clear()
+            marks = {int(self.input_ids[start]) for start, _ in self._media}
+            self.shown = {mark: shown for mark, shown in self.shown.items() if mark in marks}
             if self._steered_at is not None and value <= self._steered_at:
                 self._steered_at = None
         elif not self._evaluating:
