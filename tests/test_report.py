@@ -117,11 +117,19 @@ def test_json_markdown_and_the_screen_say_the_same(figures: Figures, tmp_path: P
     console.print(report.table(figures))
     screen, markdown = console.export_text(), (tmp_path / "report.md").read_text()
     for row in saved["summary"]:
-        line = next(x for x in markdown.splitlines() if f"{row['modality']}: {row['measure']}" in x)
-        for found in row["arms"].values():
+        table = markdown.split(f"| {row['modality']} |")[1].split("\n\n")[0].splitlines()
+        column = 1 + next(
+            i
+            for i, title in enumerate(table[0].split("|"))
+            if title.strip().startswith(row["measure"])
+        )
+        for arm, found in row["arms"].items():
             if found["share"] is not None:
                 low, high = round(100 * found["low"]), round(100 * found["high"])
-                assert f"{100 * found['share']:.1f} % [{low}, {high}]" in line
+                (line,) = (x for x in table if x.startswith(f"| {arm} |"))
+                assert (
+                    f"{100 * found['share']:.1f} % [{low}, {high}]" in line.split("|")[column + 1]
+                )
                 assert f"{100 * found['share']:.0f} [{low},{high}]" in screen
     assert RUN["command"] in markdown
     assert "one picture" in markdown
@@ -197,8 +205,8 @@ def test_no_figure_is_quoted_over_several_suites(figures: Figures, tmp_path: Pat
     assert "summary" not in found
     assert found["suites"]["ours"]["summary"] == rows_as_json(both.parts()["ours"].rows())
     ours, theirs = markdown.read_text().split("## Suite ")[1:]
-    assert "image: refused" in ours and "text:" not in ours
-    assert "text: VQA" in theirs and "image: refused" not in theirs
+    assert "| image | refused" in ours and "| text |" not in ours
+    assert "| text | VQA" in theirs and "| image |" not in theirs
     assert [str(t.title).split(", ")[1][:4] for t in report.tables(both)] == ["ours", "thei"]
 
 

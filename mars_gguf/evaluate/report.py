@@ -138,12 +138,23 @@ def _head(figures: Figures) -> Iterator[str]:
 
 
 def _refusals(figures: Figures) -> Iterator[str]:
-    rows = []
-    for modality, measure, shares in figures.rows():
-        n = max(s.n for s in shares.values())
-        found = [_percent(s) + (f", n = {s.n}" if 0 < s.n < n else "") for s in shares.values()]
-        rows.append([f"{modality}: {measure}", str(n), *found])
-    yield from _table(["", "n", *(arm.name for arm in figures.arms)], rows)
+    rows = figures.rows()
+    for modality in dict.fromkeys(modality for modality, _, _ in rows):
+        found = {measure: shares for m, measure, shares in rows if m == modality}
+        counts = [max(s.n for s in shares.values()) for shares in found.values()]
+        titles = (f"{measure}, n = {n}" for measure, n in zip(found, counts, strict=True))
+        yield ""
+        yield from _table(
+            [modality, *titles],
+            (
+                [arm.name, *map(_cell, [shares[arm.name] for shares in found.values()], counts)]
+                for arm in figures.arms
+            ),
+        )
+
+
+def _cell(s: Share, n: int) -> str:
+    return _percent(s) + (f", n = {s.n}" if 0 < s.n < n else "")
 
 
 def _differences(figures: Figures) -> Iterator[str]:
