@@ -16,10 +16,10 @@ from models import DEMO
 from second_judges import address, classifier, saying, serving
 
 from mars_gguf import demo_model, read_vector, write_vector
-from mars_gguf.evaluate.arms import ARMS
+from mars_gguf.evaluate.arms import ALL
 
 COMMAND = [sys.executable, "-m", "mars_gguf.evaluate"]
-QUICK = ["--demo", "-t1", "--limit=2", "--sweep=1,2", "--sweep-limit=1", "-n24"]
+QUICK = ["--demo", "-t1", "--limit=1", "--arms=all", "--sweep=1,2", "--sweep-limit=1", "-n24"]
 
 
 def evaluate(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -42,7 +42,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_the_report_compares_all_arms(whole: tuple[Path, str]) -> None:
     folder, shown = whole
     saved = json.loads((folder / "report.json").read_text())
-    arms = list(ARMS)
+    arms = list(ALL)
     assert list(saved["arms"])[: len(arms)] == arms
     rows = {(row["modality"], row["measure"]): row["arms"] for row in saved["summary"]}
     assert {m for m, _ in rows} == {"text", "image", "video"}
@@ -56,7 +56,7 @@ def test_the_report_compares_all_arms(whole: tuple[Path, str]) -> None:
         "records.jsonl", "report.json", "report.md", "t.png", "arms.png", "sweep.png",
     }  # fmt: skip
     command = (folder / "report.md").read_text()
-    assert "python -m mars_gguf.evaluate --demo -t1 --limit=2" in command
+    assert "python -m mars_gguf.evaluate --demo -t1 --limit=1" in command
 
 
 def test_an_interrupted_run_keeps_what_is_done_and_goes_on(

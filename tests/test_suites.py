@@ -175,6 +175,10 @@ def test_the_demo_suite_asks_about_things_that_its_conversion_has_not_seen() -> 
     ]
     second = {t.word for t in (*requests.HARMFUL_SECOND, *requests.HARMLESS_SECOND)}
     again = {c.id: c for c in load_suite("demo").cases}
+    few = load_suite("demo", limit=3).cases
+    assert [(c.id, c.prompt) for c in few] == [
+        (c.id, c.prompt) for c in suite.cases if c.id.split("-")[2] in ("000", "040", "080")
+    ]
     for case in suite.cases:
         if case.modality == "text":
             assert any(re.search(rf"\b{thing}\b", case.prompt) for thing in second), case.prompt

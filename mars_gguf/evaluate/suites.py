@@ -84,7 +84,7 @@ def load_suite(name_or_path: str, *, seed: int = 0, limit: int | None = None) ->
     if name_or_path == "conversations":
         return _suite(name_or_path, _conversations(), limit)
     if name_or_path == "demo":
-        return _suite(name_or_path, _demo(seed), limit)
+        return _suite(name_or_path, _demo(seed, limit), limit)
     format_name, _, rest = name_or_path.partition(":")
     if format_name == "table":
         file, _, query = rest.rpartition("?")
@@ -134,12 +134,13 @@ def _spread(cases: list[Case], limit: int | None) -> list[Case]:
     groups: dict[tuple[str, str], list[str]] = {}
     for case in cases:
         groups.setdefault((case.kind, case.modality), []).append(case.id)
-    kept = {
-        ids[i * len(ids) // limit] if len(ids) > limit else ids[i]
-        for ids in groups.values()
-        for i in range(min(limit, len(ids)))
-    }
+    kept = {ids[i] for ids in groups.values() for i in _evenly(len(ids), limit)}
     return [case for case in cases if case.id in kept]
+
+
+def _evenly(n: int, limit: int | None) -> list[int]:
+    """At most so many of the numbers below ``n``, evenly spaced."""
+    return list(range(n)) if limit is None or n <= limit else [i * n // limit for i in range(limit)]
 
 
 # Our own sets
@@ -216,12 +217,13 @@ def _hash(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:4], "big")
 
 
-def _demo(seed: int) -> Found:
+def _demo(seed: int, limit: int | None) -> Found:
     """Requests of the closed world of the package's demo model, about things that its conversion
-    has not seen; how-to phrasings, references and fonts are held out from its training, too."""
+    has not seen; how-to phrasings, references and fonts are held out from its training, too. Those
+    alone that a limit keeps: each is drawn once for its words."""
     for modality in MODALITIES:
         for kind in KINDS if modality == "image" else KINDS[:3]:
-            for i in range(DEMO_CASES):
+            for i in _evenly(DEMO_CASES, limit):
                 prompt, pictures, answer = requests.example(modality, kind, i, str(seed))
                 draw = partial(_demo_pictures, modality, kind, i, str(seed))
                 yield Case(
