@@ -120,9 +120,9 @@ def test_another_vector_of_the_model_is_an_arm(tmp_path: Path) -> None:
         (["--demo", "--judge", "a", "--judge-url", "http://b"], "two judges"),
         (["--demo", "--judge-url", "not an address"], "not an address"),
         (["--demo", "--limit", "0"], "expected 1 to"),
-        (["--demo", "--resume"], "no records.jsonl to resume"),
+        (["--demo", "--limit=1", "--resume"], "no records.jsonl to resume"),
         (["-m", DEMO], "no vector"),
-        (["-m", DEMO, "--vector", DEMO, "--suite", "demo"], "expected at most"),
+        (["-m", DEMO, "--vector", DEMO, "--suite=demo", "--limit=1"], "expected at most"),
     ],
 )
 def test_bad_input_is_a_clear_error(arguments: list[str], said: str, tmp_path: Path) -> None:
