@@ -115,6 +115,7 @@ def test_the_strength_of_each_arm_is_what_its_formula_gives(
         assert measured[name].t == pytest.approx(t, abs=1e-6)
     assert measured["shift"].alpha == pytest.approx(np.linalg.norm(g.shifts[modality]), rel=1e-5)
     assert measured["reversed"].t == pytest.approx(1 - t, abs=1e-5)
+    np.testing.assert_allclose(pushes(llama, ALL["reversed"], modality), -g.direction, atol=1e-3)
     by_hand = np.clip((t - MEASURED["threshold"]) / MEASURED["spread"], 0, 1)
     assert measured["projection"].gate == pytest.approx(by_hand, abs=1e-5)
     # The vector's own read-out is the projection already.

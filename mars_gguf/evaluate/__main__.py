@@ -142,7 +142,8 @@ def main(argv: list[str] | None = None) -> None:
             options = _options(args, llama, compared, list(dict.fromkeys(suites.values())))
             run = describe_run(llama, mmproj, vector, cases, **options)
             file = RecordFile(args.output, run, resume=args.resume)
-            run["command"] = shlex.join(["python", "-m", "mars_gguf.evaluate", *argv])
+            asked = [argument for argument in argv if argument != "--resume"]
+            run["command"] = shlex.join(["python", "-m", "mars_gguf.evaluate", *asked])
             sweep = [first_token(x, f"first-token@{x:g}") for x in args.sweep]
             swept = _spread(cases, args.sweep_limit) if sweep else []
             evaluation = Evaluation(llama, compared, max_tokens=args.max_tokens, second_judge=judge)

@@ -123,10 +123,10 @@ def _of_the_projection(vector: Vector, name: str) -> dict[str, float]:
 
 
 def _reversed(vector: Vector, _modality: str) -> Geometry:
-    """The read-out of harmful and harmless prompts taken for one another: t' = 1 - t opens the gate
-    for the harmless. The push stays."""
+    """Fitted with harmful and harmless prompts taken for one another: t' = 1 - t opens the gate,
+    and the push leads away from refusal. It must not help."""
     g = vector.geometry
-    return replace(g, safe=g.unsafe, unsafe=g.unsafe + g.direction, readout=-g.readout)
+    return replace(g, safe=g.unsafe, unsafe=g.safe, readout=-g.readout)
 
 
 UNSTEERED = Arm("unsteered", "unsteered", _shut)
@@ -160,7 +160,7 @@ def _known(strength: float) -> list[Arm]:
         first_token(strength),
         *randoms,
         Arm("shift", "the medium's shift subtracted, nothing else", _shift_alone),
-        Arm("reversed", "MARS with the read-out reversed", _reversed),
+        Arm("reversed", "MARS with harmful and harmless swapped", _reversed),
         Arm("projection", "MARS with the projection for a read-out", _projected),
         Arm("no-recentering", "MARS without re-centering", _without_recentering),
         Arm("no-gate", "MARS without the gate", _without_gate),

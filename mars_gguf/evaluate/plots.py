@@ -17,6 +17,7 @@ from mars_gguf.files import atomic
 
 Plot = Callable[[Figures], Any]  # what it draws is a matplotlib Figure
 Draw = Callable[[], Any]
+MARKERS = "osD^v<>Pp*X"  # eleven, and ten colours: no two arms look alike
 
 
 def plots(figures: Figures) -> dict[str, tuple[Draw, str]]:
@@ -108,8 +109,9 @@ def _plot_point(axis: Any, figures: Figures, arm: Arm, modality: str) -> None:
     x, y = 100 * good.value, 100 * bad.value
     xerr = [[x - 100 * good.low], [100 * good.high - x]]
     yerr = [[y - 100 * bad.low], [100 * bad.high - y]]
-    style = dict(fmt="o", markersize=4, linewidth=0.7, label=arm.name)
-    axis.errorbar(x, y, yerr, xerr, **style)
+    number = [each.name for each in figures.arms].index(arm.name)
+    style = dict(fmt=MARKERS[number % len(MARKERS)], markersize=5, linewidth=0.7, label=arm.name)
+    axis.errorbar(x, y, yerr, xerr, color=f"C{number % 10}", **style)
 
 
 def _plot_sweep(figures: Figures) -> Any:
