@@ -22,7 +22,9 @@ class interrupts_held:
 
     def __exit__(self, _kind: object, _error: BaseException | None, _trace: object) -> None:
         if self._holds:
-            signal.signal(signal.SIGINT, self._handler or signal.default_int_handler)
+            # None: a handler that Python did not install.
+            known = self._handler is not None
+            signal.signal(signal.SIGINT, self._handler if known else signal.default_int_handler)
             if self._interrupted:
                 signal.raise_signal(signal.SIGINT)
 

@@ -15,8 +15,8 @@ Z95 = 1.959963984540054
 
 @dataclass(frozen=True)
 class Share:
-    """``k`` of ``n``, with its interval at 95 %, from ``low`` to ``high``: ``bounds``, or the Wilson
-    score interval (Wilson 1927), never outside 0 to 1, and honest at 0 and at n."""
+    """``k`` of ``n``, with its interval at 95 %, from ``low`` to ``high``: ``bounds``, or the
+    Wilson score interval (Wilson 1927), never outside 0 to 1, and honest at 0 and at n."""
 
     k: int
     n: int

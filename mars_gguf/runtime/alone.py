@@ -8,14 +8,17 @@ from contextlib import AbstractContextManager
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
+from mars_gguf.errors import ModelError
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 class Lockable(Protocol):
-    """What has a lock, one that its holder may take again."""
+    """What has a lock, one that its holder may take again, and can be closed."""
 
     lock: AbstractContextManager[Any]
+    closed: bool
 
 
 S = TypeVar("S", bound=Lockable)
@@ -23,22 +26,25 @@ S = TypeVar("S", bound=Lockable)
 
 def alone(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
     """Decorator: the method holds its object's ``lock``. A stream that it returns does at each
-    step, and not in between."""
+    step, and not in between. Raises ModelError if the object is closed, where llama.cpp would end
+    the process."""
 
     @wraps(method)
     def locked(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
         with self.lock:
+            if self.closed:
+                raise ModelError("the model is closed: load it anew")
             reply: Any = method(self, *args, **kwargs)
-            stream: Any = _steps(self.lock, reply) if isinstance(reply, Iterator) else reply
+            stream: Any = _steps(self, reply) if isinstance(reply, Iterator) else reply
         return stream  # type: ignore[no-any-return]
 
     return locked
 
 
-def _steps(lock: AbstractContextManager[Any], stream: Iterator[Any]) -> Generator[Any, None, None]:
+def _steps(owner: Lockable, stream: Iterator[Any]) -> Generator[Any, None, None]:
     try:
         while True:
-            with lock:
+            with owner.lock:
                 try:
                     item = next(stream)
                 except StopIteration:

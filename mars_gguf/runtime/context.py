@@ -29,6 +29,8 @@ class ContextLlama(TappedLlama):
     than `eval`, or a prompt was evaluated of which nothing is sampled yet.
     """
 
+    _sampled: tuple[int, int] | None  # the token that was, and the position it belongs to
+
     def __init__(self, model_path: str, **kwargs: Any) -> None:
         self._n_tokens = 0
         self._evaluating = self._generating_step = False
@@ -40,7 +42,6 @@ class ContextLlama(TappedLlama):
         self._placed: tuple[bool, Any] = (False, None)
         self._steered_at: int | None = None
         self._no_cell_left = False
-        self.laid: int | None = None  # how much of the coming prompt a chat handler laid out
         self._forget()
         super().__init__(model_path, **kwargs)
 
@@ -71,8 +72,12 @@ class ContextLlama(TappedLlama):
         """Take note that something else than `eval` moved the end of the context."""
         self._pending = True
         self._unsee()
-        if not self._generating_step:
+        if not self._generating_step:  # else it takes back drafts, and goes on
             self._generating = None
+            self._sampled = None
+
+    def give_up(self) -> None:
+        self._generating = None
 
     def _new_mark(self, film: bool) -> int:
         """At random, lest a state of another process holds the same mark of another picture."""
@@ -116,7 +121,7 @@ class ContextLlama(TappedLlama):
         return self._no_cell_left or self._n_tokens >= self.n_ctx() - 1
 
     def _forget(self) -> None:
-        self._sampled: tuple[int, int] | None = None  # the token, and the position it belongs to
+        self._sampled = None
         self._before: tuple[int, Any] | None = None  # where the last evaluation began
         self._unsee()
 
@@ -152,16 +157,21 @@ class ContextLlama(TappedLlama):
         self._evaluating = True
         try:
             super().load_state(state)
+        except BaseException:
+            self.take_back(0)  # what is restored by half is nothing
+            self._forget()
+            raise
         finally:
             self._evaluating = False
+            self._moved()
+        restored, self._n_tokens = self._n_tokens, getattr(state, "held", self._n_tokens)
+        self._steered_at = restored if restored < self._n_tokens else None
         ids = self.input_ids[: self._n_tokens]
         starts = np.flatnonzero((ids < 0) & (np.diff(ids, prepend=0) != 0)).tolist()
         self._media = [(start, bool(ids[start] % 2)) for start in starts]
         # A picture of which the state does not say what it shows is no picture that is shown again.
         self.shown = {int(ids[start]): None for start in starts} | getattr(state, "shown", {})
-        self._steered_at = None
         self._forget()
-        self._moved()
 
     def take_back(self, position: int, state: Any = None) -> None:
         """Take the context from ``position`` on back, to evaluate it again: with ``state``, what
@@ -202,15 +212,15 @@ class ContextLlama(TappedLlama):
         if odd:
             raise ModelError(
                 f"the prompt has token id {odd[0]}, expected ids from 0 to {n_vocab - 1}: "
-                "pictures enter through a chat handler."
+                "pictures enter through a chat handler, and no other prompt may come in between."
             )
 
     @alone
     def save_state(self) -> Any:
-        """Like ``Llama.save_state``, less what a steered token left in the cache, and with what the
-        pictures show."""
+        """Like ``Llama.save_state``, with what the pictures show. A plain ``Llama`` that loads it
+        does not see what a steered token left in the cache; this one evaluates that anew."""
         state: Any = super().save_state()
-        state.shown = dict(self.shown)
+        state.shown, state.held = dict(self.shown), self._n_tokens
         if self._steered_at is not None:
             state.n_tokens = self._steered_at
             state.scores = state.scores[: self._steered_at]

@@ -100,7 +100,6 @@ class PictureHandler:
                 llama.place(chunk, llama.projector.decode(llama.ctx, chunk, llama.n_tokens))
         assert isinstance(tail, tuple)
         _require_room(llama, len(tail))
-        llama.laid = llama.n_tokens
         return [*llama.input_ids[: llama.n_tokens].tolist(), *tail]
 
     def _held(self, llama: SteeredLlama, chunks: list[Chunk]) -> tuple[int, list[Chunk]]:
@@ -177,9 +176,11 @@ class ReportingHandler:
 
     @staticmethod
     def _stream(llama: SteeredLlama, chunks: Iterator[Any], note: str | None) -> Iterator[Any]:
+        report = None
         for chunk in chunks:
+            report = report or _report(llama, note)  # by the end, another reply may have begun
             if any(choice.get("finish_reason") for choice in chunk["choices"]):
-                chunk = chunk | {"mars": _report(llama, note)}
+                chunk = chunk | {"mars": report}
             yield chunk
 
 

@@ -150,6 +150,7 @@ class SteeredLlama(ReplyingLlama):
     def eval(self, tokens: Sequence[int]) -> None:
         """As ``Llama.eval``; reads the hidden state of the last token unless ``tokens`` continue
         a reply (are the token that was sampled last)."""
+        tokens = list(tokens)
         if not self._generating_step:
             self._generating = None
         self._evaluating = True
@@ -161,16 +162,17 @@ class SteeredLlama(ReplyingLlama):
                     super().eval(tokens)
                 self._pending = self._pending and not tokens
             else:
-                self._eval_prompt(list(tokens))
+                self._eval_prompt(tokens)
         finally:
             self._evaluating = False
 
     def _continues_reply(self, tokens: Sequence[int]) -> bool:
         # More than the token just sampled comes with speculative decoding, else it is a prompt.
-        drafted = self.draft_model is not None
+        drafted = self.draft_model is not None and self._generating_step
         return self._sampled == (tokens[0], self._n_tokens) and (len(tokens) == 1 or drafted)
 
     def _eval_prompt(self, tokens: list[int]) -> None:
+        self._pending = True
         self._captured = self._decided = self._sampled = None
         if self._steered_at is not None:
             tokens = self.take_back_steered() + tokens
@@ -180,7 +182,6 @@ class SteeredLlama(ReplyingLlama):
             # to be taken back and evaluated again, steered.
             state = partial_state(self.ctx)
         self._before = self._n_tokens, state
-        self._pending = True
         self._probe(tokens, steer=self._reading_prompt and self.way == "inline")
 
     def _probe(self, tokens: list[int], *, steer: bool) -> None:
@@ -236,6 +237,12 @@ class SteeredLlama(ReplyingLlama):
                 f"the context holds {held} positions, expected {self._n_tokens}: something else "
                 "than eval has changed it. Nothing was generated."
             )
+        index = kwargs.get("idx")
+        if index not in (None, self._n_tokens - 1) and not self._generating_step:
+            raise SteeringError(
+                f"idx: found {index}, expected {self._n_tokens - 1}, the end of what was judged. "
+                "Nothing was generated."
+            )
         if self._pending:
             self._reading_prompt = False
             self._evaluating = True
@@ -245,7 +252,6 @@ class SteeredLlama(ReplyingLlama):
                 self._evaluating = False
             self._pending = False  # after a failure, the next sample must not go unsteered
         token: int = super().sample(*args, **kwargs)
-        index = kwargs.get("idx")
         self._sampled = token, self._n_tokens if index is None else index + 1
         return token
 

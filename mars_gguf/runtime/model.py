@@ -89,7 +89,7 @@ class TappedLlama(Llama):
         compiled: bool | None = None,
         **kwargs: Any,
     ) -> None:
-        self.lock = threading.RLock()
+        self.lock, self.closed = threading.RLock(), False
         self.tap = Tap(compiled=compiled)
         self.context_overrides = context_overrides or {}
         self.projector: Projector | None = None
@@ -188,9 +188,15 @@ class TappedLlama(Llama):
             chat_template_sha256=self.template.sha256,
             tokenizer_sha256=tokens.hexdigest(),
             chat_template_kwargs=json.dumps(self.template.kwargs, sort_keys=True),
-            weights_sha256=weights_sha256([self.model_path, *filter(None, [self.lora_path])]),
+            weights_sha256=self._weights_sha256(),
             mmproj_sha256=weights_sha256([mmproj]) if mmproj else "",
         )
+
+    def _weights_sha256(self) -> str:
+        if not self.lora_path:
+            return weights_sha256([self.model_path])
+        both = weights_sha256([self.model_path, self.lora_path])
+        return hashlib.sha256(f"{both} {self.lora_scale}".encode()).hexdigest()
 
     @alone
     def chunks(self, messages: Messages, **kwargs: Any) -> list[Chunk]:
@@ -226,14 +232,18 @@ class TappedLlama(Llama):
         model = self.model
         return not (lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model))
 
-    @alone
     def close(self) -> None:
         """Free the model, if it was loaded."""
-        projector, self.projector = self.__dict__.get("projector"), None
-        if projector is not None:
-            projector.close()
-        if "_stack" in self.__dict__:
-            super().close()
+        with self.lock:
+            self.closed = True
+            projector, self.projector = self.__dict__.get("projector"), None
+            if projector is not None:
+                projector.close()
+            if "_stack" in self.__dict__:
+                super().close()
+
+    def give_up(self) -> None:
+        """End the reply that another thread is at, as soon as it comes to its next token."""
 
     def __del__(self) -> None:
         if "lock" in self.__dict__:  # else __init__ was not begun
@@ -242,9 +252,11 @@ class TappedLlama(Llama):
 
 def _close(reference: weakref.ref[TappedLlama]) -> None:
     llama = reference()
-    # A thread that is still at work keeps it: the process ends all the same.
-    if llama is not None and llama.lock.acquire(timeout=AT_EXIT):
-        llama.close()
+    if llama is not None:
+        llama.give_up()
+        # A thread that is still within a batch keeps it: the process ends all the same.
+        if llama.lock.acquire(timeout=AT_EXIT):
+            llama.close()
 
 
 def require_gguf(path: str) -> None:

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from typing import Any
 
-from mars_gguf.errors import ModelError, SteeringError
+from mars_gguf.errors import ModelError, PromptError, SteeringError
 from mars_gguf.runtime.alone import alone
 from mars_gguf.runtime.context import ContextLlama
+
+OVERTAKEN = (
+    "a reply cannot go on: another prompt has used its context since. Read one to its end before "
+    "the next, or load the model twice."
+)
 
 
 class ReplyingLlama(ContextLlama):
@@ -39,10 +44,7 @@ class ReplyingLlama(ContextLlama):
                     if not begun:
                         self._begin(prompt, mine)
                     elif self._generating is not mine:
-                        raise SteeringError(
-                            "a reply cannot go on: another prompt has used its context since. Read "
-                            "one to its end before the next, or load the model twice."
-                        )
+                        raise SteeringError(OVERTAKEN)
                     token, begun = self._step(reply, given), True
                 if token is not None:
                     given = yield token
@@ -59,10 +61,8 @@ class ReplyingLlama(ContextLlama):
                 "the prompt ends with an image, expected text after it: llama.cpp has no logits "
                 "there. Use a chat template, or add text."
             )
-        known = self.input_ids[: self._n_tokens].tolist()
-        laid, self.laid = self.laid, None
-        if self._media and tokens[:laid] != known:  # else a handler's, pictures by their marks
-            self.require_text(tokens)
+        if min(tokens, default=0) < 0:
+            self._require_shown(tokens)
         self._pending, self._no_cell_left = True, False
         self._generating, self._reading_prompt = mine, True
 
@@ -83,11 +83,23 @@ class ReplyingLlama(ContextLlama):
         finally:
             self._generating_step = False
 
+    def _require_shown(self, tokens: list[int]) -> None:
+        """Raise ModelError unless the pictures of a prompt, by their marks, are those that the
+        context begins with."""
+        known = self.input_ids[: self._n_tokens].tolist()
+        pairs = enumerate(zip(tokens, known, strict=False))
+        same = next((i for i, (a, b) in pairs if a != b), min(len(tokens), len(known)))
+        self.require_text(tokens[same:])
+
     @alone
-    def embed(self, *args: Any, **kwargs: Any) -> Any:
-        """As ``Llama.embed``, which clears the context."""
+    def embed(self, input: str | list[str], *args: Any, **kwargs: Any) -> Any:
+        """As ``Llama.embed``, which clears the context. Raises PromptError for a text of no tokens,
+        over which llama-cpp-python writes beside its memory."""
+        texts = [input] if isinstance(input, str) else input
+        if not texts or any(text == "" and not self.tokenize(b"") for text in texts):
+            raise PromptError("found a text of no tokens, expected some")
         try:
-            return super().embed(*args, **kwargs)
+            return super().embed(input, *args, **kwargs)
         except BaseException:
             self.take_back(0)
             raise

@@ -15,7 +15,9 @@ from mars_gguf.errors import ModelError
 from mars_gguf.runtime.compat import GgufParams, ggml
 
 SAMPLES, SAMPLE_BYTES = 4, 64  # of each tensor
-_SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+U16 = 2  # GGUF's type
+_SHARD = re.compile(r"-[0-9]{5}-of-([0-9]{5})\.gguf\Z")
+_COUNT = b"split.count"
 
 
 def weights_sha256(paths: Sequence[str]) -> str:
@@ -34,11 +36,16 @@ def weights_sha256(paths: Sequence[str]) -> str:
 
 
 def shards(path: str) -> list[str]:
-    """The files of the model that ``path`` is one of, as llama.cpp names them, in order."""
+    """The files of the model that ``path`` is one of, in order: as many as it says itself, named as
+    llama.cpp names them. Raises ModelError for one that cannot be read."""
+    with _opened(path) as file:
+        key = ggml.gguf_find_key(file, _COUNT)
+        u16 = key >= 0 and ggml.gguf_get_kv_type(file, key) == U16
+        count = ggml.gguf_get_val_u16(file, key) if u16 else 1
     found = _SHARD.search(path)
-    if found is None:
+    if count < 2 or found is None or int(found[1]) != count:
         return [path]
-    stem, count = path[: found.start()], int(found[2])
+    stem = path[: found.start()]
     return [f"{stem}-{number:05d}-of-{count:05d}.gguf" for number in range(1, count + 1)]
 
 

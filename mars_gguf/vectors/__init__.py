@@ -68,6 +68,8 @@ SPREADS = 1e-6, 10.0
 THRESHOLDS = -10.0, 10.0
 RAMPS = 1e-3, 1e3
 LIMITS = 0.05, 10.0
+SHIFTS = -100.0, 100.0  # along the read-out
+READOUTS = 0.99, 1e4  # its length times D: 1 is the projection's
 
 FORGIVABLE = {
     "name", "quantization", "chat_template_sha256", "chat_template_kwargs", "weights_sha256",
@@ -206,6 +208,10 @@ class Vector:
         scalars += [(f"mars.threshold.{m}", t, THRESHOLDS) for m, t in g.thresholds.items()]
         scalars += [("mars.gate.ramp", g.gate_ramp, RAMPS)]
         scalars += [("mars.trust.limit", g.trust_limit, LIMITS)]
+        w = g.readout.astype(np.float64)
+        along = {m: float(w @ shift.astype(np.float64)) for m, shift in g.shifts.items()}
+        scalars += [(f"mars.shift.{m}", t, SHIFTS) for m, t in along.items()]
+        scalars += [("mars.readout", float(np.linalg.norm(w)) * g.distance, READOUTS)]
         for key, number, (least, most) in scalars:
             _expect(least <= number <= most, key, number, f"{least:g} to {most:g}")
 

@@ -20,7 +20,7 @@ def describe(vector: Vector) -> str:
         f"trust limit t = {g.trust_limit:.3g}",
     ]
     for modality in vector.modalities:
-        shift = float(np.linalg.norm(g.shifts[modality])) / g.distance
+        shift = float(np.linalg.norm(g.shifts[modality].astype(np.float64))) / g.distance
         lines.append(
             f"{modality:11} spread {g.spreads[modality]:.3g}, shift {shift:.3g} D, gate opens at "
             f"t = {g.thresholds[modality]:.3g}"

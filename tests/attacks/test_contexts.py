@@ -8,16 +8,21 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from llama_cpp import llama_cpp as lib
 from llama_cpp import mtmd_cpp
+from llama_cpp.llama_cache import LlamaRAMCache
+from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 from models import (
     CLOSED,
     DEMO,
     DEMO_MMPROJ,
+    OPEN,
     assistant,
     picture,
     steered,
@@ -26,7 +31,7 @@ from models import (
     vector,
 )
 
-from mars_gguf.errors import SteeringError
+from mars_gguf.errors import ModelError, PromptError, SteeringError
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.runtime.tap import LayerOutput
 
@@ -139,6 +144,57 @@ def test_a_restored_state_is_not_sampled_before_it_is_judged() -> None:
     assert llama.last_steering is not None and llama.last_steering.alpha > 0
 
 
+def test_a_prompt_behind_the_last_token_is_judged_with_drafts_as_well() -> None:
+    llama = steered(DEMO, draft_model=LlamaPromptLookupDecoding())
+    llama.eval(tokens_of(llama, QUESTION))
+    sampled = llama.sample(temp=0.0)
+    llama.last_steering = None
+    llama.eval([sampled, *tokens_of(llama, OTHER)])
+    llama.sample(temp=0.0)
+    assert llama.last_steering is not None
+
+
+def test_no_other_token_is_sampled_than_the_one_that_was_judged() -> None:
+    llama = steered(DEMO, logits_all=True)
+    tokens = tokens_of(llama, QUESTION)
+    llama.eval([*tokens, *tokens_of(llama, OTHER)])
+    with pytest.raises(SteeringError, match=f"idx: found {len(tokens) - 1}, expected"):
+        llama.sample(temp=0.0, idx=len(tokens) - 1)
+    llama.n_tokens = len(tokens)
+    with pytest.raises(SteeringError, match="Nothing was generated"):
+        llama.sample(temp=0.0)
+
+
+def test_a_state_that_cannot_be_restored_leaves_an_empty_context() -> None:
+    llama, fresh = steered(DEMO), steered(DEMO)
+    answer(llama, user(QUESTION))
+    state = llama.save_state()
+    state.llama_state = state.llama_state[:-200]
+    state.llama_state_size -= 200
+    with pytest.raises(RuntimeError):
+        llama.load_state(state)
+    assert llama.n_tokens == 0
+    with pytest.raises((SteeringError, AssertionError)):
+        llama.sample(temp=0.0)
+    assert answer(llama, user(QUESTION)) == answer(fresh, user(QUESTION))
+
+
+@pytest.mark.parametrize("opens", [OPEN, CLOSED])
+def test_a_conversation_goes_on_from_a_state_with_all_that_was_said(opens: float) -> None:
+    given = vector(DEMO, opens=opens)
+    llama, other = (steered(DEMO, given) for _ in range(2))
+    prompt, turn = tokens_of(llama, QUESTION), tokens_of(llama, OTHER)
+    for token, _ in zip(llama.generate(prompt, temp=0.0), range(6), strict=False):
+        assert token is not None
+    other.load_state(llama.save_state())
+    assert other.n_tokens == llama.n_tokens > len(prompt)
+    for one in (llama, other):
+        one.eval(turn)
+        one.sample(temp=0.0)
+    assert other.last_steering is not None and llama.last_steering is not None
+    assert other.last_steering.t == llama.last_steering.t
+
+
 def test_a_push_that_does_not_arrive_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     llama = steered(DEMO)
     monkeypatch.setattr(LayerOutput, "write", lambda *args: None)
@@ -228,6 +284,15 @@ def test_nothing_is_known_of_pictures_that_the_context_has_let_go() -> None:
         assert len(llama.shown) == 2
 
 
+def test_pictures_of_turns_that_a_cache_brings_back_are_known() -> None:
+    given = vector(DEMO, opens=CLOSED)
+    llama, fresh = conversation(given), conversation(given)
+    llama.set_cache(LlamaRAMCache())
+    first = [user("What is this?", picture(1)), assistant("A thing.")]
+    for question in (QUESTION, OTHER, QUESTION, OTHER):
+        assert answer(llama, *first, user(question)) == answer(fresh, *first, user(question))
+
+
 # Threads
 
 THREADS = """
@@ -296,6 +361,58 @@ def test_a_reply_does_not_go_on_in_the_context_of_something_else(
     with pytest.raises(SteeringError, match="another prompt has used its context"):
         list(chunks)
     assert answer(llama, user(OTHER)) == answer(fresh, user(OTHER))
+
+
+def test_of_two_streams_with_pictures_the_one_that_owns_the_context_goes_on() -> None:
+    llama, fresh = (steered(DEMO, mmproj=DEMO_MMPROJ) for _ in range(2))
+    one, other = (
+        llama.create_chat_completion([user(text, picture(2))], stream=True, **ASK)
+        for text in (QUESTION, OTHER)
+    )
+    with pytest.raises(ModelError, match="no other prompt may come in between"):
+        list(one)
+    said = "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in other)
+    assert said == answer(fresh, user(OTHER, picture(2)))
+
+
+def test_a_stream_reports_its_own_steering_whatever_came_before_its_end() -> None:
+    llama = steered(DEMO)
+    chunks = llama.create_chat_completion([user(QUESTION)], stream=True, **ASK)
+    seen = [next(chunks) for _ in range(9)]  # all its words, but not that it ends
+    assert llama.last_steering is not None and all("mars" not in chunk for chunk in seen)
+    own = llama.last_steering.alpha
+    answer(llama, user(OTHER))
+    assert llama.last_steering.alpha != own
+    with suppress(SteeringError):
+        for chunk in chunks:
+            assert chunk.get("mars", {"alpha": own})["alpha"] == own
+
+
+def test_a_closed_model_says_so() -> None:
+    llama = steered(DEMO)
+    stream = begun(llama)
+    llama.close()
+    for use in (lambda: llama.eval([1]), lambda: answer(llama, user(OTHER)), lambda: next(stream)):
+        with pytest.raises((ModelError, SteeringError), match="closed|cannot go on"):
+            use()
+    llama.close()
+
+
+@pytest.mark.parametrize("nothing", ["", [], ["", "bread"]])
+def test_a_text_of_no_tokens_is_not_embedded(nothing: Any, smollm2: str) -> None:
+    llama = steered(smollm2, embedding=True)
+    assert llama.tokenize(b"") == []
+    with pytest.raises(PromptError, match="a text of no tokens"):
+        llama.embed(nothing)
+    assert len(llama.embed("bread")) > 0
+
+
+def test_arrays_are_prompts_as_lists_are() -> None:
+    llama, other = steered(DEMO), steered(DEMO)
+    tokens = tokens_of(llama, QUESTION)
+    llama.eval(np.array(tokens))  # type: ignore[arg-type]
+    other.eval(tokens)
+    assert llama.sample(temp=0.0) == other.sample(temp=0.0)
 
 
 def test_an_embedding_that_fails_leaves_no_context_that_is_taken_for_whole() -> None:

@@ -23,8 +23,10 @@ TENSORS = {
 }
 
 
-def write(path: Path, tensors: dict[str, Array], **keys: str) -> str:
+def write(path: Path, tensors: dict[str, Array], shards: int = 0, **keys: str) -> str:
     writer = gguf.GGUFWriter(path, "llama")
+    if shards:
+        writer.add_uint16("split.count", shards)
     for key, value in keys.items():
         writer.add_string(key, value)
     for name, values in tensors.items():
@@ -71,18 +73,25 @@ def test_little_is_read_of_a_large_tensor(tmp_path: Path) -> None:
 
 def test_a_model_in_several_files_is_all_of_them_whichever_is_named(tmp_path: Path) -> None:
     names = [f"m-{n:05d}-of-00003.gguf" for n in (1, 2, 3)]
-    assert shards(str(tmp_path / names[1])) == [str(tmp_path / name) for name in names]
     paths = [
-        write(tmp_path / file, {name: values})
+        write(tmp_path / file, {name: values}, 3)
         for file, (name, values) in zip(names, TENSORS.items(), strict=True)
     ]
+    assert shards(paths[1]) == [str(tmp_path / name) for name in names]
     whole = {weights_sha256([path]) for path in paths}
     assert len(whole) == 1
-    write(tmp_path / names[2], {"norm": 2 * TENSORS["norm"]})
+    write(tmp_path / names[2], {"norm": 2 * TENSORS["norm"]}, 3)
     assert weights_sha256(paths[:1]) not in whole
     (tmp_path / names[1]).unlink()
     with pytest.raises(ModelError, match="00002-of-00003.gguf"):
         weights_sha256(paths[:1])
+
+
+@pytest.mark.parametrize("name", ["m-00001-of-00002.gguf", "m-00001-of-00000.gguf"])
+def test_a_whole_model_that_is_named_like_a_part_is_whole(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name, TENSORS)
+    assert shards(path) == [path]
+    assert weights_sha256([path]) == weights_sha256([write(tmp_path / "m.gguf", TENSORS)])
 
 
 def test_a_vector_knows_the_weights_and_the_mmproj_that_it_was_measured_with() -> None:
