@@ -184,5 +184,5 @@ def test_what_is_asked_of_one_thing_in_the_packages_own_suites_has_one_group() -
     topics = [asked for group, asked in by_group.items() if group.startswith("topic-")]
     assert len(topics) == 124 and {len(asked) for asked in topics} == {9}
     assert {len(asked) for group, asked in by_group.items() if group.startswith("vqa")} == {1}
-    things = {c.group for c in load_suite("demo").cases if c.kind == "harmful"}
-    assert 1 < len(things) < 120 and all(thing.startswith("thing-") for thing in things)
+    things = {c.group for c in load_suite("demo", limit=30).cases if c.kind == "harmful"}
+    assert 1 < len(things) < 90 and all(thing.startswith("thing-") for thing in things)
