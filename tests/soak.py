@@ -181,7 +181,7 @@ def restored(process: Process, rng: random.Random) -> Outcome:
     """A context that is saved, left for another and restored."""
     llama = process.llama
     before = ask(llama, [message(rng)], rng)
-    state, n_tokens, modality = llama.save_state(), llama.n_reusable, llama.modality
+    state, n_tokens, modality = llama.save_state(), llama.n_tokens, llama.modality
     ask(llama, [message(rng)], rng)
     llama.load_state(state)
     assert (llama.n_tokens, llama.modality) == (n_tokens, modality)
