@@ -8,7 +8,7 @@ shared. The beginning of the last prompt stays for the next group.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +26,10 @@ N_BATCH = 512
 
 Entry = tuple[int, int, tuple[int, ...], bool]
 """Of a batch: token, position, the sequences it belongs to, whether logits are wanted."""
+
+Follow = Callable[[int, list[int]], Sequence[int] | None]
+"""Given a reply by its number and its tokens so far, of which it may take the last one back: the
+tokens that are put after them unasked, or None where the reply ends."""
 
 
 @dataclass
@@ -58,6 +62,7 @@ class Decoder:
     def __init__(self, llama: TappedLlama) -> None:
         self.llama = llama
         self.memory = lib.llama_get_memory(llama.ctx)
+        self._vocab = lib.llama_model_get_vocab(llama.model)
         self._batch: Any = lib.llama_batch_init(N_BATCH, 0, MAX_SEQUENCES)
         self._n_embd_input = lib.llama_model_n_embd_inp(llama.model)
         self._embedded: Any = lib.llama_batch_init(N_BATCH, self._n_embd_input, 1)
@@ -76,30 +81,52 @@ class Decoder:
             return self._last_tokens(prompts, numbers)
 
     def replies(
-        self, prompts: Sequence[CachedPrompt], n_tokens: int, first: AbstractContextManager[object]
+        self,
+        prompts: Sequence[CachedPrompt],
+        n_tokens: int,
+        first: AbstractContextManager[object],
+        follow: Follow | None = None,
     ) -> list[list[int]]:
-        """The first ``n_tokens`` tokens of the greedy reply to every prompt, fewer where it ends.
-        The last tokens of the prompts are decoded within ``first``, as `last_tokens` does, those
-        that follow outside it. The prompts stay as they are."""
+        """The first ``n_tokens`` tokens of the greedy reply to every prompt, fewer where it ends;
+        with ``follow``, as many as that says. The last tokens of the prompts are decoded within
+        ``first``, as `last_tokens` does, those that follow outside it. The prompts stay as they
+        are."""
         replies: list[list[int]] = [[] for _ in prompts]
-        vocab = lib.llama_model_get_vocab(self.llama.model)
+        follow = follow or self._up_to(n_tokens)
         with self._copies(prompts) as numbers:
             with first:
                 logits = self._last_tokens(prompts, numbers)
             going = list(range(len(prompts)))
             while True:
-                entries: list[Entry] = []
+                before: list[Entry] = []
+                last: list[Entry] = []
                 for i, token in zip(list(going), logits.argmax(-1).tolist(), strict=True):
+                    known = len(replies[i])
                     replies[i].append(token)
-                    if lib.llama_vocab_is_eog(vocab, token) or len(replies[i]) == n_tokens:
+                    put = follow(i, replies[i])
+                    if put is None:
                         going.remove(i)
                         continue
-                    position = prompts[i].n_past + len(replies[i])
-                    entries.append((token, position, (numbers[i],), True))
+                    replies[i] += put
+                    new = enumerate(replies[i][known:], prompts[i].n_past + 1 + known)
+                    *some, (position, final) = new
+                    before += [(t, p, (numbers[i],), False) for p, t in some]
+                    last.append((final, position, (numbers[i],), True))
                 if not going:
                     return replies
-                self.text(entries)
-                logits = self._logits(len(entries))
+                self.text(before)
+                self.text(last)
+                logits = self._logits(len(last))
+
+    def ends(self, token: int) -> bool:
+        """Whether a token ends a reply."""
+        return bool(lib.llama_vocab_is_eog(self._vocab, token))
+
+    def _up_to(self, n_tokens: int) -> Follow:
+        def follow(_number: int, reply: list[int]) -> Sequence[int] | None:
+            return None if self.ends(reply[-1]) or len(reply) == n_tokens else ()
+
+        return follow
 
     @contextmanager
     def _copies(self, prompts: Sequence[CachedPrompt]) -> Iterator[list[int]]:
