@@ -11,6 +11,7 @@ from typing import Any
 from mars_gguf.convert import DEVICES, DTYPES
 from mars_gguf.errors import MarsError
 from mars_gguf.hub import download
+from mars_gguf.reasoning import REASONINGS
 
 # As mars_gguf.runtime.template.NAMES, which takes llama_cpp to import.
 HANDLERS = (
@@ -155,6 +156,15 @@ def add_template_arguments(group: Group) -> None:
         metavar="JSON",
         help="variables for the chat template, as in '{\"enable_thinking\": false}'",
     )
+    group.add_argument(
+        "-rea",
+        "--reasoning",
+        choices=REASONINGS,
+        help="for models that think. off: without thoughts (as llama.cpp's off); thought, answer: "
+        "with them (llama.cpp's on), and the token that is judged and steered is the first of the "
+        "thought, or the first of the answer after it (default: as the vector was measured; to "
+        "measure one, answer if the chat template lets the model think unasked, else off)",
+    )
 
 
 def add_context_argument(group: Group) -> None:
@@ -298,6 +308,7 @@ def llama_options(args: argparse.Namespace) -> dict[str, Any]:
     return dict(
         template=args.chat_handler,
         chat_template_kwargs=args.chat_template_kwargs,
+        reasoning=args.reasoning,
         way=args.way,
         force=args.force,
         n_ctx=args.ctx_size,

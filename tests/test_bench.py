@@ -270,8 +270,9 @@ def test_a_memory_that_cannot_rewind_has_no_cvec(hybrid: str, tmp_path: Path) ->
 
 def test_options_reach_every_kind_of_model() -> None:
     given = subject(
-        template="chatml", chat_template_kwargs={"a": 1}, way="auto", force=True, n_ubatch=64
-    )
+        template="chatml", chat_template_kwargs={"a": 1}, reasoning="off", way="auto", force=True,
+        n_ubatch=64,
+    )  # fmt: skip
     assert given.plain == OPTIONS | {"n_gpu_layers": 0, "n_ubatch": 64}
     assert given.reading == {
         "chat_handler": "chatml", "chat_template_kwargs": {"a": 1}, "n_threads": 1,
@@ -280,6 +281,7 @@ def test_options_reach_every_kind_of_model() -> None:
     convert = Processes(given)._convert_arguments(Path("v.gguf"))
     assert convert[convert.index("--chat-handler") + 1] == "chatml"
     assert json.loads(convert[convert.index("--chat-template-kwargs") + 1]) == {"a": 1}
+    assert convert[convert.index("--reasoning") + 1] == "off"
 
 
 # The command -------------------------------------------------------------------------------------

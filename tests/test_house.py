@@ -18,7 +18,7 @@ MODULES = {
 }
 # From the ground up; what stands in one line stands beside one another.
 ROOMS = [
-    ["__init__", "errors", "steering", "statistics", "openings"],
+    ["__init__", "errors", "steering", "statistics", "openings", "reasoning"],
     ["files", "console", "interrupts", "vectors"],
     ["hub", "media"],
     ["runtime", "demo_model", "convert.__init__"],
@@ -28,9 +28,10 @@ ROOMS = [
 ]
 # Besides the runtime: plain llama-cpp-python, to compare with, and its server.
 KNOW_LLAMA_CPP = ("runtime", "server", "bench", "demo")
-PURE = ("steering", "statistics", "openings", "vectors", "convert.prompts", "convert.geometry",
-        "convert.observations", "convert.pipeline", "convert.splits", "convert.layers",
-        "convert.calibration", "convert.probes", "convert.neutral", "convert.refusals")  # fmt: skip
+PURE = ("steering", "statistics", "openings", "reasoning", "vectors", "convert.prompts",
+        "convert.geometry", "convert.observations", "convert.pipeline", "convert.splits",
+        "convert.layers", "convert.calibration", "convert.probes", "convert.neutral",
+        "convert.refusals")  # fmt: skip
 
 
 def imports(path: Path, *, anywhere: bool) -> Iterator[str]:

@@ -104,7 +104,8 @@ def test_the_names_of_handlers_are_those_of_the_runtime():
 
 def test_how_prompts_are_written_is_said_in_words_of_the_library(parser):
     words = ["--chat-handler", "chatml", "--chat-template-kwargs", '{"enable_thinking": false}']
-    options = llama_options(parser.parse_args(words))
+    options = llama_options(parser.parse_args([*words, "--reasoning", "thought"]))
+    assert options["reasoning"] == "thought"
     assert options["template"] == "chatml"
     assert options["chat_template_kwargs"] == {"enable_thinking": False}
 

@@ -201,6 +201,7 @@ def vectors(draw: st.DrawFn) -> Vector:
     entries = hnp.arrays(np.float32, n_embd, elements=st.floats(-1e4, 1e4, width=32))
     safe, unsafe, shift = draw(entries), draw(entries), draw(entries)
     assume(float(np.abs(unsafe - safe).max()) > 0.01)
+    assume(abs(float(projection(unsafe - safe) @ shift)) < 99)
     media = draw(st.sets(st.sampled_from(["image", "video"])))
     spreads = {m: draw(plausible) for m in ("text", *media)}
     return Vector(
@@ -665,8 +666,9 @@ OTHER: dict[str, Any] = {
     "chat_template_kwargs": '{"enable_thinking": false}',
     "weights_sha256": "56" * 32,
     "mmproj_sha256": "78" * 32,
+    "reasoning": "answer",
 }
-FULL = replace(VECTOR, model=replace(MODEL, mmproj_sha256="90" * 32))
+FULL = replace(VECTOR, model=replace(MODEL, mmproj_sha256="90" * 32, reasoning="off"))
 
 
 @given(st.sets(st.sampled_from([f.name for f in fields(ModelFingerprint)])))
@@ -692,6 +694,29 @@ def test_what_is_not_known_of_a_model_is_not_held_against_it(unknown):
     blank = replace(MODEL, **dict.fromkeys(unknown, ""))
     VECTOR.require_model(blank)
     replace(VECTOR, model=blank).require_model(MODEL)
+
+
+def test_a_vector_of_before_thoughts_is_refused_for_a_model_that_thinks():
+    thinks = replace(MODEL, reasoning="answer")
+    for vector, model in ((VECTOR, thinks), (replace(VECTOR, model=thinks), MODEL)):
+        with pytest.raises(VectorError, match="reasoning: the vector was made for"):
+            vector.require_model(model)
+        vector.require_model(model, force=True)
+
+
+@pytest.mark.parametrize("reasoning", ["off", "thought", "answer"])
+def test_how_the_model_thinks_is_stored_and_nothing_of_models_that_do_not(tmp_path, reasoning):
+    vector = replace(VECTOR, model=replace(MODEL, reasoning=reasoning))
+    write_vector(vector, tmp_path / "a.gguf")
+    assert read_vector(tmp_path / "a.gguf").model.reasoning == reasoning
+    write_vector(VECTOR, tmp_path / "b.gguf")
+    assert b"reasoning" not in (tmp_path / "b.gguf").read_bytes()
+    assert read_vector(tmp_path / "b.gguf").model.reasoning == ""
+
+
+def test_another_word_for_reasoning_is_refused(tmp_path):
+    with pytest.raises(VectorError, match=r"mars.model.reasoning: found on, expected off, thought"):
+        write_vector(replace(VECTOR, model=replace(MODEL, reasoning="on")), tmp_path / "a.gguf")
 
 
 # python -m mars_gguf.vectors

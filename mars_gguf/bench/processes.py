@@ -173,6 +173,8 @@ class Processes:
         arguments = [*given.arguments, *media, "-q", "--no-plot", "-o", str(output)]
         if variables := self.options.get("chat_template_kwargs"):
             arguments += ["--chat-template-kwargs", json.dumps(variables)]
+        if reasoning := self.options.get("reasoning"):
+            arguments += ["--reasoning", reasoning]
         return arguments
 
     def _convert_arguments(self, output: Path) -> list[str]:

@@ -96,7 +96,8 @@ def _prepare(subject: Subject) -> tuple[list[int], bool]:
     """A prompt of several harmless ones, of about PROMPT_TOKENS; and whether the model's memory can
     be rewound."""
     options = subject.plain | {
-        name: subject.options.get(name) for name in ("template", "chat_template_kwargs")
+        name: subject.options.get(name)
+        for name in ("template", "chat_template_kwargs", "reasoning")
     }
     with closing(TappedLlama(subject.model, **options)) as llama:
         if llama.n_ctx() < PROMPT_TOKENS + REPLY_TOKENS:

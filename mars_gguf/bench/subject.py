@@ -9,7 +9,8 @@ from mars_gguf import demo_model
 from mars_gguf.convert.probes import neutral_probes, paired_probes
 from mars_gguf.convert.prompts import ContrastPrompts, Prompt, builtin_contrast, read_prompts
 
-STEERED_ONLY = {"template", "chat_template_kwargs", "way", "force"}  # of SteeredLlama's options
+# Of SteeredLlama's options:
+STEERED_ONLY = {"template", "chat_template_kwargs", "reasoning", "way", "force"}
 READING = {
     "template": "chat_handler",
     "chat_template_kwargs": "chat_template_kwargs",

@@ -28,6 +28,7 @@ from mars_gguf.runtime.mtmd import guard
 from mars_gguf.runtime.probe import eval_seen, judge, require_moved, self_test
 from mars_gguf.runtime.replies import ReplyingLlama
 from mars_gguf.runtime.tap import Rows
+from mars_gguf.runtime.template import ChatTemplate
 from mars_gguf.steering import Decision, steering_vector
 from mars_gguf.vectors import Vector, read_vector
 
@@ -55,12 +56,24 @@ class Steering:
     milliseconds: float
 
 
+def _require_no_thoughts(vector: Vector) -> None:
+    """Raise ModelError for a vector that a chat handler of llama-cpp-python's cannot be used with:
+    whether its prompts let the model think is not known."""
+    if vector.model.reasoning:
+        raise ModelError(
+            f"the vector was measured with reasoning {vector.model.reasoning!r}, which no "
+            "chat_handler or chat_format of llama-cpp-python's keeps to: leave it out, and prompts "
+            "are written by the model's own template"
+        )
+
+
 class SteeredLlama(ReplyingLlama):
     """A ``llama_cpp.Llama``, steered by a vector file. Takes every argument that ``Llama`` takes.
 
     vector: a file written by mars_gguf.convert, or a Vector.
-    mmproj, template, chat_template_kwargs: see TappedLlama. A ``chat_handler`` or ``chat_format``
-        of llama-cpp-python's can be given instead.
+    mmproj, template, chat_template_kwargs, reasoning: see TappedLlama; ``reasoning`` is the
+        vector's by default. A ``chat_handler`` or ``chat_format`` of llama-cpp-python's can be
+        given instead, where the vector is not of a model that thinks.
     way: "cvec" decodes the last prompt token again under llama.cpp's control vector; "inline" adds
         the same vector within the pass, which works for every memory and costs no second decode;
         "auto" is "inline".
@@ -88,7 +101,7 @@ class SteeredLlama(ReplyingLlama):
         self.vector = vector if isinstance(vector, Vector) else read_vector(vector)
         self.vector.check()
         brought = kwargs.get("chat_handler") or kwargs.get("chat_format")
-        ours = ("mmproj", "template", "chat_template_kwargs")
+        ours = ("mmproj", "template", "chat_template_kwargs", "reasoning")
         if brought and any(kwargs.get(name) for name in ours):
             raise ModelError(f"give {', '.join(ours)}, or chat_handler or chat_format: not both")
         self.last_steering: Steering | None = None
@@ -100,6 +113,8 @@ class SteeredLlama(ReplyingLlama):
             "keep_turns": keep_turns,
         }
         self.vector.require_model(self.fingerprint, force=force)
+        if brought:
+            _require_no_thoughts(self.vector)
         if way == "cvec" and not self.memory_can_rewind():
             raise ModelError(
                 "way='cvec' decodes the last prompt token twice, which recurrent or hybrid memory "
@@ -110,6 +125,10 @@ class SteeredLlama(ReplyingLlama):
         if not brought:
             self._chat_handler = own_handler(self, keep_turns=keep_turns)
         self_test(self)
+
+    def _template(self, name: Any, kwargs: Any, reasoning: Any) -> ChatTemplate:
+        measured: Any = self.vector.model.reasoning or None
+        return super()._template(name, kwargs, reasoning or measured)
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()

@@ -19,6 +19,7 @@ from llama_cpp import Llama
 from llama_cpp import llama_cpp as lib
 
 from mars_gguf.errors import ModelError, PromptError
+from mars_gguf.reasoning import Reasoning
 from mars_gguf.runtime.alone import alone
 from mars_gguf.runtime.compat import LlamaContext, suppress_stdout_stderr
 from mars_gguf.runtime.control_vector import ControlVector
@@ -64,6 +65,8 @@ class TappedLlama(Llama):
     mmproj: multimodal projector (GGUF).
     template: how prompts are written, one of `template.NAMES`; default: as the GGUF says.
     chat_template_kwargs: variables for the chat template.
+    reasoning: whether the model thinks, and which token counts (mars_gguf.reasoning); default: as
+        the chat template suggests. ``template.reasoning`` is what came of it.
     context_overrides: fields of ``llama_context_params`` that ``Llama`` has no keyword for.
     progress: called with the share of the model that is loaded, 0 to 1.
     compiled: whether the tap answers in C; default: where that was built.
@@ -84,6 +87,7 @@ class TappedLlama(Llama):
         mmproj: str | None = None,
         template: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        reasoning: Reasoning | None = None,
         context_overrides: dict[str, Any] | None = None,
         progress: Callable[[float], object] | None = None,
         compiled: bool | None = None,
@@ -107,7 +111,11 @@ class TappedLlama(Llama):
             self.projector = Projector(mmproj, self, verbose=self.verbose)
             self._make_room_for_pictures()
         self.control_vector = ControlVector(self.ctx, self.n_layer, self.n_embd())
-        self.template = self._template(template, chat_template_kwargs)
+        self.template = self._template(template, chat_template_kwargs, reasoning)
+        if reasoning in ("thought", "answer") and self.template.reasoning is None:
+            raise ModelError(
+                f"reasoning: found {reasoning!r}, but this model's chat template knows no thoughts"
+            )
         handler = kwargs.get("chat_handler")
         self.fingerprint = self._fingerprint(mmproj or getattr(handler, "clip_model_path", None))
         # Closed before the interpreter takes apart what Llama.close needs.
@@ -153,7 +161,9 @@ class TappedLlama(Llama):
             context = LlamaContext(model=self._model, params=params, verbose=self.verbose)
         self._ctx = self._stack.enter_context(contextlib.closing(context))
 
-    def _template(self, name: str | None, kwargs: Mapping[str, Any] | None) -> ChatTemplate:
+    def _template(
+        self, name: str | None, kwargs: Mapping[str, Any] | None, reasoning: Reasoning | None
+    ) -> ChatTemplate:
         tokens = self.token_bos(), self.token_eos()
         pictures = self.projector is not None
 
@@ -167,8 +177,9 @@ class TappedLlama(Llama):
             return lib.llama_vocab_get_text(vocab, token).decode(errors="ignore")
 
         bos, eos = map(text, tokens)
+        options: Any = {"kwargs": kwargs, "reasoning": reasoning}
         return chat_template(
-            self.metadata, name, (bos, eos), pictures=pictures, eos_id=tokens[1], kwargs=kwargs
+            self.metadata, name, (bos, eos), pictures=pictures, eos_id=tokens[1], **options
         )
 
     def _fingerprint(self, mmproj: str | None) -> ModelFingerprint:
@@ -190,6 +201,7 @@ class TappedLlama(Llama):
             chat_template_kwargs=json.dumps(self.template.kwargs, sort_keys=True),
             weights_sha256=self._weights_sha256(),
             mmproj_sha256=weights_sha256([mmproj]) if mmproj else "",
+            reasoning=self.template.reasoning or "",
         )
 
     def _weights_sha256(self) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count, repeat
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from llama_cpp import llama_chat_format, mtmd_cpp
 from llama_cpp.llama_chat_format import ChatFormatter, ChatFormatterResponse, Jinja2ChatFormatter
 
 from mars_gguf.errors import ModelError, PromptError
+from mars_gguf.reasoning import KNOWN, Markers, Reasoning, markers_in, said
 
 Messages = Sequence[Mapping[str, Any]]
 Form = Literal["string", "parts"]
@@ -28,6 +29,17 @@ MARKER = mtmd_cpp.mtmd_default_marker().decode()  # stands for a picture in the 
 PROBE = "zq7 mars probe 5x"
 ADVICE = "Choose another template with --chat-handler (in the server --chat_format)"
 RESERVED = {"messages", "add_generation_prompt", "bos_token", "eos_token"}  # of a template
+OFFERED = {"functions", "function_call", "tools", "tool_choice"}  # what requests give a template
+
+# The variables by which templates are told to let the model think, and what they are if it shall
+# not, or shall.
+SWITCHES: dict[str, tuple[Any, Any]] = {
+    "enable_thinking": (False, True),
+    "thinking": (False, True),
+    "reasoning": (False, True),
+    "thinking_option": ("off", "on"),
+    "thinking_mode": ("disabled", "enabled"),
+}
 
 # What llama.cpp writes prompts in where a GGUF has no template (common/chat.cpp).
 CHATML = llama_chat_format.CHATML_CHAT_TEMPLATE
@@ -64,10 +76,11 @@ class Medium:
 @dataclass(frozen=True)
 class Rendered:
     """The text of a prompt, with a MARKER for each of ``media``; ``response`` is all that
-    llama-cpp-python wants to know of it."""
+    llama-cpp-python wants to know of it. ``opened``: it ends within a thought."""
 
     response: ChatFormatterResponse
     media: tuple[Medium, ...]
+    opened: bool = False
 
     @property
     def text(self) -> str:
@@ -80,6 +93,8 @@ class ChatTemplate:
     source: a Jinja template. name: one of NAMES, or of llama-cpp-python's own formatters.
     default_system: said where the messages have no system prompt. kwargs: variables for the
     template. url_parts: pictures are shown to it as image_url parts, else as text parts.
+    reasoning: whether the model thinks, and which token counts; default: "off" if it thinks only
+    when asked to, else "answer". ``reasoning`` is None if the template knows no thoughts.
     """
 
     def __init__(
@@ -94,6 +109,7 @@ class ChatTemplate:
         default_system: str | None = None,
         url_parts: bool = False,
         kwargs: Mapping[str, Any] | None = None,
+        reasoning: Reasoning | None = None,
     ) -> None:
         self.source, self.name, self.kwargs = source, name, dict(kwargs or {})
         if ours := sorted(RESERVED & self.kwargs.keys()):
@@ -105,6 +121,12 @@ class ChatTemplate:
             )
         except Exception as error:
             raise ModelError(f"the chat template {name!r} is no Jinja template: {error}") from error
+        self._pinned: dict[str, Any] = {}
+        self._no_switch = False
+        self.thinks, by_default = self._learn_thoughts()
+        self.reasoning = (reasoning or by_default) if self.thinks else None
+        if self.reasoning:
+            self._pinned = self._switched(self.reasoning != "off")
 
     @cached_property
     def sha256(self) -> str:
@@ -131,13 +153,17 @@ class ChatTemplate:
         # Once more with numbers, to see which texts and pictures are there, and in which order.
         numbered = self._as_taken(_numbered(messages), map(_mark, count()))
         order = _require_all(messages, len(media), self._format(numbered, **kwargs).prompt)
+        opened = False
+        if self.thinks is not None:
+            own = {name: value for name, value in kwargs.items() if name in OFFERED}
+            response, opened = self._ended(response, _tail(self._format(numbered, **own).prompt))
         found = response.prompt.count(MARKER)
         if found != len(media):
             raise PromptError(
                 f"the chat template shows {found} of the {len(media)} pictures in the messages. "
                 f"{ADVICE}."
             )
-        return Rendered(response, tuple(media[n] for n in order))
+        return Rendered(response, tuple(media[n] for n in order), opened)
 
     def takes(self, role: str) -> frozenset[Form]:
         """The forms in which the template shows the content of a message of ``role``; of roles that
@@ -174,10 +200,76 @@ class ChatTemplate:
                 found.add(form)
         return frozenset(found)
 
+    # Thoughts ------------------------------------------------------------------------------------
+
+    def _learn_thoughts(self) -> tuple[Markers | None, Reasoning]:
+        """The markers of thoughts that the template writes or looks for, None if it knows none; and
+        how it lets the model begin if it is told nothing."""
+        if not any(m.open in self.source or m.close in self.source for m in KNOWN):
+            return None, "off"
+        try:
+            asked = [{"role": "user", "content": _content(PROBE, self.takes("user"))}]
+            plain = self._format(asked).prompt
+            off, on = (self._format(asked, **self._switched(to)).prompt for to in (False, True))
+        except (ModelError, PromptError):
+            return None, "off"  # it shows nothing: said when it is used
+        tails = [prompt.rpartition(PROBE)[2] for prompt in (plain, off, on)]
+        written = (m for m in KNOWN for t in tails if m.opened_by(t) or m.closed_by(t))
+        markers = next(written, None) or markers_in(self.source)
+        if markers is None:
+            return None, "off"
+        self._no_switch = on == off
+        asked_for = plain == off and (on != off or markers.closed_by(tails[0]))
+        return markers, "off" if asked_for else "answer"
+
+    def _switched(self, on: bool) -> dict[str, Any]:
+        """The variables that tell the template whether the model shall think."""
+        return {
+            name: values[on]
+            for name, values in SWITCHES.items()
+            if re.search(rf"\b{name}\b", self.source)
+        }
+
+    def _ended(
+        self, response: ChatFormatterResponse, tail: str
+    ) -> tuple[ChatFormatterResponse, bool]:
+        """A prompt that must end with ``tail``, and whether it leaves a thought open: closed where
+        the model shall not think. Raises PromptError for another end: then something in the
+        request had told the template otherwise."""
+        thinks = self.thinks
+        assert thinks is not None
+        if not response.prompt.endswith(tail):
+            raise PromptError(
+                "something in the messages, or a variable for the chat template, changes whether "
+                f"the model thinks: --reasoning {self.reasoning} says that. Leave it out."
+            )
+        opened, off = thinks.opened_by(tail), self.reasoning == "off"
+        if off and not opened and self._no_switch and not thinks.closed_by(tail):
+            return replace(response, prompt=response.prompt + thinks.open + self._closing), False
+        if off and opened:
+            return replace(response, prompt=response.prompt + self._closing), False
+        return response, opened
+
+    @cached_property
+    def _closing(self) -> str:
+        """What ends a thought of nothing: the marker, spaced as the template does in earlier
+        turns; as most do, where it shows none."""
+        assert self.thinks is not None
+        reply = {"role": "assistant", "content": _content(PROBE, self.takes("assistant"))}
+        asked = {"role": "user", "content": _content("question", self.takes("user"))}
+        thought = PROBE.upper()
+        close = self.thinks.close
+        try:
+            text = self._format([asked, reply | {"reasoning_content": thought}]).prompt
+        except PromptError:
+            text = ""
+        shown = re.search(rf"{thought}(\s*{re.escape(close)}\s*){PROBE}", text)
+        return shown[1] if shown else f"\n{close}\n\n"
+
     def _format(self, messages: list[Any], **kwargs: Any) -> ChatFormatterResponse:
         own = {name: value for name, value in self.kwargs.items() if kwargs.get(name) is None}
         try:
-            return self._formatter(messages=messages, **kwargs | own)
+            return self._formatter(messages=messages, **kwargs | own | self._pinned)
         except Exception as error:  # a template is a program of its own
             raise PromptError(f"the chat template refuses the messages: {error}") from error
 
@@ -217,6 +309,7 @@ def chat_template(
     pictures: bool,
     eos_id: int,
     kwargs: Mapping[str, Any] | None = None,
+    reasoning: Reasoning | None = None,
 ) -> ChatTemplate:
     """The template called ``name`` (of NAMES), by default that of the GGUF with ``metadata``, or
     ChatML where it has none.
@@ -226,7 +319,7 @@ def chat_template(
     none.
     """
     bos, eos = tokens
-    options: dict[str, Any] = {"bos": bos, "eos": eos, "kwargs": kwargs}
+    options: dict[str, Any] = {"bos": bos, "eos": eos, "kwargs": kwargs, "reasoning": reasoning}
     if not pictures:
         options["stop_token_ids"] = [eos_id]
     if name in _HANDLERS:
@@ -345,9 +438,15 @@ def _mark(index: int) -> str:
     return f"<__media_{index}__>"
 
 
+def _tail(prompt: str) -> str:
+    """What follows the last text or picture in the prompt of numbered messages."""
+    last = "70[0-9]{6}07|" + _mark(0).replace("0", "[0-9]+")
+    return re.split(last, prompt)[-1]
+
+
 def _said(text: str, role: str) -> str:
     """What of a text a template must show: it may leave out what an assistant thought."""
-    return (text.rpartition("</think>")[2] if role == "assistant" else text).strip()
+    return said(text) if role == "assistant" else text.strip()
 
 
 def _numbered(messages: Messages) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ Layout (GGUF version 3, little-endian):
     mars.centroid.safe, mars.centroid.unsafe, mars.shift.<modality>   f32 [n_embd]
     mars.readout             f32 [n_embd], w
     mars.spread.<modality>, mars.threshold.<modality>, mars.gate.ramp, mars.trust.limit   f32
-    mars.model.*             what the vector was measured on
+    mars.model.*             what the vector was measured on; reasoning only of models that think
     mars.calibration.*, mars.source.*   what was measured, and with what
 
 llama.cpp reads no keys and rejects any further tensor (common/common.cpp,
@@ -35,6 +35,7 @@ import numpy as np
 
 from mars_gguf.errors import VectorError
 from mars_gguf.files import atomic
+from mars_gguf.reasoning import REASONINGS
 from mars_gguf.steering import Array, Geometry
 from mars_gguf.vectors import seal
 from mars_gguf.vectors.reader import Reader
@@ -73,7 +74,7 @@ READOUTS = 0.99, 1e4  # its length times D: 1 is the projection's
 
 FORGIVABLE = {
     "name", "quantization", "chat_template_sha256", "chat_template_kwargs", "weights_sha256",
-    "mmproj_sha256",
+    "mmproj_sha256", "reasoning",
 }  # fmt: skip
 
 Value = bool | int | float | str | list[Any]
@@ -81,7 +82,9 @@ Value = bool | int | float | str | list[Any]
 
 @dataclass(frozen=True)
 class ModelFingerprint:
-    """What identifies the model a vector belongs to. Empty strings mean "not known"."""
+    """What identifies the model a vector belongs to. Empty strings mean "not known"; of
+    ``reasoning`` (mars_gguf.reasoning) that the model does not think, or that it was not known to.
+    """
 
     architecture: str
     name: str
@@ -93,12 +96,14 @@ class ModelFingerprint:
     chat_template_kwargs: str = "{}"  # as JSON, keys sorted
     weights_sha256: str = ""  # of a sample of them, as of the mmproj's
     mmproj_sha256: str = ""
+    reasoning: str = ""
 
     def differences(self, other: ModelFingerprint, *, force: bool = False) -> list[str]:
         """One line for each field in which ``other`` differs from self and must not.
 
         ``force`` allows another name, quantization, other weights, another mmproj or chat template
-        with its variables; the architecture, the shape and the tokenizer must always agree.
+        with its variables, and another way of thinking; the architecture, the shape and the
+        tokenizer must always agree.
         """
         mine, theirs = asdict(self), asdict(other)
         return [
@@ -114,14 +119,13 @@ class ModelFingerprint:
             key
             for key in mine
             if mine[key] != theirs[key]
-            and mine[key] != ""
-            and theirs[key] != ""
+            and (key == "reasoning" or (mine[key] != "" and theirs[key] != ""))
             and not (force and key in FORGIVABLE)
         ]
 
 
 def _short(value: object) -> str:
-    text = str(value)
+    text = str(value) or "none"
     return text[:12] + "..." if len(text) == 64 else f"{text:.100}"
 
 
@@ -161,6 +165,9 @@ class Vector:
         """Raise VectorError unless every value is one that the runtime can use."""
         g, n = self.geometry, self.model.n_embd
         _expect(1 <= n <= 1 << 17, "mars.model.n_embd", n, "1 to 131072")
+        reasoning = self.model.reasoning
+        known = ", ".join(REASONINGS)
+        _expect(reasoning in ("", *REASONINGS), "mars.model.reasoning", reasoning, known)
         _expect(2 <= self.model.n_layer <= 4096, "mars.model.n_layer", self.model.n_layer, ">= 2")
         _expect(
             1 <= self.layer < self.model.n_layer,
@@ -282,7 +289,7 @@ def _write(vector: Vector, path: Path) -> None:
         writer.add_float32("mars.gate.ramp", g.gate_ramp)
         writer.add_float32("mars.trust.limit", g.trust_limit)
         for section, values in (
-            ("model", asdict(vector.model)),
+            ("model", _stored(vector.model)),
             ("calibration", vector.calibration),
             ("source", vector.source),
         ):
@@ -295,6 +302,11 @@ def _write(vector: Vector, path: Path) -> None:
         writer.write_tensors_to_file()
     finally:
         writer.close()
+
+
+def _stored(model: ModelFingerprint) -> dict[str, Value]:
+    """What is written of a model: files of models that do not think are as they always were."""
+    return {k: v for k, v in asdict(model).items() if k != "reasoning" or v}
 
 
 def _float32(array: Array) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -412,6 +424,7 @@ def _vector(keys: dict[str, Any], tensors: dict[str, Array]) -> Vector:
         **{
             key: _get(keys, f"mars.model.{key}", int if key.startswith("n_") else str)
             for key in ModelFingerprint.__dataclass_fields__
+            if key != "reasoning" or f"mars.model.{key}" in keys
         }
     )
     vector = Vector(layer, geometry, model, _section(keys, "calibration"), _section(keys, "source"))

@@ -14,6 +14,7 @@ def describe(vector: Vector) -> str:
     lines = [
         f"model       {m.name or m.architecture} ({m.architecture}, {m.n_layer} blocks, "
         f"n_embd {m.n_embd}, {m.quantization or 'quantization unknown'})",
+        *[f"reasoning   {m.reasoning}"] * bool(m.reasoning),
         f"layer       {vector.layer}",
         f"direction   D = {g.distance:.4g}",
         f"gate        fully open {g.gate_ramp:.3g} spreads beyond where it opens",

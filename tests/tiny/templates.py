@@ -82,6 +82,14 @@ QWEN_3_VL = Chat(
     "both", "<|im_end|>", (*CHATML, *VISION), "".join(VISION),
 )  # fmt: skip
 
+# A thought is opened always.
+QWEN_3_VL_THINKING = Chat(
+    QWEN_3_VL.template.replace(
+        "{{ '<|im_start|>assistant\\n' }}", "{{ '<|im_start|>assistant\\n<think>\\n' }}"
+    ),
+    "both", "<|im_end|>", (*QWEN_3_VL.tokens, "<think>", "</think>"), QWEN_3_VL.picture,
+)  # fmt: skip
+
 # Wants a question, trims, forgets earlier thoughts, opens a thought unless told not to.
 QWEN_3_5 = Chat(
     r"""
@@ -443,7 +451,7 @@ GLM_4_V = Chat(
 """,
     "both", "<|user|>",
     (
-        "[gMASK]", "<sop>", "<|system|>", "<|assistant|>", "<think>",
+        "[gMASK]", "<sop>", "<|system|>", "<|assistant|>", "<think>", "</think>",
         "<|begin_of_image|>", "<|image|>", "<|end_of_image|>",
     ),
     "<|begin_of_image|><|image|><|end_of_image|>",

@@ -1,0 +1,71 @@
+"""Models that think before they answer: the markers of thoughts, and which token of a reply counts.
+
+A thought stands between two markers, which templates and models write in a handful of ways.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, get_args
+
+# off: the model answers at once. thought: what is judged and steered is the first token of the
+# thought. answer: the first token of the answer, after the thought.
+Reasoning = Literal["off", "thought", "answer"]
+REASONINGS: tuple[Reasoning, ...] = get_args(Reasoning)
+
+
+class Markers(NamedTuple):
+    """What a thought begins and ends with."""
+
+    open: str
+    close: str
+
+    def opened_by(self, text: str) -> bool:
+        """Whether ``text``, the end of a prompt, leaves a thought open."""
+        return text.rstrip().endswith(self.open)
+
+    def closed_by(self, text: str) -> bool:
+        """Whether ``text``, the end of a prompt, closes a thought."""
+        return text.rstrip().endswith(self.close)
+
+
+KNOWN = (
+    Markers("<think>", "</think>"),  # Qwen, DeepSeek, GLM, MiMo, Kimi K2, Nemotron, ...
+    Markers("<|channel>thought", "<channel|>"),  # Gemma 4
+    Markers("◁think▷", "◁/think▷"),  # Kimi-VL
+    Markers("[THINK]", "[/THINK]"),  # Magistral, Ministral
+    Markers("<|START_THINKING|>", "<|END_THINKING|>"),  # Command A, R7B
+    Markers("<seed:think>", "</seed:think>"),
+    Markers("<mm:think>", "</mm:think>"),  # MiniMax M3
+    Markers("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]"),  # Apriel
+)
+
+
+def markers_in(source: str) -> Markers | None:
+    """The markers that a chat template writes, both of them; None if it does not."""
+    found = (m for m in KNOWN if m.open in source and m.close in source)
+    return next(found, None)
+
+
+def split(text: str, markers: Markers | None, opened: bool) -> tuple[str, str | None]:
+    """A reply's thought and its answer, without markers; the answer is None if the thought never
+    ended. ``opened``: the prompt had opened the thought."""
+    thoughts: list[str] = []
+    while markers is not None:
+        if not opened:
+            begun = text.lstrip()
+            if not begun.startswith(markers.open):
+                break
+            text = begun.removeprefix(markers.open)
+        thought, closed, text = text.partition(markers.close)
+        thoughts.append(thought)
+        if not closed:
+            return "\n".join(thoughts), None
+        opened = False
+    return "\n".join(thoughts), text
+
+
+def said(text: str) -> str:
+    """What of an assistant's earlier reply every chat template shows: not what it thought."""
+    ends = (text.rfind(m.close) + len(m.close) for m in KNOWN if m.close in text)
+    after = text[max(ends, default=0) :].strip()
+    return "" if any(after.startswith(m.open) for m in KNOWN) else after
