@@ -74,12 +74,23 @@ def test_templates_that_show_too_little_are_refused(source: Any, sees: bool, mes
 
 
 def test_what_a_template_is_told_reaches_it_and_its_fingerprint() -> None:
-    source = STRINGS + "{% if not thinking %}<think></think>{% endif %}"
-    for thinking in (True, False):
-        told = template(source, thinking=thinking)
-        assert ("<think>" in told.render(QUESTION)) != thinking
+    source = STRINGS + "{% if briefly %}In short:{% endif %}"
+    for briefly in (True, False):
+        told = template(source, briefly=briefly)
+        assert ("In short" in told.render(QUESTION)) == briefly
     assert template(source, b=1, a=None).variables == '{"a": null, "b": 1}'
     assert template(source).variables == "{}"
+
+
+def test_a_model_that_thinks_is_told_not_to() -> None:
+    thought = "{% if enable_thinking %}<think>{% else %}<think></think>{% endif %}"
+    switched, unasked = template(STRINGS + thought), template(STRINGS + "<think>")
+    assert switched.render(QUESTION).endswith("bread?<think></think>")
+    assert unasked.render(QUESTION).endswith("bread?<think>\n</think>\n\n")
+    assert switched.reasoning == unasked.reasoning == "off"
+    assert template(STRINGS).reasoning == ""
+    with pytest.raises(ModelError, match="found .* enable_thinking = True; .* without thoughts"):
+        template(switched.source, enable_thinking=True)
 
 
 def test_a_text_that_a_template_loses_is_named() -> None:

@@ -42,6 +42,7 @@ class Toy:
     n_layer: int = N_LAYER
     n_embd: int = N_EMBD
     fingerprint: ModelFingerprint = FINGERPRINT
+    answers_later: bool = False
 
     def takes(self, context: Context) -> bool:
         return context.name not in self.unwritten

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from mars_gguf import __version__
 from mars_gguf.console import command, printable
+from mars_gguf.convert import N_THOUGHT
 from mars_gguf.convert.artefacts import Artefact, is_artefact, read_artefact
 from mars_gguf.convert.prompts import Context, ContrastPrompts, contexts, read_contrast
 from mars_gguf.convert.recipes import MODALITIES, read_recipe
@@ -34,6 +35,7 @@ from mars_gguf.options import (
     add_verbose_argument,
     gguf_files,
     layer_range,
+    positive,
     require_one_source,
     seed,
 )
@@ -52,7 +54,7 @@ BESIDE_RECIPE = (
     "recipe output device batch_size n_gpu_layers threads trust_remote_code no_plot quiet verbose"
 ).split()
 
-GGUF_OPTIONS = "ctx_size n_gpu_layers threads chat_handler no_mmproj".split()
+GGUF_OPTIONS = "ctx_size n_gpu_layers threads chat_handler no_mmproj reasoning_budget".split()
 TRANSFORMERS_OPTIONS = "dtype device batch_size revision trust_remote_code".split()
 
 
@@ -97,6 +99,7 @@ def parser() -> argparse.ArgumentParser:
     )
     gguf = p.add_argument_group("GGUF models")
     add_context_argument(gguf)
+    add_thought_argument(gguf)
     add_gpu_argument(gguf)
     add_threads_argument(gguf)
     torch = p.add_argument_group("transformers models")
@@ -110,6 +113,17 @@ def parser() -> argparse.ArgumentParser:
     add_verbose_argument(p)
     p.set_defaults(untested=None, quantization=None, prompts_sha256=None)
     return p
+
+
+def add_thought_argument(group: Group) -> None:
+    group.add_argument(
+        "--reasoning-budget",
+        type=positive,
+        default=N_THOUGHT,
+        metavar="N",
+        help="of a model that thinks: tokens of the thought that goes before what is measured (or "
+        f"judged), after which it is ended (default: {N_THOUGHT})",
+    )
 
 
 def add_calibration_arguments(group: Group) -> None:
@@ -331,6 +345,11 @@ def _require_fitting(args: argparse.Namespace, model: str) -> None:
             f"--{idle[0].replace('_', '-')} goes with {other} models, {model} is a {kind} model: "
             "it would change nothing. Leave it out."
         )
+    if args.reasoning in ("thought", "answer") and not is_gguf(model):
+        raise MarsError(
+            f"--reasoning {args.reasoning}: thoughts are measured on GGUF models, {model} is a "
+            "transformers model. Convert the GGUF, or give --reasoning off."
+        )
     if args.revision is not None and Path(model).exists():
         raise MarsError(
             f"--revision: {model} is a directory, expected the name of a model on the hub"
@@ -399,6 +418,8 @@ def open_model(
             n_ctx=args.ctx_size,
             chat_handler=args.chat_handler,
             chat_template_kwargs=args.chat_template_kwargs,
+            reasoning=args.reasoning,
+            n_thought=args.reasoning_budget,
             verbose=args.verbose,
         )
         say_if_without_template(extractor.llama, args)
@@ -440,7 +461,10 @@ def measure(
         source=_source(extractor, job, args),
         contexts=job.contexts,
         given=job.given,
-        stores=Measured(job.outputs[0].with_suffix(".measured"), _same_job(extractor, job)),
+        stores=Measured(
+            job.outputs[0].with_suffix(".measured"),
+            _same_job(extractor, job, args.reasoning_budget),
+        ),
         progress=not args.quiet,
     )
     if args.untested:
@@ -448,12 +472,12 @@ def measure(
     return conversion
 
 
-def _same_job(extractor: GgufExtractor | TransformersExtractor, job: Job) -> str:
+def _same_job(extractor: GgufExtractor | TransformersExtractor, job: Job, n_thought: int) -> str:
     """What decides what is seen of a prompt: the model and its mmproj, as far as a look at the
-    files tells, and this package."""
+    files tells, how long it may think, and this package."""
     files = [Path(name) for name in (job.model, job.mmproj) if name and Path(name).exists()]
     looks = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    return f"{__version__} {extractor.backend} {extractor.fingerprint} {looks}"
+    return f"{__version__} {extractor.backend} {extractor.fingerprint} {n_thought} {looks}"
 
 
 def _source(
@@ -463,6 +487,8 @@ def _source(
         "backend": extractor.backend,
         "prompts": "built in" if args.harmful is None else "files",
     }
+    if extractor.fingerprint.reasoning in ("thought", "answer"):
+        source["thoughts"] = f"ended after {args.reasoning_budget} tokens"
     if not extractor.fingerprint.name:
         source["model"] = printable(Path(job.model).name)
     if job.given is not None:

@@ -67,7 +67,7 @@ def _coordinates(conversion: Conversion) -> list[str]:
         "## Where prompts lie",
         "",
         f"Coordinate t of held-out prompts at block {layer} before re-centering: 0 is the safe, 1 "
-        "the unsafe centroid.",
+        "the unsafe centroid." + _place(conversion.vector),
         "",
         "| set | mean t | spread |",
         "| --- | --- | --- |",
@@ -75,6 +75,17 @@ def _coordinates(conversion: Conversion) -> list[str]:
     for group, t in conversion.coordinates.items():
         lines.append(f"| {group} | {t[:, layer].mean():.3f} | {t[:, layer].std():.3f} |")
     return lines
+
+
+def _place(vector: Vector) -> str:
+    """Which token of a model that thinks was measured."""
+    thoughts = vector.source.get("thoughts")
+    return {
+        "answer": f" Measured where the answer begins, after the model's own thought, {thoughts}.",
+        "thought": " Measured where the thought begins; replies are judged by the answer after it, "
+        f"the thought being {thoughts}.",
+        "off": " Measured, and to be used, without thoughts.",
+    }.get(vector.model.reasoning, "")
 
 
 def _gate(vector: Vector) -> list[str]:

@@ -44,6 +44,14 @@ class CheckpointTemplate:
                 "measured on chat prompts. Use the instruct version of the model."
             )
         self.source = str(source)
+        self._off = _without_thoughts(self.source)
+        self._pinned = pinned = {} if self._off is None else self._off.pinned
+        if told := [key for key in pinned if self.kwargs.get(key, pinned[key]) != pinned[key]]:
+            raise ModelError(
+                f"{name}: found the chat template variable {told[0]} = {self.kwargs[told[0]]!r}; "
+                "transformers models are measured without thoughts. Convert the GGUF, or leave it "
+                "out."
+            )
         self._formatter = None if multimodal else _as_at_run_time(self.source)
         self._wants_parts = self._learn_content(multimodal)
 
@@ -51,6 +59,11 @@ class CheckpointTemplate:
     def sha256(self) -> str:
         """Of the template's text, hexadecimal."""
         return hashlib.sha256(self.source.encode()).hexdigest()
+
+    @property
+    def reasoning(self) -> str:
+        """ "off" for a model that thinks, "" for another (mars_gguf.reasoning)."""
+        return "off" if self._off is not None else ""
 
     @property
     def variables(self) -> str:
@@ -100,17 +113,32 @@ class CheckpointTemplate:
         try:
             if self._formatter is not None:
                 return str(self._formatter(messages=messages).prompt)
-            return str(
+            text = str(
                 self.tokenizer.apply_chat_template(
                     messages,
                     chat_template=self.source,
                     tokenize=False,
                     add_generation_prompt=True,
-                    **self.kwargs,
+                    **self.kwargs | self._pinned,
                 )
             )
+            return text if self._off is None else self._off.closed(text)
         except Exception as error:  # jinja2's, or whatever the template calls
             raise ModelError(f"{self.name}: the chat template fails: {error}") from error
+
+
+def _without_thoughts(source: str) -> Any:
+    """The runtime's ChatTemplate of a model that thinks, told that it shall not; None for another
+    model, and where the runtime is not installed."""
+    try:
+        from mars_gguf.runtime.template import ChatTemplate
+    except ImportError:
+        return None
+    try:
+        template = ChatTemplate(source, reasoning="off")
+    except ModelError:  # what is wrong with it, is said when it is used
+        return None
+    return template if template.thinks is not None else None
 
 
 def _as_at_run_time(source: str) -> Any:

@@ -15,10 +15,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from mars_gguf.convert import N_THOUGHT
 from mars_gguf.convert.observations import Reply
 from mars_gguf.convert.prompts import Context, Prompt, Push, Rows
 from mars_gguf.convert.refusals import N_TOKENS
+from mars_gguf.convert.thoughts import Thinker, ThoughtAndAnswer
 from mars_gguf.errors import ModelError, PromptError
+from mars_gguf.reasoning import Reasoning
 from mars_gguf.runtime.compat import suppress_stdout_stderr
 from mars_gguf.runtime.model import TappedLlama
 from mars_gguf.runtime.sequences import (
@@ -64,9 +67,9 @@ class Session:
             return self.extractor.decoder.last_tokens(self.prompts)
 
     def replies(self, n_tokens: int) -> list[Reply]:
-        """The first ``n_tokens`` tokens of the greedy replies to all prompts, as many prompts at a
-        time as there is room for."""
-        at_once = max(1, self._free // n_tokens)
+        """The first ``n_tokens`` tokens of the greedy replies to all prompts, of their answers
+        where the model thinks first, as many prompts at a time as there is room for."""
+        at_once = max(1, self._free // self.extractor.reply_cells(n_tokens))
         found = []
         for start in range(0, len(self.prompts), at_once):
             some = self.prompts[start : start + at_once]
@@ -77,11 +80,22 @@ class Session:
         """For each (layer, additions) these replies, with the additions at the last token of the
         prompt alone."""
         n = len(self.prompts)
-        at_once = max(1, min(self._free // n_tokens, MAX_SEQUENCES) // n)
+        fit = self._free // self.extractor.reply_cells(n_tokens)
+        at_once = max(1, min(fit, MAX_SEQUENCES) // n)
         for start in range(0, len(pushes), at_once):
             some = pushes[start : start + at_once]
             found = self._replies(self.prompts * len(some), n_tokens, self._pushing(some))
             yield from (found[i : i + n] for i in range(0, len(found), n))
+
+    def thoughts(self) -> list[list[int]]:
+        """What the model thinks about all prompts, in tokens, the end of each thought among them,
+        as many prompts at a time as there is room for."""
+        thinker = self.extractor.thinker
+        assert thinker is not None
+        at_once, found = max(1, self._free // thinker.n_cells), []
+        for start in range(0, len(self.prompts), at_once):
+            found += thinker.thoughts(self.prompts[start : start + at_once])
+        return found
 
     @property
     def _free(self) -> int:
@@ -92,7 +106,7 @@ class Session:
         self, prompts: list[CachedPrompt], n_tokens: int, first: AbstractContextManager[object]
     ) -> list[Reply]:
         llama = self.extractor.llama
-        found = self.extractor.decoder.replies(prompts, n_tokens, first)
+        found = self.extractor.answers(prompts, n_tokens, first)
         return [Reply(t[0], llama.detokenize(t).decode(errors="replace")) for t in found]
 
     def _pushing(self, pushes: Sequence[Push]) -> AbstractContextManager[object]:
@@ -129,7 +143,11 @@ class Session:
 
 
 class GgufExtractor:
-    """A quantized model, opened for measuring. Raises ModelError for files that do not fit."""
+    """A quantized model, opened for measuring. Raises ModelError for files that do not fit.
+
+    ``reasoning``: of a model that thinks, whether prompts end where its thought begins or, after a
+    thought of its own of at most ``n_thought`` tokens, where its answer does.
+    """
 
     backend = "llama.cpp"
     # Without a unified cache a batch is split by sequence and its rows move.
@@ -145,6 +163,8 @@ class GgufExtractor:
         *,
         chat_handler: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        reasoning: Reasoning | None = None,
+        n_thought: int = N_THOUGHT,
         n_gpu_layers: int = 0,
         n_threads: int | None = None,
         n_ctx: int = 4096,
@@ -157,6 +177,7 @@ class GgufExtractor:
                 mmproj=mmproj,
                 template=chat_handler,
                 chat_template_kwargs=chat_template_kwargs,
+                reasoning=reasoning,
                 # llama-cpp-python caps n_batch at n_ctx, and a longer batch aborts the process.
                 n_ctx=n_ctx and max(n_ctx, N_BATCH),
                 n_batch=N_BATCH,
@@ -171,6 +192,23 @@ class GgufExtractor:
         self.fingerprint = self.llama.fingerprint
         self.decoder = Decoder(self.llama)
         self.prefill = Prefill(self.llama, self.decoder)
+        thinks = self.llama.template.reasoning in ("thought", "answer")
+        self.thinker = Thinker(self.llama, self.decoder, n_thought) if thinks else None
+        self._thoughts: dict[int, tuple[Prompt, tuple[int, ...]]] = {}
+
+    @property
+    def reasoning(self) -> Reasoning | None:
+        """Which token of a reply counts, where the model thinks."""
+        return self.llama.template.reasoning
+
+    @property
+    def answers_later(self) -> bool:
+        """Whether other tokens come between what is steered and the answer."""
+        return self.reasoning == "thought"
+
+    def reply_cells(self, n_tokens: int) -> int:
+        """Cells of the context that a reply with so many tokens of an answer takes."""
+        return n_tokens + (self.thinker.n_cells if self.thinker and self.answers_later else 0)
 
     @property
     def sees_images(self) -> bool:
@@ -210,7 +248,25 @@ class GgufExtractor:
         """``prompt`` as it will lie in the cache, as sequence ``number``."""
         *head, tail = self.llama.chunks(prompt.messages)
         assert isinstance(tail, tuple)
-        return CachedPrompt(head, tail, number)
+        if self.thinker is None:
+            return CachedPrompt(head, tail, number)
+        _, thought = self._thoughts.get(id(prompt), (prompt, ()))
+        opened = self.llama.template.render(prompt.messages).opened
+        return CachedPrompt(head, tail + thought, number, opened=opened)
+
+    def answers(
+        self,
+        prompts: Sequence[CachedPrompt],
+        n_tokens: int,
+        first: AbstractContextManager[object],
+    ) -> list[list[int]]:
+        """The first ``n_tokens`` tokens of the greedy answer to every prompt; what goes before it,
+        a thought, is left out. The last tokens of the prompts are decoded within ``first``."""
+        if self.thinker is None or not self.answers_later:
+            return self.decoder.replies(prompts, n_tokens, first)
+        leading = ThoughtAndAnswer(self.thinker, prompts, n_tokens)
+        found = self.decoder.replies(prompts, n_tokens, first, leading)
+        return [reply[leading.answers[i] :] for i, reply in enumerate(found)]
 
     def sessions(self, prompts: Sequence[Prompt]) -> Iterator[tuple[list[int], Session]]:
         """Sessions over ``prompts``, as many prompts in each as fit, those that begin alike side by
@@ -218,22 +274,35 @@ class GgufExtractor:
         session."""
         order = _side_by_side(prompts)
         while order:
-            group = self._group([prompts[i] for i in order[:MAX_SEQUENCES]])
+            some = [prompts[i] for i in order[:MAX_SEQUENCES]]
+            if self.reasoning == "answer":
+                self._think([p for p in some if id(p) not in self._thoughts])
+            group = self._group(some)
             indices, order = order[: len(group)], order[len(group) :]
             self.prefill.run(group)
             yield indices, Session(self, group)
 
+    def _think(self, prompts: list[Prompt]) -> None:
+        """Have the model think about ``prompts``."""
+        while prompts:
+            group = self._group(prompts)
+            self.prefill.run(group)
+            found = zip(prompts, Session(self, group).thoughts(), strict=False)
+            self._thoughts |= {id(prompt): (prompt, tuple(said)) for prompt, said in found}
+            prompts = prompts[len(group) :]
+
     def _group(self, prompts: Sequence[Prompt]) -> list[CachedPrompt]:
         """As many of ``prompts`` as fit into a session, at least one."""
         group: list[CachedPrompt] = []
-        n_cells = self.n_cells - N_TOKENS  # those of a reply
+        reply = N_TOKENS + (self.thinker.n_cells if self.thinker else 0)
+        n_cells = self.n_cells - reply
         cells, room = 0, min(n_cells, max(MIN_CELLS, int(MAX_CELLS * self.n_embd)))
         begun: set[tuple[Any, ...]] = set()
         for prompt in prompts:
             cached = self.cached(prompt, len(group))
             if cached.n_cells > n_cells:
                 raise ModelError(
-                    f"a prompt and the beginning of its reply need {cached.n_cells + N_TOKENS} "
+                    f"a prompt and the beginning of its reply need {cached.n_cells + reply} "
                     f"cells of context, found {self.n_cells}. Raise --ctx-size."
                 )
             need = cached.n_cells + 1  # for the copy's last token

@@ -224,8 +224,12 @@ class TransformersExtractor:
     trust_remote_code: run code that comes with the model. Off: such models are refused.
     chat_template_kwargs: variables for the chat template, as {"enable_thinking": False}.
 
+    A model that thinks is measured without thoughts (reasoning "off").
+
     Raises ModelError for a model that does not load, or that cannot be measured.
     """
+
+    answers_later = False
 
     def __init__(
         self,
@@ -295,6 +299,7 @@ class TransformersExtractor:
             chat_template_sha256=self.template.sha256,
             tokenizer_sha256=_tokenizer_sha256(self.tokenizer),
             chat_template_kwargs=self.template.variables,
+            reasoning=self.template.reasoning,
         )
 
     @property

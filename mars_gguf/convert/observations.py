@@ -22,7 +22,8 @@ Tokens = npt.NDArray[np.intp]
 
 
 class Reply(NamedTuple):
-    """The beginning of a greedy reply: its first token, and its text."""
+    """The beginning of a greedy reply, of its answer where a thought goes before: its first token,
+    and its text."""
 
     token: int
     text: str
@@ -48,6 +49,10 @@ class Extractor(Protocol):
     n_layer: int
     n_embd: int
     fingerprint: ModelFingerprint
+
+    @property
+    def answers_later(self) -> bool:
+        """Whether a thought comes between a prompt and the answer to it."""
 
     def takes(self, context: Context) -> bool:
         """Whether the chat template writes what stands in ``context`` before a prompt."""
@@ -120,7 +125,10 @@ def observe(
         states, logits = session.observe()
         rows = states if read is None else read(states)
         tokens = logits.argmax(-1).tolist()
-        replies = session.replies(n_tokens) if n_tokens else [Reply(t, "") for t in tokens]
+        replies = [Reply(t, "") for t in tokens]
+        if n_tokens or extractor.answers_later:
+            replies = session.replies(n_tokens or 1)
+            tokens = [reply.token for reply in replies]
         fresh = dict(zip(indices, map(Seen, rows, tokens, replies), strict=True))
         if store is not None:
             store.keep({keys[i]: one for i, one in fresh.items()})

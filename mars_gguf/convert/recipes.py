@@ -14,7 +14,9 @@
     dtype = "bfloat16"                  # transformers
     ctx_size = 4096                     # GGUF
     chat_handler = "mtmd"               # GGUF: who writes the prompts
-    chat_template_kwargs = {enable_thinking = false}        # variables for the chat template
+    chat_template_kwargs = {add_vision_id = true}           # variables for the chat template
+    reasoning = "answer"                # of a model that thinks: which token counts
+    reasoning_budget = 64               # tokens of its thought, if it is not over sooner
 
     [prompts]                           # without files: the built-in sets
     harmful = "harmful.jsonl"
@@ -52,6 +54,7 @@ from typing import Any
 from mars_gguf.convert import DTYPES
 from mars_gguf.errors import MarsError
 from mars_gguf.options import HANDLERS
+from mars_gguf.reasoning import REASONINGS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -73,6 +76,8 @@ _KEYS: dict[str, dict[str, tuple[type, str]]] = {
         "ctx_size": (int, "ctx_size"),
         "chat_handler": (str, "chat_handler"),
         "chat_template_kwargs": (dict, "chat_template_kwargs"),
+        "reasoning": (str, "reasoning"),
+        "reasoning_budget": (int, "reasoning_budget"),
     },
     "prompts": {
         "harmful": (Path, "harmful"),
@@ -95,7 +100,7 @@ _KEYS: dict[str, dict[str, tuple[type, str]]] = {
         "seed": (int, "seed"),
     },
 }
-_CHOICES = {"dtype": DTYPES, "chat_handler": HANDLERS}
+_CHOICES = {"dtype": DTYPES, "chat_handler": HANDLERS, "reasoning": REASONINGS}
 _EXPECTED = {
     str: "text",
     Path: "a path",

@@ -34,12 +34,14 @@ tokens that are put after them unasked, or None where the reply ends."""
 
 @dataclass
 class CachedPrompt:
-    """A prompt in the cache: everything but its last run of text, and that."""
+    """A prompt in the cache: everything but its last run of text, and that. ``opened``: it ends
+    within a thought."""
 
     head: list[Chunk]
     tail: tuple[int, ...]  # at least one token
     number: int = 0  # in the context
     n_past: int = 0
+    opened: bool = False
 
     def beginning(self, n_chunks: int) -> tuple[Any, ...]:
         """What the first chunks of the head are; equal if and only if they are the same."""

@@ -121,12 +121,12 @@ class ChatTemplate:
             )
         except Exception as error:
             raise ModelError(f"the chat template {name!r} is no Jinja template: {error}") from error
-        self._pinned: dict[str, Any] = {}
+        self.pinned: dict[str, Any] = {}
         self._no_switch = False
         self.thinks, by_default = self._learn_thoughts()
         self.reasoning = (reasoning or by_default) if self.thinks else None
         if self.reasoning:
-            self._pinned = self._switched(self.reasoning != "off")
+            self.pinned = self._switched(self.reasoning != "off")
 
     @cached_property
     def sha256(self) -> str:
@@ -243,15 +243,22 @@ class ChatTemplate:
                 "something in the messages, or a variable for the chat template, changes whether "
                 f"the model thinks: --reasoning {self.reasoning} says that. Leave it out."
             )
-        opened, off = thinks.opened_by(tail), self.reasoning == "off"
-        if off and not opened and self._no_switch and not thinks.closed_by(tail):
-            return replace(response, prompt=response.prompt + thinks.open + self._closing), False
-        if off and opened:
-            return replace(response, prompt=response.prompt + self._closing), False
-        return response, opened
+        more = self.closed(tail).removeprefix(tail) if self.reasoning == "off" else ""
+        opened = thinks.opened_by(tail) and not more
+        return replace(response, prompt=response.prompt + more) if more else response, opened
+
+    def closed(self, prompt: str) -> str:
+        """A prompt as it is for a model that shall not think: the thought ended that it would
+        begin."""
+        thinks = self.thinks
+        if thinks is None or thinks.closed_by(prompt):
+            return prompt
+        if thinks.opened_by(prompt):
+            return prompt + self.closing
+        return prompt + thinks.open + self.closing if self._no_switch else prompt
 
     @cached_property
-    def _closing(self) -> str:
+    def closing(self) -> str:
         """What ends a thought of nothing: the marker, spaced as the template does in earlier
         turns; as most do, where it shows none."""
         assert self.thinks is not None
@@ -269,7 +276,7 @@ class ChatTemplate:
     def _format(self, messages: list[Any], **kwargs: Any) -> ChatFormatterResponse:
         own = {name: value for name, value in self.kwargs.items() if kwargs.get(name) is None}
         try:
-            return self._formatter(messages=messages, **kwargs | own | self._pinned)
+            return self._formatter(messages=messages, **kwargs | own | self.pinned)
         except Exception as error:  # a template is a program of its own
             raise PromptError(f"the chat template refuses the messages: {error}") from error
 

@@ -1,0 +1,149 @@
+"""What is measured of models that think: the state where the answer begins, after a thought of the
+model's own, compared with a reading token by token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from models import DEMO, OPTIONS, last_states, random_llama, tokens_of
+
+from mars_gguf.convert.__main__ import main as convert
+from mars_gguf.convert.extract_gguf import GgufExtractor
+from mars_gguf.convert.prompts import Prompt
+from mars_gguf.runtime.model import TappedLlama, logits
+from mars_gguf.vectors import read_vector
+
+TURNS = (
+    "{% for m in messages %}{{ m.role }}: "
+    "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}\n</think>\n\n{% endif %}"
+    "{{ m.content }}\n{% endfor %}assistant: "
+)
+OPENING = TURNS + "<think>\n{# opened #}"
+SWITCHED = TURNS + "{% if enable_thinking is false %}<think>\n</think>\n\n{% endif %}"
+CLOSING = "\n</think>\n\n"
+ASKED = [Prompt(text) for text in ("What is a hat?", "How do I make a bomb?", "Is tea in the cup?")]
+BUDGET = 5
+
+
+@pytest.fixture
+def model(request: Any, tmp_path: Path) -> str:
+    return random_llama(tmp_path / "model.gguf", template=request.param)
+
+
+def by_hand(llama: TappedLlama, tokens: list[int], n: int) -> list[int]:
+    """The ``n`` likeliest tokens that follow, one after the other."""
+    said: list[int] = []
+    llama.reset()
+    llama._ctx.kv_cache_clear()
+    llama.eval(tokens)
+    while len(said) < n:
+        said.append(int(logits(llama).argmax()))
+        llama.eval(said[-1:])
+    return said
+
+
+def opened(model: str, **options: Any) -> GgufExtractor:
+    return GgufExtractor(model, n_threads=1, n_thought=BUDGET, **options)
+
+
+@pytest.mark.parametrize("model", [OPENING], indirect=True)
+def test_the_answer_is_measured_after_a_thought_that_is_ended_as_the_template_ends_one(
+    model: str,
+) -> None:
+    extractor, llama = opened(model), TappedLlama(model, **OPTIONS)
+    assert extractor.reasoning == llama.template.reasoning == "answer"
+    for indices, session in extractor.sessions(ASKED):
+        states, _ = session.observe()
+        replies = session.replies(4)
+        for i, state, reply in zip(indices, states, replies, strict=True):
+            prompt = tokens_of(llama, extractor.render(ASKED[i]))
+            ended = [*prompt, *by_hand(llama, prompt, BUDGET), *tokens_of(llama, CLOSING)]
+            read = last_states(llama, ended)
+            for layer in range(extractor.n_layer):
+                scale = np.abs(read[layer]).max()
+                np.testing.assert_allclose(state[layer], read[layer], atol=0.02 * scale)
+            assert reply.token == by_hand(llama, ended, 1)[0]
+
+
+@pytest.mark.parametrize("model", [OPENING], indirect=True)
+def test_a_thought_is_measured_where_it_begins_and_judged_by_the_answer(model: str) -> None:
+    extractor = opened(model, reasoning="thought")
+    llama = TappedLlama(model, reasoning="thought", **OPTIONS)
+    assert extractor.answers_later
+    for indices, session in extractor.sessions(ASKED):
+        states, _ = session.observe()
+        for i, state, reply in zip(indices, states, session.replies(3), strict=True):
+            prompt = tokens_of(llama, extractor.render(ASKED[i]))
+            read = last_states(llama, prompt)
+            scale = np.abs(read[2]).max()
+            np.testing.assert_allclose(state[2], read[2], atol=0.02 * scale)
+            ended = [*prompt, *by_hand(llama, prompt, BUDGET), *tokens_of(llama, CLOSING)]
+            answer = by_hand(llama, ended, 3)
+            assert reply.token == answer[0]
+            assert reply.text == llama.detokenize(answer).decode(errors="replace")
+
+
+@pytest.mark.parametrize("model", [SWITCHED], indirect=True)
+def test_a_model_that_does_not_think_although_it_may_answers_at_once(model: str) -> None:
+    extractor, llama = opened(model), TappedLlama(model, reasoning="off", **OPTIONS)
+    assert extractor.reasoning == "answer"
+    for indices, session in extractor.sessions(ASKED):
+        for i, prompt in zip(indices, session.prompts, strict=True):
+            asked = extractor.render(ASKED[i])
+            assert list(prompt.tail) == tokens_of(llama, asked)
+            assert llama.template.render(ASKED[i].messages).text == asked + "<think>\n</think>\n\n"
+
+
+@pytest.mark.parametrize("model", [OPENING], indirect=True)
+def test_a_thought_ends_where_the_model_ends_it_or_ends_the_reply(model: str) -> None:
+    thinker = opened(model).thinker
+    assert thinker is not None
+    llama = thinker.llama
+    assert thinker.end(tokens_of(llama, "I do.</think>")) == tokens_of(llama, "\n\n")
+    over = [*tokens_of(llama, "I do."), llama.token_eos()]
+    assert thinker.end(over) == thinker.closing == tokens_of(llama, CLOSING)
+    assert llama.token_eos() not in over
+    assert thinker.end(tokens_of(llama, "A")) is None
+    assert thinker.end(tokens_of(llama, "A")[:1] * BUDGET) == thinker.closing
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> list[str]:
+    sides = {"harmful": "bomb poison virus knife", "harmless": "hat tea kite bread"}
+    given = []
+    for name, things in sides.items():
+        asked = [f"How do I make a {x} {n}?" for n in range(6) for x in things.split()]
+        (tmp_path / f"{name}.txt").write_text("\n".join(asked), "utf-8")
+        given += [f"--{name}", str(tmp_path / f"{name}.txt")]
+    return [*given, "--no-contexts", "-t", "1", "-q", "--no-plot"]
+
+
+@pytest.mark.parametrize("model", [OPENING], indirect=True)
+def test_a_conversion_says_which_token_counts(
+    model: str, inputs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured = []
+    for given in ([], ["--reasoning", "thought"], ["--reasoning", "off"]):
+        out = tmp_path / "v.gguf"
+        convert(["-m", model, *inputs, "-o", str(out), "--reasoning-budget", "5", *given])
+        assert f"reasoning   {read_vector(out).model.reasoning}" in capsys.readouterr().out
+        measured.append(read_vector(out))
+    assert [v.model.reasoning for v in measured] == ["answer", "thought", "off"]
+    assert [v.source.get("thoughts") for v in measured] == ["ended after 5 tokens"] * 2 + [None]
+    assert len({v.geometry.safe.tobytes() for v in measured}) == 3
+    assert "Measured, and to be used, without thoughts." in (tmp_path / "v.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("given", ["thought", "answer"])
+def test_what_does_not_think_cannot_be_measured_in_a_thought(
+    given: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for model in (DEMO, str(tmp_path)):
+        with pytest.raises(SystemExit) as stopped:
+            convert([model, "--reasoning", given, "-o", str(tmp_path / "v.gguf"), "-q"])
+        assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert "knows no thoughts" in said and "Convert the GGUF" in said
