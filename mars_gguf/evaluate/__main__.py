@@ -34,6 +34,8 @@ from mars_gguf.options import add_model_arguments, model_files, positive, seed
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.vectors import read_vector
 
+MAX_TOKENS, MAX_WITH_THOUGHT = 64, 1024
+
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="mars_gguf.evaluate", description=__doc__)
@@ -74,7 +76,13 @@ def parser() -> argparse.ArgumentParser:
         "--limit", type=positive, metavar="N", help="cases of a kind and modality, at most"
     )
     p.add_argument("--seed", type=seed, default=0, metavar="N", help="of the pictures drawn")
-    p.add_argument("-n", "--max-tokens", type=positive, default=64, metavar="N")
+    p.add_argument(
+        "-n",
+        "--max-tokens",
+        type=positive,
+        metavar="N",
+        help=f"of a reply (default: {MAX_TOKENS}, of a model that thinks {MAX_WITH_THOUGHT})",
+    )
     _add_judge_arguments(p)
     p.add_argument(
         "-o",
@@ -139,6 +147,9 @@ def main(argv: list[str] | None = None) -> None:
                 if arm.vector is not None:
                     arm.vector.require_model(llama.fingerprint, force=args.force)
             cases = _measured(cases, llama, problems)
+            if args.max_tokens is None:
+                thinks = llama.template.reasoning in ("thought", "answer")
+                args.max_tokens = MAX_WITH_THOUGHT if thinks else MAX_TOKENS
             options = _options(args, llama, compared, list(dict.fromkeys(suites.values())))
             run = describe_run(llama, mmproj, vector, cases, **options)
             file = RecordFile(args.output, run, resume=args.resume)

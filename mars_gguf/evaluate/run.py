@@ -21,6 +21,7 @@ from mars_gguf.evaluate.cases import Case
 from mars_gguf.evaluate.judges import is_correct
 from mars_gguf.files import atomic, sha256
 from mars_gguf.openings import Verdict, judge_by_opening
+from mars_gguf.reasoning import split
 from mars_gguf.runtime.llama import SteeredLlama
 
 Judge = Callable[[str, str], Verdict]
@@ -32,7 +33,8 @@ RECORDS = "records.jsonl"
 class Record:
     """One case asked of one arm. t and z are what the arm's geometry measured at the last prompt
     token; milliseconds do not count the encoding of pictures. ``tokens`` are those sampled from the
-    first that gave text, the end of the reply among them. ``group``: what it is about, one thing
+    first that gave text, the end of the reply among them. ``reply`` holds the thought as well,
+    ``verdict`` is of the answer alone. ``group``: what it is about, one thing
     with other cases of the same group. ``kl``: of all but harmful requests, by how many nats the
     distribution of the first token differs from the unsteered one's, KL(unsteered || arm). A case
     that failed has ``error``."""
@@ -60,7 +62,10 @@ class Record:
 
 
 class Evaluation:
-    """Asks cases of arms on one loaded model, greedily, each prompt in an empty context."""
+    """Asks cases of arms on one loaded model, greedily, each prompt in an empty context. Of a model
+    that thinks the answer is judged; a case whose thought does not end has failed."""
+
+    UNENDED = "the thought did not end within {} tokens: raise --max-tokens"
 
     def __init__(
         self,
@@ -121,13 +126,16 @@ class Evaluation:
         reply, s = "".join(pieces), llama.last_steering
         if s is None:
             return _record(case, arm, error="the reply was empty before its first token")
+        answer = self._answer(messages, reply)
+        if answer is None:
+            return _record(case, arm, reply=reply, error=self.UNENDED.format(self.max_tokens))
         return _record(
             case,
             arm,
             reply=reply,
-            verdict=judge_by_opening(reply),
-            second_verdict=self.second_judge(case.request, reply) if self.second_judge else None,
-            correct=is_correct(reply, case.answer, case.prompt) if case.answer else None,
+            verdict=judge_by_opening(answer),
+            second_verdict=self.second_judge(case.request, answer) if self.second_judge else None,
+            correct=is_correct(answer, case.answer, case.prompt) if case.answer else None,
             t=s.t,
             z=s.z,
             gate=s.gate,
@@ -137,6 +145,13 @@ class Evaluation:
             first_token_ms=1000 * max(first - encoding, 0.0),
             ms=1000 * (spent - encoding),
         )
+
+    def _answer(self, messages: list[dict[str, Any]], reply: str) -> str | None:
+        """The answer in a reply, without the thought before it; None if that did not end."""
+        template = self.llama.template
+        if template.thinks is None:
+            return reply
+        return split(reply, template.thinks, template.render(messages).opened)[1]
 
     def _divergence(
         self,
@@ -149,6 +164,8 @@ class Evaluation:
         """KL(unsteered || arm) of the first token's distribution, in nats."""
         if record.error is not None or case.kind == "harmful":
             return None
+        if self.llama.template.reasoning == "answer":
+            return None  # the first token is of the thought, before anything is steered
         if not (record.alpha > 0 or arm.every_token or arm.system is not None):
             return 0.0
         if not before:
