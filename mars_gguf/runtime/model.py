@@ -232,6 +232,17 @@ class TappedLlama(Llama):
         model = self.model
         return not (lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model))
 
+    def memory_can_rewind_far(self) -> bool:
+        """Whether any number of tokens can: neither where the memory lets go of what has left
+        sliding windows."""
+        lets_go = self.window > 0 and not self.context_params.swa_full
+        return self.memory_can_rewind() and not lets_go
+
+    @property
+    def window(self) -> int:
+        """Tokens that the sliding windows span, 0 without such."""
+        return int(lib.llama_model_n_swa(self.model))
+
     def close(self) -> None:
         """Free the model, if it was loaded."""
         with self.lock:
