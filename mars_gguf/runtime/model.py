@@ -103,10 +103,10 @@ class TappedLlama(Llama):
             self.input_ids = np.zeros(self.n_ctx(), np.intc)
         self.n_layer: int = lib.llama_model_n_layer(self.model)
         self.tap.n_embd = self.n_embd()
+        self.control_vector = ControlVector(self.ctx, self.n_layer, self.n_embd())
         if mmproj is not None:
             self.projector = Projector(mmproj, self, verbose=self.verbose)
             self._make_room_for_pictures()
-        self.control_vector = ControlVector(self.ctx, self.n_layer, self.n_embd())
         self.template = self._template(template, chat_template_kwargs)
         handler = kwargs.get("chat_handler")
         self.fingerprint = self._fingerprint(mmproj or getattr(handler, "clip_model_path", None))
@@ -142,16 +142,29 @@ class TappedLlama(Llama):
         """Raise n_ubatch where the model must decode a whole picture in one micro-batch."""
         assert self.projector is not None
         needed = min(self.projector.most_tokens_at_once(), lib.llama_n_ctx(self.ctx))
-        params = self.context_params
-        if needed <= lib.llama_n_ubatch(self.ctx):
-            return
+        if needed > lib.llama_n_ubatch(self.ctx):
+            self.renew_context(n_ubatch=needed, n_batch=max(self.context_params.n_batch, needed))
+
+    def renew_context(self, **fields: int) -> None:
+        """Put an empty context in the place of this one, with other ``fields`` of its parameters.
+        Raises ModelError if llama.cpp cannot make it."""
         if self.lora_path:
-            raise ModelError(f"with a LoRA adapter, this mmproj needs n_ubatch {needed} or more")
-        params.n_ubatch, params.n_batch = needed, max(params.n_batch, needed)
+            wanted = ", ".join(f"{name} {value} or more" for name, value in fields.items())
+            raise ModelError(f"a LoRA adapter is lost where a context is renewed: give {wanted}")
+        for name, value in fields.items():
+            setattr(self.context_params, name, value)
         self._ctx.close()  # type: ignore[has-type]
-        with suppress_stdout_stderr(disable=self.verbose):
-            context = LlamaContext(model=self._model, params=params, verbose=self.verbose)
+        try:
+            with suppress_stdout_stderr(disable=self.verbose):
+                context = LlamaContext(
+                    model=self._model, params=self.context_params, verbose=self.verbose
+                )
+        except ValueError as error:
+            raise ModelError(f"llama.cpp could not make a context with {fields}") from error
         self._ctx = self._stack.enter_context(contextlib.closing(context))
+        self._n_ctx = self.n_ctx()
+        self.n_tokens, self.input_ids = 0, np.zeros(self._n_ctx, np.intc)
+        self.control_vector = ControlVector(self.ctx, self.n_layer, self.n_embd())
 
     def _template(self, name: str | None, kwargs: Mapping[str, Any] | None) -> ChatTemplate:
         tokens = self.token_bos(), self.token_eos()
