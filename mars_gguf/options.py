@@ -167,14 +167,14 @@ def add_template_arguments(group: Group) -> None:
     )
 
 
-def add_context_argument(group: Group) -> None:
+def add_context_argument(group: Group, default: int | None = 4096, usual: str = "4096") -> None:
     group.add_argument(
         "-c",
         "--ctx-size",
         type=context_size,
-        default=4096,
+        default=default,
         metavar="N",
-        help="tokens of context (default: 4096; 0: as many as the model was trained with)",
+        help=f"tokens of context (default: {usual}; 0: as many as the model was trained with)",
     )
 
 

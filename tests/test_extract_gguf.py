@@ -27,20 +27,14 @@ from models import (
     vector,
 )
 
-from mars_gguf.convert.extract_gguf import (
-    MAX_CELLS,
-    MAX_SEQUENCES,
-    MIN_CELLS,
-    N_BATCH,
-    GgufExtractor,
-)
+from mars_gguf.convert.extract_gguf import MAX_CELLS, MIN_CELLS, GgufExtractor
 from mars_gguf.convert.observations import Reply
 from mars_gguf.convert.prompts import Context, Prompt
 from mars_gguf.errors import ModelError, PromptError
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.runtime.model import TappedLlama
 from mars_gguf.runtime.model import logits as logits_of
-from mars_gguf.runtime.sequences import _distinct_prefixes, n_alike
+from mars_gguf.runtime.sequences import MAX_SEQUENCES, N_BATCH, _distinct_prefixes, n_alike
 from mars_gguf.runtime.tap import Rows
 
 TEXTS = [
@@ -542,7 +536,7 @@ def test_small_contexts_hold_batches_as_large_as_themselves(n_ctx: int) -> None:
 def test_what_cannot_be_measured_is_refused(
     small_llama: str, gemma: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ModelError, match="cells of context"):
+    with pytest.raises(ModelError, match="tokens of context, found 512. Give --ctx-size 1024"):
         next(GgufExtractor(DEMO, n_ctx=512, n_threads=1).sessions([LONG[0]]))
     with pytest.raises(PromptError, match="without mmproj"):
         next(opened(DEMO).sessions(PICTURES))

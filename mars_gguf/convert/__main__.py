@@ -11,6 +11,7 @@ beside it.
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from mars_gguf import __version__
 from mars_gguf.console import command, printable
 from mars_gguf.convert import N_THOUGHT
 from mars_gguf.convert.artefacts import Artefact, is_artefact, read_artefact
-from mars_gguf.convert.prompts import Context, ContrastPrompts, contexts, read_contrast
+from mars_gguf.convert.prompts import Context, ContrastPrompts, Prompt, contexts, read_contrast
 from mars_gguf.convert.recipes import MODALITIES, read_recipe
 from mars_gguf.errors import MarsError
 from mars_gguf.files import sha256
@@ -98,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
         help="measure on a quarter of the prompts; the card says with what confidence",
     )
     gguf = p.add_argument_group("GGUF models")
-    add_context_argument(gguf)
+    add_context_argument(gguf, None, "4096, more where prompts with pictures need it")
     add_thought_argument(gguf)
     add_gpu_argument(gguf)
     add_threads_argument(gguf)
@@ -215,6 +216,7 @@ def run(args: argparse.Namespace) -> None:
     with claimed(job.outputs[0]):
         extractor = open_model(job.model, job.mmproj, args)
         try:
+            make_room(extractor, job)
             conversion = measure(extractor, job, args)
         except MarsError:  # the same command would end alike; after an interruption it goes on
             measured.unlink(missing_ok=True)
@@ -439,6 +441,26 @@ def open_model(
         chat_template_kwargs=args.chat_template_kwargs,
         verbose=args.verbose,
     )
+
+
+def make_room(extractor: GgufExtractor | TransformersExtractor, job: Job) -> None:
+    """Take a context that the prompts fit into, and say on standard error if it is a longer one
+    than usual. Raises ModelError if that was ruled out."""
+    from mars_gguf.convert.extract_gguf import N_CTX, GgufExtractor
+
+    if not isinstance(extractor, GgufExtractor):
+        return
+    longest = max(job.contrast.harmful + job.contrast.harmless, key=len)
+    prompts = [Prompt(longest, context=context) for context in job.contexts]
+    if extractor.sees_images:
+        prompts += [p for thirds in job.neutral.values() for third in thirds for p in third]
+    lost = {id(context) for context in job.contexts if not extractor.takes(context)}
+    extractor.make_room([prompt for prompt in prompts if id(prompt.context) not in lost])
+    if extractor.grows and extractor.n_cells > N_CTX:
+        print(
+            f"the prompts need a context of {extractor.n_cells} tokens, instead of {N_CTX}",
+            file=sys.stderr,
+        )
 
 
 def measure(

@@ -25,15 +25,18 @@ from mars_gguf.reasoning import Reasoning
 from mars_gguf.runtime.compat import suppress_stdout_stderr
 from mars_gguf.runtime.model import TappedLlama
 from mars_gguf.runtime.sequences import (
-    MAX_SEQUENCES,
     N_BATCH,
     CachedPrompt,
     Decoder,
     Prefill,
     n_alike,
+    n_sequences,
     n_tokens,
 )
 from mars_gguf.runtime.tap import LayerOutput
+
+N_CTX = 4096
+PADDING = 256  # llama.cpp's, of a context
 
 # Every token attends over all cells of its session, other prompts' too. For small models that would
 # cost more than the weights, which cost as much as attention over 12 x n_embd cells.
@@ -42,7 +45,7 @@ MIN_CELLS = 256  # what llama.cpp attends over at least
 
 
 class Session:
-    """Up to MAX_SEQUENCES prompts, decoded up to their last tokens."""
+    """Some prompts, decoded up to their last tokens."""
 
     def __init__(self, extractor: GgufExtractor, prompts: list[CachedPrompt]) -> None:
         self.extractor, self.prompts = extractor, prompts
@@ -81,7 +84,7 @@ class Session:
         prompt alone."""
         n = len(self.prompts)
         fit = self._free // self.extractor.reply_cells(n_tokens)
-        at_once = max(1, min(fit, MAX_SEQUENCES) // n)
+        at_once = max(1, min(fit, self.extractor.decoder.n_sequences) // n)
         for start in range(0, len(pushes), at_once):
             some = pushes[start : start + at_once]
             found = self._replies(self.prompts * len(some), n_tokens, self._pushing(some))
@@ -145,16 +148,16 @@ class Session:
 class GgufExtractor:
     """A quantized model, opened for measuring. Raises ModelError for files that do not fit.
 
+    n_ctx: tokens of context, 0 for as many as the model was trained with; None for N_CTX, or as
+    many as the prompts turn out to need.
     ``reasoning``: of a model that thinks, whether prompts end where its thought begins or, after a
     thought of its own of at most ``n_thought`` tokens, where its answer does.
     """
 
     backend = "llama.cpp"
-    # Without a unified cache a batch is split by sequence and its rows move.
-    context_overrides: ClassVar[dict[str, Any]] = {
-        "n_seq_max": 2 * MAX_SEQUENCES,
-        "kv_unified": True,
-    }
+    # Without a unified cache a batch is split by sequence and its rows move. There is a recurrent
+    # state for each sequence: how many fit is seen once there is one.
+    context_overrides: ClassVar[dict[str, Any]] = {"n_seq_max": 2, "kv_unified": True}
 
     def __init__(
         self,
@@ -167,9 +170,10 @@ class GgufExtractor:
         n_thought: int = N_THOUGHT,
         n_gpu_layers: int = 0,
         n_threads: int | None = None,
-        n_ctx: int = 4096,
+        n_ctx: int | None = None,
         verbose: bool = False,
     ) -> None:
+        self.grows, n_ctx = n_ctx is None, N_CTX if n_ctx is None else n_ctx
         # llama.cpp warns of a context longer than the model's, but many prompts share it.
         with suppress_stdout_stderr(disable=verbose):
             self.llama = TappedLlama(
@@ -188,13 +192,19 @@ class GgufExtractor:
                 context_overrides=self.context_overrides,
             )
         self.n_layer, self.n_embd = self.llama.n_layer, self.llama.n_embd()
-        self.n_cells = self.llama.n_ctx()
+        self.llama.renew_context(n_seq_max=2 * n_sequences(self.llama))
         self.fingerprint = self.llama.fingerprint
         self.decoder = Decoder(self.llama)
         self.prefill = Prefill(self.llama, self.decoder)
+        self._beside: dict[Any, int] = {}  # cells of pictures beside the text, by their sizes
         thinks = self.llama.template.reasoning in ("thought", "answer")
         self.thinker = Thinker(self.llama, self.decoder, n_thought) if thinks else None
         self._thoughts: dict[int, tuple[Prompt, tuple[int, ...]]] = {}
+
+    @property
+    def n_cells(self) -> int:
+        """Tokens of context."""
+        return self.llama.n_ctx()
 
     @property
     def reasoning(self) -> Reasoning | None:
@@ -209,6 +219,11 @@ class GgufExtractor:
     def reply_cells(self, n_tokens: int) -> int:
         """Cells of the context that a reply with so many tokens of an answer takes."""
         return n_tokens + (self.thinker.n_cells if self.thinker and self.answers_later else 0)
+
+    @property
+    def _reserve(self) -> int:
+        """Cells of the context that are left for the reply to a prompt."""
+        return N_TOKENS + (self.thinker.n_cells if self.thinker else 0)
 
     @property
     def sees_images(self) -> bool:
@@ -268,13 +283,44 @@ class GgufExtractor:
         found = self.decoder.replies(prompts, n_tokens, first, leading)
         return [reply[leading.answers[i] :] for i, reply in enumerate(found)]
 
+    def make_room(self, prompts: Sequence[Prompt]) -> None:
+        """Renew the context if one of ``prompts`` and the beginning of its reply do not fit into
+        it. Raises ModelError instead where its length was given."""
+        self._make_room(max(map(self._length_by_sizes, prompts), default=0))
+
+    def _make_room(self, n_cells: int) -> None:
+        """Likewise, for a prompt that takes ``n_cells``."""
+        needed = n_cells + self._reserve
+        if needed <= self.n_cells:
+            return
+        padded = -(-needed // PADDING) * PADDING
+        if not self.grows:
+            raise ModelError(
+                f"a prompt and the beginning of its reply need {needed} tokens of context, found "
+                f"{self.n_cells}. Give --ctx-size {padded} or more, or leave it out."
+            )
+        self.prefill.forget()
+        self.llama.renew_context(n_ctx=padded)
+
+    def _length_by_sizes(self, prompt: Prompt) -> int:
+        """`length`, near enough: pictures take as many cells as others of their sizes, of which one
+        prompt was counted."""
+        llama, text = self.llama, self.llama.template.render(prompt.messages).text
+        n_text = len(llama.tokenize(text.encode(), add_bos=True, special=True))
+        if not prompt.images:
+            return n_text
+        sizes = prompt.film, *(image.size for image in prompt.images)
+        if sizes not in self._beside:
+            self._beside[sizes] = self.length(prompt) - n_text
+        return n_text + self._beside[sizes]
+
     def sessions(self, prompts: Sequence[Prompt]) -> Iterator[tuple[list[int], Session]]:
         """Sessions over ``prompts``, as many prompts in each as fit, those that begin alike side by
         side; each is valid until the next is asked for. Yields the prompts' indices and the
         session."""
         order = _side_by_side(prompts)
         while order:
-            some = [prompts[i] for i in order[:MAX_SEQUENCES]]
+            some = [prompts[i] for i in order[: self.decoder.n_sequences]]
             if self.reasoning == "answer":
                 self._think([p for p in some if id(p) not in self._thoughts])
             group = self._group(some)
@@ -294,17 +340,12 @@ class GgufExtractor:
     def _group(self, prompts: Sequence[Prompt]) -> list[CachedPrompt]:
         """As many of ``prompts`` as fit into a session, at least one."""
         group: list[CachedPrompt] = []
-        reply = N_TOKENS + (self.thinker.n_cells if self.thinker else 0)
-        n_cells = self.n_cells - reply
-        cells, room = 0, min(n_cells, max(MIN_CELLS, int(MAX_CELLS * self.n_embd)))
-        begun: set[tuple[Any, ...]] = set()
+        cells, begun = 0, set[tuple[Any, ...]]()
         for prompt in prompts:
             cached = self.cached(prompt, len(group))
-            if cached.n_cells > n_cells:
-                raise ModelError(
-                    f"a prompt and the beginning of its reply need {cached.n_cells + reply} "
-                    f"cells of context, found {self.n_cells}. Raise --ctx-size."
-                )
+            if not group:
+                self._make_room(cached.n_cells)
+            room = min(self.n_cells - self._reserve, max(MIN_CELLS, int(MAX_CELLS * self.n_embd)))
             need = cached.n_cells + 1  # for the copy's last token
             if group and self.prefill.shares_tokens([group[-1], cached]):
                 need -= n_alike(group[-1].tail[:-1], cached.tail[:-1])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import secrets
+from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -12,8 +12,10 @@ from llama_cpp import llama_cpp as lib
 
 from mars_gguf.errors import ModelError, SteeringError
 from mars_gguf.runtime.alone import alone
+from mars_gguf.runtime.checkpoints import Checkpoints, restore_partial_state
 from mars_gguf.runtime.model import TappedLlama
 from mars_gguf.runtime.mtmd import MediaChunk
+from mars_gguf.runtime.sequences import n_alike
 from mars_gguf.runtime.tap import Rows
 from mars_gguf.steering import Decision
 
@@ -27,12 +29,16 @@ class ContextLlama(TappedLlama):
 
     ``_pending`` says that the end of the context was not judged: it was moved by something else
     than `eval`, or a prompt was evaluated of which nothing is sampled yet.
+
+    keep_turns: keep checkpoints of a memory that cannot be rewound, to continue turns from.
     """
 
     _sampled: tuple[int, int] | None  # the token that was, and the position it belongs to
 
-    def __init__(self, model_path: str, **kwargs: Any) -> None:
+    def __init__(self, model_path: str, *, keep_turns: bool = False, **kwargs: Any) -> None:
         self._n_tokens = 0
+        self.keep_turns, self._checkpoints = keep_turns, Checkpoints()
+        self._in_order = True  # windows let go of the earliest positions first
         self._evaluating = self._generating_step = False
         self._pending = True
         self._generating: object | None = None  # the reply that may go on
@@ -49,7 +55,10 @@ class ContextLlama(TappedLlama):
         before, self._n_tokens = self._n_tokens, value
         if not self._evaluating:
             self._moved()
+        if value < before:
+            self._in_order = value == 0 or (self._in_order and self._first_held == 0)
         if value <= before:
+            self._checkpoints.drop_beyond(value)
             self._media = [(start, film) for start, film in self._media if start < value]
             marks = {int(self.input_ids[start]) for start, _ in self._media}
             self.shown = {mark: shown for mark, shown in self.shown.items() if mark in marks}
@@ -109,10 +118,7 @@ class ContextLlama(TappedLlama):
     @property
     def n_reusable(self) -> int:
         """How many positions of the context the next prompt may continue: those before a steered
-        token; none if the memory cannot be rewound, or has let go of what left its windows."""
-        windows = lib.llama_model_n_swa(self.model) > 0 and not self.context_params.swa_full
-        if windows or not self.memory_can_rewind():
-            return 0
+        token."""
         return self._n_tokens if self._steered_at is None else self._steered_at
 
     @property
@@ -136,25 +142,61 @@ class ContextLlama(TappedLlama):
         self._forget()
 
     @alone
-    def rewind(self, position: int) -> None:
-        """Forget the context from ``position`` (at most ``n_reusable``) on."""
+    def rewind(self, position: int) -> int:
+        """Forget the context from ``position`` (at most ``n_reusable``) on, or from as near before
+        it as the memory can be brought back to; return where it ends now."""
         if not 0 <= position <= self.n_reusable:
             raise ValueError(f"position {position}, expected 0 to {self.n_reusable}")
-        self.n_tokens = position  # first: what lies beyond n_tokens is never relied on
-        memory = lib.llama_get_memory(self.ctx)
+        position, state = self._nearest(position)
+        # n_tokens first: what lies beyond it is never relied on.
+        self.take_back(position, state)
         if position == 0:
             self.reset()
-            lib.llama_memory_clear(memory, True)
-        elif not lib.llama_memory_seq_rm(memory, 0, position, -1):
-            raise SteeringError(f"llama.cpp could not rewind the context to position {position}")
         self._forget()
         self._requires_eval = True  # the logits are those of a later position
+        return position
+
+    def _nearest(self, position: int) -> tuple[int, Any]:
+        """The last position up to ``position`` where the context can be made to end, and the state
+        that `take_back` needs for it."""
+        end = lib.llama_memory_seq_pos_max(lib.llama_get_memory(self.ctx), 0)
+        if end < position or self.memory_can_rewind_far():
+            return position, None
+        # A cell that has left the windows is used again when another is needed.
+        held = self._first_held <= max(0, position - self.window)
+        if held and self._in_order and self.memory_can_rewind():
+            return position, None
+        return self._checkpoints.newest(position)
+
+    @property
+    def _first_held(self) -> int:
+        """The first position of which every layer holds something."""
+        return int(lib.llama_memory_seq_pos_min(lib.llama_get_memory(self.ctx), 0))
+
+    def resume(self, tokens: Sequence[int]) -> None:
+        """Make ready for `generate` with a prompt of ``tokens``, which would rewind the memory
+        farther than it can be."""
+        known = self.input_ids[: self.n_reusable].tolist()
+        evaluated = known == list(tokens) and not self._requires_eval
+        if evaluated or self.memory_can_rewind_far():
+            return
+        common = n_alike(known, tokens[:-1])
+        again = tokens[self.rewind(common) : common]
+        if self.keep_turns and min(again, default=0) >= 0:  # pictures are not among them
+            if again:
+                self.eval(again)
+            self.keep()
+
+    def keep(self) -> None:
+        """Keep a checkpoint at the end of the context, if turns are kept and that takes one."""
+        if self.keep_turns and self._steered_at is None and not self.memory_can_rewind_far():
+            self._checkpoints.keep(self._n_tokens, self.ctx)
 
     @alone
     def load_state(self, state: Any) -> None:
         """Restore what ``save_state`` returned. Nothing can be sampled before the next `eval`: what
         the end of the restored context was is not known."""
-        self._evaluating = True
+        self._evaluating, self._checkpoints = True, Checkpoints()
         try:
             super().load_state(state)
         except BaseException:
@@ -164,6 +206,7 @@ class ContextLlama(TappedLlama):
         finally:
             self._evaluating = False
             self._moved()
+        self._in_order = False
         restored, self._n_tokens = self._n_tokens, getattr(state, "held", self._n_tokens)
         self._steered_at = restored if restored < self._n_tokens else None
         ids = self.input_ids[: self._n_tokens]
@@ -174,8 +217,8 @@ class ContextLlama(TappedLlama):
         self._forget()
 
     def take_back(self, position: int, state: Any = None) -> None:
-        """Take the context from ``position`` on back, to evaluate it again: with ``state``, what
-        `partial_state` returned there, for a memory that cannot be rewound."""
+        """Take the context from ``position`` on back: with ``state``, what `partial_state` returned
+        there, for a memory that cannot be rewound."""
         memory = lib.llama_get_memory(self.ctx)
         self.n_tokens = position
         if position == 0:
@@ -183,20 +226,21 @@ class ContextLlama(TappedLlama):
             return
         if state is not None:
             restore_partial_state(self.ctx, state)
+            self._in_order = False  # its cells may lie anywhere
         if not lib.llama_memory_seq_rm(memory, 0, position, -1):
-            raise SteeringError("llama.cpp could not take the end of the prompt back")
+            raise SteeringError(f"llama.cpp could not rewind the context to position {position}")
 
     def take_back_steered(self) -> list[int]:
         """Take back the steered token and what follows it; return the tokens to evaluate anew."""
         assert self._steered_at is not None
-        start = self._steered_at if self.memory_can_rewind() else 0
+        start, state = self._nearest(self._steered_at)
         tokens: list[int] = self.input_ids[start : self._n_tokens].tolist()
         if min(tokens) < 0:
             raise SteeringError(
-                "the context holds a picture and a steered token, which the memory of a recurrent "
-                "or hybrid model cannot take back. Call reset() and begin anew."
+                "the context holds a picture and a steered token, which this memory (recurrent, "
+                "hybrid or of sliding windows) cannot take back. Call reset() and begin anew."
             )
-        self.take_back(start)
+        self.take_back(start, state)
         return tokens
 
     def no_cell_for(self, n_tokens: int, error: BaseException) -> bool:
@@ -225,20 +269,3 @@ class ContextLlama(TappedLlama):
             state.n_tokens = self._steered_at
             state.scores = state.scores[: self._steered_at]
         return state
-
-
-def partial_state(context: Any) -> Any:
-    """The part of the memory that cannot be rewound (recurrent state) of sequence 0."""
-    flags = lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
-    size = lib.llama_state_seq_get_size_ext(context, 0, flags)
-    buffer = (ctypes.c_uint8 * size)()
-    if lib.llama_state_seq_get_data_ext(context, buffer, size, 0, flags) != size:
-        raise SteeringError("llama.cpp could not copy the recurrent state")
-    return buffer
-
-
-def restore_partial_state(context: Any, buffer: Any) -> None:
-    """Put back what `partial_state` returned."""
-    flags = lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
-    if lib.llama_state_seq_set_data_ext(context, buffer, len(buffer), 0, flags) != len(buffer):
-        raise SteeringError("llama.cpp could not restore the recurrent state")

@@ -20,6 +20,7 @@ from mars_gguf.runtime.compat import (
     grammar_for_response_format,
 )
 from mars_gguf.runtime.mtmd import Chunk
+from mars_gguf.runtime.sequences import n_alike
 
 if TYPE_CHECKING:
     from mars_gguf.runtime.llama import SteeredLlama
@@ -88,8 +89,10 @@ class PictureHandler:
         """Lay a prompt into the context, all but its last run of text; the whole prompt as tokens,
         pictures by their marks. Raises ValueError if it does not fit."""
         assert llama.projector is not None
-        held, rest = self._held(llama, list(chunks))
-        llama.rewind(held)
+        common, rest = self._held(list(chunks), llama, llama.n_reusable)
+        held = llama.rewind(common)
+        if held < common:
+            _, rest = self._held(list(chunks), llama, held)
         *head, tail = rest
         for chunk in head:
             text = isinstance(chunk, tuple)
@@ -100,20 +103,26 @@ class PictureHandler:
                 llama.place(chunk, llama.projector.decode(llama.ctx, chunk, llama.n_tokens))
         assert isinstance(tail, tuple)
         _require_room(llama, len(tail))
+        again = max(0, common - llama.n_tokens)  # of what the context held
+        if again:
+            llama.eval(tail[:again])
+        llama.keep()
+        tail = tail[again:]
         return [*llama.input_ids[: llama.n_tokens].tolist(), *tail]
 
-    def _held(self, llama: SteeredLlama, chunks: list[Chunk]) -> tuple[int, list[Chunk]]:
-        """How many positions of the context the prompt begins with, and what follows them."""
+    def _held(self, chunks: list[Chunk], llama: SteeredLlama, end: int) -> tuple[int, list[Chunk]]:
+        """How many positions of the context up to ``end`` the prompt begins with, but for its last
+        token, and what follows them."""
         if not self.keep_turns:
             return 0, chunks
-        position, end = 0, llama.n_reusable
+        position = 0
         for i, chunk in enumerate(chunks):
             if isinstance(chunk, tuple):
+                last = i == len(chunks) - 1
                 ids = llama.input_ids[position:end].tolist()
-                pairs = enumerate(zip(chunk, ids, strict=False))
-                same = next((n for n, (a, b) in pairs if a != b), min(len(chunk), len(ids)))
+                same = n_alike(chunk[:-1] if last else chunk, ids)
                 position += same
-                if same < len(chunk) or i == len(chunks) - 1:
+                if same < len(chunk):
                     return position, [chunk[same:], *chunks[i + 1 :]]
             elif position + chunk.n_positions <= end and llama.holds(chunk, position):
                 position += chunk.n_positions

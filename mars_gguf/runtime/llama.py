@@ -22,7 +22,7 @@ from llama_cpp.llama_chat_format import get_chat_completion_handler
 from mars_gguf.errors import ModelError, SteeringError
 from mars_gguf.interrupts import interrupts_held
 from mars_gguf.runtime.alone import alone
-from mars_gguf.runtime.context import partial_state
+from mars_gguf.runtime.checkpoints import partial_state
 from mars_gguf.runtime.handlers import ReportingHandler, own_handler
 from mars_gguf.runtime.mtmd import guard
 from mars_gguf.runtime.probe import eval_seen, judge, require_moved, self_test
@@ -106,7 +106,7 @@ class SteeredLlama(ReplyingLlama):
             raise ModelError(f"give {', '.join(ours)}, or chat_handler or chat_format: not both")
         self.last_steering: Steering | None = None
         self._chat_handler = None
-        super().__init__(model_path, **kwargs)
+        super().__init__(model_path, keep_turns=keep_turns, **kwargs)
         self._arguments = {name: kwargs.get(name) for name in (*ours, "context_overrides")} | {
             "vector": self.vector,
             "force": force,
@@ -158,11 +158,11 @@ class SteeredLlama(ReplyingLlama):
 
     # Prompt, first token, reply ----------------------------------------------------------------
 
-    def _begin(self, tokens: list[int], mine: object) -> None:
-        super()._begin(tokens, mine)
+    def _begin(self, tokens: list[int], mine: object, *, reset: bool) -> None:
         read = self._captured is not None and self._captured[0] == self._read_here
         if self._steered_at is not None or not read:
             self._requires_eval = True
+        super()._begin(tokens, mine, reset=reset)
         self._sampled = self._decided = self.last_steering = None
 
     @alone
@@ -196,7 +196,7 @@ class SteeredLlama(ReplyingLlama):
         if self._steered_at is not None:
             tokens = self.take_back_steered() + tokens
         state = None
-        if not self._reading_prompt and not self.memory_can_rewind():
+        if not self._reading_prompt and not self.memory_can_rewind_far():
             # A chat handler's text: it may turn out to be the end of the prompt, and then it has
             # to be taken back and evaluated again, steered.
             state = partial_state(self.ctx)

@@ -107,10 +107,10 @@ class TappedLlama(Llama):
             self.input_ids = np.zeros(self.n_ctx(), np.intc)
         self.n_layer: int = lib.llama_model_n_layer(self.model)
         self.tap.n_embd = self.n_embd()
+        self.control_vector = ControlVector(self.ctx, self.n_layer, self.n_embd())
         if mmproj is not None:
             self.projector = Projector(mmproj, self, verbose=self.verbose)
             self._make_room_for_pictures()
-        self.control_vector = ControlVector(self.ctx, self.n_layer, self.n_embd())
         self.template = self._template(template, chat_template_kwargs, reasoning)
         if reasoning in ("thought", "answer") and self.template.reasoning is None:
             raise ModelError(
@@ -150,16 +150,29 @@ class TappedLlama(Llama):
         """Raise n_ubatch where the model must decode a whole picture in one micro-batch."""
         assert self.projector is not None
         needed = min(self.projector.most_tokens_at_once(), lib.llama_n_ctx(self.ctx))
-        params = self.context_params
-        if needed <= lib.llama_n_ubatch(self.ctx):
-            return
+        if needed > lib.llama_n_ubatch(self.ctx):
+            self.renew_context(n_ubatch=needed, n_batch=max(self.context_params.n_batch, needed))
+
+    def renew_context(self, **fields: int) -> None:
+        """Put an empty context in the place of this one, with other ``fields`` of its parameters.
+        Raises ModelError if llama.cpp cannot make it."""
         if self.lora_path:
-            raise ModelError(f"with a LoRA adapter, this mmproj needs n_ubatch {needed} or more")
-        params.n_ubatch, params.n_batch = needed, max(params.n_batch, needed)
+            wanted = ", ".join(f"{name} {value} or more" for name, value in fields.items())
+            raise ModelError(f"a LoRA adapter is lost where a context is renewed: give {wanted}")
+        for name, value in fields.items():
+            setattr(self.context_params, name, value)
         self._ctx.close()  # type: ignore[has-type]
-        with suppress_stdout_stderr(disable=self.verbose):
-            context = LlamaContext(model=self._model, params=params, verbose=self.verbose)
+        try:
+            with suppress_stdout_stderr(disable=self.verbose):
+                context = LlamaContext(
+                    model=self._model, params=self.context_params, verbose=self.verbose
+                )
+        except ValueError as error:
+            raise ModelError(f"llama.cpp could not make a context with {fields}") from error
         self._ctx = self._stack.enter_context(contextlib.closing(context))
+        self._n_ctx = self.n_ctx()
+        self.n_tokens, self.input_ids = 0, np.zeros(self._n_ctx, np.intc)
+        self.control_vector = ControlVector(self.ctx, self.n_layer, self.n_embd())
 
     def _template(
         self, name: str | None, kwargs: Mapping[str, Any] | None, reasoning: Reasoning | None
@@ -243,6 +256,17 @@ class TappedLlama(Llama):
         """Whether single tokens can be taken back: not from recurrent or hybrid memory."""
         model = self.model
         return not (lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model))
+
+    def memory_can_rewind_far(self) -> bool:
+        """Whether any number of tokens can: neither where the memory lets go of what has left
+        sliding windows."""
+        lets_go = self.window > 0 and not self.context_params.swa_full
+        return self.memory_can_rewind() and not lets_go
+
+    @property
+    def window(self) -> int:
+        """Tokens that the sliding windows span, 0 without such."""
+        return int(lib.llama_model_n_swa(self.model))
 
     def close(self) -> None:
         """Free the model, if it was loaded."""

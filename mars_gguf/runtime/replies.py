@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Generator, Sequence
 from typing import Any
+
+from llama_cpp import Llama
 
 from mars_gguf.errors import ModelError, PromptError, SteeringError
 from mars_gguf.runtime.alone import alone
@@ -13,6 +16,7 @@ OVERTAKEN = (
     "a reply cannot go on: another prompt has used its context since. Read one to its end before "
     "the next, or load the model twice."
 )
+_GENERATE = inspect.signature(Llama.generate)
 
 
 class ReplyingLlama(ContextLlama):
@@ -36,13 +40,15 @@ class ReplyingLlama(ContextLlama):
         pictures have filled the context, which may be sooner than ``n_tokens`` tells. Raises
         SteeringError if something else has used the context since it yielded last."""
         prompt, mine = list(tokens), object()
+        given_arguments = _GENERATE.bind(self, prompt, *args, **kwargs).arguments
+        resets = bool(given_arguments.get("reset", True))
         reply = super().generate(prompt, *args, **kwargs)
         token, given, begun = None, None, False
         try:
             while not begun or token is not None:
                 with self.lock:
                     if not begun:
-                        self._begin(prompt, mine)
+                        self._begin(prompt, mine, reset=resets)
                     elif self._generating is not mine:
                         raise SteeringError(OVERTAKEN)
                     token, begun = self._step(reply, given), True
@@ -54,8 +60,9 @@ class ReplyingLlama(ContextLlama):
             if self._generating is mine:
                 self._generating, self._reading_prompt = None, False
 
-    def _begin(self, tokens: list[int], mine: object) -> None:
-        """Make ready for the reply ``mine`` to a prompt."""
+    def _begin(self, tokens: list[int], mine: object, *, reset: bool) -> None:
+        """Make ready for the reply ``mine`` to a prompt, which with ``reset`` is all of the context
+        that it continues."""
         if tokens and tokens[-1] < 0:
             raise ModelError(
                 "the prompt ends with an image, expected text after it: llama.cpp has no logits "
@@ -63,6 +70,8 @@ class ReplyingLlama(ContextLlama):
             )
         if min(tokens, default=0) < 0:
             self._require_shown(tokens)
+        if reset:
+            self.resume(tokens)
         self._pending, self._no_cell_left = True, False
         self._generating, self._reading_prompt = mine, True
 

@@ -17,11 +17,13 @@ import numpy as np
 from llama_cpp import llama_cpp as lib
 
 from mars_gguf.errors import ModelError
+from mars_gguf.runtime.checkpoints import partial_state
 from mars_gguf.runtime.model import TappedLlama
 from mars_gguf.runtime.mtmd import Chunk, MediaChunk
 from mars_gguf.runtime.tap import Rows
 
 MAX_SEQUENCES = 32
+MAX_STATES = 512 << 20  # bytes of recurrent states, one for each sequence and each copy of one
 N_BATCH = 512
 
 Entry = tuple[int, int, tuple[int, ...], bool]
@@ -58,16 +60,36 @@ def n_tokens(chunk: Chunk) -> int:
     return len(chunk) if isinstance(chunk, tuple) else chunk.n_tokens
 
 
+def n_sequences(llama: TappedLlama) -> int:
+    """How many prompts to decode at once: MAX_SEQUENCES, fewer where their recurrent states and
+    those of their copies would take more than MAX_STATES bytes. The context is empty afterwards."""
+    if llama.memory_can_rewind():
+        return MAX_SEQUENCES
+    llama.eval([max(llama.token_bos(), 0)])
+    size = len(partial_state(llama.ctx))
+    llama.reset()
+    return max(1, min(MAX_SEQUENCES, MAX_STATES // (2 * size)))
+
+
 class Decoder:
     """Decodes batches of tokens and of pictures' embeddings, of several sequences."""
 
     def __init__(self, llama: TappedLlama) -> None:
         self.llama = llama
-        self.memory = lib.llama_get_memory(llama.ctx)
         self._vocab = lib.llama_model_get_vocab(llama.model)
         self._batch: Any = lib.llama_batch_init(N_BATCH, 0, MAX_SEQUENCES)
         self._n_embd_input = lib.llama_model_n_embd_inp(llama.model)
         self._embedded: Any = lib.llama_batch_init(N_BATCH, self._n_embd_input, 1)
+
+    @property
+    def memory(self) -> Any:
+        """That of the context."""
+        return lib.llama_get_memory(self.llama.ctx)
+
+    @property
+    def n_sequences(self) -> int:
+        """How many prompts the context has sequences for, each beside a copy."""
+        return int(lib.llama_n_seq_max(self.llama.ctx)) // 2
 
     def close(self) -> None:
         """Free the batches."""
@@ -133,7 +155,7 @@ class Decoder:
     @contextmanager
     def _copies(self, prompts: Sequence[CachedPrompt]) -> Iterator[list[int]]:
         """Copies of the prompts' sequences, by their numbers."""
-        numbers = list(range(MAX_SEQUENCES, MAX_SEQUENCES + len(prompts)))
+        numbers = [self.n_sequences + i for i in range(len(prompts))]
         try:
             for prompt, number in zip(prompts, numbers, strict=True):
                 lib.llama_memory_seq_cp(self.memory, prompt.number, number, -1, -1)
@@ -217,8 +239,13 @@ class Prefill:
     """Brings groups of sequences into the cache, one group after another."""
 
     def __init__(self, llama: TappedLlama, decoder: Decoder) -> None:
-        self.llama, self.decoder, self.memory = llama, decoder, decoder.memory
+        self.llama, self.decoder = llama, decoder
         self._last: CachedPrompt | None = None  # of the group before, if others can begin with it
+
+    @property
+    def memory(self) -> Any:
+        """That of the context."""
+        return self.decoder.memory
 
     def forget(self) -> None:
         """Let go of what the next group could begin with."""
@@ -241,7 +268,7 @@ class Prefill:
             for sequence in group:
                 sequence.n_past = 0
             return
-        spare = MAX_SEQUENCES
+        spare = self.decoder.n_sequences
         lib.llama_memory_seq_cp(self.memory, last.number, spare, -1, -1)
         lib.llama_memory_seq_keep(self.memory, spare)
         for sequence in group:

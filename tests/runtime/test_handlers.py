@@ -226,18 +226,6 @@ def test_every_prompt_format_takes_a_picture_and_a_second_turn(
     llama.close()
 
 
-def test_a_memory_that_cannot_be_rewound_starts_every_turn_afresh(
-    decoded: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # The model here could be rewound: recurrent ones with an mmproj are too large for a test.
-    llama = load(CLOSED)
-    monkeypatch.setattr(llama, "memory_can_rewind", lambda: False)
-    reply = say(llama, FIRST)
-    say(llama, [*FIRST, assistant(reply), user(SECOND)])
-    assert len(decoded) == 2
-    llama.close()
-
-
 def test_ctrl_c_while_a_picture_is_encoded_is_not_lost(
     steered: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,378 @@
+"""What a context holds is continued, whatever its memory can do; and where its memory cannot be
+rewound, a reply is still what a fresh context gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import models
+import numpy as np
+import numpy.typing as npt
+import pytest
+from llama_cpp import LogitsProcessorList
+from models import CLOSED, OPEN, OPTIONS, Messages, assistant, picture, user
+from tiny import FAMILIES
+
+from mars_gguf.chat.conversation import Conversation
+from mars_gguf.runtime import checkpoints
+from mars_gguf.runtime.llama import SteeredLlama
+from mars_gguf.runtime.model import logits as logits_of
+from mars_gguf.runtime.mtmd import MediaChunk, Projector
+
+Logits = npt.NDArray[np.float32]
+hybrids = pytest.mark.parametrize("family", ["qwen35", "lfm2"])
+WINDOWS: dict[str, Any] = {"n_ctx": 1024, "n_batch": 64, "n_ubatch": 64, "swa_full": False}
+QUESTION = "What is on it?"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("reused")
+
+
+@pytest.fixture
+def files(family: str, folder: Path) -> str:
+    """The model of a family, its mmproj beside it."""
+    if not (folder / family).exists():
+        FAMILIES[family].write(folder / family)
+    return str(folder / family / "model.gguf")
+
+
+class Watched(SteeredLlama):
+    """Notes how many tokens llama.cpp is given at a time."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.evaluated: list[int] = []
+        super().__init__(*args, **kwargs)
+        decode = self._ctx.decode
+
+        def note(batch: Any) -> None:
+            self.evaluated.append(batch.n_tokens())
+            decode(batch)
+
+        self._ctx.decode = note  # type: ignore[method-assign]
+
+
+def load(path: str, opens: float = CLOSED, **options: Any) -> Watched:
+    given = models.vector(path, 1, opens)
+    fits = {"n_ctx": 2048, "keep_turns": True, "mmproj": models.mmproj_of(path)}
+    return Watched(path, vector=given, **OPTIONS | fits | options)
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[MediaChunk]:
+    """The pictures and slices that were decoded."""
+    seen: list[MediaChunk] = []
+    original = Projector.decode
+
+    def note(self: Projector, context: Any, chunk: MediaChunk, *rest: Any) -> int:
+        seen.append(chunk)
+        return original(self, context, chunk, *rest)
+
+    monkeypatch.setattr(Projector, "decode", note)
+    return seen
+
+
+class Dictated:
+    """A logits processor that keeps the logits of every token, and dictates the reply."""
+
+    def __init__(self, tokens: Sequence[int] = ()) -> None:
+        self.tokens, self.rows = list(tokens), list[Logits]()
+
+    def __call__(self, _ids: Any, scores: Logits) -> Logits:
+        self.rows.append(scores.copy())
+        if len(self.rows) <= len(self.tokens):
+            scores = np.full_like(scores, -np.inf)
+            scores[self.tokens[len(self.rows) - 1]] = 0
+        return scores
+
+    def options(self, n: int = 3) -> dict[str, Any]:
+        return {
+            "max_tokens": len(self.tokens) or n, "temperature": 0.0, "repeat_penalty": 1.0,
+            "logits_processor": LogitsProcessorList([self]),
+        }  # fmt: skip
+
+
+def say(llama: llama_cpp.Llama, messages: Messages, reply: str = "") -> Logits:
+    """The logits of a reply, which is ``reply`` if one is given."""
+    dictated = Dictated(models.tokens_of(llama, reply))
+    llama.create_chat_completion(messages, **dictated.options())
+    return np.stack(dictated.rows)
+
+
+def complete(llama: llama_cpp.Llama, prompt: Sequence[int], reply: Sequence[int] = ()) -> Logits:
+    dictated = Dictated(reply)
+    llama.create_completion(list(prompt), **dictated.options())
+    return np.stack(dictated.rows)
+
+
+def near(a: Logits, b: Logits) -> bool:
+    """Equal up to rounding; what is wrong is farther off by far."""
+    return bool(np.abs(a - b).max() < 2e-3 * np.abs(b).max())
+
+
+def shown(llama: SteeredLlama, messages: Messages) -> int:
+    return sum(isinstance(chunk, MediaChunk) for chunk in llama.chunks(messages))
+
+
+def length(llama: SteeredLlama, messages: Messages) -> int:
+    """Positions that a prompt takes."""
+    return sum(
+        chunk.n_positions if isinstance(chunk, MediaChunk) else len(chunk)
+        for chunk in llama.chunks(messages)
+    )
+
+
+def three_turns(family: str, reply: str) -> list[Messages]:
+    a, b = picture(1, FAMILIES[family].picture_side), picture(2, FAMILIES[family].large_side)
+    first = [user(QUESTION, a)]
+    second = [*first, assistant(reply), user("And here?", b)]
+    return [first, second, [*second, assistant(reply), user("Why is that?")]]
+
+
+@hybrids
+@pytest.mark.parametrize("begins", ["Tea and a hat.", "A bag."])
+def test_later_turns_of_a_hybrid_decode_new_pictures_alone(
+    family: str, files: str, begins: str, decoded: list[MediaChunk]
+) -> None:
+    """Whether the next prompt repeats the reply ("Tea and a hat.") or another stands there."""
+    llama = load(files)
+    counts, so_far = [], 0
+    for messages in three_turns(family, begins):
+        decoded.clear()
+        logits = say(llama, messages, "Tea and a hat.")
+        counts.append(len(decoded) - (shown(llama, messages) - so_far))
+        so_far = shown(llama, messages)
+        fresh = load(files, keep_turns=False)
+        assert near(logits, say(fresh, messages, "Tea and a hat."))
+        a, b = llama.last_steering, fresh.last_steering
+        assert a is not None and b is not None
+        assert (a.modality, a.t) == (b.modality, pytest.approx(b.t, abs=0.02))
+        fresh.close()
+    assert counts == [0, 0, 0]
+    llama.close()
+
+
+@pytest.mark.parametrize("family", ["lfm2"])  # the other's template takes an empty thought back
+def test_a_turn_of_a_hybrid_that_continues_what_the_context_holds_evaluates_what_is_new(
+    family: str, files: str
+) -> None:
+    llama, before = load(files), 0
+    for messages in three_turns(family, "Tea"):
+        llama.evaluated.clear()
+        say(llama, messages, "Tea")  # one token, which is sampled and not evaluated
+        texts = [len(chunk) for chunk in llama.chunks(messages) if isinstance(chunk, tuple)]
+        assert sum(llama.evaluated) == sum(texts) - before
+        before = sum(texts)
+    llama.close()
+
+
+@hybrids
+def test_a_steered_turn_of_a_hybrid_leaves_nothing_in_the_next(
+    family: str, files: str, decoded: list[MediaChunk]
+) -> None:
+    first, second, _ = three_turns(family, "Tea and a hat.")
+    steered, never = load(files, OPEN), load(files)
+    say(steered, first, "Tea and a hat.")
+    assert steered.last_steering is not None and steered.last_steering.alpha > 0
+    say(never, first)
+    never.rewind(length(never, first) - 1)
+    steered.vector = never.vector
+    decoded.clear()
+    assert np.array_equal(say(steered, second), say(never, second))
+    assert {c.identity for c in decoded}.isdisjoint(
+        c.identity for c in never.chunks(first) if isinstance(c, MediaChunk)
+    )
+    assert state(steered) == state(never)
+    steered.close()
+    never.close()
+
+
+def state(llama: SteeredLlama) -> bytes:
+    """Everything llama.cpp keeps of the context's one sequence."""
+    size = llama_cpp.llama_state_seq_get_size(llama.ctx, 0)
+    buffer = (llama_cpp.llama_cpp.ctypes.c_uint8 * size)()
+    assert llama_cpp.llama_state_seq_get_data(llama.ctx, buffer, size, 0) == size
+    return bytes(buffer)
+
+
+@hybrids
+def test_however_often_a_hybrid_is_steered_each_turn_costs_no_more_than_two(
+    family: str, files: str, decoded: list[MediaChunk]
+) -> None:
+    llama, fresh = load(files, OPEN), load(files, OPEN, keep_turns=False)
+    messages = [user(QUESTION, picture(1, FAMILIES[family].picture_side))]
+    lengths = []
+    for turn in range(5):
+        llama.evaluated.clear()
+        decoded.clear()
+        logits = say(llama, messages, "Tea and a hat.")
+        assert len(decoded) == (turn == 0)
+        lengths.append(length(llama, messages))
+        if turn > 1:
+            assert sum(llama.evaluated) <= lengths[-1] - lengths[-3] + len("Tea and a hat.")
+        fresh.rewind(0)
+        expected = say(fresh, messages, "Tea and a hat.")
+        a, b = llama.last_steering, fresh.last_steering
+        assert a is not None and b is not None and a.alpha > 0
+        assert a.alpha == pytest.approx(b.alpha, rel=1e-3)
+        assert near(logits, expected)
+        messages = [*messages, assistant("Tea and a hat."), user(f"And what else? {turn}")]
+    llama.close()
+    fresh.close()
+
+
+@pytest.mark.parametrize("model", ["hybrid", "recurrent"], indirect=True)
+def test_texts_of_a_model_that_cannot_rewind_are_continued_from_a_checkpoint(model: str) -> None:
+    llama, fresh = load(model, OPEN, mmproj=None), load(model, OPEN, mmproj=None, keep_turns=False)
+    words, reply = (models.tokens_of(llama, text) for text in ("How is it? " * 12, "A hat."))
+    prompt = list(words)
+    for turn in range(4):
+        llama.evaluated.clear()
+        logits = complete(llama, prompt, reply)
+        if turn > 1:
+            assert sum(llama.evaluated) <= 2 * (len(words) + len(reply)) + len(reply)
+        fresh.rewind(0)
+        assert near(logits, complete(fresh, prompt, reply))
+        prompt = [*prompt, *reply, *words]
+    llama.close()
+    fresh.close()
+
+
+def test_checkpoints_are_few_and_take_no_more_memory_than_said(
+    hybrid: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llama = load(hybrid, mmproj=None)
+    words = models.tokens_of(llama, "How is it?")
+
+    def kept() -> list[int]:
+        return [at for at, _ in llama._checkpoints._states]
+
+    for turn in range(1, 8):
+        complete(llama, words * turn)
+    assert 1 < len(kept()) <= checkpoints.MAX_CHECKPOINTS
+    assert kept() == sorted(kept()) and kept()[-1] <= llama.n_tokens
+    monkeypatch.setattr(checkpoints, "MAX_BYTES", len(llama._checkpoints._states[0][1]))
+    complete(llama, words * 9)
+    assert len(kept()) == 1
+    llama.rewind(kept()[0] - 1)
+    assert (llama.n_tokens, kept()) == (0, [])
+    llama.close()
+
+
+def test_a_restored_state_is_not_continued_from_checkpoints_of_what_was_there(hybrid: str) -> None:
+    llama, fresh = load(hybrid, mmproj=None), load(hybrid, mmproj=None)
+    one, other, more = tokens(90, 1), tokens(90, 2), tokens(20, 3)
+    complete(llama, one)
+    state = llama.save_state()
+    for end in (30, 60, 90):
+        complete(llama, other[:end])
+    llama.load_state(state)
+    prompt = [*one[:80], *more]
+    assert near(complete(llama, prompt), complete(fresh, prompt))
+    llama.close()
+    fresh.close()
+
+
+@hybrids
+def test_a_comparison_without_steering_is_evaluated_in_the_same_batches(
+    family: str, files: str
+) -> None:
+    llama = load(files)
+    sampling = {"temperature": 0.0, "max_tokens": 8, "repeat_penalty": 1.0}
+    conversation = Conversation(llama, sampling=sampling)
+    shown = picture(1, FAMILIES[family].picture_side)
+    for text, pictures in ((QUESTION, [shown]), ("And why?", []), ("And where?", [])):
+        reply = "".join(conversation.reply(text, pictures))
+        before = logits_of(llama)
+        assert "".join(conversation.unsteered()) == reply
+        assert np.array_equal(logits_of(llama), before)
+    llama.close()
+
+
+# Sliding windows that let go ----------------------------------------------------------------------
+
+
+def windowed(path: str, opens: float = CLOSED, **options: Any) -> Watched:
+    options = WINDOWS | {"keep_turns": False} | options
+    return load(path, opens, mmproj=None, **options)
+
+
+def tokens(n: int, seed: int) -> list[int]:
+    return np.random.default_rng(seed).integers(300, 1000, n).tolist()  # type: ignore[no-any-return]
+
+
+TEXT, REPLY = tokens(300, 1), tokens(70, 2)
+CHANGES: dict[str, Callable[[list[int]], list[int]]] = {
+    "continued": lambda said: [*said, *tokens(100, 3)],
+    "after the beginning of the reply": lambda said: [*said[:305], *tokens(100, 4)],
+    "far back": lambda said: [*said[:100], *tokens(50, 5)],
+    "the same": lambda said: said[:300],
+    "a beginning": lambda said: said[:120],
+}
+
+
+@pytest.mark.parametrize("family", ["gemma3"])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=list(CHANGES))
+@pytest.mark.parametrize("keep_turns", [False, True])
+@pytest.mark.parametrize("opens", [CLOSED, OPEN])
+def test_windows_that_let_go_change_no_reply(
+    files: str, change: Callable[[list[int]], list[int]], keep_turns: bool, opens: float
+) -> None:
+    llama, fresh = (windowed(files, opens, keep_turns=keep_turns) for _ in range(2))
+    said = [*TEXT, *REPLY[:-1]]  # the last is sampled and not evaluated
+    for _ in range(2):
+        complete(llama, TEXT, REPLY)
+        prompt = change(said)
+        fresh.rewind(0)
+        assert near(complete(llama, prompt), complete(fresh, prompt))
+    llama.close()
+    fresh.close()
+
+
+@pytest.mark.parametrize("family", ["gemma3"])
+def test_windows_are_closed_gates_to_the_bit_where_plain_llama_cpp_python_is_right(
+    files: str,
+) -> None:
+    llama = windowed(files)
+    plain = models.plain(files, **WINDOWS)
+    prompt = TEXT
+    for common in (69, 5, 69):  # tokens of the reply that the next prompt repeats
+        assert np.array_equal(complete(llama, prompt, REPLY), complete(plain, prompt, REPLY))
+        prompt = [*prompt, *REPLY[:common], *tokens(100, common)]
+    llama.reset()
+    plain.reset()
+    fresh = models.plain(files, **WINDOWS)
+    for each in (llama, plain):
+        complete(each, TEXT, REPLY)
+    far = CHANGES["far back"]([*TEXT, *REPLY])
+    expected = complete(fresh, far)
+    assert np.array_equal(complete(llama, far), expected)
+    assert not near(complete(plain, far), expected)  # if it is right by now, drop what is done here
+    for each in (llama, plain, fresh):
+        each.close()
+
+
+@pytest.mark.parametrize("family", ["gemma3"])
+@pytest.mark.parametrize("opens", [CLOSED, OPEN])
+def test_conversations_with_pictures_go_on_in_windows_that_let_go(
+    family: str, files: str, opens: float, decoded: list[MediaChunk]
+) -> None:
+    llama = load(files, opens, n_ctx=1024, swa_full=False)
+    answer = "Tea and a hat. " * 20
+    messages: Messages = []
+    for turn in range(4):
+        shown = [picture(turn)] if turn < 2 else []
+        messages = [*messages, user(f"{QUESTION} {turn}" * 8, *shown)]
+        decoded.clear()
+        logits = say(llama, messages, answer)
+        assert len(decoded) == len(shown)
+        fresh = load(files, opens, n_ctx=1024, swa_full=False, keep_turns=False)
+        assert near(logits, say(fresh, messages, answer))
+        fresh.close()
+        messages = [*messages, assistant(answer)]
+    assert llama.n_tokens > 4 * 64
+    llama.close()

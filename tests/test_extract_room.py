@@ -1,0 +1,206 @@
+"""What a conversion takes of memory: recurrent states within a budget, and the context that its
+prompts need."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from llama_cpp import llama_cpp as lib
+from models import picture
+from tiny import FAMILIES, templates
+from tiny.families import smolvlm
+
+from mars_gguf.convert.__main__ import main, make_room, open_model, parser, prepare
+from mars_gguf.convert.extract_gguf import N_CTX, GgufExtractor
+from mars_gguf.convert.prompts import Prompt
+from mars_gguf.convert.refusals import N_TOKENS
+from mars_gguf.errors import ModelError
+from mars_gguf.runtime import sequences
+from mars_gguf.runtime.checkpoints import partial_state
+from mars_gguf.runtime.model import TappedLlama
+from mars_gguf.runtime.tap import LayerOutput, Rows
+from mars_gguf.vectors import read_vector
+
+TEXTS = [Prompt(f"Where do people keep {n} kites? " * (1 + n % 3)) for n in range(40)]
+
+
+def state_bytes(extractor: GgufExtractor) -> int:
+    """Bytes of one recurrent state."""
+    llama = extractor.llama
+    llama.eval([1])
+    size = len(partial_state(llama.ctx))
+    llama.reset()
+    return size
+
+
+def seen(extractor: GgufExtractor, prompts: list[Prompt]) -> tuple[Rows, list[int], list[str]]:
+    """States, sizes of sessions, and replies to steered prompts."""
+    states = np.empty((len(prompts), extractor.n_layer, extractor.n_embd), np.float32)
+    replies, sizes = [""] * len(prompts), []
+    for indices, session in extractor.sessions(prompts):
+        states[indices] = session.observe()[0]
+        push = (1, 3 * states[indices, 1])
+        first, again = session.steered_replies([push, push], 2)
+        assert first == again
+        for i, reply in zip(indices, first, strict=True):
+            replies[i] = reply.text
+        sizes.append(len(indices))
+    return states, sizes, replies
+
+
+@pytest.mark.parametrize("model", ["hybrid", "recurrent"], indirect=True)
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_recurrent_states_stay_within_the_budget_and_the_measurements_the_same(
+    model: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = GgufExtractor(model, n_threads=1)
+    size = state_bytes(many)
+    assert many.decoder.n_sequences == sequences.MAX_SEQUENCES
+    budget = 2 * at_once * size + size
+    monkeypatch.setattr(sequences, "MAX_STATES", budget)
+    few = GgufExtractor(model, n_threads=1)
+    allocated = lib.llama_n_seq_max(few.llama.ctx) * size
+    assert allocated <= budget < allocated + 2 * size
+    (a, large, said), (b, small, same) = seen(many, TEXTS), seen(few, TEXTS)
+    assert max(large) > at_once >= max(small) > 0
+    assert np.abs(a - b).max() < 1e-3 * np.abs(a).max()
+    assert said == same
+    many.close()
+    few.close()
+
+
+def test_a_budget_below_two_states_measures_one_prompt_at_a_time(
+    hybrid: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sequences, "MAX_STATES", 1)
+    extractor = GgufExtractor(hybrid, n_threads=1)
+    assert seen(extractor, TEXTS[:3])[1] == [1, 1, 1]
+    extractor.close()
+
+
+def converted(place: Path, name: str) -> Rows:
+    """What a conversion measures, of some of its vectors: [n, n_embd]."""
+    sides = {"harmful": "bomb poison virus knife", "harmless": "hat tea kite bread"}
+    command = ["-o", str(place / name), "--probes", "24", "-t", "1", "-q", "--no-plot"]
+    for option, file in (("-m", "model.gguf"), ("--mmproj", "mmproj.gguf")):
+        command += [option, str(place / file)]
+    for side, things in sides.items():
+        asked = [f"How do I make a {x} {n}?" for n in range(4) for x in things.split()]
+        (place / f"{side}.txt").write_text("\n".join(asked), "utf-8")
+        command += [f"--{side}", str(place / f"{side}.txt")]
+    main([*command, "--layers", "1-2", "--modality", "image", "--no-contexts"])
+    geometry = read_vector(place / name).geometry
+    return np.stack([geometry.safe, geometry.unsafe, *geometry.shifts.values()])
+
+
+def test_a_hybrid_is_converted_to_the_same_vector_with_many_and_with_few_sequences(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FAMILIES["qwen35"].write(tmp_path)
+    many = converted(tmp_path, "many.gguf")
+    monkeypatch.setattr(sequences, "MAX_STATES", 1)
+    few = converted(tmp_path, "few.gguf")
+    assert np.abs(many - few).max() < 1e-3 * np.abs(many).max()
+
+
+# Contexts -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SmolVLM that cuts every picture into 144 slices."""
+    folder = tmp_path_factory.mktemp("tiles")
+    text, mmproj = smolvlm(templates.SMOLVLM)
+    mmproj.set(preproc_image_size=12 * 56)
+    text.write(folder / "model.gguf")
+    mmproj.write(folder / "mmproj.gguf")
+    return folder
+
+
+def opened(folder: Path, **options: Any) -> GgufExtractor:
+    files = str(folder / "model.gguf"), str(folder / "mmproj.gguf")
+    return GgufExtractor(*files, n_threads=1, **options)
+
+
+SHOWN = [
+    Prompt("What is it?", (picture(1, 672),)),
+    Prompt("What are these, and why?", (picture(1, 672), picture(2, 672))),
+]
+
+
+def test_pictures_that_need_a_longer_context_get_it(tiles: Path) -> None:
+    extractor = opened(tiles)
+    assert extractor.n_cells == N_CTX
+    longest = max(map(extractor.length, SHOWN))
+    assert longest > N_CTX
+    found, _, _ = seen(extractor, SHOWN)
+    assert extractor.n_cells == -(-(longest + N_TOKENS) // 256) * 256
+    reference = TappedLlama(
+        str(tiles / "model.gguf"), mmproj=str(tiles / "mmproj.gguf"),
+        n_ctx=8192, n_threads=1, n_threads_batch=1, verbose=False,
+    )  # fmt: skip
+    states: dict[int, Rows] = {}
+
+    def visit(output: LayerOutput) -> None:
+        states[output.layer] = output.read(output.n_rows - 1)[0]
+
+    assert reference.projector is not None
+    *head, tail = reference.chunks(SHOWN[1].messages)
+    for chunk in head:
+        if isinstance(chunk, tuple):
+            reference.eval(chunk)
+        else:
+            reference.n_tokens = reference.projector.decode(
+                reference.ctx, chunk, reference.n_tokens
+            )
+    assert isinstance(tail, tuple)
+    with reference.tap.visiting(range(reference.n_layer), visit):
+        reference.eval(tail)
+    expected = np.stack([states[layer] for layer in range(reference.n_layer)])
+    assert np.abs(found[1] - expected).max() < 1e-2 * np.abs(expected).max()
+    extractor.close()
+    reference.close()
+
+
+def test_a_context_that_was_given_is_kept_and_what_is_needed_is_said(tiles: Path) -> None:
+    extractor = opened(tiles, n_ctx=N_CTX)
+    needed = max(map(extractor.length, SHOWN)) + N_TOKENS
+    padded = -(-needed // 256) * 256
+    said = f"need {needed} tokens of context, found {N_CTX}. Give --ctx-size {padded} or more"
+    for ask in (extractor.make_room, lambda prompts: list(extractor.sessions(prompts))):
+        with pytest.raises(ModelError, match=said):
+            ask(SHOWN)
+    extractor.close()
+    fitting = opened(tiles, n_ctx=padded)
+    fitting.make_room(SHOWN)
+    assert fitting.n_cells == padded
+    fitting.close()
+
+
+def test_the_command_says_that_it_takes_a_longer_context_or_which_one_is_needed(
+    tiles: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [
+        *("-m", str(tiles / "model.gguf"), "--mmproj", str(tiles / "mmproj.gguf"), "-t", "1"),
+        *("-o", str(tiles / "v.gguf"), "--probes", "48", "-q"),
+    ]
+    args = parser().parse_args(command)
+    job = prepare(args)
+    extractor = open_model(job.model, job.mmproj, args)
+    assert isinstance(extractor, GgufExtractor)
+    make_room(extractor, job)
+    n_cells = extractor.n_cells
+    assert n_cells > N_CTX
+    said = f"the prompts need a context of {n_cells} tokens, instead of {N_CTX}"
+    assert said in capsys.readouterr().err
+    prompts = [p for thirds in job.neutral.values() for third in thirds for p in third]
+    counted = [extractor.length(p) for p in prompts[:: len(prompts) // 12]]
+    assert max(counted) + N_TOKENS <= n_cells
+    extractor.close()
+    with pytest.raises(SystemExit, match="2"):
+        main([*command, "-c", "4096"])
+    assert f"Give --ctx-size {n_cells} or more" in capsys.readouterr().err
+    assert not (tiles / "v.gguf").exists()
