@@ -21,6 +21,7 @@ from mars_gguf.convert.refusals import N_TOKENS
 from mars_gguf.errors import ModelError, PromptError
 from mars_gguf.runtime.compat import suppress_stdout_stderr
 from mars_gguf.runtime.model import TappedLlama
+from mars_gguf.runtime.rpc import use_servers
 from mars_gguf.runtime.sequences import (
     MAX_SEQUENCES,
     N_BATCH,
@@ -146,10 +147,13 @@ class GgufExtractor:
         chat_handler: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         n_gpu_layers: int = 0,
+        rpc_servers: str | None = None,
         n_threads: int | None = None,
         n_ctx: int = 4096,
         verbose: bool = False,
     ) -> None:
+        if rpc_servers:
+            use_servers(rpc_servers)  # while standard error can be seen
         # llama.cpp warns of a context longer than the model's, but many prompts share it.
         with suppress_stdout_stderr(disable=verbose):
             self.llama = TappedLlama(
@@ -161,6 +165,7 @@ class GgufExtractor:
                 n_ctx=n_ctx and max(n_ctx, N_BATCH),
                 n_batch=N_BATCH,
                 n_gpu_layers=n_gpu_layers,
+                rpc_servers=rpc_servers,
                 n_threads=n_threads,
                 n_threads_batch=n_threads,
                 verbose=verbose,
