@@ -2,12 +2,12 @@
 llama.cpp computes on, and print a row of the table in docs/DEVICES.md.
 
 Without options that is the CPU; ``-ngl all`` puts all layers on the first GPU of this build of
-llama.cpp (Vulkan, CUDA, Metal, ...), ``--rpc`` on another machine. The model is the package's own,
-or that of ``--model``, ``--mmproj`` and ``--vector``. Everything is compared on the same device: the
-states seen by the callbacks in C and in Python with those seen by an independent one; replies with
-the gate shut with plain llama-cpp-python, over two turns; steered replies with an independent
-callback; on text and on a picture. "equal" is to the bit; else the largest difference is printed, in
-units of what is compared (states, logits, t), and the exit code is 1.
+llama.cpp (Vulkan, CUDA, Metal, ...), ``--rpc`` on another machine. The model is the package's
+own, or that of ``--model``, ``--mmproj`` and ``--vector``. All is compared on one and the same
+device: the states seen by the callbacks in C and in Python with those seen by an independent one;
+replies with the gate shut with plain llama-cpp-python, over two turns; steered replies with an
+independent callback; on text and on a picture. "equal" is to the bit; else the largest difference
+is printed, in units of what is compared (states, logits, t), and the exit code is 1.
 """
 
 from __future__ import annotations

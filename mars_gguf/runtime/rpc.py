@@ -18,7 +18,7 @@ from contextlib import suppress
 from functools import cache
 from typing import Any
 
-from llama_cpp import __version__
+import llama_cpp
 
 from mars_gguf.errors import ModelError
 from mars_gguf.runtime.compat import ggml
@@ -86,7 +86,7 @@ def proc_address(name: str) -> int:
         raise ModelError(
             "RPC servers: this llama.cpp was built without RPC. Build it with: "
             'CMAKE_ARGS="-DGGML_RPC=ON" pip install --no-cache-dir --force-reinstall --no-deps '
-            f"llama-cpp-python=={__version__}"
+            f"llama-cpp-python=={llama_cpp.__version__}"
         )
     return int(address)
 
@@ -138,7 +138,7 @@ def _say_why_it_ends() -> Any:
             reason = (
                 f"error: RPC server ({', '.join(_used) or 'just asked'}): {said}. What was running "
                 "is lost. Is the server still there, and of the same llama.cpp "
-                f"(llama-cpp-python {__version__})? Start it again, then this command."
+                f"(llama-cpp-python {llama_cpp.__version__})? Start it again, then this command."
             )
         with suppress(OSError):
             os.write(terminal, f"{reason}\n".encode())
