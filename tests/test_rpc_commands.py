@@ -11,18 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openai
 import pytest
 from models import DEMO, DEMO_MMPROJ
 from rpc_servers import Line, free_port, serving, why_not
 from servers import running
 
+from mars_gguf import demo
 from mars_gguf.demo_model import FOLDER
 from mars_gguf.vectors import read_vector
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
-PICTURE = ["--image", str(FOLDER / "demo" / "image-harmful-00-0.png")]
-HARMFUL = json.loads((FOLDER / "demo.jsonl").read_text().splitlines()[0])["prompt"]
+HARMFUL = next(r.prompt for r in demo.requests() if (r.modality, r.kind) == ("text", "harmful"))
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +48,29 @@ def asked(*arguments: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("way", ["inline", "cvec"])
-@pytest.mark.parametrize("shown", [[], PICTURE], ids=["text", "picture"])
-def test_a_chat_is_that_of_the_cpu(server: str, shown: list[str], way: str) -> None:
-    arguments = ["-p", "What do you see?" if shown else HARMFUL, *shown, "--way", way]
-    there = asked(*arguments, "--rpc", server)
-    assert there == asked(*arguments)
+@pytest.mark.parametrize("shown", ["text", "image", "video"])
+def test_a_chat_is_that_of_the_cpu(server: str, shown: str, way: str) -> None:
+    request = next(r for r in demo.requests() if (r.modality, r.kind) == (shown, "harmful"))
+    pictures = [["--image", str(FOLDER / "demo" / name)] for name in request.images]
+    arguments = ["-p", request.prompt, "--way", way, *(word for p in pictures for word in p)]
+    here, there = asked(*arguments), asked(*arguments, "--rpc", server)
+    assert here["reply"] == there["reply"]
     assert there["mars"]["way"] == way
+    # The CPU's own order of weights rounds otherwise than a server's.
+    for number in ("t", "alpha"):
+        assert there["mars"][number] == pytest.approx(here["mars"][number], rel=0.01)
+
+
+def test_there_steering_is_exact_to_the_bit(server: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "lab.devices", "--rpc", server, "-c", "512"],
+        cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    _, _, row = done.stdout.splitlines()
+    assert f"| RPC0 ({server}) |" in row
+    assert re.search(r"\| (\d+)/\1 \|", row)  # all layers are there
+    assert row.count("| equal ") == 5
 
 
 def conversion(folder: Path, name: str, *more: str) -> list[str]:
@@ -71,11 +89,11 @@ def test_a_conversion_is_that_of_the_cpu(server: str, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
     here, there = (read_vector(tmp_path / name) for name in ("here.gguf", "there.gguf"))
     assert here.layer == there.layer
-    assert here.modalities == there.modalities == ("text", "image")
+    assert here.modalities == there.modalities == ["text", "image"]
     for field in ("safe", "unsafe", "readout"):
         a, b = (getattr(v.geometry, field) for v in (here, there))
-        assert np.allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(a).max()), field
-    assert here.geometry.thresholds == pytest.approx(there.geometry.thresholds, abs=1e-3)
+        assert np.allclose(a, b, atol=0.01 * np.abs(a).max()), field
+    assert here.geometry.thresholds == pytest.approx(there.geometry.thresholds, abs=0.02)
 
 
 def test_a_conversion_whose_server_goes_away_leaves_no_file_and_goes_on(
@@ -119,13 +137,16 @@ def test_the_bench_prints_what_steering_costs_there(server: str) -> None:
     assert re.search(r"first-token-python +\S.*\d", done.stdout)
 
 
-def test_a_server_replies_from_there_and_ends_with_it(tmp_path: Path) -> None:
+def test_a_server_replies_from_there_and_says_why_it_ends(server: str, tmp_path: Path) -> None:
     messages: Any = [{"role": "user", "content": HARMFUL}]
-    with serving() as endpoint, running(tmp_path, "--demo", "--rpc", endpoint) as api:
-        reply = api.client.chat.completions.create(model="any", messages=messages, temperature=0)
+    with Line(server) as line, running(tmp_path, "--demo", "--rpc", line.endpoint) as api:
+        ask = api.client.chat.completions.create
+        reply = ask(model="any", messages=messages, temperature=0)
         assert (reply.choices[0].message.content or "").startswith("I'm sorry")
-    log = (tmp_path / "server.log").read_text()
-    assert f"error: RPC server ({endpoint}): " not in log  # it was ended in order
+        line.most = line.carried  # and no byte more
+        with pytest.raises(openai.APIConnectionError):
+            ask(model="any", messages=messages, temperature=0)
+    assert f"error: RPC server ({line.endpoint}): " in (tmp_path / "server.log").read_text()
 
 
 def test_an_rpc_server_that_cannot_listen_says_so(server: str) -> None:

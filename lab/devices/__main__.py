@@ -27,6 +27,7 @@ from mars_gguf.console import command
 from mars_gguf.options import add_model_arguments, llama_options, model_files
 from mars_gguf.runtime.devices import CPU, devices
 from mars_gguf.runtime.model import ALL_LAYERS
+from mars_gguf.runtime.mtmd import silence_mtmd
 from mars_gguf.runtime.rpc import use_servers
 
 SHOWN = {"text": "text", "image": "picture"}
@@ -50,6 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.rpc:
             use_servers(args.rpc)
             args.n_gpu_layers = args.n_gpu_layers or ALL_LAYERS
+        silence_mtmd()
         log = _log()
         subject = _subject(args)
         decided = decisions(subject)

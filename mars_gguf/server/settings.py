@@ -7,7 +7,7 @@ import argparse
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import llama_cpp.server.settings as upstream
 from pydantic import Field, ValidationError
@@ -42,7 +42,7 @@ class ModelSettings(upstream.ModelSettings):
         description="Use vectors made for another quantization or chat template of the model, "
         "that of a chat_format or other chat_template_kwargs for one.",
     )
-    rpc_servers: str | None = Field(
+    rpc_servers: Optional[str] = Field(  # noqa: UP045 - as the reader of flags wants it
         default=None,
         description="HOST:PORT,... of machines that layers go to by llama.cpp's RPC backend, all "
         "of them without n_gpu_layers.",
