@@ -9,7 +9,7 @@ version = next(
     for line in (root / "mars_gguf/__init__.py").read_text().splitlines()
     if line.startswith("__version__")
 )
-commands = ["bench", "chat", "convert", "demo", "evaluate", "server", "vectors"]
+commands = ["bench", "chat", "convert", "demo", "evaluate", "rpc_server", "server", "vectors"]
 present = [
     c
     for c in commands

@@ -11,6 +11,7 @@ COMMANDS = {
     "server": "serve steered models behind the OpenAI API",
     "bench": "measure the tool's own cost against its limits",
     "demo": "see what steering does, on the small model of the package",
+    "rpc_server": "lend this machine's devices to models on another one",
     "vectors": "check a vector file and print what it holds",
 }
 
@@ -18,7 +19,7 @@ COMMANDS = {
 def main() -> None:
     print(f"mars-gguf {__version__}: refusal steering for quantized multimodal models\n")
     for name, purpose in COMMANDS.items():
-        print(f"  python -m mars_gguf.{name:8} {purpose}")
+        print(f"  python -m mars_gguf.{name:10} {purpose}")
     print("\nEach takes --help.")
 
 

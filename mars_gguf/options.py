@@ -102,7 +102,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="tokens of a prompt evaluated at a time (default: 512)",
     )
-    add_gpu_argument(group)
+    add_device_arguments(group)
     add_threads_argument(group)
     add_verbose_argument(group)
 
@@ -178,14 +178,21 @@ def add_context_argument(group: Group, default: int | None = 4096, usual: str = 
     )
 
 
-def add_gpu_argument(group: Group) -> None:
+def add_device_arguments(group: Group) -> None:
+    """Where the layers of a model go."""
     group.add_argument(
         "-ngl",
         "--n-gpu-layers",
         type=gpu_layers,
         default=0,
         metavar="N",
-        help="layers to put on the GPU (default: 0; all, or -1: all)",
+        help="layers to put on the GPU (default: 0, with --rpc all; all, or -1: all)",
+    )
+    group.add_argument(
+        "--rpc",
+        metavar="HOST:PORT,...",
+        help="put them on other machines too, on which python -m mars_gguf.rpc_server runs, or "
+        "llama.cpp's rpc-server of the same version",
     )
 
 
@@ -315,6 +322,7 @@ def llama_options(args: argparse.Namespace) -> dict[str, Any]:
         n_batch=max(512, args.ubatch_size),
         n_ubatch=args.ubatch_size,
         n_gpu_layers=args.n_gpu_layers,
+        rpc_servers=args.rpc,
         n_threads=args.threads,
         n_threads_batch=args.threads,
         verbose=args.verbose,

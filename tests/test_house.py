@@ -24,7 +24,7 @@ ROOMS = [
     ["runtime", "demo_model", "convert.__init__"],
     ["options"],
     ["loading", "convert", "evaluate"],
-    ["chat", "server", "bench", "demo", "__main__"],
+    ["chat", "server", "rpc_server", "bench", "demo", "__main__"],
 ]
 # Besides the runtime: plain llama-cpp-python, to compare with, and its server.
 KNOW_LLAMA_CPP = ("runtime", "server", "bench", "demo")

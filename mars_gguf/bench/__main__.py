@@ -23,7 +23,8 @@ from mars_gguf.console import command
 from mars_gguf.errors import MarsError
 from mars_gguf.files import atomic
 from mars_gguf.options import add_model_arguments, llama_options, model_files, positive
-from mars_gguf.runtime.model import require_gguf
+from mars_gguf.runtime.model import ALL_LAYERS, require_gguf
+from mars_gguf.runtime.rpc import use_servers
 from mars_gguf.vectors import read_vector
 
 NAMES = [*runtime.NAMES, *extraction.NAMES, *processes.NAMES, *extraction.LINES]
@@ -111,6 +112,9 @@ def _subject(args: argparse.Namespace) -> Subject:
     model, mmproj, vector = model_files(args)
     for path in filter(None, (model, mmproj)):
         require_gguf(path)
+    if args.rpc:
+        use_servers(args.rpc)
+        args.n_gpu_layers = args.n_gpu_layers or ALL_LAYERS
     args.threads = args.threads or max(1, (os.cpu_count() or 2) // 2)
     pictures = mmproj is not None and bool({"extraction-images", "images"} & set(args.only))
     given = material(args.demo, images=pictures)
@@ -164,6 +168,8 @@ def _print(
     load = f", load {m['load'][0]:.1f} before" if m["load"] else ""
     said = [title, f"{m['processor']}, {m['cores']} cores, {m['system']}{load}"]
     said.append(", ".join(f"{name} {found}" for name, found in report["versions"].items()))
+    if servers := report["options"]["rpc_servers"]:
+        said.append(f"layers on RPC servers: {servers}")
     for line in said:
         console.print(line, markup=False)
     if figures:

@@ -30,9 +30,18 @@ def _reply(llama: Any, prompt: str) -> None:
     )
 
 
-def plain(model: str, prompt: str, options: dict[str, Any]) -> None:
+def _use(rpc_servers: str | None) -> None:
+    if rpc_servers:
+        from mars_gguf.runtime.rpc import use_servers
+
+        use_servers(rpc_servers)
+
+
+def plain(model: str, prompt: str, options: dict[str, Any], rpc_servers: str | None = None) -> None:
     """Load the model in llama-cpp-python and reply."""
     from llama_cpp import Llama
+
+    _use(rpc_servers)
 
     _reply(Llama(model, **options), prompt)
 
@@ -47,7 +56,13 @@ def steered(model: str, vector: str, prompt: str, options: dict[str, Any]) -> No
         _reply(llama, prompt)
 
 
-def prefill(model: str, mmproj: str | None, prompt: str, options: dict[str, Any]) -> None:
+def prefill(
+    model: str,
+    mmproj: str | None,
+    prompt: str,
+    options: dict[str, Any],
+    rpc_servers: str | None = None,
+) -> None:
     """Load the model (and mmproj) in llama-cpp-python; one prompt, with a picture if it can."""
     from llama_cpp import Llama
     from llama_cpp.llama_chat_format import MTMDChatHandler
@@ -55,6 +70,7 @@ def prefill(model: str, mmproj: str | None, prompt: str, options: dict[str, Any]
 
     from mars_gguf.media.images import user_message
 
+    _use(rpc_servers)
     handler = MTMDChatHandler(mmproj, verbose=options["verbose"]) if mmproj else None
     llama = Llama(model, chat_handler=handler, **options)
     pictures = [Image.new("RGB", (224, 224), "white")] if mmproj else []

@@ -114,7 +114,7 @@ class Processes:
             self.cvector_generator, "--method", "mean", "-t", threads, "-tb", threads,
             "-c", str(self.options["n_ctx"]), "-ngl", str(self.options["n_gpu_layers"]),
             "-m", self.subject.model, "--positive-file", str(files[0]),
-            "--negative-file", str(files[1]), "-o", str(outputs[0]),
+            "--negative-file", str(files[1]), "-o", str(outputs[0]), *self._servers,
         ]  # fmt: skip
         ours = _child(
             "direction",
@@ -185,7 +185,12 @@ class Processes:
         if handler := self.options.get("template"):
             arguments += ["--chat-handler", handler]
         threads, layers = self.options["n_threads"], self.options["n_gpu_layers"]
-        return [*arguments, "-t", str(threads), "-ngl", str(layers)]
+        return [*arguments, "-t", str(threads), "-ngl", str(layers), *self._servers]
+
+    @property
+    def _servers(self) -> list[str]:
+        servers = self.options.get("rpc_servers")
+        return ["--rpc", servers] if servers else []
 
     def _seconds(self, command: Sequence[str], output: Path) -> float:
         for old in (output, output.with_suffix(".md")):  # a card without its vector is refused
@@ -204,7 +209,7 @@ class Processes:
         self._memory(
             figure,
             repetitions,
-            plain=_child("plain", **asked, options=subject.plain),
+            plain=_child("plain", **asked, options=subject.plain, **self._known),
             steered=_child("steered", **asked, vector=subject.vector, options=subject.options),
         )
         figure.note = "one short prompt, steered, and 16 tokens"
@@ -217,6 +222,7 @@ class Processes:
             mmproj=subject.mmproj,
             prompt=PROMPT,
             options=subject.plain | {"n_ctx": 4096},
+            **self._known,
         )
         self._memory(
             figure,
@@ -224,6 +230,11 @@ class Processes:
             plain=loaded,
             converter=_child("convert", arguments=self._convert_arguments(folder / "v.gguf")),
         )
+
+    @property
+    def _known(self) -> dict[str, str | None]:
+        """What makes plain models go to RPC servers."""
+        return {"rpc_servers": self.options.get("rpc_servers")}
 
     def _memory(self, figure: Figure, repetitions: int, **commands: list[str]) -> None:
         runs = {name: self._peak(command) for name, command in commands.items()}

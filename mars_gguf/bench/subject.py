@@ -9,13 +9,14 @@ from mars_gguf import demo_model
 from mars_gguf.convert.probes import neutral_probes, paired_probes
 from mars_gguf.convert.prompts import ContrastPrompts, Prompt, builtin_contrast, read_prompts
 
-# Of SteeredLlama's options:
-STEERED_ONLY = {"template", "chat_template_kwargs", "reasoning", "way", "force"}
+# Of SteeredLlama's options. (RPC servers are made known to the process: plain models use them too.)
+STEERED_ONLY = {"template", "chat_template_kwargs", "reasoning", "way", "force", "rpc_servers"}
 READING = {
     "template": "chat_handler",
     "chat_template_kwargs": "chat_template_kwargs",
     "n_threads": "n_threads",
     "n_gpu_layers": "n_gpu_layers",
+    "rpc_servers": "rpc_servers",
 }  # SteeredLlama's names, and GgufExtractor's
 
 

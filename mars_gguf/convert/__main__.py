@@ -28,8 +28,8 @@ from mars_gguf.options import (
     Group,
     add_checkpoint_arguments,
     add_context_argument,
+    add_device_arguments,
     add_file_arguments,
-    add_gpu_argument,
     add_prompt_arguments,
     add_template_arguments,
     add_threads_argument,
@@ -52,10 +52,11 @@ QUICK = 4
 
 # What a recipe leaves to the command line: the machine, and what is shown.
 BESIDE_RECIPE = (
-    "recipe output device batch_size n_gpu_layers threads trust_remote_code no_plot quiet verbose"
+    "recipe output device batch_size n_gpu_layers rpc threads trust_remote_code no_plot quiet "
+    "verbose"
 ).split()
 
-GGUF_OPTIONS = "ctx_size n_gpu_layers threads chat_handler no_mmproj reasoning_budget".split()
+GGUF_OPTIONS = ("ctx_size n_gpu_layers rpc threads chat_handler no_mmproj reasoning_budget").split()
 TRANSFORMERS_OPTIONS = "dtype device batch_size revision trust_remote_code".split()
 
 
@@ -101,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
     gguf = p.add_argument_group("GGUF models")
     add_context_argument(gguf, None, "4096, more where prompts with pictures need it")
     add_thought_argument(gguf)
-    add_gpu_argument(gguf)
+    add_device_arguments(gguf)
     add_threads_argument(gguf)
     torch = p.add_argument_group("transformers models")
     add_checkpoint_arguments(torch)
@@ -416,6 +417,7 @@ def open_model(
             model,
             mmproj,
             n_gpu_layers=args.n_gpu_layers,
+            rpc_servers=args.rpc,
             n_threads=args.threads,
             n_ctx=args.ctx_size,
             chat_handler=args.chat_handler,

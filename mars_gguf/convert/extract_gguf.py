@@ -24,6 +24,7 @@ from mars_gguf.errors import ModelError, PromptError
 from mars_gguf.reasoning import Reasoning
 from mars_gguf.runtime.compat import suppress_stdout_stderr
 from mars_gguf.runtime.model import TappedLlama
+from mars_gguf.runtime.rpc import use_servers
 from mars_gguf.runtime.sequences import (
     N_BATCH,
     CachedPrompt,
@@ -169,11 +170,14 @@ class GgufExtractor:
         reasoning: Reasoning | None = None,
         n_thought: int = N_THOUGHT,
         n_gpu_layers: int = 0,
+        rpc_servers: str | None = None,
         n_threads: int | None = None,
         n_ctx: int | None = None,
         verbose: bool = False,
     ) -> None:
         self.grows, n_ctx = n_ctx is None, N_CTX if n_ctx is None else n_ctx
+        if rpc_servers:
+            use_servers(rpc_servers)  # while standard error can be seen
         # llama.cpp warns of a context longer than the model's, but many prompts share it.
         with suppress_stdout_stderr(disable=verbose):
             self.llama = TappedLlama(
@@ -186,6 +190,7 @@ class GgufExtractor:
                 n_ctx=n_ctx and max(n_ctx, N_BATCH),
                 n_batch=N_BATCH,
                 n_gpu_layers=n_gpu_layers,
+                rpc_servers=rpc_servers,
                 n_threads=n_threads,
                 n_threads_batch=n_threads,
                 verbose=verbose,

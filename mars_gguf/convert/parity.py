@@ -29,7 +29,7 @@ from mars_gguf.errors import MarsError
 from mars_gguf.files import atomic
 from mars_gguf.options import (
     add_checkpoint_arguments,
-    add_gpu_argument,
+    add_device_arguments,
     add_prompt_arguments,
     add_template_arguments,
     add_threads_argument,
@@ -187,7 +187,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     add_prompt_arguments(p, probes=32)
     add_checkpoint_arguments(p, dtype="float32", batch_size=32)
-    add_gpu_argument(p)
+    add_device_arguments(p)
     add_threads_argument(p)
     add_template_arguments(p)
     p.add_argument("--card", type=Path, metavar="FILE", help="append the table to this card")
@@ -240,6 +240,7 @@ def _quantized(args: argparse.Namespace) -> GgufExtractor:
         args.mmproj,
         n_threads=args.threads,
         n_gpu_layers=args.n_gpu_layers,
+        rpc_servers=args.rpc,
         chat_handler=args.chat_handler,
         chat_template_kwargs=args.chat_template_kwargs,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -81,15 +82,21 @@ class GgufParams(ctypes.Structure):
     _fields_ = [("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p)]
 
 
-def _ggml() -> Any:
-    """The library that holds ggml's accessors of tensors and GGUF files: reachable through
-    libllama, except on Windows, where it must be named."""
+def _exported(name: str) -> Any:
+    """The function ``name`` of ggml, a new object: llama-cpp-python's own stays as it is. Reachable
+    through libllama, except on Windows, where ggml's libraries must be named."""
+    library: Any = lib._lib
     try:
-        library: Any = lib._lib
-        library["ggml_backend_tensor_get"]
+        return library[name]
     except AttributeError:
-        folder = Path(llama_cpp.__file__).parent / "lib"
-        library = ctypes.CDLL(str(next(folder.glob("*ggml-base.*"))))
+        for path in sorted(Path(library._name).parent.glob("*ggml*.dll")):
+            with suppress(AttributeError):
+                return ctypes.CDLL(str(path))[name]
+    raise ImportError(f"llama-cpp-python {llama_cpp.__version__} lacks {name} of ggml")
+
+
+def _ggml() -> Any:
+    """ggml's accessors of tensors, GGUF files and devices."""
     pointer, size, count = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64
     accessors = SimpleNamespace()
     for name, result, arguments in (
@@ -101,6 +108,15 @@ def _ggml() -> Any:
         ("ggml_is_contiguous", ctypes.c_bool, [pointer]),
         ("ggml_backend_tensor_get", None, [pointer, pointer, size, size]),
         ("ggml_backend_tensor_set", None, [pointer, pointer, size, size]),
+        ("ggml_backend_reg_by_name", pointer, [ctypes.c_char_p]),
+        ("ggml_backend_reg_get_proc_address", pointer, [pointer, ctypes.c_char_p]),
+        ("ggml_backend_register", None, [pointer]),
+        ("ggml_backend_dev_count", size, []),
+        ("ggml_backend_dev_get", pointer, [size]),
+        ("ggml_backend_dev_name", ctypes.c_char_p, [pointer]),
+        ("ggml_backend_dev_description", ctypes.c_char_p, [pointer]),
+        ("ggml_backend_dev_type", ctypes.c_int, [pointer]),
+        ("ggml_set_abort_callback", pointer, [pointer]),
         ("gguf_init_from_file", pointer, [ctypes.c_char_p, GgufParams]),
         ("gguf_free", None, [pointer]),
         ("gguf_get_data_offset", size, [pointer]),
@@ -113,7 +129,7 @@ def _ggml() -> Any:
         ("gguf_get_tensor_offset", size, [pointer, count]),
         ("gguf_get_tensor_size", size, [pointer, count]),
     ):
-        function = library[name]  # a new object: llama-cpp-python's own stays as it is
+        function = _exported(name)
         function.restype, function.argtypes = result, arguments
         setattr(accessors, name, function)
     return accessors

@@ -107,7 +107,8 @@ class SteeredLlama(ReplyingLlama):
         self.last_steering: Steering | None = None
         self._chat_handler = None
         super().__init__(model_path, keep_turns=keep_turns, **kwargs)
-        self._arguments = {name: kwargs.get(name) for name in (*ours, "context_overrides")} | {
+        kept = (*ours, "context_overrides", "rpc_servers")
+        self._arguments = {name: kwargs.get(name) for name in kept} | {
             "vector": self.vector,
             "force": force,
             "keep_turns": keep_turns,

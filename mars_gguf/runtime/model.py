@@ -24,12 +24,14 @@ from mars_gguf.runtime.alone import alone
 from mars_gguf.runtime.compat import LlamaContext, suppress_stdout_stderr
 from mars_gguf.runtime.control_vector import ControlVector
 from mars_gguf.runtime.mtmd import Chunk, Projector
+from mars_gguf.runtime.rpc import use_servers
 from mars_gguf.runtime.tap import Rows, Tap
 from mars_gguf.runtime.template import ADVICE, ChatTemplate, Messages, chat_template
 from mars_gguf.runtime.weights import weights_sha256
 from mars_gguf.vectors import ModelFingerprint
 
 AT_EXIT = 5.0  # seconds
+ALL_LAYERS = -1
 
 
 class _ContextParams:
@@ -68,6 +70,8 @@ class TappedLlama(Llama):
     reasoning: whether the model thinks, and which token counts (mars_gguf.reasoning); default: as
         the chat template suggests. ``template.reasoning`` is what came of it.
     context_overrides: fields of ``llama_context_params`` that ``Llama`` has no keyword for.
+    rpc_servers: "HOST:PORT,...", machines that layers go to by llama.cpp's RPC backend; without
+        ``n_gpu_layers`` all of them do. See `mars_gguf.runtime.rpc`.
     progress: called with the share of the model that is loaded, 0 to 1.
     compiled: whether the tap answers in C; default: where that was built.
 
@@ -89,6 +93,7 @@ class TappedLlama(Llama):
         chat_template_kwargs: Mapping[str, Any] | None = None,
         reasoning: Reasoning | None = None,
         context_overrides: dict[str, Any] | None = None,
+        rpc_servers: str | None = None,
         progress: Callable[[float], object] | None = None,
         compiled: bool | None = None,
         **kwargs: Any,
@@ -102,6 +107,9 @@ class TappedLlama(Llama):
         if kwargs.get("n_ctx"):
             # llama.cpp pads the context to a multiple of 256, llama-cpp-python's buffers are not.
             kwargs["n_ctx"] = -(-kwargs["n_ctx"] // 256) * 256
+        if rpc_servers:
+            use_servers(rpc_servers)
+            kwargs["n_gpu_layers"] = kwargs.get("n_gpu_layers") or ALL_LAYERS
         self._load(model_path, progress, kwargs)
         if len(self.input_ids) < self.n_ctx():  # where the context is as long as the model's own
             self.input_ids = np.zeros(self.n_ctx(), np.intc)

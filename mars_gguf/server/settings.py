@@ -7,7 +7,7 @@ import argparse
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import llama_cpp.server.settings as upstream
 from pydantic import Field, ValidationError
@@ -41,6 +41,11 @@ class ModelSettings(upstream.ModelSettings):
         default=False,
         description="Use vectors made for another quantization or chat template of the model, "
         "that of a chat_format or other chat_template_kwargs for one.",
+    )
+    rpc_servers: Optional[str] = Field(  # noqa: UP045 - as the reader of flags wants it
+        default=None,
+        description="HOST:PORT,... of machines that layers go to by llama.cpp's RPC backend, all "
+        "of them without n_gpu_layers.",
     )
     verbose: bool = Field(default=False, description="Show what llama.cpp says.")
 
@@ -126,6 +131,7 @@ def parser() -> argparse.ArgumentParser:
     )
     cli.add_args_from_model(p, Settings)
     p.add_argument("--config_file", "--config-file", metavar="FILE", help="JSON or YAML")
+    p.add_argument("--rpc", dest="rpc_servers", metavar="HOST:PORT,...", help="as --rpc_servers")
     p.add_argument("--demo", action="store_true", help="serve the small model of the package")
     p.add_argument(
         "--force", dest="force_vector", action="store_const", const=True, help="as --force_vector"

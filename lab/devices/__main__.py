@@ -1,0 +1,115 @@
+"""``python -m lab.devices [-ngl all] [--rpc HOST:PORT]``: check steering on the device that
+llama.cpp computes on, and print a row of the table in docs/DEVICES.md.
+
+Without options that is the CPU; ``-ngl all`` puts all layers on the first GPU of this build of
+llama.cpp (Vulkan, CUDA, Metal, ...), ``--rpc`` on another machine. The model is the package's
+own, or that of ``--model``, ``--mmproj`` and ``--vector``. All is compared on one and the same
+device: the states seen by the callbacks in C and in Python with those seen by an independent one;
+replies with the gate shut with plain llama-cpp-python, over two turns; steered replies with an
+independent callback; on text and on a picture. "equal" is to the bit; else the largest difference
+is printed, in units of what is compared (states, logits, t), and the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+
+from lab.devices.checks import CHECKS, Subject, decisions, differences
+from mars_gguf import demo
+from mars_gguf.console import command
+from mars_gguf.options import add_model_arguments, llama_options, model_files
+from mars_gguf.runtime.devices import CPU, devices
+from mars_gguf.runtime.model import ALL_LAYERS
+from mars_gguf.runtime.mtmd import silence_mtmd
+from mars_gguf.runtime.rpc import use_servers
+
+SHOWN = {"text": "text", "image": "picture"}
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="lab.devices",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_model_arguments(p)
+    p.add_argument("--note", default="", metavar="TEXT", help="what else is to be said in the row")
+    return p
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parser().parse_args(argv)
+    args.demo = args.demo or not (args.model or args.hf_repo)
+    with command():
+        if args.rpc:
+            use_servers(args.rpc)
+            args.n_gpu_layers = args.n_gpu_layers or ALL_LAYERS
+        silence_mtmd()
+        log = _log()
+        subject = _subject(args)
+        decided = decisions(subject)
+        found = differences(subject)
+        layers = re.findall(r"offloaded (\d+/\d+) layers to GPU", "".join(log)) or ["none"]
+        cells = [
+            _device(args.n_gpu_layers, args.note),
+            f"llama-cpp-python {llama_cpp.__version__}",
+            Path(subject.model).name,
+            layers[0],
+            *(_cell(found[name]) for name in CHECKS),
+            ", ".join(f"{shown} {decided[shown].t:.4f}" for shown in subject.prompts),
+            date.today().isoformat(),
+        ]
+        head = ["device", "with", "model", "layers offloaded", *CHECKS, "t", "when"]
+        print(f"| {' | '.join(head)} |\n|{' --- |' * len(head)}\n| {' | '.join(cells)} |")
+        if any(far != 0 for by_prompt in found.values() for far in by_prompt.values()):
+            sys.exit(1)
+
+
+def _subject(args: argparse.Namespace) -> Subject:
+    model, mmproj, vector = model_files(args)
+    options = llama_options(args)
+    for name in ("template", "chat_template_kwargs", "way", "force", "rpc_servers"):
+        options.pop(name)
+    # One thread: on the CPU the same bits every time.
+    options |= {"n_threads": args.threads or 1, "n_threads_batch": args.threads or 1}
+    asked: dict[str, Any] = {
+        SHOWN[r.modality]: r.messages()
+        for r in reversed(demo.requests())
+        if r.kind == "harmful" and r.modality in SHOWN and (mmproj or r.modality == "text")
+    }
+    return Subject(model, mmproj, vector, options, asked)
+
+
+def _device(n_gpu_layers: int, note: str) -> str:
+    """The device that all layers are on: with llama.cpp's order, servers before GPUs."""
+    found = [d for d in devices() if (d.type == CPU) == (n_gpu_layers == 0)]
+    servers = [d for d in found if d.name.startswith("RPC")]
+    device = (servers or found)[0]
+    return ", ".join(filter(None, (f"{device.name} ({device.description})", note)))
+
+
+def _cell(by_prompt: dict[str, float]) -> str:
+    if not any(by_prompt.values()):
+        return "equal"
+    return ", ".join(f"{shown} {far:.1e}" for shown, far in by_prompt.items())
+
+
+def _log() -> list[str]:
+    """What llama.cpp says from now on."""
+    said: list[str] = []
+    _log.callback = llama_cpp.llama_log_callback(  # type: ignore[attr-defined]
+        lambda _level, text, _data: said.append(text.decode(errors="replace"))
+    )
+    llama_cpp.llama_log_set(_log.callback, None)  # type: ignore[attr-defined]
+    return said
+
+
+if __name__ == "__main__":
+    main()

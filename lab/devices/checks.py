@@ -1,0 +1,175 @@
+"""What has to hold on a device, as differences: 0 is equal to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from llama_cpp import Llama
+from llama_cpp.llama_chat_format import MTMDChatHandler
+
+from lab.devices.watched import Logits, Watched, say
+from mars_gguf.runtime.llama import SteeredLlama, Steering
+from mars_gguf.runtime.model import TappedLlama
+from mars_gguf.runtime.tap import LayerOutput
+from mars_gguf.steering import steering_vector
+from mars_gguf.vectors import Vector, read_vector
+
+SHUT, OPEN = 10.0, -10.0  # thresholds at the ends of what a file may say
+Messages = list[Any]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, its vector, how it is run, and the prompts, by what they show."""
+
+    model: str
+    mmproj: str | None
+    vector: str
+    options: dict[str, Any]
+    prompts: dict[str, Messages]
+
+    def handler(self) -> MTMDChatHandler | None:
+        """llama-cpp-python's own, for pictures."""
+        return MTMDChatHandler(self.mmproj, verbose=False) if self.mmproj else None
+
+    def plain(self, layers: list[int] | None = None) -> Llama:
+        """The model in llama-cpp-python; with ``layers`` watched."""
+        options = self.options | {"chat_handler": self.handler()}
+        if layers is None:
+            return Llama(self.model, **options)
+        return Watched(self.model, layers, **options)
+
+    def steered(self, threshold: float | None = None, **options: Any) -> SteeredLlama:
+        """The steered model; its gate opens at ``threshold``, as the vector says without."""
+        given = read_vector(self.vector)
+        if threshold is not None:
+            given = opening(given, threshold)
+        return SteeredLlama(self.model, vector=given, mmproj=self.mmproj, **self.options | options)
+
+
+def opening(vector: Vector, threshold: float) -> Vector:
+    """``vector`` with a gate that opens at ``threshold``, and room to push."""
+    geometry = replace(vector.geometry.opening_at(threshold), trust_limit=8.0)
+    return replace(vector, geometry=geometry)
+
+
+def differences(subject: Subject) -> dict[str, dict[str, float]]:
+    """For each check, by prompt, the largest difference in what should be equal."""
+    return {
+        name: {shown: check(subject, messages) for shown, messages in subject.prompts.items()}
+        for name, check in CHECKS.items()
+    }
+
+
+def decisions(subject: Subject) -> dict[str, Steering]:
+    """By prompt, what the vector as it is decides."""
+    found = {}
+    with closing(subject.steered()) as llama:
+        for shown, messages in subject.prompts.items():
+            say(llama, messages)
+            assert llama.last_steering is not None
+            found[shown] = llama.last_steering
+    return found
+
+
+def rows(subject: Subject, messages: Messages) -> float:
+    """The state of the last prompt token after every block, seen by the callback in C, by the one
+    in Python and by an independent one."""
+    found = [_states(subject, messages, compiled) for compiled in (True, False)]
+    layers = list(found[0])
+    watched = subject.plain(layers)
+    assert isinstance(watched, Watched)
+    with closing(watched):
+        found.append(watched.prompt_rows(messages))
+    assert all(list(states) == layers for states in found), "a block was not seen"
+    return max(_far(states[layer], found[0][layer]) for states in found[1:] for layer in layers)
+
+
+def _states(subject: Subject, messages: Messages, compiled: bool) -> dict[int, Logits]:
+    seen: dict[int, Logits] = {}
+    options = subject.options | {"chat_handler": subject.handler(), "compiled": compiled}
+
+    def visit(output: LayerOutput) -> None:
+        if output.n_rows:
+            seen[output.layer] = output.read(output.n_rows - 1)[0]
+
+    with closing(TappedLlama(subject.model, **options)) as llama:
+
+        def stop(_ids: Any, scores: Logits) -> Logits:
+            llama.tap.done()
+            return scores
+
+        with llama.tap.visiting(range(llama.n_layer), visit):
+            say(llama, messages, stop)
+        assert list(seen) == list(range(llama.n_layer)), "a block was not seen"
+    return seen
+
+
+def shut(subject: Subject, messages: Messages) -> float:
+    """A reply and the next turn, the gate shut: logits against plain llama-cpp-python."""
+    found = []
+    for llama in (subject.plain(), subject.steered(SHUT)):
+        with closing(llama):
+            first = say(llama, messages)
+            later = [*messages, {"role": "assistant", "content": "Tea."}, _more()]
+            found.append(np.concatenate([first, say(llama, later)]))
+    return _far(*found)
+
+
+def opened(subject: Subject, messages: Messages) -> float:
+    """A reply steered inline: logits against an independent callback that adds the same."""
+    with closing(subject.steered(OPEN, way="inline")) as llama:
+        found = say(llama, messages)
+        steering, vector = llama.last_steering, llama.vector
+    assert steering is not None and steering.alpha > 0
+    watched = subject.plain([vector.layer])
+    assert isinstance(watched, Watched)
+    with closing(watched):
+        addition = steering_vector(vector.geometry, steering.alpha)
+        return _far(found, watched.say_with(messages, addition))
+
+
+def in_c_and_python(subject: Subject, messages: Messages) -> float:
+    """A reply steered inline: logits with the callback in C against the one in Python."""
+    found = []
+    for compiled in (True, False):
+        with closing(subject.steered(OPEN, way="inline", compiled=compiled)) as llama:
+            found.append(say(llama, messages))
+    return _far(*found)
+
+
+def by_control_vector(subject: Subject, messages: Messages) -> float:
+    """t and alpha / D of a reply steered by cvec, against one steered inline. (That the state moved
+    by alpha, the runtime checks of every reply.)"""
+    found = []
+    for way in ("inline", "cvec"):
+        with closing(subject.steered(OPEN, way=way)) as llama:
+            say(llama, messages)
+            steering, distance = llama.last_steering, llama.vector.geometry.distance
+        assert steering is not None and steering.alpha > 0 and steering.way == way
+        found.append(np.array([steering.t, steering.alpha / distance]))
+    return _far(*found)
+
+
+def _more() -> dict[str, Any]:
+    return {"role": "user", "content": "And why is that?"}
+
+
+def _far(a: Logits, b: Logits) -> float:
+    """The largest difference; infinite for what is not finite or of another length."""
+    if a.shape != b.shape or not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return float("inf")
+    return float(np.abs(a - b).max())
+
+
+CHECKS: dict[str, Callable[[Subject, Messages], float]] = {
+    "rows of every block": rows,
+    "gate shut = plain": shut,
+    "gate open = independent callback": opened,
+    "C = Python": in_c_and_python,
+    "cvec = inline": by_control_vector,
+}

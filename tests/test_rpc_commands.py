@@ -1,0 +1,164 @@
+"""All layers on an RPC server: every command gives what it gives on the CPU."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+from models import DEMO, DEMO_MMPROJ
+from rpc_servers import Line, free_port, serving, why_not
+from servers import running
+
+from mars_gguf import demo
+from mars_gguf.demo_model import FOLDER
+from mars_gguf.vectors import read_vector
+
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
+
+HARMFUL = next(r.prompt for r in demo.requests() if (r.modality, r.kind) == ("text", "harmful"))
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with serving() as endpoint:
+        yield endpoint
+
+
+def run(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", f"mars_gguf.{command}", *arguments],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+def asked(*arguments: str) -> dict[str, Any]:
+    done = run("chat", "--demo", "-t", "1", "--temp", "0", "--json", *arguments)
+    assert done.returncode == 0, done.stderr
+    reply: dict[str, Any] = json.loads(done.stdout)
+    del reply["mars"]["milliseconds"]
+    return reply
+
+
+@pytest.mark.parametrize("way", ["inline", "cvec"])
+@pytest.mark.parametrize("shown", ["text", "image", "video"])
+def test_a_chat_is_that_of_the_cpu(server: str, shown: str, way: str) -> None:
+    request = next(r for r in demo.requests() if (r.modality, r.kind) == (shown, "harmful"))
+    pictures = [["--image", str(FOLDER / "demo" / name)] for name in request.images]
+    arguments = ["-p", request.prompt, "--way", way, *(word for p in pictures for word in p)]
+    here, there = asked(*arguments), asked(*arguments, "--rpc", server)
+    assert here["reply"] == there["reply"]
+    assert there["mars"]["way"] == way
+    # The CPU's own order of weights rounds otherwise than a server's.
+    for number in ("t", "alpha"):
+        assert there["mars"][number] == pytest.approx(here["mars"][number], rel=0.01)
+
+
+def test_there_steering_is_exact_to_the_bit(server: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "lab.devices", "--rpc", server, "-c", "512"],
+        cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    _, _, row = done.stdout.splitlines()
+    assert f"| RPC0 ({server}) |" in row
+    assert re.search(r"\| (\d+)/\1 \|", row)  # all layers are there
+    assert row.count("| equal ") == 5
+
+
+def conversion(folder: Path, name: str, *more: str) -> list[str]:
+    sets = []
+    for side in ("harmful", "harmless"):
+        lines = (FOLDER / f"{side}.jsonl").read_text(encoding="utf-8").splitlines()
+        (folder / side).write_text("\n".join(lines[:24]), encoding="utf-8")
+        sets.append(f"--{side}={folder / side}")
+    return [DEMO, *sets, "-o", str(folder / name), "-q", "-t", "1", "--no-contexts", *more]
+
+
+def test_a_conversion_is_that_of_the_cpu(server: str, tmp_path: Path) -> None:
+    media = ["--mmproj", DEMO_MMPROJ, "--probes", "12", "--modality", "image"]
+    for name, more in (("here.gguf", []), ("there.gguf", ["--rpc", server])):
+        done = run("convert", *conversion(tmp_path, name, *media, *more))
+        assert done.returncode == 0, done.stderr
+    here, there = (read_vector(tmp_path / name) for name in ("here.gguf", "there.gguf"))
+    assert here.layer == there.layer
+    assert here.modalities == there.modalities == ["text", "image"]
+    for field in ("safe", "unsafe", "readout"):
+        a, b = (getattr(v.geometry, field) for v in (here, there))
+        assert np.allclose(a, b, atol=0.01 * np.abs(a).max()), field
+    assert here.geometry.thresholds == pytest.approx(there.geometry.thresholds, abs=0.02)
+
+
+def test_a_conversion_whose_server_goes_away_leaves_no_file_and_goes_on(
+    server: str, tmp_path: Path
+) -> None:
+    with Line(server) as line:
+        whole = run("convert", *conversion(tmp_path, "whole.gguf", "--rpc", line.endpoint))
+        assert whole.returncode == 0, whole.stderr
+    with Line(server, 0.8 * line.carried) as broken:
+        ended = run("convert", *conversion(tmp_path, "v.gguf", "--rpc", broken.endpoint))
+    assert ended.returncode == 2, ended.stderr
+    assert f"error: RPC server ({broken.endpoint}): " in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not list(tmp_path.glob("v.gguf")) and not list(tmp_path.glob("v.md"))
+    again = run("convert", *conversion(tmp_path, "v.gguf", "--rpc", server))
+    assert again.returncode == 0, again.stderr
+    a, b = (read_vector(tmp_path / name).geometry for name in ("whole.gguf", "v.gguf"))
+    assert np.allclose(a.safe, b.safe, atol=1e-4) and np.allclose(a.unsafe, b.unsafe, atol=1e-4)
+
+
+def test_an_evaluation_refuses_what_it_refuses_on_the_cpu(server: str, tmp_path: Path) -> None:
+    found = []
+    for name, more in (("here", []), ("there", ["--rpc", server])):
+        done = run(
+            "evaluate", "--demo", "-t", "1", "--limit", "1", "--arms", "mars",
+            "-o", str(tmp_path / name), *more,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        report = json.loads((tmp_path / name / "report.json").read_text(encoding="utf-8"))
+        found.append(re.findall(r'"reply": "([^"]*)"', json.dumps(report)))
+    assert found[0] == found[1] != []
+
+
+def test_the_bench_prints_what_steering_costs_there(server: str) -> None:
+    done = run(
+        "bench", "--demo", "-t", "1", "--repetitions", "1", "--rpc", server,
+        "--only", "first-token-python,extraction-text,memory-runtime",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"layers on RPC servers: {server}" in done.stdout
+    assert re.search(r"first-token-python +\S.*\d", done.stdout)
+
+
+def test_a_server_replies_from_there_and_says_why_it_ends(server: str, tmp_path: Path) -> None:
+    messages: Any = [{"role": "user", "content": HARMFUL}]
+    with Line(server) as line, running(tmp_path, "--demo", "--rpc", line.endpoint) as api:
+        ask = api.client.chat.completions.create
+        reply = ask(model="any", messages=messages, temperature=0)
+        assert (reply.choices[0].message.content or "").startswith("I'm sorry")
+        line.most = line.carried  # and no byte more
+        with pytest.raises(openai.APIConnectionError):
+            ask(model="any", messages=messages, temperature=0)
+    assert f"error: RPC server ({line.endpoint}): " in (tmp_path / "server.log").read_text()
+
+
+def test_an_rpc_server_that_cannot_listen_says_so(server: str) -> None:
+    for endpoint, message in (
+        (
+            server,
+            f"error: {server}: cannot listen there. Is the address this machine's",
+        ),
+        (f"192.0.2.1:{free_port()}", "cannot listen there"),
+        ("50052", "RPC server: found '50052', expected HOST:PORT"),
+    ):
+        done = run("rpc_server", endpoint)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
