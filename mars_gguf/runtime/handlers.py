@@ -40,7 +40,7 @@ def text_handler(*, llama: SteeredLlama, **kwargs: Any) -> Any:
 
     def formatter(*, messages: Sequence[Mapping[str, Any]], **variables: Any) -> Any:
         rendered = template.render(messages, **variables)
-        llama.asked = rendered.opened
+        llama.asked = rendered.opened if template is llama.template else None
         return rendered.without_media()
 
     try:
@@ -102,14 +102,15 @@ class PictureHandler:
             "tools": tools, "tool_choice": tool_choice,
         }  # fmt: skip
         bound = {"response_format": response_format, "grammar": grammar}
-        rendered = _template_for(llama, **asked, **bound).render(messages, **asked | variables)
+        template = _template_for(llama, **asked, **bound)
+        rendered = template.render(messages, **asked | variables)
         prompt = self.lay(llama, llama.chunks_of(rendered))
         if response_format is not None and response_format["type"] == "json_object":
             grammar = grammar_for_response_format(response_format)
         tool = _chosen_tool(**asked)
         if tool is not None:
             grammar = _grammar_of(tool, llama.verbose)
-        llama.asked = rendered.opened
+        llama.asked = rendered.opened if template is llama.template else None
         completion = llama.create_completion(
             prompt,
             grammar=grammar,

@@ -183,7 +183,7 @@ class JudgingLlama(ReplyingLlama):
             )
         return judge(self.vector, self._captured[1], self.modality)
 
-    def _settle(self, position: Position) -> bool:
+    def _steer(self, position: Position) -> bool:
         """Judge the end of the context and steer it if the gate opens; whether it did."""
         began = time.perf_counter()
         if self._decided is not None:
@@ -191,7 +191,7 @@ class JudgingLlama(ReplyingLlama):
         else:
             decision = self._weigh()
             if decision.alpha > 0:
-                decision = self._steer(decision)
+                decision = self._push(decision)
             seconds = time.perf_counter() - began
         self._record(decision, position, seconds)
         return decision.alpha > 0
@@ -208,7 +208,7 @@ class JudgingLlama(ReplyingLlama):
             self.modality, t, z, gate, alpha, layer, way, milliseconds, position
         )
 
-    def _steer(self, decision: Decision) -> Decision:
+    def _push(self, decision: Decision) -> Decision:
         """Take the end of the context back and evaluate it again, steered."""
         evaluating, self._evaluating = self._evaluating, True
         try:

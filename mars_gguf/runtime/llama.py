@@ -210,7 +210,7 @@ class SteeredLlama(JudgingLlama):
         if watch is not None:
             steered = self._at_a_candidate(watch)
         elif self._pending:
-            steered = self._settle(self._at_the_prompts_end)
+            steered = self._steer(self._at_the_prompts_end)
         self._pending = False  # after a failure, the next sample must not go unsteered
         token: int = super().sample(*args, **kwargs)
         if watch is not None:
@@ -237,7 +237,7 @@ class SteeredLlama(JudgingLlama):
         self._doubt = self._weigh()
         if watch.reads(int(np.argmax(logits(self)))) != "answer":
             return None
-        return self._settle("answer" if watch.after_thought else "prompt")
+        return self._steer("answer" if watch.after_thought else "prompt")
 
     def _settle_after(self, watch: AnswerWatch, *, grammar: bool) -> bool:
         """The answer began with a token that was not the most probable one: judge and steer after
@@ -256,4 +256,4 @@ class SteeredLlama(JudgingLlama):
                 + (" under a grammar" if grammar else "")
                 + ". Ask again, or let the model not think (reasoning off)."
             )
-        return self._settle(position)
+        return self._steer(position)

@@ -16,6 +16,7 @@ from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 from models import CLOSED, DEMO, DEMO_MMPROJ, OPEN, OPTIONS, assistant, picture, user
 from models import vector as vector_of
 from templates import with_template
+from thinking import ALWAYS, BARE, write_likely
 from tiny import FAMILIES, Family, templates
 
 from mars_gguf.errors import ModelError, SteeringError, VectorError
@@ -101,17 +102,6 @@ def test_of_a_draft_nothing_is_evaluated_by_which_the_answer_may_begin() -> None
 
 
 # Models ------------------------------------------------------------------------------------------
-
-SHOWS = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['content'] is string %}"
-)
-SHOWS += (
-    "{{ m['content'] }}{% else %}{% for p in m['content'] %}{{ p.text }}{% endfor %}{% endif %}"
-)
-SHOWS += "{{ '<|im_end|>\n' }}{% endfor %}"
-ALWAYS = SHOWS + "{{ '<|im_start|>assistant\n<think>' }}"
-BARE = SHOWS + "{{ '<|im_start|>assistant\n' }}{% if enable_thinking is false %}"
-BARE += "{{ '<think></think>' }}{% endif %}"
 
 
 @dataclass(frozen=True)
@@ -399,18 +389,12 @@ def likely(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Makes models that find one token likelier than any other, always."""
     made: dict[str, Model] = {}
 
-    def make(text: str, specials: tuple[str, ...] | None = None) -> Model:
-        if text not in made:
+    def make(token: str, *markers: str) -> Model:
+        if token not in made:
             folder = tmp_path_factory.mktemp("likely")
-            chat = templates.INTERNVL_QWEN_3
-            chat = replace(chat, tokens=chat.tokens if specials is None else specials)
-            model, mmproj = FAMILIES["internvl-qwen2"].build(chat)
-            bias = np.zeros(len(model.tokens), np.float32)
-            bias[model.tokens.index(text)] = 30
-            model.tensors["output.bias"] = bias
-            paths = model.write(folder / "model.gguf"), mmproj.write(folder / "mmproj.gguf")
-            made[text] = Model(str(paths[0]), str(paths[1]), chat.template)
-        return made[text]
+            paths = write_likely(folder, token, BARE, markers)
+            made[token] = Model(*paths, BARE)
+        return made[token]
 
     return make
 
@@ -422,7 +406,7 @@ NEWLINE = "Ċ"
 def test_an_unlikely_answer_is_judged_after_the_fact_and_drawn_again_if_the_gate_opens(
     likely: Any, text: str
 ) -> None:
-    model = likely(text)
+    model = likely(text, "<think>", "</think>")
     reference, llama, closed = plain(model), steered(model, OPEN), steered(model, CLOSED)
     forced, before = reply_of(reference, blank="")
     expected = say_plainly(reference, QUESTION, forced)
@@ -439,7 +423,7 @@ def test_an_unlikely_answer_is_judged_after_the_fact_and_drawn_again_if_the_gate
 
 
 def test_it_cannot_be_drawn_again_under_a_grammar_and_is_an_error(likely: Any) -> None:
-    llama = steered(likely(NEWLINE), OPEN)
+    llama = steered(likely(NEWLINE, "<think>", "</think>"), OPEN)
     grammar = llama_cpp.LlamaGrammar.from_string("root ::= [^~]*", verbose=False)
     (tokens,) = llama.chunks(QUESTION)
     processor = LogitsProcessorList([Script(tokens_of(llama, "keep tea"))])
@@ -454,7 +438,7 @@ def test_what_began_like_a_thought_and_was_none_is_not_left_unjudged(
     likely: Any, opens: float
 ) -> None:
     """Where the marker is several tokens, its first may begin an answer, too."""
-    model = likely("<", ("<|im_start|>", "<|im_end|>"))
+    model = likely("<")
     llama, reference = steered(model, opens), plain(model)
     first, *rest = tokens_of(llama, "<think>")
     assert rest
