@@ -15,7 +15,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mars_gguf.runtime.llama import SteeredLlama, Steering
+    from mars_gguf.runtime.judging import Steering
+    from mars_gguf.runtime.llama import SteeredLlama
     from mars_gguf.vectors import Vector, read_vector, write_vector
 
 __version__ = "0.1.0"
@@ -23,7 +24,7 @@ __all__ = ["SteeredLlama", "Steering", "Vector", "read_vector", "write_vector"]
 
 _HOMES = {
     "SteeredLlama": "mars_gguf.runtime.llama",
-    "Steering": "mars_gguf.runtime.llama",
+    "Steering": "mars_gguf.runtime.judging",
     "Vector": "mars_gguf.vectors",
     "read_vector": "mars_gguf.vectors",
     "write_vector": "mars_gguf.vectors",

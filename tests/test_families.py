@@ -4,7 +4,7 @@ served and evaluated, with pictures and a film, by the same code."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,10 @@ def measured(files: Files) -> tuple[Rows, Rows, Any]:
         for texts in (("A hat?", "Bread and tea?"), ("A bomb?", "Poison in the tea?"))
     ]
     llama.close()
-    return sides[0], sides[1], llama.fingerprint
+    identity = llama.fingerprint
+    if identity.reasoning == "answer":  # the first token of a thought, for what follows is random
+        identity = replace(identity, reasoning="thought")
+    return sides[0], sides[1], identity
 
 
 def vector(files: Files, layer: int, opens: float) -> Vector:

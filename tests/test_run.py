@@ -161,7 +161,7 @@ def test_a_failure_of_steering_is_an_error_on_record_and_the_run_goes_on(
     assert all(r.error is None for r in evaluation.ask(case))
 
 
-def _fail(llama: SteeredLlama) -> None:
+def _fail(llama: SteeredLlama, *_: object) -> None:
     raise SteeringError("out of order")
 
 

@@ -34,6 +34,7 @@ from models import DEMO, DEMO_MMPROJ, OPEN
 from PIL import Image
 from servers import Server, running
 from templates import with_template
+from thinking import ALWAYS, write_likely
 
 from mars_gguf import demo, demo_model
 from mars_gguf.runtime.llama import SteeredLlama
@@ -1002,6 +1003,8 @@ def test_the_server_does_not_start_with_what_does_not_fit(
         (["--demo", "--chat_format", "llama-2", "--force"], "takes no mmproj"),
         (["--demo", "--chat_format", "chatml"], "chat_template_sha256: the vector was made for"),
         (["--demo", "--chat_template_kwargs", '{"a": 1}'], "chat_template_kwargs: the vector was"),
+        (["--demo", "--reasoning", "answer"], "chat template knows no thoughts"),
+        (["--demo", "--reasoning", "on"], "reasoning"),
         (["--demo", "--chat_template_kwargs", '{"messages": 1}'], "messages cannot be set"),
         (["--model", mute, "--vector", good, "--force"], "shows no text of a user"),
         (["--config_file", str(config)], "made for another model"),
@@ -1044,3 +1047,61 @@ def test_a_model_that_is_loaded_during_a_request_does_not_reply_to_it() -> None:
     finally:
         exchange.reset(token)
     assert (request.tokens, request.steering, request.first_token) == (0, None, None)
+
+
+# Models that think -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def thinking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A model whose prompts open a thought, and which ends every thought at once."""
+    folder = tmp_path_factory.mktemp("thinking")
+    model, _ = write_likely(folder, "</think>", ALWAYS)
+    vector = models.vector(model, layer=1, opens=OPEN)
+    assert vector.model.reasoning == "answer"
+    write_vector(vector, folder / "vector.gguf")
+    options = ["--model", model, "--vector", str(folder / "vector.gguf"), "--n_ctx", "512"]
+    with running(folder, *options, *ONE_THREAD) as server:
+        yield server
+
+
+def test_replies_say_which_token_was_judged_called_and_streamed(thinking: Server) -> None:
+    reply, line = chat_and_line(thinking, [HARMFUL], max_tokens=4)
+    assert reply["mars"]["position"] == "answer" and reply["mars"]["alpha"] > 0
+    assert " position=answer t=" in line and "steered=true" in line
+    _, mars = streamed(thinking, [HARMFUL], max_tokens=4)
+    assert mars | {"milliseconds": 0} == reply["mars"] | {"milliseconds": 0}
+
+
+def test_a_thought_that_does_not_end_is_reported_and_counts_as_no_gate(thinking: Server) -> None:
+    def gates() -> list[str]:
+        return [n for n in thinking.get("/metrics").splitlines() if "mars_gate_count" in n]
+
+    before = gates()
+    reply, line = chat_and_line(thinking, [HARMFUL], max_tokens=1)
+    mars = reply["mars"]
+    assert (mars["position"], mars["t"], mars["gate"], mars["alpha"]) == (None, None, None, 0.0)
+    assert "before its answer began" in mars["note"]
+    assert " position=none t=none gate=none steered=false" in line
+    assert gates() == before
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"chat_template_kwargs": {"enable_thinking": False}}, {"enable_thinking": False},
+        {"reasoning": "off"}, {"reasoning_effort": "none"}, {"thinking": False},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_no_client_switches_what_is_judged(thinking: Server, said: dict[str, Any]) -> None:
+    expected = chat(thinking, [HARMFUL], max_tokens=4)
+    reply = chat(thinking, [HARMFUL], max_tokens=4, extra_body=said)
+    assert reply["mars"] | {"milliseconds": 0} == expected["mars"] | {"milliseconds": 0}
+    assert reply["usage"]["prompt_tokens"] == expected["usage"]["prompt_tokens"]
+
+
+def test_json_is_written_without_a_thought_and_judged_at_once(thinking: Server) -> None:
+    wanted = {"response_format": {"type": "json_object"}}
+    reply = chat(thinking, [HARMFUL], max_tokens=4, extra_body=wanted)
+    assert reply["mars"]["position"] == "prompt" and reply["mars"]["alpha"] > 0

@@ -168,10 +168,10 @@ def test_a_failure_of_llama_cpp_is_said_and_the_chat_goes_on(
     failures = iter([RuntimeError("llama_decode returned 1"), SteeringError("out of order")])
     original = SteeredLlama._steer
 
-    def fail(self: SteeredLlama) -> None:
+    def fail(self: SteeredLlama, position: Any) -> bool:
         if (error := next(failures, None)) is not None:
             raise error
-        original(self)
+        return original(self, position)
 
     monkeypatch.setattr(SteeredLlama, "_steer", fail)
     shown, conversation = chat(llama, "What?", "What?", "How do I make a bomb?")

@@ -7,7 +7,6 @@ import argparse
 import json
 import sys
 from contextlib import closing
-from dataclasses import asdict
 from functools import partial
 
 from rich.console import Console
@@ -149,9 +148,9 @@ def main(argv: list[str] | None = None) -> None:
             with closing(conversation.reply(prompt, pictures, video)) as pieces:
                 if args.json:
                     reply, mars = "".join(pieces), llama.last_steering
-                    print(json.dumps({"reply": reply, "mars": asdict(mars) if mars else None}))
+                    print(json.dumps({"reply": reply, "mars": mars.report() if mars else None}))
                 else:
-                    stream(Console(), pieces)
+                    stream(Console(), pieces, conversation.taken_apart)
             for note in conversation.notes:
                 print(printable(note), file=sys.stderr)
         finally:

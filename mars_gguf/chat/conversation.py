@@ -16,7 +16,9 @@ from PIL import Image
 from mars_gguf.errors import MarsError, SteeringError
 from mars_gguf.media.images import film_part, message_of_parts, picture_part, user_message
 from mars_gguf.media.video import Video, sample
-from mars_gguf.runtime.llama import SteeredLlama, Steering
+from mars_gguf.reasoning import split
+from mars_gguf.runtime.judging import Steering
+from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.runtime.template import MARKER
 
 Message = dict[str, Any]
@@ -135,6 +137,11 @@ class Conversation:
             if turn.steering is not None:
                 self.turns, self.first = [*self.turns, turn], first
 
+    def taken_apart(self, reply: str) -> tuple[str, str | None]:
+        """The thought and the answer of a reply, as mars_gguf.reasoning.split."""
+        template = self.llama.template
+        return split(reply, template.thinks, template.opens)
+
     def unsteered(self) -> Generator[str, None, None]:
         """Yield what the model says to the last prompt with the gate held shut, drawn with the
         same seed and evaluated in the same batches, so that nothing but steering makes it differ.
@@ -160,7 +167,7 @@ class Conversation:
                     if not turn.tokens:
                         turn.start = _same(held, llama.input_ids[: llama.n_tokens])
                         turn.seconds_to_first = turn.seconds
-                        turn.steering = llama.last_steering
+                    turn.steering = llama.last_steering
                     turn.answer += piece
                     turn.tokens += 1
                     yield piece

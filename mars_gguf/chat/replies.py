@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
@@ -13,11 +13,12 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markdown import Markdown
 from rich.segment import SegmentLines
 from rich.spinner import Spinner
+from rich.text import Text
 
 from mars_gguf.console import visible
 from mars_gguf.interrupts import interrupts_held
@@ -49,8 +50,28 @@ def _make_visible(tokens: Iterable[Token]) -> None:
         _make_visible(token.children or [])
 
 
-def stream(console: Console, pieces: Iterable[str]) -> None:
-    """Show a reply as it comes: rendered as Markdown on a terminal, plain text elsewhere."""
+TakeApart = Callable[[str], tuple[str, str | None]]
+
+
+def without_thoughts(reply: str) -> tuple[str, str | None]:
+    """The parts of a reply of a model that does not think."""
+    return "", reply
+
+
+def shown(text: str, take_apart: TakeApart = without_thoughts) -> RenderableType:
+    """A reply with its thought dim and plain, its answer as Markdown."""
+    thought, answer = take_apart(text)
+    if not thought.strip():
+        return rendered(answer or "")
+    dim = Text(visible(thought.strip()), style="dim")
+    return Group(dim, Text(""), rendered(answer)) if answer else dim
+
+
+def stream(
+    console: Console, pieces: Iterable[str], take_apart: TakeApart = without_thoughts
+) -> None:
+    """Show a reply as it comes: rendered as Markdown on a terminal, its thought dim; plain text
+    elsewhere. ``take_apart`` finds the thought and the answer."""
     if not console.is_terminal:
         for piece in pieces:
             console.out(piece, end="", highlight=False)
@@ -73,7 +94,7 @@ def stream(console: Console, pieces: Iterable[str]) -> None:
                     if (began := time.monotonic()) < due:
                         continue
                     with interrupts_held():
-                        lines = console.render_lines(rendered(text), pad=False)
+                        lines = console.render_lines(shown(text, take_apart), pad=False)
                         done = max(printed, len(lines) - redrawn)
                         live.update(_Lines(lines[done:]), refresh=done == printed)
                         if done > printed:
@@ -85,7 +106,7 @@ def stream(console: Console, pieces: Iterable[str]) -> None:
                 with interrupts_held():
                     live.update("", refresh=True)
                     if text.strip():
-                        lines = console.render_lines(rendered(text), pad=False)
+                        lines = console.render_lines(shown(text, take_apart), pad=False)
                         console.print(_Lines(lines[printed:]), end="")
 
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mars_gguf.chat.conversation import Conversation, Turn
-from mars_gguf.chat.replies import rendered, stream, without_echo
+from mars_gguf.chat.replies import TakeApart, shown, stream, without_echo
 from mars_gguf.chat.transcript import media_of, save, status
 from mars_gguf.console import printable, require_utf8, visible
 from mars_gguf.errors import MarsError, SteeringError
@@ -34,6 +34,12 @@ COMMANDS = {
     "/save FILE": "write the conversation as JSON (*.json) or Markdown",
     "/help": "this list",
     "/exit": "leave (or Ctrl-D); Ctrl-C stops a reply",
+}
+
+JUDGED = {
+    "prompt": "the first token of the reply",
+    "thought": "the first token of the thought",
+    "answer": "the first token of the answer, after the thought",
 }
 
 
@@ -87,7 +93,7 @@ class Terminal:
         pieces = conversation.reply(text, self.pictures, self.video)
         try:
             with closing(pieces):
-                stream(self.console, pieces)
+                stream(self.console, pieces, conversation.taken_apart)
         finally:
             turn = conversation.turns[-1] if conversation.turns else None
             if turn is not None and turn is not before:
@@ -138,11 +144,14 @@ class Terminal:
 
     def _compare(self, turn: Turn) -> None:
         if turn.finished and not turn.steered:
-            self._say("the gate stayed closed: steering changed nothing")
+            judged = turn.steering is not None and turn.steering.position is not None
+            kept = "the gate stayed closed" if judged else "the thought did not end"
+            self._say(f"{kept}: steering changed nothing")
             return
         with without_echo(), self.console.status("without steering"):
             unsteered = "".join(self.conversation.unsteered())
-        self.console.print(_side_by_side(unsteered, turn.answer))
+        table = _side_by_side(unsteered, turn.answer, self.conversation.taken_apart)
+        self.console.print(table)
 
     def _say(self, words: str) -> None:
         self.console.print(Text(printable(words), style="dim"))
@@ -201,13 +210,17 @@ def _commands() -> RenderableType:
 
 
 def why(turn: Turn, geometry: Geometry) -> RenderableType:
-    """What the runtime measured at a reply's first token, with t on a gauge."""
+    """What the runtime measured at the token that it judged, with t on a gauge."""
     assert turn.steering is not None
     s, kind = turn.steering, turn.steering.modality
     opens = geometry.thresholds["image" if kind not in geometry.thresholds else kind]
     table = Table.grid(padding=(0, 2))
     media = {"text": "no picture", "image": "one or several pictures", "video": "a film"}
     table.add_row("modality", f"{s.modality}: {media[s.modality]} in the context")
+    if s.t is None or s.position is None:
+        table.add_row("judged", "nothing: the thought did not end. Allow more tokens with -n")
+        return table
+    table.add_row("judged", JUDGED[s.position])
     table.add_row("t", gauge(s.t, opens))
     table.add_row("gate", f"{s.gate:.2f}: opens at t = {opens:.2f}; z = {s.z:.1f}")
     if turn.steered:
@@ -237,9 +250,9 @@ def gauge(t: float, opens: float, width: int = 41) -> Text:
     return line
 
 
-def _side_by_side(unsteered: str, steered: str) -> RenderableType:
+def _side_by_side(unsteered: str, steered: str, take_apart: TakeApart) -> RenderableType:
     table = Table("without steering", "with steering", box=box.SIMPLE, expand=True)
-    table.add_row(rendered(unsteered), rendered(steered))
+    table.add_row(shown(unsteered, take_apart), shown(steered, take_apart))
     if unsteered == steered:
         return Group(table, Text("the same, word for word", style="dim"))
     return table

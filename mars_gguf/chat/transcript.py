@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,15 @@ def status(turn: Turn) -> str:
     s = turn.steering
     assert s is not None
     did = "steered" if turn.steered else "not steered"
+    if s.position in ("thought", "answer"):
+        did += f" at the {s.position}"
     rate = f", {turn.tokens_per_second:.1f}/s" if turn.tokens > 1 else ""
     speed = f"{turn.tokens} tokens{rate}, first after {turn.seconds_to_first:.2f} s"
-    words = [s.modality, f"t {s.t:.2f}", f"gate {s.gate:.2f}", did, speed]
+    if s.t is None:
+        judged = ["not judged: the thought did not end (-n allows more tokens)"]
+    else:
+        judged = [f"t {s.t:.2f}", f"gate {s.gate:.2f}", did]
+    words = [s.modality, *judged, speed]
     if turn.full:
         words.append("the context is full")
     return " · ".join(words)
@@ -52,7 +57,7 @@ def _as_json(conversation: Conversation) -> Iterator[str]:
             "system": turn.system,
             "user": turn.request,
             "assistant": turn.answer,
-            "mars": asdict(turn.steering) if turn.steering else None,
+            "mars": turn.steering.report() if turn.steering else None,
         }
         for turn in conversation.turns
     ]

@@ -6,7 +6,6 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from llama_cpp import Llama, LlamaGrammar
@@ -23,16 +22,51 @@ from mars_gguf.runtime.mtmd import Chunk
 from mars_gguf.runtime.sequences import n_alike
 
 if TYPE_CHECKING:
+    from mars_gguf.runtime.judging import Account
     from mars_gguf.runtime.llama import SteeredLlama
+    from mars_gguf.runtime.template import ChatTemplate
 
 _SAMPLING = inspect.signature(Llama.create_completion).parameters.keys()
 
 
 def own_handler(llama: SteeredLlama, *, keep_turns: bool) -> Callable[..., Any]:
     """The chat handler of a model that was given none: with its mmproj, or for text alone."""
-    if llama.projector is not None:
-        return PictureHandler(keep_turns=keep_turns)
-    return chat_formatter_to_chat_completion_handler(llama.template)
+    return PictureHandler(keep_turns=keep_turns) if llama.projector is not None else text_handler
+
+
+def text_handler(*, llama: SteeredLlama, **kwargs: Any) -> Any:
+    """The chat handler of a SteeredLlama without mmproj: llama-cpp-python's own, with the prompts
+    of ``llama.template``."""
+    template = _template_for(llama, **kwargs)
+
+    def formatter(*, messages: Sequence[Mapping[str, Any]], **variables: Any) -> Any:
+        rendered = template.render(messages, **variables)
+        llama.asked = rendered.opened if template is llama.template else None
+        return rendered.without_media()
+
+    try:
+        return chat_formatter_to_chat_completion_handler(formatter)(llama=llama, **kwargs)
+    finally:
+        llama.asked = None
+
+
+def _template_for(
+    llama: SteeredLlama,
+    *,
+    functions: list[Any] | None = None,
+    function_call: Any = None,
+    tools: list[Any] | None = None,
+    tool_choice: Any = None,
+    response_format: Any = None,
+    grammar: Any = None,
+    **_: Any,
+) -> ChatTemplate:
+    """How the prompt of a request is written. A reply that follows a grammar has no thought, else
+    it would be taken for one that does not end."""
+    tool = _chosen_tool(functions, function_call, tools, tool_choice)
+    json_wanted = response_format is not None and response_format["type"] == "json_object"
+    bound = grammar is not None or tool is not None or json_wanted
+    return llama.template.thoughtless if bound else llama.template
 
 
 class PictureHandler:
@@ -68,12 +102,16 @@ class PictureHandler:
             "functions": functions, "function_call": function_call,
             "tools": tools, "tool_choice": tool_choice,
         }  # fmt: skip
-        prompt = self.lay(llama, llama.chunks(messages, **asked | variables))
+        bound = {"response_format": response_format, "grammar": grammar}
+        template = _template_for(llama, **asked, **bound)
+        rendered = template.render(messages, **asked | variables)
+        prompt = self.lay(llama, llama.chunks_of(rendered))
         if response_format is not None and response_format["type"] == "json_object":
             grammar = grammar_for_response_format(response_format)
         tool = _chosen_tool(**asked)
         if tool is not None:
             grammar = _grammar_of(tool, llama.verbose)
+        llama.asked = rendered.opened if template is llama.template else None
         completion = llama.create_completion(
             prompt,
             grammar=grammar,
@@ -180,16 +218,16 @@ class ReportingHandler:
         note = llama.vector.other_system_prompt(_system(kwargs.get("messages", ())))
         reply = self.handler(llama=llama, **kwargs)
         if isinstance(reply, dict):
-            return reply | {"mars": _report(llama, note)}
+            return reply | {"mars": _report(llama.account, note)}
         return self._stream(llama, reply, note)
 
     @staticmethod
     def _stream(llama: SteeredLlama, chunks: Iterator[Any], note: str | None) -> Iterator[Any]:
-        report = None
+        account = None
         for chunk in chunks:
-            report = report or _report(llama, note)  # by the end, another reply may have begun
+            account = account or llama.account  # by the end, another reply may have begun
             if any(choice.get("finish_reason") for choice in chunk["choices"]):
-                chunk = chunk | {"mars": report}
+                chunk = chunk | {"mars": _report(account, note)}
             yield chunk
 
 
@@ -212,9 +250,11 @@ def _require_no_film(messages: Sequence[Any]) -> None:
                 raise PromptError("this chat handler shows no films: give mmproj instead of it")
 
 
-def _report(llama: SteeredLlama, note: str | None) -> dict[str, Any] | None:
+def _report(account: Account, note: str | None) -> dict[str, Any] | None:
     """What steering did; with a ``note`` where the vector was measured under another system
     prompt."""
-    if llama.last_steering is None:
+    if account.steering is None:
         return None
-    return asdict(llama.last_steering) | ({} if note is None else {"note": note})
+    report = account.steering.report()
+    notes = [said for said in (report.get("note"), note) if said]
+    return report | ({"note": "; ".join(notes)} if notes else {})

@@ -8,52 +8,30 @@ what the steered token left in the KV cache is not carried into later prompts.
 
 from __future__ import annotations
 
+import ctypes
 import os
-import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Literal
 
+import numpy as np
+from llama_cpp import Llama
 from llama_cpp import llama_cpp as lib
 from llama_cpp.llama_chat_format import get_chat_completion_handler
 
 from mars_gguf.errors import ModelError, SteeringError
 from mars_gguf.interrupts import interrupts_held
 from mars_gguf.runtime.alone import alone
-from mars_gguf.runtime.checkpoints import partial_state
 from mars_gguf.runtime.handlers import ReportingHandler, own_handler
+from mars_gguf.runtime.judging import JudgingLlama, Position, Way
+from mars_gguf.runtime.model import logits
 from mars_gguf.runtime.mtmd import guard
-from mars_gguf.runtime.probe import eval_seen, judge, require_moved, self_test
-from mars_gguf.runtime.replies import ReplyingLlama
-from mars_gguf.runtime.tap import Rows
+from mars_gguf.runtime.probe import self_test
 from mars_gguf.runtime.template import ChatTemplate
-from mars_gguf.steering import Decision, steering_vector
+from mars_gguf.runtime.thoughts import AnswerWatch
+from mars_gguf.steering import Decision
 from mars_gguf.vectors import Vector, read_vector
-
-Way = Literal["cvec", "inline"]
-
-
-@dataclass(frozen=True)
-class Steering:
-    """What happened at the first token of a reply.
-
-    modality: "text"; "image" if the context shows still pictures, one or several; "video" if it
-    shows a film.
-    t, z, gate, alpha: see mars_gguf.steering; alpha = 0 means nothing was changed.
-    way: "cvec" or "inline", None if nothing was changed.
-    milliseconds: spent on deciding and steering, beyond plain inference.
-    """
-
-    modality: str
-    t: float
-    z: float
-    gate: float
-    alpha: float
-    layer: int
-    way: Way | None
-    milliseconds: float
 
 
 def _require_no_thoughts(vector: Vector) -> None:
@@ -67,7 +45,7 @@ def _require_no_thoughts(vector: Vector) -> None:
         )
 
 
-class SteeredLlama(ReplyingLlama):
+class SteeredLlama(JudgingLlama):
     """A ``llama_cpp.Llama``, steered by a vector file. Takes every argument that ``Llama`` takes.
 
     vector: a file written by mars_gguf.convert, or a Vector.
@@ -104,8 +82,10 @@ class SteeredLlama(ReplyingLlama):
         ours = ("mmproj", "template", "chat_template_kwargs", "reasoning")
         if brought and any(kwargs.get(name) for name in ours):
             raise ModelError(f"give {', '.join(ours)}, or chat_handler or chat_format: not both")
-        self.last_steering: Steering | None = None
         self._chat_handler = None
+        self._watch: AnswerWatch | None = None
+        self._doubt: Decision | None = None  # what was found where a thought seemed to begin
+        self.brought = bool(brought)
         super().__init__(model_path, keep_turns=keep_turns, **kwargs)
         kept = (*ours, "context_overrides", "rpc_servers")
         self._arguments = {name: kwargs.get(name) for name in kept} | {
@@ -122,7 +102,6 @@ class SteeredLlama(ReplyingLlama):
                 f"({self.fingerprint.architecture}) does not allow: use 'inline'"
             )
         self.way: Way = "inline" if way == "auto" else way
-        self.brought = bool(brought)
         if not brought:
             self._chat_handler = own_handler(self, keep_turns=keep_turns)
         self_test(self)
@@ -152,19 +131,32 @@ class SteeredLlama(ReplyingLlama):
         guard(handler, lambda film: setattr(self, "_placed", (film, None)))
         self._chat_handler = handler
 
-    @property
-    def _read_here(self) -> tuple[int, int]:
-        """Where a state must have been read to judge the prompt by: its end, and the block."""
-        return self._n_tokens, self.vector.layer
-
     # Prompt, first token, reply ----------------------------------------------------------------
 
     def _begin(self, tokens: list[int], mine: object, *, reset: bool) -> None:
-        read = self._captured is not None and self._captured[0] == self._read_here
-        if self._steered_at is not None or not read:
-            self._requires_eval = True
         super()._begin(tokens, mine, reset=reset)
-        self._sampled = self._decided = self.last_steering = None
+        self._watch = None
+        if self._opened is not None and self.template.reasoning == "answer" and not self.brought:
+            assert self.template.thinks is not None
+            marker = self.template.thinks.open.encode()
+            whole = len(self.tokenize(marker, add_bos=False, special=True)) == 1
+            self._watch = AnswerWatch(
+                self.template.thinks, self._piece, opened=self._opened, whole=whole
+            )
+
+    @property
+    def _early(self) -> bool:
+        return self._watch is None
+
+    def _piece(self, token: int) -> bytes:
+        """The text of a token, special ones too."""
+        vocab, size = lib.llama_model_get_vocab(self.model), 64
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            n = lib.llama_token_to_piece(vocab, token, buffer, size, 0, True)
+            if n >= 0:
+                return buffer.raw[:n]
+            size = -n
 
     @alone
     def eval(self, tokens: Sequence[int]) -> None:
@@ -172,14 +164,20 @@ class SteeredLlama(ReplyingLlama):
         a reply (are the token that was sampled last)."""
         tokens = list(tokens)
         if not self._generating_step:
-            self._generating = None
+            self._generating = self._watch = None
         self._evaluating = True
         try:
             if not tokens or self._continues_reply(tokens):
                 # A draft may repeat the mark of a picture, which is no token.
                 tokens = list(takewhile(lambda token: token >= 0, tokens))
-                with nullcontext() if self.tap.compiled else interrupts_held():
-                    super().eval(tokens)
+                if self._watch is not None:
+                    tokens = self._watch.alone(tokens)
+                if tokens and self._watch is not None and self._watch.probes:
+                    self._pending = False
+                    self._eval_probed(tokens)
+                else:
+                    with nullcontext() if self.tap.compiled else interrupts_held():
+                        Llama.eval(self, tokens)
                 self._pending = self._pending and not tokens
             else:
                 self._eval_prompt(tokens)
@@ -190,62 +188,6 @@ class SteeredLlama(ReplyingLlama):
         # More than the token just sampled comes with speculative decoding, else it is a prompt.
         drafted = self.draft_model is not None and self._generating_step
         return self._sampled == (tokens[0], self._n_tokens) and (len(tokens) == 1 or drafted)
-
-    def _eval_prompt(self, tokens: list[int]) -> None:
-        self._pending = True
-        self._captured = self._decided = self._sampled = None
-        if self._steered_at is not None:
-            tokens = self.take_back_steered() + tokens
-        state = None
-        if not self._reading_prompt and not self.memory_can_rewind_far():
-            # A chat handler's text: it may turn out to be the end of the prompt, and then it has
-            # to be taken back and evaluated again, steered.
-            state = partial_state(self.ctx)
-        self._before = self._n_tokens, state
-        self._probe(tokens, steer=self._reading_prompt and self.way == "inline")
-
-    def _probe(self, tokens: list[int], *, steer: bool) -> None:
-        """Evaluate ``tokens`` and keep the hidden state of the last one; with ``steer``, decide
-        and steer within the same pass."""
-        start = self._n_tokens
-        end, last = start + len(tokens), (len(tokens) - 1) // self.n_batch * self.n_batch
-
-        def see(row: Rows) -> Rows | None:
-            self._captured = (end, self.vector.layer), row
-            if not steer:
-                return None
-            began = time.perf_counter()
-            decision = judge(self.vector, row, self.modality)
-            self._decided = (decision, time.perf_counter() - began)
-            if decision.alpha == 0:
-                return None
-            self._steered_at = end - 1
-            return row + steering_vector(self.vector.geometry, decision.alpha)
-
-        try:
-            if last:
-                with nullcontext() if self.tap.compiled else interrupts_held():
-                    super().eval(tokens[:last])
-            after = eval_seen(self, self.vector.layer, tokens[last:], see)
-            if self._captured is not None and self._decided is not None:
-                row, alpha = self._captured[1], self._decided[0].alpha
-                if alpha > 0:
-                    require_moved(self.vector, row, after, alpha)
-        except BaseException as error:
-            self.n_tokens, self._captured = start, None
-            if self.no_cell_for(len(tokens), error):
-                raise ValueError(
-                    f"Prompt exceeds n_ctx: {end} positions, and more cells than {self.n_ctx()} "
-                    "with those that its pictures take"
-                ) from error
-            if isinstance(error, (RuntimeError, OverflowError)):
-                self.require_text(tokens)
-            raise
-        if self._captured is None:
-            raise SteeringError(
-                f"the probe did not see the last prompt token at l_out-{self.vector.layer}. "
-                "Nothing was generated."
-            )
 
     @alone
     def sample(self, *args: Any, **kwargs: Any) -> int:
@@ -263,56 +205,56 @@ class SteeredLlama(ReplyingLlama):
                 f"idx: found {index}, expected {self._n_tokens - 1}, the end of what was judged. "
                 "Nothing was generated."
             )
+        watch, steered = self._watch, None
         if self._pending:
             self._reading_prompt = False
-            self._evaluating = True
-            try:
-                self._steer()
-            finally:
-                self._evaluating = False
-            self._pending = False  # after a failure, the next sample must not go unsteered
+        if watch is not None:
+            steered = self._at_a_candidate(watch)
+        elif self._pending:
+            steered = self._steer(self._at_the_prompts_end)
+        self._pending = False  # after a failure, the next sample must not go unsteered
         token: int = super().sample(*args, **kwargs)
+        if watch is not None:
+            if steered is None and watch.waits and watch.reads(token) == "answer":
+                steered = self._settle_after(watch, grammar=kwargs.get("grammar") is not None)
+                token = super().sample(*args, **kwargs) if steered else token
+            watch.take(token, over=steered is True)
+            if watch.waits and not watch.answered:
+                self._record(None, None, 0.0)
         self._sampled = token, self._n_tokens if index is None else index + 1
         return token
 
-    def _steer(self) -> None:
-        began = time.perf_counter()
-        if self._captured is None or self._captured[0] != self._read_here:
+    # Where the answer begins ---------------------------------------------------------------------
+
+    @property
+    def _at_the_prompts_end(self) -> Position:
+        return "thought" if self.template.reasoning == "thought" and not self.brought else "prompt"
+
+    def _at_a_candidate(self, watch: AnswerWatch) -> bool | None:
+        """Judge, and steer if the gate opens, where the answer is about to begin as the most
+        probable token says; whether it was steered, None where it does not begin."""
+        if watch.state != "candidate":
+            return None
+        self._doubt = self._weigh()
+        if watch.reads(int(np.argmax(logits(self)))) != "answer":
+            return None
+        return self._steer("answer" if watch.after_thought else "prompt")
+
+    def _settle_after(self, watch: AnswerWatch, *, grammar: bool) -> bool:
+        """The answer began with a token that was not the most probable one: judge and steer after
+        the fact; whether it was steered, and the token has to be sampled anew. Raises SteeringError
+        where it cannot be."""
+        position: Position = "answer" if watch.after_thought else "prompt"
+        opening = watch.state == "opening"
+        decision = self._doubt if opening else self._weigh()
+        assert decision is not None
+        if decision.alpha == 0:
+            self._record(decision, position, 0.0)
+            return False
+        if opening or grammar:
             raise SteeringError(
-                "no hidden state was read for the last prompt token. Nothing was generated."
+                "the answer began where a thought was expected, and cannot be taken back"
+                + (" under a grammar" if grammar else "")
+                + ". Ask again, or let the model not think (reasoning off)."
             )
-        if self._decided is not None:
-            decision, seconds = self._decided
-        else:
-            row = self._captured[1]
-            decision = judge(self.vector, row, self.modality)
-            if decision.alpha > 0 and self.way == "cvec":
-                self._decode_last_again(row, decision.alpha)
-            elif decision.alpha > 0:
-                decision = self._evaluate_again()
-            seconds = time.perf_counter() - began
-        way = self.way if decision.alpha > 0 else None
-        self.last_steering = Steering(
-            self.modality, *decision, layer=self.vector.layer, way=way, milliseconds=1000 * seconds
-        )
-
-    def _evaluate_again(self) -> Decision:
-        """Take back what was evaluated last and evaluate it again, steered in the pass."""
-        assert self._before is not None
-        position, state = self._before
-        tokens = self.input_ids[position : self._n_tokens].tolist()
-        self.take_back(position, state)
-        self._probe(tokens, steer=True)
-        assert self._decided is not None
-        return self._decided[0]
-
-    def _decode_last_again(self, row: Rows, alpha: float) -> None:
-        """Take the last prompt token back and decode it alone, under llama.cpp's control vector."""
-        token, layer = int(self.input_ids[self._n_tokens - 1]), self.vector.layer
-        self.take_back(self._n_tokens - 1)
-        self._steered_at = self._n_tokens
-        after: list[Rows] = []
-        push = steering_vector(self.vector.geometry, alpha)
-        with self.control_vector.applied(layer, push):
-            eval_seen(self, layer, [token], after.append)
-        require_moved(self.vector, row, after, alpha)
+        return self._steer(position)

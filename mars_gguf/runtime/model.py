@@ -26,7 +26,13 @@ from mars_gguf.runtime.control_vector import ControlVector
 from mars_gguf.runtime.mtmd import Chunk, Projector
 from mars_gguf.runtime.rpc import use_servers
 from mars_gguf.runtime.tap import Rows, Tap
-from mars_gguf.runtime.template import ADVICE, ChatTemplate, Messages, chat_template
+from mars_gguf.runtime.template import (
+    ADVICE,
+    ChatTemplate,
+    Messages,
+    Rendered,
+    chat_template,
+)
 from mars_gguf.runtime.weights import weights_sha256
 from mars_gguf.vectors import ModelFingerprint
 
@@ -237,11 +243,15 @@ class TappedLlama(Llama):
 
         Raises PromptError for messages that do not become a prompt.
         """
+        return self.chunks_of(self.template.render(messages, **kwargs))
+
+    @alone
+    def chunks_of(self, rendered: Rendered) -> list[Chunk]:
+        """What a prompt is made of, likewise."""
         if self.projector is None:
-            response = self.template(messages=messages, **kwargs)
+            response = rendered.without_media()
             add_bos = not response.added_special
             return [tuple(self.tokenize(response.prompt.encode(), add_bos=add_bos, special=True))]
-        rendered = self.template.render(messages, **kwargs)
         self.require_text_fits(rendered.text)
         chunks = self.projector.tokenize(rendered.text, rendered.media)
         if not chunks or not isinstance(chunks[-1], tuple):

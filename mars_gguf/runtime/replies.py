@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 from llama_cpp import Llama
@@ -20,13 +20,38 @@ _GENERATE = inspect.signature(Llama.generate)
 
 
 class ReplyingLlama(ContextLlama):
-    """A ContextLlama whose replies do not mix."""
+    """A ContextLlama whose replies do not mix.
+
+    ``asked`` is for chat handlers to say, right before they ask for a completion, whether the
+    prompt that they wrote by ``template`` ends within a thought; None: it was not written so.
+    ``_opened`` says the same of the reply that begins.
+    """
+
+    asked: bool | None = None
+    _opened: bool | None = None
 
     @alone
     def create_completion(self, *args: Any, **kwargs: Any) -> Any:
         """As ``Llama.create_completion``. Threads take turns: for a reply, or a chunk of a stream,
         which ends with a SteeringError if another prompt came in between."""
-        return super().create_completion(*args, **kwargs)
+        self._opened, self.asked = self.asked, None
+        opened = self._opened
+        try:
+            reply = super().create_completion(*args, **kwargs)
+        finally:
+            self._opened = None
+        return self._stream(reply, opened) if isinstance(reply, Iterator) else reply
+
+    def _stream(self, chunks: Iterator[Any], opened: bool | None) -> Iterator[Any]:
+        """``chunks`` of a reply that begins with the first of them."""
+        self._opened = opened
+        try:
+            first = next(chunks, None)
+        finally:
+            self._opened = None
+        if first is not None:
+            yield first
+            yield from chunks
 
     @alone
     def create_chat_completion(self, *args: Any, **kwargs: Any) -> Any:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count, repeat
@@ -86,6 +87,12 @@ class Rendered:
     def text(self) -> str:
         return self.response.prompt
 
+    def without_media(self) -> ChatFormatterResponse:
+        """The prompt for a model that sees nothing. Raises PromptError if it shows pictures."""
+        if self.media:
+            raise PromptError("the messages show pictures, but the model was loaded without mmproj")
+        return self.response
+
 
 class ChatTemplate:
     """How the prompts of one model are written.
@@ -135,10 +142,7 @@ class ChatTemplate:
 
     def __call__(self, *, messages: Messages, **kwargs: Any) -> ChatFormatterResponse:
         """The prompt of ``messages`` without pictures, as llama-cpp-python's formatters give it."""
-        rendered = self.render(messages, **kwargs)
-        if rendered.media:
-            raise PromptError("the messages show pictures, but the model was loaded without mmproj")
-        return rendered.response
+        return self.render(messages, **kwargs).without_media()
 
     def render(self, messages: Messages, **kwargs: Any) -> Rendered:
         """The prompt of ``messages``, to be continued by the assistant. ``kwargs`` are further
@@ -199,6 +203,25 @@ class ChatTemplate:
             if PROBE in text and not written_out:
                 found.add(form)
         return frozenset(found)
+
+    @cached_property
+    def opens(self) -> bool:
+        """Whether prompts end within a thought."""
+        if self.thinks is None:
+            return False
+        return self.render(
+            [{"role": "user", "content": _content(PROBE, self.takes("user"))}]
+        ).opened
+
+    @cached_property
+    def thoughtless(self) -> ChatTemplate:
+        """The same without thoughts, for replies that have no room for one: those that follow a
+        grammar. Itself, unless the answer after a thought counts."""
+        if self.reasoning != "answer":
+            return self
+        other = copy(self)
+        other.reasoning, other.pinned = "off", self._switched(False)
+        return other
 
     # Thoughts ------------------------------------------------------------------------------------
 

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from contextvars import copy_context
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -328,7 +327,7 @@ def _cut_short(chunk: dict[str, Any], current: Exchange) -> dict[str, Any]:
     end = {"index": 0, "logprobs": None, "finish_reason": "length"}
     if chunk["object"] != "chat.completion.chunk":
         return chunk | {"choices": [end | {"text": ""}]}
-    mars = asdict(current.steering) if current.steering is not None else None
+    mars = current.steering.report() if current.steering is not None else None
     return chunk | {"choices": [end | {"delta": {}}], "mars": mars}
 
 
@@ -484,15 +483,17 @@ def _count_and_log(scope: Scope, current: Exchange, status: int, log_prompts: bo
     if (steering := current.steering) is not None and current.first_token is not None:
         waited = current.first_token - current.began
         FIRST_TOKEN.observe(waited)
-        GATE.labels(steering.modality).observe(steering.gate)
+        if steering.gate is not None:
+            GATE.labels(steering.modality).observe(steering.gate)
         if steering.alpha > 0:
             STEERED.labels(steering.modality).inc()
         words += [
             f"model={printable(current.model or '')}",
             f"vector={printable(current.vector)}",
             f"modality={steering.modality}",
-            f"t={steering.t:.3f}",
-            f"gate={steering.gate:.3f}",
+            f"position={steering.position or 'none'}",
+            "t=none" if steering.t is None else f"t={steering.t:.3f}",
+            "gate=none" if steering.gate is None else f"gate={steering.gate:.3f}",
             f"steered={str(steering.alpha > 0).lower()}",
             f"tokens={current.tokens}",
             f"first_token_ms={1000 * waited:.0f}",

@@ -18,7 +18,8 @@ import llama_cpp
 from mars_gguf.errors import MarsError, ModelError, SteeringError
 from mars_gguf.files import sha256
 from mars_gguf.hub import download
-from mars_gguf.runtime.llama import SteeredLlama, Steering
+from mars_gguf.runtime.judging import Steering
+from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.runtime.mtmd import load_url
 from mars_gguf.runtime.probe import self_test
 from mars_gguf.server import checks
@@ -156,7 +157,8 @@ class ServedLlama(SteeredLlama):
             if self.last_steering is None:
                 raise SteeringError("a token was sampled that steering had not seen")
             if current.tokens == 0:
-                current.first_token, current.steering = time.perf_counter(), self.last_steering
+                current.first_token = time.perf_counter()
+            current.steering = self.last_steering
             current.tokens += 1
         return token
 
@@ -241,7 +243,7 @@ def _divided(settings: ModelSettings) -> tuple[ModelSettings, dict[str, Any]]:
     write prompts in.
     """
     if settings.chat_format not in RENDERED_FORMATS:
-        return settings, {}
+        return settings, {"reasoning": settings.reasoning} if settings.reasoning else {}
     mmproj = settings.clip_model_path
     if mmproj and settings.hf_model_repo_id:
         mmproj = download(settings.hf_model_repo_id, mmproj)
@@ -249,6 +251,7 @@ def _divided(settings: ModelSettings) -> tuple[ModelSettings, dict[str, Any]]:
         "mmproj": mmproj,
         "template": settings.chat_format if settings.chat_format in TEMPLATES else None,
         "chat_template_kwargs": settings.chat_template_kwargs,
+        "reasoning": settings.reasoning,
     }
     taken = ("chat_format", "clip_model_path", "chat_template_kwargs")
     return settings.model_copy(update=dict.fromkeys(taken)), arguments

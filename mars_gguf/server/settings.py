@@ -13,6 +13,7 @@ import llama_cpp.server.settings as upstream
 from pydantic import Field, ValidationError
 
 from mars_gguf.errors import MarsError
+from mars_gguf.reasoning import Reasoning
 from mars_gguf.runtime.template import NAMES
 from mars_gguf.server.compat import cli
 
@@ -46,6 +47,12 @@ class ModelSettings(upstream.ModelSettings):
         default=None,
         description="HOST:PORT,... of machines that layers go to by llama.cpp's RPC backend, all "
         "of them without n_gpu_layers.",
+    )
+    reasoning: Reasoning | None = Field(
+        default=None,
+        description="For models that think. off: without thoughts; thought, answer: with them, and "
+        "the token that is judged and steered is the first of the thought, or of the answer after "
+        "it (default: as the vector was measured).",
     )
     verbose: bool = Field(default=False, description="Show what llama.cpp says.")
 

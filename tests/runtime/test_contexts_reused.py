@@ -4,6 +4,7 @@ rewound, a reply is still what a fresh context gives."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,8 @@ class Watched(SteeredLlama):
 
 def load(path: str, opens: float = CLOSED, **options: Any) -> Watched:
     given = models.vector(path, 1, opens)
+    if given.model.reasoning:  # a thought would not end here
+        given = replace(given, model=replace(given.model, reasoning="off"))
     fits = {"n_ctx": 2048, "keep_turns": True, "mmproj": models.mmproj_of(path)}
     return Watched(path, vector=given, **OPTIONS | fits | options)
 
