@@ -15,7 +15,7 @@ from llama_cpp import llama_cpp as lib
 from mars_gguf.errors import SteeringError
 
 MAX_CHECKPOINTS = 4
-MAX_BYTES = 256 << 20  # of all but the newest
+MAX_BYTES = 256 << 20  # of all together; the newest is kept whatever it takes
 
 
 class Checkpoints:

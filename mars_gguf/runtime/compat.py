@@ -1,5 +1,6 @@
-"""What is used of llama-cpp-python beyond its documented interface, and what of ggml beyond what it
-wraps: every such name stands here, and is checked when this module is imported."""
+"""What is used of llama-cpp-python, its undocumented interface above all, and what of ggml beyond
+what it wraps: every such name stands here, and is checked before anything else of the runtime is
+imported."""
 
 from __future__ import annotations
 
@@ -11,60 +12,170 @@ from types import SimpleNamespace
 from typing import Any
 
 import llama_cpp
-from llama_cpp import Llama, _internals, _logger, _utils, llama_chat_format, mtmd_cpp
-from llama_cpp import llama_cpp as lib
-from llama_cpp.llama_chat_format import MTMDChatHandler
-
-SUPPORTED = "0.3.36"  # and what has the same names; setup.py has the bounds
-
-# Attributes that Llama.__init__ sets, and that are read or replaced here.
-_ATTRIBUTES = (
-    "context_params",
-    "model_params",
-    "_ctx",
-    "_model",
-    "_stack",
-    "_chat_handlers",
-    "_requires_eval",
+from llama_cpp import (
+    Llama,
+    LlamaGrammar,
+    _internals,
+    _logger,
+    _utils,
+    llama_chat_format,
+    llama_grammar,
+    mtmd_cpp,
 )
-_HANDLER_ATTRIBUTES = ("_mtmd_cpp", "clip_model_path")
-_FUNCTIONS: dict[Any, tuple[str, ...]] = {
-    lib: ("_lib", "llama_set_adapter_cvec", "llama_state_seq_get_data_ext", "llama_n_ubatch"),
+from llama_cpp import llama_cpp as lib
+
+SUPPORTED = ">=0.3.36,<0.4"  # as in setup.py: the first that has all of this
+TESTED = "0.3.36"
+
+NAMES: dict[Any, tuple[str, ...]] = {
+    lib: (
+        "LLAMA_FLASH_ATTN_TYPE_DISABLED", "LLAMA_FLASH_ATTN_TYPE_ENABLED",
+        "LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY", "LLAMA_TOKEN_ATTR_CONTROL",
+        "LLAMA_TOKEN_ATTR_UNKNOWN", "LLAMA_TOKEN_ATTR_UNUSED", "LLAMA_TOKEN_ATTR_USER_DEFINED",
+        "LLAMA_VOCAB_TYPE_BPE", "LLAMA_VOCAB_TYPE_RWKV", "LLAMA_VOCAB_TYPE_SPM", "_lib",
+        "ggml_backend_sched_eval_callback", "llama_pos", "llama_progress_callback",
+    ),
+    mtmd_cpp: (
+        "MTMD_INPUT_CHUNK_TYPE_TEXT", "mtmd_bitmap_p_ctypes", "mtmd_helper_post_decode_callback",
+        "mtmd_input_text",
+    ),
+    Llama: (
+        "close", "create_chat_completion", "create_completion", "detokenize", "embed", "eval",
+        "generate", "load_state", "reset", "sample", "save_state", "tokenize",
+    ),
+    LlamaGrammar: ("from_json_schema", "from_string"),
+    llama_chat_format: (
+        "CHATML_CHAT_TEMPLATE", "ChatFormatter", "ChatFormatterResponse", "Jinja2ChatFormatter",
+        "Llama3VisionAlphaChatHandler", "Llava15ChatHandler", "Llava16ChatHandler",
+        "MTMDChatHandler", "MiniCPMv26ChatHandler", "MoondreamChatHandler",
+        "NanoLlavaChatHandler", "ObsidianChatHandler", "Qwen25VLChatHandler",
+        "_convert_completion_to_chat", "_convert_completion_to_chat_function",
+        "_grammar_for_response_format", "chat_formatter_to_chat_completion_handler",
+        "format_chatml", "format_llama3", "format_mistral_instruct",
+        "get_chat_completion_handler", "guess_chat_format_from_gguf_metadata",
+    ),
+    llama_grammar: ("JSON_GBNF",),
     _logger: ("llama_log_callback",),
     _utils: ("suppress_stdout_stderr",),
     _internals: ("LlamaContext",),
-    llama_chat_format: (
-        "Jinja2ChatFormatter", "_convert_completion_to_chat",
-        "_convert_completion_to_chat_function", "_grammar_for_response_format",
-    ),
-    mtmd_cpp: (
-        "mtmd_decode_use_non_causal", "mtmd_helper_decode_image_chunk", "mtmd_input_chunk_get_id",
-    ),
-    Llama: ("eval", "generate", "sample", "reset", "close"),
 }  # fmt: skip
 
+# Functions of llama.cpp and libmtmd, and how many arguments they are given.
+ARGUMENTS: dict[Any, dict[str, int]] = {
+    lib: {
+        "llama_batch_free": 1, "llama_batch_init": 3, "llama_decode": 2,
+        "llama_get_logits_ith": 2, "llama_get_memory": 1, "llama_memory_clear": 2,
+        "llama_memory_seq_cp": 5, "llama_memory_seq_keep": 2, "llama_memory_seq_pos_max": 2,
+        "llama_memory_seq_pos_min": 2, "llama_memory_seq_rm": 4, "llama_model_get_vocab": 1,
+        "llama_model_is_hybrid": 1, "llama_model_is_recurrent": 1, "llama_model_n_ctx_train": 1,
+        "llama_model_n_embd_inp": 1, "llama_model_n_layer": 1, "llama_model_n_swa": 1,
+        "llama_n_batch": 1, "llama_n_ctx": 1, "llama_n_seq_max": 1, "llama_n_ubatch": 1,
+        "llama_sampler_free": 1, "llama_sampler_init_grammar": 3, "llama_set_adapter_cvec": 6,
+        "llama_state_seq_get_data_ext": 5, "llama_state_seq_get_size_ext": 3,
+        "llama_state_seq_set_data_ext": 5, "llama_synchronize": 1, "llama_vocab_get_attr": 2,
+        "llama_vocab_get_text": 2, "llama_vocab_is_eog": 2, "llama_vocab_type": 1,
+    },
+    mtmd_cpp: {
+        "mtmd_bitmap_free": 1, "mtmd_bitmap_get_id": 1, "mtmd_bitmap_get_nx": 1,
+        "mtmd_bitmap_get_ny": 1, "mtmd_bitmap_init": 3, "mtmd_bitmap_set_id": 2,
+        "mtmd_bitmap_set_mergeable": 2, "mtmd_context_params_default": 0,
+        "mtmd_decode_use_mrope": 1, "mtmd_decode_use_non_causal": 2, "mtmd_default_marker": 0,
+        "mtmd_encode_chunk": 2, "mtmd_free": 1, "mtmd_get_output_embd": 1,
+        "mtmd_helper_bitmap_init_from_buf_wrapper": 5, "mtmd_helper_decode_image_chunk": 10,
+        "mtmd_helper_eval_chunk_single": 8, "mtmd_helper_init_opt_default": 0,
+        "mtmd_helper_log_set": 2, "mtmd_helper_video_free": 1, "mtmd_init_from_file": 3,
+        "mtmd_input_chunk_copy": 1, "mtmd_input_chunk_free": 1, "mtmd_input_chunk_get_id": 1,
+        "mtmd_input_chunk_get_n_pos": 1, "mtmd_input_chunk_get_n_tokens": 1,
+        "mtmd_input_chunk_get_tokens_text": 2, "mtmd_input_chunk_get_type": 1,
+        "mtmd_input_chunks_free": 1, "mtmd_input_chunks_get": 2, "mtmd_input_chunks_init": 0,
+        "mtmd_input_chunks_size": 1, "mtmd_support_vision": 1, "mtmd_tokenize": 5,
+    },
+}  # fmt: skip
 
-def require_names(owned: Mapping[Any, Sequence[str]], used: Mapping[Any, Sequence[str]]) -> None:
+# Fields of structures: ctypes sets what is none of them without a word.
+FIELDS: dict[Any, dict[str, tuple[str, ...]]] = {
+    lib: {
+        "llama_context_params": (
+            "cb_eval", "cb_eval_user_data", "flash_attn_type", "kv_unified", "n_batch", "n_ctx",
+            "n_seq_max", "n_ubatch", "swa_full",
+        ),
+        "llama_model_params": ("progress_callback",),
+        "llama_batch": ("embd", "logits", "n_seq_id", "n_tokens", "pos", "seq_id", "token"),
+    },
+    mtmd_cpp: {
+        "mtmd_context_params": ("flash_attn_type", "n_threads", "print_timings", "use_gpu"),
+        "mtmd_input_text": ("add_special", "parse_special", "text", "text_len"),
+        "mtmd_helper_bitmap_wrapper": ("bitmap", "video_ctx"),
+    },
+}  # fmt: skip
+
+# Attributes that Llama.__init__ sets, and that are read or replaced here.
+ATTRIBUTES = (
+    "context_params", "model_params", "input_ids", "n_batch", "_ctx", "_model", "_stack",
+    "_chat_handlers", "_n_ctx", "_requires_eval",
+)  # fmt: skip
+HANDLER_ATTRIBUTES = ("_mtmd_cpp", "clip_model_path")
+
+
+def require_names(
+    owned: Mapping[Any, Sequence[str]], used: Mapping[Any, Sequence[str]] | None = None
+) -> None:
     """Raise ImportError unless each owner of ``owned`` has its names, and each function of ``used``
     reads or sets its names."""
     missing = [
-        f"{getattr(owner, '__name__', owner)}.{name}"
+        f"{_name(owner)}.{name}"
         for owner, names in owned.items()
         for name in names
         if not hasattr(owner, name)
     ]
-    for function, names in used.items():
+    for function, names in (used or {}).items():
         known = function.__code__.co_names
         missing += [f"{function.__qualname__}.{name}" for name in names if name not in known]
+    _refuse(missing)
+
+
+def require_shapes(
+    arguments: Mapping[Any, Mapping[str, int]],
+    fields: Mapping[Any, Mapping[str, Sequence[str]]],
+) -> None:
+    """Raise ImportError unless every function takes so many ``arguments``, and every structure has
+    its ``fields``."""
+    odd = []
+    for owner, functions in arguments.items():
+        for name, expected in functions.items():
+            found = getattr(getattr(owner, name, None), "argtypes", None)
+            if found is None:
+                odd.append(f"{_name(owner)}.{name}")
+            elif len(found) != expected:
+                odd.append(f"{_name(owner)}.{name} of {expected} arguments (it has {len(found)})")
+    for owner, structures in fields.items():
+        for name, names in structures.items():
+            known = {field[0] for field in getattr(getattr(owner, name, None), "_fields_", ())}
+            odd += [f"{_name(owner)}.{name}.{field}" for field in names if field not in known]
+    _refuse(odd)
+
+
+def _name(owner: Any) -> str:
+    return str(getattr(owner, "__name__", owner))
+
+
+def _refuse(missing: Sequence[str]) -> None:
     if missing:
         raise ImportError(
-            f"llama-cpp-python {llama_cpp.__version__} lacks {', '.join(missing)}; "
-            f"mars-gguf works with {SUPPORTED}: pip install llama-cpp-python=={SUPPORTED}"
+            f"found llama-cpp-python {llama_cpp.__version__}, which lacks {', '.join(missing)}. "
+            f"mars-gguf works with {SUPPORTED} and was tested with {TESTED}: "
+            f"pip install llama-cpp-python=={TESTED}"
         )
 
 
+require_names(NAMES)
+require_shapes(ARGUMENTS, FIELDS)
 require_names(
-    _FUNCTIONS, {Llama.__init__: _ATTRIBUTES, MTMDChatHandler.__init__: _HANDLER_ATTRIBUTES}
+    {},
+    {
+        Llama.__init__: ATTRIBUTES,
+        llama_chat_format.MTMDChatHandler.__init__: HANDLER_ATTRIBUTES,
+    },
 )
 
 LlamaContext = _internals.LlamaContext

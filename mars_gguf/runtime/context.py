@@ -189,7 +189,8 @@ class ContextLlama(TappedLlama):
 
     def keep(self) -> None:
         """Keep a checkpoint at the end of the context, if turns are kept and that takes one."""
-        if self.keep_turns and self._steered_at is None and not self.memory_can_rewind_far():
+        kept = self.keep_turns and self._n_tokens > 0 and self._steered_at is None
+        if kept and not self.memory_can_rewind_far():
             self._checkpoints.keep(self._n_tokens, self.ctx)
 
     @alone

@@ -1,14 +1,27 @@
-"""What is used of llama-cpp-python's insides is checked when it is imported."""
+"""What is used of llama-cpp-python is checked when it is imported: all of it, and said."""
 
 from __future__ import annotations
 
+import ast
+import ctypes
 import importlib
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from llama_cpp import Llama, _internals, llama_chat_format, mtmd_cpp
+from llama_cpp import llama_cpp as lib
 
+import mars_gguf
 from mars_gguf.runtime import compat
+
+PACKAGE = Path(mars_gguf.__file__).parent
+TREES = {path: ast.parse(path.read_text("utf-8")) for path in PACKAGE.rglob("*.py")}
+OWN_INTERFACE = {"server"}  # of llama_cpp.server, mars_gguf/server/compat.py has the names
 
 
 @pytest.fixture(autouse=True)
@@ -17,22 +30,124 @@ def imported_again() -> Any:
     importlib.reload(compat)
 
 
+def modules_of(tree: ast.AST) -> dict[str, str]:
+    """What of llama_cpp a file imports as a whole: the name there, and that of the module."""
+    return {
+        alias.asname or alias.name: f"llama_cpp.{alias.name}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == "llama_cpp"
+        for alias in node.names
+    }
+
+
+def used() -> Iterator[tuple[str, str]]:
+    """Every name of a module of llama_cpp that the package reads or imports, and that module."""
+    for tree in TREES.values():
+        modules = modules_of(tree)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                if node.value.id in modules:
+                    yield modules[node.value.id], node.attr
+            elif isinstance(node, ast.ImportFrom) and str(node.module).startswith("llama_cpp."):
+                yield from ((str(node.module), alias.name) for alias in node.names)
+
+
+def declared() -> set[tuple[str, str]]:
+    tables: Any = (compat.NAMES, compat.ARGUMENTS, compat.FIELDS)
+    return {
+        (owner.__name__, name) if owner.__name__.startswith("llama_cpp") else
+        (f"llama_cpp.{owner.__name__}", name)
+        for table in tables for owner, names in table.items() for name in names
+    }  # fmt: skip
+
+
+def test_every_name_of_llama_cpp_python_that_is_used_is_checked() -> None:
+    public = {"llama_cpp.llama_types", *(f"llama_cpp.{x}" for x in ("__file__", "__version__"))}
+    found = {
+        (module, name) for module, name in used()
+        if module not in public and module.split(".")[1] not in OWN_INTERFACE
+        and not name.startswith("__")
+    }  # fmt: skip
+    assert len(found) > 100
+    assert found - declared() == set()
+
+
+def test_functions_are_called_with_as_many_arguments_as_are_checked() -> None:
+    checked = {name: n for names in compat.ARGUMENTS.values() for name, n in names.items()}
+    called = set()
+    for tree in TREES.values():
+        modules = modules_of(tree)
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            owner, name = node.func.value, node.func.attr
+            if isinstance(owner, ast.Name) and owner.id in modules and name in checked:
+                called.add(name)
+                assert not node.keywords
+                if not any(isinstance(argument, ast.Starred) for argument in node.args):
+                    assert len(node.args) == checked[name], name
+    assert set(checked) - called == {"mtmd_input_chunk_free"}  # called when a chunk is collected
+
+
+def test_every_private_attribute_that_is_not_the_packages_own_is_checked() -> None:
+    own, found = set[str](), set[str]()
+    for path, tree in TREES.items():
+        if path.relative_to(PACKAGE).parts[0] != "runtime":
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                own.add(node.name)
+            elif isinstance(node, ast.AnnAssign):
+                own.add(ast.unparse(node.target).removeprefix("self."))
+            elif isinstance(node, ast.Attribute) and re.match("_[a-z]", node.attr):
+                found.add(node.attr)
+                if isinstance(node.ctx, ast.Store):
+                    own.add(node.attr)
+    checked = {*compat.ATTRIBUTES, *compat.HANDLER_ATTRIBUTES, *(name for _, name in declared())}
+    assert found - own - checked == set()
+
+
 @pytest.mark.parametrize(
     ("owner", "name"),
     [
         (_internals, "LlamaContext"),
         (llama_chat_format, "_convert_completion_to_chat"),
+        (llama_chat_format, "MTMDChatHandler"),
         (mtmd_cpp, "mtmd_helper_decode_image_chunk"),
+        (lib, "llama_state_seq_get_size_ext"),
         (Llama, "sample"),
     ],
 )
 def test_a_name_that_is_missing_is_said_with_what_is_supported(
     owner: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("llama_cpp.__version__", "0.3.99")
     monkeypatch.delattr(owner, name)
-    with pytest.raises(
-        ImportError, match=rf"lacks .*\.{name}; .*llama-cpp-python=={compat.SUPPORTED}"
-    ):
+    said = (
+        rf"found llama-cpp-python 0\.3\.99, which lacks .*\.{name}\. .*"
+        rf"{re.escape(compat.SUPPORTED)}.*pip install llama-cpp-python=={compat.TESTED}"
+    )
+    with pytest.raises(ImportError, match=said):
+        importlib.reload(compat)
+    monkeypatch.undo()
+
+
+def test_a_function_that_takes_other_arguments_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "llama_set_adapter_cvec"
+    taking_more = ctypes.CFUNCTYPE(ctypes.c_int32)()
+    taking_more.argtypes = [ctypes.c_void_p] * 7
+    monkeypatch.setattr(lib, name, taking_more)
+    with pytest.raises(ImportError, match=rf"{name} of 6 arguments \(it has 7\)"):
+        importlib.reload(compat)
+    monkeypatch.undo()
+
+
+def test_a_structure_that_lacks_a_field_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Older(ctypes.Structure):
+        _fields_ = [("text", ctypes.c_char_p), ("add_special", ctypes.c_bool)]
+
+    monkeypatch.setattr(mtmd_cpp, "mtmd_input_text", Older)
+    with pytest.raises(ImportError, match=r"lacks .*input_text\.parse_special, .*text\.text_len"):
         importlib.reload(compat)
     monkeypatch.undo()
 
@@ -47,3 +162,23 @@ def test_attributes_that_are_set_when_a_model_is_loaded_are_looked_for_in_what_s
     with pytest.raises(ImportError, match=r"lacks .*init\.context_params, .*init\.model_params"):
         importlib.reload(compat)
     monkeypatch.undo()
+
+
+def test_the_check_comes_before_anything_that_would_fail_without_a_word_about_versions() -> None:
+    program = (
+        "import llama_cpp.llama_chat_format as formats\n"
+        "del formats.get_chat_completion_handler\n"
+        "import mars_gguf.runtime.llama"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    said = done.stderr.strip().splitlines()[-1]
+    assert re.match(r"ImportError: found llama-cpp-python .*get_chat_completion_handler", said)
+
+
+def test_what_is_installed_is_what_is_said_to_be_supported() -> None:
+    root = PACKAGE.parent
+    requirement = f"llama-cpp-python{compat.SUPPORTED}"
+    assert f'"{requirement}"' in (root / "setup.py").read_text("utf-8")
+    assert f'"{requirement.replace("python", "python[server]", 1)}"' in (
+        root / "setup.py"
+    ).read_text("utf-8")

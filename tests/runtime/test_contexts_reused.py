@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from llama_cpp import LogitsProcessorList
+from llama_cpp.llama_chat_format import MTMDChatHandler
 from models import CLOSED, OPEN, OPTIONS, Messages, assistant, picture, user
 from tiny import FAMILIES
 
@@ -379,3 +380,22 @@ def test_conversations_with_pictures_go_on_in_windows_that_let_go(
         messages = [*messages, assistant(answer)]
     assert llama.n_tokens > 4 * 64
     llama.close()
+
+
+@pytest.mark.parametrize("family", ["gemma3"])
+def test_a_handler_of_llama_cpp_python_is_steered_in_windows_that_let_go(
+    family: str, files: str
+) -> None:
+    """It evaluates the text before it is known to be the end of the prompt: that is taken back."""
+    messages = [user("Where do people keep tea, and why? " * 30, picture(1))]
+    handler = MTMDChatHandler(models.mmproj_of(files), verbose=False)
+    own = load(files, OPEN, keep_turns=False, **WINDOWS | {"n_batch": 128, "n_ubatch": 128})
+    brought = load(
+        files, OPEN, keep_turns=False, mmproj=None, chat_handler=handler,
+        **WINDOWS | {"n_batch": 128, "n_ubatch": 128},
+    )  # fmt: skip
+    logits = say(own, messages)
+    assert own.n_tokens > 256 + 64
+    assert near(say(brought, messages), logits)
+    own.close()
+    brought.close()
