@@ -13,7 +13,6 @@ is printed, in units of what is compared (states, logits, t), and the exit code 
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from datetime import date
 from pathlib import Path
@@ -21,13 +20,14 @@ from typing import Any
 
 import llama_cpp
 
-from lab.devices.checks import CHECKS, Subject, decisions, differences
+from lab.devices import checks
+from lab.devices.alone import alone
+from lab.devices.checks import Subject
 from mars_gguf import demo
 from mars_gguf.console import command
 from mars_gguf.options import add_model_arguments, llama_options, model_files
 from mars_gguf.runtime.devices import CPU, devices
 from mars_gguf.runtime.model import ALL_LAYERS
-from mars_gguf.runtime.mtmd import silence_mtmd
 from mars_gguf.runtime.rpc import use_servers
 
 SHOWN = {"text": "text", "image": "picture"}
@@ -51,22 +51,24 @@ def main(argv: list[str] | None = None) -> None:
         if args.rpc:
             use_servers(args.rpc)
             args.n_gpu_layers = args.n_gpu_layers or ALL_LAYERS
-        silence_mtmd()
-        log = _log()
         subject = _subject(args)
-        decided = decisions(subject)
-        found = differences(subject)
-        layers = re.findall(r"offloaded (\d+/\d+) layers to GPU", "".join(log)) or ["none"]
+        decided, layers = {}, ""
+        for shown in subject.prompts:
+            decided[shown], layers = alone(checks.decision, subject, shown, args.rpc)
+        found = {
+            name: {shown: alone(check, subject, shown, args.rpc)[0] for shown in subject.prompts}
+            for name, check in checks.CHECKS.items()
+        }
         cells = [
             _device(args.n_gpu_layers, args.note),
             f"llama-cpp-python {llama_cpp.__version__}",
             Path(subject.model).name,
-            layers[0],
-            *(_cell(found[name]) for name in CHECKS),
-            ", ".join(f"{shown} {decided[shown].t:.4f}" for shown in subject.prompts),
+            layers,
+            *map(_cell, found.values()),
+            ", ".join(f"{shown} {steering.t:.4f}" for shown, steering in decided.items()),
             date.today().isoformat(),
         ]
-        head = ["device", "with", "model", "layers offloaded", *CHECKS, "t", "when"]
+        head = ["device", "with", "model", "layers offloaded", *checks.CHECKS, "t", "when"]
         print(f"| {' | '.join(head)} |\n|{' --- |' * len(head)}\n| {' | '.join(cells)} |")
         if any(far != 0 for by_prompt in found.values() for far in by_prompt.values()):
             sys.exit(1)
@@ -99,16 +101,6 @@ def _cell(by_prompt: dict[str, float]) -> str:
     if not any(by_prompt.values()):
         return "equal"
     return ", ".join(f"{shown} {far:.1e}" for shown, far in by_prompt.items())
-
-
-def _log() -> list[str]:
-    """What llama.cpp says from now on."""
-    said: list[str] = []
-    _log.callback = llama_cpp.llama_log_callback(  # type: ignore[attr-defined]
-        lambda _level, text, _data: said.append(text.decode(errors="replace"))
-    )
-    llama_cpp.llama_log_set(_log.callback, None)  # type: ignore[attr-defined]
-    return said
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -57,23 +56,12 @@ def opening(vector: Vector, threshold: float) -> Vector:
     return replace(vector, geometry=geometry)
 
 
-def differences(subject: Subject) -> dict[str, dict[str, float]]:
-    """For each check, by prompt, the largest difference in what should be equal."""
-    return {
-        name: {shown: check(subject, messages) for shown, messages in subject.prompts.items()}
-        for name, check in CHECKS.items()
-    }
-
-
-def decisions(subject: Subject) -> dict[str, Steering]:
-    """By prompt, what the vector as it is decides."""
-    found = {}
+def decision(subject: Subject, messages: Messages) -> Steering:
+    """What the vector as it is decides."""
     with closing(subject.steered()) as llama:
-        for shown, messages in subject.prompts.items():
-            say(llama, messages)
-            assert llama.last_steering is not None
-            found[shown] = llama.last_steering
-    return found
+        say(llama, messages)
+        assert llama.last_steering is not None
+        return llama.last_steering
 
 
 def rows(subject: Subject, messages: Messages) -> float:
@@ -166,7 +154,7 @@ def _far(a: Logits, b: Logits) -> float:
     return float(np.abs(a - b).max())
 
 
-CHECKS: dict[str, Callable[[Subject, Messages], float]] = {
+CHECKS = {
     "rows of every block": rows,
     "gate shut = plain": shut,
     "gate open = independent callback": opened,
