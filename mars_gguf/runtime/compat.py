@@ -72,8 +72,9 @@ ARGUMENTS: dict[Any, dict[str, int]] = {
         "llama_n_batch": 1, "llama_n_ctx": 1, "llama_n_seq_max": 1, "llama_n_ubatch": 1,
         "llama_sampler_free": 1, "llama_sampler_init_grammar": 3, "llama_set_adapter_cvec": 6,
         "llama_state_seq_get_data_ext": 5, "llama_state_seq_get_size_ext": 3,
-        "llama_state_seq_set_data_ext": 5, "llama_synchronize": 1, "llama_vocab_get_attr": 2,
-        "llama_vocab_get_text": 2, "llama_vocab_is_eog": 2, "llama_vocab_type": 1,
+        "llama_state_seq_set_data_ext": 5, "llama_synchronize": 1, "llama_token_to_piece": 6,
+        "llama_vocab_get_attr": 2, "llama_vocab_get_text": 2, "llama_vocab_is_eog": 2,
+        "llama_vocab_type": 1,
     },
     mtmd_cpp: {
         "mtmd_bitmap_free": 1, "mtmd_bitmap_get_id": 1, "mtmd_bitmap_get_nx": 1,
