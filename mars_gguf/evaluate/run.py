@@ -102,7 +102,7 @@ class Evaluation:
         llama.rewind(0)
         encoding = -projector.seconds if projector is not None else 0.0
         pieces: list[str] = []
-        first, start = 0.0, 0
+        first, start, n_thought = 0.0, 0, 0
         try:
             with steered_by(llama, arm, case.modality):
                 began = time.perf_counter()
@@ -119,6 +119,7 @@ class Evaluation:
                         if not pieces:
                             first, start = time.perf_counter() - began, llama.n_tokens
                         pieces.append(piece)
+                        n_thought += not _judged(llama)
                 spent = time.perf_counter() - began
         except (MarsError, RuntimeError, ValueError) as error:  # the prompt is too long, say
             return _record(case, arm, error=f"{error}")
@@ -126,8 +127,8 @@ class Evaluation:
         reply, s = "".join(pieces), llama.last_steering
         if s is None:
             return _record(case, arm, error="the reply was empty before its first token")
-        answer = self._answer(messages, reply)
-        if answer is None:
+        answer = self._answer(reply, "".join(pieces[n_thought:]))
+        if answer is None or not _judged(llama):
             return _record(case, arm, reply=reply, error=self.UNENDED.format(self.max_tokens))
         return _record(
             case,
@@ -146,12 +147,15 @@ class Evaluation:
             ms=1000 * (spent - encoding),
         )
 
-    def _answer(self, messages: list[dict[str, Any]], reply: str) -> str | None:
-        """The answer in a reply, without the thought before it; None if that did not end."""
+    def _answer(self, reply: str, end: str) -> str | None:
+        """The answer in a reply, without the thought before it; None if that did not end. ``end``:
+        what came after it was known where the answer begins, as llama-cpp-python does not write
+        special tokens, and the marker may be one."""
         template = self.llama.template
         if template.thinks is None:
             return reply
-        return split(reply, template.thinks, template.render(messages).opened)[1]
+        answer = split(reply, template.thinks, template.opens)[1]
+        return end if answer is None and template.reasoning == "answer" and end else answer
 
     def _divergence(
         self,
@@ -197,6 +201,11 @@ class Evaluation:
 def _log_sum(logits: Any) -> float:
     most = float(np.max(logits))
     return most + float(np.log(np.exp(np.asarray(logits, np.float64) - most).sum()))
+
+
+def _judged(llama: SteeredLlama) -> bool:
+    """Whether a reply has come to the token that is judged."""
+    return llama.last_steering is not None and llama.last_steering.position is not None
 
 
 def _record(case: Case, arm: Arm, **values: Any) -> Record:
