@@ -134,6 +134,12 @@ class ChatTemplate:
         self.reasoning = (reasoning or by_default) if self.thinks else None
         if self.reasoning:
             self.pinned = self._switched(self.reasoning != "off")
+        for name, value in self.pinned.items():
+            if self.kwargs.get(name, value) != value:
+                raise ModelError(
+                    f"chat template kwargs: found {name} = {self.kwargs[name]!r}, but reasoning is "
+                    f"{self.reasoning!r}: leave the variable out, --reasoning says it"
+                )
 
     @cached_property
     def sha256(self) -> str:

@@ -339,8 +339,6 @@ def test_what_a_user_writes_opens_and_closes_no_thought(source: str, text: str) 
 def test_no_request_switches_thinking(reasoning: Any, variables: dict[str, bool]) -> None:
     template = ChatTemplate(templates.QWEN_3_5.template, reasoning=reasoning)
     assert template.render([user("What?")], **variables) == template.render([user("What?")])
-    own = ChatTemplate(templates.QWEN_3_5.template, reasoning=reasoning, kwargs=variables)
-    assert own.render([user("What?")]) == template.render([user("What?")])
 
 
 def test_what_switches_it_in_another_way_is_refused() -> None:
@@ -358,6 +356,13 @@ def test_variables_of_the_model_count_for_the_default() -> None:
     quiet = ChatTemplate(templates.QWEN_3_5.template, kwargs={"enable_thinking": False})
     assert quiet.reasoning == "off"
     assert quiet.render([user("What?")]).text.endswith("<think>\n\n</think>\n\n")
+
+
+def test_a_variable_that_contradicts_the_reasoning_is_refused() -> None:
+    with pytest.raises(ModelError, match="enable_thinking = False, but reasoning is 'answer'"):
+        ChatTemplate(
+            templates.QWEN_3_5.template, kwargs={"enable_thinking": False}, reasoning="answer"
+        )
 
 
 @pytest.mark.parametrize("markers", KNOWN)
