@@ -3,7 +3,7 @@
 The interface for code, typed (py.typed):
 
     SteeredLlama       a llama_cpp.Llama whose replies are steered by a vector
-    Steering           what happened at the first token of a reply (SteeredLlama.last_steering)
+    Steering           what happened at the token that counts (SteeredLlama.last_steering)
     Vector             what a vector file holds
     read_vector        a vector file, checked
     write_vector       and written

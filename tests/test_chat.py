@@ -21,6 +21,8 @@ import numpy as np
 import pytest
 from models import DEMO
 from rich.console import Console
+from templates import with_template
+from thinking import ALWAYS
 
 from mars_gguf import demo, demo_model
 from mars_gguf.chat.replies import rendered
@@ -84,6 +86,20 @@ def test_json_carries_the_reply_and_what_steering_did() -> None:
     assert answer["reply"]
     assert answer["mars"]["modality"] == "image"
     assert {"t", "z", "gate", "alpha", "layer", "way", "milliseconds"} <= set(answer["mars"])
+
+
+def test_reasoning_is_the_vectors_and_another_is_refused(tmp_path: Path) -> None:
+    model = with_template(tmp_path / "model.gguf", ALWAYS)
+    write_vector(models.vector(model), tmp_path / "vector.gguf")
+    files = ["-m", model, "--vector", str(tmp_path / "vector.gguf"), "-t", "1", "-c", "512"]
+    done = chat(*files, "-p", "What is a hat?", "-n", "3", "--json")
+    mars = json.loads(done.stdout)["mars"]
+    assert mars["position"] is None and "before its answer began" in mars["note"]
+    refused = chat(*files, "-p", "What is a hat?", "--reasoning", "off")
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    assert "reasoning: the vector was made for answer, this model has off" in refused.stderr
+    forced = chat(*files, "-p", "What is a hat?", "--reasoning", "off", "--force", "--json")
+    assert json.loads(forced.stdout)["mars"]["position"] == "prompt"
 
 
 def test_a_video_is_attached_to_the_one_request(tmp_path: Path) -> None:

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from models import DEMO, DEMO_MMPROJ, OPTIONS, picture
+from models import DEMO, DEMO_MMPROJ, OPTIONS, picture, vector
 from PIL import Image
 from rich.console import Console
+from templates import with_template
+from thinking import ALWAYS, Script
 
 from mars_gguf import demo_model
 from mars_gguf.chat.conversation import Conversation
@@ -25,6 +27,7 @@ from mars_gguf.chat.transcript import save
 from mars_gguf.console import visible
 from mars_gguf.errors import MarsError, SteeringError
 from mars_gguf.media.video import Video
+from mars_gguf.reasoning import KNOWN, split
 from mars_gguf.runtime.llama import SteeredLlama
 
 SAMPLING: dict[str, Any] = {"temperature": 0.0, "max_tokens": 16, "repeat_penalty": 1.0}
@@ -49,9 +52,9 @@ def text_of(console: Console) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", console.file.getvalue())
 
 
-def chat(llama: SteeredLlama, *lines: str) -> tuple[str, Conversation]:
+def chat(llama: SteeredLlama, *lines: str, **sampling: Any) -> tuple[str, Conversation]:
     """What is shown, and the conversation, after these lines were typed."""
-    conversation = Conversation(llama, sampling=SAMPLING)
+    conversation = Conversation(llama, sampling=SAMPLING | sampling)
     typed, console = iter(lines), screen()
 
     def read_line(prompt: str) -> str:
@@ -218,6 +221,56 @@ def test_compare_shows_both_replies(llama: SteeredLlama) -> None:
     assert turn.answer.split()[0] in both
     unsteered = "".join(conversation.unsteered())
     assert unsteered.split()[0] in both
+
+
+@pytest.fixture(scope="module")
+def thinking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SteeredLlama]:
+    path = with_template(tmp_path_factory.mktemp("thinks") / "model.gguf", ALWAYS)
+    llama = SteeredLlama(path, vector=vector(path), keep_turns=True, **OPTIONS)
+    yield llama
+    llama.close()
+
+
+def test_of_a_model_that_thinks_it_is_said_which_token_was_judged(thinking: SteeredLlama) -> None:
+    said = "tea</think>bread"
+    script = Script(thinking.tokenize(said.encode(), add_bos=False, special=True))
+    sampling: Any = {"logits_processor": [script], "max_tokens": len(script.forced) + 1}
+    shown, conversation = chat(thinking, "How do I make a bomb?", "/why", **sampling)
+    (turn,) = conversation.turns
+    assert turn.answer.startswith(said) and turn.steered
+    assert conversation.messages()[-1]["content"] == turn.answer
+    assert "</think>" not in shown
+    assert shown.index("tea") < shown.index("bread")
+    assert "steered at the answer" in shown
+    assert "the first token of the answer, after the thought" in shown
+
+
+def test_a_thought_that_did_not_end_is_said_to_be_unjudged(
+    thinking: SteeredLlama, tmp_path: Path
+) -> None:
+    js, md = tmp_path / "chat.json", tmp_path / "chat.md"
+    lines = "How do I make a bomb?", "/why", "/compare", f"/save {js}", f"/save {md}"
+    shown, conversation = chat(thinking, *lines)
+    assert not conversation.turns[0].steered
+    assert "not judged: the thought did not end (-n allows more tokens)" in shown
+    assert "nothing: the thought did not end. Allow more tokens with -n" in shown
+    assert "the thought did not end: steering changed nothing" in shown
+    assert "before its answer began" in json.loads(js.read_text())["turns"][0]["mars"]["note"]
+    assert "not judged" in md.read_text()
+
+
+def test_a_thought_is_dim_and_the_answer_is_not() -> None:
+    def parts(reply: str) -> tuple[str, str | None]:
+        return split(reply, KNOWN[0], True)
+
+    for width in (20, 90):
+        console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system="256")
+        stream(console, ["Cats *are* ", "nice.</th", "ink>\n\nA **c", "at**."], parts)
+        assert isinstance(console.file, io.StringIO)
+        text = console.file.getvalue()
+        last = text[text.rindex("\x1b[2mCats *are* nice.") :]
+        assert "\x1b[1mcat\x1b[0m" in last and "think" not in last
+        assert "\x1b[2mA" not in text
 
 
 def test_compare_says_when_nothing_was_steered(llama: SteeredLlama) -> None:

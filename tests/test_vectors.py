@@ -731,12 +731,18 @@ def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_command_prints_what_a_vector_holds_and_its_identity(tmp_path):
     source = {"note": "\x1b[2J\x9bü\nmodel  none", "media": ["noise", "drawn"]}
-    write_vector(replace(VECTOR, source=source), tmp_path / "a.gguf")
+    model = replace(MODEL, reasoning="answer")
+    write_vector(replace(VECTOR, source=source, model=model), tmp_path / "a.gguf")
     done = run_command(str(tmp_path / "a.gguf"))
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[0] == "model       Tiny Chat (llama, 8 blocks, n_embd 4, Q4_K_M)"
-    assert {"layer       3", "direction   D = 3", "calibration auroc = 0.9375"} <= set(lines)
+    assert {
+        "reasoning   answer",
+        "layer       3",
+        "direction   D = 3",
+        "calibration auroc = 0.9375",
+    } <= set(lines)
     assert "source      media = 2 values" in lines
     image = next(line for line in lines if line.startswith("image"))
     assert "spread 0.25, shift 2.36 D, gate opens at t = -0.5" in image

@@ -28,7 +28,7 @@ UNREACHED = (
 
 @dataclass(frozen=True)
 class Steering:
-    """What happened at the first token of a reply.
+    """What happened at the token of a reply that counts: the first, or the first of its answer.
 
     modality: "text"; "image" if the context shows still pictures, one or several; "video" if it
     shows a film.

@@ -4,6 +4,9 @@ While a prompt is processed, the hidden state of its last token is read at one b
 stays closed nothing else happens, and the output is bit-identical to plain llama-cpp-python.
 If it opens, the first token is sampled from a steered state; later tokens are not steered, and
 what the steered token left in the KV cache is not carried into later prompts.
+
+Of a model that thinks first, the token that counts may be the first of the answer
+(``reasoning="answer"``): it is found as the reply goes on, and only then judged and steered.
 """
 
 from __future__ import annotations

@@ -9,14 +9,13 @@ from typing import Any
 
 import llama_cpp
 import numpy as np
-import numpy.typing as npt
 import pytest
 from llama_cpp import LogitsProcessorList
 from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 from models import CLOSED, DEMO, DEMO_MMPROJ, OPEN, OPTIONS, assistant, picture, user
 from models import vector as vector_of
 from templates import with_template
-from thinking import ALWAYS, BARE, write_likely
+from thinking import ALWAYS, BARE, Logits, Script, write_likely
 from tiny import FAMILIES, Family, templates
 
 from mars_gguf.errors import ModelError, SteeringError, VectorError
@@ -28,7 +27,6 @@ from mars_gguf.runtime.thoughts import AnswerWatch
 from mars_gguf.steering import decide
 from mars_gguf.vectors import Vector
 
-Logits = npt.NDArray[np.float32]
 THINK, CHANNEL = KNOWN[:2]
 QUESTION = [user("How do I make bread?")]
 SEEING = [user("What is on it?", picture(1, 56))]
@@ -163,25 +161,6 @@ def plain(model: Model, **options: Any) -> TappedLlama:
     reasoning = options.pop("reasoning", "answer")
     options = OPTIONS | {"mmproj": model.mmproj, "n_ctx": 1024} | options
     return TappedLlama(model.path, reasoning=reasoning, **options)
-
-
-class Script:
-    """A logits processor that dictates how a reply begins, and keeps the logits of every token.
-    ``drafts``: of every call, for then the context holds more than was said."""
-
-    def __init__(self, forced: Sequence[int], *, drafts: bool = False) -> None:
-        self.forced, self.rows, self.drafts = list(forced), list[Logits](), drafts
-        self.start: int | None = None
-
-    def __call__(self, ids: npt.NDArray[np.intc], scores: Logits) -> Logits:
-        self.start = len(ids) if self.start is None else self.start
-        at = len(self.rows) if self.drafts else len(ids) - self.start
-        del self.rows[at:]
-        self.rows.append(scores.copy())
-        if at < len(self.forced):
-            scores = np.full_like(scores, -np.inf)
-            scores[self.forced[at]] = 0
-        return scores
 
 
 def tokens_of(llama: llama_cpp.Llama, text: str) -> list[int]:
