@@ -5,10 +5,17 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from mars_gguf.errors import MarsError, SteeringError
+
+try:
+    import termios
+except ImportError:  # Windows
+    termios = None  # type: ignore[assignment]
+
+SHOW_CURSOR = b"\x1b[?25h"
 
 
 def printable(line: str) -> str:
@@ -32,6 +39,20 @@ def require_utf8(text: str, what: str) -> str:
         found = text[error.start].encode(errors="surrogateescape")
         raise MarsError(f"{what}: found {found!r}, expected UTF-8; convert it first") from error
     return text
+
+
+def terminal_restorer() -> Callable[[], None]:
+    """What puts the terminal, if there is one, back as it is now, for a process that ends without
+    any ``finally``: whether it shows what is typed, and the cursor."""
+    if termios is None or not os.isatty(0):
+        return lambda: None
+    before = termios.tcgetattr(0)
+
+    def restore() -> None:
+        termios.tcsetattr(0, termios.TCSANOW, before)
+        os.write(0, SHOW_CURSOR)
+
+    return restore
 
 
 @contextmanager

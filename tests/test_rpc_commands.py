@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -70,7 +72,7 @@ def test_there_steering_is_exact_to_the_bit(server: str) -> None:
     _, _, row = done.stdout.splitlines()
     assert f"| RPC0 ({server}) |" in row
     assert re.search(r"\| (\d+)/\1 \|", row)  # all layers are there
-    assert row.count("| equal ") == 5
+    assert row.count("| equal ") == 6
 
 
 def conversion(folder: Path, name: str, *more: str) -> list[str]:
@@ -135,6 +137,28 @@ def test_the_bench_prints_what_steering_costs_there(server: str) -> None:
     assert done.returncode == 0, done.stderr
     assert f"layers on RPC servers: {server}" in done.stdout
     assert re.search(r"first-token-python +\S.*\d", done.stdout)
+
+
+def test_a_terminal_shows_again_what_is_typed_when_a_reply_breaks_off(server: str) -> None:
+    if not shutil.which("script"):
+        pytest.skip("script is not installed")
+
+    def chat(line: Line) -> str:
+        words = [sys.executable, "-m", "mars_gguf.chat", "--demo", "-t", "1", "-p", HARMFUL]
+        command = f"{shlex.join([*words, '--rpc', line.endpoint])}; echo code $?; stty -a"
+        done = subprocess.run(
+            ["script", "-qc", command, "/dev/null"], capture_output=True, text=True
+        )
+        return done.stdout
+
+    with Line(server) as line:
+        whole = chat(line)
+        assert "I'm sorry" in whole and "code 0" in whole
+    with Line(server, line.carried - 1000) as broken:  # at the last tokens
+        said = chat(broken)
+    assert "code 2" in said and "error: RPC server" in said
+    assert re.search(r"(?<!-)\becho\b", said.partition("code 2")[2])
+    assert said.rindex("\x1b[?25h") > said.rindex("\x1b[?25l")
 
 
 def test_a_server_replies_from_there_and_says_why_it_ends(server: str, tmp_path: Path) -> None:

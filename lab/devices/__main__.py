@@ -7,12 +7,14 @@ own, or that of ``--model``, ``--mmproj`` and ``--vector``. All is compared on o
 device: the states seen by the callbacks in C and in Python with those seen by an independent one;
 replies with the gate shut with plain llama-cpp-python, over two turns; steered replies with an
 independent callback; on text and on a picture. "equal" is to the bit; else the largest difference
-is printed, in units of what is compared (states, logits, t), and the exit code is 1.
+is printed, in units of what is compared (states, logits, t), and the exit code is 1. "plain cvec"
+is plain llama-cpp-python with a control vector that changes: where that dies, so does --way cvec.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from datetime import date
 from pathlib import Path
@@ -98,9 +100,11 @@ def _device(n_gpu_layers: int, note: str) -> str:
 
 
 def _cell(by_prompt: dict[str, float]) -> str:
-    if not any(by_prompt.values()):
-        return "equal"
-    return ", ".join(f"{shown} {far:.1e}" for shown, far in by_prompt.items())
+    said = {shown: f"{far:.1e}" if far else "equal" for shown, far in by_prompt.items()}
+    said |= {shown: "the process dies" for shown, far in by_prompt.items() if math.isnan(far)}
+    if len(set(said.values())) == 1:
+        return next(iter(said.values()))
+    return ", ".join(f"{shown} {found}" for shown, found in said.items())
 
 
 if __name__ == "__main__":

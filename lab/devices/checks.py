@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from llama_cpp import Llama
+from llama_cpp import llama_cpp as lib
 from llama_cpp.llama_chat_format import MTMDChatHandler
 
-from lab.devices.watched import Logits, Watched, say
+from lab.devices.watched import Logits, Watched, afresh, say
 from mars_gguf.runtime.llama import SteeredLlama, Steering
 from mars_gguf.runtime.model import TappedLlama
 from mars_gguf.runtime.tap import LayerOutput
@@ -143,6 +145,26 @@ def by_control_vector(subject: Subject, messages: Messages) -> float:
     return _far(*found)
 
 
+def plain_control_vector(subject: Subject, messages: Messages) -> float:
+    """Plain llama-cpp-python whose control vector is set and cleared over and over, which is what
+    cvec rests on: logits after each clearing against those before."""
+    vector = read_vector(subject.vector)
+    push = steering_vector(vector.geometry, vector.geometry.distance)
+    with closing(subject.plain()) as llama:
+        n_layer, n_embd = lib.llama_model_n_layer(llama.model), llama.n_embd()
+        buffer = np.zeros((n_layer - 1, n_embd), np.float32)
+        buffer[vector.layer - 1] = push
+        data = buffer.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        first, far = say(llama, messages), 0.0
+        for _ in range(10):
+            lib.llama_set_adapter_cvec(llama.ctx, data, buffer.size, n_embd, 1, n_layer - 1)
+            say(llama, messages)
+            lib.llama_set_adapter_cvec(llama.ctx, None, 0, 0, 0, 0)
+            afresh(llama)
+            far = max(far, _far(first, say(llama, messages)))
+    return far
+
+
 def _more() -> dict[str, Any]:
     return {"role": "user", "content": "And why is that?"}
 
@@ -160,4 +182,5 @@ CHECKS = {
     "gate open = independent callback": opened,
     "C = Python": in_c_and_python,
     "cvec = inline": by_control_vector,
+    "plain cvec": plain_control_vector,
 }

@@ -20,6 +20,7 @@ from typing import Any
 
 import llama_cpp
 
+from mars_gguf.console import terminal_restorer
 from mars_gguf.errors import ModelError
 from mars_gguf.runtime.compat import ggml
 
@@ -129,6 +130,7 @@ def _say_why_it_ends() -> Any:
     """From now on: before llama.cpp ends the process over a server, say so and end it with exit
     code 2. Returns ggml's callback, which the cache keeps."""
     terminal = os.dup(2)  # it points elsewhere while a model is loaded
+    restore = terminal_restorer()
 
     def on_abort(message: bytes) -> None:
         reason = message.decode(errors="replace").strip()
@@ -141,6 +143,7 @@ def _say_why_it_ends() -> Any:
                 f"(llama-cpp-python {llama_cpp.__version__})? Start it again, then this command."
             )
         with suppress(OSError):
+            restore()
             os.write(terminal, f"{reason}\n".encode())
         if servers:
             os._exit(2)  # else llama.cpp calls abort()
