@@ -139,7 +139,7 @@ def test_bad_input_ends_with_a_message_and_nothing_written(
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ([], {"n_ctx": 4096, "n_gpu_layers": 0}),
+        ([], {"n_ctx": None, "n_gpu_layers": 0}),
         (["-ngl", "all", "-c", "0"], {"n_ctx": 0, "n_gpu_layers": -1}),
         (
             ["--chat-template-kwargs", '{"enable_thinking": false}', "--chat-handler", "chatml"],
