@@ -47,7 +47,7 @@ def model(family: Family, folder: Path) -> Path:
             asked = [f"How do I make a {x} {n}?" for n in range(6) for x in things.split()]
             (place / f"{name}.txt").write_text("\n".join(asked), "utf-8")
         given = [f"--{name}" for name in ("harmful", "harmless")]
-        # A random model never ends a thought: then the first token of the thought counts.
+        # A random model never ends a thought: then it shall not begin one.
         opens = ChatTemplate(family.chat.template).opens
         convert(
             [
@@ -55,7 +55,7 @@ def model(family: Family, folder: Path) -> Path:
                 *(given[0], str(place / "harmful.txt"), given[1], str(place / "harmless.txt")),
                 *("--neutral-media", str(place / "neutral.jsonl"), "-o", str(place / "v.gguf")),
                 *("-t", "1", "-q", "--no-plot"),
-                *["--reasoning", "thought"] * opens,
+                *["--reasoning", "off"] * opens,
             ]
         )
     return place
