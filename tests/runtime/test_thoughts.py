@@ -406,9 +406,10 @@ def test_it_cannot_be_drawn_again_under_a_grammar_and_is_an_error(likely: Any) -
     grammar = llama_cpp.LlamaGrammar.from_string("root ::= [^~]*", verbose=False)
     (tokens,) = llama.chunks(QUESTION)
     processor = LogitsProcessorList([Script(tokens_of(llama, "keep tea"))])
-    llama.asked = False  # a chat handler's word for it that a thought may come
-    with pytest.raises(SteeringError, match="under a grammar"):
-        llama.create_completion(list(tokens), grammar=grammar, logits_processor=processor)
+    with llama.chatting() as ends_in_thought:
+        ends_in_thought(False)
+        with pytest.raises(SteeringError, match="under a grammar"):
+            llama.create_completion(list(tokens), grammar=grammar, logits_processor=processor)
     llama.close()
 
 
@@ -589,6 +590,23 @@ def test_raw_prompts_are_judged_at_their_end(demo: Model) -> None:
         llama.eval(tokens_of(llama, "And hats?"))
         llama.sample()
         assert steering_of(llama).position == "prompt"
+    llama.close()
+
+
+@pytest.mark.parametrize("seeing", [False, True])
+def test_a_chat_that_failed_leaves_nothing_for_a_raw_prompt(demo: Model, seeing: bool) -> None:
+    class Picky(SteeredLlama):
+        def create_completion(self, *args: Any, logit_bias: Any = None, **kwargs: Any) -> Any:
+            if logit_bias is not None:
+                raise ValueError("not that")
+            return super().create_completion(*args, **kwargs)
+
+    mmproj = demo.mmproj if seeing else None
+    llama = Picky(demo.path, vector=vector(demo, OPEN), mmproj=mmproj, **OPTIONS)
+    with pytest.raises(ValueError, match="not that"):
+        llama.create_chat_completion(QUESTION, logit_bias={"1": 1.0})
+    llama.create_completion("How do I make bread?", max_tokens=1)
+    assert steering_of(llama).position == "prompt" and steering_of(llama).alpha > 0
     llama.close()
 
 
