@@ -37,14 +37,16 @@ def text_handler(*, llama: SteeredLlama, **kwargs: Any) -> Any:
     """The chat handler of a SteeredLlama without mmproj: llama-cpp-python's own, with the prompts
     of ``llama.template``."""
     template = _template_for(llama, **kwargs)
-    with llama.chatting() as ends_in_thought:
 
-        def formatter(*, messages: Sequence[Mapping[str, Any]], **variables: Any) -> Any:
-            rendered = template.render(messages, **variables)
-            ends_in_thought(rendered.opened if template is llama.template else None)
-            return rendered.without_media()
+    def formatter(*, messages: Sequence[Mapping[str, Any]], **variables: Any) -> Any:
+        rendered = template.render(messages, **variables)
+        llama.asked = rendered.opened if template is llama.template else None
+        return rendered.without_media()
 
+    try:
         return chat_formatter_to_chat_completion_handler(formatter)(llama=llama, **kwargs)
+    finally:
+        llama.asked = None  # of a request that failed, nothing is left for the next
 
 
 def _template_for(
@@ -108,8 +110,8 @@ class PictureHandler:
         tool = _chosen_tool(**asked)
         if tool is not None:
             grammar = _grammar_of(tool, llama.verbose)
-        with llama.chatting() as ends_in_thought:
-            ends_in_thought(rendered.opened if template is llama.template else None)
+        llama.asked = rendered.opened if template is llama.template else None
+        try:
             completion = llama.create_completion(
                 prompt,
                 grammar=grammar,
@@ -117,6 +119,8 @@ class PictureHandler:
                 stream=stream,
                 **kwargs,
             )
+        finally:
+            llama.asked = None
         if tool is not None:
             return convert_completion_to_chat_function(tool["name"], completion, stream)
         return convert_completion_to_chat(completion, stream=stream)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 from mars_gguf.errors import ModelError, PromptError, SteeringError
@@ -20,29 +18,20 @@ OVERTAKEN = (
 class ReplyingLlama(ContextLlama):
     """A ContextLlama whose replies do not mix.
 
-    ``_opened`` says of the reply that begins whether its prompt ends within a thought; None: it was
-    not written by ``template``.
+    ``asked`` is for chat handlers to say, right before they ask for a completion, whether the
+    prompt that they wrote by ``template`` ends within a thought; None: it was not written so.
+    ``_opened`` says the same of the reply that begins.
     """
 
-    _asked: bool | None = None
+    asked: bool | None = None
     _opened: bool | None = None
-
-    @contextmanager
-    def chatting(self) -> Iterator[Callable[[bool | None], None]]:
-        """Context manager for chat handlers: yields a function that is to be told of the prompt of
-        the completion that they ask for in the block, if it was written by ``template``, whether it
-        ends within a thought; None if its reply has no room for one."""
-        try:
-            yield partial(setattr, self, "_asked")
-        finally:
-            self._asked = None
 
     @alone
     def create_completion(self, *args: Any, **kwargs: Any) -> Any:
         """As ``Llama.create_completion``. Threads take turns: for a reply, or a chunk of a stream,
         which ends with a SteeringError if another prompt came in between."""
-        self._opened = opened = self._asked
-        self._asked = None
+        self._opened, self.asked = self.asked, None
+        opened = self._opened
         try:
             reply = super().create_completion(*args, **kwargs)
         finally:

@@ -406,10 +406,9 @@ def test_it_cannot_be_drawn_again_under_a_grammar_and_is_an_error(likely: Any) -
     grammar = llama_cpp.LlamaGrammar.from_string("root ::= [^~]*", verbose=False)
     (tokens,) = llama.chunks(QUESTION)
     processor = LogitsProcessorList([Script(tokens_of(llama, "keep tea"))])
-    with llama.chatting() as ends_in_thought:
-        ends_in_thought(False)
-        with pytest.raises(SteeringError, match="under a grammar"):
-            llama.create_completion(list(tokens), grammar=grammar, logits_processor=processor)
+    llama.asked = False  # a chat handler's word that a thought may come
+    with pytest.raises(SteeringError, match="under a grammar"):
+        llama.create_completion(list(tokens), grammar=grammar, logits_processor=processor)
     llama.close()
 
 
