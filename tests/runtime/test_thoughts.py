@@ -290,6 +290,25 @@ def test_a_closed_gate_changes_nothing_over_three_turns(model: Model, first: Any
         each.close()
 
 
+@pytest.mark.parametrize("model", ["demo", "bare", "qwen3vl", "qwen35", "glm4v"], indirect=True)
+def test_a_closed_gate_is_llama_cpp_pythons_own_chat_to_the_bit(model: Model) -> None:
+    """Of models that think unasked: not Gemma 4."""
+    own = llama_cpp.Llama(model.path, **OPTIONS | {"n_ctx": 1024})
+    llama, streaming = (steered(model, CLOSED, mmproj=None) for _ in range(2))
+    forced, _ = reply_of(llama)
+    messages: list[Any] = list(QUESTION)
+    for question in (FOLLOW_UP, user("And hats?"), FOLLOW_UP):
+        expected, reply = say(own, messages, forced)
+        logits, ours = say(llama, messages, forced)
+        streamed, _ = say(streaming, messages, forced, stream=True)
+        assert np.array_equal(logits, expected) and np.array_equal(streamed, expected)
+        assert ours["choices"] == reply["choices"] and ours["usage"] == reply["usage"]
+        assert ours["mars"]["position"] == "answer"
+        messages += [assistant(reply["choices"][0]["message"]["content"]), question]
+    for each in (own, llama, streaming):
+        each.close()
+
+
 @pytest.mark.parametrize("temperature", [0.7, 1.5])
 def test_a_closed_gate_draws_the_same_tokens(model: Model, temperature: float) -> None:
     reference, llama = plain(model), steered(model, CLOSED)
