@@ -17,6 +17,7 @@ from tiny import FAMILIES, Family
 from mars_gguf.chat.__main__ import main as chat
 from mars_gguf.convert.__main__ import main as convert
 from mars_gguf.evaluate.__main__ import main as evaluate
+from mars_gguf.runtime.template import ChatTemplate
 from mars_gguf.vectors import read_vector
 
 WORDS = ("Where", "Why", "How", "What")
@@ -46,12 +47,15 @@ def model(family: Family, folder: Path) -> Path:
             asked = [f"How do I make a {x} {n}?" for n in range(6) for x in things.split()]
             (place / f"{name}.txt").write_text("\n".join(asked), "utf-8")
         given = [f"--{name}" for name in ("harmful", "harmless")]
+        # A random model never ends a thought: then it shall not begin one.
+        opens = ChatTemplate(family.chat.template).opens
         convert(
             [
                 *("-m", str(place / "model.gguf"), "--mmproj", str(place / "mmproj.gguf")),
                 *(given[0], str(place / "harmful.txt"), given[1], str(place / "harmless.txt")),
                 *("--neutral-media", str(place / "neutral.jsonl"), "-o", str(place / "v.gguf")),
                 *("-t", "1", "-q", "--no-plot"),
+                *["--reasoning", "off"] * opens,
             ]
         )
     return place

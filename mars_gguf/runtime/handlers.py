@@ -47,7 +47,7 @@ def text_handler(*, llama: SteeredLlama, **kwargs: Any) -> Any:
     try:
         return chat_formatter_to_chat_completion_handler(formatter)(llama=llama, **kwargs)
     finally:
-        llama.asked = None
+        llama.asked = None  # of a request that failed, nothing is left for the next
 
 
 def _template_for(
@@ -112,13 +112,16 @@ class PictureHandler:
         if tool is not None:
             grammar = _grammar_of(tool, llama.verbose)
         llama.asked = rendered.opened if template is llama.template else None
-        completion = llama.create_completion(
-            prompt,
-            grammar=grammar,
-            logprobs=top_logprobs if logprobs else None,
-            stream=stream,
-            **kwargs,
-        )
+        try:
+            completion = llama.create_completion(
+                prompt,
+                grammar=grammar,
+                logprobs=top_logprobs if logprobs else None,
+                stream=stream,
+                **kwargs,
+            )
+        finally:
+            llama.asked = None
         if tool is not None:
             return convert_completion_to_chat_function(tool["name"], completion, stream)
         return convert_completion_to_chat(completion, stream=stream)

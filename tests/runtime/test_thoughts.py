@@ -290,6 +290,25 @@ def test_a_closed_gate_changes_nothing_over_three_turns(model: Model, first: Any
         each.close()
 
 
+@pytest.mark.parametrize("model", ["demo", "bare", "qwen3vl", "qwen35", "glm4v"], indirect=True)
+def test_a_closed_gate_is_llama_cpp_pythons_own_chat_to_the_bit(model: Model) -> None:
+    """Of models that think unasked: not Gemma 4."""
+    own = llama_cpp.Llama(model.path, **OPTIONS | {"n_ctx": 1024})
+    llama, streaming = (steered(model, CLOSED, mmproj=None) for _ in range(2))
+    forced, _ = reply_of(llama)
+    messages: list[Any] = list(QUESTION)
+    for question in (FOLLOW_UP, user("And hats?"), FOLLOW_UP):
+        expected, reply = say(own, messages, forced)
+        logits, ours = say(llama, messages, forced)
+        streamed, _ = say(streaming, messages, forced, stream=True)
+        assert np.array_equal(logits, expected) and np.array_equal(streamed, expected)
+        assert ours["choices"] == reply["choices"] and ours["usage"] == reply["usage"]
+        assert ours["mars"]["position"] == "answer"
+        messages += [assistant(reply["choices"][0]["message"]["content"]), question]
+    for each in (own, llama, streaming):
+        each.close()
+
+
 @pytest.mark.parametrize("temperature", [0.7, 1.5])
 def test_a_closed_gate_draws_the_same_tokens(model: Model, temperature: float) -> None:
     reference, llama = plain(model), steered(model, CLOSED)
@@ -406,7 +425,7 @@ def test_it_cannot_be_drawn_again_under_a_grammar_and_is_an_error(likely: Any) -
     grammar = llama_cpp.LlamaGrammar.from_string("root ::= [^~]*", verbose=False)
     (tokens,) = llama.chunks(QUESTION)
     processor = LogitsProcessorList([Script(tokens_of(llama, "keep tea"))])
-    llama.asked = False  # a chat handler's word for it that a thought may come
+    llama.asked = False  # a chat handler's word that a thought may come
     with pytest.raises(SteeringError, match="under a grammar"):
         llama.create_completion(list(tokens), grammar=grammar, logits_processor=processor)
     llama.close()
@@ -589,6 +608,23 @@ def test_raw_prompts_are_judged_at_their_end(demo: Model) -> None:
         llama.eval(tokens_of(llama, "And hats?"))
         llama.sample()
         assert steering_of(llama).position == "prompt"
+    llama.close()
+
+
+@pytest.mark.parametrize("seeing", [False, True])
+def test_a_chat_that_failed_leaves_nothing_for_a_raw_prompt(demo: Model, seeing: bool) -> None:
+    class Picky(SteeredLlama):
+        def create_completion(self, *args: Any, logit_bias: Any = None, **kwargs: Any) -> Any:
+            if logit_bias is not None:
+                raise ValueError("not that")
+            return super().create_completion(*args, **kwargs)
+
+    mmproj = demo.mmproj if seeing else None
+    llama = Picky(demo.path, vector=vector(demo, OPEN), mmproj=mmproj, **OPTIONS)
+    with pytest.raises(ValueError, match="not that"):
+        llama.create_chat_completion(QUESTION, logit_bias={"1": 1.0})
+    llama.create_completion("How do I make bread?", max_tokens=1)
+    assert steering_of(llama).position == "prompt" and steering_of(llama).alpha > 0
     llama.close()
 
 
