@@ -86,8 +86,8 @@ def proc_address(name: str) -> int:
     if not address:
         raise ModelError(
             "RPC servers: this llama.cpp was built without RPC. Build it with: "
-            'CMAKE_ARGS="-DGGML_RPC=ON" pip install --no-cache-dir --force-reinstall --no-deps '
-            f"llama-cpp-python=={llama_cpp.__version__}"
+            'CXXFLAGS=-U__AMX_INT8__ CMAKE_ARGS="-DGGML_RPC=ON" pip install --no-cache-dir '
+            f"--force-reinstall --no-deps llama-cpp-python=={llama_cpp.__version__}"
         )
     return int(address)
 
