@@ -142,8 +142,9 @@ def _say_why_it_ends() -> Any:
                 "is lost. Is the server still there, and of the same llama.cpp "
                 f"(llama-cpp-python {llama_cpp.__version__})? Start it again, then this command."
             )
-        with suppress(OSError):
+        with suppress(Exception):  # what follows matters more
             restore()
+        with suppress(OSError):
             os.write(terminal, f"{reason}\n".encode())
         if servers:
             os._exit(2)  # else llama.cpp calls abort()
