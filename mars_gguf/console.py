@@ -49,8 +49,10 @@ def terminal_restorer() -> Callable[[], None]:
     before = termios.tcgetattr(0)
 
     def restore() -> None:
-        termios.tcsetattr(0, termios.TCSANOW, before)
-        os.write(0, SHOW_CURSOR)
+        # A job in the background may not touch the terminal: it would be stopped.
+        if os.tcgetpgrp(0) == os.getpgrp():
+            termios.tcsetattr(0, termios.TCSANOW, before)
+            os.write(0, SHOW_CURSOR)
 
     return restore
 

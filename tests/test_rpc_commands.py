@@ -110,6 +110,7 @@ def test_a_conversion_whose_server_goes_away_leaves_no_file_and_goes_on(
     assert f"error: RPC server ({broken.endpoint}): " in ended.stderr
     assert "Traceback" not in ended.stderr
     assert not list(tmp_path.glob("v.gguf")) and not list(tmp_path.glob("v.md"))
+    assert (tmp_path / "v.measured").stat().st_size > 0
     again = run("convert", *conversion(tmp_path, "v.gguf", "--rpc", server))
     assert again.returncode == 0, again.stderr
     a, b = (read_vector(tmp_path / name).geometry for name in ("whole.gguf", "v.gguf"))

@@ -86,8 +86,8 @@ def proc_address(name: str) -> int:
     if not address:
         raise ModelError(
             "RPC servers: this llama.cpp was built without RPC. Build it with: "
-            'CMAKE_ARGS="-DGGML_RPC=ON" pip install --no-cache-dir --force-reinstall --no-deps '
-            f"llama-cpp-python=={llama_cpp.__version__}"
+            'CXXFLAGS=-U__AMX_INT8__ CMAKE_ARGS="-DGGML_RPC=ON" pip install --no-cache-dir '
+            f"--force-reinstall --no-deps llama-cpp-python=={llama_cpp.__version__}"
         )
     return int(address)
 
@@ -142,8 +142,9 @@ def _say_why_it_ends() -> Any:
                 "is lost. Is the server still there, and of the same llama.cpp "
                 f"(llama-cpp-python {llama_cpp.__version__})? Start it again, then this command."
             )
-        with suppress(OSError):
+        with suppress(Exception):  # what follows matters more
             restore()
+        with suppress(OSError):
             os.write(terminal, f"{reason}\n".encode())
         if servers:
             os._exit(2)  # else llama.cpp calls abort()
