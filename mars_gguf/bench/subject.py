@@ -14,6 +14,7 @@ STEERED_ONLY = {"template", "chat_template_kwargs", "reasoning", "way", "force",
 READING = {
     "template": "chat_handler",
     "chat_template_kwargs": "chat_template_kwargs",
+    "reasoning": "reasoning",
     "n_threads": "n_threads",
     "n_gpu_layers": "n_gpu_layers",
     "rpc_servers": "rpc_servers",
