@@ -276,7 +276,7 @@ def test_options_reach_every_kind_of_model() -> None:
     assert given.plain == OPTIONS | {"n_gpu_layers": 0, "n_ubatch": 64}
     assert given.reading == {
         "chat_handler": "chatml", "chat_template_kwargs": {"a": 1}, "n_threads": 1,
-        "n_gpu_layers": 0,
+        "n_gpu_layers": 0, "reasoning": "off",
     }  # fmt: skip
     convert = Processes(given)._convert_arguments(Path("v.gguf"))
     assert convert[convert.index("--chat-handler") + 1] == "chatml"
