@@ -21,6 +21,7 @@ from mars_gguf.convert.refusals import N_TOKENS
 from mars_gguf.errors import ModelError, PromptError
 from mars_gguf.runtime.compat import suppress_stdout_stderr
 from mars_gguf.runtime.model import TappedLlama
+from mars_gguf.runtime.probe import require_steerable
 from mars_gguf.runtime.sequences import (
     MAX_SEQUENCES,
     N_BATCH,
@@ -129,7 +130,8 @@ class Session:
 
 
 class GgufExtractor:
-    """A quantized model, opened for measuring. Raises ModelError for files that do not fit."""
+    """A quantized model, opened for measuring. Raises ModelError for files that do not fit, and for
+    a model that cannot be steered."""
 
     backend = "llama.cpp"
     # Without a unified cache a batch is split by sequence and its rows move.
@@ -167,6 +169,11 @@ class GgufExtractor:
                 context_overrides=self.context_overrides,
             )
         self.n_layer, self.n_embd = self.llama.n_layer, self.llama.n_embd()
+        try:
+            require_steerable(self.llama, self.n_layer - 1)
+        except ModelError:
+            self.llama.close()
+            raise
         self.n_cells = self.llama.n_ctx()
         self.fingerprint = self.llama.fingerprint
         self.decoder = Decoder(self.llama)
