@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 from tiny import FAMILIES, UNSTEERABLE, Family
-from tiny.checks import RUNTIME, NotHere, run
+from tiny.checks import RUNTIME, NotHere
 from tiny.commands import CHECKS, REFUSALS
 from tiny.subject import Subject
+
+from mars_gguf.errors import ModelError
 
 ROOT = Path(__file__).parent.parent
 CORE = ("probe", "closed gate", "open gate", "modality", "heard")
@@ -53,15 +55,20 @@ def may_lack(family: Family) -> set[str]:
 def test_what_is_promised_holds(name: str, check: str, place: Path) -> None:
     family = FAMILIES[name]
     try:
-        run(RUNTIME[check], Subject.of(family, place))
+        RUNTIME[check](Subject.of(family, place))
     except NotHere:
         assert check in may_lack(family)
+    except ModelError as error:
+        # Pixtral's pictures and NaN in memory that llama.cpp does not write (see conftest.py): a
+        # new process has none.
+        assert "NaN or infinite" in str(error)
+        assert matrix(name, "--check", check).returncode == 0
 
 
 @pytest.mark.parametrize("check", REFUSALS)
 @pytest.mark.parametrize("name", UNSTEERABLE)
 def test_what_gives_nothing_to_hold_is_refused(name: str, check: str, place: Path) -> None:
-    run(REFUSALS[check], Subject.of(UNSTEERABLE[name], place))
+    REFUSALS[check](Subject.of(UNSTEERABLE[name], place))
 
 
 def test_of_each_kind_there_is_one() -> None:

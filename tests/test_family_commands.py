@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from tiny import FAMILIES
-from tiny.checks import run
 from tiny.commands import COMMANDS
 from tiny.subject import Subject
 
@@ -22,4 +21,4 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("check", COMMANDS)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_commands_work(name: str, check: str, place: Path) -> None:
-    run(COMMANDS[check], Subject.of(FAMILIES[name], place))
+    COMMANDS[check](Subject.of(FAMILIES[name], place))

@@ -111,8 +111,8 @@ def require_steerable(llama: TappedLlama, layer: int) -> None:
             eval_seen(llama, layer, run, states.append)
             if not states:
                 raise SteeringError(
-                    f"l_out-{layer} was not seen, the node that this architecture should have for "
-                    "the residual stream after that block"
+                    f"l_out-{layer} was not seen: found no such node in the graph, expected the "
+                    f"residual stream after block {layer}"
                 )
         return logits(llama)
 

@@ -106,5 +106,9 @@ UNSTEERABLE = _by_name(
     Family("gemma3n", unsteerable.gemma_3n, templates.GEMMA_3, refused="3 dimensions"),
     Family("hy-v4", unsteerable.hy_v4, templates.FALCON_H1, refused="3 dimensions"),
     Family("plamo2", unsteerable.plamo_2, templates.FALCON_H1, hybrid=True, refused="not seen"),
+    Family(
+        "qwen4exp", unsteerable.qwen_4_exp, templates.QWEN_3_5,
+        hybrid=True, experts=True, refused="not seen",
+    ),
     Family("cogvlm", unsteerable.cogvlm, templates.VICUNA, refused="correlate"),
-)
+)  # fmt: skip

@@ -23,7 +23,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))  # as pytest does
 from tiny import FAMILIES, UNSTEERABLE, Family  # noqa: E402
-from tiny.checks import NotHere, run  # noqa: E402
+from tiny.checks import NotHere  # noqa: E402
 from tiny.commands import CHECKS, REFUSALS  # noqa: E402
 from tiny.subject import Subject  # noqa: E402
 
@@ -52,7 +52,7 @@ def run_here(names: list[str], checks: list[str], place: Path, results: Path) ->
 
 def outcome(subject: Subject, check: str) -> Result:
     try:
-        why = run((CHECKS | REFUSALS)[check], subject)
+        why = (CHECKS | REFUSALS)[check](subject)
     except NotHere as reason:
         return {"outcome": "not here", "why": str(reason)}
     except Exception as error:
@@ -147,17 +147,19 @@ def full_tables(
 
 def short_table(names: list[str], place: Path, results: dict[tuple[str, str], Result]) -> str:
     """A row a family: what holds, what does not and why."""
-    rows = [["family", "architecture", "projector", "holds", "does not, and why"]]
+    rows = [["family", "architecture", "projector", "holds", "what does not, and why; remarks"]]
     for name in names:
         subject = Subject.of(EVERY[name], place)
         found = {check: results[name, check] for check in checks_of(name)}
         missing = [check for check, result in found.items() if result["outcome"] != "yes"]
         holds = "all" if not missing else "all but " + ", ".join(missing)
-        why = [f"{check}: {found[check]['why']}" for check in missing]
-        if name in UNSTEERABLE:
-            if not missing:
-                holds = "nothing: refused when loaded, and not converted"
-            why = [f"{found['refused when loaded']['why']}", *why]
+        if name in UNSTEERABLE and not missing:
+            holds = "nothing: refused when loaded, and not converted"
+        by_reason: dict[str, list[str]] = {}
+        for check, result in found.items():
+            if result["why"]:
+                by_reason.setdefault(result["why"], []).append(check)
+        why = [f"{', '.join(checks)}: {reason}" for reason, checks in by_reason.items()]
         projector = subject.projector or "–"
         rows.append([name, subject.architecture, projector, holds, "; ".join(why)])
     return "\n".join(table(rows))
@@ -180,7 +182,7 @@ def made() -> str:
 
 def document(full: str) -> str:
     checks = CHECKS | REFUSALS
-    said = [f"- **{name}**: {first_line(check)}" for name, check in checks.items()]
+    said = [f"- **{name}**: {what_it_says(check)}" for name, check in checks.items()]
     return (
         "# Families\n\nEvery check of every tiny random model of `tests/tiny`, as `python -m "
         f"tests.tiny.matrix --write` found it ({made()}).\n\n"
@@ -191,7 +193,7 @@ def document(full: str) -> str:
     )
 
 
-def first_line(check: Any) -> str:
+def what_it_says(check: Any) -> str:
     return " ".join(str(check.__doc__).split())
 
 

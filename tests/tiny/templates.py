@@ -509,8 +509,8 @@ GLM_4_5_V = Chat(
     {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
-    {{ '<|assistant|>\n' }}
-    {%- if quick %}{{ '<think></think>' }}{% endif -%}
+    {{ '<|assistant|>' }}
+    {%- if quick %}{{ '\n<think></think>' }}{% endif -%}
 {%- endif -%}
 """,
     "both", "<|user|>",
@@ -619,15 +619,17 @@ FALCON_H1 = Chat(
     "strings", "<|im_end|>", CHATML,
 )  # fmt: skip
 
-# As Codestral Mamba.
+# As Codestral Mamba. The system prompt goes into the first question.
 MISTRAL = Chat(
     r"""
 {{- bos_token -}}
+{%- set before = namespace(text='') -%}
 {%- for message in messages -%}
     {%- if message['role'] == 'system' -%}
-        {{ message['content'] + '\n\n' }}
+        {%- set before.text = message['content'] + '\n\n' -%}
     {%- elif message['role'] == 'user' -%}
-        {{ '[INST] ' + message['content'] + '[/INST]' }}
+        {{ '[INST] ' + before.text + message['content'] + '[/INST]' }}
+        {%- set before.text = '' -%}
     {%- else -%}
         {{ ' ' + message['content'] + eos_token }}
     {%- endif -%}

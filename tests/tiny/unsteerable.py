@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from .gemma import post_norms
+from .qwen import delta_nets
 from .templates import Chat
 from .writer import Mmproj, Pair, TextModel
 
@@ -107,6 +108,39 @@ def hy_v4(chat: Chat) -> Pair:
             text.normal(f"{block}.hc_{name}_base.weight", 2 * streams, scale=1.0)
             text.ones(f"{block}.hc_{name}_scale.weight", 2)
         text.feed_forward(block)
+    return text, None
+
+
+def qwen_4_exp(chat: Chat) -> Pair:
+    """Gated delta nets and attention to chosen tokens, on two residual streams; no node of the
+    graph is called l_out."""
+    text = TextModel("qwen4exp", chat, n_layer=4)
+    n, streams, rank, head = text.n_embd, 2, 16, 32
+    text.set(expert_count=4, expert_used_count=2, expert_feed_forward_length=text.n_ff)
+    text.set(expert_shared_feed_forward_length=text.n_ff)
+    text.set_in("hyper_connection", count=streams, low_rank=rank)
+    text.set(**{"attention.indexer.head_count": 2, "attention.indexer.key_length": head})
+    text.set(**{"attention.indexer.top_k": 16})
+    delta_nets(text)
+    text.linear("output_hc_down", streams * n, rank)
+    text.linear("output_hc_up", rank, streams * n)
+    text.ones("output_hc_norm.weight", streams * n)
+    for block in text.blocks:
+        text.experts(block, 4, norm="post_attention_norm")
+        del text.tensors[f"{block}.attn_norm.weight"]
+        del text.tensors[f"{block}.post_attention_norm.weight"]
+        text.normal(f"{block}.ffn_gate_inp_shexp.weight", n, scale=0.1)
+        for name in ("attn", "ffn"):
+            text.ones(f"{block}.hc_{name}_norm.weight", streams * n)
+            text.linear(f"{block}.hc_{name}_down", streams * n, rank)
+            text.linear(f"{block}.hc_{name}_up", rank, streams * n)
+            text.linear(f"{block}.hc_{name}_inject", streams * n, streams)
+    block = text.blocks[3]
+    text.linear(f"{block}.indexer.q_proj", n, 2 * head)
+    text.linear(f"{block}.indexer.k_proj", n, head)
+    for name in ("q_norm", "k_norm"):
+        text.norm(f"{block}.indexer.{name}", head)
+    del text.tensors["output_norm.weight"]
     return text, None
 
 
