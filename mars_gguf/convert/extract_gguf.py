@@ -24,6 +24,7 @@ from mars_gguf.errors import ModelError, PromptError
 from mars_gguf.reasoning import Reasoning
 from mars_gguf.runtime.compat import suppress_stdout_stderr
 from mars_gguf.runtime.model import TappedLlama
+from mars_gguf.runtime.probe import require_steerable
 from mars_gguf.runtime.rpc import use_servers
 from mars_gguf.runtime.sequences import (
     N_BATCH,
@@ -147,7 +148,8 @@ class Session:
 
 
 class GgufExtractor:
-    """A quantized model, opened for measuring. Raises ModelError for files that do not fit.
+    """A quantized model, opened for measuring. Raises ModelError for files that do not fit, and for
+    a model that cannot be steered.
 
     n_ctx: tokens of context, 0 for as many as the model was trained with; None for N_CTX, or as
     many as the prompts turn out to need.
@@ -197,6 +199,11 @@ class GgufExtractor:
                 context_overrides=self.context_overrides,
             )
         self.n_layer, self.n_embd = self.llama.n_layer, self.llama.n_embd()
+        try:
+            require_steerable(self.llama, self.n_layer - 1)
+        except ModelError:
+            self.llama.close()
+            raise
         self.llama.renew_context(n_seq_max=2 * n_sequences(self.llama))
         self.fingerprint = self.llama.fingerprint
         self.decoder = Decoder(self.llama)

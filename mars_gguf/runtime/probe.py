@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mars_gguf.runtime.llama import SteeredLlama
 
 ROUNDING = 0.04  # of t; up to 0.02 was seen (135M model, Q4_1)
+LEAST_ALIKE = 0.5  # correlation of logits
 
 
 def eval_seen(
@@ -33,6 +34,11 @@ def eval_seen(
 
     def visit(output: LayerOutput) -> None:
         nonlocal n_seen, n_expected
+        if output.n_rows > len(tokens):
+            raise ModelError(
+                f"l_out-{layer} has {output.n_rows} rows for {len(tokens)} tokens, expected at "
+                "most one for each: this architecture's residual stream cannot be steered."
+            )
         if n_expected < 0:
             # After the last block, most models go on with the rows that have outputs alone.
             every_row = output.n_rows == min(len(tokens), lib.llama_n_ubatch(llama.ctx))
@@ -89,9 +95,55 @@ def require_moved(vector: Vector, before: Rows, after: list[Rows], alpha: float)
         )
 
 
+def require_steerable(llama: TappedLlama, layer: int) -> None:
+    """Decode three tokens, together and the last one alone: the graph must have a residual stream
+    after block ``layer``, of one row a token, and the logits must be the same but for rounding, as
+    they are not where tokens see later ones, or where llama.cpp has a fault. The memory is empty
+    afterwards. Raises ModelError."""
+    size = llama.n_vocab()
+    tokens = [max(llama.token_bos(), 0), size // 3, size // 2][: llama.n_batch]
+
+    def last_logits(*runs: list[int]) -> Rows:
+        llama.reset()
+        lib.llama_memory_clear(lib.llama_get_memory(llama.ctx), True)
+        for run in filter(None, runs):
+            states: list[Rows] = []
+            eval_seen(llama, layer, run, states.append)
+            if not states:
+                raise SteeringError(
+                    f"l_out-{layer} was not seen: found no such node in the graph, expected the "
+                    f"residual stream after block {layer}"
+                )
+        return logits(llama)
+
+    try:
+        together, alone = last_logits(tokens), last_logits(tokens[:-1], tokens[-1:])
+        with np.errstate(all="ignore"):
+            alike = float(np.corrcoef(together, alone)[0, 1])
+        if alike < LEAST_ALIKE:  # not where they are NaN
+            raise SteeringError(
+                f"the logits after three tokens decoded together, and after the last one decoded "
+                f"alone, correlate by {alike:.2f}, expected 1.00: this llama.cpp computes the one "
+                "otherwise than the other"
+            )
+    except (SteeringError, ModelError) as error:
+        raise ModelError(
+            f"{llama.model_path}: this model ({llama.metadata.get('general.architecture', '')}) "
+            f"cannot be steered: {error}"
+        ) from error
+    finally:
+        llama.reset()
+        lib.llama_memory_clear(lib.llama_get_memory(llama.ctx), True)
+
+
 def self_test(llama: SteeredLlama) -> None:
-    """Decode one token plainly and steered, so that a model which cannot be probed or steered is
+    """Decode a few tokens plainly and steered, so that a model which cannot be probed or steered is
     refused when it is loaded, not in the middle of a chat. Raises ModelError."""
+    llama._evaluating = True
+    try:
+        require_steerable(llama, llama.vector.layer)
+    finally:
+        llama._evaluating = False
     vector, token = llama.vector, max(llama.token_bos(), 0)
     push = steering_vector(vector.geometry, vector.geometry.distance)
     states: list[Rows] = []

@@ -4,6 +4,6 @@ Each is a text model, an mmproj and a chat template in the form of the family's 
 The weights are random and always the same.
 """
 
-from .families import FAMILIES, Family
+from .families import FAMILIES, UNSTEERABLE, Family
 
-__all__ = ["FAMILIES", "Family"]
+__all__ = ["FAMILIES", "UNSTEERABLE", "Family"]

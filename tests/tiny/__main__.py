@@ -7,7 +7,7 @@ from pathlib import Path
 
 import gguf
 
-from . import FAMILIES
+from . import FAMILIES, UNSTEERABLE
 
 
 def field(path: Path, name: str) -> str:
@@ -19,14 +19,17 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("names", nargs="*", metavar="FAMILY", help="default: all")
     options = parser.parse_args()
-    if unknown := set(options.names) - set(FAMILIES):
+    every = FAMILIES | UNSTEERABLE
+    if unknown := set(options.names) - set(every):
         parser.error(f"no such family: {', '.join(sorted(unknown))}")
-    for name in options.names or FAMILIES:
-        model, mmproj = FAMILIES[name].write(options.output / name)
-        architecture = field(model, "general.architecture")
-        projector = field(mmproj, "clip.projector_type")
-        sizes = [f"{path.stat().st_size / 1e6:.2f} MB" for path in (model, mmproj)]
-        print(f"{name:16} {architecture:10} {sizes[0]:>8}   {projector:16} {sizes[1]:>8}")
+    for name in options.names or every:
+        model, mmproj = every[name].write(options.output / name)
+        size = model.stat().st_size
+        line = f"{name:16} {field(model, 'general.architecture'):14} {size / 1e6:8.2f} MB"
+        if mmproj is not None:
+            projector, size = field(mmproj, "clip.projector_type"), mmproj.stat().st_size
+            line += f"   {projector:16} {size / 1e6:8.2f} MB"
+        print(line)
 
 
 if __name__ == "__main__":

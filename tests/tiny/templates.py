@@ -486,3 +486,162 @@ KIMI_VL = Chat(
     ),
     "<|media_start|>image<|media_content|><|media_pad|><|media_end|>",
 )  # fmt: skip
+
+# As GLM-4.5V: thoughts can be switched off, and then the question says so, too.
+GLM_4_5_V = Chat(
+    "[gMASK]<sop>"
+    r"""
+{%- macro show(content) -%}
+    {%- if content is string -%}
+        {{ content }}
+    {%- else -%}
+        {%- for part in content -%}
+            {%- if part.type in ['image', 'image_url'] or 'image' in part -%}
+                {{ '<|begin_of_image|><|image|><|end_of_image|>' }}
+            {%- elif part.type == 'text' -%}
+                {{ part.text }}
+            {%- endif -%}
+        {%- endfor -%}
+    {%- endif -%}
+{%- endmacro -%}
+{%- set quick = enable_thinking is defined and not enable_thinking -%}
+{%- for message in messages -%}
+    {%- if message.role == 'user' -%}
+        {{ '<|user|>\n' + show(message.content) }}
+        {%- if quick %}{{ '/nothink' }}{% endif -%}
+    {%- elif message.role == 'assistant' -%}
+        {%- set said = show(message.content).split('</think>')[-1] -%}
+        {{ '<|assistant|>\n<think></think>\n' + said.strip() }}
+    {%- elif message.role == 'system' -%}
+        {{ '<|system|>\n' + show(message.content) }}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{ '<|assistant|>' }}
+    {%- if quick %}{{ '\n<think></think>' }}{% endif -%}
+{%- endif -%}
+""",
+    "both", "<|user|>",
+    (
+        "[gMASK]", "<sop>", "<|system|>", "<|assistant|>", "<think>", "</think>",
+        "<|begin_of_image|>", "<|image|>", "<|end_of_image|>",
+    ),
+    "<|begin_of_image|><|image|><|end_of_image|>",
+)  # fmt: skip
+
+PHI_3 = Chat(
+    r"""
+{%- for message in messages -%}
+    {%- if message['role'] == 'system' and message['content'] -%}
+        {{ '<|system|>\n' + message['content'] + '<|end|>\n' }}
+    {%- elif message['role'] == 'user' -%}
+        {{ '<|user|>\n' + message['content'] + '<|end|>\n' }}
+    {%- elif message['role'] == 'assistant' -%}
+        {{ '<|assistant|>\n' + message['content'] + '<|end|>\n' }}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif -%}
+""",
+    "strings", "<|end|>", ("<|system|>", "<|user|>", "<|assistant|>"),
+)  # fmt: skip
+
+PHI_4 = Chat(
+    r"""
+{%- for message in messages -%}
+    {%- if message['role'] in ['system', 'user', 'assistant'] -%}
+        {{ '<|im_start|>' + message['role'] + '<|im_sep|>' + message['content'] + '<|im_end|>' }}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant<|im_sep|>' }}{% endif -%}
+""",
+    "strings", "<|im_end|>", (*CHATML, "<|im_sep|>"),
+)  # fmt: skip
+
+# Nothing says where a reply ends but the end of everything.
+MINICPM = Chat(
+    r"""
+{%- for message in messages -%}
+    {%- if message['role'] == 'user' -%}
+        {{ '<用户>' + message['content'].strip() + '<AI>' }}
+    {%- else -%}
+        {{ message['content'].strip() }}
+    {%- endif -%}
+{%- endfor -%}
+""",
+    "strings", "</s>", ("<用户>", "<AI>"),
+)  # fmt: skip
+
+# A system prompt of its own; pictures before text.
+GRANITE_VISION = Chat(
+    r"""
+{%- if messages[0]['role'] != 'system' -%}
+    {{ '<|system|>\nA chat between a curious user and a helpful assistant.\n' }}
+{%- endif -%}
+{%- for message in messages -%}
+    {{ '<|' + message['role'] + '|>\n' }}
+    {%- for part in message['content'] | selectattr('type', 'equalto', 'image') -%}
+        {{ '<image>\n' }}
+    {%- endfor -%}
+    {%- for part in message['content'] | selectattr('type', 'equalto', 'text') -%}
+        {{ part['text'] + '\n' }}
+    {%- endfor -%}
+{%- endfor -%}
+{%- if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif -%}
+""",
+    "parts", "<|end_of_text|>", ("<|system|>", "<|user|>", "<|assistant|>", "<image>"), "<image>\n",
+)  # fmt: skip
+
+# Text alone, in strings or in parts; a system prompt of its own.
+GRANITE_4 = Chat(
+    r"""
+{%- macro turn(role, content) -%}
+    {{ '<|start_of_role|>' + role + '<|end_of_role|>' + content + '<|end_of_text|>\n' }}
+{%- endmacro -%}
+{%- if messages[0].role != 'system' -%}
+    {{ turn('system', 'You are a helpful assistant.') }}
+{%- endif -%}
+{%- for message in messages -%}
+    {%- set seen = namespace(text='') -%}
+    {%- if message.content is string -%}
+        {%- set seen.text = message.content -%}
+    {%- else -%}
+        {%- for part in message.content if part.type == 'text' -%}
+            {%- set seen.text = seen.text + part.text -%}
+        {%- endfor -%}
+    {%- endif -%}
+    {{ turn(message.role, seen.text) }}
+{%- endfor -%}
+{%- if add_generation_prompt %}{{ '<|start_of_role|>assistant<|end_of_role|>' }}{% endif -%}
+""",
+    "both", "<|end_of_text|>", ("<|start_of_role|>", "<|end_of_role|>"),
+)  # fmt: skip
+
+FALCON_H1 = Chat(
+    r"""
+{{- bos_token -}}
+{%- for message in messages -%}
+    {{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif -%}
+""",
+    "strings", "<|im_end|>", CHATML,
+)  # fmt: skip
+
+# As Codestral Mamba. The system prompt goes into the first question.
+MISTRAL = Chat(
+    r"""
+{{- bos_token -}}
+{%- set before = namespace(text='') -%}
+{%- for message in messages -%}
+    {%- if message['role'] == 'system' -%}
+        {%- set before.text = message['content'] + '\n\n' -%}
+    {%- elif message['role'] == 'user' -%}
+        {{ '[INST] ' + before.text + message['content'] + '[/INST]' }}
+        {%- set before.text = '' -%}
+    {%- else -%}
+        {{ ' ' + message['content'] + eos_token }}
+    {%- endif -%}
+{%- endfor -%}
+""",
+    "strings", "</s>", ("[INST]", "[/INST]"),
+)  # fmt: skip

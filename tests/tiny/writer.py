@@ -107,8 +107,10 @@ class TextModel(Random):
         n_embd: int = 64,
     ) -> None:
         super().__init__(architecture, seed=11)
+        self.name = f"tiny {architecture}"
         self.chat, self.n_layer, self.n_embd = chat, n_layer, n_embd
-        self.n_head, self.n_head_kv, self.n_ff = 4, 2, 96
+        # Heads of 32: a quantized cache takes no smaller ones.
+        self.n_head, self.n_head_kv, self.n_ff = 2, 1, 96
         self.head = n_embd // self.n_head
         known: list[str] = tokenizer()["tokenizer.ggml.tokens"][0]
         added = dict.fromkeys((chat.end, *chat.tokens, *specials))
@@ -168,14 +170,35 @@ class TextModel(Random):
             self.linear(f"{block}.ffn_{name}", self.n_embd, self.n_ff)
         self.linear(f"{block}.ffn_down", self.n_ff, self.n_embd)
 
-    def experts(self, block: str, count: int) -> None:
+    def experts(
+        self, block: str, count: int, *, norm: str = "ffn_norm", shared: bool = True
+    ) -> None:
         """A mixture of experts, and a shared one."""
-        self.norm(f"{block}.ffn_norm", self.n_embd)
+        self.norm(f"{block}.{norm}", self.n_embd)
         self.linear(f"{block}.ffn_gate_inp", self.n_embd, count)
-        for suffix, shape in (("exps", (count,)), ("shexp", ())):
+        for suffix, shape in (("exps", (count,)), ("shexp", ()))[: 1 + shared]:
             for name in ("gate", "up"):
                 self.linear(f"{block}.ffn_{name}_{suffix}", self.n_embd, *shape, self.n_ff)
             self.linear(f"{block}.ffn_down_{suffix}", self.n_ff, *shape, self.n_embd)
+
+    def set_state_space(self, state: int, heads: int, groups: int) -> None:
+        """Set what blocks of Mamba 2 have."""
+        self.set_in("ssm", conv_kernel=4, inner_size=2 * self.n_embd, state_size=state)
+        self.set_in("ssm", time_step_rank=heads, group_count=groups)
+
+    def state_space(self, block: str, state: int, heads: int, groups: int) -> None:
+        """The mixer of Mamba 2."""
+        inner = 2 * self.n_embd
+        channels = inner + 2 * groups * state
+        self.norm(f"{block}.attn_norm", self.n_embd)
+        self.linear(f"{block}.ssm_in", self.n_embd, inner + channels + heads)
+        self.normal(f"{block}.ssm_conv1d.weight", channels, 4, scale=0.5)
+        self.normal(f"{block}.ssm_conv1d.bias", channels, scale=0.1)
+        self.ones(f"{block}.ssm_dt.bias", heads)
+        self.tensors[f"{block}.ssm_a"] = -np.linspace(0.1, 1, heads, dtype=np.float32)[:, None]
+        self.normal(f"{block}.ssm_d", heads, 1, scale=1.0)
+        self.tensors[f"{block}.ssm_norm.weight"] = np.ones((groups, inner // groups), np.float32)
+        self.linear(f"{block}.ssm_out", inner, self.n_embd)
 
     def add_more(self, writer: gguf.GGUFWriter) -> None:
         types = tokenizer()["tokenizer.ggml.token_type"][0]
@@ -190,7 +213,7 @@ class TextModel(Random):
         }
         for key, (value, kind, item) in tokenizer().items():
             writer.add_key_value(key, changed.get(key, value), kind, item)
-        writer.add_name(f"tiny {self.architecture}")
+        writer.add_name(self.name)
         writer.add_chat_template(self.chat.template)
 
 
@@ -269,3 +292,6 @@ class Mmproj(Random):
     def second_frame(self) -> None:
         """The other half of the patch embedding of models that take two frames at once."""
         self.convolution("v.patch_embd.weight.1", 3, self.n_embd, self.patch_size)
+
+
+Pair = tuple[TextModel, Mmproj | None]
