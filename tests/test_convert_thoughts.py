@@ -129,7 +129,9 @@ def test_a_conversion_says_which_token_counts(
     for given in ([], ["--reasoning", "thought"], ["--reasoning", "off"]):
         out = tmp_path / "v.gguf"
         convert(["-m", model, *inputs, "-o", str(out), "--reasoning-budget", "5", *given])
-        assert f"reasoning   {read_vector(out).model.reasoning}" in capsys.readouterr().out
+        said = capsys.readouterr()
+        assert f"reasoning   {read_vector(out).model.reasoning}" in said.out
+        assert ("--reasoning answer, as the chat template suggests" in said.err) == (not given)
         measured.append(read_vector(out))
     assert [v.model.reasoning for v in measured] == ["answer", "thought", "off"]
     assert [v.source.get("thoughts") for v in measured] == ["ended after 5 tokens"] * 2 + [None]

@@ -216,6 +216,8 @@ def run(args: argparse.Namespace) -> None:
     measured = job.outputs[0].with_suffix(".measured")
     with claimed(job.outputs[0]):
         extractor = open_model(job.model, job.mmproj, args)
+        if args.reasoning is None and (reasoning := extractor.fingerprint.reasoning):
+            print(f"--reasoning {reasoning}, as the chat template suggests", file=sys.stderr)
         try:
             make_room(extractor, job)
             conversion = measure(extractor, job, args)
