@@ -73,9 +73,12 @@ class Subject:
 
     def steered(self, layer: int, opens: float, **options: Any) -> SteeredLlama:
         """Steered at ``layer``, from the last if negative, by a gate that opens at ``opens``."""
+        given = vector(self, layer, opens)
         if "chat_handler" not in options:
             options["mmproj"] = self.mmproj
-        given = vector(self, layer, opens)
+        elif given.model.reasoning:  # of which a handler of llama-cpp-python's knows nothing
+            given = replace(given, model=replace(given.model, reasoning=""))
+            options["force"] = True
         return SteeredLlama(self.model, vector=given, **OPTIONS | N_CTX | options)
 
     def plain(self, like: llama_cpp.Llama | None = None, **options: Any) -> llama_cpp.Llama:
