@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from models import DEMO, OPTIONS, last_states, random_llama, tokens_of
 
+from mars_gguf.convert import extract_gguf
 from mars_gguf.convert.__main__ import main as convert
 from mars_gguf.convert.extract_gguf import GgufExtractor
 from mars_gguf.convert.prompts import Prompt
+from mars_gguf.convert.refusals import N_TOKENS
+from mars_gguf.reasoning import Reasoning
 from mars_gguf.runtime.model import TappedLlama, logits
 from mars_gguf.vectors import read_vector
 
@@ -84,6 +87,40 @@ def test_a_thought_is_measured_where_it_begins_and_judged_by_the_answer(model: s
             answer = by_hand(llama, ended, 3)
             assert reply.token == answer[0]
             assert reply.text == llama.detokenize(answer).decode(errors="replace")
+
+
+@pytest.mark.parametrize("model", [OPENING], indirect=True)
+def test_a_prompt_that_just_fits_with_its_thought_and_the_beginning_of_the_answer_is_measured(
+    model: str,
+) -> None:
+    extractor = opened(model, n_ctx=512)
+    needed = BUDGET + len(tokens_of(extractor.llama, CLOSING)) + N_TOKENS
+    fitting = [p for n in range(500) if extractor.length(p := Prompt("tea " * n)) <= 512 - needed]
+    longest = max(fitting, key=extractor.length)
+    assert extractor.length(longest) >= 512 - needed - 4
+    extractor.make_room([longest])
+    ((_, session),) = extractor.sessions([longest])
+    assert len(session.replies(N_TOKENS)) == 1
+
+
+@pytest.mark.parametrize("reasoning", ["off", "thought", "answer"])
+@pytest.mark.parametrize("model", [OPENING], indirect=True)
+def test_steered_replies_go_some_at_a_time_where_the_context_has_no_room_for_all(
+    model: str, reasoning: Reasoning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extract_gguf, "MAX_CELLS", 1000.0)  # as of a large model
+    extractor = opened(model, n_ctx=512, reasoning=reasoning)
+    asked = [Prompt(f"{n}: tell me what a kite is and where it is found") for n in range(12)]
+    crowded = 0
+    for indices, session in extractor.sessions(asked):
+        crowded += len(indices) > session._free // extractor.reply_cells(N_TOKENS)
+        push = 9 * np.random.default_rng(0).normal(size=(len(indices), extractor.n_embd))
+        none, pushed = np.zeros_like(push), push.astype(np.float32)
+        plain, other = session.steered_replies([(2, none), (2, pushed)], N_TOKENS)
+        assert plain == session.replies(N_TOKENS) != other
+        first = [int(row.argmax()) for row in session.steered(2, pushed)]
+        assert reasoning == "thought" or [reply.token for reply in other] == first
+    assert crowded
 
 
 @pytest.mark.parametrize("model", [SWITCHED], indirect=True)
