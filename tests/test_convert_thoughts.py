@@ -24,6 +24,7 @@ TURNS = (
     "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}\n</think>\n\n{% endif %}"
     "{{ m.content }}\n{% endfor %}assistant: "
 )
+PLAIN = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
 OPENING = TURNS + "<think>\n{# opened #}"
 SWITCHED = TURNS + "{% if enable_thinking is false %}<think>\n</think>\n\n{% endif %}"
 CLOSING = "\n</think>\n\n"
@@ -163,9 +164,10 @@ def test_a_conversion_says_which_token_counts(
     model: str, inputs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     measured = []
-    for given in ([], ["--reasoning", "thought"], ["--reasoning", "off"]):
+    budget = ["--reasoning-budget", "5"]
+    for given in (budget, [*budget, "--reasoning", "thought"], ["--reasoning", "off"]):
         out = tmp_path / "v.gguf"
-        convert(["-m", model, *inputs, "-o", str(out), "--reasoning-budget", "5", *given])
+        convert(["-m", model, *inputs, "-o", str(out), *given])
         assert f"reasoning   {read_vector(out).model.reasoning}" in capsys.readouterr().out
         measured.append(read_vector(out))
     assert [v.model.reasoning for v in measured] == ["answer", "thought", "off"]
@@ -184,3 +186,20 @@ def test_what_does_not_think_cannot_be_measured_in_a_thought(
         assert stopped.value.code == 2
     said = capsys.readouterr().err
     assert "knows no thoughts" in said and "Convert the GGUF" in said
+
+
+@pytest.mark.parametrize(
+    ("model", "given"), [(OPENING, ["-rea", "off"]), (PLAIN, [])], indirect=["model"]
+)
+def test_a_budget_that_no_thought_takes_from_is_refused(
+    model: str,
+    given: list[str],
+    inputs: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = str(tmp_path / "v.gguf")
+    with pytest.raises(SystemExit) as stopped:
+        convert(["-m", model, *inputs, *given, "--reasoning-budget", "5", "-o", out])
+    assert stopped.value.code == 2
+    assert "it would change nothing. Leave it out" in capsys.readouterr().err
