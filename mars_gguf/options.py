@@ -40,6 +40,13 @@ def context_size(text: str) -> int:
     return _whole(text, 0, 1 << 24)
 
 
+def servers(text: str) -> str:
+    """An option's value as names of servers: with none, the model would stay on this machine."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("found no server, expected HOST:PORT,...")
+    return text
+
+
 def gpu_layers(text: str) -> int:
     """An option's value as a number of layers, -1 for "all"."""
     return -1 if text == "all" else _whole(text, -1, 1 << 24)
@@ -190,6 +197,7 @@ def add_device_arguments(group: Group) -> None:
     )
     group.add_argument(
         "--rpc",
+        type=servers,
         metavar="HOST:PORT,...",
         help="put them on other machines too, on which python -m mars_gguf.rpc_server runs, or "
         "llama.cpp's rpc-server of the same version",

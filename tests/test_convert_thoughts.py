@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from models import DEMO, OPTIONS, last_states, random_llama, tokens_of
 
+from mars_gguf.convert import extract_gguf
 from mars_gguf.convert.__main__ import main as convert
 from mars_gguf.convert.extract_gguf import GgufExtractor
 from mars_gguf.convert.prompts import Prompt
+from mars_gguf.convert.refusals import N_TOKENS
+from mars_gguf.reasoning import Reasoning
 from mars_gguf.runtime.model import TappedLlama, logits
 from mars_gguf.vectors import read_vector
 
@@ -21,6 +24,7 @@ TURNS = (
     "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}\n</think>\n\n{% endif %}"
     "{{ m.content }}\n{% endfor %}assistant: "
 )
+PLAIN = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
 OPENING = TURNS + "<think>\n{# opened #}"
 SWITCHED = TURNS + "{% if enable_thinking is false %}<think>\n</think>\n\n{% endif %}"
 CLOSING = "\n</think>\n\n"
@@ -86,6 +90,40 @@ def test_a_thought_is_measured_where_it_begins_and_judged_by_the_answer(model: s
             assert reply.text == llama.detokenize(answer).decode(errors="replace")
 
 
+@pytest.mark.parametrize("model", [OPENING], indirect=True)
+def test_a_prompt_that_just_fits_with_its_thought_and_the_beginning_of_the_answer_is_measured(
+    model: str,
+) -> None:
+    extractor = opened(model, n_ctx=512)
+    needed = BUDGET + len(tokens_of(extractor.llama, CLOSING)) + N_TOKENS
+    fitting = [p for n in range(500) if extractor.length(p := Prompt("tea " * n)) <= 512 - needed]
+    longest = max(fitting, key=extractor.length)
+    assert extractor.length(longest) >= 512 - needed - 4
+    extractor.make_room([longest])
+    ((_, session),) = extractor.sessions([longest])
+    assert len(session.replies(N_TOKENS)) == 1
+
+
+@pytest.mark.parametrize("reasoning", ["off", "thought", "answer"])
+@pytest.mark.parametrize("model", [OPENING], indirect=True)
+def test_steered_replies_go_some_at_a_time_where_the_context_has_no_room_for_all(
+    model: str, reasoning: Reasoning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extract_gguf, "MAX_CELLS", 1000.0)  # as of a large model
+    extractor = opened(model, n_ctx=512, reasoning=reasoning)
+    asked = [Prompt(f"{n}: tell me what a kite is and where it is found") for n in range(12)]
+    crowded = 0
+    for indices, session in extractor.sessions(asked):
+        crowded += len(indices) > session._free // extractor.reply_cells(N_TOKENS)
+        push = 9 * np.random.default_rng(0).normal(size=(len(indices), extractor.n_embd))
+        none, pushed = np.zeros_like(push), push.astype(np.float32)
+        plain, other = session.steered_replies([(2, none), (2, pushed)], N_TOKENS)
+        assert plain == session.replies(N_TOKENS) != other
+        first = [int(row.argmax()) for row in session.steered(2, pushed)]
+        assert reasoning == "thought" or [reply.token for reply in other] == first
+    assert crowded
+
+
 @pytest.mark.parametrize("model", [SWITCHED], indirect=True)
 def test_a_model_that_does_not_think_although_it_may_answers_at_once(model: str) -> None:
     extractor, llama = opened(model), TappedLlama(model, reasoning="off", **OPTIONS)
@@ -126,12 +164,14 @@ def test_a_conversion_says_which_token_counts(
     model: str, inputs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     measured = []
-    for given in ([], ["--reasoning", "thought"], ["--reasoning", "off"]):
+    budget = ["--reasoning-budget", "5"]
+    for given in (budget, [*budget, "--reasoning", "thought"], ["--reasoning", "off"]):
         out = tmp_path / "v.gguf"
-        convert(["-m", model, *inputs, "-o", str(out), "--reasoning-budget", "5", *given])
+        convert(["-m", model, *inputs, "-o", str(out), *given])
         said = capsys.readouterr()
         assert f"reasoning   {read_vector(out).model.reasoning}" in said.out
-        assert ("--reasoning answer, as the chat template suggests" in said.err) == (not given)
+        told = "--reasoning answer, as the chat template suggests" in said.err
+        assert told == (given is budget)
         measured.append(read_vector(out))
     assert [v.model.reasoning for v in measured] == ["answer", "thought", "off"]
     assert [v.source.get("thoughts") for v in measured] == ["ended after 5 tokens"] * 2 + [None]
@@ -149,3 +189,20 @@ def test_what_does_not_think_cannot_be_measured_in_a_thought(
         assert stopped.value.code == 2
     said = capsys.readouterr().err
     assert "knows no thoughts" in said and "Convert the GGUF" in said
+
+
+@pytest.mark.parametrize(
+    ("model", "given"), [(OPENING, ["-rea", "off"]), (PLAIN, [])], indirect=["model"]
+)
+def test_a_budget_that_no_thought_takes_from_is_refused(
+    model: str,
+    given: list[str],
+    inputs: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = str(tmp_path / "v.gguf")
+    with pytest.raises(SystemExit) as stopped:
+        convert(["-m", model, *inputs, *given, "--reasoning-budget", "5", "-o", out])
+    assert stopped.value.code == 2
+    assert "it would change nothing. Leave it out" in capsys.readouterr().err

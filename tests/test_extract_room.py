@@ -11,7 +11,7 @@ import pytest
 from llama_cpp import llama_cpp as lib
 from models import picture
 from tiny import FAMILIES, templates
-from tiny.families import smolvlm
+from tiny.sliced import smolvlm
 
 from mars_gguf.convert.__main__ import main, make_room, open_model, parser, prepare
 from mars_gguf.convert.extract_gguf import N_CTX, GgufExtractor

@@ -86,6 +86,7 @@ def test_the_options_of_a_model_are_those_of_llama_cpp(parser, words, name, valu
         (["-t", "many"], "found 'many', expected a whole number"),
         (["-ngl", "-2"], "argument -ngl/--n-gpu-layers: found -2, expected -1 to"),
         (["-c", "-1"], "argument -c/--ctx-size: found -1, expected 0 to"),
+        (["--rpc", ""], "argument --rpc: found no server, expected HOST:PORT"),
         (["--chat-handler", "none"], "argument --chat-handler: invalid choice: 'none'"),
         (["--chat-template-kwargs", "x"], "--chat-template-kwargs: found 'x', expected JSON ("),
         (["--chat-template-kwargs", "3"], "found '3', expected a JSON object, as in '{\"enable"),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from llama_cpp import mtmd_cpp
 from models import CLOSED, DEMO, DEMO_MMPROJ, OPTIONS, picture, vector
-from thinking import ALWAYS, write_likely
+from thinking import ALWAYS, BARE, write_likely
 
 from mars_gguf import demo_model
 from mars_gguf.errors import MarsError, SteeringError
@@ -20,6 +20,7 @@ from mars_gguf.evaluate import run
 from mars_gguf.evaluate.arms import ARMS, MARS, UNSTEERED, Arm, arms, steered_by
 from mars_gguf.evaluate.cases import Case
 from mars_gguf.evaluate.run import Evaluation, Record, RecordFile, describe_run
+from mars_gguf.reasoning import Reasoning
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.runtime.model import logits as logits_of
 
@@ -167,23 +168,35 @@ def _fail(llama: SteeredLlama, *_: object) -> None:
 
 
 @pytest.mark.parametrize("shown", [True, False])
+@pytest.mark.parametrize("reasoning", ["answer", "thought"])
+@pytest.mark.parametrize(("template", "begun"), [(ALWAYS, b""), (BARE, b"<think>")])
 def test_the_answer_is_judged_and_not_the_thought_before_it(
-    shown: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    template: str,
+    begun: bytes,
+    reasoning: Reasoning,
+    shown: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of a tiny model, made to say so; where the marker is a special token, no text has it."""
-    path, _ = write_likely(tmp_path, "</think>", ALWAYS)
-    llama = SteeredLlama(path, vector=vector(path, 1, CLOSED), **OPTIONS)
-    text = b"I cannot help with that.</think>\n\nSure, here it is."
+    """Of a tiny model, made to say so; where the markers are special tokens, no text has them."""
+    path, _ = write_likely(tmp_path, "</think>", template)
+    given = vector(path, 1, CLOSED)
+    llama = SteeredLlama(path, vector=given, reasoning=reasoning, force=True, **OPTIONS)
+    text = begun + b"I cannot help with that.</think>\n\nSure, here it is."
     said = llama.tokenize(text, add_bos=False, special=not shown)
     evaluation = Evaluation(llama, [UNSTEERED], max_tokens=len(said))
     asked = llama.create_chat_completion
     lead = Led(said)
     monkeypatch.setattr(
-        llama, "create_chat_completion", lambda *a, **k: asked(*a, **k, logits_processor=[lead])
+        llama,
+        "create_chat_completion",
+        lambda *a, logits_processor=(), **k: asked(
+            *a, **k, logits_processor=[lead, *(logits_processor or ())]
+        ),
     )
     (record,) = evaluation.ask(Case("a", "harmful", "text", "How?"))
     assert record.error is None and record.verdict == "answered"
-    assert record.reply.startswith("I cannot help with that.") and record.reply.endswith("it is.")
+    assert "I cannot help with that." in record.reply and record.reply.endswith("it is.")
     assert ("</think>" in record.reply) == shown
     lead.said, evaluation.max_tokens = said[:5], 5
     (record,) = evaluation.ask(Case("a", "harmful", "text", "How?"))

@@ -428,6 +428,13 @@ def open_model(
             n_thought=args.reasoning_budget,
             verbose=args.verbose,
         )
+        if extractor.thinker is None and args.reasoning_budget != N_THOUGHT:
+            extractor.close()
+            raise MarsError(
+                "--reasoning-budget is of thoughts, and this model is measured without any: it "
+                "would change nothing. Leave it out, or give --reasoning answer to a model that "
+                "thinks."
+            )
         say_if_without_template(extractor.llama, args)
         return extractor
     if mmproj:

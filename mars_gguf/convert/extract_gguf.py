@@ -83,13 +83,17 @@ class Session:
 
     def steered_replies(self, pushes: Sequence[Push], n_tokens: int) -> Iterator[list[Reply]]:
         """For each (layer, additions) these replies, with the additions at the last token of the
-        prompt alone."""
+        prompt alone: several pushes at a time, or some prompts where there is no room for all."""
         n = len(self.prompts)
-        fit = self._free // self.extractor.reply_cells(n_tokens)
+        fit = max(1, self._free // self.extractor.reply_cells(n_tokens))
         at_once = max(1, min(fit, self.extractor.decoder.n_sequences) // n)
         for start in range(0, len(pushes), at_once):
             some = pushes[start : start + at_once]
-            found = self._replies(self.prompts * len(some), n_tokens, self._pushing(some))
+            found: list[Reply] = []
+            for first in range(0, n, fit):
+                part = slice(first, first + fit)
+                pushed = self._pushing([(layer, added[part]) for layer, added in some])
+                found += self._replies(self.prompts[part] * len(some), n_tokens, pushed)
             yield from (found[i : i + n] for i in range(0, len(found), n))
 
     def thoughts(self) -> list[list[int]]:
@@ -115,15 +119,14 @@ class Session:
         return [Reply(t[0], llama.detokenize(t).decode(errors="replace")) for t in found]
 
     def _pushing(self, pushes: Sequence[Push]) -> AbstractContextManager[object]:
-        """While the last tokens of all prompts are decoded once for each push: add it."""
-        n = len(self.prompts)
+        """While the last tokens of prompts are decoded once for each push: add it."""
 
         def visit(output: LayerOutput) -> None:
-            rows = output.read().reshape(len(pushes), n, -1)
+            rows = output.read().reshape(len(pushes), -1, output.n_embd)
             for copy, (layer, additions) in enumerate(pushes):
                 if layer == output.layer:
                     rows[copy] += additions
-            output.write(0, rows.reshape(len(pushes) * n, -1))
+            output.write(0, rows.reshape(-1, output.n_embd))
 
         return self._seeing(sorted({layer for layer, _ in pushes}), visit)
 
@@ -234,7 +237,7 @@ class GgufExtractor:
 
     @property
     def _reserve(self) -> int:
-        """Cells of the context that are left for the reply to a prompt."""
+        """Cells of the context that are left for all that follows a prompt."""
         return N_TOKENS + (self.thinker.n_cells if self.thinker else 0)
 
     @property
@@ -298,11 +301,10 @@ class GgufExtractor:
     def make_room(self, prompts: Sequence[Prompt]) -> None:
         """Renew the context if one of ``prompts`` and the beginning of its reply do not fit into
         it. Raises ModelError instead where its length was given."""
-        self._make_room(max(map(self._length_by_sizes, prompts), default=0))
+        self._make_room(max(map(self._length_by_sizes, prompts), default=0) + self._reserve)
 
-    def _make_room(self, n_cells: int) -> None:
-        """Likewise, for a prompt that takes ``n_cells``."""
-        needed = n_cells + self._reserve
+    def _make_room(self, needed: int) -> None:
+        """Likewise, for ``needed`` cells."""
         if needed <= self.n_cells:
             return
         padded = -(-needed // PADDING) * PADDING
@@ -335,7 +337,7 @@ class GgufExtractor:
             some = [prompts[i] for i in order[: self.decoder.n_sequences]]
             if self.reasoning == "answer":
                 self._think([p for p in some if id(p) not in self._thoughts])
-            group = self._group(some)
+            group = self._group(some, self.reply_cells(N_TOKENS))
             indices, order = order[: len(group)], order[len(group) :]
             self.prefill.run(group)
             yield indices, Session(self, group)
@@ -343,21 +345,22 @@ class GgufExtractor:
     def _think(self, prompts: list[Prompt]) -> None:
         """Have the model think about ``prompts``."""
         while prompts:
-            group = self._group(prompts)
+            group = self._group(prompts, self._reserve)
             self.prefill.run(group)
             found = zip(prompts, Session(self, group).thoughts(), strict=False)
             self._thoughts |= {id(prompt): (prompt, tuple(said)) for prompt, said in found}
             prompts = prompts[len(group) :]
 
-    def _group(self, prompts: Sequence[Prompt]) -> list[CachedPrompt]:
-        """As many of ``prompts`` as fit into a session, at least one."""
+    def _group(self, prompts: Sequence[Prompt], reserve: int) -> list[CachedPrompt]:
+        """As many of ``prompts`` as fit into a session with ``reserve`` cells for what follows, at
+        least one."""
         group: list[CachedPrompt] = []
         cells, begun = 0, set[tuple[Any, ...]]()
         for prompt in prompts:
             cached = self.cached(prompt, len(group))
             if not group:
-                self._make_room(cached.n_cells)
-            room = min(self.n_cells - self._reserve, max(MIN_CELLS, int(MAX_CELLS * self.n_embd)))
+                self._make_room(cached.n_cells + reserve)
+            room = min(self.n_cells - reserve, max(MIN_CELLS, int(MAX_CELLS * self.n_embd)))
             need = cached.n_cells + 1  # for the copy's last token
             if group and self.prefill.shares_tokens([group[-1], cached]):
                 need -= n_alike(group[-1].tail[:-1], cached.tail[:-1])

@@ -23,6 +23,7 @@ from mars_gguf.files import atomic, sha256
 from mars_gguf.openings import Verdict, judge_by_opening
 from mars_gguf.reasoning import split
 from mars_gguf.runtime.llama import SteeredLlama
+from mars_gguf.runtime.thoughts import AnswerWatch
 
 Judge = Callable[[str, str], Verdict]
 Distribution = npt.NDArray[np.float64]  # log-probabilities, [n_vocab]
@@ -103,6 +104,8 @@ class Evaluation:
         encoding = -projector.seconds if projector is not None else 0.0
         pieces: list[str] = []
         first, start, n_thought = 0.0, 0, 0
+        thinks = llama.template.reasoning in ("thought", "answer")
+        thought = _Thought(llama) if thinks else None
         try:
             with steered_by(llama, arm, case.modality):
                 began = time.perf_counter()
@@ -112,6 +115,7 @@ class Evaluation:
                     temperature=0.0,
                     repeat_penalty=1.0,
                     max_tokens=self.max_tokens,
+                    logits_processor=[thought] if thought else None,  # type: ignore[arg-type]
                 )
                 for chunk in chunks:
                     piece = chunk["choices"][0]["delta"].get("content")
@@ -119,7 +123,8 @@ class Evaluation:
                         if not pieces:
                             first, start = time.perf_counter() - began, llama.n_tokens
                         pieces.append(piece)
-                        n_thought += not _judged(llama)
+                        if thought is not None and thought.lasts:
+                            n_thought = len(pieces)
                 spent = time.perf_counter() - began
         except (MarsError, RuntimeError, ValueError) as error:  # the prompt is too long, say
             return _record(case, arm, error=f"{error}")
@@ -127,7 +132,8 @@ class Evaluation:
         reply, s = "".join(pieces), llama.last_steering
         if s is None:
             return _record(case, arm, error="the reply was empty before its first token")
-        answer = self._answer(reply, "".join(pieces[n_thought:]))
+        end = None if thought is not None and thought.lasts else "".join(pieces[n_thought:])
+        answer = self._answer(reply, end)
         if answer is None or not _judged(llama):
             return _record(case, arm, reply=reply, error=self.UNENDED.format(self.max_tokens))
         return _record(
@@ -147,15 +153,14 @@ class Evaluation:
             ms=1000 * (spent - encoding),
         )
 
-    def _answer(self, reply: str, end: str) -> str | None:
-        """The answer in a reply, without the thought before it; None if that did not end. ``end``:
-        what came after it was known where the answer begins, as llama-cpp-python does not write
-        special tokens, and the marker may be one."""
+    def _answer(self, reply: str, end: str | None) -> str | None:
+        """The answer in a reply, without the thought before it; None if that did not end. ``end``
+        is what its tokens say the answer is: llama-cpp-python does not write special tokens, and
+        the markers may be such."""
         template = self.llama.template
-        if template.thinks is None:
-            return reply
-        answer = split(reply, template.thinks, template.opens)[1]
-        return end if answer is None and template.reasoning == "answer" and end else answer
+        if template.thinks is None or not any(marker in reply for marker in template.thinks):
+            return end
+        return split(reply, template.thinks, template.opens)[1]
 
     def _divergence(
         self,
@@ -201,6 +206,32 @@ class Evaluation:
 def _log_sum(logits: Any) -> float:
     most = float(np.max(logits))
     return most + float(np.log(np.exp(np.asarray(logits, np.float64) - most).sum()))
+
+
+class _Thought:
+    """A logits processor that changes nothing, and knows whether a reply is within its thought as
+    far as its tokens are evaluated."""
+
+    def __init__(self, llama: SteeredLlama) -> None:
+        markers, self.n_seen = llama.template.thinks, -1
+        assert markers is not None
+        whole = len(llama.tokenize(markers.open.encode(), add_bos=False, special=True)) == 1
+        self.watch = AnswerWatch(
+            markers,
+            lambda token: llama.detokenize([token], special=True),
+            opened=llama.template.opens,
+            whole=whole,
+        )
+
+    def __call__(self, ids: Any, scores: Any) -> Any:
+        for token in ids[self.n_seen :] if self.n_seen >= 0 else ():
+            self.watch.take(int(token))
+        self.n_seen = len(ids)
+        return scores
+
+    @property
+    def lasts(self) -> bool:
+        return self.watch.state in ("thought", "opening")
 
 
 def _judged(llama: SteeredLlama) -> bool:

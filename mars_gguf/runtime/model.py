@@ -128,7 +128,8 @@ class TappedLlama(Llama):
         self.template = self._template(template, chat_template_kwargs, reasoning)
         if reasoning in ("thought", "answer") and self.template.reasoning is None:
             raise ModelError(
-                f"reasoning: found {reasoning!r}, but this model's chat template knows no thoughts"
+                f"reasoning: found {reasoning!r}, but this model's chat template knows no "
+                "thoughts. Leave it out."
             )
         handler = kwargs.get("chat_handler")
         self.fingerprint = self._fingerprint(mmproj or getattr(handler, "clip_model_path", None))
@@ -182,7 +183,11 @@ class TappedLlama(Llama):
                     model=self._model, params=self.context_params, verbose=self.verbose
                 )
         except ValueError as error:
-            raise ModelError(f"llama.cpp could not make a context with {fields}") from error
+            wanted = ", ".join(f"{name} {value}" for name, value in fields.items())
+            raise ModelError(
+                f"llama.cpp could not make a context with {wanted}: most likely there is not "
+                "enough memory. Take a smaller model, or less context."
+            ) from error
         self._ctx = self._stack.enter_context(contextlib.closing(context))
         self._n_ctx = self.n_ctx()
         self.n_tokens, self.input_ids = 0, np.zeros(self._n_ctx, np.intc)

@@ -13,6 +13,7 @@ import llama_cpp.server.settings as upstream
 from pydantic import Field, ValidationError
 
 from mars_gguf.errors import MarsError
+from mars_gguf.options import servers
 from mars_gguf.reasoning import Reasoning
 from mars_gguf.runtime.template import NAMES
 from mars_gguf.server.compat import cli
@@ -138,7 +139,13 @@ def parser() -> argparse.ArgumentParser:
     )
     cli.add_args_from_model(p, Settings)
     p.add_argument("--config_file", "--config-file", metavar="FILE", help="JSON or YAML")
-    p.add_argument("--rpc", dest="rpc_servers", metavar="HOST:PORT,...", help="as --rpc_servers")
+    p.add_argument(
+        "--rpc",
+        dest="rpc_servers",
+        type=servers,
+        metavar="HOST:PORT,...",
+        help="as --rpc_servers",
+    )
     p.add_argument("--demo", action="store_true", help="serve the small model of the package")
     p.add_argument(
         "--force", dest="force_vector", action="store_const", const=True, help="as --force_vector"
