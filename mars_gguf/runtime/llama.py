@@ -218,9 +218,11 @@ class SteeredLlama(JudgingLlama):
         self._pending = False  # after a failure, the next sample must not go unsteered
         token: int = super().sample(*args, **kwargs)
         if watch is not None:
-            if steered is None and watch.waits and watch.reads(token) == "answer":
+            if steered is None and watch.begins(token):
                 steered = self._settle_after(watch, grammar=kwargs.get("grammar") is not None)
                 token = super().sample(*args, **kwargs) if steered else token
+            if steered:
+                self._doubt = None  # whatever begins now comes from a steered state
             watch.take(token, over=steered is True)
             if watch.waits and not watch.answered:
                 self._record(None, None, 0.0)
@@ -247,8 +249,11 @@ class SteeredLlama(JudgingLlama):
         """The answer began with a token that was not the most probable one: judge and steer after
         the fact; whether it was steered, and the token has to be sampled anew. Raises SteeringError
         where it cannot be."""
-        position: Position = "answer" if watch.after_thought else "prompt"
+        before = not watch.after_thought and watch.state in ("candidate", "opening")
+        position: Position = "prompt" if before else "answer"
         opening = watch.state == "opening"
+        if opening and self._doubt is None:
+            return False
         decision = self._doubt if opening else self._weigh()
         assert decision is not None
         if decision.alpha == 0:

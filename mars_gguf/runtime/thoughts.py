@@ -18,7 +18,7 @@ class AnswerWatch:
     """Follows one reply, token by token.
 
     piece: the text of a token, special ones too. opened: the prompt had opened a thought. whole:
-    the opening marker is one token, so that no other token begins it.
+    the opening marker is one token, so that no other token begins it, and so is the closing one.
     """
 
     def __init__(
@@ -40,10 +40,26 @@ class AnswerWatch:
     def probes(self) -> bool:
         """Whether the answer may begin with the token after the next one: then the state of that
         next one is needed, which was not evaluated yet."""
-        if self.state == "thought":  # one token may end the marker and begin the answer
-            begun = (self._text.endswith(self._close[:n]) for n in range(1, len(self._close)))
-            return any(begun)
-        return self.state == "candidate"
+        # One token may end the marker and begin the answer.
+        if self.state == "thought":
+            return self._closes(self._text)
+        return self.state == "candidate" or (self.state == "answer" and self._goes_on(self._text))
+
+    def _closes(self, text: bytes) -> bool:
+        """Whether ``text`` ends with a part of the closing marker."""
+        return any(text.endswith(self._close[:n]) for n in range(1, len(self._close)))
+
+    def _goes_on(self, text: bytes) -> bool:
+        """Whether an answer may begin anew within the token after ``text``."""
+        return not self._whole and self._closes(text)
+
+    def begins(self, token: int) -> bool:
+        """Whether the answer begins with ``token``, the next one, or begins anew after a marker
+        within the answer."""
+        if self.state == "answer":
+            _, _, after = (self._text + self._piece(token)).partition(self._close)
+            return self._goes_on(self._text) and bool(after.strip())
+        return self.reads(token) == "answer"
 
     def reads(self, token: int) -> Meaning:
         """What ``token``, the next one, would be."""
@@ -84,12 +100,12 @@ class AnswerWatch:
     def alone(self, tokens: list[int]) -> list[int]:
         """Of a token that was taken and what a draft says after it, those that can be evaluated at
         once: one while the answer has yet to begin, and none by which it may begin anew."""
-        if self.waits:
+        if self.waits or self.probes:
             return tokens[:1]
         text, kept = self._text, tokens[:1]
         for token in tokens[1:]:
             text += self._piece(token)
-            if self._close in text:
+            if self._close in text or self._goes_on(text):
                 break
             kept.append(token)
         return kept

@@ -96,7 +96,10 @@ def test_of_a_draft_nothing_is_evaluated_by_which_the_answer_may_begin() -> None
         each.take(PIECES.index(piece))
     assert each.alone(draft) == draft
     closing = [PIECES.index(piece) for piece in ("Tea", "Hm", "</", "think", ">", "Tea")]
-    assert each.alone(closing) == closing[:4]
+    assert each.alone(closing) == closing[:2]
+    apart = watch(opened=False, whole=True)
+    apart.take(PIECES.index("Tea"))
+    assert apart.alone(closing) == closing[:4]
 
 
 # Models ------------------------------------------------------------------------------------------
@@ -451,6 +454,33 @@ def test_what_began_like_a_thought_and_was_none_is_not_left_unjudged(
     else:
         with pytest.raises(SteeringError, match="where a thought was expected"):
             say(llama, QUESTION, forced)
+    for each in (reference, llama):
+        each.close()
+
+
+def test_a_steered_answer_may_begin_like_a_thought(likely: Any) -> None:
+    llama = steered(likely("t"), OPEN)
+    forced = tokens_of(llama, "< keep bread")
+    assert llama.template.thinks is not None
+    assert tokens_of(llama, llama.template.thinks.open)[0] == forced[0]
+    say(llama, QUESTION, forced)
+    assert steering_of(llama).alpha > 0 and steering_of(llama).position == "prompt"
+    llama.close()
+
+
+@pytest.mark.parametrize("begins", ["<think>tea", "keep tea"])
+def test_an_answer_that_begins_within_the_token_that_ends_the_marker_is_judged(
+    tmp_path: Path, begins: str
+) -> None:
+    model = Model(*write_likely(tmp_path, "t", BARE, (">Yes",)), BARE)
+    llama, reference = steered(model, OPEN), plain(model)
+    before = tokens_of(llama, f"{begins}</think")
+    forced = [*before, *tokens_of(llama, ">Yes, bread")]
+    logits, _ = say(llama, QUESTION, forced)
+    assert steering_of(llama).position == "answer"
+    seen = reading(reference, QUESTION, llama.vector.layer, [0, len(before)], llama.vector)
+    assert np.array_equal(logits, say_plainly(reference, QUESTION, forced))
+    assert steering_of(llama).t == llama.vector.geometry.coordinate(seen[-1], "text")
     for each in (reference, llama):
         each.close()
 
