@@ -188,9 +188,9 @@ def document(full: str) -> str:
         f"tests.tiny.matrix --write` found it ({made()}).\n\n"
         + "\n".join(said)
         + "\n\n– means that there is nothing to check, for the reason that is noted. In the last "
-        "rows stands what cannot be steered. Of models that think, the first token of the thought is "
-        "judged here, or they do not think: random ones never come to an answer. Answers after a "
-        "thought have tests of their own (`tests/runtime/test_thoughts.py`).\n\n"
+        "rows stands what cannot be steered. Of models that think, the first token of the thought "
+        "is judged here, or they do not think: random ones never come to an answer. Answers after "
+        "a thought have tests of their own (`tests/runtime/test_thoughts.py`).\n\n"
         f"{MARKERS[0]}\n{full}\n{MARKERS[1]}\n"
     )
 
