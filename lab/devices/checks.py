@@ -13,7 +13,8 @@ from llama_cpp import llama_cpp as lib
 from llama_cpp.llama_chat_format import MTMDChatHandler
 
 from lab.devices.watched import Logits, Watched, afresh, say
-from mars_gguf.runtime.llama import SteeredLlama, Steering
+from mars_gguf.runtime.judging import Steering
+from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.runtime.model import TappedLlama
 from mars_gguf.runtime.tap import LayerOutput
 from mars_gguf.steering import steering_vector
