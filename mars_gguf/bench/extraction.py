@@ -75,6 +75,8 @@ class Limit(GgufExtractor):
         "cb_eval": lib.ggml_backend_sched_eval_callback()
     }
 
+    sees_states = False
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.decoder.close()

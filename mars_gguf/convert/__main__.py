@@ -457,10 +457,11 @@ def open_model(
 def make_room(extractor: GgufExtractor | TransformersExtractor, job: Job) -> None:
     """Take a context that the prompts fit into, and say on standard error if it is a longer one
     than usual. Raises ModelError if that was ruled out."""
+    if not is_gguf(job.model):
+        return
     from mars_gguf.convert.extract_gguf import N_CTX, GgufExtractor
 
-    if not isinstance(extractor, GgufExtractor):
-        return
+    assert isinstance(extractor, GgufExtractor)
     longest = max(job.contrast.harmful + job.contrast.harmless, key=len)
     prompts = [Prompt(longest, context=context) for context in job.contexts]
     if extractor.sees_images:

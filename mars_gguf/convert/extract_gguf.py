@@ -161,6 +161,7 @@ class GgufExtractor:
     """
 
     backend = "llama.cpp"
+    sees_states: ClassVar[bool] = True
     # Without a unified cache a batch is split by sequence and its rows move. There is a recurrent
     # state for each sequence: how many fit is seen once there is one.
     context_overrides: ClassVar[dict[str, Any]] = {"n_seq_max": 2, "kv_unified": True}
@@ -203,7 +204,8 @@ class GgufExtractor:
             )
         self.n_layer, self.n_embd = self.llama.n_layer, self.llama.n_embd()
         try:
-            require_steerable(self.llama, self.n_layer - 1)
+            if self.sees_states:
+                require_steerable(self.llama, self.n_layer - 1)
         except ModelError:
             self.llama.close()
             raise
