@@ -10,6 +10,7 @@ from typing import Any
 
 from mars_gguf.convert.prompts import Prompt
 from mars_gguf.errors import ModelError
+from mars_gguf.reasoning import markers_in
 
 Message = dict[str, Any]
 PROBE = "Is this text shown?"  # to see what a template does with a text
@@ -129,11 +130,16 @@ class CheckpointTemplate:
 
 def _without_thoughts(source: str) -> Any:
     """The runtime's ChatTemplate of a model that thinks, told that it shall not; None for another
-    model, and where the runtime is not installed."""
+    model. Raises ModelError where the runtime is not installed and the template knows thoughts."""
     try:
         from mars_gguf.runtime.template import ChatTemplate
-    except ImportError:
-        return None
+    except ImportError as error:
+        if markers_in(source) is None:
+            return None
+        raise ModelError(
+            "the chat template lets the model think; what keeps it from that is learnt by the "
+            "runtime: pip install llama-cpp-python"
+        ) from error
     try:
         template = ChatTemplate(source, reasoning="off")
     except ModelError:  # what is wrong with it, is said when it is used
