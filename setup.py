@@ -67,7 +67,7 @@ setup(
         "parquet": ["pyarrow>=15"],
         "test": [
             "pytest>=8",
-            "pytest-xdist>=3.5",
+            "pytest-xdist>=3.7",
             "hypothesis>=6",
             "atheris>=2.3; sys_platform == 'linux' and platform_machine == 'x86_64'",
             "mypy>=1.11",

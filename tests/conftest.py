@@ -18,6 +18,13 @@ os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "16384")  # of the commands that
 with contextlib.suppress(AttributeError, OSError, TypeError):
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 14)
 
+# Files of few tests that take long: begun first, or one process would be left with them at the end.
+LONG = ("test_real_model", "test_transformers", "test_pipeline", "test_rpc_commands")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
 
 @pytest.fixture(scope="session")
 def smollm2() -> str:
