@@ -427,6 +427,7 @@ def test_the_parity_command_prints_a_table_and_the_next_conversion_keeps_it_in_t
         (["--neutral-media", "pictures"], "--neutral-media: without --mmproj text alone"),
         (["--harmful", "a"], "--harmful and --harmless go together"),
         (["--layers", "all"], "--layers: found 'all'"),
+        (["--reasoning", "answer"], "--reasoning answer: checkpoints are read without thoughts"),
     ],
 )
 def test_what_parity_cannot_do_is_said_before_measuring(

@@ -235,6 +235,11 @@ def run(args: argparse.Namespace) -> Parity:
 def _quantized(args: argparse.Namespace) -> GgufExtractor:
     from mars_gguf.convert.extract_gguf import GgufExtractor
 
+    if args.reasoning in ("thought", "answer"):
+        raise MarsError(
+            f"--reasoning {args.reasoning}: checkpoints are read without thoughts, and so is the "
+            "GGUF. Leave it out."
+        )
     return GgufExtractor(
         args.gguf,
         args.mmproj,
@@ -243,6 +248,7 @@ def _quantized(args: argparse.Namespace) -> GgufExtractor:
         rpc_servers=args.rpc,
         chat_handler=args.chat_handler,
         chat_template_kwargs=args.chat_template_kwargs,
+        reasoning="off",
     )
 
 
