@@ -424,6 +424,11 @@ LLAMA_4 = Chat(
 )  # fmt: skip
 
 # A thought is opened always.
+GLM_TOKENS = (
+    "[gMASK]", "<sop>", "<|system|>", "<|assistant|>", "<think>", "</think>",
+    "<|begin_of_image|>", "<|image|>", "<|end_of_image|>",
+)  # fmt: skip
+
 GLM_4_V = Chat(
     "[gMASK]<sop>"
     r"""
@@ -450,10 +455,7 @@ GLM_4_V = Chat(
 {%- if add_generation_prompt %}{{ '<|assistant|>\n<think>' }}{% endif -%}
 """,
     "both", "<|user|>",
-    (
-        "[gMASK]", "<sop>", "<|system|>", "<|assistant|>", "<think>", "</think>",
-        "<|begin_of_image|>", "<|image|>", "<|end_of_image|>",
-    ),
+    GLM_TOKENS,
     "<|begin_of_image|><|image|><|end_of_image|>",
 )  # fmt: skip
 
@@ -522,10 +524,7 @@ GLM_4_5_V = Chat(
 {%- endif -%}
 """,
     "both", "<|user|>",
-    (
-        "[gMASK]", "<sop>", "<|system|>", "<|assistant|>", "<think>", "</think>",
-        "<|begin_of_image|>", "<|image|>", "<|end_of_image|>",
-    ),
+    GLM_TOKENS,
     "<|begin_of_image|><|image|><|end_of_image|>",
 )  # fmt: skip
 
