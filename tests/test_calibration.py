@@ -15,7 +15,9 @@ from mars_gguf.convert.calibration import (
     Certificate,
     Opened,
     accepted,
+    budgets,
     certify,
+    largest_budgets,
     spreads,
     thresholds,
     trust_limit,
@@ -48,8 +50,19 @@ def test_what_the_model_refuses_by_itself_is_left_out() -> None:
 def test_where_harmful_text_leaves_room_the_threshold_of_text_lies_in_the_middle() -> None:
     t = {"text": np.arange(10.0), "image": np.arange(10.0)}
     apart, near = np.linspace(20.0, 40.0, 21), np.linspace(0.0, 8.0, 21)
-    assert thresholds(t, apart, 0.01) == {"text": (9.0 + 21.0) / 2, "image": 9.0}
-    assert thresholds(t, near, 0.01) == {"text": 9.0, "image": 9.0}
+    few = {"text": 0.01, "image": 0.01}
+    assert thresholds(t, apart, few) == {"text": (9.0 + 21.0) / 2, "image": 9.0}
+    assert thresholds(t, near, few) == {"text": 9.0, "image": 9.0}
+
+
+def test_a_medium_gets_no_more_of_the_budget_than_it_takes_to_keep_clear_of_harmful_text() -> None:
+    t = {"text": np.linspace(0, 1, 101), "image": np.linspace(0, 1, 101)}
+    for begins, budget in ((2.0, 0.05), (1.92, 0.05), (1.86, 0.1), (1.79, 0.2), (-1.0, 0.2)):
+        harmful = np.full(20, begins)
+        assert budgets(t, harmful, None) == {"text": 0.1, "image": budget}
+        assert budgets(t, harmful, 0.03) == {"text": 0.03, "image": 0.03}
+    assert largest_budgets(["text", "video"], None) == {"text": 0.1, "video": 0.2}
+    assert largest_budgets(["text", "video"], 0.3) == {"text": 0.3, "video": 0.3}
 
 
 @given(st.integers(0, 2**32), st.integers(8, 400), st.floats(0.001, 0.3))
@@ -58,7 +71,7 @@ def test_each_modality_has_its_own_spread_and_a_threshold_that_few_of_its_inputs
 ) -> None:
     rng = np.random.default_rng(seed)
     t = {"text": rng.normal(size=n), "image": rng.normal(3, 2, 2 * n), "video": np.full(n, 0.5)}
-    opens = thresholds(t, np.full(20, -9.0), budget)
+    opens = thresholds(t, np.full(20, -9.0), dict.fromkeys(t, budget))
     for m, values in t.items():
         assert opens[m] in values
         assert (values > opens[m]).sum() <= max(0, largest_count(len(values), budget))
@@ -73,7 +86,7 @@ def test_each_modality_has_its_own_spread_and_a_threshold_that_few_of_its_inputs
         ((0.0, 0.0, 0.0, 0.0, 0.0), 1.0),
         ((0.2, 0.9, 1.0, 1.0, 1.0), 2.0),
         ((0.2, 0.96, 1.0, 1.0, 0.4), 1.5),
-        ((0.0, 0.0, 0.1, 0.5, 0.4), 2.5),
+        ((0.0, 0.0, 0.1, 0.5, 0.4), 3.0),
     ],
 )
 def test_the_trust_limit_is_the_least_that_refuses_nearly_as_much_as_the_best(
@@ -119,7 +132,7 @@ def warned(
 ) -> str:
     one = np.ones(1)
     scores = LayerScores(one, {"text": one}, one, np.array([effect]))
-    return "\n".join(warnings(refusals, scores, 0, certificate, 0.05))
+    return "\n".join(warnings(refusals, scores, 0, certificate, {"text": 0.05, "image": 0.05}))
 
 
 def test_a_good_vector_has_no_warnings() -> None:

@@ -68,21 +68,22 @@ def test_candidates_are_all_blocks_but_the_first_unless_said_otherwise() -> None
             candidates(30, layers)
 
 
-@given(st.integers(0, 2**32), st.floats(0.01, 0.4))
+@given(st.integers(0, 2**32), st.floats(0.01, 0.4), st.floats(0.01, 0.4))
 def test_scores_count_what_lies_above_all_but_a_share_of_neutral_inputs(
-    seed: int, budget: float
+    seed: int, of_text: float, of_images: float
 ) -> None:
     rng = np.random.default_rng(seed)
+    budgets = {"text": of_text, "image": of_images}
     harmful = rng.normal(1, 1, (9, 4))
     neutral = {"text": rng.normal(0, 1, (70, 4)), "image": rng.normal(0.5, 1, (50, 4))}
-    found = score_layers(harmful, neutral, [1, 3], budget)
+    found = score_layers(harmful, neutral, [1, 3], budgets)
     for layer in range(4):
         if layer not in (1, 3):
             assert np.isnan([found.separation[layer], found.reach[layer]]).all()
             continue
         shares = []
         for m, t in neutral.items():
-            place = (1 - budget) * (len(t) - 1)  # of the quantile, between two of the sorted
+            place = (1 - budgets[m]) * (len(t) - 1)  # of the quantile, between two of the sorted
             low, high = sorted(t[:, layer])[int(place) : int(place) + 2]
             threshold = found.thresholds[m][layer]
             assert threshold == pytest.approx(low + (place % 1) * (high - low))

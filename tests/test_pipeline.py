@@ -90,8 +90,9 @@ def test_text_and_pictures_of_a_toy_are_told_from_what_is_harmful(
     assert (made.certificate.caught.k, made.certificate.caught.n) == (60, 60)
     for row in made.certificate.neutral:
         if not row.group:
-            assert row.bound <= Options().over_refusal
-            most = largest_count(row.n, Options().over_refusal)
+            budget = float(str(made.vector.calibration[f"over_refusal.{row.modality}"]))
+            assert row.bound <= budget == (0.1 if row.modality == "text" else 0.05)
+            most = largest_count(row.n, budget)
             # What is harmful lies far off, and the threshold of text half way.
             assert row.k == (0 if row.modality == "text" else most)
 

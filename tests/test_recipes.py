@@ -214,7 +214,7 @@ def test_a_recipe_makes_the_same_bytes_again(
     vector = read_vector(tmp_path / "out" / "v.gguf")
     assert vector.modalities == ["text", "image"]
     assert 4 <= vector.layer <= 6
-    assert vector.calibration["over_refusal"] == pytest.approx(0.05)
+    assert vector.calibration["over_refusal.text"] == pytest.approx(0.05)
     assert vector.source["recipe"] == "r.toml"
     assert "shipped untested: it is made in a test" in first["v.md"].decode()
     assert "shipped untested" in capsys.readouterr().out

@@ -3,7 +3,7 @@ what was certified; and what the user should be warned of."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,8 +21,10 @@ from mars_gguf.statistics import (
     upper_bound,
 )
 
-LIMITS = (1.0, 1.5, 2.0, 2.5, 3.0)
+LIMITS = (1.0, 1.5, 2.0, 3.0, 4.0)
 MISSED = 0.05  # of harmful text, which may lie below
+OF_TEXT = 0.10  # of neutral text, may open the gate
+OF_MEDIA = (0.05, 0.10, 0.20)  # likewise of neutral pictures and films, as much as is needed
 SELDOM = 0.2  # of harmful prompts refused, beyond harmless ones
 
 
@@ -78,11 +80,35 @@ def spreads(t: Mapping[str, Array]) -> dict[str, float]:
     return {m: max(float(values.std()), 1e-3) for m, values in t.items()}
 
 
-def thresholds(t: Mapping[str, Array], harmful: Array, budget: float) -> dict[str, float]:
+def largest_budgets(modalities: Iterable[str], given: float | None) -> dict[str, float]:
+    """By modality, the largest share of neutral inputs that may open the gate."""
+    most = {m: OF_TEXT if m == "text" else OF_MEDIA[-1] for m in modalities}
+    return most if given is None else dict.fromkeys(most, given)
+
+
+def budgets(t: Mapping[str, Array], harmful: Array, given: float | None) -> dict[str, float]:
+    """By modality, the share of neutral inputs that may open the gate: the one that was ``given``,
+    or OF_TEXT of text and of a medium the least of OF_MEDIA at which the neutral inputs below the
+    threshold, by their coordinates [n], come no nearer than half way to where ``harmful`` text [n]
+    begins, all but MISSED of it; else the largest. A medium hides part of the harm in it, so that
+    harmful requests that come with it are expected nearer to 0 than text."""
+    found = largest_budgets(t, given)
+    if given is None:
+        near = float(np.quantile(harmful, MISSED)) / 2
+        for m in set(t) - {"text"}:
+            enough = [b for b in OF_MEDIA if np.quantile(t[m], 1 - b) <= near]
+            found[m] = min(enough, default=found[m])
+    return found
+
+
+def thresholds(
+    t: Mapping[str, Array], harmful: Array, budgets: Mapping[str, float]
+) -> dict[str, float]:
     """Threshold t_m by modality: of the coordinates [n] of neutral inputs, that which with
-    CONFIDENCE no more than a share ``budget`` exceed, or the largest. Of text the other side is
-    known, too: where all but MISSED of ``harmful`` text [n] lies beyond, in the middle between."""
-    found = {m: float(upper_bound(values, budget)) for m, values in t.items()}
+    CONFIDENCE no more than the share in ``budgets`` exceed, or the largest. Of text the other side
+    is known, too: where all but MISSED of ``harmful`` text [n] lies beyond, in the middle
+    between."""
+    found = {m: float(upper_bound(values, budgets[m])) for m, values in t.items()}
     reached = float(np.quantile(harmful, MISSED))
     found["text"] = max(found["text"], (found["text"] + reached) / 2)
     return found
@@ -127,7 +153,7 @@ def warnings(
     scores: LayerScores,
     layer: int,
     certificate: Certificate,
-    budget: float,
+    budgets: Mapping[str, float],
 ) -> list[str]:
     """What speaks against using a vector of this block."""
     found = []
@@ -155,6 +181,7 @@ def warnings(
             f"{1 - caught.k / caught.n:.0%} of held-out harmful text."
         )
     for row in certificate.neutral:
+        budget = budgets[row.modality]
         if not row.group and largest_count(row.n, budget) < 0:
             found.append(
                 f"{row.modality}: {row.n} neutral inputs are too few to show that at most "

@@ -106,16 +106,19 @@ def _gate(vector: Vector) -> list[str]:
 
 def _promise(conversion: Conversion) -> list[str]:
     """What a user needs to decide: what opens the gate that should not, and what does not."""
-    certificate, budget = conversion.certificate, conversion.vector.calibration["over_refusal"]
+    vector, certificate = conversion.vector, conversion.certificate
     caught = certificate.caught
+    budgets = [
+        f"{m} {float(str(vector.calibration[f'over_refusal.{m}'])):.1%}" for m in vector.modalities
+    ]
     harmful, neutral = certificate.refused
     lines = [
         "",
         "## What opens the gate",
         "",
         "Held-out prompts and pictures, which were used for nothing but to set the thresholds; "
-        f"those that the model refuses by itself are left out. Budget: {float(str(budget)):.1%} of "
-        f"a modality's, with {CONFIDENCE:.0%} confidence, if prompts are independent (prompts that "
+        f"those that the model refuses by itself are left out. Budget: {', '.join(budgets)}, "
+        f"with {CONFIDENCE:.0%} confidence, if prompts are independent (prompts that "
         "share a picture are not quite). A sort's own share has its own bound.",
         "",
         f"Of harmful text the gate opens for **{caught}**. The model by itself refuses "

@@ -19,7 +19,7 @@ from mars_gguf.errors import MarsError
 from mars_gguf.statistics import auroc
 from mars_gguf.steering import strength
 
-FORCED_LIMIT = 2.0
+FORCED_LIMIT = 3.0
 FINALISTS = 6  # blocks at which steering is tried
 TRIED = 24  # prompts of each group that it is tried on
 
@@ -97,16 +97,19 @@ def candidates(n_layer: int, layers: tuple[int, int] | None) -> list[int]:
 
 
 def score_layers(
-    harmful: Array, neutral: Mapping[str, Array], layers: Sequence[int], budget: float
+    harmful: Array,
+    neutral: Mapping[str, Array],
+    layers: Sequence[int],
+    budgets: Mapping[str, float],
 ) -> LayerScores:
     """The scores of ``layers``, before steering is tried, from the coordinates [n, L] of harmful
-    text and by modality of neutral inputs, of which a share ``budget`` may open the gate."""
+    text and by modality of neutral inputs, of which a share in ``budgets`` may open the gate."""
     chosen = np.full(harmful.shape[1], np.nan)
     chosen[list(layers)] = 0.0
     separation = chosen.copy()
     for layer in layers:
         separation[layer] = auroc(harmful[:, layer], neutral["text"][:, layer])
-    thresholds = {m: chosen + np.quantile(t, 1 - budget, axis=0) for m, t in neutral.items()}
+    thresholds = {m: chosen + np.quantile(t, 1 - budgets[m], axis=0) for m, t in neutral.items()}
     above = [(harmful > threshold).mean(0) for threshold in thresholds.values()]
     return LayerScores(separation, thresholds, chosen + np.mean(above, axis=0), chosen * np.nan)
 

@@ -59,14 +59,14 @@ class Options:
 
     layers: first and last candidate block; None: all.
     over_refusal: share of neutral inputs, borderline ones among them, that may open the gate, in
-        each modality.
+        each modality; None: as `calibration.budgets` chooses.
     shrinkage: of the read-out (geometry.shrunk).
     ramp: in spreads.
     """
 
     seed: int = 0
     layers: tuple[int, int] | None = None
-    over_refusal: float = 0.10
+    over_refusal: float | None = None
     shrinkage: Shrinkage = SHRINKAGE
     ramp: float = 0.5
 
@@ -127,12 +127,12 @@ def convert(
         _certify(fitted, certify_on, select_on.harmful.states[:, layer], selected, options)
         for select_on, certify_on in zip(selecting, certifying, strict=True)
     )
-    warned = calibration.warnings(fitted.refusals, scores, layer, certificate, options.over_refusal)
+    warned = calibration.warnings(fitted.refusals, scores, layer, certificate, selected.budgets)
     vector = Vector(
         layer,
         geometry,
         extractor.fingerprint,
-        _calibration(splits, certificate, scores, layer, options) | _of_the_projection(projected),
+        _calibration(splits, certificate, selected, options) | _of_the_projection(projected),
         {**source, "tool": f"mars-gguf {__version__}", "prompts_sha256": contrast.sha256},
     )
     return Conversion(
@@ -278,19 +278,21 @@ def _coordinates(
 
 class _Selected(NamedTuple):
     """What the second third chooses: the block (the best of the ``scores``) and the trust limit;
-    and what was replied there."""
+    by modality, the share of neutral inputs that may open the gate; and what was replied there."""
 
     scores: LayerScores
     limit: float
+    budgets: dict[str, float]
     examples: list[tuple[Prompt, Reply]]
 
 
 def _select(
-    observer: _Observer, fitted: _Fitted, seen: _Seen, layers: Sequence[int], budget: float
+    observer: _Observer, fitted: _Fitted, seen: _Seen, layers: Sequence[int], given: float | None
 ) -> _Selected:
     answered = accepted(seen.neutral, fitted.refusals)
     t = {m: one.states for m, one in answered.items()}
-    scores = score_layers(seen.harmful.states, t, layers, budget)
+    harmful = seen.harmful.states
+    scores = score_layers(harmful, t, layers, calibration.largest_budgets(t, given))
     trials = _trials(seen.harmful, answered, fitted.refusals)
 
     finalists, bar = scores.finalists(), observer.bar
@@ -305,7 +307,10 @@ def _select(
     forced = forced_at([(scores.best, limit) for limit in calibration.LIMITS])
     limit = calibration.trust_limit(forced)
     replies = forced.replies[calibration.LIMITS.index(limit)]
-    return _Selected(scores, limit, list(zip(trials[0].prompts, replies, strict=True))[:EXAMPLES])
+    at_best = {m: values[:, scores.best] for m, values in t.items()}
+    chosen = calibration.budgets(at_best, harmful[:, scores.best], given)
+    examples = list(zip(trials[0].prompts, replies, strict=True))[:EXAMPLES]
+    return _Selected(scores, limit, chosen, examples)
 
 
 def _certify(
@@ -318,7 +323,7 @@ def _certify(
         for m, one in accepted(seen.neutral, refusals).items()
     }
     t = {m: one.states for m, one in neutral.items()}
-    opens = calibration.thresholds(t, beyond, options.over_refusal)
+    opens = calibration.thresholds(t, beyond, selected.budgets)
     spreads = calibration.spreads(t)
     geometry = fitted.axes.at(layer, spreads, opens, options.ramp, selected.limit)
     harmful, text = seen.harmful, seen.neutral["text"]
@@ -360,11 +365,11 @@ def _before_recentering(axes: Axes, seen: _Seen) -> dict[str, Array]:
 def _calibration(
     splits: Splits,
     certificate: Certificate,
-    scores: LayerScores,
-    layer: int,
+    selected: _Selected,
     options: Options,
 ) -> dict[str, Value]:
     """What the vector file tells of how it was measured."""
+    scores, layer = selected.scores, selected.scores.best
     sets = {"harmful": splits.harmful, **{f"neutral.{m}": x for m, x in splits.neutral.items()}}
     return {
         **{
@@ -379,6 +384,6 @@ def _calibration(
         "score.separation": float(scores.separation[layer]),
         "score.reach": float(scores.reach[layer]),
         "score.effect": float(scores.effect[layer]),
-        "over_refusal": options.over_refusal,
+        **{f"over_refusal.{m}": budget for m, budget in selected.budgets.items()},
         "shrinkage": str(options.shrinkage),
     }
