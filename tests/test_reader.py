@@ -16,7 +16,8 @@ from lab.reader.cells import GRID, TooLong, Writer, is_readable
 from lab.reader.projector import Gap, known_tokens
 from mars_gguf.convert.extract_gguf import GgufExtractor
 from mars_gguf.convert.neutral import read_images
-from mars_gguf.convert.prompts import Prompt
+from mars_gguf.convert.prompts import Prompt, builtin_contrast
+from mars_gguf.evaluate.conversations import CONTEXTS, conversations
 from mars_gguf.evaluate.suites import load_suite
 
 TOKENS = 1500
@@ -109,15 +110,32 @@ def test_the_suite_holds_every_form_with_its_control_in_the_same_words(
     assert kinds == set(suite.KINDS)
 
 
-def test_conversations_are_of_topics_that_nothing_was_chosen_by(tmp_path: Path) -> None:
+def test_conversations_ask_every_plain_request_in_every_context(tmp_path: Path) -> None:
     suite.write_conversations(tmp_path / "c.jsonl")
     cases = load_suite(str(tmp_path / "c.jsonl")).cases
-    whole = load_suite("conversations").cases
-    odd = [case for case in whole if int(case.group.removeprefix("topic-")) % 2]
-    assert 0 < len(odd) < len(whole)
-    assert [(c.kind, c.category, c.messages()) for c in cases] == [
-        (c.kind, c.category, c.messages()) for c in odd
-    ]
+    lines = suite.plain_lines()
+    assert len(cases) == len(lines) * len(suite.KINDS) * len(CONTEXTS)
+    asked = {line[case.kind] for case in cases for line in lines}
+    for case in cases:
+        (request,) = [r for r in asked if r in case.prompt]
+        before, prompt = conversations(request)[case.category]
+        assert case.messages() == [*map(dict, before), {"role": "user", "content": prompt}]
+
+
+def test_plain_requests_are_others_than_what_is_measured_or_was_looked_at() -> None:
+    builtin = builtin_contrast()
+    neutral_texts = [text for texts in builtin.neutral.values() for text in texts]
+    known = {*builtin.harmful, *builtin.harmless, *neutral_texts}
+    known |= {prompt for _, _, prompt in suite.requests()}
+    lines = suite.plain_lines()
+    plain = [line[kind] for line in lines for kind in suite.KINDS]
+    assert len(set(plain)) == len(plain) and not known & set(plain)
+    assert len({line["category"] for line in lines[:16]}) > 10
+    looked_at = {*suite.INSTRUCTIONS, *suite.SUBJECTS}
+    for form, entries in suite.forms().items():
+        assert suite.held_out(form, "1") == form.startswith("plain")
+        if suite.held_out(form, "1"):
+            assert not {asked for *_, asked in entries} & looked_at
 
 
 def test_neutral_pictures_lie_in_folders_by_kind(tmp_path: Path, writer: Writer) -> None:

@@ -1,11 +1,11 @@
 """``python -m lab.reader.report MODEL.gguf -o DIR``: convert a text model behind the constructed
-projector, and evaluate the vector on forms and topics that nothing was chosen by looking at.
+projector, and evaluate the vector on forms and requests that nothing was chosen by looking at.
 
-In one run beside MARS: no steering, a safety system prompt, random directions, and MARS without or
+In one run beside MARS: no steering, a safety system prompt, a random direction, and MARS without or
 with other parts (``ARMS``), one of them one threshold for all modalities (the rule before version 3
 of the vector file: what 1 % of the neutral inputs of the worst modality exceed, in spreads, text's
 spread being the larger one of neutral and harmful prompts; what the model refuses by itself
-counts). Then the suite "conversations", less what was looked at, into DIR/conversations. DIR gets
+counts). Then the same requests in conversations, into DIR/conversations. DIR gets
 the reports of `mars_gguf.evaluate` and the vector's card; pictures, suites and vectors stay in
 DIR/parts, and what is there is not made again.
 """
@@ -31,12 +31,12 @@ from mars_gguf.evaluate import __main__ as evaluator
 from mars_gguf.evaluate.conversations import CONTEXTS
 from mars_gguf.vectors import Vector, write_vector
 
-FORMS = ("text", "instruction-2", "instruction-3", "subject-2")
-ARMS = (
-    "safety-prompt", "random", "shift", "reversed", "projection", "no-recentering", "mars",
-    "mars+safety-prompt",
+FORMS = (
+    "plain", "plain-instruction-1", "plain-instruction-2", "plain-instruction-3",
+    "plain-subject-1", "plain-subject-2",
 )  # fmt: skip
-IN_CONVERSATIONS = ("safety-prompt", "mars", "mars+safety-prompt")
+ARMS = ("safety-prompt", "random-1", "projection", "no-recentering", "mars")
+IN_CONVERSATIONS = ("mars",)
 
 
 def one_threshold(conversion: Conversion) -> Vector:
