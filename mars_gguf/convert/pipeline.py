@@ -29,6 +29,7 @@ from mars_gguf.convert.layers import (
     TRIED,
     Forced,
     LayerScores,
+    Place,
     Trial,
     candidates,
     force,
@@ -113,7 +114,7 @@ def convert(
     splits = split_prompts(contrast, media, contexts, options.seed)
 
     # Alike in time: to observe a prompt, and to read the beginning of a reply.
-    tried = TRIED * (min(FINALISTS, len(layers)) + len(calibration.LIMITS))
+    tried = TRIED * (min(FINALISTS, len(layers)) + len(calibration.LIMITS) - 1)
     total = len(splits) + tried
     with tqdm(total=total, desc="measuring", unit="prompt", disable=not progress) as bar:
         observer = _Observer(extractor, bar, stores)
@@ -305,16 +306,21 @@ def _select(
 
     finalists, bar = scores.finalists(), observer.bar
     n_tried = sum(len(trial.prompts) for trial in trials)
-    bar.total = bar.n + n_tried * (len(finalists) + len(calibration.LIMITS))
+    bar.total = bar.n + n_tried * (len(finalists) + len(calibration.LIMITS) - 1)
+    tried: dict[Place, Forced] = {}
 
-    def forced_at(places: list[tuple[int, float]]) -> Forced:
+    def forced_at(places: list[Place]) -> list[Forced]:
         base, refusals = fitted.axes.base, fitted.refusals
-        return force(observer.extractor, trials, base, refusals, places, bar.update)
+        new = [place for place in places if place not in tried]  # once at the best block
+        found = force(observer.extractor, trials, base, refusals, new, bar.update)
+        tried.update(zip(new, found, strict=True))
+        return [tried[place] for place in places]
 
-    scores.effect[finalists] = forced_at([(layer, FORCED_LIMIT) for layer in finalists]).rates
-    forced = forced_at([(scores.best, limit) for limit in calibration.LIMITS])
-    limit = calibration.trust_limit(forced)
-    replies = forced.replies[calibration.LIMITS.index(limit)]
+    at_blocks = forced_at([(layer, FORCED_LIMIT) for layer in finalists])
+    scores.effect[finalists] = [forced.rate for forced in at_blocks]
+    at_limits = forced_at([(scores.best, limit) for limit in calibration.LIMITS])
+    limit = calibration.trust_limit([forced.rate for forced in at_limits])
+    replies = tried[scores.best, limit].replies
     return _Selected(scores, limit, list(zip(trials[0].prompts, replies, strict=True))[:EXAMPLES])
 
 
