@@ -18,7 +18,7 @@ from llama_cpp import llama_cpp as lib
 from models import DEMO, DEMO_MMPROJ, OPTIONS, mmproj_of, picture, vector
 from rich.console import Console
 
-from mars_gguf.bench import extraction, runtime
+from mars_gguf.bench import conversion, extraction, runtime
 from mars_gguf.bench.figures import (
     Aim,
     Figure,
@@ -33,8 +33,10 @@ from mars_gguf.bench.figures import (
 from mars_gguf.bench.processes import Processes
 from mars_gguf.bench.report import line_table
 from mars_gguf.bench.subject import Subject, material
+from mars_gguf.convert.__main__ import parser, prepare
 from mars_gguf.convert.extract_gguf import GgufExtractor
 from mars_gguf.convert.prompts import Prompt
+from mars_gguf.convert.splits import split_prompts
 from mars_gguf.demo_model import VECTOR
 from mars_gguf.runtime import mtmd
 from mars_gguf.runtime.tap import Tap
@@ -187,6 +189,19 @@ def test_each_repetition_decodes_as_many_tokens_and_so_does_the_limit(
     assert len(found) == 1
 
 
+def test_a_conversion_is_held_against_the_prefill_of_all_its_prompts(tmp_path: Path) -> None:
+    whole = Processes(subject(DEMO_MMPROJ))
+    arguments = [*whole.convert_arguments(tmp_path / "v.gguf"), "--quick", "--layers", "6-7"]
+    figure = conversion.compared(arguments, READING)
+    (ours,), (theirs,) = figure.values["conversion"], figure.values["llama.cpp"]
+    assert figure.samples == [ours / theirs]
+    assert ours > theirs > 0
+    job = prepare(parser().parse_args(arguments))
+    assert not job.outputs[0].exists()
+    splits = split_prompts(job.contrast, job.neutral, job.contexts, job.options.seed)
+    assert f"once, {len(splits)} prompts" in figure.note
+
+
 def test_a_picture_that_is_decoded_alone_is_encoded_once_and_counted_once(mrope: str) -> None:
     limit = extraction.Limit(mrope, mmproj_of(mrope), **READING)
     prompt = Prompt("What is it?", (picture(1), picture(2)))
@@ -278,7 +293,7 @@ def test_options_reach_every_kind_of_model() -> None:
         "chat_handler": "chatml", "chat_template_kwargs": {"a": 1}, "n_threads": 1,
         "n_gpu_layers": 0, "reasoning": "off",
     }  # fmt: skip
-    convert = Processes(given)._convert_arguments(Path("v.gguf"))
+    convert = Processes(given).convert_arguments(Path("v.gguf"))
     assert convert[convert.index("--chat-handler") + 1] == "chatml"
     assert json.loads(convert[convert.index("--chat-template-kwargs") + 1]) == {"a": 1}
     assert convert[convert.index("--reasoning") + 1] == "off"
@@ -353,7 +368,7 @@ def test_conversions_of_other_modalities_are_not_compared(
 
 def test_a_conversion_can_be_timed_again_and_again(tmp_path: Path) -> None:
     bench, output = Processes(subject()), tmp_path / "ours.gguf"
-    command = [sys.executable, "-m", "mars_gguf.convert", *bench._convert_arguments(output)]
+    command = [sys.executable, "-m", "mars_gguf.convert", *bench.convert_arguments(output)]
     assert all(bench._seconds(command, output) > 0 for _ in range(2))
 
 

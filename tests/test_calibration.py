@@ -23,7 +23,7 @@ from mars_gguf.convert.calibration import (
     trust_limit,
     warnings,
 )
-from mars_gguf.convert.layers import Forced, LayerScores
+from mars_gguf.convert.layers import LayerScores
 from mars_gguf.convert.observations import Observations
 from mars_gguf.convert.prompts import Context, Prompt
 from mars_gguf.convert.refusals import Refusals
@@ -93,7 +93,7 @@ def test_the_trust_limit_is_the_least_that_refuses_nearly_as_much_as_the_best(
     rates: tuple[float, ...], limit: float
 ) -> None:
     assert len(rates) == len(LIMITS)
-    assert trust_limit(Forced(np.array(rates))) == limit
+    assert trust_limit(rates) == limit
 
 
 def test_a_certificate_counts_what_opens_the_gate_by_modality_and_by_sort() -> None:

@@ -321,6 +321,37 @@ def test_what_prompts_begin_with_is_decoded_once_for_all_sessions(
         tokens.clear()
 
 
+@pytest.mark.parametrize("model", ["demo", "mrope", "gemma"], indirect=True)
+def test_contexts_and_pictures_that_prompts_begin_with_are_decoded_once_for_all_sessions(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extractor = opened(model, mmproj_of(model))
+    before = Context("persona", ({"role": "system", "content": "You keep tea and kites. " * 3},))
+    shown = [(), (picture(1),), (picture(2), picture(3)), (picture(2), picture(4))]
+    prompts = [
+        Prompt(f"Where do people keep {text} kites?", images, context=context)
+        for context in (Context(), before)
+        for images in shown
+        for text in ["many", "more", "no", "their own", "lost " * 9]
+    ]
+    expected, logits = one_by_one(extractor, prompts)
+    extractor.forget()
+    cells: dict[tuple[Any, ...], int] = {}  # by what a prompt begins with
+    for prompt in prompts:
+        begun: tuple[Any, ...] = ()
+        for run in extractor.cached(prompt).runs:
+            units = run if isinstance(run, tuple) else [run.identity]
+            for unit in units:
+                begun = *begun, unit
+                cells[begun] = 1 if isinstance(run, tuple) else run.n_tokens
+    tokens = decoded(monkeypatch, extractor)
+    states, after = observed(extractor, prompts)
+    # But for what ends a group as text, though not as tokens, unlike what the next one begins with.
+    assert sum(cells.values()) <= sum(tokens) - len(prompts) <= 1.01 * sum(cells.values())
+    assert cosines(states, expected).min() >= QUANTIZED
+    assert cosines(after, logits).min() >= QUANTIZED
+
+
 def decoded(monkeypatch: pytest.MonkeyPatch, extractor: GgufExtractor) -> list[int]:
     """The numbers of tokens of all batches from now on, and of pictures decoded alone."""
     sizes: list[int] = []
@@ -350,6 +381,7 @@ def test_pictures_that_prompts_begin_with_are_decoded_once(
     expected, _ = one_by_one(extractor, prompts)
     (indices, _), *others = extractor.sessions(prompts)
     assert (indices, others) == ([2, 0, 5, 3, 4, 1], [])  # those that begin alike side by side
+    extractor.forget()
     pictures: list[int] = []
     decode_pictures = extractor.decoder.pictures
 
@@ -561,9 +593,11 @@ def test_a_session_given_up_leaves_nothing_behind(model: str) -> None:
     sessions: Iterator[object] = extractor.sessions([*PICTURES, *TEXTS])
     next(sessions)
     del sessions
+    extractor.forget()
     assert np.array_equal(observed(extractor, PICTURES)[0], expected)
 
     wrong = np.zeros((1, 3), np.float32)
+    extractor.forget()
     for indices, session in extractor.sessions(PICTURES):
         with pytest.raises((RuntimeError, ValueError)):
             session.steered(1, wrong)

@@ -119,9 +119,9 @@ def test_forced_steering_is_judged_by_replies_where_they_can_be_judged(
     done: list[int] = []
     found = force(toy, [trial(12)], BASE, refusals, [(1, 2.0), (2, 2.0)], done.append)
     assert sum(done) == 2 * 12
-    assert found.rates.tolist() == [0.0, effect]
-    assert found.replies[0] == [toy.reply(p) for p in trial(12).prompts]
-    assert found.replies[1] == [Reply(SORRY, forced)] * 12
+    assert [place.rate for place in found] == [0.0, effect]
+    assert found[0].replies == [toy.reply(p) for p in trial(12).prompts]
+    assert found[1].replies == [Reply(SORRY, forced)] * 12
 
 
 def test_the_rate_is_that_of_the_trial_that_yields_least_and_replies_are_of_the_first() -> None:
@@ -129,10 +129,10 @@ def test_the_rate_is_that_of_the_trial_that_yields_least_and_replies_are_of_the_
     toy = Toy({"odd": 0.3}, pliable={2: 0.0})
     trials, places = [trial(100, "odd"), trial(20)], [(1, 2.0), (2, 2.0)]
     found = force(toy, trials, BASE, JUDGED, places, ignored)
-    assert found.rates.tolist() == [0.0, 1.0]
-    assert [reply.token for reply in found.replies[0]].count(SORRY) == 30
+    assert [place.rate for place in found] == [0.0, 1.0]
+    assert [reply.token for reply in found[0].replies].count(SORRY) == 30
     alone = force(toy, trials[:1], BASE, JUDGED, places, ignored)
-    assert alone.rates.tolist() == [0.3, 1.0]
+    assert [place.rate for place in alone] == [0.3, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -146,4 +146,4 @@ def test_a_forced_push_goes_to_the_limit_and_never_back(
         toy = Toy({}, pliable={3: least})
         places = [(3, limit), (2, limit)]
         found = force(toy, [trial(9, t=t)], BASE, JUDGED, places, ignored)
-        assert found.rates.tolist() == [expected, 0.0]
+        assert [place.rate for place in found] == [expected, 0.0]

@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from mars_gguf.bench import extraction, processes, runtime
+from mars_gguf.bench import conversion, extraction, processes, runtime
 from mars_gguf.bench.figures import Figure, Line, missed
 from mars_gguf.bench.report import figure_table, line_table, machine, notes, plot, versions
 from mars_gguf.bench.subject import Subject, material
@@ -27,7 +27,7 @@ from mars_gguf.runtime.model import ALL_LAYERS, require_gguf
 from mars_gguf.runtime.rpc import use_servers
 from mars_gguf.vectors import read_vector
 
-NAMES = [*runtime.NAMES, *extraction.NAMES, *processes.NAMES, *extraction.LINES]
+NAMES = [*runtime.NAMES, *extraction.NAMES, *conversion.NAMES, *processes.NAMES, *extraction.LINES]
 NO_AIM = "no aim: too small a model to chat with"
 
 
@@ -40,8 +40,8 @@ def parser() -> argparse.ArgumentParser:
         "--only",
         metavar="NAME,...",
         type=lambda text: text.split(","),
-        default=NAMES,
-        help="figures to measure, see below (default: all)",
+        default=[name for name in NAMES if name not in conversion.NAMES],
+        help="figures to measure, see below (default: all but conversion, which takes minutes)",
     )
     p.add_argument(
         "--repetitions", type=positive, default=15, metavar="N", help="of each run (default: 15)"
@@ -152,6 +152,7 @@ def _measure(args: argparse.Namespace, subject: Subject) -> tuple[list[Figure], 
         *whole.measure(*asked),
         *runtime.measure(subject, *asked),
         *extraction.measure(subject, *asked),
+        *conversion.measure(whole, args.only, started),
     ]
     lines = list(extraction.lines(subject, *asked))
     return sorted(figures, key=lambda figure: NAMES.index(figure.name)), lines

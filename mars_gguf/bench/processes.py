@@ -141,7 +141,7 @@ class Processes:
         module = [sys.executable, "-m", "mars_gguf.convert"]
         theirs = [*module, self.transformers, "--device", "cpu"]
         theirs += self._common_arguments(outputs[0])
-        ours = [*module, *self._convert_arguments(outputs[1])]
+        ours = [*module, *self.convert_arguments(outputs[1])]
         for command, output in zip((theirs, ours), outputs, strict=True):
             self._seconds(command, output)
         measured = [", ".join(read_vector(output).modalities) for output in outputs]
@@ -177,7 +177,7 @@ class Processes:
             arguments += ["--reasoning", reasoning]
         return arguments
 
-    def _convert_arguments(self, output: Path) -> list[str]:
+    def convert_arguments(self, output: Path) -> list[str]:
         """Of mars_gguf.convert, for the GGUF model."""
         arguments = [self.subject.model, *self._common_arguments(output)]
         if self.subject.mmproj:
@@ -228,7 +228,7 @@ class Processes:
             figure,
             repetitions,
             plain=loaded,
-            converter=_child("convert", arguments=self._convert_arguments(folder / "v.gguf")),
+            converter=_child("convert", arguments=self.convert_arguments(folder / "v.gguf")),
         )
 
     @property

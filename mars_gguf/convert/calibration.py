@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mars_gguf.convert.geometry import Array
-from mars_gguf.convert.layers import Forced, LayerScores
+from mars_gguf.convert.layers import LayerScores
 from mars_gguf.convert.observations import Observations
 from mars_gguf.convert.prompts import Prompt
 from mars_gguf.convert.refusals import Refusals
@@ -114,10 +114,10 @@ def thresholds(
     return found
 
 
-def trust_limit(forced: Forced) -> float:
+def trust_limit(rates: Sequence[float]) -> float:
     """The trust limit t_max: the least of LIMITS at which forced steering refuses nearly as much as
-    at the best."""
-    return LIMITS[int(np.argmax(forced.rates >= 0.95 * forced.rates.max()))]
+    at the best, from the share refused at each."""
+    return next(x for x, rate in zip(LIMITS, rates, strict=True) if rate >= 0.95 * max(rates))
 
 
 def certify(

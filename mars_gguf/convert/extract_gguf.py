@@ -31,7 +31,6 @@ from mars_gguf.runtime.sequences import (
     CachedPrompt,
     Decoder,
     Prefill,
-    n_alike,
     n_sequences,
     n_tokens,
 )
@@ -42,7 +41,7 @@ PADDING = 256  # llama.cpp's, of a context
 
 # Every token attends over all cells of its session, other prompts' too. For small models that would
 # cost more than the weights, which cost as much as attention over 12 x n_embd cells.
-MAX_CELLS = 1.5  # x n_embd
+MAX_CELLS = 0.75  # x n_embd
 MIN_CELLS = 256  # what llama.cpp attends over at least
 
 
@@ -364,15 +363,15 @@ class GgufExtractor:
                 self._make_room(cached.n_cells + reserve)
             room = min(self.n_cells - reserve, max(MIN_CELLS, int(MAX_CELLS * self.n_embd)))
             need = cached.n_cells + 1  # for the copy's last token
-            if group and self.prefill.shares_tokens([group[-1], cached]):
-                need -= n_alike(group[-1].tail[:-1], cached.tail[:-1])
-            beginnings = [cached.beginning(k + 1) for k in range(len(cached.head))]
+            beginnings = [cached.beginning(k + 1) for k in range(len(cached.runs))]
             need -= sum(
-                n_tokens(chunk)
-                for chunk, beginning in zip(cached.head, beginnings, strict=True)
+                n_tokens(run)
+                for run, beginning in zip(cached.runs, beginnings, strict=True)
                 if beginning in begun
             )
             begun.update(beginnings)
+            if group and self.prefill.shares_tokens:
+                need -= cached.shared(group[-1])[1]
             if group and cells + need > room:
                 break
             group.append(cached)

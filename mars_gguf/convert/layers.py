@@ -7,7 +7,7 @@ Shapes: n prompts, L blocks, d = n_embd.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,6 +22,8 @@ from mars_gguf.steering import strength
 FORCED_LIMIT = 3.0
 FINALISTS = 6  # blocks at which steering is tried
 TRIED = 24  # prompts of each group that it is tried on
+
+Place = tuple[int, float]  # a block, and a trust limit there
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,11 @@ class Trial:
 
 @dataclass(frozen=True)
 class Forced:
-    """What forced steering did at each of several places: the share of prompts refused, the least
-    over the trials, and of the first trial the replies."""
+    """What forced steering did at one place: the share of prompts refused, the least over the
+    trials, and of the first trial the replies."""
 
-    rates: Array
-    replies: list[list[Reply]] = field(default_factory=list)
+    rate: float
+    replies: list[Reply]
 
 
 def candidates(n_layer: int, layers: tuple[int, int] | None) -> list[int]:
@@ -119,11 +121,11 @@ def force(
     trials: Sequence[Trial],
     base: Centroids,
     refusals: Refusals,
-    places: Sequence[tuple[int, float]],
+    places: Sequence[Place],
     advance: Advance,
-) -> Forced:
-    """Steer the prompts of all ``trials`` with the gate fully open at each of ``places``, (block,
-    trust limit), and read their replies."""
+) -> list[Forced]:
+    """Steer the prompts of all ``trials`` with the gate fully open at each of ``places`` and read
+    their replies."""
     rates = np.ones(len(places))
     kept: list[list[Reply]] = []
     for trial in trials:
@@ -139,7 +141,7 @@ def force(
                 advance(len(indices))
         rates = np.minimum(rates, [refusals.among(replies).mean() for replies in found])
         kept = kept or found
-    return Forced(rates, kept)
+    return [Forced(float(rate), replies) for rate, replies in zip(rates, kept, strict=True)]
 
 
 def _additions(base: Centroids, t: Array, layer: int, limit: float) -> Rows:

@@ -18,6 +18,7 @@ from mars_gguf.convert.prompts import Context, Prompt, Push, Rows
 from mars_gguf.vectors import ModelFingerprint
 
 Advance = Callable[[int], object]
+Read = Callable[[Sequence[Prompt], Rows], Rows]
 Tokens = npt.NDArray[np.intp]
 
 
@@ -81,6 +82,11 @@ class Observations:
             [self.replies[i] for i in kept] if self.replies else [],
         )
 
+    def parts(self, sizes: Sequence[int]) -> list[Observations]:
+        """Those of the first so many prompts, of so many after them, ..."""
+        part = np.repeat(np.arange(len(sizes)), sizes)
+        return [self.where(part == i) for i in range(len(sizes))]
+
 
 class Seen(NamedTuple):
     """Of one prompt: its state, or what a reader made of it; the first token, and the reply, of
@@ -107,12 +113,12 @@ def observe(
     advance: Advance,
     *,
     n_tokens: int = 0,
-    read: Callable[[Rows], Rows] | None = None,
+    read: Read | None = None,
     store: Store | None = None,
 ) -> Observations:
-    """What is seen of ``prompts``: with ``n_tokens``, the beginnings of their replies, too. Of the
-    hidden states [k, L, d] of a few prompts at a time, what ``read`` makes of them is kept, so that
-    many prompts need little memory. What a ``store`` holds is not observed again."""
+    """What is seen of ``prompts``: with ``n_tokens``, the beginnings of their replies, too. Of a
+    few prompts at a time and their hidden states [k, L, d], what ``read`` makes of them is kept, so
+    that many prompts need little memory. What a ``store`` holds is not observed again."""
     seen: dict[int, Seen] = {}
     keys = [_key(prompt, n_tokens) for prompt in prompts] if store is not None else []
     if store is not None:
@@ -123,7 +129,7 @@ def observe(
     for chosen, session in extractor.sessions([prompts[i] for i in missing]):
         indices = [missing[i] for i in chosen]
         states, logits = session.observe()
-        rows = states if read is None else read(states)
+        rows = states if read is None else read([prompts[i] for i in indices], states)
         tokens = logits.argmax(-1).tolist()
         replies = [Reply(t, "") for t in tokens]
         if n_tokens or extractor.answers_later:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -29,12 +29,13 @@ from mars_gguf.convert.layers import (
     TRIED,
     Forced,
     LayerScores,
+    Place,
     Trial,
     candidates,
     force,
     score_layers,
 )
-from mars_gguf.convert.observations import Extractor, Observations, Reply, Store, observe
+from mars_gguf.convert.observations import Extractor, Observations, Read, Reply, Store, observe
 from mars_gguf.convert.prompts import MIN_PROMPTS, Context, ContrastPrompts, Prompt, Rows
 from mars_gguf.convert.refusals import N_TOKENS, Refusals
 from mars_gguf.convert.splits import Splits, Thirds, split_prompts
@@ -113,7 +114,7 @@ def convert(
     splits = split_prompts(contrast, media, contexts, options.seed)
 
     # Alike in time: to observe a prompt, and to read the beginning of a reply.
-    tried = TRIED * (min(FINALISTS, len(layers)) + len(calibration.LIMITS))
+    tried = TRIED * (min(FINALISTS, len(layers)) + len(calibration.LIMITS) - 1)
     total = len(splits) + tried
     with tqdm(total=total, desc="measuring", unit="prompt", disable=not progress) as bar:
         observer = _Observer(extractor, bar, stores)
@@ -188,12 +189,19 @@ class _Observer(NamedTuple):
         *,
         stage: str = "states",
         n_tokens: int = 0,
-        read: Callable[[Rows], Rows] | None = None,
+        read: Read | None = None,
     ) -> Observations:
         store = self.stores.of(stage) if self.stores is not None else None
         return observe(
             self.extractor, prompts, self.bar.update, n_tokens=n_tokens, read=read, store=store
         )
+
+    def observe_together(
+        self, sets: Mapping[str, Sequence[Prompt]], stage: str = "states", read: Read | None = None
+    ) -> dict[str, Observations]:
+        """What is seen of each set. What their prompts begin with, a context, is decoded once."""
+        seen = self.observe([p for some in sets.values() for p in some], stage=stage, read=read)
+        return dict(zip(sets, seen.parts([len(some) for some in sets.values()]), strict=True))
 
     def with_replies(self, prompts: Sequence[Prompt]) -> tuple[Rows, list[Reply]]:
         """Hidden states [n, L, d], and the beginnings of the replies to at most REPLIES of them."""
@@ -227,10 +235,9 @@ def _fit(
             "sets"
         )
     plain = set(map(id, splits.harmless.fit))
-    neutral = {
-        m: observer.observe([p for p in thirds.fit if id(p) not in plain])
-        for m, thirds in splits.neutral.items()
-    }
+    neutral = observer.observe_together(
+        {m: [p for p in x.fit if id(p) not in plain] for m, x in splits.neutral.items()}
+    )
     states = {m: seen.states for m, seen in neutral.items()}
     text = [harmless, *([states["text"]] if len(states["text"]) else [])]
     states["text"] = np.concatenate(text)
@@ -260,20 +267,24 @@ def _coordinates(
     observer: _Observer, splits: Splits, third: int, axes: Sequence[Axes]
 ) -> list[_Seen]:
     """What is seen of a third, by each of ``axes``."""
+
+    def read(prompts: Sequence[Prompt], states: Rows) -> Rows:
+        found = np.empty((len(prompts), len(axes), states.shape[1]), np.float32)
+        modalities = np.asarray([p.modality for p in prompts])
+        for m in set(modalities.tolist()):
+            rows = modalities == m
+            found[rows] = np.stack([one.t(states[rows], m) for one in axes], 1)
+        return found
+
+    neutral = {m: thirds[third] for m, thirds in splits.neutral.items()}
     stage = " ".join(one.sha256 for one in axes)
+    seen = observer.observe_together({"harmful": splits.harmful[third], **neutral}, stage, read)
 
-    def read(modality: str, prompts: Sequence[Prompt]) -> list[Observations]:
-        def coordinates(states: Rows) -> Rows:
-            return np.stack([one.t(states, modality) for one in axes], 1, dtype=np.float32)
+    def along(i: int) -> _Seen:
+        harmful, *rest = (replace(one, states=one.states[:, i]) for one in seen.values())
+        return _Seen(harmful, dict(zip(neutral, rest, strict=True)))
 
-        seen = observer.observe(prompts, stage=f"{stage} {modality}", read=coordinates)
-        return [replace(seen, states=seen.states[:, i]) for i in range(len(axes))]
-
-    harmful = read("text", splits.harmful[third])
-    neutral = {m: read(m, thirds[third]) for m, thirds in splits.neutral.items()}
-    return [
-        _Seen(one, {m: seen[i] for m, seen in neutral.items()}) for i, one in enumerate(harmful)
-    ]
+    return [along(i) for i in range(len(axes))]
 
 
 class _Selected(NamedTuple):
@@ -297,16 +308,21 @@ def _select(
 
     finalists, bar = scores.finalists(), observer.bar
     n_tried = sum(len(trial.prompts) for trial in trials)
-    bar.total = bar.n + n_tried * (len(finalists) + len(calibration.LIMITS))
+    bar.total = bar.n + n_tried * (len(finalists) + len(calibration.LIMITS) - 1)
+    tried: dict[Place, Forced] = {}
 
-    def forced_at(places: list[tuple[int, float]]) -> Forced:
+    def forced_at(places: list[Place]) -> list[Forced]:
         base, refusals = fitted.axes.base, fitted.refusals
-        return force(observer.extractor, trials, base, refusals, places, bar.update)
+        new = [place for place in places if place not in tried]  # once at the best block
+        found = force(observer.extractor, trials, base, refusals, new, bar.update)
+        tried.update(zip(new, found, strict=True))
+        return [tried[place] for place in places]
 
-    scores.effect[finalists] = forced_at([(layer, FORCED_LIMIT) for layer in finalists]).rates
-    forced = forced_at([(scores.best, limit) for limit in calibration.LIMITS])
-    limit = calibration.trust_limit(forced)
-    replies = forced.replies[calibration.LIMITS.index(limit)]
+    at_blocks = forced_at([(layer, FORCED_LIMIT) for layer in finalists])
+    scores.effect[finalists] = [forced.rate for forced in at_blocks]
+    at_limits = forced_at([(scores.best, limit) for limit in calibration.LIMITS])
+    limit = calibration.trust_limit([forced.rate for forced in at_limits])
+    replies = tried[scores.best, limit].replies
     at_best = {m: values[:, scores.best] for m, values in t.items()}
     chosen = calibration.budgets(at_best, harmful[:, scores.best], given)
     examples = list(zip(trials[0].prompts, replies, strict=True))[:EXAMPLES]

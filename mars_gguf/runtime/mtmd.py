@@ -63,7 +63,7 @@ class Projector:
         self.seconds = 0.0
         params = mtmd_cpp.mtmd_context_params_default()
         params.use_gpu, params.print_timings = True, verbose
-        params.n_threads = llama.n_threads
+        params.n_threads = llama.n_threads_batch  # as for prompts
         enabled = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
         wanted = llama.context_params.flash_attn_type == enabled
         params.flash_attn_type = enabled if wanted else lib.LLAMA_FLASH_ATTN_TYPE_DISABLED

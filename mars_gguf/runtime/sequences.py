@@ -1,8 +1,9 @@
 """Many prompts as sequences of one unified KV cache, decoded up to their last tokens: what several
 begin with, pictures too, only once.
 
-In memories that cannot share a token (recurrent and hybrid ones), only what all begin with is
-shared. The beginning of the last prompt stays for the next group.
+The last prompt of a group stays for what the next group begins with. In memories that cannot share
+a token (recurrent and hybrid ones), only what all of a group begin with is shared, and what is the
+same up to the end of a run of text or of a picture.
 """
 
 from __future__ import annotations
@@ -44,10 +45,32 @@ class CachedPrompt:
     number: int = 0  # in the context
     n_past: int = 0
     opened: bool = False
+    n_runs: int = 0  # that are decoded
+    n_begun: int = 0  # tokens that are decoded of the run after those
 
-    def beginning(self, n_chunks: int) -> tuple[Any, ...]:
-        """What the first chunks of the head are; equal if and only if they are the same."""
-        return tuple(c if isinstance(c, tuple) else c.identity for c in self.head[:n_chunks])
+    @property
+    def runs(self) -> list[Chunk]:
+        """What comes before its last token."""
+        return [*self.head, self.tail[:-1]]
+
+    @property
+    def next(self) -> Chunk:
+        """The first run that is not decoded, or not to its end."""
+        return self.runs[self.n_runs]
+
+    def beginning(self, n_runs: int) -> tuple[Any, ...]:
+        """What its first runs are; equal if and only if they are the same."""
+        return tuple(c if isinstance(c, tuple) else c.identity for c in self.runs[:n_runs])
+
+    def shared(self, other: CachedPrompt) -> tuple[int, int]:
+        """What it begins with like another one: so many runs, and tokens of the run after those."""
+        for n_runs, (run, its) in enumerate(zip(self.runs, other.runs, strict=False)):
+            if isinstance(run, tuple) and isinstance(its, tuple):
+                if run != its:
+                    return n_runs, n_alike(run, its)
+            elif isinstance(run, tuple) or isinstance(its, tuple) or run.identity != its.identity:
+                return n_runs, 0
+        return min(len(self.runs), len(other.runs)), 0
 
     @property
     def n_cells(self) -> int:
@@ -58,6 +81,11 @@ class CachedPrompt:
 def n_tokens(chunk: Chunk) -> int:
     """Cells that a chunk takes."""
     return len(chunk) if isinstance(chunk, tuple) else chunk.n_tokens
+
+
+def n_positions(chunk: Chunk) -> int:
+    """Positions that a chunk takes."""
+    return len(chunk) if isinstance(chunk, tuple) else chunk.n_positions
 
 
 def n_sequences(llama: TappedLlama) -> int:
@@ -247,100 +275,101 @@ class Prefill:
         """That of the context."""
         return self.decoder.memory
 
+    @property
+    def shares_tokens(self) -> bool:
+        """Whether any number of tokens that prompts begin with can be shared."""
+        return self.llama.memory_can_rewind()
+
     def forget(self) -> None:
         """Let go of what the next group could begin with."""
         self._last = None
 
     def run(self, group: list[CachedPrompt]) -> None:
         """Decode a group, all but the last tokens."""
-        self._empty(group)
-        self._decode(group)
-
-    def shares_tokens(self, group: Sequence[CachedPrompt]) -> bool:
-        """Whether any number of tokens that these begin with can be shared."""
-        return self.llama.memory_can_rewind() and not any(s.head for s in group)
-
-    def _empty(self, group: list[CachedPrompt]) -> None:
-        """Empty the context, but for what ``group`` begins with like the group before ended."""
         last, self._last = self._last, None
-        if last is None or not self.shares_tokens(group):
+        if last is None:
             lib.llama_memory_clear(self.memory, False)
-            for sequence in group:
-                sequence.n_past = 0
-            return
+        else:
+            self._begin_like(last, group)
+        if not self.shares_tokens:
+            self._share_prefix(group)
+        for depth in range(max((len(s.runs) for s in group), default=0)):
+            here = [s for s in group if s.n_runs == depth < len(s.runs)]
+            pictures = [s for s in here if isinstance(s.next, MediaChunk)]
+            self._texts([s for s in here if isinstance(s.next, tuple)])
+            self._pictures(pictures)
+        if self.shares_tokens and group:
+            self._last = group[-1]
+
+    def _begin_like(self, last: CachedPrompt, group: list[CachedPrompt]) -> None:
+        """Empty the context, but for what each of ``group`` begins with like the group before
+        ended."""
         spare = self.decoder.n_sequences
         lib.llama_memory_seq_cp(self.memory, last.number, spare, -1, -1)
         lib.llama_memory_seq_keep(self.memory, spare)
         for sequence in group:
-            sequence.n_past = n_alike(sequence.tail[:-1], last.tail[:-1])
+            sequence.n_runs, sequence.n_begun = sequence.shared(last)
+            sequence.n_past = sequence.n_begun + sum(map(n_positions, last.runs[: sequence.n_runs]))
             if sequence.n_past:
                 lib.llama_memory_seq_cp(self.memory, spare, sequence.number, 0, sequence.n_past)
         lib.llama_memory_seq_rm(self.memory, spare, -1, -1)
 
-    def _decode(self, group: list[CachedPrompt]) -> None:
-        """Decode what is not yet decoded of each sequence, all but the last token."""
-        if self.shares_tokens(group):
-            missing = {s.number: (s.tail[:-1], s.n_past) for s in group}
-            self.decoder.text(_distinct_prefixes(missing))
-            for sequence in group:
-                sequence.n_past = len(sequence.tail) - 1
-            self._last = group[-1] if group else None
-            return
-        shared = self._share_prefix(group)
-        for sequence in group:
-            sequence.n_past = shared
-        for depth in range(max((len(s.head) for s in group), default=0)):
-            self._decode_chunk([s for s in group if len(s.head) > depth], depth, shared)
+    def _texts(self, sequences: Sequence[CachedPrompt]) -> None:
+        """Decode the next run of each sequence, tokens: what several that have been the same so far
+        begin it with, or where tokens cannot be shared, runs that are the same, once."""
+        sets = _alike(sequences, 0 if self.shares_tokens else 1)
         entries: list[Entry] = []
-        for sequence in group:
-            skip = 0 if sequence.head else shared
-            entries += _entries(sequence, sequence.tail[skip:-1])
+        for some in sets:
+            owners = some if self.shares_tokens else some[:1]
+            missing = {
+                s.number: (run, s.n_begun) for s in owners if isinstance(run := s.next, tuple)
+            }
+            entries += _distinct_prefixes(missing, some[0].n_past - some[0].n_begun)
         self.decoder.text(entries)
+        for sequence in sequences:
+            sequence.n_past += n_tokens(sequence.next) - sequence.n_begun
+            sequence.n_runs, sequence.n_begun = sequence.n_runs + 1, 0
+        if not self.shares_tokens:
+            self._copy(sets)
 
-    def _decode_chunk(self, group: list[CachedPrompt], depth: int, shared: int) -> None:
-        """Decode one chunk of the head of each sequence, those before it being decoded: for
-        sequences that have been the same so far, once."""
-        alike: dict[tuple[Any, ...], list[CachedPrompt]] = {}
-        for sequence in group:
-            alike.setdefault(sequence.beginning(depth + 1), []).append(sequence)
-        entries: list[Entry] = []
-        pictures: list[tuple[CachedPrompt, MediaChunk]] = []
-        for first, *_ in alike.values():
-            chunk = first.head[depth]
-            if isinstance(chunk, tuple):
-                entries += _entries(first, chunk[shared:] if depth == 0 else chunk)
-            else:
-                pictures.append((first, chunk))
-        self.decoder.text(entries)
-        if pictures:
-            self.decoder.pictures(pictures)
-        for first, *others in alike.values():
+    def _pictures(self, sequences: Sequence[CachedPrompt]) -> None:
+        """Decode the next run of each sequence, a picture: for those that are the same up to its
+        end, once."""
+        if not sequences:
+            return
+        sets = _alike(sequences, 1)
+        shown = [(s, run) for s, *_ in sets if isinstance(run := s.next, MediaChunk)]
+        self.decoder.pictures(shown)
+        for first, *others in sets:
+            for sequence in (first, *others):
+                sequence.n_past, sequence.n_runs = first.n_past, sequence.n_runs + 1
+        self._copy(sets)
+
+    def _copy(self, sets: Sequence[Sequence[CachedPrompt]]) -> None:
+        """Give the others of each set the cells of the first."""
+        for first, *others in sets:
             for other in others:
                 lib.llama_memory_seq_cp(self.memory, first.number, other.number, -1, -1)
-                other.n_past = first.n_past
 
-    def _share_prefix(self, group: list[CachedPrompt]) -> int:
-        """Decode what all prompts begin with into every sequence; return its length."""
-        first = [s.head[0] if s.head else s.tail[:-1] for s in group]
-        texts = [tokens for tokens in first if isinstance(tokens, tuple)]
+    def _share_prefix(self, group: Sequence[CachedPrompt]) -> None:
+        """Decode what all prompts begin with, tokens, into every sequence."""
+        texts = [run for s in group if isinstance(run := s.runs[0], tuple)]
         if len(group) < 2 or len(texts) < len(group):
-            return 0
+            return
         shared = min(n_alike(texts[0], other) for other in texts[1:])
-        if shared:
-            leader = group[0].number
-            self.decoder.text([(t, p, (leader,), False) for p, t in enumerate(texts[0][:shared])])
-            for sequence in group[1:]:
-                lib.llama_memory_seq_cp(self.memory, leader, sequence.number, -1, -1)
-        return shared
+        leader = group[0].number
+        self.decoder.text(_distinct_prefixes({leader: (texts[0][:shared], 0)}))
+        for sequence in group:
+            sequence.n_past = sequence.n_begun = shared
+        self._copy([group])
 
 
-def _entries(sequence: CachedPrompt, tokens: tuple[int, ...]) -> list[Entry]:
-    """Tokens that follow what is decoded of ``sequence``."""
-    entries: list[Entry] = [
-        (t, sequence.n_past + p, (sequence.number,), False) for p, t in enumerate(tokens)
-    ]
-    sequence.n_past += len(tokens)
-    return entries
+def _alike(sequences: Sequence[CachedPrompt], more: int) -> list[list[CachedPrompt]]:
+    """The sequences, those that are the same in what is decoded and ``more`` runs in one set."""
+    found: dict[tuple[Any, ...], list[CachedPrompt]] = {}
+    for sequence in sequences:
+        found.setdefault(sequence.beginning(sequence.n_runs + more), []).append(sequence)
+    return list(found.values())
 
 
 def n_alike(a: Sequence[int], b: Sequence[int]) -> int:
@@ -349,9 +378,11 @@ def n_alike(a: Sequence[int], b: Sequence[int]) -> int:
     return next((n for n, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
-def _distinct_prefixes(sequences: Mapping[int, tuple[tuple[int, ...], int]]) -> list[Entry]:
-    """What to decode for all ``sequences`` at once, by number its tokens and how many of them are
-    decoded: what several begin with, only once.
+def _distinct_prefixes(
+    sequences: Mapping[int, tuple[tuple[int, ...], int]], start: int = 0
+) -> list[Entry]:
+    """What to decode for all ``sequences`` at once, by number its tokens from position ``start`` on
+    and how many of them are decoded: what several begin with, only once.
 
     By position, because sequences may share a token only as long as all before it was shared
     (src/llama-batch.cpp), in this batch and in those before.
@@ -361,4 +392,4 @@ def _distinct_prefixes(sequences: Mapping[int, tuple[tuple[int, ...], int]]) -> 
         for end in range(decoded + 1, len(tokens) + 1):
             owners.setdefault(tokens[:end], []).append(number)
     ordered = sorted(owners.items(), key=lambda item: len(item[0]))
-    return [(prefix[-1], len(prefix) - 1, tuple(shared), False) for prefix, shared in ordered]
+    return [(p[-1], start + len(p) - 1, tuple(numbers), False) for p, numbers in ordered]
