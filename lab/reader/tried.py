@@ -36,14 +36,16 @@ LIMITS = (1.5, 2.0, 3.0, 4.0, 6.0)  # of trust
 PAGE = """\
 # Alternatives that were tried
 
-{model}, behind the constructed projector. In every row one thing differs from the rule as it is:
-t of the last token at block {block}, a read-out of shrinkage {shrinkage} that neutral text and
-pictures move little, re-centred, and for each modality the threshold that {text:.0%} of neutral
-text and {image:.0%} of neutral pictures exceed, at most, with 95 % confidence ({certified}
-certify it). Cells are percent of requests, harmful / harmless / borderline: of harmful ones those
-for which the gate opens or that the model refuses by itself, of others those for which it opens
-though the model answers. AUROC is that of t, harmful against harmless, the mean over the forms.
-There are at most {limit} requests of each form and kind: one is {step:.0f} points.
+Of {model}, behind the constructed projector.
+
+In every row one thing differs from the rule as it is: t of the last token at block {block}, a
+read-out of shrinkage {shrinkage} that neutral text and pictures move little, re-centred, and for
+each modality the threshold that at most {text:.0%} of neutral text and {image:.0%} of neutral
+pictures exceed, with 95 % confidence ({certified} certify it). Cells are percent of requests,
+harmful / harmless / borderline: of harmful ones those for which the gate opens or that the model
+refuses by itself, of others those for which it opens though the model answers. AUROC is that of t,
+harmful against harmless, the mean over the forms. There are at most {limit} requests of each form
+and kind: one is {step:.1f} points.
 
 **All these topics and forms were looked at while the rules were chosen.** The table says why the
 rules are as they are, not how well they do.
@@ -171,7 +173,7 @@ def page(extractor: TailExtractor, args: argparse.Namespace, parts: Path) -> str
         block=f"{block} of {n_layer}",
         shrinkage=SHRINKAGE,
         **BUDGETS,
-        certified=" and ".join(f"{len(one.prompts)} ({m})" for m, one in seen.certify.items()),
+        certified=" and ".join(f"{len(one.prompts)} of {m}" for m, one in seen.certify.items()),
         limit=args.limit,
         step=100 / args.limit,
         rows=table(rules(n_layer, block), seen),
