@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lab.reader import neutral, suite
+from lab.reader import neutral, suite, tried
 from lab.reader.build import build, embeddings, readable_tokens
 from lab.reader.cells import GRID, TooLong, Writer, is_readable
 from lab.reader.projector import Gap, known_tokens
@@ -136,6 +136,19 @@ def test_plain_requests_are_others_than_what_is_measured_or_was_looked_at() -> N
         assert suite.held_out(form, "1") == form.startswith("plain")
         if suite.held_out(form, "1"):
             assert not {asked for *_, asked in entries} & looked_at
+
+
+def test_what_is_tried_is_tried_on_topics_that_are_not_held_out(writer: Writer) -> None:
+    found = tried.requests(writer, 5)
+    assert set(found) == {(form, kind) for form in tried.FORMS for kind in suite.KINDS}
+    topics = {(kind, prompt): int(topic) for kind, topic, prompt in suite.requests()}
+    for (form, kind), prompts in found.items():
+        assert 0 < len(prompts) <= 5
+        assert {p.modality for p in prompts} == {"text" if form == "text" else "image"}
+        if form == "text":
+            chosen = [topics[kind, p.text] for p in prompts]
+            assert not any(suite.held_out(form, str(topic)) for topic in chosen)
+            assert max(chosen) > max(topics.values()) / 2
 
 
 def test_neutral_pictures_lie_in_folders_by_kind(tmp_path: Path, writer: Writer) -> None:

@@ -9,4 +9,7 @@ and takes everything else for blank.
     python -m lab.reader.build MODEL.gguf -o mmproj.gguf
     python -m lab.reader.suite MODEL.gguf mmproj.gguf -o suite/
     python -m lab.reader.neutral MODEL.gguf mmproj.gguf -o neutral/
+
+Or all at once: `python -m lab.reader.report MODEL.gguf -o DIR` measures what steering does, and
+`python -m lab.reader.tried MODEL.gguf -o DIR` what other rules than the converter's would do.
 """
