@@ -26,7 +26,7 @@ from mars_gguf.runtime.sequences import CachedPrompt
 from mars_gguf.steering import Geometry
 
 BLOCK = 6
-OPTIONS = Options(layers=(BLOCK, BLOCK))
+OPTIONS = Options(layers=(BLOCK, BLOCK), over_refusal=0.1)
 AS_IT_IS = Rule("as it is", (BLOCK,), budgets=dict.fromkeys(("text", "image"), 0.1))
 CONTEXTS = contexts()[:2]
 

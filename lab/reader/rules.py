@@ -21,7 +21,7 @@ from mars_gguf.convert.geometry import (
 from mars_gguf.convert.observations import Observations
 from mars_gguf.statistics import auroc
 
-BUDGETS = {"text": 0.1, "image": 0.2}
+BUDGETS = calibration.largest_budgets(("text", "image"), None)
 
 Coordinate = Callable[[Observations, str], Array]
 """t [n] of what was observed, as of a modality."""
@@ -112,7 +112,7 @@ def thresholds(rule: Rule, seen: Seen, t: Coordinate) -> dict[str, float]:
     """By modality, the t at which the gate opens: what a conversion would certify."""
     neutral = {m: t(observed, m) for m, observed in seen.certify.items()}
     beyond = t(seen.beyond, "text")
-    found = {m: calibration.thresholds(neutral, beyond, rule.budgets[m])[m] for m in neutral}
+    found = calibration.thresholds(neutral, beyond, rule.budgets)
     return dict.fromkeys(found, max(found.values())) if rule.alike else found
 
 

@@ -106,10 +106,11 @@ def steered(extractor: TailExtractor, seen: Seen, blocks: Sequence[int], advance
         for block in blocks:
             t[:, block] = coordinate(Rule("", (block,)), seen)(answered, "text")
         trial = Trial(answered.prompts, t).sample()
-        rates = force(extractor, [trial], base, seen.refusals, places, advance).rates
-        for block, row in zip(blocks, rates.reshape(len(blocks), -1), strict=True):
-            name = f"{kind}, {len(trial.prompts)} requests"
-            rows.append([f"block {block}", name, *(f"{100 * rate:.0f}" for rate in row)])
+        forced = force(extractor, [trial], base, seen.refusals, places, advance)
+        rates = {place: one.rate for place, one in zip(places, forced, strict=True)}
+        for block in blocks:
+            shares = [f"{100 * rates[block, limit]:.0f}" for limit in LIMITS]
+            rows.append([f"block {block}", f"{kind}, {len(trial.prompts)} requests", *shares])
     return markdown(rows)
 
 
