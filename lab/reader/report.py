@@ -1,7 +1,7 @@
 """``python -m lab.reader.report MODEL.gguf -o DIR``: convert a text model behind the constructed
 projector, and evaluate the vector on forms and requests that nothing was chosen by looking at.
 
-In one run beside MARS: no steering, a safety system prompt, a random direction, and MARS without or
+In one run beside MARS: no steering, a random direction, and MARS without or
 with other parts (``ARMS``), one of them one threshold for all modalities (the rule before version 3
 of the vector file: what 1 % of the neutral inputs of the worst modality exceed, in spreads, text's
 spread being the larger one of neutral and harmful prompts; what the model refuses by itself
@@ -35,7 +35,7 @@ FORMS = (
     "plain", "plain-instruction-1", "plain-instruction-2", "plain-instruction-3",
     "plain-subject-1", "plain-subject-2",
 )  # fmt: skip
-ARMS = ("safety-prompt", "random-1", "projection", "no-recentering", "mars")
+ARMS = ("random-1", "projection", "no-recentering", "mars")
 IN_CONVERSATIONS = ("mars",)
 
 
