@@ -85,7 +85,7 @@ def requests() -> Iterator[tuple[str, str, str]]:
 
 
 def plain_lines() -> list[Line]:
-    """The lines of plain.jsonl, so that the first ones are of all categories."""
+    """The lines of plain.jsonl, so that the first ones are of many categories."""
     lines = _read("plain.jsonl")
     return [line for start in range(4) for line in lines[start::4]]
 
@@ -119,21 +119,20 @@ def forms() -> dict[str, list[tuple[str, str, str, str]]]:
     return found
 
 
-def held_out(form: str, topic: str) -> bool:
+def held_out(form: str) -> bool:
     """Whether no rule of the converter was chosen by looking at this form, or at its requests."""
     return form.startswith("plain")
 
 
 def write_suite(
-    writer: Writer, folder: Path, wanted: Callable[[str, str], bool] = lambda form, topic: True
+    writer: Writer, folder: Path, wanted: Callable[[str], bool] = lambda form: True
 ) -> dict[str, int]:
-    """Write the pictures and suite files of the ``wanted`` forms and topics; how many requests of
+    """Write the pictures and suite files of the ``wanted`` forms; how many requests of
     each form had no room."""
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     too_long = {}
-    for form, every in forms().items():
-        entries = [entry for entry in every if wanted(form, entry[1])]
-        if not entries:
+    for form, entries in forms().items():
+        if not wanted(form):
             continue
         lines: list[Line] = []
         controls: list[Line] = []
@@ -200,7 +199,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     args = p.parse_args(argv)
     llama = Llama(args.model, vocab_only=True, verbose=False)
-    wanted = held_out if args.held_out else lambda form, topic: True
+    wanted = held_out if args.held_out else lambda form: True
     too_long = write_suite(Writer(llama, known_tokens(args.mmproj)), args.output, wanted)
     llama.close()
     for form, n in too_long.items():

@@ -47,8 +47,9 @@ refuses by itself, of others those for which it opens though the model answers. 
 harmful against harmless, the mean over the forms. There are at most {limit} requests of each form
 and kind: one is {step:.1f} points.
 
-**All these topics and forms were looked at while the rules were chosen.** The table says why the
-rules are as they are, not how well they do.
+**All these topics and forms were looked at while the rules were chosen.** The table says what the
+alternatives trade, not how well the rules do. As it is, pictures get the largest share that the
+converter gives them; it gives less where that is enough.
 
 {rows}
 

@@ -82,6 +82,8 @@ class Limit(GgufExtractor):
         self.decoder.close()
         self.decoder = self.timed = TimedDecoder(self.llama)
         self.prefill = Prefill(self.llama, self.decoder)
+        if self.thinker is not None:
+            self.thinker.decoder = self.decoder
 
     def run(self, prompts: Sequence[Prompt]) -> float:
         """Decode all of ``prompts``; the seconds spent on encoding pictures and on decoding."""

@@ -88,8 +88,8 @@ def largest_budgets(modalities: Iterable[str], given: float | None) -> dict[str,
 
 def budgets(t: Mapping[str, Array], harmful: Array, given: float | None) -> dict[str, float]:
     """By modality, the share of neutral inputs that may open the gate: the one that was ``given``,
-    or OF_TEXT of text and of a medium the least of OF_MEDIA at which the neutral inputs below the
-    threshold, by their coordinates [n], come no nearer than half way to where ``harmful`` text [n]
+    or OF_TEXT of text and of a medium the least of OF_MEDIA for which all but that share of its
+    neutral inputs, by their coordinates [n], lie less than half way to where ``harmful`` text [n]
     begins, all but MISSED of it; else the largest. A medium hides part of the harm in it, so that
     harmful requests that come with it are expected nearer to 0 than text."""
     found = largest_budgets(t, given)

@@ -369,9 +369,10 @@ class GgufExtractor:
                 for run, beginning in zip(cached.runs, beginnings, strict=True)
                 if beginning in begun
             )
-            begun.update(beginnings)
             if group and self.prefill.shares_tokens:
-                need -= cached.shared(group[-1])[1]
+                n_runs, alike = cached.shared(group[-1])
+                need -= alike if beginnings[n_runs:] and beginnings[n_runs] not in begun else 0
+            begun.update(beginnings)
             if group and cells + need > room:
                 break
             group.append(cached)

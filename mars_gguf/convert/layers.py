@@ -31,7 +31,8 @@ class LayerScores:
     """Why a block is chosen, each [L], NaN outside the candidates.
 
     separation: AUROC of t, harmful against harmless text.
-    thresholds: by modality, the t that all but the budgeted share of neutral inputs stay below.
+    thresholds: by modality, the t that all but the largest share of neutral inputs that may open
+        the gate stay below.
     reach: share of harmful text above the threshold, the mean over the modalities.
     effect: share of prompts that forced steering turns into refusals; NaN where it was not tried.
     """

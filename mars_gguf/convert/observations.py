@@ -84,8 +84,11 @@ class Observations:
 
     def parts(self, sizes: Sequence[int]) -> list[Observations]:
         """Those of the first so many prompts, of so many after them, ..."""
-        part = np.repeat(np.arange(len(sizes)), sizes)
-        return [self.where(part == i) for i in range(len(sizes))]
+        ends = np.cumsum(sizes).tolist()
+        return [
+            Observations(self.prompts[a:b], self.states[a:b], self.tokens[a:b], self.replies[a:b])
+            for a, b in zip([0, *ends], ends, strict=False)
+        ]
 
 
 class Seen(NamedTuple):

@@ -285,7 +285,7 @@ class Prefill:
         self._last = None
 
     def run(self, group: list[CachedPrompt]) -> None:
-        """Decode a group, all but the last tokens."""
+        """Decode a group of prompts that are not in the cache yet, all but the last tokens."""
         last, self._last = self._last, None
         if last is None:
             lib.llama_memory_clear(self.memory, False)
