@@ -63,6 +63,8 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--tokens", type=int, default=14_000, help="read so many, at most")
     p.add_argument("--features", type=int, default=768, help="of a cell")
     args = p.parse_args(argv)
+    if not Path(args.model).is_file():
+        p.error(f"{args.model}: no such file, expected a GGUF model")
     gap = Gap(args.gain, args.offset, args.noise)
     n = build(args.model, args.output, gap=gap, most=args.tokens, features=args.features)
     print(f"wrote {args.output}: reads {n} tokens")

@@ -39,6 +39,8 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("mmproj")
     p.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
     args = p.parse_args(argv)
+    if not Path(args.model).is_file():
+        p.error(f"{args.model}: no such file, expected a GGUF model")
     llama = Llama(args.model, vocab_only=True, verbose=False)
     drawn = write_neutral(Writer(llama, known_tokens(args.mmproj)), args.output)
     llama.close()

@@ -91,6 +91,8 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
     p.add_argument("--limit", type=int, default=20, help="requests of a form, kind and medium")
     args = p.parse_args(argv)
+    if not Path(args.model).is_file():
+        p.error(f"{args.model}: no such file, expected a GGUF model")
     parts = args.output / "parts"
     prepare(args.model, parts)
     if not (parts / "one-threshold.gguf").exists():

@@ -198,6 +198,8 @@ def main(argv: list[str] | None = None) -> None:
         help="only forms and requests that no rule of the converter was chosen by looking at",
     )
     args = p.parse_args(argv)
+    if not Path(args.model).is_file():
+        p.error(f"{args.model}: no such file, expected a GGUF model")
     llama = Llama(args.model, vocab_only=True, verbose=False)
     wanted = held_out if args.held_out else lambda form: True
     too_long = write_suite(Writer(llama, known_tokens(args.mmproj)), args.output, wanted)

@@ -144,6 +144,8 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--limit", type=int, default=20, help="requests of a form and kind")
     p.add_argument("--block", type=int, help="of all rows that name none (default: the last but 1)")
     args = p.parse_args(argv)
+    if not Path(args.model).is_file():
+        p.error(f"{args.model}: no such file, expected a GGUF model")
     parts = args.output / "parts"
     report.prepare(args.model, parts)
     extractor = TailExtractor(args.model, str(parts / "mmproj.gguf"))
