@@ -213,9 +213,9 @@ def test_the_trust_limit_is_the_least_that_makes_the_toy_refuse() -> None:
     """At block 3 the centroids are 8 apart, and what harmful prompts it answers lie near 1."""
     limits = [
         converted(Toy({"harmful": 0.6}, {3: least}), media={}).vector.geometry.trust_limit
-        for least in (1.0, 5.5)
+        for least in (1.0, 5.5, 12.0)
     ]
-    assert limits == [1.5, 2.0]
+    assert limits == [1.5, 2.0, 3.0]
 
 
 def test_where_it_answers_few_harmful_prompts_harmless_ones_of_every_modality_are_pushed() -> None:

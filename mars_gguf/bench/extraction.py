@@ -80,7 +80,7 @@ class Limit(GgufExtractor):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.decoder.close()
-        self.decoder = self.timed = TimedDecoder(self.llama)
+        self.decoder = self.timed = TimedDecoder(self.llama, self.decoder.n_sequences)
         self.prefill = Prefill(self.llama, self.decoder)
         if self.thinker is not None:
             self.thinker.decoder = self.decoder

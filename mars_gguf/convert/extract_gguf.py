@@ -85,7 +85,7 @@ class Session:
         prompt alone: several pushes at a time, or some prompts where there is no room for all."""
         n = len(self.prompts)
         fit = max(1, self._free // self.extractor.reply_cells(n_tokens))
-        at_once = max(1, min(fit, self.extractor.decoder.n_sequences) // n)
+        at_once = max(1, min(fit, self.extractor.decoder.n_copies) // n)
         for start in range(0, len(pushes), at_once):
             some = pushes[start : start + at_once]
             found: list[Reply] = []
@@ -208,9 +208,10 @@ class GgufExtractor:
         except ModelError:
             self.llama.close()
             raise
-        self.llama.renew_context(n_seq_max=2 * n_sequences(self.llama))
+        n_prompts, n_copies = n_sequences(self.llama)
+        self.llama.renew_context(n_seq_max=n_prompts + n_copies)
         self.fingerprint = self.llama.fingerprint
-        self.decoder = Decoder(self.llama)
+        self.decoder = Decoder(self.llama, n_prompts)
         self.prefill = Prefill(self.llama, self.decoder)
         self._beside: dict[Any, int] = {}  # cells of pictures beside the text, by their sizes
         thinks = self.llama.template.reasoning in ("thought", "answer")

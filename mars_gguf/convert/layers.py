@@ -20,8 +20,8 @@ from mars_gguf.statistics import auroc
 from mars_gguf.steering import strength
 
 FORCED_LIMIT = 3.0
-FINALISTS = 6  # blocks at which steering is tried
-TRIED = 24  # prompts of each group that it is tried on
+FINALISTS = 5  # blocks at which steering is tried
+TRIED = 20  # prompts of each group that it is tried on
 
 Place = tuple[int, float]  # a block, and a trust limit there
 

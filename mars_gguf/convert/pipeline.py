@@ -45,6 +45,7 @@ from mars_gguf.vectors import Value, Vector
 
 REPLIES = 48  # read of harmful and of harmless prompts
 EXAMPLES = 2  # of forced replies, to show
+_N_LIMITS = len(calibration.LOW_LIMITS + calibration.LIMITS)
 
 
 class Stores(Protocol):
@@ -114,7 +115,7 @@ def convert(
     splits = split_prompts(contrast, media, contexts, options.seed)
 
     # Alike in time: to observe a prompt, and to read the beginning of a reply.
-    tried = TRIED * (min(FINALISTS, len(layers)) + len(calibration.LIMITS) - 1)
+    tried = TRIED * (min(FINALISTS, len(layers)) + _N_LIMITS - 1)
     total = len(splits) + tried
     with tqdm(total=total, desc="measuring", unit="prompt", disable=not progress) as bar:
         observer = _Observer(extractor, bar, stores)
@@ -308,7 +309,7 @@ def _select(
 
     finalists, bar = scores.finalists(), observer.bar
     n_tried = sum(len(trial.prompts) for trial in trials)
-    bar.total = bar.n + n_tried * (len(finalists) + len(calibration.LIMITS) - 1)
+    bar.total = bar.n + n_tried * (len(finalists) + _N_LIMITS - 1)
     tried: dict[Place, Forced] = {}
 
     def forced_at(places: list[Place]) -> list[Forced]:
@@ -318,10 +319,17 @@ def _select(
         tried.update(zip(new, found, strict=True))
         return [tried[place] for place in places]
 
+    def at_limits(limits: Sequence[float]) -> dict[float, float]:
+        found = forced_at([(scores.best, limit) for limit in limits])
+        return {limit: forced.rate for limit, forced in zip(limits, found, strict=True)}
+
     at_blocks = forced_at([(layer, FORCED_LIMIT) for layer in finalists])
     scores.effect[finalists] = [forced.rate for forced in at_blocks]
-    at_limits = forced_at([(scores.best, limit) for limit in calibration.LIMITS])
-    limit = calibration.trust_limit([forced.rate for forced in at_limits])
+    rates = at_limits(calibration.LIMITS)
+    if calibration.trust_limit(rates) == calibration.LIMITS[0]:
+        rates |= at_limits(calibration.LOW_LIMITS)
+    bar.total = bar.n
+    limit = calibration.trust_limit(rates)
     replies = tried[scores.best, limit].replies
     at_best = {m: values[:, scores.best] for m, values in t.items()}
     chosen = calibration.budgets(at_best, harmful[:, scores.best], given)

@@ -24,6 +24,7 @@ from mars_gguf.runtime.mtmd import Chunk, MediaChunk
 from mars_gguf.runtime.tap import Rows
 
 MAX_SEQUENCES = 32
+MAX_COPIES = 64  # of sequences: few rows take more time each than many
 MAX_STATES = 512 << 20  # bytes of recurrent states, one for each sequence and each copy of one
 N_BATCH = 512
 
@@ -88,22 +89,25 @@ def n_positions(chunk: Chunk) -> int:
     return len(chunk) if isinstance(chunk, tuple) else chunk.n_positions
 
 
-def n_sequences(llama: TappedLlama) -> int:
-    """How many prompts to decode at once: MAX_SEQUENCES, fewer where their recurrent states and
-    those of their copies would take more than MAX_STATES bytes. The context is empty afterwards."""
+def n_sequences(llama: TappedLlama) -> tuple[int, int]:
+    """How many prompts to decode at once, and how many copies of their sequences: MAX_SEQUENCES and
+    MAX_COPIES, fewer where their recurrent states would take more than MAX_STATES bytes. The
+    context is empty afterwards."""
     if llama.memory_can_rewind():
-        return MAX_SEQUENCES
+        return MAX_SEQUENCES, MAX_COPIES
     llama.eval([max(llama.token_bos(), 0)])
     size = len(partial_state(llama.ctx))
     llama.reset()
-    return max(1, min(MAX_SEQUENCES, MAX_STATES // (2 * size)))
+    n = max(1, min(MAX_SEQUENCES, MAX_STATES // (2 * size)))
+    return n, n
 
 
 class Decoder:
-    """Decodes batches of tokens and of pictures' embeddings, of several sequences."""
+    """Decodes batches of tokens and of pictures' embeddings, of several sequences: of
+    ``n_sequences`` prompts, and of copies of those."""
 
-    def __init__(self, llama: TappedLlama) -> None:
-        self.llama = llama
+    def __init__(self, llama: TappedLlama, n_sequences: int) -> None:
+        self.llama, self.n_sequences = llama, n_sequences
         self._vocab = lib.llama_model_get_vocab(llama.model)
         self._batch: Any = lib.llama_batch_init(N_BATCH, 0, MAX_SEQUENCES)
         self._n_embd_input = lib.llama_model_n_embd_inp(llama.model)
@@ -115,9 +119,9 @@ class Decoder:
         return lib.llama_get_memory(self.llama.ctx)
 
     @property
-    def n_sequences(self) -> int:
-        """How many prompts the context has sequences for, each beside a copy."""
-        return int(lib.llama_n_seq_max(self.llama.ctx)) // 2
+    def n_copies(self) -> int:
+        """How many copies of sequences the context has room for."""
+        return int(lib.llama_n_seq_max(self.llama.ctx)) - self.n_sequences
 
     def close(self) -> None:
         """Free the batches."""
