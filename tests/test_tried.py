@@ -11,9 +11,20 @@ import numpy as np
 import pytest
 from models import DEMO, DEMO_MMPROJ
 
+from lab.reader.ceilings import as_read, caught, ceilings, refusing, trained
 from lab.reader.rules import Rule, coordinate, judged, rules, thresholds
-from lab.reader.states import BLANK, DROPPED, LAST, MEAN, TAIL, Seen, TailExtractor, measure
-from lab.reader.tried import steered, table
+from lab.reader.states import (
+    BLANK,
+    DROPPED,
+    LAST,
+    MEAN,
+    TAIL,
+    WORDINGS,
+    Seen,
+    TailExtractor,
+    measure,
+)
+from lab.reader.tried import highest, steered, table
 from mars_gguf import demo, demo_model
 from mars_gguf.convert.extract_gguf import GgufExtractor
 from mars_gguf.convert.observations import observe
@@ -76,7 +87,7 @@ def requests() -> dict[tuple[str, str], list[Prompt]]:
     for asked in demo.requests():
         images = tuple(load_image(demo_model.FOLDER / "demo" / name) for name in asked.images)
         if asked.modality != "video":
-            prompt = Prompt(asked.prompt, images)
+            prompt = Prompt(asked.prompt, images, kind="".join(asked.images) or asked.prompt)
             found.setdefault((asked.modality, asked.kind), []).append(prompt)
     for form in ("text", "image"):
         found[form, "borderline"] = found[form, "harmless"][10:]
@@ -174,6 +185,56 @@ def test_every_alternative_has_a_row(seen: Seen, tails: TailExtractor) -> None:
     lines = table(every, seen).splitlines()
     assert len(lines) == len(every) + 3
     assert {line.count("|") for line in lines} == {lines[0].count("|")}
+
+
+def test_wordings_are_what_is_left_without_the_mean_over_a_picture(
+    seen: Seen, splits: Splits
+) -> None:
+    prompts, states = splits.neutral["image"].fit, seen.fit["image"]
+    for prompt, left, state in zip(prompts, seen.fit[WORDINGS], states, strict=True):
+        alike = [x for p, x in zip(prompts, states, strict=True) if p.images == prompt.images]
+        np.testing.assert_allclose(left, state - np.mean(alike, axis=0), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("n", "refused", "share"),
+    [
+        (100, [], 0.75),  # above 96: 97, 98 and 99 are let through
+        (100, [99, 98], 1.0),  # above 94
+        (97, [], 1.0),  # above 94, of 96
+    ],
+)
+def test_a_threshold_of_its_own_lets_three_of_a_hundred_harmless_requests_through(
+    n: int, refused: list[int], share: float
+) -> None:
+    harmless, harmful = np.arange(n), np.array([0, 95, 96.5, 97])
+    t = {("f", "harmless"): harmless, ("f", "harmful"): harmful}
+    by_itself = {("f", "harmless"): np.isin(harmless, refused), ("f", "harmful"): harmful == 0}
+    assert caught(t, by_itself, "f") == share
+
+
+def test_with_the_answers_known_more_is_caught(seen: Seen) -> None:
+    shares, _ = judged(AS_IT_IS, seen)
+    own = caught(as_read(AS_IT_IS, seen), refusing(seen), "image")
+    assert own >= shares["image", "harmful"] > 0
+    names = [name for name, _ in ceilings(AS_IT_IS, seen)]
+    lines = highest(AS_IT_IS, seen).splitlines()
+    assert len(lines) == len(names) + 2
+    assert {line.count("|") for line in lines} == {lines[0].count("|")}
+
+
+def test_a_trained_read_out_has_not_seen_what_it_reads(seen: Seen) -> None:
+    """t is then linear in the state: the read-out does not move with it."""
+    name, state = ("image", "harmful"), seen.requests["image", "harmful"].states
+    found = []
+    for factor in (1, 2, 3):
+        states = state.copy()
+        states[0] *= factor
+        moved = replace(seen.requests[name], states=states)
+        t = trained(AS_IT_IS, replace(seen, requests=seen.requests | {name: moved}), 0.5)
+        found.append(t[name][0])
+    assert found[2] - found[1] == pytest.approx(found[1] - found[0], rel=1e-3)
+    assert abs(found[1] - found[0]) > 0.1
 
 
 def test_what_the_model_refuses_anyway_is_not_forced(seen: Seen, tails: TailExtractor) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from lab.reader.states import BLANK, DROPPED, LAST, MEAN, Name, Seen
+from lab.reader.states import BLANK, DROPPED, LAST, MEAN, WORDINGS, Name, Seen
 from mars_gguf.convert import calibration
 from mars_gguf.convert.geometry import (
     SHRINKAGE,
@@ -64,8 +64,10 @@ def rules(n_layer: int, block: int) -> Iterator[Rule]:
     others: tuple[Shrinkage, ...] = (0.1, 0.8, "oas", "ledoit-wolf")
     for shrinkage in others:
         yield replace(rule, name=f"read-out: shrinkage {shrinkage}", shrinkage=shrinkage)
-    for m, name in (("image", "pictures"), ("text", "text")):
+    for m, name in (("image", "pictures"), ("text", "text"), (WORDINGS, "wordings")):
         yield replace(rule, name=f"read-out: covariance of {name} alone", moved_by=(m,))
+    every = (*rule.moved_by, "harmful")
+    yield replace(rule, name="read-out: covariance of harmful text, too", moved_by=every)
     yield replace(rule, name="no re-centering", recentred=False)
     yield replace(rule, name="one threshold", alike=True)
     yield replace(rule, name="one threshold, no re-centering", alike=True, recentred=False)

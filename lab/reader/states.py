@@ -30,6 +30,8 @@ TAIL = 5  # tokens: those that the chat template of Qwen ends with
 # same prompt without them and with blank ones.
 LAST, MEAN, DROPPED, BLANK = range(4)
 
+WORDINGS = "wordings"
+
 Name = tuple[str, str]
 """Form and kind of a request."""
 
@@ -78,7 +80,8 @@ class Seen:
     """What a conversion measures with, and requests.
 
     fit: states of the first third: of "harmful" and "harmless" text, and by modality of all that is
-        neutral. strata: of the latter, with media.
+        neutral; as WORDINGS, those of pictures less the mean over the prompts with the same ones.
+    strata: of what is neutral, with media.
     beyond: harmful text of the second third.
     certify: of the last third, by modality, the neutral prompts that the model answers.
     requests: with their replies.
@@ -106,6 +109,8 @@ def measure(see: See, splits: Splits, requests: Mapping[Name, Sequence[Prompt]])
     further = [p for p in text.fit if id(p) not in plain]
     fit["text"] = np.concatenate([fit["harmless"], *([see(further).states] if further else [])])
     fit |= {m: see(thirds.fit).states for m, thirds in media.items()}
+    if "image" in media:
+        fit[WORDINGS] = less_their_pictures(fit["image"], media["image"].fit)
     strata = {m: [p.stratum for p in thirds.fit] for m, thirds in media.items()}
     beyond = see(splits.harmful.select)
     certify = accepted({m: see(x.certify) for m, x in splits.neutral.items()}, refusals)
@@ -114,6 +119,14 @@ def measure(see: See, splits: Splits, requests: Mapping[Name, Sequence[Prompt]])
         name: with_references(see, see(some, n_tokens=N_TOKENS)) for name, some in requests.items()
     }
     return Seen(fit, strata, beyond, certify, answers, refusals)
+
+
+def less_their_pictures(states: Rows, prompts: Sequence[Prompt]) -> Rows:
+    """The states of prompts less the mean over those with the same pictures: what their wording
+    does."""
+    shown = [tuple(map(id, p.images)) for p in prompts]
+    rows = [[i for i, other in enumerate(shown) if other == one] for one in shown]
+    return states - np.stack([states[some].mean(0) for some in rows])
 
 
 def with_references(see: See, seen: Observations) -> Observations:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lab.reader import report, suite
+from lab.reader.ceilings import ALLOWED, FOLDS, ceilings
 from lab.reader.cells import TooLong, Writer
 from lab.reader.projector import known_tokens
 from lab.reader.rules import BUDGETS, Rule, coordinate, judged, middle_blocks, refused, rules
@@ -27,6 +29,7 @@ from mars_gguf.convert.layers import Trial, force
 from mars_gguf.convert.measured import Measured
 from mars_gguf.convert.observations import Advance, observe
 from mars_gguf.convert.prompts import Prompt
+from mars_gguf.convert.refusals import N_TOKENS
 from mars_gguf.convert.splits import split_prompts
 from mars_gguf.files import atomic
 
@@ -60,6 +63,23 @@ converter gives them; it gives less where that is enough.
   what the wording alone gives is taken off.
 - Means of blocks are means of t, which is 0 and 1 at the centroids of every block.
 
+## The most that could be had
+
+Percent of harmful requests that the gate would open for or that the model refuses by itself, with
+thresholds that are chosen with the answers known: of each form the lowest above which no more
+than {allowed:.0%} of its harmless requests lie. And with a read-out that is trained on the harmful
+and harmless pictures themselves, those about a {folds}th of the topics left out in turn. No
+calibration can count on as much. What they miss is not to be read there, by any such read-out, in
+the state of the last token of this model.
+
+Of the topics and forms above:
+
+{looked_at}
+
+Of those that the report of the evaluation shows (`lab.reader.report`), by which nothing was chosen:
+
+{held_out}
+
 ## How far to push
 
 Text that the model answers, with the gate held open: percent refused, by trust limit.
@@ -89,6 +109,17 @@ def table(every: Iterable[Rule], seen: Seen) -> str:
     for rule in every:
         shares, area = judged(rule, seen)
         rows.append([rule.name, *cells(shares), f"{area:.3f}"])
+    return markdown(rows)
+
+
+def highest(rule: Rule, seen: Seen) -> str:
+    """The `ceilings`, by form."""
+    forms = list(dict.fromkeys(form for form, _ in seen.requests))
+    rows = [["chosen with the answers known", *forms, "pictures, mean"]]
+    for name, shares in ceilings(rule, seen):
+        cells = [f"{100 * shares[form]:.0f}" if form in shares else "" for form in forms]
+        shown = [f for f in shares if seen.requests[f, "harmful"].prompts[0].images]
+        rows.append([name, *cells, f"{100 * np.mean([shares[f] for f in shown]):.0f}"])
     return markdown(rows)
 
 
@@ -128,13 +159,23 @@ def requests(writer: Writer, limit: int) -> dict[Name, list[Prompt]]:
     return found
 
 
+def plain_requests(writer: Writer, limit: int) -> dict[Name, list[Prompt]]:
+    """By form and kind the first ``limit`` requests of the report, harmful and harmless ones."""
+    found, every = {}, suite.forms()
+    for form in report.FORMS:
+        for kind in ("harmful", "harmless"):
+            entries = [entry for entry in every[form] if entry[0] == kind]
+            found[form, kind] = list(_prompts(writer, form, entries[:limit]))
+    return found
+
+
 def _prompts(
     writer: Writer, form: str, entries: Sequence[tuple[str, str, str, str]]
 ) -> Iterator[Prompt]:
-    """Those that have room."""
-    for kind, _, shown, asked in entries:
+    """Those that have room; their kind is what they are about."""
+    for _, topic, shown, asked in entries:
         with suppress(TooLong):
-            yield Prompt(asked, (writer.picture(shown),) if shown else (), form, kind)
+            yield Prompt(asked, (writer.picture(shown),) if shown else (), form, topic)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -165,13 +206,17 @@ def page(extractor: TailExtractor, args: argparse.Namespace, parts: Path) -> str
     options += ["--modality", "image", "-o", str(parts / "tried.gguf")]
     job = converter.prepare(converter.parser().parse_args([args.model, *options]))
     splits = split_prompts(job.contrast, job.neutral, job.contexts, job.options.seed)
-    asked = requests(Writer(extractor.llama, known_tokens(mmproj)), args.limit)
+    writer = Writer(extractor.llama, known_tokens(mmproj))
+    asked, plain = requests(writer, args.limit), plain_requests(writer, args.limit)
     files = [(f.stat().st_size, f.stat().st_mtime_ns) for f in (Path(args.model), mmproj)]
     store = Measured(parts / "tried.measured", f"{extractor.fingerprint} {files}")
     block = n_layer - 2 if args.block is None else args.block
     with tqdm(desc="measuring", unit="prompt") as bar:
-        seen = measure(partial(observe, extractor, advance=bar.update, store=store), splits, asked)
+        see = partial(observe, extractor, advance=bar.update, store=store)
+        seen = measure(see, splits, asked)
+        answers = {name: see(some, n_tokens=N_TOKENS) for name, some in plain.items()}
         forced = steered(extractor, seen, middle_blocks(block), bar.update)
+    as_it_is = next(rules(n_layer, block))
     return PAGE.format(
         model=extractor.fingerprint.name,
         block=f"{block} of {n_layer}",
@@ -181,6 +226,10 @@ def page(extractor: TailExtractor, args: argparse.Namespace, parts: Path) -> str
         limit=args.limit,
         step=100 / args.limit,
         rows=table(rules(n_layer, block), seen),
+        allowed=ALLOWED,
+        folds=FOLDS,
+        looked_at=highest(as_it_is, seen),
+        held_out=highest(as_it_is, replace(seen, requests=answers)),
         steered=forced,
     )
 
