@@ -27,6 +27,7 @@ from models import (
     vector,
 )
 
+from mars_gguf.convert import extract_gguf
 from mars_gguf.convert.extract_gguf import MAX_CELLS, MIN_CELLS, GgufExtractor
 from mars_gguf.convert.observations import Reply
 from mars_gguf.convert.prompts import Context, Prompt
@@ -34,7 +35,13 @@ from mars_gguf.errors import ModelError, PromptError
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.runtime.model import TappedLlama
 from mars_gguf.runtime.model import logits as logits_of
-from mars_gguf.runtime.sequences import MAX_SEQUENCES, N_BATCH, _distinct_prefixes, n_alike
+from mars_gguf.runtime.sequences import (
+    MAX_SEQUENCES,
+    N_BATCH,
+    CachedPrompt,
+    _distinct_prefixes,
+    n_alike,
+)
 from mars_gguf.runtime.tap import Rows
 
 TEXTS = [
@@ -489,6 +496,27 @@ def test_replies_go_one_after_the_other_where_the_context_is_nearly_full(model: 
         assert reply.token == logits.argmax()
         for again in session.steered_replies([(2, 0 * states[:, 2])] * 5, 16):
             assert again == [reply]
+
+
+def test_what_prompts_begin_with_is_in_the_context_once_and_leaves_room_for_replies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(extract_gguf, "MAX_CELLS", 1000.0)  # as of a large model
+    extractor = GgufExtractor(DEMO, n_ctx=512, n_threads=1)
+    long = Context("long", ({"role": "system", "content": "tea " * 100},))
+    asked = [Prompt(f"{n} kites", context=long) for n in range(8)]
+    assert sum(map(extractor.length, asked)) > extractor.n_cells
+    at_once: list[int] = []
+    replies = extractor.decoder.replies
+
+    def counted(some: Sequence[CachedPrompt], *rest: Any) -> list[list[int]]:
+        at_once.append(len(some))
+        return replies(some, *rest)
+
+    monkeypatch.setattr(extractor.decoder, "replies", counted)
+    for _, session in extractor.sessions(asked):
+        session.replies(16)
+    assert at_once == [8]
 
 
 SHOWN = (picture(1),)

@@ -66,7 +66,7 @@ class TailExtractor(GgufExtractor):
 
     def sessions(self, prompts: Sequence[Prompt]) -> Iterator[tuple[list[int], Session]]:
         for indices, session in super().sessions(prompts):
-            yield indices, TailSession(self, session.prompts)
+            yield indices, TailSession(self, session.prompts, session.n_cells)
 
 
 class See(Protocol):

@@ -46,10 +46,10 @@ MIN_CELLS = 256  # what llama.cpp attends over at least
 
 
 class Session:
-    """Some prompts, decoded up to their last tokens."""
+    """Some prompts, decoded up to their last tokens, which take ``n_cells`` of the context."""
 
-    def __init__(self, extractor: GgufExtractor, prompts: list[CachedPrompt]) -> None:
-        self.extractor, self.prompts = extractor, prompts
+    def __init__(self, extractor: GgufExtractor, prompts: list[CachedPrompt], n_cells: int) -> None:
+        self.extractor, self.prompts, self.n_cells = extractor, prompts, n_cells
 
     def observe(self, n_layer: int | None = None) -> tuple[Rows, Rows]:
         """Hidden states after every block (or the first ``n_layer``), [n, n_layer, n_embd], and
@@ -108,7 +108,7 @@ class Session:
     @property
     def _free(self) -> int:
         """Cells of the context that are left."""
-        return self.extractor.n_cells - sum(prompt.n_cells - 1 for prompt in self.prompts)
+        return self.extractor.n_cells - self.n_cells
 
     def _replies(
         self, prompts: list[CachedPrompt], n_tokens: int, first: AbstractContextManager[object]
@@ -339,23 +339,23 @@ class GgufExtractor:
             some = [prompts[i] for i in order[: self.decoder.n_sequences]]
             if self.reasoning == "answer":
                 self._think([p for p in some if id(p) not in self._thoughts])
-            group = self._group(some, self.reply_cells(N_TOKENS))
+            group, n_cells = self._group(some, self.reply_cells(N_TOKENS))
             indices, order = order[: len(group)], order[len(group) :]
             self.prefill.run(group)
-            yield indices, Session(self, group)
+            yield indices, Session(self, group, n_cells)
 
     def _think(self, prompts: list[Prompt]) -> None:
         """Have the model think about ``prompts``."""
         while prompts:
-            group = self._group(prompts, self._reserve)
+            group, n_cells = self._group(prompts, self._reserve)
             self.prefill.run(group)
-            found = zip(prompts, Session(self, group).thoughts(), strict=False)
+            found = zip(prompts, Session(self, group, n_cells).thoughts(), strict=False)
             self._thoughts |= {id(prompt): (prompt, tuple(said)) for prompt, said in found}
             prompts = prompts[len(group) :]
 
-    def _group(self, prompts: Sequence[Prompt], reserve: int) -> list[CachedPrompt]:
+    def _group(self, prompts: Sequence[Prompt], reserve: int) -> tuple[list[CachedPrompt], int]:
         """As many of ``prompts`` as fit into a session with ``reserve`` cells for what follows, at
-        least one."""
+        least one; and how many cells they take, what several begin with once."""
         group: list[CachedPrompt] = []
         cells, begun = 0, set[tuple[Any, ...]]()
         for prompt in prompts:
@@ -378,7 +378,7 @@ class GgufExtractor:
                 break
             group.append(cached)
             cells += need
-        return group
+        return group, cells
 
 
 def _side_by_side(prompts: Sequence[Prompt]) -> list[int]:
