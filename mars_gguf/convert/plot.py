@@ -55,4 +55,4 @@ def _draw_scores(axes: Any, conversion: Conversion) -> None:
     axes.plot(blocks, scores.total, "o", label="total", color="black")
     axes.set_ylim(0, 1.05)
     axes.set_xlabel("block")
-    axes.legend(fontsize=7, loc="upper left")
+    axes.legend(fontsize=7, loc="best")
