@@ -68,9 +68,8 @@ converter gives them; it gives less where that is enough.
 Percent of harmful requests that the gate would open for or that the model refuses by itself, with
 thresholds that are chosen with the answers known: of each form the lowest above which no more
 than {allowed:.0%} of its harmless requests lie. And with a read-out that is trained on the harmful
-and harmless pictures themselves, those about a {folds}th of the topics left out in turn. No
-calibration can count on as much. What they miss is not to be read there, by any such read-out, in
-the state of the last token of this model.
+and harmless pictures themselves, those about a {folds}th of the topics left out in turn. What the
+first misses, no threshold finds: no calibration can count on as much.
 
 Of the topics and forms above:
 
