@@ -54,7 +54,7 @@ def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @contextmanager
-def others_served(server: Server, seconds: float = 1.5, growth: int = 96 * MB) -> Iterator[None]:
+def others_served(server: Server, seconds: float = 3.0, growth: int = 96 * MB) -> Iterator[None]:
     """Context manager: another client asks again and again, and gets its replies in time; in the
     end the server has not grown."""
     waited, done = [0.0], threading.Event()

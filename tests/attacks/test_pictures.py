@@ -152,7 +152,7 @@ def test_decoding_ends_when_the_time_for_it_has_passed(kind: str) -> None:
     began = time.monotonic()
     with pytest.raises(RequestError, match="takes too long to decode"):
         media.decode(picture, 16 << 20, began + 0.5)
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 3
 
 
 def test_pictures_whose_clients_have_left_keep_no_other_waiting(server: Server) -> None:
