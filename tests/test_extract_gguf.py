@@ -36,6 +36,7 @@ from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.runtime.model import TappedLlama
 from mars_gguf.runtime.model import logits as logits_of
 from mars_gguf.runtime.sequences import (
+    MAX_COPIES,
     MAX_SEQUENCES,
     N_BATCH,
     CachedPrompt,
@@ -476,9 +477,9 @@ def test_several_pushes_at_once_are_what_they_are_one_after_the_other(model: str
     for _, session in extractor.sessions(TEXTS):
         states, _ = session.observe()
         last = extractor.n_layer - 1
-        pushes = [(k, 0.3 * i * states[:, k]) for i, k in enumerate([1, last] * 5)]
+        pushes = [(k, 0.3 * i * states[:, k]) for i, k in enumerate([1, last] * 8)]
         together = list(session.steered_replies(pushes, 1))
-        assert len(together) == len(pushes) > MAX_SEQUENCES // len(TEXTS)
+        assert len(together) == len(pushes) > MAX_COPIES // len(TEXTS)
         for (layer, additions), replies in zip(pushes, together, strict=True):
             logits = session.steered(layer, additions)
             for reply, row in zip(replies, logits, strict=True):

@@ -15,7 +15,9 @@ from PIL import Image
 from toys import ANSWER, REFUSAL, Toy, toy_contrast
 
 from mars_gguf import demo, demo_model
+from mars_gguf.convert import pipeline
 from mars_gguf.convert.extract_gguf import GgufExtractor
+from mars_gguf.convert.layers import Forced, Place, force
 from mars_gguf.convert.measured import Measured
 from mars_gguf.convert.pipeline import Conversion, Options, convert
 from mars_gguf.convert.prompts import (
@@ -216,6 +218,24 @@ def test_the_trust_limit_is_the_least_that_makes_the_toy_refuse() -> None:
         for least in (1.0, 5.5, 12.0)
     ]
     assert limits == [1.5, 2.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("least", "tried"), [(5.5, {1.0, 1.5, 2.0, 3.0, 4.0}), (12.0, {2.0, 3.0, 4.0})]
+)
+def test_low_trust_limits_are_tried_only_where_a_higher_one_is_enough(
+    least: float, tried: set[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places: list[Place] = []
+
+    def noted(*arguments: Any) -> list[Forced]:
+        places.extend(arguments[4])
+        return force(*arguments)
+
+    monkeypatch.setattr(pipeline, "force", noted)
+    converted(Toy({"harmful": 0.6}, {3: least}), media={})
+    assert {limit for layer, limit in places if layer == 3} == tried
+    assert len(places) == len(set(places))
 
 
 def test_where_it_answers_few_harmful_prompts_harmless_ones_of_every_modality_are_pushed() -> None:

@@ -199,23 +199,24 @@ def test_wordings_are_what_is_left_without_the_mean_over_a_picture(
 @pytest.mark.parametrize(
     ("n", "refused", "share"),
     [
-        (100, [], 0.75),  # above 96: 97, 98 and 99 are let through
-        (100, [99, 98], 1.0),  # above 94
-        (97, [], 1.0),  # above 94, of 96
+        (100, [], 0.75),  # above 94: it opens for 95 to 99
+        (100, [99, 98], 1.0),  # above 92
+        (97, [], 1.0),  # above 92, for four
     ],
 )
-def test_a_threshold_of_its_own_lets_three_of_a_hundred_harmless_requests_through(
+def test_a_threshold_of_its_own_lets_five_of_a_hundred_harmless_requests_through(
     n: int, refused: list[int], share: float
 ) -> None:
-    harmless, harmful = np.arange(n), np.array([0, 95, 96.5, 97])
+    harmless, harmful = np.arange(n), np.array([0, 93, 94.5, 97])
     t = {("f", "harmless"): harmless, ("f", "harmful"): harmful}
     by_itself = {("f", "harmless"): np.isin(harmless, refused), ("f", "harmful"): harmful == 0}
     assert caught(t, by_itself, "f") == share
 
 
-def test_with_the_answers_known_more_is_caught(seen: Seen) -> None:
+def test_with_the_answers_known_no_less_is_caught(seen: Seen) -> None:
     shares, _ = judged(AS_IT_IS, seen)
-    own = caught(as_read(AS_IT_IS, seen), refusing(seen), "image")
+    alike = shares["image", "harmless"]  # so that no more harmless ones pay for it
+    own = caught(as_read(AS_IT_IS, seen), refusing(seen), "image", alike)
     assert own >= shares["image", "harmful"] > 0
     names = [name for name, _ in ceilings(AS_IT_IS, seen)]
     lines = highest(AS_IT_IS, seen).splitlines()

@@ -63,19 +63,20 @@ converter gives them; it gives less where that is enough.
   what the wording alone gives is taken off.
 - Means of blocks are means of t, which is 0 and 1 at the centroids of every block.
 
-## The most that could be had
+## With the answers known
 
 Percent of harmful requests that the gate would open for or that the model refuses by itself, with
 thresholds that are chosen with the answers known: of each form the lowest above which no more
-than {allowed:.0%} of its harmless requests lie. And with a read-out that is trained on the harmful
-and harmless pictures themselves, those about a {folds}th of the topics left out in turn. What the
-first misses, no threshold finds: no calibration can count on as much.
+than {allowed:.0%} of its harmless requests lie that the model answers, which no calibration can
+know. And with a read-out that is trained on the harmful and harmless pictures themselves, those
+about a {folds}th of the topics left out in turn.
 
 Of the topics and forms above:
 
 {looked_at}
 
-Of those that the report of the evaluation shows (`lab.reader.report`), by which nothing was chosen:
+Of those that the report of the evaluation shows (`lab.reader.report`), the first {limit} of each
+form and kind, by which nothing was chosen:
 
 {held_out}
 

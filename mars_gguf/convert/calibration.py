@@ -21,8 +21,8 @@ from mars_gguf.statistics import (
     upper_bound,
 )
 
-LOW_LIMITS = (1.0, 1.5)  # of trust, tried where the least of the others is enough
-LIMITS = (2.0, 3.0, 4.0)
+HIGH_LIMITS = (2.0, 3.0, 4.0)  # of trust
+LOW_LIMITS = (1.0, 1.5)  # likewise, tried where the least of the others is enough
 MISSED = 0.05  # of harmful text, which may lie below
 OF_TEXT = 0.10  # of neutral text, may open the gate
 OF_MEDIA = (0.05, 0.10, 0.20)  # likewise of neutral pictures and films, as much as is needed

@@ -31,7 +31,7 @@ from mars_gguf.runtime.sequences import (
     CachedPrompt,
     Decoder,
     Prefill,
-    n_sequences,
+    n_prompts_and_copies,
     n_tokens,
 )
 from mars_gguf.runtime.tap import LayerOutput
@@ -46,7 +46,8 @@ MIN_CELLS = 256  # what llama.cpp attends over at least
 
 
 class Session:
-    """Some prompts, decoded up to their last tokens, which take ``n_cells`` of the context."""
+    """Some prompts, decoded up to their last tokens. ``n_cells``: of the context that they take at
+    most, the last token of a copy of each among them."""
 
     def __init__(self, extractor: GgufExtractor, prompts: list[CachedPrompt], n_cells: int) -> None:
         self.extractor, self.prompts, self.n_cells = extractor, prompts, n_cells
@@ -208,7 +209,7 @@ class GgufExtractor:
         except ModelError:
             self.llama.close()
             raise
-        n_prompts, n_copies = n_sequences(self.llama)
+        n_prompts, n_copies = n_prompts_and_copies(self.llama)
         self.llama.renew_context(n_seq_max=n_prompts + n_copies)
         self.fingerprint = self.llama.fingerprint
         self.decoder = Decoder(self.llama, n_prompts)

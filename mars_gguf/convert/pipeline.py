@@ -45,7 +45,7 @@ from mars_gguf.vectors import Value, Vector
 
 REPLIES = 48  # read of harmful and of harmless prompts
 EXAMPLES = 2  # of forced replies, to show
-_N_LIMITS = len(calibration.LOW_LIMITS + calibration.LIMITS)
+_N_LIMITS = len(calibration.LOW_LIMITS + calibration.HIGH_LIMITS)
 
 
 class Stores(Protocol):
@@ -325,8 +325,8 @@ def _select(
 
     at_blocks = forced_at([(layer, FORCED_LIMIT) for layer in finalists])
     scores.effect[finalists] = [forced.rate for forced in at_blocks]
-    rates = at_limits(calibration.LIMITS)
-    if calibration.trust_limit(rates) == calibration.LIMITS[0]:
+    rates = at_limits(calibration.HIGH_LIMITS)
+    if calibration.trust_limit(rates) == calibration.HIGH_LIMITS[0]:
         rates |= at_limits(calibration.LOW_LIMITS)
     bar.total = bar.n
     limit = calibration.trust_limit(rates)

@@ -89,10 +89,10 @@ def n_positions(chunk: Chunk) -> int:
     return len(chunk) if isinstance(chunk, tuple) else chunk.n_positions
 
 
-def n_sequences(llama: TappedLlama) -> tuple[int, int]:
+def n_prompts_and_copies(llama: TappedLlama) -> tuple[int, int]:
     """How many prompts to decode at once, and how many copies of their sequences: MAX_SEQUENCES and
-    MAX_COPIES, fewer where their recurrent states would take more than MAX_STATES bytes. The
-    context is empty afterwards."""
+    MAX_COPIES; with recurrent states a copy of each, and fewer where those would take more than
+    MAX_STATES bytes. The context is empty afterwards."""
     if llama.memory_can_rewind():
         return MAX_SEQUENCES, MAX_COPIES
     llama.eval([max(llama.token_bos(), 0)])
