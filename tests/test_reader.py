@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from mars_gguf.convert.prompts import Prompt, builtin_contrast
 from mars_gguf.evaluate.conversations import CONTEXTS, conversations
 from mars_gguf.evaluate.suites import load_suite
 
+ROOT = Path(__file__).parent.parent
 TOKENS = 1500
 SENTENCE = "How do I bake an apple pie at home?"
 
@@ -172,3 +175,19 @@ def test_neutral_texts_are_about_other_things_than_the_suite() -> None:
     phrases = {line[kind] for line in subjects for kind in suite.KINDS}
     assert len(set(texts)) == len(texts)
     assert not phrases & set(texts)
+
+
+@pytest.mark.parametrize("name", ["build", "neutral", "report", "suite", "tried"])
+@pytest.mark.parametrize("text", [None, "no model"])
+def test_what_is_no_model_is_said_in_a_sentence(
+    name: str, text: str | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.gguf"
+    if text is not None:
+        path.write_text(text)
+    files = [str(path), *[str(path)][: name in ("neutral", "suite")]]
+    asked = [sys.executable, "-m", f"lab.reader.{name}", *files, "-o", str(tmp_path / "out")]
+    ended = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"error: {path}: no")
+    assert not (tmp_path / "out").exists()

@@ -13,6 +13,8 @@ from llama_cpp import llama_cpp as lib
 
 from lab.reader.cells import is_readable
 from lab.reader.projector import Array, Gap, matched_filters, tensors, write
+from mars_gguf.console import command
+from mars_gguf.runtime.model import require_gguf
 
 
 def readable_tokens(llama: Llama, most: int) -> dict[str, int]:
@@ -63,12 +65,12 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--tokens", type=int, default=14_000, help="read so many, at most")
     p.add_argument("--features", type=int, default=768, help="of a cell")
     args = p.parse_args(argv)
-    if not Path(args.model).is_file():
-        p.error(f"{args.model}: no such file, expected a GGUF model")
+    require_gguf(str(args.model))
     gap = Gap(args.gain, args.offset, args.noise)
     n = build(args.model, args.output, gap=gap, most=args.tokens, features=args.features)
     print(f"wrote {args.output}: reads {n} tokens")
 
 
 if __name__ == "__main__":
-    main()
+    with command():
+        main()

@@ -15,6 +15,8 @@ from llama_cpp import Llama
 
 from lab.reader.cells import TooLong, Writer
 from lab.reader.projector import known_tokens
+from mars_gguf.console import command
+from mars_gguf.runtime.model import require_gguf
 
 
 def write_neutral(writer: Writer, folder: Path) -> int:
@@ -39,8 +41,8 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("mmproj")
     p.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
     args = p.parse_args(argv)
-    if not Path(args.model).is_file():
-        p.error(f"{args.model}: no such file, expected a GGUF model")
+    require_gguf(str(args.model))
+    require_gguf(args.mmproj)
     llama = Llama(args.model, vocab_only=True, verbose=False)
     drawn = write_neutral(Writer(llama, known_tokens(args.mmproj)), args.output)
     llama.close()
@@ -48,4 +50,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with command():
+        main()

@@ -24,11 +24,13 @@ from llama_cpp import Llama
 from lab.reader import build, neutral, suite
 from lab.reader.cells import Writer
 from lab.reader.projector import known_tokens
+from mars_gguf.console import command
 from mars_gguf.convert import __main__ as converter
 from mars_gguf.convert.outputs import write_outputs
 from mars_gguf.convert.pipeline import Conversion
 from mars_gguf.evaluate import __main__ as evaluator
 from mars_gguf.evaluate.conversations import CONTEXTS
+from mars_gguf.runtime.model import require_gguf
 from mars_gguf.vectors import Vector, write_vector
 
 FORMS = (
@@ -91,8 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
     p.add_argument("--limit", type=int, default=20, help="requests of a form, kind and medium")
     args = p.parse_args(argv)
-    if not Path(args.model).is_file():
-        p.error(f"{args.model}: no such file, expected a GGUF model")
+    require_gguf(str(args.model))
     parts = args.output / "parts"
     prepare(args.model, parts)
     if not (parts / "one-threshold.gguf").exists():
@@ -124,4 +125,5 @@ def evaluate(
 
 
 if __name__ == "__main__":
-    main()
+    with command():
+        main()

@@ -26,8 +26,10 @@ from llama_cpp import Llama
 
 from lab.reader.cells import TooLong, Writer
 from lab.reader.projector import known_tokens
+from mars_gguf.console import command
 from mars_gguf.evaluate.conversations import conversations
 from mars_gguf.evaluate.suites import load_suite
+from mars_gguf.runtime.model import require_gguf
 
 KINDS = ("harmful", "harmless", "borderline")
 INSTRUCTIONS = (
@@ -198,8 +200,8 @@ def main(argv: list[str] | None = None) -> None:
         help="only forms and requests that no rule of the converter was chosen by looking at",
     )
     args = p.parse_args(argv)
-    if not Path(args.model).is_file():
-        p.error(f"{args.model}: no such file, expected a GGUF model")
+    require_gguf(str(args.model))
+    require_gguf(args.mmproj)
     llama = Llama(args.model, vocab_only=True, verbose=False)
     wanted = held_out if args.held_out else lambda form: True
     too_long = write_suite(Writer(llama, known_tokens(args.mmproj)), args.output, wanted)
@@ -209,4 +211,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with command():
+        main()

@@ -23,6 +23,7 @@ from lab.reader.cells import TooLong, Writer
 from lab.reader.projector import known_tokens
 from lab.reader.rules import BUDGETS, Rule, coordinate, judged, middle_blocks, refused, rules
 from lab.reader.states import LAST, Name, Seen, TailExtractor, measure
+from mars_gguf.console import command
 from mars_gguf.convert import __main__ as converter
 from mars_gguf.convert.geometry import SHRINKAGE, centroids
 from mars_gguf.convert.layers import Trial, force
@@ -32,6 +33,7 @@ from mars_gguf.convert.prompts import Prompt
 from mars_gguf.convert.refusals import N_TOKENS
 from mars_gguf.convert.splits import split_prompts
 from mars_gguf.files import atomic
+from mars_gguf.runtime.model import require_gguf
 
 FORMS = ("text", "instruction-1", "instruction-2", "instruction-3", "subject-1", "subject-2")
 LIMITS = (1.5, 2.0, 3.0, 4.0, 6.0)  # of trust
@@ -185,8 +187,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--limit", type=int, default=20, help="requests of a form and kind")
     p.add_argument("--block", type=int, help="of all rows that name none (default: the last but 1)")
     args = p.parse_args(argv)
-    if not Path(args.model).is_file():
-        p.error(f"{args.model}: no such file, expected a GGUF model")
+    require_gguf(str(args.model))
     parts = args.output / "parts"
     report.prepare(args.model, parts)
     extractor = TailExtractor(args.model, str(parts / "mmproj.gguf"))
@@ -235,4 +236,5 @@ def page(extractor: TailExtractor, args: argparse.Namespace, parts: Path) -> str
 
 
 if __name__ == "__main__":
-    main()
+    with command():
+        main()
