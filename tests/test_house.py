@@ -18,7 +18,7 @@ MODULES = {
 }
 # From the ground up; what stands in one line stands beside one another.
 ROOMS = [
-    ["__init__", "errors", "steering", "statistics", "openings", "reasoning"],
+    ["__init__", "errors", "steering", "statistics", "openings", "reasoning", "modalities"],
     ["files", "console", "interrupts", "vectors"],
     ["hub", "media"],
     ["runtime", "demo_model", "convert.__init__"],
