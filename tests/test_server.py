@@ -41,8 +41,9 @@ from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.server import media
 from mars_gguf.server import model as served
 from mars_gguf.server.__main__ import main
+from mars_gguf.server.exchange import Exchange, exchange
 from mars_gguf.server.media import RequestError, fetch, is_public
-from mars_gguf.server.model import Exchange, SteeredProxy, exchange
+from mars_gguf.server.model import SteeredProxy
 from mars_gguf.server.settings import read_settings
 from mars_gguf.vectors import read_vector, write_vector
 

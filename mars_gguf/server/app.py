@@ -46,8 +46,9 @@ from mars_gguf.server.checks import RequestError
 from mars_gguf.server.compat import RouteErrorHandler
 from mars_gguf.server.compat import app as upstream
 from mars_gguf.server.connections import STALLED
+from mars_gguf.server.exchange import ClientGone, Exchange, exchange
 from mars_gguf.server.media import MEDIA, inline_media, media_parts
-from mars_gguf.server.model import ClientGone, Exchange, ServedLlama, SteeredProxy, exchange
+from mars_gguf.server.model import ServedLlama, SteeredProxy
 from mars_gguf.server.requests import ChatRequest, CompletionRequest
 from mars_gguf.server.schemas import require_schemas
 from mars_gguf.server.settings import (

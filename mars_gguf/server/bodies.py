@@ -12,7 +12,7 @@ import anyio
 from starlette.types import Receive
 
 from mars_gguf.server.checks import RequestError
-from mars_gguf.server.model import ClientGone
+from mars_gguf.server.exchange import ClientGone
 from mars_gguf.server.settings import ServerSettings
 
 MAX_TEXT = 4 << 20  # characters besides pictures and films: more than any context holds

@@ -28,7 +28,7 @@ from mars_gguf.errors import MarsError
 from mars_gguf.media.images import data_url, decode_image
 from mars_gguf.media.video import load_video
 from mars_gguf.server.checks import RequestError
-from mars_gguf.server.model import exchange
+from mars_gguf.server.exchange import exchange
 from mars_gguf.server.settings import ServerSettings
 
 MAX_REDIRECTS = 3

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
@@ -18,56 +16,18 @@ import llama_cpp
 from mars_gguf.errors import MarsError, ModelError, SteeringError
 from mars_gguf.files import sha256
 from mars_gguf.hub import download
-from mars_gguf.runtime.judging import Steering
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.runtime.mtmd import load_url
 from mars_gguf.runtime.probe import self_test
 from mars_gguf.server import checks
 from mars_gguf.server.checks import RequestError
 from mars_gguf.server.compat import LlamaProxy
+from mars_gguf.server.exchange import exchange, outside_exchange
 from mars_gguf.server.settings import DEFAULT_VECTOR, RENDERED_FORMATS, TEMPLATES, ModelSettings
 from mars_gguf.server.texts import Vocabulary
 from mars_gguf.vectors import Vector, read_vector
 
 DETOKENIZED = 1024  # tokens at a time
-
-
-class ClientGone(Exception):
-    """Nobody waits for this reply any more."""
-
-
-@dataclass
-class Exchange:
-    """A request and what became of it. Seen by the threads that run the model too."""
-
-    client_gone: asyncio.Event = field(default_factory=asyncio.Event)
-    began: float = field(default_factory=time.perf_counter)
-    vector: str = DEFAULT_VECTOR
-    model: str | None = None
-    prompt: object = None
-    steering: Steering | None = None
-    first_token: float | None = None
-    tokens: int = 0
-    responding: bool = False
-    error: Exception | None = None
-
-    def require_client(self) -> None:
-        """Raise ClientGone if nobody waits for the reply any more."""
-        if self.client_gone.is_set():
-            raise ClientGone
-
-
-exchange: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
-
-
-@contextmanager
-def outside_exchange() -> Iterator[None]:
-    """Context manager: what a model does in the block is no part of the current exchange."""
-    token = exchange.set(None)
-    try:
-        yield
-    finally:
-        exchange.reset(token)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,58 @@
+"""One request and what became of it, known to all that works on it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from mars_gguf.runtime.judging import Steering
+from mars_gguf.server.settings import DEFAULT_VECTOR
+
+
+class ClientGone(Exception):
+    """Nobody waits for this reply any more."""
+
+
+@dataclass
+class Exchange:
+    """A request and what became of it. Seen by the threads that run the model too."""
+
+    client_gone: asyncio.Event = field(default_factory=asyncio.Event)
+    began: float = field(default_factory=time.perf_counter)
+    vector: str = DEFAULT_VECTOR
+    model: str | None = None
+    prompt: object = None
+    steering: Steering | None = None
+    first_token: float | None = None
+    tokens: int = 0
+    responding: bool = False
+    error: Exception | None = None
+
+    def require_client(self) -> None:
+        """Raise ClientGone if nobody waits for the reply any more."""
+        if self.client_gone.is_set():
+            raise ClientGone
+
+
+exchange: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
+
+
+def current_exchange() -> Exchange:
+    """The exchange of the request that is being answered."""
+    current = exchange.get()
+    assert current is not None
+    return current
+
+
+@contextmanager
+def outside_exchange() -> Iterator[None]:
+    """Context manager: what a model does in the block is no part of the current exchange."""
+    token = exchange.set(None)
+    try:
+        yield
+    finally:
+        exchange.reset(token)
