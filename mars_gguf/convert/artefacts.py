@@ -42,7 +42,7 @@ from mars_gguf.convert.geometry import Array, Centroids
 from mars_gguf.errors import MarsError
 from mars_gguf.steering import coordinate, projection
 from mars_gguf.vectors import MAX_FILE_BYTES, VectorError
-from mars_gguf.vectors.reader import MAX_ITEMS, Reader
+from mars_gguf.vectors.gguf_file import MAX_ITEMS, GgufFile
 
 SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
 ARRAYS = ("direction", "centroid.safe", "centroid.unsafe", "shift.image", "shift.video")
@@ -393,17 +393,16 @@ def _is_control_vector(path: Path) -> bool:
 
 def _control_vector(path: Path, layer: int | None) -> Artefact:
     try:
-        reader = Reader(path.read_bytes(), MAX_DIRECTIONS)
-        keys, tensors = reader.read()
+        file = GgufFile(path.read_bytes(), MAX_DIRECTIONS)
     except (VectorError, OSError) as error:
         raise MarsError(f"{path}: damaged, or no control vector ({error})") from error
-    if "mars.version" in keys:
+    if "mars.version" in file.keys:
         raise MarsError(f"{path}: this is a vector of mars_gguf already. Give it with --vector.")
-    named = {DIRECTION.fullmatch(name): array for name, array in tensors.items()}
+    named = {DIRECTION.fullmatch(name): array for name, array in file.tensors.items()}
     directions = {int(name[1]): array for name, array in named.items() if name}
     if not directions:
         raise MarsError(f"{path}: no tensor direction.N of type F32, expected one a layer")
-    from_generator = reader.types.get("controlvector.layer_count") == INT32
+    from_generator = file.types.get("controlvector.layer_count") == INT32
     tool, offset = ("cvector-generator", 1) if from_generator else ("repeng", 0)
     blocks = sorted(n - offset for n in directions)
     if layer is None:

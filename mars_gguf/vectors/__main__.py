@@ -11,8 +11,8 @@ from mars_gguf.vectors.describe import describe
 
 
 def main(argv: list[str] | None = None) -> None:
-    """``python -m mars_gguf.vectors FILE``: check a vector file and print what it holds."""
-    parser = argparse.ArgumentParser(prog="mars_gguf.vectors", description=main.__doc__)
+    """Runs the command."""
+    parser = argparse.ArgumentParser(prog="mars_gguf.vectors", description=__doc__)
     parser.add_argument("file", metavar="FILE", help="a vector written by mars_gguf.convert")
     args = parser.parse_args(argv)
     with command():

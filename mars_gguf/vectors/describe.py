@@ -1,15 +1,15 @@
-"""A vector in words."""
+"""Describes a vector in words."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from mars_gguf.console import printable
-from mars_gguf.vectors import Vector
+from mars_gguf.vectors.vector import Vector
 
 
 def describe(vector: Vector) -> str:
-    """What a vector holds, as lines of text for a person."""
+    """Describes what a vector holds, in lines of text for a person."""
     g, m = vector.geometry, vector.model
     lines = [
         f"model       {m.name or m.architecture} ({m.architecture}, {m.n_layer} blocks, "

@@ -1,129 +1,169 @@
-"""A GGUF reader for untrusted files that hold vectors."""
+"""Reads vector files, and trusts nothing in them."""
 
 from __future__ import annotations
 
-import struct
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mars_gguf.errors import VectorError
-from mars_gguf.steering import Array
+from mars_gguf.modalities import MODALITIES
+from mars_gguf.steering import Array, Geometry
+from mars_gguf.vectors import seal
+from mars_gguf.vectors.fingerprint import ModelFingerprint
+from mars_gguf.vectors.format import (
+    BY_MODALITY,
+    FREE,
+    HASH,
+    KEYS,
+    MAX_FILE_BYTES,
+    MAX_LISTED,
+    OLDER,
+    VERSION,
+    Value,
+    expect,
+)
+from mars_gguf.vectors.gguf_file import GgufFile
+from mars_gguf.vectors.vector import Vector
 
-MAX_KEYS = 1024
-MAX_STRING_BYTES = 1 << 20
-MAX_ITEMS = 1 << 17  # of an array; no model's n_embd is larger
-
-# GGUF value types (gguf.md): struct formats of the scalars, then string and array.
-_SCALARS = ["B", "b", "H", "h", "I", "i", "f", "?", "Q", "q", "d"]
-_SCALAR_TYPES = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), _SCALARS, strict=True))
-_STRING, _ARRAY = 8, 9
-_F32 = 0  # of tensors
+Keys = dict[str, Any]
 
 
-class Reader:
-    """Reads the bytes of a GGUF file of at most ``max_tensors`` tensors, all F32 of one dimension.
+def read_vector(path: str | os.PathLike[str]) -> Vector:
+    """Reads and checks the vector file at ``path``.
 
-    Lengths are compared with what is left of the file before anything of that length is made, and
-    counts are bounded. After `read`, ``types`` has the GGUF type of each key's value, and
-    ``places`` where in the file the value of each string begins.
+    Raises VectorError naming what was found and what was expected: not a GGUF, damaged, too large,
+    no MARS vector, an unknown version, a value out of range, a direction that is not
+    unsafe - safe.
     """
+    try:
+        return read_file(Path(path))
+    except VectorError as error:
+        raise VectorError(f"{path}: {error}") from None
+    except OSError as error:
+        raise VectorError(f"{path}: cannot be read: {error.strerror}") from None
 
-    def __init__(self, data: bytes, max_tensors: int = 1) -> None:
-        self._data, self._at, self._max_tensors = memoryview(data), 0, max_tensors
-        self.types: dict[str, int] = {}
-        self.places: dict[str, int] = {}
 
-    def read(self) -> tuple[dict[str, Any], dict[str, Array]]:
-        """All keys and tensors by name: numbers, bool, str, arrays of numbers, lists of str.
+def read_file(path: Path) -> Vector:
+    """Reads as `read_vector`, but errors do not name the file, and an OSError is one."""
+    if not path.is_file():
+        raise VectorError("no such vector file. Make one with python -m mars_gguf.convert.")
+    size = path.stat().st_size
+    if size > MAX_FILE_BYTES:
+        raise VectorError(
+            f"{size} bytes, expected at most {MAX_FILE_BYTES}: this is no steering vector. "
+            "Is it the model?"
+        )
+    with path.open("rb") as file:
+        return parse_vector(file.read(size))
 
-        Raises VectorError for what is no GGUF file, is damaged, or too large for a vector.
-        """
-        if bytes(self._data[:4]) != b"GGUF" and len(self._data) >= 4:
-            raise VectorError("not a GGUF file (the first four bytes are not 'GGUF')")
-        self._bytes(4)
-        version = self._scalar("I")
-        if version not in (2, 3):
-            raise VectorError(f"GGUF version {version}, expected 2 or 3")
-        n_tensors, n_keys = self._scalar("Q"), self._scalar("Q")
-        most = self._max_tensors
-        if n_keys > MAX_KEYS or not 1 <= n_tensors <= most:
-            expected = "exactly 1" if most == 1 else f"1 to {most}"
-            raise VectorError(
-                f"{n_keys} keys and {n_tensors} tensors, expected at most {MAX_KEYS} and "
-                f"{expected}. Is it a model, or a control vector made by another tool?"
-            )
-        keys: dict[str, Any] = {}
-        for _ in range(n_keys):
-            key = self._string()
-            if key in keys:
-                raise VectorError(f"key {key!r:.80} appears twice")
-            kind = self.types[key] = self._scalar("I")
-            self.places[key] = self._at + 8
-            keys[key] = self._value(kind)
-        infos = [self._tensor_info() for _ in range(n_tensors)]
-        return keys, self._tensors(infos, keys.get("general.alignment", 32))
 
-    def _tensor_info(self) -> tuple[str, int, int]:
-        """Name, length and place among the tensors' data."""
-        name, n_dims = self._string(), self._scalar("I")
-        if n_dims != 1:
-            raise VectorError(f"tensor {name!r:.80} has {n_dims} dimensions, expected 1")
-        length, kind, offset = self._scalar("Q"), self._scalar("I"), self._scalar("Q")
-        if kind != _F32:
-            raise VectorError(f"tensor {name!r:.80} has type {kind}, expected 0 (F32)")
-        return name, length, offset
+def parse_vector(data: bytes) -> Vector:
+    """Reads the vector whose file holds ``data``. Raises VectorError as `read_vector` does."""
+    file = GgufFile(data)
+    _require_ours(file.keys)
+    seal.require_seal(data, file.keys.get(HASH), file.places.get(HASH, 0))
+    with np.errstate(over="ignore", invalid="ignore"):  # of huge values, which are then refused
+        return _vector(file.keys, file.tensors)
 
-    def _tensors(self, infos: list[tuple[str, int, int]], alignment: Any) -> dict[str, Array]:
-        if type(alignment) is not int or not 1 <= alignment <= 4096:
-            raise VectorError(f"general.alignment: found {alignment!r:.80}, expected 1 to 4096")
-        base = -(-self._at // alignment) * alignment
-        tensors: dict[str, Array] = {}
-        room = len(self._data) - base
-        for name, length, offset in infos:
-            if base + offset + 4 * length > len(self._data):
-                raise VectorError(f"truncated: tensor {name!r:.80} ends past the end of the file")
-            if name in tensors:
-                raise VectorError(f"tensor {name!r:.80} appears twice")
-            if length > MAX_ITEMS:
-                raise VectorError(f"tensor {name!r:.80} has {length} values: not expected here")
-            room -= 4 * length
-            if room < 0:
-                raise VectorError(f"tensor {name!r:.80} lies where another does")
-            self._at = base + offset
-            tensors[name] = np.frombuffer(self._bytes(4 * length), "<f4").astype(np.float32)
-        return tensors
 
-    def _bytes(self, count: int) -> memoryview:
-        start, end = self._at, self._at + count
-        if end > len(self._data):
-            raise VectorError(f"truncated: {count} bytes expected at offset {start}")
-        self._at = end
-        return self._data[start:end]
+def _require_ours(keys: Keys) -> None:
+    """Raises VectorError unless these are the keys of a MARS vector of this version."""
+    architecture = keys.get("general.architecture")
+    if type(architecture) is not str or architecture != "controlvector":
+        raise VectorError(
+            f"found a GGUF of architecture {architecture!r:.80}, expected 'controlvector'. "
+            "Give the vector that python -m mars_gguf.convert wrote."
+        )
+    if "mars.version" not in keys:
+        raise VectorError(
+            "this control vector has no mars.* metadata (made by another tool): it says nothing of "
+            "centroids or shifts. Make one with python -m mars_gguf.convert."
+        )
+    version = _get(keys, "mars.version", int)
+    if version in OLDER:
+        raise VectorError(
+            f"mars.version: found {version}, expected {VERSION}: since then {OLDER[version]}. "
+            "Convert the model again."
+        )
+    expect(version == VERSION, "mars.version", version, f"{VERSION}. Update mars-gguf")
+    unknown = sorted(key for key in keys if key.startswith("mars.") and not _is_known(key))
+    expect(not unknown, "keys", unknown, "only those of this version")
 
-    def _scalar(self, kind: str) -> Any:
-        return struct.unpack("<" + kind, self._bytes(struct.calcsize(kind)))[0]
 
-    def _string(self) -> str:
-        length = self._scalar("Q")
-        if length > MAX_STRING_BYTES:
-            raise VectorError(f"a string of {length} bytes, expected at most {MAX_STRING_BYTES}")
-        try:
-            return str(self._bytes(length), "utf-8")
-        except UnicodeDecodeError:
-            raise VectorError("a string that is not UTF-8") from None
+def _is_known(key: str) -> bool:
+    _, section, *rest = key.split(".")
+    name = ".".join(rest)
+    if section in BY_MODALITY:
+        return name in MODALITIES
+    if section == "model":
+        return name in ModelFingerprint.__dataclass_fields__
+    return key in KEYS or section in FREE
 
-    def _value(self, kind: int) -> Any:
-        if kind in _SCALAR_TYPES:
-            return self._scalar(_SCALAR_TYPES[kind])
-        if kind == _STRING:
-            return self._string()
-        if kind != _ARRAY:
-            raise VectorError(f"unknown GGUF value type {kind}")
-        item, count = self._scalar("I"), self._scalar("Q")
-        if item in _SCALAR_TYPES and count <= MAX_ITEMS:
-            dtype = np.dtype("<" + _SCALAR_TYPES[item])
-            return np.frombuffer(self._bytes(dtype.itemsize * count), dtype).copy()
-        if item == _STRING and count <= MAX_KEYS:
-            return [self._string() for _ in range(count)]
-        raise VectorError(f"an array of {count} values of type {item}: not expected here")
+
+def _vector(keys: Keys, tensors: dict[str, Array]) -> Vector:
+    layer = _get(keys, "mars.layer", int)
+    name = f"direction.{layer}"
+    expect(list(tensors) == [name], "tensors", sorted(tensors), f"exactly {name}")
+    geometry, model = _geometry(keys), _model(keys)
+    vector = Vector(layer, geometry, model, _section(keys, "calibration"), _section(keys, "source"))
+    vector.check()
+    vector.require_plausible()
+    tensor, direction = tensors[name], geometry.direction
+    expect(tensor.shape == (model.n_embd,), name, tensor.shape, f"[{model.n_embd}]")
+    agrees = np.allclose(tensor, direction, rtol=1e-4, atol=1e-4 * np.abs(direction).max())
+    expect(agrees, name, "another direction", "mars.centroid.unsafe - mars.centroid.safe")
+    return vector
+
+
+def _geometry(keys: Keys) -> Geometry:
+    prefix = "mars.spread."
+    spreads = {
+        key.removeprefix(prefix): _get(keys, key, float) for key in keys if key.startswith(prefix)
+    }
+    return Geometry(
+        safe=_get(keys, "mars.centroid.safe", np.ndarray),
+        unsafe=_get(keys, "mars.centroid.unsafe", np.ndarray),
+        readout=_get(keys, "mars.readout", np.ndarray),
+        shifts={m: _get(keys, f"mars.shift.{m}", np.ndarray) for m in spreads},
+        spreads=spreads,
+        thresholds={m: _get(keys, f"mars.threshold.{m}", float) for m in spreads},
+        gate_ramp=_get(keys, "mars.gate.ramp", float),
+        trust_limit=_get(keys, "mars.trust.limit", float),
+    )
+
+
+def _model(keys: Keys) -> ModelFingerprint:
+    return ModelFingerprint(
+        **{
+            name: _get(keys, f"mars.model.{name}", int if name.startswith("n_") else str)
+            for name in ModelFingerprint.__dataclass_fields__
+            if name != "reasoning" or f"mars.model.{name}" in keys
+        }
+    )
+
+
+def _section(keys: Keys, section: str) -> dict[str, Value]:
+    prefix = f"mars.{section}."
+    found: dict[str, Value] = {}
+    for key, value in keys.items():
+        if key.startswith(prefix):
+            if isinstance(value, np.ndarray):
+                few = len(value) <= MAX_LISTED
+                expect(few, key, f"{len(value)} values", f"at most {MAX_LISTED}")
+                value = value.tolist()
+            found[key.removeprefix(prefix)] = value
+    return found
+
+
+def _get(keys: Keys, key: str, kind: type[Any]) -> Any:
+    if key not in keys:
+        raise VectorError(f"{key} is missing. Convert the model again.")
+    value: Any = keys[key]
+    array = kind is np.ndarray
+    good = type(value) is kind and (not array or value.dtype == np.float32)
+    expected = "an array of float32" if array else kind.__name__
+    expect(good, key, type(value).__name__, expected)
+    return value

@@ -1,34 +1,38 @@
-"""The hash that a vector file holds of itself: SHA-256 of all its bytes, the digits of the hash
-itself taken for zeros. A damaged bit anywhere is noticed, which no check of the values can do."""
+"""The hash that a vector file holds of itself.
+
+It is the SHA-256 of all the file's bytes, the digits of the hash itself taken for zeros. So a
+damaged bit anywhere is noticed, which no check of the values can do.
+"""
 
 from __future__ import annotations
 
 import hashlib
 
 from mars_gguf.errors import VectorError
-from mars_gguf.vectors.reader import Reader
+from mars_gguf.vectors.format import HASH
+from mars_gguf.vectors.gguf_file import GgufFile
 
-KEY = "mars.sha256"
 BLANK = "0" * 64
 
 
 def sealed(data: bytes) -> bytes:
-    """The bytes of a vector file with the hash put right. Raises VectorError for what is no GGUF
-    file, or has no place for the hash."""
-    reader = Reader(data)
-    keys, _ = reader.read()
-    _require_place(keys.get(KEY))
-    place = reader.places[KEY]
+    """Puts the hash in the bytes of a vector file right.
+
+    Raises VectorError for what is no GGUF file, or has no place for the hash.
+    """
+    file = GgufFile(data)
+    _require_place(file.keys.get(HASH))
+    place = file.places[HASH]
     return data[:place] + _digest(data, place).encode() + data[place + 64 :]
 
 
 def require_seal(data: bytes, found: object, place: int) -> None:
-    """Raise VectorError unless ``found``, which stands at ``place``, is the hash of the bytes of a
-    vector file."""
+    """Raises VectorError unless ``found``, which stands at ``place`` in the bytes of a vector file,
+    is their hash."""
     _require_place(found)
     if found != _digest(data, place):
         raise VectorError(
-            f"{KEY}: found {str(found)[:12]!r}..., but the file's content has another hash: it is "
+            f"{HASH}: found {str(found)[:12]!r}..., but the file's content has another hash: it is "
             "damaged, or was changed after it was written. Copy it again, or convert the model "
             "again."
         )
@@ -44,4 +48,4 @@ def _digest(data: bytes, place: int) -> str:
 
 def _require_place(value: object) -> None:
     if not (isinstance(value, str) and len(value) == 64 and value.isascii()):
-        raise VectorError(f"{KEY}: found {value!r:.80}, expected 64 hexadecimal digits")
+        raise VectorError(f"{HASH}: found {value!r:.80}, expected 64 hexadecimal digits")

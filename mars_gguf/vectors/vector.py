@@ -1,0 +1,134 @@
+"""A steering vector in memory, and the checks that it must pass before it steers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mars_gguf.errors import VectorError
+from mars_gguf.modalities import MODALITIES
+from mars_gguf.reasoning import REASONINGS
+from mars_gguf.steering import Geometry
+from mars_gguf.vectors.fingerprint import ModelFingerprint
+from mars_gguf.vectors.format import BOUNDS, MAX_EMBD, MAX_LAYERS, Value, expect
+
+
+@dataclass(frozen=True)
+class Vector:
+    """One steering vector: the geometry of one block, and where it comes from.
+
+    layer: index of the block whose output is steered, 0-based. geometry: centroids, read-out and
+    thresholds there (mars_gguf.steering). model: what it was measured on. calibration, source: what
+    was measured, and with what, as the vector's card explains it.
+    """
+
+    layer: int
+    geometry: Geometry
+    model: ModelFingerprint
+    calibration: Mapping[str, Value] = field(default_factory=dict)
+    source: Mapping[str, Value] = field(default_factory=dict)
+
+    @property
+    def modalities(self) -> list[str]:
+        """Modalities that were measured, "text" first."""
+        return sorted(self.geometry.spreads, key=lambda m: (m != "text", m))
+
+    @property
+    def system_prompt(self) -> str | None:
+        """The system prompt that all was measured under; None if it was not one alone."""
+        value = self.source.get("system_prompt")
+        return value if isinstance(value, str) else None
+
+    def other_system_prompt(self, system: str | None) -> str | None:
+        """Warns, in a sentence, where the vector was measured under another system prompt than
+        ``system``; None if it was not."""
+        if self.system_prompt is None or self.system_prompt == (system or "").strip():
+            return None
+        return (
+            f"the vector was measured under the system prompt {self.system_prompt[:60]!r}, and "
+            f"{'another' if system else 'none'} is in use: its gate was certified for that one "
+            "alone"
+        )
+
+    def check(self) -> None:
+        """Raises VectorError unless every value is one that the runtime can use."""
+        model = self.model
+        expect(1 <= model.n_embd <= MAX_EMBD, "mars.model.n_embd", model.n_embd, "1 to 131072")
+        known = ", ".join(REASONINGS)
+        reasoning = model.reasoning
+        expect(reasoning in ("", *REASONINGS), "mars.model.reasoning", reasoning, known)
+        expect(2 <= model.n_layer <= MAX_LAYERS, "mars.model.n_layer", model.n_layer, ">= 2")
+        last = model.n_layer - 1
+        blocks = f"1 to {last} (llama.cpp cannot steer block 0)"
+        expect(1 <= self.layer <= last, "mars.layer", self.layer, blocks)
+        _check_arrays(self.geometry, model.n_embd)
+        _check_modalities(self.geometry)
+        _check_scalars(self.geometry)
+
+    def require_plausible(self) -> None:
+        """Raises VectorError for values that no measurement gives: a file that has them would never
+        steer, or push so far that no words come out."""
+        g, w = self.geometry, self.geometry.readout.astype(np.float64)
+        found = _scalars(g) | {f"threshold.{m}": t for m, t in g.thresholds.items()}
+        found |= {f"shift.{m}": float(w @ s.astype(np.float64)) for m, s in g.shifts.items()}
+        found["readout"] = float(np.linalg.norm(w)) * g.distance
+        for name, number in found.items():
+            least, most = BOUNDS[name.split(".")[0]]
+            expect(least <= number <= most, f"mars.{name}", number, f"{least:g} to {most:g}")
+
+    def require_model(self, model: ModelFingerprint, *, force: bool = False) -> None:
+        """Raises VectorError, naming what differs, unless the vector was made for ``model``.
+
+        ``force`` allows what `ModelFingerprint.differing` says.
+        """
+        differences = self.model.differences(model, force=force)
+        if differences:
+            soft = not self.model.differences(model, force=True)
+            advice = (
+                "Convert this model, or pass --force (force=True) to use the vector all the same."
+                if soft
+                else "Convert this model with python -m mars_gguf.convert."
+            )
+            raise VectorError(
+                "the vector was made for another model:\n  "
+                + "\n  ".join(differences)
+                + f"\n{advice}"
+            )
+
+
+def _check_arrays(g: Geometry, n: int) -> None:
+    arrays = {"centroid.safe": g.safe, "centroid.unsafe": g.unsafe, "readout": g.readout}
+    arrays |= {f"shift.{m}": shift for m, shift in g.shifts.items()}
+    for name, array in arrays.items():
+        key = f"mars.{name}"
+        expect(array.shape == (n,), key, f"shape {array.shape}", f"({n},) (n_embd)")
+        expect(bool(np.isfinite(array).all()), key, "NaN or infinite values", "finite values")
+    expect(0 < g.distance < math.inf, "direction", f"length {g.distance}", "a length above 0")
+    unit = float(g.readout.astype(np.float64) @ g.direction.astype(np.float64))
+    expect(abs(unit - 1) < 1e-2, "mars.readout", f"{unit:.3g} along the direction", "1")
+
+
+def _check_modalities(g: Geometry) -> None:
+    expect("text" in g.spreads, "mars.spread.text", "nothing", "the spread of text prompts")
+    unknown = sorted(g.spreads.keys() - set(MODALITIES))
+    expect(not unknown, "mars.spread.*", unknown, f"some of {', '.join(MODALITIES)}")
+    expected = f"the modalities of mars.spread.*, {sorted(g.spreads)}"
+    for key, measured in ("mars.shift.*", g.shifts), ("mars.threshold.*", g.thresholds):
+        expect(measured.keys() == g.spreads.keys(), key, sorted(measured), expected)
+    expect(not g.shifts["text"].any(), "mars.shift.text", "a shift", "none: text is the origin")
+
+
+def _check_scalars(g: Geometry) -> None:
+    for m, number in g.thresholds.items():
+        expect(math.isfinite(number), f"mars.threshold.{m}", number, "a finite number")
+    for name, number in _scalars(g).items():
+        expect(0 < number < math.inf, f"mars.{name}", number, "a finite number above 0")
+
+
+def _scalars(g: Geometry) -> dict[str, float]:
+    """The numbers that must lie above 0, by key."""
+    by_modality = {f"spread.{m}": spread for m, spread in g.spreads.items()}
+    return by_modality | {"gate.ramp": g.gate_ramp, "trust.limit": g.trust_limit}
