@@ -52,7 +52,7 @@ class Request:
         folder = demo_model.FOLDER / "demo"
         pictures = [load_image(folder / name) for name in self.images]
         if films and self.modality == "video":
-            return [user_message(self.prompt, film=pictures)]
+            return [user_message(self.prompt, video=pictures)]
         return [user_message(self.prompt, pictures)]
 
 

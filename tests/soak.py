@@ -74,7 +74,7 @@ def message(rng: random.Random, *modalities: str) -> dict[str, Any]:
     kind = rng.choice(("harmful", "harmless", "borderline"))
     form = {"pictures": "video"}.get(modality, modality)
     prompt, pictures, _ = requests.example(form, kind, rng.randrange(10_000), "soak")
-    return user_message(prompt, film=pictures) if modality == "video" else user_message(
+    return user_message(prompt, video=pictures) if modality == "video" else user_message(
         prompt, pictures
     )  # fmt: skip
 

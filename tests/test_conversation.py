@@ -182,7 +182,7 @@ def test_a_long_video_gets_as_many_frames_as_half_of_the_context_holds(
     assert [part["type"] for part in request["content"]] == ["video", "text"]
     assert note.startswith(f"clip.mp4: {frames} of 80 frames")
     assert "has room" in note
-    one_more = user_message("What is shown?", film=[picture(n) for n in range(frames + 1)])
+    one_more = user_message("What is shown?", video=[picture(n) for n in range(frames + 1)])
     assert prompt_tokens(conversation.llama, [request]) <= 128
     assert prompt_tokens(conversation.llama, [one_more]) > 128
     assert conversation.llama.modality == "video"

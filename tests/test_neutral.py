@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import io
 import itertools
-import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -20,7 +17,6 @@ from mars_gguf.convert.neutral import (
     read_images,
 )
 from mars_gguf.errors import MarsError
-from mars_gguf.media.images import load_image
 
 KINDS: tuple[neutral.Kind, ...] = ("noise", "drawn")
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -35,15 +31,6 @@ def halves(size: tuple[int, int] = (40, 20)) -> Image.Image:
     image = Image.new("RGB", size, RED)
     image.paste(BLUE, (size[0] // 2, 0, *size))
     return image
-
-
-def encoded(image: Image.Image, form: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return buffer.getvalue()
-
-
-ENCODED = [encoded(halves(), form) for form in ("PNG", "JPEG", "WEBP", "BMP", "GIF")]
 
 
 # Pictures of the converter's own
@@ -118,114 +105,6 @@ def test_an_unknown_kind_and_a_tiny_size_are_refused():
 
 
 # Pictures from disk
-
-
-@pytest.mark.parametrize("data", ENCODED)
-def test_every_format_is_read_as_rgb_whatever_its_name(tmp_path, data):
-    path = tmp_path / "picture.dat"
-    path.write_bytes(data)
-    image = load_image(path)
-    assert (image.mode, image.size) == ("RGB", (40, 20))
-    assert abs(pixels(image)[10, 5] - RED).max() < 12
-    assert abs(pixels(image)[10, 35] - BLUE).max() < 12
-
-
-def test_a_picture_is_turned_upright_by_its_exif_orientation(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned clockwise by 90 degrees
-    halves().save(tmp_path / "a.png", exif=exif)
-    image = load_image(tmp_path / "a.png")
-    assert image.size == (20, 40)
-    assert image.getpixel((10, 5)) == RED and image.getpixel((10, 35)) == BLUE
-
-
-def test_an_animation_is_read_as_its_first_frame(tmp_path):
-    red, blue = Image.new("RGB", (8, 8), RED), Image.new("RGB", (8, 8), BLUE)
-    red.save(tmp_path / "a.gif", save_all=True, append_images=[blue])
-    assert load_image(tmp_path / "a.gif").getpixel((4, 4)) == RED
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_transparent_parts_become_white(tmp_path, mode):
-    image = Image.new("RGBA", (4, 1), (0, 0, 0, 255))
-    image.putpixel((3, 0), (0, 0, 0, 0))
-    image.convert(mode).save(tmp_path / "a.png")
-    loaded = load_image(tmp_path / "a.png")
-    assert loaded.getpixel((3, 0)) == (255, 255, 255)
-    assert loaded.getpixel((0, 0)) == (0, 0, 0)
-
-
-def test_sixteen_bit_grey_keeps_its_tones(tmp_path):
-    tones = np.arange(256, dtype=np.uint16)[None] * 257
-    Image.fromarray(tones).save(tmp_path / "a.png")
-    assert abs(pixels(load_image(tmp_path / "a.png"))[0, :, 0] - np.arange(256)).max() <= 1
-
-
-def test_a_missing_file_a_folder_and_a_text_are_refused_by_name(tmp_path):
-    with pytest.raises(MarsError, match=r"gone\.png: no such file"):
-        load_image(tmp_path / "gone.png")
-    with pytest.raises(MarsError, match="not a file"):
-        load_image(tmp_path)
-    for content in (b"", b"hello, I am a text\n"):
-        path = tmp_path / "text.png"
-        path.write_bytes(content)
-        with pytest.raises(MarsError, match=rf"text\.png: not a picture; found {len(content)} b"):
-            load_image(path)
-
-
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "BMP", "GIF"])
-def test_a_truncated_picture_is_refused(tmp_path, form):
-    data = encoded(neutral_images("drawn", 1, 128, 0)[0], form)
-    path = tmp_path / "half"
-    path.write_bytes(data[: len(data) // 2])
-    with pytest.raises(MarsError, match="half: .*(truncated or damaged|not a picture)"):
-        load_image(path)
-
-
-def test_a_png_with_a_damaged_chunk_is_refused(tmp_path):
-    data = bytearray(encoded(Image.new("P", (4, 1)), "PNG"))
-    data[data.index(b"IDAT") - 1] = 0  # the length of the chunk
-    (tmp_path / "a.png").write_bytes(data)
-    with pytest.raises(MarsError, match=r"a\.png: the picture is truncated or damaged"):
-        load_image(tmp_path / "a.png")
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.data())
-def test_damaged_bytes_give_a_picture_or_a_clear_error_and_nothing_else(tmp_path_factory, data):
-    content = bytearray(data.draw(st.sampled_from(ENCODED)))
-    for _ in range(data.draw(st.integers(1, 6))):
-        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    path = tmp_path_factory.getbasetemp() / "picture"
-    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
-    try:
-        image = load_image(path)
-    except MarsError as error:
-        assert str(path) in str(error)
-    else:
-        assert image.mode == "RGB"
-
-
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_a_picture_above_the_pixel_limit_is_refused_with_the_numbers(tmp_path, monkeypatch):
-    halves((40, 30)).save(tmp_path / "a.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1200)
-    assert load_image(tmp_path / "a.png").size == (40, 30)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1199)
-    with pytest.raises(MarsError, match="found 40 x 30 = 1200 pixels, expected at most 1199"):
-        load_image(tmp_path / "a.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(MarsError, match=r"a\.png: picture too large: .*1200 pixels.* 200 "):
-        load_image(tmp_path / "a.png")
-
-
-def test_a_bomb_is_refused_before_its_pixels_are_decoded(tmp_path):
-    data = bytearray(ENCODED[0])
-    data[16:24] = struct.pack(">II", 100_000, 100_000)
-    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
-    (tmp_path / "bomb.png").write_bytes(data)
-    with pytest.raises(MarsError, match="too large: .*10000000000 pixels"):
-        load_image(tmp_path / "bomb.png")
 
 
 def test_a_folder_is_read_by_name_and_large_pictures_are_scaled_down(tmp_path):

@@ -61,7 +61,7 @@ class Attack:
         pictures = self.show(request) if self.show is not None else list(request.pictures)
         text = self.wording.format(request.prompt)
         if self.film or request.modality == "video":
-            asked = user_message(text, film=pictures)
+            asked = user_message(text, video=pictures)
         else:
             asked = user_message(text, pictures)
         return [*_messages(self.before), asked, *_messages(self.after)]

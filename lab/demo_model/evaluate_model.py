@@ -52,7 +52,7 @@ def plain_llama(text: Path, mmproj: Path, threads: int | None = None) -> llama_c
 def _message(e: Example, *, films: bool) -> dict[str, Any]:
     """Several pictures are the frames of a film; plain llama-cpp-python knows pictures alone."""
     if films and len(e.pictures) > 1:
-        return user_message(e.prompt, film=e.pictures)
+        return user_message(e.prompt, video=e.pictures)
     return user_message(e.prompt, e.pictures)
 
 

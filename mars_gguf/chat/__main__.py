@@ -17,7 +17,7 @@ from mars_gguf.chat.terminal import Terminal, read_plainly, read_with_prompt_too
 from mars_gguf.console import command, printable, require_utf8
 from mars_gguf.errors import MarsError
 from mars_gguf.loading import load_steered
-from mars_gguf.media.images import LONGEST_SIDE, load_image
+from mars_gguf.media.images import SHOWN_SIDE, load_image
 from mars_gguf.media.video import FPS, MAX_FRAMES, load_video
 from mars_gguf.options import add_model_arguments, model_files, positive
 
@@ -127,7 +127,7 @@ def main(argv: list[str] | None = None) -> None:
     with command():
         prompt = _prompt(args)
         system = args.system_prompt and require_utf8(args.system_prompt, "--system-prompt")
-        pictures = [load_image(path, LONGEST_SIDE) for path in args.image]
+        pictures = [load_image(path, SHOWN_SIDE) for path in args.image]
         sees = not args.no_mmproj and (args.mmproj or args.demo or args.hf_repo)
         if not sees and (pictures or args.video):
             raise MarsError("--image and --video need --mmproj: without it the model sees nothing")

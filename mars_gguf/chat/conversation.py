@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from mars_gguf.errors import MarsError, SteeringError
-from mars_gguf.media.images import film_part, message_of_parts, picture_part, user_message
+from mars_gguf.media.images import message_of_parts, picture_part, user_message, video_part
 from mars_gguf.media.video import Video, sample
 from mars_gguf.reasoning import split
 from mars_gguf.runtime.judging import Steering
@@ -188,7 +188,7 @@ class Conversation:
             self.require_sight()
         context, before = self.llama.n_ctx(), self.messages(len(self.turns))
         shown = [picture_part(picture) for picture in pictures]
-        film = film_part(video.frames) if video else None
+        film = video_part(video.frames) if video else None
         request = message_of_parts(text, [*shown, film] if film else shown)
         needed = self._count([*before, request])
         while film and needed > context // 2 and (n := len(film["video"])) > 1:

@@ -20,7 +20,7 @@ from mars_gguf.chat.replies import TakeApart, shown, stream, without_echo
 from mars_gguf.chat.transcript import media_of, save, status
 from mars_gguf.console import printable, require_utf8, visible
 from mars_gguf.errors import MarsError, SteeringError
-from mars_gguf.media.images import LONGEST_SIDE, load_image
+from mars_gguf.media.images import SHOWN_SIDE, load_image
 from mars_gguf.media.video import Video
 from mars_gguf.steering import Geometry
 
@@ -111,7 +111,7 @@ class Terminal:
                 self.console.print(_commands())
             case "/image" if argument:
                 conversation.require_sight()
-                self.pictures.append(load_image(_path(argument, name), LONGEST_SIDE))
+                self.pictures.append(load_image(_path(argument, name), SHOWN_SIDE))
             case "/video" if argument:
                 conversation.require_sight()
                 with without_echo(), self.console.status("reading the video"):

@@ -52,7 +52,7 @@ class Case:
         """The chat messages that ask it. Raises MarsError."""
         before = [dict(message) for message in self.before]
         if self.modality == "video":
-            return [*before, user_message(self.prompt, film=self.pictures())]
+            return [*before, user_message(self.prompt, video=self.pictures())]
         return [*before, user_message(self.prompt, self.pictures())]
 
     def as_json(self, media: Sequence[str]) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Pictures and films: read, drawn, and put into chat messages."""
+"""Reads pictures and films within bounds, draws, and makes chat messages of both."""

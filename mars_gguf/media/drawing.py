@@ -1,5 +1,8 @@
-"""Fonts, colours, shapes and text fitted into a box: what pictures of this package are drawn with,
-those of the demo model's own world aside. Only the font that Pillow ships is used."""
+"""Draws colours, shapes and text that fits into a box.
+
+All pictures that this package draws are made with it, those of the demo model's own world aside.
+Only the font that Pillow ships is used.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +28,13 @@ def random_colour(rng: np.random.Generator, low: int = 0, high: int = 256) -> Co
 
 
 def near(rng: np.random.Generator, colour: Colour) -> Colour:
-    """A colour that is much like another."""
+    """Draws a colour that is much like another."""
     red, green, blue = np.clip(colour + rng.normal(0, 25, 3), 0, 255).astype(int).tolist()
     return red, green, blue
 
 
 def contrasting(rng: np.random.Generator, ground: Colour) -> Colour:
-    """A random colour that is much lighter or darker than `ground`."""
+    """Draws a random colour that is much lighter or darker than ``ground``."""
     while True:
         colour = random_colour(rng)
         if abs(_luminance(colour) - _luminance(ground)) > 90:
@@ -52,8 +55,11 @@ def disc(draw: Draw, x: float, y: float, radius: float, fill: Colour) -> None:
 def star(
     x: float, y: float, radius: float, *, points: int = 5, inner: float = 0.45
 ) -> list[tuple[float, float]]:
-    """The corners of a star, the first at its top; `inner` is how far the corners between its
-    points lie from the middle, in radii. With 3 points and inner 0.5 it is a triangle."""
+    """Places the corners of a star, the first at its top.
+
+    ``inner`` is how far the corners between its points lie from the middle, in radii. With 3 points
+    and inner 0.5 it is a triangle.
+    """
     corners = np.arange(2 * points)
     angles = np.pi * (corners / points - 0.5)
     radii = np.where(corners % 2, inner, 1) * radius
@@ -62,7 +68,7 @@ def star(
 
 
 def draw_shape(draw: Draw, shape: str, x: float, y: float, radius: float, fill: Colour) -> None:
-    """One of `SHAPES`, its middle at (x, y)."""
+    """Draws one of `SHAPES`, its middle at (x, y)."""
     if shape == "circle":
         disc(draw, x, y, radius, fill)
     elif shape == "square":
@@ -83,7 +89,7 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def text_box(text: str, size: int, stroke: int = 0) -> Box:
-    """What lines of text cover in pixels, written at (0, 0)."""
+    """Measures what lines of text cover in pixels, written at (0, 0)."""
     measure = ImageDraw.Draw(Image.new("L", (1, 1)))
     return measure.multiline_textbbox((0, 0), text, font(size), stroke_width=stroke)
 
@@ -91,7 +97,7 @@ def text_box(text: str, size: int, stroke: int = 0) -> Box:
 def text_layer(
     text: str, width: float, height: float, colour: Colour, *, bold: bool = False
 ) -> Image.Image:
-    """Lines of text as a transparent picture, as large as fits `width` x `height`."""
+    """Draws lines of text as a transparent picture, as large as fits ``width`` x ``height``."""
 
     def stroke(size: int) -> int:
         return size // 20 if bold else 0
@@ -109,8 +115,8 @@ def text_layer(
 def wrapped(
     text: str, width: float, height: float, sizes: Sequence[int]
 ) -> tuple[list[str], int] | None:
-    """The text in lines, and the first of the font sizes with which they fit `width` x `height`;
-    None if none of them fits."""
+    """Breaks the text into lines, in the first of the font sizes with which they fit ``width`` x
+    ``height``; None if none of them fits."""
     for size in sizes:
         lines: list[str] = []
         for word in text.split():

@@ -1,4 +1,4 @@
-"""Pictures from disk, and into chat messages."""
+"""Reads pictures within bounds, and puts pictures and films into chat messages."""
 
 from __future__ import annotations
 
@@ -12,19 +12,32 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from mars_gguf.errors import MarsError
+from mars_gguf.modalities import IMAGE, VIDEO
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 # Of a JPEG. Programs write about ten; each can be a few bytes that take as long as all the picture.
 MAX_SCANS = 64
 BLOCK = 4096  # bytes that are decoded at a time: a file that cannot be read any more ends that
-LONGEST_SIDE = 2048  # more than models look at, also those that cut a picture into slices
+# Pixels wide and high that are kept at most: of a picture that a person shows, more than models
+# look at, also those that cut it into slices; of one to measure with, and of a frame of a film.
+SHOWN_SIDE, MEASURED_SIDE = 2048, 1024
+ORIENTATION = 0x112  # in EXIF
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def load_image(path: str | PathLike[str], longest_side: int | None = None) -> Image.Image:
-    """Load one picture from a file, as `decode_image` does, scaled down to at most
+    """Loads one picture from a file, as `decode_image` does, scaled down to at most
     ``longest_side`` pixels wide and high.
 
     Raises MarsError if there is no such file, too.
@@ -45,8 +58,8 @@ def load_image(path: str | PathLike[str], longest_side: int | None = None) -> Im
 
 
 def decode_image(file: BinaryIO, name: str, max_pixels: int | None = None) -> Image.Image:
-    """The picture in ``file``, called ``name`` in messages, as RGB, upright (EXIF orientation
-    applied), transparency over white.
+    """Decodes the picture in ``file`` as RGB, upright (EXIF orientation applied), transparency over
+    white; messages call it ``name``.
 
     The format is told from the content; of an animation it is the first frame. Nothing is decoded
     before the size is known to be at most ``max_pixels`` (default: ``PIL.Image.MAX_IMAGE_PIXELS``).
@@ -63,7 +76,8 @@ def decode_image(file: BinaryIO, name: str, max_pixels: int | None = None) -> Im
                     f"pixels, expected at most {limit}; scale it down first"
                 )
             image.load()
-            return _rgb(ImageOps.exif_transpose(image))
+            turn = UPRIGHT.get(orientation(image))
+            return _rgb(image if turn is None else image.transpose(turn))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise MarsError(f"{name}: picture too large: {error}") from error
     except UnidentifiedImageError as error:
@@ -81,7 +95,7 @@ def decode_image(file: BinaryIO, name: str, max_pixels: int | None = None) -> Im
 
 
 def open_image(file: BinaryIO, name: str) -> ImageFile.ImageFile:
-    """The picture in ``file``, called ``name`` in messages, not decoded yet.
+    """Opens the picture in ``file``, called ``name`` in messages, without decoding it yet.
 
     Raises MarsError for a JPEG of more than MAX_SCANS scans, and what Pillow raises.
     """
@@ -100,11 +114,21 @@ def open_image(file: BinaryIO, name: str) -> ImageFile.ImageFile:
     return image
 
 
+def orientation(image: Image.Image) -> int:
+    """Reads how the picture is to be turned (a key of `UPRIGHT`) from its EXIF data; 1 if it is
+    upright already, or the data cannot be read."""
+    try:
+        found = image.getexif().get(ORIENTATION)
+    except Exception:  # whatever Pillow meets in what a camera or an attacker wrote
+        return 1
+    return found if isinstance(found, int) and found in UPRIGHT else 1
+
+
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # that begins a segment; not within pixels
 
 
 def count_scans(jpeg: bytes) -> int:
-    """How many scans a JPEG has, up to its end; more may follow in what it carries along."""
+    """Counts the scans of a JPEG, up to its end; more may follow in what it carries along."""
     scans, position = 0, 2
     while (found := _MARKER.search(jpeg, position)) is not None and found[0] != b"\xff\xd9":
         scans += found[0] == b"\xff\xda"
@@ -122,32 +146,32 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def data_url(image: Image.Image) -> str:
-    """The picture as a ``data:image/png;base64,...`` URL, as chat messages carry it."""
+    """Writes the picture as a ``data:image/png;base64,...`` URL, as chat messages carry it."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=1)  # more takes ten times as long, of a large photo
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def picture_part(image: Image.Image) -> dict[str, Any]:
-    """The picture as one part of a chat message."""
-    return {"type": "image_url", "image_url": {"url": data_url(image)}}
+    """Makes the part of a chat message that shows one picture."""
+    return {"type": IMAGE.part, IMAGE.part: {"url": data_url(image)}}
 
 
-def film_part(frames: Sequence[Image.Image]) -> dict[str, Any]:
-    """The frames of one film as one part of a chat message."""
-    return {"type": "video", "video": [data_url(frame) for frame in frames]}
+def video_part(frames: Sequence[Image.Image]) -> dict[str, Any]:
+    """Makes the part of a chat message that shows the frames of one film."""
+    return {"type": VIDEO.part, VIDEO.part: [data_url(frame) for frame in frames]}
 
 
 def user_message(
-    text: str, images: Sequence[Image.Image] = (), film: Sequence[Image.Image] = ()
+    text: str, images: Sequence[Image.Image] = (), video: Sequence[Image.Image] = ()
 ) -> dict[str, Any]:
-    """A chat message of the user: pictures first, then the frames of a film, then text."""
+    """Makes a chat message of the user: pictures first, then the frames of a film, then text."""
     media = [picture_part(image) for image in images]
-    return message_of_parts(text, [*media, film_part(film)] if film else media)
+    return message_of_parts(text, [*media, video_part(video)] if video else media)
 
 
 def message_of_parts(text: str, media: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """As `user_message`, of media that `picture_part` and `film_part` made."""
+    """Makes the same of parts that `picture_part` and `video_part` made."""
     if not media:
         return {"role": "user", "content": text}
     words = [{"type": "text", "text": text}] if text else []

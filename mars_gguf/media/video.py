@@ -1,4 +1,4 @@
-"""Frames of a video file, by ffmpeg or by PyAV.
+"""Reads the frames of a video file, by ffmpeg or by PyAV.
 
 llama.cpp's own helper (tools/mtmd/mtmd-helper.cpp) runs ffmpeg too, but takes the size of frames
 from before their rotation, so that a film held upright comes out scrambled, and waits for ever when
@@ -21,9 +21,9 @@ from typing import IO, Any, TypeVar
 from PIL import Image
 
 from mars_gguf.errors import MarsError
+from mars_gguf.media.images import MEASURED_SIDE
 
 FPS, MAX_FRAMES = 4.0, 32
-LONGEST_SIDE = 1024
 # Of libavformat. No playlists: those name further files and addresses.
 CONTAINERS = "mov,matroska,avi,mpeg,mpegts,flv,ogg,asf,gif,mxf,nut,ivf,h264,hevc"
 T = TypeVar("T")
@@ -31,8 +31,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Video:
-    """Frames in order; ``total`` is how many the asked frame rate would have given, if that is
-    known to be more."""
+    """The frames of one film, in order.
+
+    ``total`` is how many the asked frame rate would have given, if that is known to be more.
+    """
 
     name: str
     frames: list[Image.Image]
@@ -40,7 +42,8 @@ class Video:
 
 
 def sample(items: Sequence[T], count: int) -> list[T]:
-    """``count`` of the items, evenly spaced, the first and the last among them; all if fewer."""
+    """Takes ``count`` of the items, evenly spaced, the first and the last among them; all if
+    there are fewer."""
     if len(items) <= count:
         return list(items)
     if count == 1:
@@ -56,8 +59,8 @@ def load_video(
     max_pixels: int = 1 << 26,
     seconds: float = 3600.0,
 ) -> Video:
-    """Frames of a video file at ``fps`` frames a second, at most ``max_frames``, evenly spaced and
-    upright, each at most `LONGEST_SIDE` pixels wide and high.
+    """Loads frames of a video file at ``fps`` a second, at most ``max_frames``, evenly spaced and
+    upright, each at most `MEASURED_SIDE` pixels wide and high.
 
     max_pixels: about the most that a frame in the file may have. seconds: the longest it may take.
 
@@ -89,12 +92,12 @@ def load_video(
 
 
 def _thinned(frames: Iterator[Image.Image], max_frames: int) -> tuple[list[Image.Image], int]:
-    """Evenly spaced frames, ``max_frames`` to twice as many, without keeping all; how many came."""
+    """Keeps evenly spaced frames, ``max_frames`` to twice as many, and counts how many came."""
     kept: list[Image.Image] = []
     stride, count = 1, 0
     for frame in frames:
         if count % stride == 0:
-            frame.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+            frame.thumbnail((MEASURED_SIDE, MEASURED_SIDE))
             kept.append(frame)
             if len(kept) > 2 * max_frames:
                 kept, stride = kept[::2], 2 * stride
@@ -116,7 +119,9 @@ def _decode_with_ffmpeg(
     length = _seconds([*given, str(file)], ends - time.monotonic())
     total = int(length * fps)
     rate = fps * max_frames / total if total > max_frames else fps
-    size = f"'min({LONGEST_SIDE},iw)':'min({LONGEST_SIDE},ih)':force_original_aspect_ratio=decrease"
+    size = (
+        f"'min({MEASURED_SIDE},iw)':'min({MEASURED_SIDE},ih)':force_original_aspect_ratio=decrease"
+    )
     command = ["ffmpeg", "-nostdin", *given, "-i", str(file), "-vf", f"fps={rate},scale={size}"]
     command += ["-f", "image2pipe", "-c:v", "ppm", "pipe:1"]
     with subprocess.Popen(
@@ -134,7 +139,7 @@ def _decode_with_ffmpeg(
 
 
 def _seconds(arguments: list[str], limit: float) -> float:
-    """Length of the video; 0 if it does not say."""
+    """Asks for the length of the video; 0 if it does not say."""
     command = ["ffprobe", "-show_entries", "format=duration", "-of", "json", *arguments]
     try:
         done = subprocess.run(
@@ -146,7 +151,7 @@ def _seconds(arguments: list[str], limit: float) -> float:
 
 
 def _read_ppm(stream: IO[bytes]) -> Iterator[Image.Image]:
-    """Pictures as ffmpeg writes them: "P6\\n", width, height, "\\n255\\n", the pixels."""
+    """Reads pictures as ffmpeg writes them: "P6\\n", width, height, "\\n255\\n", the pixels."""
     while stream.readline() == b"P6\n":
         width, height = map(int, stream.readline().split())
         stream.readline()

@@ -136,7 +136,7 @@ class Projector:
     def _bitmap(self, data: bytes, name: str) -> Any:
         """libmtmd's picture, to be freed, whose id is the hash of what it shows."""
         # Takes a moment to import: only who shows pictures pays for it.
-        from mars_gguf.media.images import decode_image, open_image
+        from mars_gguf.media.images import decode_image, open_image, orientation
 
         # libmtmd takes what is no picture for a sound or a film.
         try:
@@ -146,7 +146,7 @@ class Projector:
                 if (
                     image.format in ("WEBP", "GIF")
                     or image.has_transparency_data
-                    or image.getexif().get(0x112, 1) != 1
+                    or orientation(image) != 1
                 ):
                     buffer = io.BytesIO()
                     decode_image(io.BytesIO(data), name).save(buffer, "PNG", compress_level=1)

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from mars_gguf.errors import MarsError
+from mars_gguf.media.images import decode_image, load_image
+
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).astype(int)
+
+
+def halves(size: tuple[int, int] = (40, 20)) -> Image.Image:
+    """Left red, right blue."""
+    image = Image.new("RGB", size, RED)
+    image.paste(BLUE, (size[0] // 2, 0, *size))
+    return image
+
+
+def noise() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 128, 3), np.uint8))
+
+
+def encoded(image: Image.Image, form: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+ENCODED = [encoded(halves(), form) for form in ("PNG", "JPEG", "WEBP", "BMP", "GIF")]
+
+
+@pytest.mark.parametrize("data", ENCODED)
+def test_every_format_is_read_as_rgb_whatever_its_name(tmp_path, data):
+    path = tmp_path / "picture.dat"
+    path.write_bytes(data)
+    image = load_image(path)
+    assert (image.mode, image.size) == ("RGB", (40, 20))
+    assert abs(pixels(image)[10, 5] - RED).max() < 12
+    assert abs(pixels(image)[10, 35] - BLUE).max() < 12
+
+
+@pytest.mark.parametrize("number", range(10))
+def test_a_picture_is_turned_upright_by_its_exif_orientation(tmp_path, number):
+    exif = Image.Exif()
+    exif[0x112] = number
+    picture = noise()
+    picture.save(tmp_path / "a.png", exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(tmp_path / "a.png"))
+    assert np.array_equal(pixels(load_image(tmp_path / "a.png")), pixels(expected))
+
+
+def tagged(*tags: tuple[int, int, int, bytes]) -> bytes:
+    """EXIF data of tags, each a number, a type, a count and four bytes, which may lie."""
+    entries = b"".join(struct.pack("<HHI", *tag) + value for *tag, value in tags)
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+BYTE, ASCII, SHORT, RATIONAL, UNDEFINED = 1, 2, 3, 5, 7
+SIDEWAYS = (0x112, SHORT, 1, struct.pack("<HH", 6, 0))
+ODD = {
+    "two orientations": tagged((0x112, SHORT, 2, struct.pack("<HH", 6, 6))),
+    "a resolution in letters": tagged(SIDEWAYS, (0x11A, ASCII, 4, b"72\0\0")),
+    "a resolution beyond the file": tagged(SIDEWAYS, (0x11A, RATIONAL, 1, b"\xff" * 4)),
+    "a thumbnail beyond the file": tagged(SIDEWAYS, (0x201, 4, 1, b"\xff" * 4)),
+    "a maker's note of a gigabyte": tagged(SIDEWAYS, (0x927C, UNDEFINED, 1 << 30, bytes(4))),
+    "a folder of tags beyond the file": tagged(SIDEWAYS, (0x8769, 4, 1, b"\xff" * 4)),
+    "a folder of tags in letters": tagged(SIDEWAYS, (0x8825, ASCII, 4, b"abc\0")),
+    "a type that there is not": tagged(SIDEWAYS, (0x10F, 99, 1, bytes(4))),
+}
+UPRIGHT = {
+    "an orientation in letters": tagged((0x112, ASCII, 2, b"6\0\0\0")),
+    "an orientation beyond the file": tagged((0x112, SHORT, 1 << 20, b"\xff" * 4)),
+    "no tags": b"Exif\0\0",
+    "no EXIF": b"Exif\0\0what is this",
+    "an end in a tag": tagged(SIDEWAYS)[:20],
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of damaged EXIF data
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("data", [*ODD.values(), *UPRIGHT.values()], ids=[*ODD, *UPRIGHT])
+def test_odd_exif_turns_a_picture_or_does_not_and_never_fails(tmp_path, form, data):
+    (tmp_path / "a").write_bytes(encoded(halves(), form, exif=data))
+    image = load_image(tmp_path / "a")
+    assert image.size == ((20, 40) if data in ODD.values() else (40, 20))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from([*ODD.values()]), st.integers(6, 60), st.binary(min_size=1, max_size=8))
+def test_no_exif_data_keeps_a_picture_from_being_shown(data, place, changed):
+    data = data[:place] + changed + data[place + len(changed) :]
+    file = io.BytesIO(encoded(halves(), "PNG", exif=data))
+    assert decode_image(file, "a picture").size in ((40, 20), (20, 40))
+
+
+def test_an_animation_is_read_as_its_first_frame(tmp_path):
+    red, blue = Image.new("RGB", (8, 8), RED), Image.new("RGB", (8, 8), BLUE)
+    red.save(tmp_path / "a.gif", save_all=True, append_images=[blue])
+    assert load_image(tmp_path / "a.gif").getpixel((4, 4)) == RED
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_parts_become_white(tmp_path, mode):
+    image = Image.new("RGBA", (4, 1), (0, 0, 0, 255))
+    image.putpixel((3, 0), (0, 0, 0, 0))
+    image.convert(mode).save(tmp_path / "a.png")
+    loaded = load_image(tmp_path / "a.png")
+    assert loaded.getpixel((3, 0)) == (255, 255, 255)
+    assert loaded.getpixel((0, 0)) == (0, 0, 0)
+
+
+def test_sixteen_bit_grey_keeps_its_tones(tmp_path):
+    tones = np.arange(256, dtype=np.uint16)[None] * 257
+    Image.fromarray(tones).save(tmp_path / "a.png")
+    assert abs(pixels(load_image(tmp_path / "a.png"))[0, :, 0] - np.arange(256)).max() <= 1
+
+
+def test_a_missing_file_a_folder_and_a_text_are_refused_by_name(tmp_path):
+    with pytest.raises(MarsError, match=r"gone\.png: no such file"):
+        load_image(tmp_path / "gone.png")
+    with pytest.raises(MarsError, match="not a file"):
+        load_image(tmp_path)
+    for content in (b"", b"hello, I am a text\n"):
+        path = tmp_path / "text.png"
+        path.write_bytes(content)
+        with pytest.raises(MarsError, match=rf"text\.png: not a picture; found {len(content)} b"):
+            load_image(path)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "BMP", "GIF"])
+def test_a_truncated_picture_is_refused(tmp_path, form):
+    data = encoded(noise(), form)
+    path = tmp_path / "half"
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(MarsError, match="half: .*(truncated or damaged|not a picture)"):
+        load_image(path)
+
+
+def test_a_png_with_a_damaged_chunk_is_refused(tmp_path):
+    data = bytearray(encoded(Image.new("P", (4, 1)), "PNG"))
+    data[data.index(b"IDAT") - 1] = 0  # the length of the chunk
+    (tmp_path / "a.png").write_bytes(data)
+    with pytest.raises(MarsError, match=r"a\.png: the picture is truncated or damaged"):
+        load_image(tmp_path / "a.png")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_damaged_bytes_give_a_picture_or_a_clear_error_and_nothing_else(tmp_path_factory, data):
+    content = bytearray(data.draw(st.sampled_from(ENCODED)))
+    for _ in range(data.draw(st.integers(1, 6))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.getbasetemp() / "picture"
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    try:
+        image = load_image(path)
+    except MarsError as error:
+        assert str(path) in str(error)
+    else:
+        assert image.mode == "RGB"
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_picture_above_the_pixel_limit_is_refused_with_the_numbers(tmp_path, monkeypatch):
+    halves((40, 30)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1200)
+    assert load_image(tmp_path / "a.png").size == (40, 30)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1199)
+    with pytest.raises(MarsError, match="found 40 x 30 = 1200 pixels, expected at most 1199"):
+        load_image(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(MarsError, match=r"a\.png: picture too large: .*1200 pixels.* 200 "):
+        load_image(tmp_path / "a.png")
+
+
+def test_a_bomb_is_refused_before_its_pixels_are_decoded(tmp_path):
+    data = bytearray(ENCODED[0])
+    data[16:24] = struct.pack(">II", 100_000, 100_000)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    (tmp_path / "bomb.png").write_bytes(data)
+    with pytest.raises(MarsError, match="too large: .*10000000000 pixels"):
+        load_image(tmp_path / "bomb.png")
