@@ -26,7 +26,7 @@ from mars_gguf.media.drawing import (
     star,
     text_layer,
 )
-from mars_gguf.media.images import load_image
+from mars_gguf.media.images import MEASURED_SIDE, load_image
 
 Kind = Literal["noise", "drawn"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -34,7 +34,6 @@ Painter = Callable[[np.random.Generator, int], Image.Image]
 Paint = Callable[[np.random.Generator, Image.Image], None]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
-LONG_SIDE = 1024
 MIN_PICTURES = 6  # of a kind
 MIN_SIDE = 32
 MAX_SIDE = 4096
@@ -107,7 +106,7 @@ def drawn_image(rng: np.random.Generator, size: int) -> Image.Image:
 def read_images(directory: str | PathLike[str]) -> dict[str, list[Image.Image]]:
     """The pictures of a folder, of kind "own", and of the folders in it, each a kind of its name.
 
-    Each picture is loaded with `media.load_image` and scaled down to at most LONG_SIDE pixels on
+    Each picture is loaded with `load_image` and scaled down to at most MEASURED_SIDE pixels on
     the longer side, in the order of file names. Hidden files and names with another ending than
     SUFFIXES are passed over.
 
@@ -141,7 +140,7 @@ def _loaded(paths: Iterable[Path]) -> list[Image.Image]:
     for path in paths:
         if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith("."):
             image = load_image(path)
-            image.thumbnail((LONG_SIDE, LONG_SIDE))
+            image.thumbnail((MEASURED_SIDE, MEASURED_SIDE))
             images.append(image)
     return images
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from PIL import Image
 
 from mars_gguf.errors import MarsError
-from mars_gguf.media.images import load_image, user_message
+from mars_gguf.media.images import MEASURED_SIDE, load_image, user_message
 from mars_gguf.media.video import load_video
 
 Kind = Literal["harmful", "harmless", "borderline", "vqa"]
@@ -19,7 +19,6 @@ MODALITIES = ("text", "image", "video")
 Media = Path | Callable[[], list[Image.Image]]
 
 MAX_PROMPT = 32_768  # characters
-LONG_SIDE = 1024  # pixels; larger pictures are scaled down
 MAX_FRAMES = 8  # of a video, evenly spaced
 FRAME_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -116,7 +115,7 @@ def _pictures(source: Media, modality: str) -> list[Image.Image]:
     else:
         pictures = [load_image(source)]
     for picture in pictures:
-        picture.thumbnail((LONG_SIDE, LONG_SIDE))
+        picture.thumbnail((MEASURED_SIDE, MEASURED_SIDE))
     return pictures
 
 

@@ -19,8 +19,8 @@ from typing import Any
 from PIL import Image
 
 from mars_gguf.errors import MarsError
-from mars_gguf.evaluate.cases import LONG_SIDE, Unusable, file_below
-from mars_gguf.media.images import decode_image, load_image
+from mars_gguf.evaluate.cases import Unusable, file_below
+from mars_gguf.media.images import MEASURED_SIDE, decode_image, load_image
 
 MAX_ROWS = 200_000
 MAX_TEXT = 64 * 2**20  # bytes, of all cells but pictures
@@ -108,7 +108,7 @@ class PicturesInCell:
                 raise MarsError(f"{self}: {problem}") from problem
         else:
             raise MarsError(f"{self}: no picture in it")
-        picture.thumbnail((LONG_SIDE, LONG_SIDE))
+        picture.thumbnail((MEASURED_SIDE, MEASURED_SIDE))
         return picture
 
     def _read(self) -> Any:
