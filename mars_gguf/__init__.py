@@ -14,13 +14,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mars_gguf import errors
+
 if TYPE_CHECKING:
     from mars_gguf.runtime.judging import Steering
     from mars_gguf.runtime.llama import SteeredLlama
     from mars_gguf.vectors import Vector, read_vector, write_vector
 
 __version__ = "0.1.0"
-__all__ = ["SteeredLlama", "Steering", "Vector", "read_vector", "write_vector"]
+__all__ = ["SteeredLlama", "Steering", "Vector", "errors", "read_vector", "write_vector"]
 
 _HOMES = {
     "SteeredLlama": "mars_gguf.runtime.llama",

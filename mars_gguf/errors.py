@@ -1,5 +1,8 @@
-"""What can go wrong with a user's input. Every message says what was wrong, what was found,
-what was expected and what to do; commands print it and exit with code 2."""
+"""The errors that callers and users meet.
+
+A message says what was wrong, what was found, what was expected and what to do. Commands print it
+and exit: with code 2 for a MarsError, with code 1 for a SteeringError.
+"""
 
 from __future__ import annotations
 
@@ -21,4 +24,4 @@ class PromptError(MarsError):
 
 
 class SteeringError(RuntimeError):
-    """Steering failed while a model was running. Nothing unsteered is returned instead."""
+    """A failure of steering while a model was running. Nothing unsteered is returned instead."""
