@@ -1,4 +1,4 @@
-"""``python -m mars_gguf``: list the commands."""
+"""``python -m mars_gguf`` lists the commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What commands print, and how they end."""
+"""Makes text safe to print, and ends commands with a message and an exit code."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ SHOW_CURSOR = b"\x1b[?25h"
 
 
 def printable(line: str) -> str:
-    """``line`` with control characters escaped: what a file holds must not steer the terminal."""
+    """Escapes the control characters of a line: what a file holds must not steer the terminal."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def visible(text: str) -> str:
-    """As `printable`, but line breaks and tabs stay."""
+    """Escapes as `printable`, but leaves line breaks and tabs."""
     return "".join(c if c in "\n\t" else printable(c) for c in text)
 
 
 def require_utf8(text: str, what: str) -> str:
-    """``text``, if it was UTF-8 where it came from: Python marks other bytes by surrogates.
+    """Returns ``text`` if it was UTF-8 where it came from: Python marks other bytes by surrogates.
 
     Raises MarsError that calls it ``what``.
     """
@@ -42,8 +42,11 @@ def require_utf8(text: str, what: str) -> str:
 
 
 def terminal_restorer() -> Callable[[], None]:
-    """What puts the terminal, if there is one, back as it is now, for a process that ends without
-    any ``finally``: whether it shows what is typed, and the cursor."""
+    """Returns a function that puts the terminal back as it is now: whether it shows what is typed,
+    and the cursor.
+
+    For a process that ends without any ``finally``. Where there is no terminal it does nothing.
+    """
     if termios is None or not os.isatty(0):
         return lambda: None
     before = termios.tcgetattr(0)
@@ -59,9 +62,12 @@ def terminal_restorer() -> Callable[[], None]:
 
 @contextmanager
 def command() -> Iterator[None]:
-    """Turn bad input into a message and exit code 2, a failure of steering into exit code 1,
-    Ctrl-C into exit code 130; no traceback. A reader that went away ends the command. What standard
-    output has no characters for is replaced."""
+    """Ends a command as users expect it, without a traceback.
+
+    Bad input becomes a message and exit code 2, a failure of steering a message and exit code 1,
+    Ctrl-C exit code 130. A reader that went away ends the command. What standard output has no
+    characters for is replaced.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     try:

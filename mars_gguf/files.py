@@ -1,4 +1,4 @@
-"""Files: written so that each is whole or not there, and told apart by their hash."""
+"""Writes files so that each is whole or not there, and tells them apart by their hash."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 import re
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,9 +19,11 @@ SUFFIX = ".partial"
 
 @contextmanager
 def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary file beside ``path`` to write to, which takes its place when the block ends; if
-    that ends by an exception, ``path`` stays as it was. Folders are made; what is no regular file
-    (a pipe, /dev/null) is written to directly.
+    """Gives a temporary file beside ``path`` to write to, and puts it in its place at the end.
+
+    If the block ends by an exception, ``path`` stays as it was. Folders are made. The file may be
+    read and written by whom the umask lets. What is no regular file (a pipe, /dev/null) is written
+    to directly.
 
     Raises MarsError, naming ``path``, in place of any OSError.
     """
@@ -34,12 +36,11 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _temporary(target, target.parent) as file:
             yield file
-            os.chmod(file, 0o644)
             os.replace(file, target)
 
 
 def require_writable(path: str | os.PathLike[str]) -> None:
-    """Raise MarsError, naming ``path``, unless `atomic` could write it now, and replace nothing
+    """Raises MarsError, naming ``path``, unless `atomic` could write it now, and replace nothing
     that is write-protected. Makes no folders."""
     path = Path(path)
     with _named(path):
@@ -52,8 +53,10 @@ def require_writable(path: str | os.PathLike[str]) -> None:
 
 
 def remove_partial(path: str | os.PathLike[str]) -> None:
-    """Remove what killed processes left of writing ``path``; for callers that know that no other
-    writes it now. Raises MarsError, naming ``path``."""
+    """Removes what killed processes left of writing ``path``.
+
+    For callers that know that no other writes it now. Raises MarsError, naming ``path``.
+    """
     path = Path(path)
     with _named(path):
         target = _target(path)
@@ -64,7 +67,7 @@ def remove_partial(path: str | os.PathLike[str]) -> None:
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, hexadecimal."""
+    """Hashes a file: SHA-256, hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -81,7 +84,7 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def _target(path: Path) -> Path:
-    """Where links lead. Raises OSError if they lead in a circle, or there can be no such file."""
+    """Follows links. Raises OSError if they lead in a circle, or there can be no such file."""
     try:
         path.stat()
     except FileNotFoundError:
@@ -93,12 +96,12 @@ def _target(path: Path) -> Path:
 
 @contextmanager
 def _temporary(target: Path, folder: Path) -> Iterator[Path]:
+    file = folder / f"{target.name}.{secrets.token_hex(4)}{SUFFIX}"
     with ExitStack() as made:
         with interrupts_held():
-            handle, name = tempfile.mkstemp(dir=folder, prefix=f"{target.name}.", suffix=SUFFIX)
-            made.callback(_remove, Path(name))
-            os.close(handle)
-        yield Path(name)
+            file.touch(exist_ok=False)
+            made.callback(_remove, file)
+        yield file
 
 
 def _remove(file: Path) -> None:

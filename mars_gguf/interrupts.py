@@ -1,4 +1,4 @@
-"""Ctrl-C, where it must wait."""
+"""Holds Ctrl-C back where it must wait."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import signal
 
 
 class interrupts_held:
-    """Context manager: hold Ctrl-C back until the block ends.
+    """Holds Ctrl-C back until the block that it is the context manager of ends.
 
     In a callback of llama.cpp's the exception would be lost in ctypes, and what the callback then
     returns would silently drop the rest of the graph; in the middle of drawing, what is drawn later

@@ -108,3 +108,15 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) 
     assert not partial.exists()
     assert sorted(tmp_path.iterdir()) == sorted(others)
     remove_partial(tmp_path / "no-folder" / "v.md")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no umask there")
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
+def test_a_file_may_be_read_by_whom_the_umask_lets(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        with atomic(tmp_path / "a.txt") as file:
+            file.write_text("one")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o666 & ~umask

@@ -1,4 +1,4 @@
-"""``python -m mars_gguf.vectors FILE``: check a vector file and print what it holds."""
+"""``python -m mars_gguf.vectors FILE`` checks a vector file and prints what it holds."""
 
 from __future__ import annotations
 
