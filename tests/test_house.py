@@ -18,10 +18,10 @@ MODULES = {
 }
 # From the ground up; what stands in one line stands beside one another.
 ROOMS = [
-    ["__init__", "errors", "steering", "statistics", "openings", "reasoning", "modalities"],
-    ["files", "console", "interrupts", "vectors"],
+    ["__init__", "errors", "steering", "statistics", "openings", "reasoning", "modalities", "formats"],
+    ["files", "console", "interrupts", "markdown", "vectors"],
     ["hub", "media"],
-    ["runtime", "demo_model", "convert.__init__"],
+    ["runtime", "demo_model"],
     ["options"],
     ["loading", "convert", "evaluate"],
     ["chat", "server", "rpc_server", "bench", "demo", "__main__"],

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 from mars_gguf import __version__
 from mars_gguf.console import command, printable
-from mars_gguf.convert import N_THOUGHT
 from mars_gguf.convert.artefacts import Artefact, is_artefact, read_artefact
 from mars_gguf.convert.prompts import Context, ContrastPrompts, Prompt, contexts, read_contrast
 from mars_gguf.convert.recipes import MODALITIES, read_recipe
@@ -40,6 +39,7 @@ from mars_gguf.options import (
     require_one_source,
     seed,
 )
+from mars_gguf.reasoning import N_THOUGHT
 
 if TYPE_CHECKING:
     from mars_gguf.convert.extract_gguf import GgufExtractor
