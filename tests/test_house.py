@@ -29,7 +29,7 @@ ROOMS = [
 # Besides the runtime: plain llama-cpp-python, to compare with, and its server.
 KNOW_LLAMA_CPP = ("runtime", "server", "bench", "demo")
 PURE = ("steering", "statistics", "openings", "reasoning", "vectors", "convert.prompts",
-        "convert.geometry", "convert.observations", "convert.pipeline", "convert.splits",
+        "convert.geometry", "convert.extractor", "convert.pipeline", "convert.splits",
         "convert.layers", "convert.calibration", "convert.probes", "convert.neutral",
         "convert.refusals")  # fmt: skip
 

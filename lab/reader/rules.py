@@ -18,7 +18,7 @@ from mars_gguf.convert.geometry import (
     readout,
     robust_shift,
 )
-from mars_gguf.convert.observations import Observations
+from mars_gguf.convert.extractor import Observations
 from mars_gguf.statistics import auroc
 
 BUDGETS = calibration.largest_budgets(("text", "image"), None)

@@ -27,8 +27,8 @@ from mars_gguf.console import command
 from mars_gguf.convert import __main__ as converter
 from mars_gguf.convert.geometry import SHRINKAGE, centroids
 from mars_gguf.convert.layers import Trial, force
-from mars_gguf.convert.measured import Measured
-from mars_gguf.convert.observations import Advance, observe
+from mars_gguf.convert.resuming import Measured
+from mars_gguf.convert.extractor import Advance, observe
 from mars_gguf.convert.prompts import Prompt
 from mars_gguf.convert.refusals import N_TOKENS
 from mars_gguf.convert.splits import split_prompts

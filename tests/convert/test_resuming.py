@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mars_gguf.convert.measured import AT_ONCE, Measured
-from mars_gguf.convert.observations import Reply, Seen
+from mars_gguf.convert.resuming import AT_ONCE, Measured
+from mars_gguf.convert.extractor import Reply, Seen
 from mars_gguf.errors import MarsError
 
 
@@ -75,7 +75,7 @@ except MarsError as error:
     path = tmp_path / "v.measured"
     done = subprocess.run(
         [sys.executable, "-c", code, path], capture_output=True, text=True, check=False,
-        cwd=Path(__file__).parent, env=os.environ | {"PYTHONPATH": "."},
+        cwd=Path(__file__).parents[1], env=os.environ | {"PYTHONPATH": "."},
     )  # fmt: skip
     assert done.stderr == ""
     count, message = done.stdout.split(maxsplit=1)

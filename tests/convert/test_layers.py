@@ -18,7 +18,7 @@ from mars_gguf.convert.layers import (
     force,
     score_layers,
 )
-from mars_gguf.convert.observations import Reply
+from mars_gguf.convert.extractor import Reply
 from mars_gguf.convert.prompts import Prompt
 from mars_gguf.convert.refusals import Refusals
 from mars_gguf.errors import MarsError
