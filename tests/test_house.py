@@ -18,7 +18,16 @@ MODULES = {
 }
 # From the ground up; what stands in one line stands beside one another.
 ROOMS = [
-    ["__init__", "errors", "steering", "statistics", "openings", "reasoning", "modalities", "formats"],
+    [
+        "__init__",
+        "errors",
+        "steering",
+        "statistics",
+        "openings",
+        "reasoning",
+        "modalities",
+        "formats",
+    ],
     ["files", "console", "interrupts", "markdown", "vectors"],
     ["hub", "media"],
     ["runtime", "demo_model"],

@@ -31,7 +31,7 @@ from mars_gguf.convert.extractor import observe
 from mars_gguf.convert.pipeline import Conversion, Options, convert
 from mars_gguf.convert.probes import paired_probes
 from mars_gguf.convert.prompts import ContrastPrompts, Prompt, contexts, read_prompts
-from mars_gguf.convert.splits import Splits, Split, split_prompts
+from mars_gguf.convert.splits import Split, Splits, split_prompts
 from mars_gguf.media.images import load_image
 from mars_gguf.runtime.sequences import CachedPrompt
 from mars_gguf.steering import Geometry

@@ -253,8 +253,8 @@ class Job:
 
 def prepare(args: argparse.Namespace) -> Job:
     """All that can be read and checked before the model is loaded."""
-    from mars_gguf.convert.vector_files import output_paths
     from mars_gguf.convert.pipeline import Options
+    from mars_gguf.convert.vector_files import output_paths
 
     contrast = _contrast(args)
     options = Options(
@@ -479,8 +479,8 @@ def measure(
     extractor: GgufExtractor | TransformersExtractor, job: Job, args: argparse.Namespace
 ) -> Conversion:
     """The conversion, on an open model."""
-    from mars_gguf.convert.resuming import Measured
     from mars_gguf.convert.pipeline import convert
+    from mars_gguf.convert.resuming import Measured
 
     if args.quantization not in (None, extractor.fingerprint.quantization):
         raise MarsError(

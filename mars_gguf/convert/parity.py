@@ -19,8 +19,8 @@ import numpy as np
 
 from mars_gguf.console import command
 from mars_gguf.convert.card import PARITY, split_parity
-from mars_gguf.convert.geometry import Array
 from mars_gguf.convert.extractor import Extractor
+from mars_gguf.convert.geometry import Array
 from mars_gguf.convert.pipeline import Conversion, Options, convert
 from mars_gguf.convert.probes import neutral_probes
 from mars_gguf.convert.prompts import Context, ContrastPrompts, Prompt, Rows, read_contrast

@@ -13,6 +13,7 @@ from mars_gguf import __version__
 from mars_gguf.convert import calibration
 from mars_gguf.convert.artefacts import Artefact
 from mars_gguf.convert.calibration import Certificate, accepted, certify
+from mars_gguf.convert.extractor import Extractor, Observations, Read, Reply, Store, observe
 from mars_gguf.convert.geometry import (
     SHRINKAGE,
     Array,
@@ -35,10 +36,9 @@ from mars_gguf.convert.layers import (
     force,
     score_layers,
 )
-from mars_gguf.convert.extractor import Extractor, Observations, Read, Reply, Store, observe
 from mars_gguf.convert.prompts import MIN_PROMPTS, Context, ContrastPrompts, Prompt, Rows
 from mars_gguf.convert.refusals import N_TOKENS, Refusals
-from mars_gguf.convert.splits import Splits, Split, split_prompts
+from mars_gguf.convert.splits import Split, Splits, split_prompts
 from mars_gguf.errors import MarsError
 from mars_gguf.steering import Geometry
 from mars_gguf.vectors import Value, Vector

@@ -22,7 +22,7 @@ import torch
 import transformers
 from checkpoints import BLOCKS, SEEING, TEXTS, WIDTH
 from models import DEMO, DEMO_MMPROJ, OPTIONS, picture, random_llama, user
-from test_checkpoint_template import PARTS, STRINGS
+from templates import PARTS, STRINGS
 
 from mars_gguf.convert.__main__ import main
 from mars_gguf.convert.extract_gguf import GgufExtractor

@@ -18,9 +18,9 @@ from mars_gguf.console import printable
 from mars_gguf.convert import pipeline
 from mars_gguf.convert.__main__ import main
 from mars_gguf.convert.extract_gguf import GgufExtractor
-from mars_gguf.convert.vector_files import claimed, write_outputs
 from mars_gguf.convert.prompts import Prompt, builtin_contrast
 from mars_gguf.convert.splits import Split
+from mars_gguf.convert.vector_files import claimed, write_outputs
 from mars_gguf.errors import ModelError
 from mars_gguf.files import sha256
 from mars_gguf.runtime.template import CHATML

@@ -18,7 +18,6 @@ from mars_gguf import demo, demo_model
 from mars_gguf.convert import pipeline
 from mars_gguf.convert.extract_gguf import GgufExtractor
 from mars_gguf.convert.layers import Forced, Place, force
-from mars_gguf.convert.resuming import Measured
 from mars_gguf.convert.pipeline import Conversion, Options, convert
 from mars_gguf.convert.prompts import (
     Context,
@@ -27,6 +26,7 @@ from mars_gguf.convert.prompts import (
     builtin_contrast,
     read_prompts,
 )
+from mars_gguf.convert.resuming import Measured
 from mars_gguf.convert.splits import CONTRAST_SHARES, Split, split, split_prompts
 from mars_gguf.errors import MarsError
 from mars_gguf.runtime.llama import SteeredLlama
