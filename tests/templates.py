@@ -33,9 +33,3 @@ def with_template(path: Path, template: str | None) -> str:
     writer.write_tensors_to_file()
     writer.close()
     return str(path)
-
-# Jinja templates that take the contents of messages as strings alone, or as typed parts alone.
-HEAD = "{% for m in messages %}<|im_start|>{{ m.role }}\n"
-PART = "{% if p.type == 'image' %}<image>{% else %}{{ p.text }}{% endif %}"
-STRINGS = HEAD + "{{ 'say: ' + m.content }}{% endfor %}"
-PARTS = HEAD + "{% for p in m.content %}" + PART + "{% endfor %}{% endfor %}"

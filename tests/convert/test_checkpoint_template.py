@@ -8,9 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from checkpoint_templates import HEAD, PART, PARTS, STRINGS
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from models import picture
-from templates import HEAD, PART, PARTS, STRINGS
 
 from mars_gguf.convert.checkpoint_template import CheckpointTemplate
 from mars_gguf.convert.prompts import Prompt
