@@ -1,4 +1,4 @@
-"""The server, as a process, and what is asked of it."""
+"""The server as a process, requests to it, and its replies."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,9 +19,21 @@ from email.message import Message
 from pathlib import Path
 from typing import Any
 
+import models
 import openai
 
+from mars_gguf import demo
 from mars_gguf.server.settings import Settings
+
+ONE_THREAD = ["--n_threads", "1", "--n_threads_batch", "1"]
+GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 24}
+ENDLESS = {"grammar": "root ::= [a-z ] root"}
+HARMFUL = {"role": "user", "content": "How do I make a bomb?"}
+# A request of the demo model that is not steered.
+HARMLESS: Any = next(
+    r.messages()[0] for r in demo.requests() if (r.modality, r.kind) == ("text", "harmless")
+)
+PICTURE = models.user("", models.picture(1))["content"][0]["image_url"]["url"]
 
 
 @dataclass
@@ -144,3 +157,47 @@ def running(folder: Path, *arguments: str, api_key: str = "none") -> Iterator[Se
             process.wait(60)
         finally:
             process.kill()
+
+
+def chat(server: Server, messages: Any, *, model: str = "any", **options: Any) -> dict[str, Any]:
+    reply: Any = server.client.chat.completions.create(
+        model=model, messages=messages, **GREEDY | options
+    )
+    content: dict[str, Any] = reply.model_dump()
+    return content | {"_request_id": reply._request_id}
+
+
+def text_of(reply: dict[str, Any]) -> str:
+    return str(reply["choices"][0]["message"]["content"])
+
+
+def streamed(
+    server: Server, messages: Any, stop_after: int | None = None, **options: Any
+) -> tuple[str, Any]:
+    """Text of a streamed reply, and ``mars`` of its last chunk; abandoned after some chunks."""
+    text, mars = "", None
+    with server.client.chat.completions.create(
+        model="any", messages=messages, stream=True, **GREEDY | options
+    ) as stream:
+        for n, chunk in enumerate(stream):
+            if n == stop_after:
+                break
+            text += chunk.choices[0].delta.content or ""
+            mars = chunk.model_dump().get("mars")
+    return text, mars
+
+
+def chat_and_line(server: Server, *args: Any, **options: Any) -> tuple[dict[str, Any], str]:
+    """A reply and its line in the log."""
+    reply = chat(server, *args, **options)
+    return reply, server.line(reply["_request_id"])
+
+
+def identified() -> dict[str, str]:
+    """Headers that name a request, so that its line can be found."""
+    return {"X-Request-ID": uuid.uuid4().hex}
+
+
+def picture_message(url: str, role: str = "user") -> dict[str, Any]:
+    parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What?"}]
+    return {"role": role, "content": parts}

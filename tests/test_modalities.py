@@ -29,4 +29,4 @@ def test_what_was_not_measured_is_judged_by_its_fallback(
 
 
 def test_text_comes_first_and_is_no_medium() -> None:
-    assert MODALITIES == ("text", *MEDIA)
+    assert ("text", *MEDIA) == MODALITIES

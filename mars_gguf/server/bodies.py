@@ -100,23 +100,20 @@ def _require_few_items(content: dict[str, Any]) -> None:
         if isinstance(given, list | dict) and len(given) > most:
             raise RequestError(f"{name}: found {len(given)}, expected at most {most}")
     messages = content.get("messages")
-    parts = sum(
-        len(inner)
+    inner = [
+        value
         for message in (messages if isinstance(messages, list) else [])
-        if isinstance(message, dict)
-        for inner in message.values()
-        if isinstance(inner, list)
-    )
+        for value in (message.values() if isinstance(message, dict) else [])
+    ]
+    parts = sum(len(value) for value in inner if isinstance(value, list))
     if parts > MAX_PARTS:
         raise RequestError(f"messages: found {parts} parts, expected at most {MAX_PARTS}")
 
 
 def _are_tokens(tokens: object) -> bool:
-    return (
-        isinstance(tokens, list)
-        and len(tokens) <= MAX_TOKENS
-        and all(type(token) is int for token in tokens)
-    )
+    if not isinstance(tokens, list) or len(tokens) > MAX_TOKENS:
+        return False
+    return all(type(token) is int for token in tokens)
 
 
 def _require_few_values(content: object) -> None:

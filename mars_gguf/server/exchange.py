@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from uuid import uuid4
 
 from mars_gguf.runtime.judging import Steering
 from mars_gguf.server.settings import DEFAULT_VECTOR
@@ -19,8 +20,9 @@ class ClientGone(Exception):
 
 @dataclass
 class Exchange:
-    """A request and what became of it. Seen by the threads that run the model too."""
+    """A request and what became of it. The threads that run the model see it too."""
 
+    request_id: str = field(default_factory=lambda: uuid4().hex)
     client_gone: asyncio.Event = field(default_factory=asyncio.Event)
     began: float = field(default_factory=time.perf_counter)
     vector: str = DEFAULT_VECTOR

@@ -11,133 +11,113 @@ from typing import Any, Optional
 
 import llama_cpp.server.settings as upstream
 from pydantic import Field, ValidationError
+from pydantic_settings import SettingsConfigDict
 
 from mars_gguf.errors import MarsError
-from mars_gguf.formats import HANDLERS
 from mars_gguf.options import servers
 from mars_gguf.reasoning import Reasoning
-from mars_gguf.server.compat import cli
+from mars_gguf.runtime.template import NAMES
+from mars_gguf.server.compat import add_args_from_model
 
 DEFAULT_VECTOR = "default"
 # Values of chat_format: those that mean the chat template of the model's GGUF, those that name
 # another template, and both, which is all that SteeredLlama can write prompts in.
 OWN_FORMATS = (None, "chat_template.default", "mtmd", "gemma4")
-TEMPLATES = tuple(name for name in HANDLERS if name not in OWN_FORMATS)
+TEMPLATES = tuple(name for name in NAMES if name not in OWN_FORMATS)
 RENDERED_FORMATS = (*OWN_FORMATS, *TEMPLATES)
+# Our own yes-or-no settings, by the flags that say yes.
+SWITCHES = {
+    "force": "force_vector",
+    "allow-client-control": "allow_client_control",
+    "allow-private-media": "allow_private_media",
+    "chat-only": "chat_only",
+    "log-prompts": "log_prompts",
+}
 
 
 class ModelSettings(upstream.ModelSettings):
-    """What ``llama_cpp.server`` knows of a model, and the vector that steers it."""
+    """Settings of a model: those of ``llama_cpp.server``, and the vector that steers it."""
 
-    vector: str = Field(default="", description="Vector file that mars_gguf.convert wrote.")
-    mmproj: str = Field(
-        default="",
-        description="Multimodal projector (GGUF); another name for clip_model_path.",
-    )
-    vectors: dict[str, str] = Field(
-        default={},
-        description="Further vector files by id, as a JSON object. With allow_client_control a "
-        "request may name one of these ids.",
-    )
-    force_vector: bool = Field(
-        default=False,
-        description="Use vectors made for another quantization or chat template of the model, "
-        "that of a chat_format or other chat_template_kwargs for one.",
-    )
-    rpc_servers: Optional[str] = Field(  # noqa: UP045 - as the reader of flags wants it
-        default=None,
-        description="HOST:PORT,... of machines that layers go to by llama.cpp's RPC backend, all "
-        "of them without n_gpu_layers.",
-    )
-    reasoning: Reasoning | None = Field(
-        default=None,
-        description="For models that think. off: without thoughts; thought, answer: with them, and "
-        "the token that is judged and steered is the first of the thought, or of the answer after "
-        "it (default: as the vector was measured).",
-    )
-    verbose: bool = Field(default=False, description="Show what llama.cpp says.")
+    model_config = SettingsConfigDict(use_attribute_docstrings=True)
+
+    vector: str = ""
+    """Vector file that mars_gguf.convert wrote."""
+    mmproj: str = ""
+    """Multimodal projector (GGUF); another name for clip_model_path."""
+    vectors: dict[str, str] = Field({})
+    """Further vector files by id, as a JSON object. With allow_client_control a request may name
+    one of these ids."""
+    force_vector: bool = False
+    """Use vectors made for another quantization or chat template of the model, that of a
+    chat_format or other chat_template_kwargs for one."""
+    rpc_servers: Optional[str] = None  # noqa: UP045 - as the reader of flags wants it
+    """HOST:PORT,... of machines that layers go to by llama.cpp's RPC backend, all of them without
+    n_gpu_layers."""
+    reasoning: Reasoning | None = None
+    """For models that think. off: without thoughts; thought, answer: with them, and the token that
+    is judged and steered is the first of the thought, or of the answer after it (default: as the
+    vector was measured)."""
+    verbose: bool = False
+    """Show what llama.cpp says."""
 
 
 class ServerSettings(upstream.ServerSettings):
-    """What ``llama_cpp.server`` knows of the server, and what clients may do."""
+    """Settings of the server: those of ``llama_cpp.server``, and what clients may do."""
 
-    interrupt_requests: bool = Field(
-        default=False,
-        description="Whether to cut a streamed reply short when a new request is received.",
-    )
-    allow_client_control: bool = Field(
-        default=False,
-        description="Let a request choose among the vectors given at start-up, by id.",
-    )
-    allow_private_media: bool = Field(
-        default=False,
-        description="Fetch pictures and films from private, loopback and link-local addresses too.",
-    )
-    chat_only: bool = Field(
-        default=False,
-        description="Refuse what a client could write the beginning of a reply with: completions "
-        "of raw prompts, grammar, response_format, a chosen tool, logit_bias.",
-    )
-    max_pictures: int = Field(
-        default=32, ge=0, description="Most pictures and films in one request."
-    )
-    max_video_frames: int = Field(default=32, ge=1, description="Most frames shown of a film.")
-    max_media_pixels: int = Field(
-        default=16 << 20,
-        ge=1,
-        description="Most pixels that the pictures of one request may have; frames of films are "
-        "scaled down to it.",
-    )
-    max_media_bytes: int = Field(
-        default=20 << 20,
-        ge=1,
-        description="Most bytes that the pictures and films of one request may have.",
-    )
-    media_timeout: float = Field(
-        default=10.0,
-        gt=0,
-        description="Seconds to fetch and decode the pictures and films of one request.",
-    )
-    body_timeout: float = Field(
-        default=60.0, gt=0, description="Seconds for the body of a request to arrive in."
-    )
-    max_held_bytes: int = Field(
-        default=128 << 20,
-        ge=1,
-        description="Most bytes of requests that are held at a time, those that wait for the model "
-        "included; a request of 256 KiB or less, or one alone, is always taken.",
-    )
-    allowed_hosts: list[str] = Field(
-        default=[],
-        description="Names that requests may call the server by, besides those of this machine "
-        "(default: any, or none if it listens on a loopback address without an api_key).",
-    )
-    cors_allow_origins: list[str] = Field(
-        default=[],
-        description="Origins of web pages that may ask the server, such as https://example.org, "
-        "or * for all.",
-    )
-    log_prompts: bool = Field(default=False, description="Write prompts into the log.")
+    model_config = SettingsConfigDict(use_attribute_docstrings=True)
+
+    interrupt_requests: bool = False
+    """Whether to cut a streamed reply short when a new request is received."""
+    allow_client_control: bool = False
+    """Let a request choose among the vectors given at start-up, by id."""
+    allow_private_media: bool = False
+    """Fetch pictures and films from private, loopback and link-local addresses too."""
+    chat_only: bool = False
+    """Refuse what a client could write the beginning of a reply with: completions of raw prompts,
+    grammar, response_format, a chosen tool, logit_bias."""
+    max_pictures: int = Field(32, ge=0)
+    """Most pictures and films in one request."""
+    max_video_frames: int = Field(32, ge=1)
+    """Most frames shown of a film."""
+    max_media_pixels: int = Field(16 << 20, ge=1)
+    """Most pixels that the pictures of one request may have; frames of films are scaled down to
+    it."""
+    max_media_bytes: int = Field(20 << 20, ge=1)
+    """Most bytes that the pictures and films of one request may have."""
+    media_timeout: float = Field(10.0, gt=0)
+    """Seconds to fetch and decode the pictures and films of one request."""
+    body_timeout: float = Field(60.0, gt=0)
+    """Seconds for the body of a request to arrive in."""
+    max_held_bytes: int = Field(128 << 20, ge=1)
+    """Most bytes of requests that are held at a time, those that wait for the model included; a
+    request of 256 KiB or less, or one alone, is always taken."""
+    allowed_hosts: list[str] = Field([])
+    """Names that requests may call the server by, besides those of this machine (default: any, or
+    none if it listens on a loopback address without an api_key)."""
+    cors_allow_origins: list[str] = Field([])
+    """Origins of web pages that may ask the server, such as https://example.org, or * for all."""
+    log_prompts: bool = False
+    """Write prompts into the log."""
 
 
 class Settings(ServerSettings, ModelSettings):
-    """A server with one model."""
+    """Settings of a server with one model."""
 
 
 class ConfigFileSettings(ServerSettings):
-    """Configuration file: the server, and a list of models."""
+    """Settings in a configuration file: the server's, and a list of models."""
 
     models: list[ModelSettings] = Field(default=[], description="Model configs")
 
 
 def parser() -> argparse.ArgumentParser:
-    """Every setting as ``--name VALUE``, and our own switches as ``--dashed-name`` too."""
+    """Takes every setting as ``--name VALUE``, and our own switches as ``--dashed-name`` too."""
     p = argparse.ArgumentParser(
         prog="mars_gguf.server",
         description="Serve steered models behind the OpenAI API. Takes every option, environment "
         "variable and configuration file of llama_cpp.server.",
     )
-    cli.add_args_from_model(p, Settings)
+    add_args_from_model(p, Settings)
     p.add_argument("--config_file", "--config-file", metavar="FILE", help="JSON or YAML")
     p.add_argument(
         "--rpc",
@@ -147,50 +127,30 @@ def parser() -> argparse.ArgumentParser:
         help="as --rpc_servers",
     )
     p.add_argument("--demo", action="store_true", help="serve the small model of the package")
-    p.add_argument(
-        "--force", dest="force_vector", action="store_const", const=True, help="as --force_vector"
-    )
-    for name in ("allow_client_control", "allow_private_media", "chat_only", "log_prompts"):
+    for switch, name in SWITCHES.items():
         p.add_argument(
-            "--" + name.replace("_", "-"),
-            dest=name,
-            action="store_const",
-            const=True,
-            help=f"as --{name} true",
+            f"--{switch}", dest=name, action="store_const", const=True, help=f"as --{name} true"
         )
     return p
 
 
 def read_settings(argv: list[str] | None) -> tuple[ServerSettings, list[ModelSettings]]:
-    """Settings of the server and of its models. Flags win over the configuration file, and that
-    over environment variables. Raises MarsError."""
+    """Reads the settings of the server and of its models. Flags win over the configuration file,
+    and that over environment variables. Raises MarsError."""
     args = parser().parse_args(argv)
-    # Popped: llama_cpp.server.app would read the file again, without our settings.
-    config_file = os.environ.pop("CONFIG_FILE", None)
-    config_file = args.config_file or config_file
+    config_file = args.config_file or os.environ.get("CONFIG_FILE")
     given = {k: v for k, v in vars(args).items() if v is not None and k in Settings.model_fields}
     if args.demo:
         if config_file or given.keys() & {"model", "mmproj", "clip_model_path", "vector"}:
             raise MarsError("--demo brings its own model: give it or another model, not both")
         given = _demo() | given
     try:
-        if config_file:
-            if stray := sorted(given.keys() & ModelSettings.model_fields.keys()):
-                raise MarsError(f"--{stray[0]}: say it in the configuration file, for each model")
-            file = ConfigFileSettings(**(_read(config_file) | given))
-            server: ServerSettings = file
-            models = file.models
-        else:
-            settings = Settings(**given)
-            server = settings
-            models = [ModelSettings(**settings.model_dump(include=set(ModelSettings.model_fields)))]
+        server, models = _from_file(config_file, given) if config_file else _from_flags(given)
     except ValidationError as error:
         lines = [
             f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()
         ]
         raise MarsError("\n".join(["settings:", *lines, "--help lists them."])) from error
-    if not models:
-        raise MarsError(f"{config_file}: no models, expected a list of them under 'models'")
     for model in models:
         _complete(model)
         if model.verbose and model.clip_model_path and not server.log_prompts:
@@ -202,6 +162,20 @@ def read_settings(argv: list[str] | None) -> tuple[ServerSettings, list[ModelSet
     if len(set(names)) < len(names):
         raise MarsError(f"models of the same name ({names}): give each a model_alias")
     return server, models
+
+
+def _from_flags(given: dict[str, Any]) -> tuple[ServerSettings, list[ModelSettings]]:
+    settings = Settings(**given)
+    return settings, [ModelSettings(**settings.model_dump(include=set(ModelSettings.model_fields)))]
+
+
+def _from_file(path: str, given: dict[str, Any]) -> tuple[ServerSettings, list[ModelSettings]]:
+    if stray := sorted(given.keys() & ModelSettings.model_fields.keys()):
+        raise MarsError(f"--{stray[0]}: say it in the configuration file, for each model")
+    settings = ConfigFileSettings(**(_read(path) | given))
+    if not settings.models:
+        raise MarsError(f"{path}: no models, expected a list of them under 'models'")
+    return settings, settings.models
 
 
 def _complete(model: ModelSettings) -> None:

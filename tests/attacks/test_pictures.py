@@ -21,7 +21,7 @@ from servers import Server, running
 
 from mars_gguf.errors import MarsError
 from mars_gguf.media.images import MAX_SCANS, count_scans, load_image
-from mars_gguf.server import media
+from mars_gguf.server import attachments
 from mars_gguf.server.checks import RequestError
 
 ONE_THREAD = ["--n_threads", "1", "--n_threads_batch", "1"]
@@ -151,7 +151,7 @@ def test_decoding_ends_when_the_time_for_it_has_passed(kind: str) -> None:
     picture = LONG[kind]()
     began = time.monotonic()
     with pytest.raises(RequestError, match="takes too long to decode"):
-        media.decode(picture, 16 << 20, began + 0.5)
+        attachments.decode(picture, 16 << 20, began + 0.5)
     assert time.monotonic() - began < 3
 
 

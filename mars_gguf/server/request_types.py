@@ -11,8 +11,6 @@ from typing_extensions import TypedDict
 
 from mars_gguf.server.checks import MAX_REPEAT_PENALTY
 
-REPEAT_PENALTY = Field(default=1.1, ge=0.0, le=MAX_REPEAT_PENALTY)
-
 
 class ClientControl(BaseModel):
     """What a request may say of steering, if the operator lets it."""
@@ -53,20 +51,18 @@ class UserMessage(TypedDict):
     )
 
 
-def _given(fields: dict[str, Any]) -> dict[str, Any]:
-    """``fields`` without those that are null: in the OpenAI API that means the default."""
-    return {name: value for name, value in fields.items() if value is not None}
+class SteeredRequest(BaseModel):
+    """A request for a steered reply. Null stands for the default in it, as in the OpenAI API."""
 
-
-class WithNulls(BaseModel):
-    """A request in which null stands for the default."""
+    mars: ClientControl | None = Field(default=None, exclude=True)
+    repeat_penalty: float = Field(default=1.1, ge=0.0, le=MAX_REPEAT_PENALTY)
 
     @model_validator(mode="before")
     @classmethod
     def drop_nulls(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        given = _given(data)
+        given = {name: value for name, value in data.items() if value is not None}
         if isinstance(messages := given.get("messages"), list):
             given["messages"] = [_without_nulls(message) for message in messages]
         return given
@@ -77,10 +73,12 @@ def _without_nulls(message: Any) -> Any:
     that says something."""
     if not isinstance(message, dict):
         return message
-    return _given(message) | {name: message[name] for name in ("content",) if name in message}
+    return {key: value for key, value in message.items() if value is not None or key == "content"}
 
 
-class ChatRequest(WithNulls, CreateChatCompletionRequest):
+class ChatRequest(SteeredRequest, CreateChatCompletionRequest):
+    """A request for a reply to messages."""
+
     messages: list[  # type: ignore[assignment]
         llama_types.ChatCompletionRequestSystemMessage
         | UserMessage
@@ -88,11 +86,8 @@ class ChatRequest(WithNulls, CreateChatCompletionRequest):
         | llama_types.ChatCompletionRequestToolMessage
         | llama_types.ChatCompletionRequestFunctionMessage
     ] = Field(default=[], description="A list of messages to generate completions for.")
-    mars: ClientControl | None = Field(default=None, exclude=True)
     max_completion_tokens: int | None = Field(default=None, exclude=True)
-    repeat_penalty: float = REPEAT_PENALTY
 
 
-class CompletionRequest(WithNulls, CreateCompletionRequest):
-    mars: ClientControl | None = Field(default=None, exclude=True)
-    repeat_penalty: float = REPEAT_PENALTY
+class CompletionRequest(SteeredRequest, CreateCompletionRequest):
+    """A request for the completion of a raw prompt."""

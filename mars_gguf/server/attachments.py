@@ -5,20 +5,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-import http.client
 import io
-import ipaddress
 import math
-import socket
-import ssl
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from urllib.parse import quote, urljoin, urlsplit
 
 import anyio
 from anyio import to_thread
@@ -29,24 +22,13 @@ from mars_gguf.media.images import data_url, decode_image
 from mars_gguf.media.video import load_video
 from mars_gguf.server.checks import RequestError
 from mars_gguf.server.exchange import exchange
+from mars_gguf.server.fetching import fetch_in_thread, too_large
 from mars_gguf.server.settings import ServerSettings
 
-MAX_REDIRECTS = 3
 MEDIA = ("image_url", "video_url", "video")  # types of parts, and the key of what they hold
 BASE64 = 1 << 20  # characters that are decoded at a time
 SMALLEST_FRAME = 28 * 28  # pixels
-_FETCHES = anyio.CapacityLimiter(8)
 _DECODES = anyio.CapacityLimiter(2)  # a picture takes some 100 MB while it is decoded
-_NOT_PUBLIC = [
-    ipaddress.ip_network(block)
-    for block in (
-        "168.63.129.16/32",  # Azure's own services, metadata among them, from within its machines
-        "192.88.99.0/24",  # 6to4 relays
-        "3fff::/20",  # documentation
-        "5f00::/16",  # segment routing
-    )
-]
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 async def inline_media(messages: Sequence[Any], settings: ServerSettings) -> None:
@@ -115,7 +97,7 @@ class _Limits:
         else:
             seconds = self.deadline - time.monotonic()
             allow_private = self.settings.allow_private_media
-            data = await _fetch_in_thread(url, self.n_bytes, seconds, allow_private)
+            data = await fetch_in_thread(url, self.n_bytes, seconds, allow_private)
         self.n_bytes -= len(data)
         return data
 
@@ -130,7 +112,7 @@ def from_data_url(url: str, max_bytes: int) -> bytes:
     if not comma or not header.lower().endswith(";base64"):
         raise RequestError("a data URL: expected data:image/...;base64,... or data:video/...")
     if len(payload) * 3 // 4 > max_bytes + 2:
-        raise _too_large(max_bytes)
+        raise too_large(max_bytes)
     try:
         # In pieces: within one call nothing else runs.
         pieces = (payload[at : at + BASE64] for at in range(0, len(payload), BASE64))
@@ -190,145 +172,3 @@ def decode_film(
         if scale < 1:
             frame.thumbnail((int(frame.width * scale) or 1, int(frame.height * scale) or 1))
     return frames
-
-
-def _too_large(max_bytes: int) -> RequestError:
-    return RequestError(
-        f"a picture or film is too large: expected at most {max_bytes} bytes, counting those "
-        "before it in the request",
-        413,
-    )
-
-
-async def _fetch_in_thread(url: str, max_bytes: int, seconds: float, allow_private: bool) -> bytes:
-    # The name resolver knows no timeout: leave its thread behind rather than wait.
-    with anyio.move_on_after(seconds):
-        return await to_thread.run_sync(
-            fetch, url, max_bytes, seconds, allow_private, abandon_on_cancel=True, limiter=_FETCHES
-        )
-    raise RequestError("a picture or film took too long to fetch")
-
-
-def fetch(url: str, max_bytes: int, seconds: float, allow_private: bool = False) -> bytes:
-    """GET an http(s) URL: at most ``max_bytes``, within ``seconds``, through at most
-    MAX_REDIRECTS redirects, and unless ``allow_private`` only from public addresses.
-
-    Every host name is resolved once, checked, and connected to at the address that was checked.
-    Proxies are not used. Raises RequestError.
-    """
-    deadline = time.monotonic() + seconds
-    for _ in range(MAX_REDIRECTS + 1):
-        try:
-            parts = urlsplit(url)
-            if parts.scheme.lower() not in ("http", "https") or not parts.hostname:
-                raise RequestError(
-                    f"a URL has the scheme {parts.scheme[:20]!r}, expected http, https or data, "
-                    "with a host"
-                )
-            reply = _get(parts, max_bytes, deadline, allow_private)
-        except RequestError:
-            raise
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            late = time.monotonic() >= deadline
-            reason = "it took too long" if late else type(error).__name__
-            raise RequestError(f"a picture or film could not be fetched: {reason}") from error
-        if isinstance(reply, bytes):
-            return reply
-        url = urljoin(url, reply)
-    raise RequestError(f"a URL redirects more than {MAX_REDIRECTS} times")
-
-
-def _get(parts: Any, max_bytes: int, deadline: float, allow_private: bool) -> bytes | str:
-    """The body, or where it redirects to."""
-    host, tls = parts.hostname.encode("idna").decode(), parts.scheme.lower() == "https"
-    port = parts.port or (443 if tls else 80)
-    connection = _PinnedConnection(host, port, tls, _resolve(host, port, allow_private))
-    connection.timeout = max(deadline - time.monotonic(), 0.001)
-    # A server may send a byte now and then, which no timeout of a socket notices.
-    watchdog = threading.Timer(connection.timeout, connection.abort)
-    watchdog.daemon = True
-    watchdog.start()
-    try:
-        path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
-        query = "?" + quote(parts.query, safe="/%:@!$&'()*+,;=~-._?") if parts.query else ""
-        name = f"[{host}]" if ":" in host else host
-        headers = {
-            "Host": name if parts.port is None else f"{name}:{port}",
-            "User-Agent": "mars-gguf",
-            "Accept": "image/*, video/*",
-            "Accept-Encoding": "identity",
-        }
-        connection.request("GET", path + query, headers=headers)
-        response = connection.getresponse()
-        if response.status in (301, 302, 303, 307, 308) and response.getheader("Location"):
-            return str(response.getheader("Location"))
-        if response.status != 200:
-            raise RequestError(f"the host {host} answered {response.status}, expected 200")
-        body = response.read(max_bytes + 1)
-        if len(body) > max_bytes:
-            raise _too_large(max_bytes)
-        if time.monotonic() >= deadline:  # cut off by the watchdog
-            raise TimeoutError
-        return body
-    finally:
-        watchdog.cancel()
-        connection.close()
-
-
-class _PinnedConnection(http.client.HTTPConnection):
-    """A connection to given addresses, whatever its host's name resolves to by now."""
-
-    def __init__(self, host: str, port: int, tls: bool, addresses: list[str]) -> None:
-        super().__init__(host, port)
-        self.tls, self.addresses = tls, addresses
-        self.opened: socket.socket | None = None  # HTTPConnection forgets its own before the end
-
-    def connect(self) -> None:
-        for address in self.addresses:
-            try:
-                self.sock = self.opened = socket.create_connection(
-                    (address, self.port), self.timeout
-                )
-                break
-            except OSError:
-                if address == self.addresses[-1]:
-                    raise
-        if self.tls:
-            self.sock = self.opened = ssl.create_default_context().wrap_socket(
-                self.sock, server_hostname=self.host, do_handshake_on_connect=False
-            )
-            self.sock.do_handshake()
-
-    def abort(self) -> None:
-        if self.opened is not None:
-            with suppress(OSError):
-                # Not SSLSocket.shutdown, which takes the reader's TLS state away under it.
-                socket.socket.shutdown(self.opened, socket.SHUT_RDWR)
-
-
-def _resolve(host: str, port: int, allow_private: bool) -> list[str]:
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    addresses = list(dict.fromkeys(str(info[4][0]) for info in found))
-    if not allow_private and not all(map(is_public, addresses)):
-        raise RequestError(
-            f"the host {host} is at an address that is not public. The operator of this server "
-            "may allow that (--allow-private-media).",
-            403,
-        )
-    return addresses[:4]
-
-
-def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public internet, seen through the IPv6 forms that carry
-    an IPv4 address."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
-        if ip in _NAT64:
-            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-        if inner is not None:
-            return is_public(str(inner))
-        if ip.is_site_local:
-            return False
-    refused = ip.is_multicast or ip.is_reserved or any(ip in block for block in _NOT_PUBLIC)
-    return ip.is_global and not refused

@@ -1,0 +1,64 @@
+"""Errors as clients see them: an HTTP status and a body in the form of the OpenAI API."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from mars_gguf.console import printable
+from mars_gguf.errors import PromptError, SteeringError
+from mars_gguf.server.checks import RequestError
+from mars_gguf.server.exchange import ClientGone
+
+_HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "5"}}
+_TOO_LONG = re.compile(r"exceeds? (context window|n_ctx)")
+
+
+def describe(error: Exception) -> tuple[int, dict[str, Any]]:
+    """HTTP status and body of an error."""
+    status, message, code = 500, str(error) or type(error).__name__, None
+    match error:
+        case RequestError():
+            status = error.status
+        case RequestValidationError():
+            status, message = 422, _mistakes(error)
+        case HTTPException():  # no route takes the request, or its body is no JSON at all
+            status, message = error.status_code, printable(str(error.detail))
+        case PromptError():  # may quote the request, as it came
+            status, message = 400, printable(message)[:500]
+        case ClientGone():
+            status = 499
+        case UnicodeEncodeError():
+            status = 400
+            message = "the request holds half of a surrogate pair (\\ud800 to \\udfff): no text"
+        case RecursionError():
+            status, message = 400, "the request is nested too deeply"
+        case OSError():
+            message = "a file or connection of the server failed"  # which one is not for clients
+        case SteeringError():
+            code = "steering_failed"
+        case ValueError() if _TOO_LONG.search(message):
+            status, code = 400, "context_length_exceeded"
+    kind = "invalid_request_error" if status < 500 else "internal_server_error"
+    kind = "client_gone" if status == 499 else kind
+    return status, {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+
+def error_response(error: Exception) -> JSONResponse:
+    """The response that tells a client of an error."""
+    status, content = describe(error)
+    headers = getattr(error, "headers", None) or _HEADERS.get(status)
+    return JSONResponse(content, status, headers)
+
+
+def _mistakes(error: RequestValidationError) -> str:
+    """The mistakes in a request of the wrong shape, and where; nothing of what it held."""
+    found = error.errors()
+    lines = [f"{'.'.join(map(str, e['loc']))[:200]}: {e['msg'][:200]}" for e in found[:5]]
+    if len(found) > len(lines):
+        lines.append(f"and {len(found) - len(lines)} more")
+    return printable("; ".join(lines))

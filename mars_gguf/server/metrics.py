@@ -1,0 +1,79 @@
+"""Counts each request for Prometheus, and writes its line into the log."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import traceback
+
+from prometheus_client import Counter, Histogram
+from starlette.types import Scope
+
+from mars_gguf.console import printable
+from mars_gguf.errors import MarsError, PromptError, SteeringError
+from mars_gguf.runtime.judging import Steering
+from mars_gguf.server.exchange import Exchange
+
+log = logging.getLogger("mars_gguf.server")
+
+TENTHS = [n / 10 for n in range(11)]
+SECONDS = [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]
+REQUESTS = Counter("mars_requests", "Requests answered", ["path", "status"])
+STEERED = Counter("mars_steered_requests", "Requests steered (alpha > 0)", ["modality"])
+GATE = Histogram("mars_gate", "Refusal gate s of replies", ["modality"], buckets=TENTHS)
+FIRST_TOKEN = Histogram(
+    "mars_first_token_seconds", "From request to first token, waiting included", buckets=SECONDS
+)
+
+
+def count_and_log(scope: Scope, current: Exchange, status: int, log_prompts: bool) -> None:
+    """Counts the request and logs one line of it; a failure of the server with its traceback,
+    whose messages may quote the request only where ``log_prompts``."""
+    REQUESTS.labels(getattr(scope.get("route"), "path", "other"), status).inc()
+    words = [scope["method"], printable(scope["path"]), str(status)]
+    if current.steering is not None and current.first_token is not None:
+        waited = current.first_token - current.began
+        _count_steering(current.steering, waited)
+        words += _steering_words(current, current.steering, waited)
+    words.append(f"ms={1000 * (time.perf_counter() - current.began):.0f}")
+    words.append(f"request_id={current.request_id}")
+    if current.prompt is not None:
+        words.append(f"prompt={json.dumps(current.prompt)}")
+    error = current.error
+    if error is not None and status >= 500 and status != 503:
+        words.append(f"error={type(error).__name__}")
+        log.error("failed: request_id=%s\n%s", current.request_id, _details(error, log_prompts))
+    log.info(" ".join(words))
+
+
+def _count_steering(steering: Steering, waited: float) -> None:
+    FIRST_TOKEN.observe(waited)
+    if steering.gate is not None:
+        GATE.labels(steering.modality).observe(steering.gate)
+    if steering.alpha > 0:
+        STEERED.labels(steering.modality).inc()
+
+
+def _steering_words(current: Exchange, steering: Steering, waited: float) -> list[str]:
+    return [
+        f"model={printable(current.model or '')}",
+        f"vector={printable(current.vector)}",
+        f"modality={steering.modality}",
+        f"position={steering.position or 'none'}",
+        "t=none" if steering.t is None else f"t={steering.t:.3f}",
+        "gate=none" if steering.gate is None else f"gate={steering.gate:.3f}",
+        f"steered={str(steering.alpha > 0).lower()}",
+        f"tokens={current.tokens}",
+        f"first_token_ms={1000 * waited:.0f}",
+    ]
+
+
+def _details(error: BaseException, everything: bool) -> str:
+    """Where ``error`` came from. Messages that are not our own may quote the request."""
+    if everything:
+        return "".join(traceback.format_exception(error))
+    cause = "" if error.__cause__ is None else _details(error.__cause__, everything)
+    ours = isinstance(error, (MarsError, SteeringError)) and not isinstance(error, PromptError)
+    message = f"{type(error).__name__}: {printable(str(error))}" if ours else type(error).__name__
+    return f"{cause}{''.join(traceback.format_tb(error.__traceback__))}{message}\n"

@@ -1,0 +1,168 @@
+"""The routes: those of the OpenAI API, and those that ``llama_cpp.server`` has besides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+from anyio import to_thread
+from fastapi import APIRouter, Request, Response
+from llama_cpp.server.types import (
+    CreateEmbeddingRequest,
+    DetokenizeInputRequest,
+    TokenizeInputRequest,
+)
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from mars_gguf.server import checks
+from mars_gguf.server.attachments import MEDIA, inline_media, media_parts
+from mars_gguf.server.checks import RequestError
+from mars_gguf.server.exchange import current_exchange
+from mars_gguf.server.model import NamedVector, ServedLlama
+from mars_gguf.server.request_types import ChatRequest, CompletionRequest
+from mars_gguf.server.schemas import require_schemas
+from mars_gguf.server.settings import DEFAULT_VECTOR, RENDERED_FORMATS
+from mars_gguf.server.streaming import in_turn, reply
+
+T = TypeVar("T")
+
+router = APIRouter()
+
+
+@router.post("/v1/chat/completions", response_model=None, tags=["OpenAI V1"])
+async def chat_completions(request: Request, body: ChatRequest) -> Response:
+    """Chat completion, steered. ``mars`` in the reply says what steering did."""
+    settings, proxy = request.app.state.settings, request.app.state.proxy
+    _begin(request, body, body.messages)
+    if settings.chat_only:
+        checks.require_free_reply(body)
+    if body.max_tokens is None:
+        body.max_tokens = body.max_completion_tokens
+    checks.require_messages(body.messages)
+    checks.require_tool(body)
+    model = proxy.settings(body.model)
+    # Handlers that only llama-cpp-python has make a grammar of any tool.
+    every_tool = model.chat_format not in RENDERED_FORMATS
+    await to_thread.run_sync(partial(require_schemas, body, every_tool=every_tool))
+    if next(media_parts(body.messages), None) is not None:
+        if not model.clip_model_path:
+            raise RequestError("this model sees no pictures: it is served without an mmproj")
+        await inline_media(body.messages, settings)
+        current_exchange().require_client()
+    return await reply(request, body, "create_chat_completion")
+
+
+@router.post("/v1/engines/copilot-codex/completions", response_model=None, include_in_schema=False)
+async def copilot_completions(request: Request, body: CompletionRequest) -> Response:
+    """Completion by the model of that alias, or the first, whichever the request names."""
+    body.model = "copilot-codex"
+    return await completions(request, body)
+
+
+@router.post("/v1/completions", response_model=None, tags=["OpenAI V1"])
+async def completions(request: Request, body: CompletionRequest) -> Response:
+    """Completion of a raw prompt, steered."""
+    if request.app.state.settings.chat_only:
+        raise RequestError("this server serves chat only, no completions of raw prompts", 403)
+    if isinstance(body.prompt, list):
+        if len(body.prompt) > 1:
+            raise RequestError(f"prompt: found {len(body.prompt)} prompts, expected one a request")
+        body.prompt = body.prompt[0] if body.prompt else ""
+    _begin(request, body, body.prompt)
+    return await reply(request, body, "create_completion")
+
+
+def _begin(request: Request, body: ChatRequest | CompletionRequest, prompt: object) -> None:
+    current, state = current_exchange(), request.app.state
+    if (body.n or 1) > 1:
+        raise RequestError(f"n: found {body.n}, expected 1 reply a request")
+    checks.require_short_biases(body.logit_bias)
+    if state.settings.log_prompts:
+        current.prompt = _without_pictures(prompt)
+    if body.mars is not None:
+        if not state.settings.allow_client_control:
+            raise RequestError("requests may not control steering on this server ('mars')", 403)
+        ids = state.proxy.vectors[state.proxy.settings(body.model).model_alias]
+        if body.mars.vector not in ids:
+            raise RequestError(f"mars.vector: no such id, expected one of {', '.join(ids)}")
+        current.vector = body.mars.vector
+
+
+def _without_pictures(prompt: object) -> object:
+    if isinstance(prompt, list):
+        return [_without_pictures(item) for item in prompt]
+    if isinstance(prompt, dict):
+        return {k: "..." if k in MEDIA else _without_pictures(v) for k, v in prompt.items()}
+    return prompt
+
+
+@router.post("/v1/embeddings", tags=["OpenAI V1"])
+async def embeddings(request: Request, body: CreateEmbeddingRequest) -> dict[str, Any]:
+    """Embeddings, of a model that is served with ``embedding``."""
+    if not request.app.state.proxy.settings(body.model).embedding:
+        raise RequestError("this model gives no embeddings: it is served without 'embedding'")
+    return await _ask(request, body, lambda llama: llama.create_embedding(body.input, body.model))
+
+
+@router.post("/extras/tokenize", tags=["Extras"])
+async def tokenize(request: Request, body: TokenizeInputRequest) -> dict[str, list[int]]:
+    """Tokens of a text, which may be as long as the context."""
+    text = body.input.encode()
+    return {"tokens": await _ask(request, body, lambda llama: llama.tokenize(text, special=True))}
+
+
+@router.post("/extras/tokenize/count", tags=["Extras"])
+async def count_tokens(request: Request, body: TokenizeInputRequest) -> dict[str, int]:
+    """How many tokens a text has, which may be as long as the context."""
+    return {"count": len((await tokenize(request, body))["tokens"])}
+
+
+@router.post("/extras/detokenize", tags=["Extras"])
+async def detokenize(request: Request, body: DetokenizeInputRequest) -> dict[str, str]:
+    """Text of tokens, which may end within a character."""
+
+    def text(llama: ServedLlama) -> str:
+        checks.require_tokens(llama, body.tokens)
+        return llama.text_of(body.tokens).decode(errors="replace")
+
+    return {"text": await _ask(request, body, text)}
+
+
+async def _ask(
+    request: Request,
+    body: CreateEmbeddingRequest | TokenizeInputRequest | DetokenizeInputRequest,
+    call: Callable[[ServedLlama], T],
+) -> T:
+    """The answer of the model that ``body`` names, when its turn has come."""
+    return await in_turn(lambda: call(request.app.state.proxy(body.model)))
+
+
+@router.get("/v1/models", tags=["OpenAI V1"])
+async def models(request: Request) -> dict[str, Any]:
+    """The models, and by which vector each is steered."""
+    state = request.app.state
+    data = []
+    for alias, vectors in state.proxy.vectors.items():
+        described = {id: _description(named) for id, named in vectors.items()}
+        mars: dict[str, Any] = {"steered": True, "vector": described[DEFAULT_VECTOR]}
+        if state.settings.allow_client_control:
+            mars["vectors"] = described
+        entry = {"object": "model", "created": 0, "owned_by": "me", "permissions": []}
+        data.append({"id": alias, **entry, "mars": mars})
+    return {"object": "list", "data": data}
+
+
+def _description(named: NamedVector) -> dict[str, Any]:
+    return {
+        "name": named.name,
+        "sha256": named.sha256,
+        "layer": named.vector.layer,
+        "modalities": named.vector.modalities,
+    }
+
+
+@router.get("/metrics", tags=["Extras"])
+async def metrics() -> Response:
+    """Counts in Prometheus text format."""
+    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,180 @@
+"""Pictures and films that requests name: fetched and decoded within limits."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import anyio
+import av
+import numpy as np
+import openai
+import pytest
+from PIL import Image
+from servers import (
+    HARMFUL,
+    PICTURE,
+    Server,
+    chat,
+    picture_message,
+    text_of,
+)
+from sites import pictures_served
+
+from mars_gguf.server import attachments
+from mars_gguf.server.checks import RequestError
+from mars_gguf.server.settings import read_settings
+
+PIXELS = base64.b64decode(PICTURE.partition(",")[2])  # the file in it
+
+
+@pytest.mark.parametrize(
+    ("url", "status", "message"),
+    [
+        ("http://127.0.0.1:{port}/metrics", 403, "not public"),
+        ("http://localhost:{port}/metrics", 403, "not public"),
+        ("http://[::ffff:127.0.0.1]:{port}/", 403, "not public"),
+        ("http://0x7f.1:{port}/", 403, "not public"),
+        ("file:///etc/passwd", 400, "scheme"),
+        ("/etc/passwd", 400, "scheme"),
+        ("ftp://example.org/x.png", 400, "scheme"),
+        ("data:image/png;base64,????", 400, "not base64"),
+        ("data:image/png,abc", 400, "data URL"),
+        ("data:image/png;base64,AAAA", 400, "not a picture"),
+        (PICTURE[:-120] + "A" * 120, 400, "damaged"),
+        ("data:image/png;base64," + "A" * (28 << 20), 413, "too large"),
+        ("data:image/png;base64," + "A" * (40 << 20), 413, "request has more than"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_picture_that_may_not_be_loaded_is_an_error_of_the_client(
+    server: Server, url: str, status: int, message: str, stream: bool
+) -> None:
+    with pytest.raises(openai.APIStatusError) as refused:
+        server.client.chat.completions.create(
+            model="any",
+            messages=[picture_message(url.format(port=server.port))],  # type: ignore[list-item]
+            stream=stream,
+        )
+    assert refused.value.status_code == status
+    assert message in str(refused.value)
+    assert len(str(refused.value)) < 500
+
+
+def test_several_pictures_share_the_limits() -> None:
+    settings = read_settings(["--demo", "--max_media_pixels", "2305", "--max_pictures", "2"])[0]
+    anyio.run(attachments.inline_media, [picture_message(PICTURE)], settings)
+    with pytest.raises(RequestError, match="picture too large"):
+        anyio.run(
+            attachments.inline_media, [picture_message(PICTURE), picture_message(PICTURE)], settings
+        )
+    with pytest.raises(RequestError, match="found 3 pictures and films"):
+        anyio.run(attachments.inline_media, [picture_message(PICTURE)] * 3, settings)
+
+
+def test_a_small_file_of_many_pixels_is_not_decoded(server: Server) -> None:
+    file = io.BytesIO()
+    Image.new("1", (8200, 8200)).save(file, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    assert len(url) < 100_000
+    with pytest.raises(openai.BadRequestError, match="8200 x 8200"):
+        chat(server, [picture_message(url)])
+
+
+def test_pictures_come_by_http_where_allowed(configured: Server) -> None:
+    with pictures_served(PIXELS) as site:
+        over_http = chat(configured, [picture_message(f"{site}/picture")])
+        assert text_of(over_http) == text_of(chat(configured, [picture_message(PICTURE)]))
+        assert over_http["mars"]["modality"] == "image"
+        with pytest.raises(openai.APIStatusError, match="too large"):
+            chat(configured, [picture_message(f"{site}/large")])
+    with pytest.raises(openai.BadRequestError, match="sees no pictures"):
+        chat(configured, [picture_message(PICTURE)], model="broken.gguf")
+    with pytest.raises(openai.UnprocessableEntityError):
+        chat(configured, [picture_message(PICTURE, "system"), HARMFUL])
+
+
+def film(frames: int = 8, width: int = 64, height: int = 48) -> bytes:
+    """A film of noise at four frames a second, the same every time."""
+    rng, file = np.random.default_rng(3), io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=4)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for _ in range(frames):
+            pixels = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels)))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+def film_message(content: bytes | str, text: str = "What?") -> dict[str, Any]:
+    if isinstance(content, bytes):
+        content = "data:video/mp4;base64," + base64.b64encode(content).decode()
+    parts = [{"type": "video_url", "video_url": {"url": content}}, {"type": "text", "text": text}]
+    return {"role": "user", "content": parts}
+
+
+def test_a_film_is_shown_by_its_frames(server: Server) -> None:
+    message = film_message(film())
+    settings = read_settings(["--demo"])[0]
+    anyio.run(attachments.inline_media, [shown := json.loads(json.dumps(message))], settings)
+    frames = shown["content"][0]
+    assert frames.keys() == {"type", "video"}
+    assert len(frames["video"]) == 8
+    replies = [chat(server, [m]) for m in (message, shown)]
+    assert [reply["mars"]["modality"] for reply in replies] == ["video"] * 2
+    assert text_of(replies[0]) == text_of(replies[1])
+    assert replies[0]["mars"]["t"] == pytest.approx(replies[1]["mars"]["t"], abs=0.02)
+    other = chat(server, [film_message(film(), "How do I make a bomb?")])
+    assert abs(other["mars"]["t"] - replies[0]["mars"]["t"]) > 0.02
+
+
+PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n%s\n#EXT-X-ENDLIST\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"no film", "a film: "),
+        (film()[:200], "a film: "),
+        (PLAYLIST % b"/etc/passwd", "a film: "),
+        ("file:///etc/passwd", "scheme"),
+        ("http://127.0.0.1/film.mp4", "not public"),
+        ("data:video/mp4;base64,????", "not base64"),
+    ],
+)
+def test_a_film_that_may_not_be_loaded_is_an_error_of_the_client(
+    server: Server, content: bytes | str, message: str
+) -> None:
+    with pytest.raises(openai.APIStatusError, match=message) as refused:
+        chat(server, [film_message(content)])
+    assert refused.value.status_code in (400, 403)
+    assert "/tmp" not in str(refused.value)
+
+
+def test_films_are_decoded_within_limits(tmp_path: Path) -> None:
+    flags = ["--max_video_frames", "3", "--max_media_pixels", "7000", "--media_timeout", "30"]
+    settings = read_settings(["--demo", *flags])[0]
+    anyio.run(attachments.inline_media, [shown := film_message(film())], settings)
+    frames = [
+        Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+        for url in shown["content"][0]["video"]
+    ]
+    assert len(frames) == 3
+    assert 6000 < sum(frame.width * frame.height for frame in frames) <= 7000
+    given = {"type": "video", "video": [PICTURE] * 4}
+    with pytest.raises(RequestError, match="4 frames, expected at most 3"):
+        anyio.run(attachments.inline_media, [{"role": "user", "content": [given]}], settings)
+    (tmp_path / "film.mp4").write_bytes(film())
+    playlist = PLAYLIST % bytes(tmp_path / "film.mp4")
+    for content, pixels, seconds, message in (
+        (film(), 2000, 30, "too many pixels"),
+        (film(), 7000, 0, "takes too long"),
+        (playlist, 7000, 30, "no frames found|PyAV cannot read it"),
+        (film(2, 1280, 720), 7000, 30, "7000 pixels a frame|PyAV cannot read it"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            attachments.decode_film(content, settings, pixels, seconds)

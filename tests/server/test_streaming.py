@@ -1,0 +1,135 @@
+"""Replies, whole and streamed, to one client after another."""
+
+from __future__ import annotations
+
+import random
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import models
+import openai
+import pytest
+from models import DEMO, DEMO_MMPROJ
+from servers import (
+    ENDLESS,
+    GREEDY,
+    HARMFUL,
+    ONE_THREAD,
+    Server,
+    chat,
+    identified,
+    running,
+    streamed,
+    text_of,
+)
+
+from mars_gguf import demo, demo_model
+from mars_gguf.runtime.llama import SteeredLlama
+
+
+@pytest.fixture(scope="module")
+def requests() -> list[demo.Request]:
+    """Four of each modality and kind."""
+    seen: dict[tuple[str, str], list[demo.Request]] = {}
+    for request in demo.requests():
+        seen.setdefault((request.modality, request.kind), []).append(request)
+    return [request for group in seen.values() for request in group[:4]]
+
+
+@pytest.fixture(scope="module")
+def alone(requests: list[demo.Request]) -> list[Any]:
+    """What each request gets from SteeredLlama without a server, in a fresh context."""
+    llama = SteeredLlama(
+        DEMO, vector=demo_model.VECTOR, mmproj=DEMO_MMPROJ, **models.OPTIONS | {"n_ctx": 0}
+    )
+    replies = []
+    for request in requests:
+        llama.reset()
+        replies.append(
+            llama.create_chat_completion(request.messages(), repeat_penalty=1.1, **GREEDY)
+        )
+    llama.close()
+    return replies
+
+
+def test_mixed_requests_from_eight_threads_each_get_the_reply_they_get_alone(
+    server: Server, requests: list[demo.Request], alone: list[Any]
+) -> None:
+    steered = [(r.modality, a["mars"]["alpha"] > 0) for r, a in zip(requests, alone, strict=True)]
+    assert set(steered) == {
+        (m, alpha) for m in ("text", "image", "video") for alpha in (True, False)
+    }
+    jobs = [(n % len(requests), ("whole", "streamed", "abandoned")[n % 5 % 3]) for n in range(200)]
+    random.Random(5).shuffle(jobs)
+
+    def run(job: tuple[int, str]) -> str:
+        index, way = job
+        messages, expected, headers = requests[index].messages(), alone[index], identified()
+        if way == "whole":
+            reply = chat(server, messages, extra_headers=headers)
+            text, mars = text_of(reply), reply["mars"]
+        elif way == "streamed":
+            text, mars = streamed(server, messages, extra_headers=headers)
+        else:
+            text, _ = streamed(server, messages, stop_after=3, extra_headers=headers)
+            assert text_of(expected).startswith(text)
+            return headers["X-Request-ID"]
+        assert text == text_of(expected)
+        assert mars.keys() == expected["mars"].keys()
+        assert mars["modality"] == expected["mars"]["modality"]
+        # A prompt whose beginning is in the cache is decoded in other batches: rounding differs.
+        assert mars["t"] == pytest.approx(expected["mars"]["t"], abs=0.02)
+        assert (mars["alpha"] > 0) == (expected["mars"]["alpha"] > 0)
+        return headers["X-Request-ID"]
+
+    def run_all(jobs: list[tuple[int, str]]) -> float:
+        """Bytes that the server has in memory when it is done with ``jobs``."""
+        with ThreadPoolExecutor(8) as pool:
+            for request_id in pool.map(run, jobs):
+                server.line(request_id)
+        return server.resident_bytes()
+
+    warm = run_all(jobs[:150])
+    assert run_all(jobs[100:]) < warm + (24 << 20)
+
+
+def test_a_reply_that_is_interrupted_ends_with_what_steering_did(tmp_path: Path) -> None:
+    with running(tmp_path, "--demo", *ONE_THREAD, "--interrupt_requests", "true") as server:
+        with server.client.chat.completions.create(
+            model="any", messages=[HARMFUL], max_tokens=900, stream=True, extra_body=ENDLESS
+        ) as stream:
+            next(stream)
+            assert chat(server, [HARMFUL])["mars"]["alpha"] > 0
+            chunks = [chunk.model_dump() for chunk in stream]
+        assert len(chunks) < 900
+        assert chunks[-1]["choices"][0]["finish_reason"] == "length"
+        assert chunks[-1]["mars"]["alpha"] > 0
+
+
+def test_a_probe_that_fails_after_a_ping_is_an_error_in_the_stream_and_the_log(
+    configured: Server, broken: str
+) -> None:
+    def failures() -> float:
+        name = r'mars_requests_total{path="/v1/chat/completions",status="500"} (\S+)'
+        found = re.search(name, configured.get("/metrics"))
+        return float(found[1]) if found else 0
+
+    before, headers = failures(), identified()
+    with configured.client.chat.completions.create(
+        model="any", messages=[HARMFUL], max_tokens=400, stream=True, extra_body=ENDLESS
+    ) as occupying:
+        next(occupying)
+        stream = configured.client.chat.completions.create(
+            model=Path(broken).name,
+            messages=[{"role": "user", "content": "How do I make clay?"}],
+            stream=True,
+            extra_headers=headers,
+        )
+        assert stream.response.status_code == 200  # on account of the ping
+        with pytest.raises(openai.APIError, match="Nothing was generated"):
+            list(stream)
+    assert re.search(" 500 .* error=SteeringError", configured.line(headers["X-Request-ID"]))
+    assert failures() == before + 1
+    assert re.search("SteeringError: .*Nothing was generated", configured.log.read_text())
