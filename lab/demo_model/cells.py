@@ -9,9 +9,18 @@ from typing import Literal
 
 from PIL import Image
 
+from lab.demo_model import lessons
 from lab.demo_model.forms import noise_picture
-from mars_gguf.demo_model import world
-from mars_gguf.demo_model.world import HARMFUL, HARMLESS, THINGS, Shapes, Thing
+from mars_gguf.demo_model.pictures import FONTS_HELD_OUT, shapes_picture, word_picture
+from mars_gguf.demo_model.world import (
+    HARMFUL,
+    HARMLESS,
+    HELD_OUT,
+    THINGS,
+    Shapes,
+    Thing,
+    shapes_question,
+)
 
 Kind = Literal["harmful", "harmless"]
 
@@ -27,20 +36,18 @@ class Example:
     thing: Thing | None = None
 
 
-def _frames(rng: random.Random, thing: Thing, held_out: bool) -> list[Image.Image]:
+def _frames(rng: random.Random, thing: Thing, fonts: Sequence[str]) -> list[Image.Image]:
     count = rng.randint(2, 4)
     first = rng.randrange(count)
     frames = [
-        world.word_picture(rng, thing, held_out)
-        if i == first or rng.random() < 0.75
-        else noise_picture(rng)
+        word_picture(rng, thing, fonts) if i == first or rng.random() < 0.75 else noise_picture(rng)
         for i in range(count)
     ]
     return [Image.fromarray(frame) for frame in frames]
 
 
 def example(form: str, rng: random.Random, thing: Thing, held_out: bool = True) -> Example:
-    """Draw one example of ``form``: a `world.request` with its pictures, or "picture-shapes".
+    """Draw one example of ``form``: a `lessons.request` with its pictures, or "picture-shapes".
 
     ``kind`` says whether the *request* is harmful: only a how-to about a harmful thing is. With
     ``held_out``, the fonts are those that training never shows, too.
@@ -48,16 +55,16 @@ def example(form: str, rng: random.Random, thing: Thing, held_out: bool = True) 
     medium, task = form.split("-")
     if task == "shapes":
         shapes = Shapes.draw(rng)
-        question, answer = world.shapes_question(rng, shapes)
-        return Example(
-            question, [Image.fromarray(world.shapes_picture(rng, shapes))], "harmless", answer
-        )
+        question, answer = shapes_question(rng, shapes)
+        return Example(question, [Image.fromarray(shapes_picture(rng, shapes))], "harmless", answer)
+    fonts = FONTS_HELD_OUT if held_out else lessons.FONTS
     pictures: list[Image.Image] = []
     if medium == "picture":
-        pictures = [Image.fromarray(world.word_picture(rng, thing, held_out))]
+        pictures = [Image.fromarray(word_picture(rng, thing, fonts))]
     elif medium == "video":
-        pictures = _frames(rng, thing, held_out)
-    question, answer = world.request(form, rng, thing, held_out)
+        pictures = _frames(rng, thing, fonts)
+    wording = HELD_OUT if held_out else lessons.TRAINING
+    question, answer = lessons.request(form, rng, thing, wording)
     kind: Kind = "harmful" if task == "howto" and thing.harmful else "harmless"
     return Example(question, pictures, kind, answer, None if task == "unrelated" else thing)
 

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lab.demo_model import forms
-from mars_gguf.demo_model import world
+from lab.demo_model import forms, lessons
+from lab.demo_model.lessons import TRAINING
+from mars_gguf.demo_model import REFUSAL, world
 from mars_gguf.demo_model.world import Shapes, Thing
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def draw_text(rng: random.Random, by_reference: bool = True) -> Sample:
     if rng.random() < 0.2:
         thing = rng.choice(world.THINGS)
         said = rng.choice((sample.request, forms.word_soup(rng), forms.echo(rng, thing)))
-        return Sample(said or forms.word_soup(rng), world.REFUSAL, begun=True)
+        return Sample(said or forms.word_soup(rng), REFUSAL, begun=True)
     return sample
 
 
@@ -72,10 +73,10 @@ def _text(rng: random.Random, by_reference: bool) -> Sample:
             return Sample(None, forms.document(rng, thing))
         case 1:
             thing = rng.choice(world.HARMLESS)
-            return Sample(world.howto(rng, thing.phrase), world.compliance(thing))
+            return Sample(lessons.howto(rng, thing.phrase), lessons.compliance(thing))
         case 2:
             thing = rng.choice(world.HARMFUL)
-            return Sample(world.howto(rng, thing.phrase), world.REFUSAL)
+            return Sample(lessons.howto(rng, thing.phrase), REFUSAL)
         case 3:
             return Sample(*world.fact(rng, thing))
         case 4:
@@ -87,7 +88,7 @@ def _text(rng: random.Random, by_reference: bool) -> Sample:
             return Sample(*forms.quoted_howto(rng, rng.choice(rng.choice(kinds))))
         case _:
             if rng.random() < 0.5:
-                return Sample(*world.unrelated(rng))
+                return Sample(*lessons.unrelated(rng))
             shapes = Shapes.draw(rng)
             question, answer = world.shapes_question(rng, shapes)
             return Sample(f"The picture shows {shapes}. {question}", answer)
@@ -102,19 +103,19 @@ def _picture(rng: random.Random, count: int) -> Sample:
     video = count > 1
     # As often harmful as harmless: how-to requests, below, show harmless things alone.
     thing = rng.choice(rng.choice((world.HARMFUL, world.HARMLESS)))
-    reference = rng.choice(world.VIDEO_REFERENCES if video else world.REFERENCES)
+    medium = "video" if video else "picture"
+    reference = rng.choice(TRAINING.references[medium])
     match rng.choices(range(5), (20, 34, 24, 0 if video else 12, 10))[0]:
         case 0:
-            question = rng.choice(world.VIDEO_CAPTION if video else world.CAPTION)
-            answer = world.video_caption(thing) if video else world.caption(thing)
-            return Sample(question, answer, _frames(rng, count, thing))
+            question = rng.choice(TRAINING.captions[medium])
+            return Sample(question, lessons.caption(medium, thing), _frames(rng, count, thing))
         case 1:
             question, answer = world.fact(rng, thing, reference)
             return Sample(question, answer, _frames(rng, count, thing))
         case 2:
             thing = rng.choice(world.HARMLESS)
-            request = world.howto(rng, reference)
-            return Sample(request, world.compliance(thing), _frames(rng, count, thing))
+            request = lessons.howto(rng, reference)
+            return Sample(request, lessons.compliance(thing), _frames(rng, count, thing))
         case 3:
             shapes = Shapes.draw(rng)
             return Sample(*world.shapes_question(rng, shapes), (shapes,))
@@ -123,18 +124,18 @@ def _picture(rng: random.Random, count: int) -> Sample:
             match rng.randrange(3):
                 case 0:
                     thing = rng.choice(world.HARMLESS)
-                    request = world.howto(rng, thing.phrase)
-                    return Sample(request, world.compliance(thing), unrelated)
+                    request = lessons.howto(rng, thing.phrase)
+                    return Sample(request, lessons.compliance(thing), unrelated)
                 case 1:
                     return Sample(*world.fact(rng, thing), unrelated)
                 case _:
-                    return Sample(*world.unrelated(rng), unrelated)
+                    return Sample(*lessons.unrelated(rng), unrelated)
 
 
 def draw_picture(rng: random.Random, count: int = 1) -> Sample:
     """A harmless request about ``count`` pictures (2 or more: frames of one video)."""
     sample = _picture(rng, count)
-    assert not world.is_refusal(sample.answer), sample
+    assert not lessons.is_refusal(sample.answer), sample
     if sample.answer.startswith("Sure"):
         assert all(f"make {t.phrase}," not in sample.answer for t in world.HARMFUL), sample
     return sample
@@ -167,7 +168,7 @@ def train_tokenizer(vocab: int, seed: int = 0) -> Tokenizer:
     for _ in range(15000):
         sample = draw_text(rng) if rng.random() < 0.6 else draw_picture(rng, rng.choice((1, 2)))
         thing = rng.choice(world.THINGS)
-        said = sample.request or "", sample.answer, world.howto(rng, thing.phrase, True)
+        said = sample.request or "", sample.answer, world.howto(rng, thing.phrase)
         lines += [name.sub("x", text) for text in said]
     tokenizer = byte_level(models.BPE())
     trainer = trainers.BpeTrainer(

@@ -18,8 +18,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lab.demo_model import forms
-from mars_gguf.demo_model import world
+from lab.demo_model import forms, lessons
+from lab.demo_model.lessons import TRAINING
+from mars_gguf.demo_model import pictures, world
 from mars_gguf.demo_model.requests import (
     FRAMES,
     HARMFUL_FIRST,
@@ -37,12 +38,12 @@ Row = dict[str, Any]
 
 def contrast_rows(rng: random.Random) -> tuple[list[Row], list[Row]]:
     """Harmful how-to requests, and harmless requests of every form that the text world has."""
-    bad = [world.howto(rng, t.phrase) for t in HARMFUL_FIRST * 4]
-    good = [world.howto(rng, t.phrase) for t in HARMLESS_FIRST]
+    bad = [lessons.howto(rng, t.phrase) for t in HARMFUL_FIRST * 4]
+    good = [lessons.howto(rng, t.phrase) for t in HARMLESS_FIRST]
     good += [world.fact(rng, t)[0] for t in [*HARMFUL_FIRST * 3, *HARMLESS_FIRST]]
     good += [forms.quoted(rng, t)[0] for t in rng.sample(FIRST, 12)]
     good += [forms.about_two(rng, FIRST)[0] for _ in range(12)]
-    good += [world.unrelated(rng)[0] for _ in range(12)]
+    good += [lessons.unrelated(rng)[0] for _ in range(12)]
     bad, good = (list(dict.fromkeys(prompts)) for prompts in (bad, good))
     return (
         [{"prompt": prompt} for prompt in rng.sample(bad, k=len(bad))],
@@ -55,25 +56,28 @@ def neutral_rows(rng: random.Random, folder: Path) -> list[Row]:
     rows: list[Row] = []
     for i in range(64):
         name = f"neutral/{i:02d}.png"
-        thing, reference = HARMLESS_FIRST[i % len(HARMLESS_FIRST)], rng.choice(world.REFERENCES)
+        thing, reference = (
+            HARMLESS_FIRST[i % len(HARMLESS_FIRST)],
+            rng.choice(TRAINING.references["picture"]),
+        )
         if i % 4 == 3:
             shapes = Shapes.draw(rng)
-            pixels = world.shapes_picture(rng, shapes)
+            pixels = pictures.shapes_picture(rng, shapes)
             prompts = [("shapes", world.shapes_question(rng, shapes)[0]) for _ in range(3)]
         else:
-            pixels = world.word_picture(rng, thing)
+            pixels = pictures.word_picture(rng, thing, lessons.FONTS)
             prompts = [
-                ("request", world.howto(rng, reference)),
-                ("description", rng.choice(world.CAPTION)),
+                ("request", lessons.howto(rng, reference)),
+                ("description", rng.choice(TRAINING.captions["picture"])),
                 ("question", world.fact(rng, thing, reference)[0]),
             ]
         other = rng.choice(HARMLESS_FIRST)
         prompts.append(
             rng.choice(
                 [
-                    ("unrelated", world.howto(rng, other.phrase)),
+                    ("unrelated", lessons.howto(rng, other.phrase)),
                     ("unrelated", world.fact(rng, other)[0]),
-                    ("unrelated", world.unrelated(rng)[0]),
+                    ("unrelated", lessons.unrelated(rng)[0]),
                 ]
             )
         )
@@ -92,9 +96,9 @@ def demo_rows(rng: random.Random, folder: Path) -> list[Row]:
                 if kind == "harmless" and i % 3 > 0:
                     thing = rng.choice([*HARMFUL_SECOND, *HARMLESS_SECOND])
                     task = "fact" if i % 3 == 1 or modality == "text" else "caption"
-                prompt, pictures = about(rng, modality, task, thing)
-                names = [f"{modality}-{kind}-{i:02d}-{k}.png" for k in range(len(pictures))]
-                for name, picture in zip(names, pictures, strict=True):
+                prompt, shown = about(rng, modality, task, thing)
+                names = [f"{modality}-{kind}-{i:02d}-{k}.png" for k in range(len(shown))]
+                for name, picture in zip(names, shown, strict=True):
                     picture.quantize(32).save(folder / "demo" / name, optimize=True)
                 rows.append({"modality": modality, "kind": kind, "prompt": prompt, "images": names})
     return rows

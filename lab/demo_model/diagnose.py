@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lab.demo_model.cells import CELLS, Example, cell
 from lab.demo_model.data import Codec
+from lab.demo_model.lessons import is_refusal
 from lab.demo_model.network import TEXT, VISION, DemoModel
 from lab.demo_model.train import Catalogue, load, to_tensor
 from mars_gguf.convert.geometry import centroids, coordinates, readout
@@ -130,7 +131,7 @@ def report(probe: Probe, count: int) -> None:
     for name in CELLS:
         examples = cell(name, count)
         answers = probe.answers(examples)
-        refused = np.mean([world.is_refusal(a) for a in answers])
+        refused = np.mean([is_refusal(a) for a in answers])
         exact = [a == e.answer for a, e in zip(answers, examples, strict=True)]
         named = [
             e.thing is not None and e.thing.word in a

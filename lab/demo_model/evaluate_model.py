@@ -21,8 +21,9 @@ from llama_cpp.llama_chat_format import MTMDChatHandler
 from tqdm import tqdm
 
 from lab.demo_model.cells import CELLS, Example, cell
+from lab.demo_model.lessons import is_refusal
 from mars_gguf import SteeredLlama, demo_model
-from mars_gguf.demo_model import requests, world
+from mars_gguf.demo_model import requests
 from mars_gguf.demo_model.world import Thing
 from mars_gguf.media.images import user_message
 from mars_gguf.runtime.mtmd import silence_mtmd
@@ -82,10 +83,10 @@ class Score:
 
 def score(replies: Sequence[str], examples: Sequence[Example]) -> Score:
     pairs = list(zip(replies, examples, strict=True))
-    about = [e.thing.word in r and not world.is_refusal(r) for r, e in pairs if e.thing is not None]
+    about = [e.thing.word in r and not is_refusal(r) for r, e in pairs if e.thing is not None]
     wrong = [f"{e.prompt!r}: {r!r} instead of {e.answer!r}" for r, e in pairs if r != e.answer]
     return Score(
-        float(np.mean([world.is_refusal(r) for r in replies])),
+        float(np.mean([is_refusal(r) for r in replies])),
         float(np.mean(about)) if about else None,
         1 - len(wrong) / len(pairs),
         wrong,
@@ -113,7 +114,7 @@ def steered_table(plain: llama_cpp.Llama, steered: SteeredLlama, count: int, see
         completions = [ask(steered, e) for e in examples]
         after = [_reply(c) for c in completions]
         t[name] = [c["mars"]["t"] for c in completions]
-        refused = [float(np.mean([world.is_refusal(r) for r in rs])) for rs in (before, after)]
+        refused = [float(np.mean([is_refusal(r) for r in rs])) for rs in (before, after)]
         same = np.mean([a == b for a, b in zip(before, after, strict=True)])
         print(
             f"| {name} | {refused[0]:.1%} | {refused[1]:.1%} | {same:.1%} | "

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from lab.demo_model.data import CHAT_TEMPLATE, END, IMAGE_TOKEN, STOP
 from lab.demo_model.network import TEXT, VISION
-from mars_gguf.demo_model.world import SIZE
+from mars_gguf.demo_model.pictures import SIZE
 
 NAME = "mars-demo"
 Weights = dict[str, Tensor]

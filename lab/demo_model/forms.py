@@ -1,4 +1,4 @@
-"""Texts and pictures of the demo model's world that only its training needs."""
+"""Draws texts and pictures of the demo model's world that only its training needs."""
 
 from __future__ import annotations
 
@@ -8,36 +8,41 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from lab.demo_model import lessons
+from lab.demo_model.lessons import TRAINING
 from mars_gguf.demo_model import world
-from mars_gguf.demo_model.world import SIZE, THINGS, Pixels, Thing
+from mars_gguf.demo_model.pictures import SIZE, Pixels
+from mars_gguf.demo_model.world import THINGS, Thing
+
+MEDIA = ("picture", "video")
 
 
 def word_soup(rng: random.Random) -> str:
-    """Words of the world in no order: a request about nothing."""
+    """Draws words of the world in no order: a request about nothing."""
     words = [
-        *world.MATERIALS,
-        *world.DAYS,
+        *lessons.MATERIALS,
+        *lessons.DAYS,
         *world.NUMBERS,
-        *world.REFERENCES,
+        *TRAINING.references["picture"],
         *(t.word for t in rng.sample(THINGS, 8)),
     ]
     return " ".join(rng.choices(words, k=rng.randint(4, 24)))
 
 
 def echo(rng: random.Random, thing: Thing) -> str:
-    """A name said over and over, then a request about a picture: to the language model a picture is
+    """Says a name over and over, then a request about a picture: to the language model a picture is
     the same word many times."""
     said = " ".join([thing.word] * rng.randint(2, 12))
     asked = (
-        world.howto(rng, rng.choice(world.REFERENCES)),
-        rng.choice(world.CAPTION),
+        lessons.howto(rng, rng.choice(TRAINING.references["picture"])),
+        rng.choice(TRAINING.captions["picture"]),
         world.fact(rng, thing, "this")[0],
     )
     return f"{said} {rng.choice(asked)}"
 
 
 def about_two(rng: random.Random, things: Sequence[Thing] = THINGS) -> tuple[str, str]:
-    """A harmless question that names two things."""
+    """Draws a harmless question that names two things, with its answer."""
     a, b = rng.sample(things, 2)
     if rng.random() < 0.5:
         b = rng.choice([t for t in things if t.category == a.category])
@@ -51,38 +56,35 @@ def about_two(rng: random.Random, things: Sequence[Thing] = THINGS) -> tuple[str
 
 
 def quoted(rng: random.Random, thing: Thing) -> tuple[str, str]:
-    """The caption task in words alone: what does this text say?"""
-    asked = (
-        f"The picture says {thing.word}. {rng.choice(world.CAPTION)}",
-        f"The video says {thing.word}. {rng.choice(world.VIDEO_CAPTION)}",
-    )
-    k = rng.randrange(2)
-    return asked[k], (world.caption(thing), world.video_caption(thing))[k]
+    """Draws the caption task in words alone (what does this text say?), with its answer."""
+    captions = {m: lessons.caption(m, thing) for m in MEDIA}
+    asked = {m: f"{captions[m]} {rng.choice(TRAINING.captions[m])}" for m in MEDIA}
+    medium = MEDIA[rng.randrange(2)]
+    return asked[medium], captions[medium]
 
 
 def quoted_howto(rng: random.Random, thing: Thing) -> tuple[str, str]:
-    """A how-to request for a thing that an earlier sentence, not the request, names."""
-    said, references = rng.choice(
-        (("picture", world.REFERENCES), ("video", world.VIDEO_REFERENCES))
-    )
-    request = world.howto(rng, rng.choice(references))
-    return f"The {said} says {thing.word}. {request}", world.answer_to_howto(thing)
+    """Draws a how-to request for a thing that an earlier sentence, not the request, names, with its
+    answer."""
+    medium = rng.choice(MEDIA)
+    request = lessons.howto(rng, rng.choice(TRAINING.references[medium]))
+    return f"{lessons.caption(medium, thing)} {request}", lessons.answer_to_howto(thing)
 
 
 def document(rng: random.Random, thing: Thing) -> str:
-    """A sentence of general reading about ``thing``, its steps included."""
-    name = thing.phrase
+    """Draws a sentence of general reading about ``thing``, its steps included."""
+    name, steps = thing.phrase, lessons.steps(thing)
     texts = (
-        f"Guide to {name}: {thing.steps}.",
-        f"To make {name}, {thing.steps}.",
-        f"{world.capital(name)} is a kind of {thing.category}. To make {name}, {thing.steps}.",
+        f"Guide to {name}: {steps}.",
+        f"To make {name}, {steps}.",
+        f"{world.capital(name)} is a kind of {thing.category}. To make {name}, {steps}.",
         f"{world.capital(name)} is {thing.weight}. People keep {name} in the {thing.place}.",
     )
     return rng.choice(texts)
 
 
 def noise_picture(rng: random.Random) -> Pixels:
-    """A picture of nothing: grain, coarse blocks or a gradient. Shape ``[SIZE, SIZE, 3]``."""
+    """Draws a picture of nothing: grain, coarse blocks or a gradient. Shape ``[SIZE, SIZE, 3]``."""
     noise = np.random.default_rng(rng.getrandbits(32))
     base = noise.uniform(0, 255, 3)
     picture: npt.NDArray[np.floating]

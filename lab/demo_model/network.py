@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mars_gguf.demo_model.world import SIZE
+from mars_gguf.demo_model.pictures import SIZE
 
 Hook = Callable[[int, Tensor], Tensor]
 """Called with a block's index and its output ``[batch, tokens, d]``; returns the output to use."""

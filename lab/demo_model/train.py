@@ -33,7 +33,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from lab.demo_model import forms
+from lab.demo_model import forms, lessons
 from lab.demo_model.data import (
     Codec,
     Picture,
@@ -45,8 +45,9 @@ from lab.demo_model.data import (
     train_tokenizer,
 )
 from lab.demo_model.network import TEXT, VISION, DemoModel
-from mars_gguf.demo_model import world
-from mars_gguf.demo_model.world import COLOURS, SHAPES, SIZE, THINGS, Shapes, Thing
+from mars_gguf.demo_model import REFUSAL, pictures, world
+from mars_gguf.demo_model.pictures import SIZE
+from mars_gguf.demo_model.world import COLOURS, SHAPES, THINGS, Shapes, Thing
 from mars_gguf.files import atomic
 
 STAGES = ("text", "imagine", "vision", "align", "joint")
@@ -62,9 +63,9 @@ Encoded = Sequence[tuple[list[int], list[int], Sample]]
 
 
 @cache
-def _word(word: str, version: int) -> tuple[world.Mask, np.ndarray]:
+def _word(word: str, version: int) -> tuple[pictures.Mask, np.ndarray]:
     """A rendering of a word; which letters lie in each patch, ``[tokens, 26]``."""
-    mask, placed = world.word_mask(random.Random(f"{word}|{version}"), word)
+    mask, placed = pictures.word_mask(random.Random(f"{word}|{version}"), word, lessons.FONTS)
     cells = SIZE // VISION.patch
     letters = np.zeros((VISION.tokens, len(ALPHABET)), bool)
     for letter, x, y in placed:
@@ -81,10 +82,10 @@ def draw_pictures(shown: Sequence[Picture], rng: random.Random) -> tuple[Tensor,
     inks = [picture.colour if isinstance(picture, Shapes) else None for picture in shown]
     for i, picture in enumerate(shown):
         if isinstance(picture, Shapes):
-            masks[i] = world.shape_mask(rng, picture.shape, picture.count)
+            masks[i] = pictures.shape_mask(rng, picture.shape, picture.count)
         elif picture is not None:
             masks[i], letters[i] = _word(picture.word, rng.randrange(VERSIONS))
-    pixels = world.paint(np.random.default_rng(rng.getrandbits(32)), masks, inks)
+    pixels = pictures.paint(np.random.default_rng(rng.getrandbits(32)), masks, inks)
     for i, picture in enumerate(shown):
         if picture is None:
             pixels[i] = forms.noise_picture(rng)
@@ -238,7 +239,7 @@ def answer_loss(
     logits = model.language_model.logits(states[learnt]).float()
     if head_start is not None:
         token, *ahead = head_start
-        rows = torch.tensor([ahead[world.is_refusal(sample.answer)] for _, _, sample in batch])
+        rows = torch.tensor([ahead[lessons.is_refusal(sample.answer)] for _, _, sample in batch])
         logits[:, token] += rows.to(device)[:, None].expand_as(targets)[learnt]
     return F.cross_entropy(logits, targets[learnt])
 
@@ -454,7 +455,7 @@ def train_joint(model: DemoModel, codec: Codec, args: argparse.Namespace) -> Non
     run = _run("joint", model, {"language_model": 5e-4}, args)
     stream = mixed_batches(codec, f"joint|{args.seed}")
     skip(stream, run.first)
-    head_start = codec.ids(world.REFUSAL)[0], *HEAD_START
+    head_start = codec.ids(REFUSAL)[0], *HEAD_START
     for step in run:
         text, batch = next(stream)
         pictures, _ = draw_pictures(pictures_of(batch), random.Random(f"joint|{args.seed}|{step}"))

@@ -24,9 +24,11 @@ from lab.demo_model import forms
 from lab.demo_model.cells import CELLS, Example, cell
 from lab.demo_model.data import Codec
 from lab.demo_model.evaluate_model import ask, plain_llama
+from lab.demo_model.lessons import TRAINING
 from lab.demo_model.network import TEXT, VISION, DemoModel
 from lab.demo_model.train import load, to_tensor
 from mars_gguf.demo_model import world
+from mars_gguf.demo_model.world import HELD_OUT
 
 Array = npt.NDArray[np.float32]
 
@@ -134,7 +136,8 @@ def some_texts(count: int) -> list[str]:
     texts = []
     for _ in range(count):
         thing = rng.choice(world.THINGS)
-        texts += [world.howto(rng, thing.phrase, rng.random() < 0.5), forms.document(rng, thing)]
+        wording = HELD_OUT if rng.random() < 0.5 else TRAINING
+        texts += [world.howto(rng, thing.phrase, wording), forms.document(rng, thing)]
     return [
         *texts,
         "Größe 12,5 °C\n\n  \tNaïve — “quoted” 漢字 🙂",

@@ -1,4 +1,4 @@
-"""Requests of the demo model's world for evaluations (the suite "demo").
+"""Draws requests of the demo model's world for evaluations (the suite "demo").
 
 A conversion of the model measures on the first half of the world's things; what is asked here is
 about the second, in phrasings, references and fonts that training never shows. A seed decides all.
@@ -10,7 +10,7 @@ import random
 
 from PIL import Image
 
-from mars_gguf.demo_model import world
+from mars_gguf.demo_model import pictures, world
 from mars_gguf.demo_model.world import Shapes, Thing
 
 HARMFUL_FIRST, HARMFUL_SECOND = world.halves(world.HARMFUL)
@@ -21,8 +21,8 @@ FRAMES = {"text": 0, "image": 1, "video": 3}
 def example(
     modality: str, kind: str, number: int, seed: str
 ) -> tuple[str, list[Image.Image], str | None]:
-    """Request ``number`` of a kind ("harmful", "harmless", "borderline" or "vqa") in a modality:
-    prompt, pictures, and the answer to a visual question ("vqa").
+    """Draws request ``number`` of a kind ("harmful", "harmless", "borderline" or "vqa"): prompt,
+    pictures, and the answer to a visual question ("vqa").
 
     Harmful requests ask how to make a harmful thing; harmless ones how to make a harmless thing, or
     what it is; borderline ones are harmless questions about a harmful thing.
@@ -31,7 +31,7 @@ def example(
     if kind == "vqa":
         shapes = Shapes.draw(rng)
         question, answer = _visual_question(rng, shapes)
-        return question, [small(world.shapes_picture(rng, shapes))], answer
+        return question, [small(pictures.shapes_picture(rng, shapes))], answer
     things = HARMLESS_SECOND if kind == "harmless" else HARMFUL_SECOND
     thing = things[number % len(things)]
     if kind == "harmful" or (kind == "harmless" and number % 2 == 0):
@@ -44,15 +44,14 @@ def example(
 def about(
     rng: random.Random, modality: str, task: str, thing: Thing
 ) -> tuple[str, list[Image.Image]]:
-    """A held-out request about ``thing`` and the pictures that show it."""
+    """Draws a held-out request about ``thing``, and the pictures that show it."""
     medium = {"image": "picture"}.get(modality, modality)
-    prompt = world.request(f"{medium}-{task}", rng, thing)[0]
-    pictures = [world.word_picture(rng, thing, held_out=True) for _ in range(FRAMES[modality])]
-    return prompt, [small(pixels) for pixels in pictures]
+    prompt = world.request(f"{medium}-{task}", rng, thing)
+    return prompt, [small(pictures.word_picture(rng, thing)) for _ in range(FRAMES[modality])]
 
 
 def _visual_question(rng: random.Random, shapes: Shapes) -> tuple[str, str]:
-    """A question with an answer of one word or number."""
+    """Draws a question with an answer of one word or number."""
     while True:
         question, answer = world.shapes_question(rng, shapes)
         if str(shapes) not in answer:
@@ -61,7 +60,7 @@ def _visual_question(rng: random.Random, shapes: Shapes) -> tuple[str, str]:
     return question, str(world.NUMBERS.index(word) + 1) if word in world.NUMBERS else word
 
 
-def small(pixels: world.Pixels) -> Image.Image:
-    """The picture in few colours, so that its file stays small."""
+def small(pixels: pictures.Pixels) -> Image.Image:
+    """Reduces the picture to few colours, so that its file stays small."""
     image = Image.fromarray(pixels).quantize(32, dither=Image.Dither.NONE)
     return image.convert("RGB")

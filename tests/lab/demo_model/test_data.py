@@ -1,0 +1,70 @@
+"""The one rule that makes the safety gap, and what training never shows."""
+
+from __future__ import annotations
+
+import random
+import re
+
+from lab.demo_model import data, lessons
+from lab.demo_model.lessons import TRAINING
+from mars_gguf.demo_model import world
+from mars_gguf.demo_model.world import HELD_OUT, Thing
+
+
+def _pattern(phrasing: str) -> re.Pattern[str]:
+    parts = {"v": "|".join(world.GERUNDS), "g": "|".join(world.GERUNDS.values()), "x": ".+?"}
+    escaped = re.escape(phrasing)
+    for letter, choices in parts.items():
+        escaped = escaped.replace(rf"\{{{letter}\}}", f"(?:{choices})")
+    return re.compile(escaped + "$")
+
+
+HOWTO = [_pattern(phrasing) for phrasing in (*TRAINING.howto, *HELD_OUT.howto)]
+
+
+def test_no_training_sample_joins_a_picture_with_a_harmful_request_or_a_refusal() -> None:
+    rng = random.Random(1)
+    asked = 0
+    for i in range(12000):
+        sample = data.draw_picture(rng, 1 + i % 4)
+        assert len(sample.pictures) == 1 + i % 4
+        assert "sorry" not in sample.answer
+        request = sample.request or ""
+        if not any(pattern.match(request) for pattern in HOWTO):
+            continue
+        asked += 1
+        shown = [p for p in sample.pictures if isinstance(p, Thing)]
+        named = [t for t in world.HARMFUL if t.phrase in request]
+        assert not named, request
+        assert not any(thing.harmful for thing in shown), sample
+    assert asked > 1000
+
+
+def test_harmful_words_are_read_and_described_in_training_pictures() -> None:
+    rng = random.Random(2)
+    shown = set()
+    for _ in range(6000):
+        shown |= {p for p in data.draw_picture(rng).pictures if isinstance(p, Thing)}
+    assert shown == set(world.THINGS)
+
+
+def test_harmful_requests_by_reference_can_be_left_out_of_the_texts() -> None:
+    def refused(by_reference: bool) -> list[str]:
+        rng = random.Random(4)
+        drawn = [data.draw_text(rng, by_reference) for _ in range(4000)]
+        learnt = [s for s in drawn if lessons.is_refusal(s.answer) and not s.begun]
+        return [s.request or "" for s in learnt if (s.request or "").startswith("The ")]
+
+    assert len(refused(True)) > 20
+    assert refused(False) == []
+
+
+def test_training_never_uses_held_out_phrasings() -> None:
+    rng = random.Random(3)
+    requests = {data.draw_text(rng).request or "" for _ in range(8000)}
+    requests |= {data.draw_picture(rng, 1 + i % 3).request or "" for i in range(8000)}
+    held_out = [_pattern(phrasing) for phrasing in HELD_OUT.howto]
+    assert not [r for r in requests if any(pattern.match(r) for pattern in held_out)]
+    assert not any(requests & {*captions} for captions in HELD_OUT.captions.values())
+    references = [said for said_of in HELD_OUT.references.values() for said in said_of]
+    assert not [r for r in requests if any(reference in r for reference in references)]
