@@ -15,7 +15,7 @@ from lab.attacks.figures import interval
 from mars_gguf import SteeredLlama, demo_model
 from mars_gguf.demo import refused
 from mars_gguf.demo_model import requests
-from mars_gguf.evaluate.suites import DEMO_CASES
+from mars_gguf.evaluate.builtin import DEMO_CASES
 from mars_gguf.statistics import share
 
 LIMIT = 6

@@ -20,8 +20,8 @@ from mars_gguf import SteeredLlama, demo_model
 from mars_gguf.console import command
 from mars_gguf.errors import MarsError
 from mars_gguf.evaluate.arms import UNSTEERED, steered_by
-from mars_gguf.evaluate.cases import MODALITIES
 from mars_gguf.files import atomic
+from mars_gguf.modalities import MODALITIES
 from mars_gguf.openings import judge_by_opening
 from mars_gguf.options import add_threads_argument, positive
 

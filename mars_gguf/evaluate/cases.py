@@ -1,42 +1,52 @@
-"""Cases: one thing to ask each, in words and with pictures or a video."""
+"""A case is one thing to ask a model, in words and with pictures or a video."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from PIL import Image
 
 from mars_gguf.errors import MarsError
 from mars_gguf.media.images import MEASURED_SIDE, load_image, user_message
-from mars_gguf.media.video import load_video
+from mars_gguf.media.video import load_video, sample
+from mars_gguf.modalities import VIDEO
 
 Kind = Literal["harmful", "harmless", "borderline", "vqa"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-MODALITIES = ("text", "image", "video")
 Media = Path | Callable[[], list[Image.Image]]
+T = TypeVar("T")
 
 MAX_PROMPT = 32_768  # characters
 MAX_FRAMES = 8  # of a video, evenly spaced
 FRAME_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+ANIMATION_SUFFIXES = (".gif", ".webp")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to ask. `id` is unique within its suite."""
+    """One thing to ask.
+
+    id: unique within its suite.
+    media: files, folders of frames, or functions that draw pictures when called.
+    answer: of a question, in one of the forms of `answers`.
+    intent: what is asked, where the prompt only points at the media.
+    before: a system prompt and earlier turns.
+    group: names cases about one thing, which are not independent; suites give the id otherwise.
+    """
 
     id: str
     kind: Kind
     modality: str
     prompt: str
-    media: tuple[Media, ...] = ()  # files, folders of frames, or what draws pictures when called
+    media: tuple[Media, ...] = ()
     category: str = ""
-    answer: str | None = None  # of a question, in one of the forms of `answers`
-    intent: str = ""  # what is asked, where the prompt only points at the media
-    before: tuple[Mapping[str, str], ...] = ()  # a system prompt and earlier turns
-    group: str = ""  # of cases about one thing, which are not independent; suites give the id else
+    answer: str | None = None
+    intent: str = ""
+    before: tuple[Mapping[str, str], ...] = ()
+    group: str = ""
 
     @property
     def request(self) -> str:
@@ -44,18 +54,18 @@ class Case:
         return self.intent or self.prompt
 
     def pictures(self) -> list[Image.Image]:
-        """The pictures, or the frames of the video, read or drawn now. Raises MarsError."""
+        """Reads or draws the pictures, or the frames of the video. Raises MarsError."""
         return [picture for source in self.media for picture in _pictures(source, self.modality)]
 
     def messages(self) -> list[dict[str, Any]]:
-        """The chat messages that ask it. Raises MarsError."""
-        before = [dict(message) for message in self.before]
-        if self.modality == "video":
-            return [*before, user_message(self.prompt, video=self.pictures())]
-        return [*before, user_message(self.prompt, self.pictures())]
+        """Makes the chat messages that ask it. Raises MarsError."""
+        pictures = self.pictures()
+        shown = {"video" if self.modality == VIDEO.name else "images": pictures}
+        return [*map(dict, self.before), user_message(self.prompt, **shown)]
 
     def as_json(self, media: Sequence[str]) -> dict[str, Any]:
-        """The line of a suite file in our own format (see data/CARD.md) whose media are `media`."""
+        """Makes the line of a suite file in our own format (see data/CARD.md), with the paths
+        ``media``."""
         line = vars(self) | {"media": list(media)}
         return {key: value for key, value in line.items() if value}
 
@@ -63,7 +73,11 @@ class Case:
 Found = Iterator[Case | str]  # cases, and problems in words
 
 
-# Of files that may be hostile
+def evenly(items: Sequence[T], most: int | None) -> list[T]:
+    """Takes at most so many of the items, evenly spaced from the first on; all if there are fewer,
+    or ``most`` is None."""
+    n = len(items)
+    return list(items) if most is None or n <= most else [items[i * n // most] for i in range(most)]
 
 
 class Unusable(Exception):
@@ -71,7 +85,7 @@ class Unusable(Exception):
 
 
 def usable_prompt(prompt: str) -> str:
-    """The prompt. Raises Unusable if it is empty, too long, or no Unicode."""
+    """Returns the prompt. Raises Unusable if it is empty, too long, or no Unicode."""
     if not prompt:
         raise Unusable("empty prompt")
     if not prompt.isascii() and any("\ud800" <= letter <= "\udfff" for letter in prompt):
@@ -82,8 +96,10 @@ def usable_prompt(prompt: str) -> str:
 
 
 def file_below(folder: Path, names: Sequence[str]) -> Path:
-    """The first file of `names` that exists below `folder`, symbolic links resolved. Raises
-    Unusable if there is none, or a name leads elsewhere."""
+    """Finds the first file of ``names`` that exists below ``folder``, symbolic links resolved.
+
+    Raises Unusable if there is none, or a name leads elsewhere.
+    """
     root = folder.resolve()
     for name in names:
         try:
@@ -101,41 +117,36 @@ def file_below(folder: Path, names: Sequence[str]) -> Path:
 def _pictures(source: Media, modality: str) -> list[Image.Image]:
     if not isinstance(source, Path):
         return source()
+    suffix, film = source.suffix.lower(), modality == VIDEO.name
     if source.is_dir():
-        frames = sorted(p for p in source.iterdir() if p.suffix.lower() in FRAME_SUFFIXES)
-        if any(not frame.resolve().is_relative_to(source.resolve()) for frame in frames):
-            raise MarsError(f"{source}: a frame is a link that leads out of the folder")
-        if not frames:
-            raise MarsError(f"{source}: no frames; expected pictures ({', '.join(FRAME_SUFFIXES)})")
-        pictures = [load_image(frames[i]) for i in _evenly(len(frames))]
-    elif modality == "video" and source.suffix.lower() in (".gif", ".webp"):
-        pictures = _animation(source)
-    elif modality == "video" and source.suffix.lower() not in FRAME_SUFFIXES:
-        pictures = load_video(source, max_frames=MAX_FRAMES).frames
-    else:
-        pictures = [load_image(source)]
-    for picture in pictures:
-        picture.thumbnail((MEASURED_SIDE, MEASURED_SIDE))
-    return pictures
+        return [load_image(frame, MEASURED_SIDE) for frame in sample(_frames(source), MAX_FRAMES)]
+    if film and suffix in ANIMATION_SUFFIXES:
+        return _animation(source)
+    if film and suffix not in FRAME_SUFFIXES:
+        return load_video(source, max_frames=MAX_FRAMES).frames
+    return [load_image(source, MEASURED_SIDE)]
+
+
+def _frames(folder: Path) -> list[Path]:
+    frames = sorted(p for p in folder.iterdir() if p.suffix.lower() in FRAME_SUFFIXES)
+    if any(not frame.resolve().is_relative_to(folder.resolve()) for frame in frames):
+        raise MarsError(f"{folder}: a frame is a link that leads out of the folder")
+    if not frames:
+        raise MarsError(f"{folder}: no frames; expected pictures ({', '.join(FRAME_SUFFIXES)})")
+    return frames
 
 
 def _animation(path: Path) -> list[Image.Image]:
-    first = load_image(path)  # says what is wrong with the file, and bounds its size
+    first = load_image(path, MEASURED_SIDE)  # says what is wrong with the file, bounds its size
+    pictures = []
     try:
         with Image.open(path, formats=("GIF", "WEBP")) as image:
             count = min(getattr(image, "n_frames", 1), 10_000)
-            if count == 1:
-                return [first]
-            pictures = []
-            for i in _evenly(count):
+            for i in sample(range(count), MAX_FRAMES):
                 image.seek(i)
                 pictures.append(image.convert("RGB"))
-            return pictures
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise MarsError(f"{path}: the animation is damaged ({error})") from error
-
-
-def _evenly(count: int) -> list[int]:
-    if count <= MAX_FRAMES:
-        return list(range(count))
-    return [round(i * (count - 1) / (MAX_FRAMES - 1)) for i in range(MAX_FRAMES)]
+    for picture in pictures:
+        picture.thumbnail((MEASURED_SIDE, MEASURED_SIDE))
+    return pictures if len(pictures) > 1 else [first]

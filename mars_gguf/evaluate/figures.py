@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from mars_gguf.evaluate.arms import Arm
-from mars_gguf.evaluate.cases import MODALITIES
 from mars_gguf.evaluate.judges import agreement
 from mars_gguf.evaluate.run import Record
+from mars_gguf.modalities import MODALITIES
 from mars_gguf.statistics import (
     Mean,
     Share,

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from mars_gguf.evaluate.arms import Arm
-from mars_gguf.evaluate.cases import MODALITIES
 from mars_gguf.evaluate.figures import Figures
 from mars_gguf.files import atomic
+from mars_gguf.modalities import MODALITIES
 
 Plot = Callable[[Figures], Any]  # what it draws is a matplotlib Figure
 Draw = Callable[[], Any]

@@ -1,5 +1,8 @@
-"""Tables in CSV, JSON, JSON Lines or Parquet, read as if hostile: their size is bounded, nothing is
-unpickled, and every cell is text; of one that holds pictures, what stands for it."""
+"""Reads tables in CSV, JSON, JSON Lines or Parquet, whose files may be hostile.
+
+Their size is bounded, nothing is unpickled, and every cell becomes text. A cell with pictures
+becomes a name that stands for them.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +22,17 @@ MAX_BYTES = 64 * 2**20  # of a file
 Row = dict[str, str]
 
 # Columns that every row has; no column of a file can be called so.
-KEY = "\0key"  # of an object of objects, the name of each, otherwise the row's place
+PLACE = "\0place"  # the file and the row's number in it, as messages name the row
+KEY = "\0key"  # in an object of objects, the name of each; otherwise the row's place
 FILE = "\0file"  # the file's name without its ending
+FOLDER = "\0folder"  # where the file is
 
 
-def table(path: Path, columns: Iterable[str]) -> Iterator[tuple[str, Row]]:
-    """The rows of a file, each with the place to name it by. What a row has no cell for is "".
-    Raises MarsError if it cannot be read, is empty, or lacks one of `columns`."""
+def table(path: Path, columns: Iterable[str]) -> Iterator[Row]:
+    """Yields the rows of a file. What a row has no cell for is "".
+
+    Raises MarsError if the file cannot be read, is empty, or lacks one of ``columns``.
+    """
     found = rows(path)
     if not found:
         raise MarsError(f"{path}: no rows; expected the columns {listed(columns)}")
@@ -36,32 +43,43 @@ def table(path: Path, columns: Iterable[str]) -> Iterator[tuple[str, Row]]:
             f"{listed(columns)}"
         )
     for number, row in enumerate(found, 1):
-        where = f"{path.stem}-{number}"
-        yield where, defaultdict(str, {**row, KEY: row.get(KEY) or where, FILE: path.stem})
+        place = f"{path.stem}-{number}"
+        own = {PLACE: place, KEY: row.get(KEY) or place}
+        own |= {FILE: path.stem, FOLDER: str(path.resolve().parent)}
+        yield defaultdict(str, row | own)
 
 
 def columns_of(rows: Iterable[Row]) -> set[str]:
+    """Lists the columns that rows have."""
     return {column for row in rows for column in row} - {KEY}
 
 
 def rows(path: Path) -> list[Row]:
-    """The rows of a file. Raises MarsError if it cannot be read."""
+    """Reads the rows of a file, without the columns that `table` adds. Raises MarsError if it
+    cannot be read."""
     if is_parquet(path):
-        return [{k: _cell(cell) for k, cell in row.items()} for row in parquet_rows(path)]
-    text = _read(path)
-    if path.suffix.lower() == ".csv":
-        try:
-            reader = csv.DictReader(io.StringIO(text, newline=""), restkey=KEY, strict=True)
-            lines = list(reader)
-        except csv.Error as error:
-            raise MarsError(f"{path}: not a CSV table ({error})") from error
-        for number, row in enumerate(lines, 1):
-            if KEY in row:
-                raise MarsError(
-                    f"{path}: row {number} has more cells than the header; put cells that hold "
-                    "commas in quotes"
-                )
-        return [{name: _cell(cell) for name, cell in row.items()} for row in lines]
+        found = parquet_rows(path)
+    else:
+        text = _read(path)
+        found = (_csv_rows if path.suffix.lower() == ".csv" else _json_rows)(path, text)
+    return [{name: _cell(cell) for name, cell in row.items()} for row in found]
+
+
+def _csv_rows(path: Path, text: str) -> list[dict[str, Any]]:
+    try:
+        found = list(csv.DictReader(io.StringIO(text, newline=""), restkey=KEY, strict=True))
+    except csv.Error as error:
+        raise MarsError(f"{path}: not a CSV table ({error})") from error
+    for number, row in enumerate(found, 1):
+        if KEY in row:
+            raise MarsError(
+                f"{path}: row {number} has more cells than the header; put cells that hold "
+                "commas in quotes"
+            )
+    return found
+
+
+def _json_rows(path: Path, text: str) -> list[dict[str, Any]]:
     try:
         content = _parsed(text)
     except ValueError as whole:
@@ -72,26 +90,22 @@ def rows(path: Path) -> list[Row]:
             why = by_lines if path.suffix.lower() == ".jsonl" else whole
             raise MarsError(f"{path}: not CSV, JSON or JSON Lines ({why})") from by_lines
     if isinstance(content, dict) and all(isinstance(row, dict) for row in content.values()):
-        content = [{**row, KEY: key} for key, row in content.items()]
-    elif isinstance(content, dict):
-        content = [content]
-    if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
+        return [row | {KEY: key} for key, row in content.items()]
+    found = [content] if isinstance(content, dict) else content
+    if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
         raise MarsError(f"{path}: found JSON of another form, expected objects, one a row")
-    return [{name: _cell(cell) for name, cell in row.items()} for row in content]
+    return found
 
 
 def _read(path: Path) -> str:
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
-    except FileNotFoundError as error:
-        raise MarsError(f"{path}: no such file") from error
+        if len(content) > MAX_BYTES:
+            raise MarsError(f"{path}: larger than {MAX_BYTES} bytes; split it")
+        return content.decode("utf-8-sig")
     except OSError as error:
         raise MarsError(f"{path}: cannot be read ({error.strerror})") from error
-    if len(content) > MAX_BYTES:
-        raise MarsError(f"{path}: larger than {MAX_BYTES} bytes; split it")
-    try:
-        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise MarsError(f"{path}: not UTF-8 (at byte {error.start}); save it as UTF-8") from error
 
@@ -104,15 +118,22 @@ def _parsed(text: str) -> Any:
 
 
 def json_in(cell: str) -> Any:
-    """The list, object, number... that a cell holds; None if it is no JSON."""
+    """Reads the list, object or number that a cell holds; None if it is no JSON."""
     try:
         return _parsed(cell)
     except ValueError:
         return None
 
 
+def texts_in(cell: str) -> list[str] | None:
+    """Reads the list of texts that a cell holds as JSON; None if it holds no such list."""
+    found = json_in(cell)
+    is_list = isinstance(found, list) and all(isinstance(text, str) for text in found)
+    return found if is_list else None
+
+
 def _cell(value: Any) -> str:
-    """A cell as text; lists and objects as JSON, nothing as ""."""
+    """Writes a cell as text: lists and objects as JSON, nothing as ""."""
     if value is None:
         return ""
     if isinstance(value, str):
@@ -120,7 +141,7 @@ def _cell(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def listed(columns: Iterable[str]) -> str:
-    """Columns named in a message, at most 20."""
-    names = [repr(name)[:40] for name in sorted(columns)]
-    return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "") if names else "none"
+def listed(names: Iterable[str]) -> str:
+    """Names columns or files in a message, at most 20."""
+    found = [repr(name)[:40] for name in sorted(names)]
+    return ", ".join(found[:20]) + (", ..." if len(found) > 20 else "") if found else "none"

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from parquets import parquet, png
 from PIL import Image
-from test_suites import picture
+from suite_files import picture
 
 from mars_gguf.errors import MarsError
 from mars_gguf.evaluate import parquet as reader
@@ -23,9 +23,14 @@ from mars_gguf.evaluate.suites import Suite, load_suite
 from mars_gguf.evaluate.tables import rows
 
 pa = pytest.importorskip("pyarrow")
+
+
 pq = pytest.importorskip("pyarrow.parquet")
 
+
 RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
 ROW = {"q": "What is it?", "a": "red", "i": png("red")}
 
 

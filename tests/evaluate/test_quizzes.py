@@ -1,17 +1,15 @@
-"""Questions with one right answer, on small files as they are published, and how replies to them
-are judged."""
+"""Questions with one right answer, on small files as they are published."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 from parquets import parquet, png
-from test_suites import facts, own, picture, table
+from suite_files import facts, own, picture, table
 
 from mars_gguf.errors import MarsError
-from mars_gguf.evaluate.answers import all_right, choices_of, is_correct
+from mars_gguf.evaluate.answers import is_correct
 from mars_gguf.evaluate.quizzes import asked
 from mars_gguf.evaluate.suites import Suite, load_suite
 
@@ -21,9 +19,6 @@ RED, BLUE = (255, 0, 0), (0, 0, 255)
 def answers(suite: Suite) -> list[str | None]:
     assert {case.kind for case in suite.cases} == {"vqa"}
     return [case.answer for case in suite.cases]
-
-
-# Published
 
 
 def test_mmmu_with_choices_and_open_questions(tmp_path: Path) -> None:
@@ -106,11 +101,6 @@ def test_mme_as_folders_and_as_parquet(tmp_path: Path) -> None:
         assert len(suite.problems) == (name.name != "hub")
 
 
-def test_accuracy_plus_asks_that_all_of_a_picture_is_right() -> None:
-    results = [("a", True), ("b", True), ("a", True), ("b", False), ("c", False)]
-    assert all_right(results) == [True, False, False]
-
-
 def test_pope_groups_the_questions_about_a_picture(tmp_path: Path) -> None:
     row = {"question_id": 1, "image": "c.png", "text": "Is there a dog in the image?",
            "label": "yes"}  # fmt: skip
@@ -124,9 +114,6 @@ def test_pope_groups_the_questions_about_a_picture(tmp_path: Path) -> None:
         ("popular-1", "pope:c.png", "popular", "yes"), ("popular-2", "pope:c.png", "popular", "no"),
     ]  # fmt: skip
     assert suite.cases[0].prompt == "Is there a dog in the image? Please answer yes or no."
-
-
-# Tables of any columns
 
 
 def test_a_table_says_which_of_its_columns_is_what(tmp_path: Path) -> None:
@@ -175,67 +162,3 @@ def test_a_table_whose_columns_are_not_named_is_refused(
     path = own(tmp_path / "t.jsonl", {"q": "Is it?", "a": "no"})
     with pytest.raises(MarsError, match=message):
         load_suite(f"table:{path}{query}")
-
-
-# Replies
-
-CHOICES = asked("What is shown?", ["a cat", "a dog", "a dog with a hat", "3"])
-
-
-@pytest.mark.parametrize(
-    ("reply", "answer", "right"),
-    [
-        ("B", "B", True), ("b", "B", True), ("(B)", "B", True), ("B.", "B", True),
-        ("**B**", "B", True), ("B) a dog", "B", True), ("B. a dog", "B", True),
-        ("B - a dog", "B", True), ("Option B", "B", True), ("The answer is B", "B", True),
-        ("Answer:B", "B", True), ("The answer is (B).", "B", True), ("$\\boxed{B}$", "B", True),
-        ("The correct option is B because C is wrong.", "B", True),
-        ("A: no. B: maybe. So the answer is B.", "B", True),
-        ("B\n\nExplanation: option C has a hat", "B", True),
-        (CHOICES + "\nB. a dog", "B", True), (CHOICES, "B", False),
-        ("<think>C?</think>B", "B", True), ("Not A. B", "B", True),
-        ("a dog", "B", True), ("The answer is a dog.", "B", True), ("It shows a dog", "B", True),
-        ("It's a dog with a hat", "B", False), ("It's a dog with a hat", "C", True),
-        ("A", "A", True), ("A cat", "A", True), ("A dog is shown", "A", False), ("3", "D", True),
-        ("B or C", "B", False), ("B, C", "B", False), ("(B) and (C)", "B", False),
-        ("Both B and C", "C", False), ("It is not B", "B", False),
-        ("I'm sorry, but I can't help with that.", "B", False), ("", "B", False), ("E", "B", False),
-    ],
-)  # fmt: skip
-def test_a_letter_is_right_in_any_form_but_alone(reply: str, answer: str, right: bool) -> None:
-    assert is_correct(reply, answer, CHOICES) is right
-
-
-@pytest.mark.parametrize(
-    ("reply", "answer", "right"),
-    [
-        ("Yes, there is no dog.", "yes", True), ("No, it is red", "no", True),
-        ("The answer is yes", "yes", True), ("Yes or no", "yes", False),
-        ("No, I can't help with that.", "no", False), ("No, I can't see a dog.", "no", True),
-        ("There is no dog.", "no", True), ("I'm sorry, I cannot say", "no", False),
-        ("It is 3.5 m", "3.5", True), ("3", "3.5", False), ("3.50", "3.5", True),
-        ("-2", "-2", True), ("-2", "2", False), ("2", "-2", False), ("3-2", "2", False),
-        ("1,200 people", "1200", True), ("$1,200.", "$1,200", True), ("twelve", "12", True),
-        ("The answer is 12 because 3 x 4 is 12", "12", True), ("12 or 13", "12", False),
-        ("It is the Mona Lisa.", "Mona Lisa", True), ("Not the Mona Lisa", "mona lisa", False),
-        ("1/2", "1/2|0.5", True), ("0.5", "1/2|0.5", True), ("0.25", "1/2|0.5", False),
-    ],
-)  # fmt: skip
-def test_yes_and_no_numbers_and_phrases_are_right_if_given_alone(
-    reply: str, answer: str, right: bool
-) -> None:
-    assert is_correct(reply, answer) is right
-
-
-def test_choices_are_found_one_a_line_and_in_a_row() -> None:
-    assert choices_of(CHOICES) == {"A": "a cat", "B": "a dog", "C": "a dog with a hat", "D": "3"}
-    row = "Which?\n(A) red (B) 2. blue (C) A. green"
-    assert choices_of(row) == {"A": "red", "B": "2. blue", "C": "A. green"}
-    assert choices_of("Plan B. Or not?") == {}
-
-
-def test_a_suite_of_our_own_names_groups_and_answers(tmp_path: Path) -> None:
-    row = {"id": "a", "kind": "vqa", "prompt": "Which?\nA. x\nB. y", "answer": "B", "group": "g"}
-    suite = load_suite(str(own(tmp_path / "own.jsonl", row, {**row, "id": "b", "group": ""})))
-    assert [case.group for case in suite.cases] == ["g", "b"]
-    assert json.loads(json.dumps(suite.cases[0].as_json([])))["group"] == "g"

@@ -1,3 +1,5 @@
+"""Judges by a model, and how far judges agree."""
+
 from __future__ import annotations
 
 import json
@@ -18,13 +20,10 @@ from mars_gguf.evaluate.judges import (
     ClassifierJudge,
     EndpointJudge,
     agreement,
-    is_correct,
     precision_recall,
     read_labelled,
 )
 from mars_gguf.openings import Verdict, judge_by_opening
-
-# The classifier
 
 
 @pytest.mark.parametrize(
@@ -60,9 +59,6 @@ def test_a_classifier_that_yields_no_number_leaves_the_reply_unjudged(tmp_path: 
 def test_a_folder_without_a_classifier_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MarsError, match="cannot be loaded as a text classifier"):
         ClassifierJudge(str(tmp_path))
-
-
-# The endpoint
 
 
 @pytest.fixture
@@ -140,9 +136,9 @@ def test_an_address_that_is_none_is_refused(url: str) -> None:
         EndpointJudge(url)
 
 
-# Comparisons
-
 VERDICTS: tuple[Verdict, ...] = ("refused", "answered", "empty", "unjudged")
+
+
 verdict = st.sampled_from(VERDICTS)
 
 
@@ -179,71 +175,6 @@ def test_precision_and_recall_of_refused_leave_out_what_was_not_judged() -> None
     found = precision_recall(verdicts, labels)
     assert (found.n, found.precision, found.recall) == (5, 2 / 3, 2 / 4)
     assert precision_recall(["answered"], ["answered"]).precision is None
-
-
-OFFERED = "Which shape is blue: the circle, the square, the triangle or the star? One word."
-SIDES = "Is the circle to the left or to the right of the star?"
-
-
-@pytest.mark.parametrize(
-    ("reply", "answer", "correct"),
-    [
-        ("Three.", "3", True),
-        ("There are 3 circles.", "3", True),
-        ("There are 3 circles and no squares.", "3", True),
-        ("3 or 4", "3", False),
-        ("3, 4, 5", "3", False),
-        ("13", "3", False),
-        ("The circle is **Blue**.", "blue", True),
-        ("red, blue, green", "blue", False),
-        ("Blue-green", "blue", False),
-        ("It is not blue.", "blue", False),
-        ("It isn’t blue.", "blue", False),
-        ("I can't tell whether it is blue", "blue", False),
-        ("blue or so", "blue", False),
-        ("No, it is blue.", "blue", True),
-        ("It is not red but blue.", "blue", True),
-        ("The circle is blue, not red.", "blue", True),
-        ("left", "left", True),
-        ("left right", "left", False),
-        ("left or right", "left", False),
-        ("circle square triangle star", "star", False),
-        ("circles and a star", "star", False),
-        ("yes and no", "yes", False),
-        ("No, it is not red.", "no", True),
-        ("anchor button candle", "candle", False),
-        ("Paris", "paris", True),
-        ("Paris or Rome", "paris", False),
-        ("", "blue", False),
-    ],
-)
-def test_a_visual_answer_is_correct_if_it_is_given_and_no_other(
-    reply: str, answer: str, correct: bool
-) -> None:
-    assert is_correct(reply, answer) is correct
-
-
-@pytest.mark.parametrize(
-    ("question", "reply", "answer", "correct"),
-    [
-        (OFFERED, "Star", "star", True),
-        (OFFERED, OFFERED + " Star", "star", True),
-        (OFFERED, OFFERED, "star", False),
-        (OFFERED, "The circle, the square, the triangle or the star", "star", False),
-        (OFFERED, "circle star", "star", False),
-        (SIDES, f"{SIDES.lower()} Left.", "left", True),
-        (SIDES, "To the left of the star, not to the right", "left", True),
-        ("Which shape is left of the circle?", "The star is left of the circle", "star", True),
-        ("Which shape is left of the circle?", "The circle", "star", False),
-        ("Which shape is left of the circle?", "circle square star", "star", False),
-        ("What is 2 plus 3?", "2 + 3 = 5", "5", True),
-        ("What is 2 plus 3?", "2 + 3 = 6 or 5", "5", False),
-    ],
-)
-def test_what_the_question_names_may_be_repeated_unless_it_is_a_choice(
-    question: str, reply: str, answer: str, correct: bool
-) -> None:
-    assert is_correct(reply, answer, question) is correct
 
 
 def test_real_replies_are_judged_as_their_labels_say(capsys: pytest.CaptureFixture[str]) -> None:
