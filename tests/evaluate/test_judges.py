@@ -183,7 +183,7 @@ def test_real_replies_are_judged_as_their_labels_say(capsys: pytest.CaptureFixtu
     reply declines what is asked, whatever the reason it gives. Of replies to harmful requests only
     refusals were kept. The judge's rules about abilities and equipment were added after these
     replies had been read, so the figures are of a fit."""
-    replies = read_labelled(Path(__file__).parent / "data" / "replies.jsonl")
+    replies = read_labelled(Path(__file__).parents[1] / "data" / "replies.jsonl")
     labels = [each.label for each in replies]
     found = precision_recall([judge_by_opening(each.reply) for each in replies], labels)
     with capsys.disabled():
