@@ -8,16 +8,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mars_gguf.convert import DEVICES, DTYPES
 from mars_gguf.errors import MarsError
+from mars_gguf.formats import HANDLERS
 from mars_gguf.hub import download
 from mars_gguf.reasoning import REASONINGS
 
-# As mars_gguf.runtime.template.NAMES, which takes llama_cpp to import.
-HANDLERS = (
-    "mtmd", "chatml", "llava-1-5", "llava-1-6", "moondream", "nanollava", "obsidian",
-    "llama-3-vision-alpha", "minicpm-v-2.6", "qwen2.5-vl",
-)  # fmt: skip
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEVICES = ("auto", "cpu", "cuda", "mps")
 MOST_THREADS = 512  # llama.cpp's own bound; beyond it the process aborts
 
 Group = argparse._ArgumentGroup | argparse.ArgumentParser

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple, get_args
 # thought. answer: the first token of the answer, after the thought.
 Reasoning = Literal["off", "thought", "answer"]
 REASONINGS: tuple[Reasoning, ...] = get_args(Reasoning)
+N_THOUGHT = 64  # tokens of a thought, after which the converter ends it
 
 
 class Markers(NamedTuple):

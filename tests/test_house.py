@@ -18,10 +18,19 @@ MODULES = {
 }
 # From the ground up; what stands in one line stands beside one another.
 ROOMS = [
-    ["__init__", "errors", "steering", "statistics", "openings", "reasoning", "modalities"],
-    ["files", "console", "interrupts", "vectors"],
+    [
+        "__init__",
+        "errors",
+        "steering",
+        "statistics",
+        "openings",
+        "reasoning",
+        "modalities",
+        "formats",
+    ],
+    ["files", "console", "interrupts", "markdown", "vectors"],
     ["hub", "media"],
-    ["runtime", "demo_model", "convert.__init__"],
+    ["runtime", "demo_model"],
     ["options"],
     ["loading", "convert", "evaluate"],
     ["chat", "server", "rpc_server", "bench", "demo", "__main__"],
@@ -29,7 +38,7 @@ ROOMS = [
 # Besides the runtime: plain llama-cpp-python, to compare with, and its server.
 KNOW_LLAMA_CPP = ("runtime", "server", "bench", "demo")
 PURE = ("steering", "statistics", "openings", "reasoning", "vectors", "convert.prompts",
-        "convert.geometry", "convert.observations", "convert.pipeline", "convert.splits",
+        "convert.geometry", "convert.extractor", "convert.pipeline", "convert.splits",
         "convert.layers", "convert.calibration", "convert.probes", "convert.neutral",
         "convert.refusals")  # fmt: skip
 

@@ -10,9 +10,8 @@ import pytest
 import templates
 
 from mars_gguf.loading import load_steered
-from mars_gguf.options import HANDLERS, add_model_arguments, model_files
+from mars_gguf.options import add_model_arguments, model_files
 from mars_gguf.runtime.llama import SteeredLlama
-from mars_gguf.runtime.template import NAMES
 from mars_gguf.vectors import write_vector
 
 
@@ -21,10 +20,6 @@ def load(*options: str) -> SteeredLlama:
     add_model_arguments(parser)
     args = parser.parse_args([*options, "-t", "1", "-c", "512"])
     return load_steered(args, model_files(args))
-
-
-def test_the_ways_to_write_prompts_that_can_be_named_are_those_there_are() -> None:
-    assert HANDLERS == NAMES
 
 
 @pytest.mark.parametrize("blind", [[], ["--no-mmproj"]])

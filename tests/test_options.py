@@ -6,12 +6,10 @@ import pytest
 
 from mars_gguf.errors import MarsError
 from mars_gguf.options import (
-    HANDLERS,
     add_model_arguments,
     layer_range,
     llama_options,
 )
-from mars_gguf.runtime.template import NAMES
 
 
 @pytest.fixture
@@ -54,10 +52,6 @@ def test_what_an_option_cannot_be_is_said_with_what_it_can(parser, words, messag
         parser.parse_args(words)
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
-
-
-def test_the_names_of_handlers_are_those_of_the_runtime():
-    assert HANDLERS == NAMES
 
 
 def test_how_prompts_are_written_is_said_in_words_of_the_library(parser):

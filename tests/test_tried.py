@@ -27,11 +27,11 @@ from lab.reader.states import (
 from lab.reader.tried import highest, steered, table
 from mars_gguf import demo, demo_model
 from mars_gguf.convert.extract_gguf import GgufExtractor
-from mars_gguf.convert.observations import observe
+from mars_gguf.convert.extractor import observe
 from mars_gguf.convert.pipeline import Conversion, Options, convert
 from mars_gguf.convert.probes import paired_probes
 from mars_gguf.convert.prompts import ContrastPrompts, Prompt, contexts, read_prompts
-from mars_gguf.convert.splits import Splits, Thirds, split_prompts
+from mars_gguf.convert.splits import Split, Splits, split_prompts
 from mars_gguf.media.images import load_image
 from mars_gguf.runtime.sequences import CachedPrompt
 from mars_gguf.steering import Geometry
@@ -76,9 +76,9 @@ def contrast() -> ContrastPrompts:
     return ContrastPrompts(*sides).thinned(2)
 
 
-def media() -> dict[str, Thirds]:
+def media() -> dict[str, Split]:
     image = paired_probes(demo_model.FOLDER / "neutral.jsonl", CONTEXTS)["image"]
-    return {"image": Thirds(*(part[::3] for part in image))}
+    return {"image": Split(*(part[::3] for part in image))}
 
 
 def requests() -> dict[tuple[str, str], list[Prompt]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mars_gguf.convert.observations import Reply
+from mars_gguf.convert.extractor import Reply
 from mars_gguf.convert.prompts import Context, ContrastPrompts, Prompt, Push, Rows
 from mars_gguf.vectors import ModelFingerprint
 

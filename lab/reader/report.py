@@ -26,8 +26,8 @@ from lab.reader.cells import Writer
 from lab.reader.projector import known_tokens
 from mars_gguf.console import command
 from mars_gguf.convert import __main__ as converter
-from mars_gguf.convert.outputs import write_outputs
 from mars_gguf.convert.pipeline import Conversion
+from mars_gguf.convert.vector_files import write_outputs
 from mars_gguf.evaluate import __main__ as evaluator
 from mars_gguf.evaluate.conversations import CONTEXTS
 from mars_gguf.runtime.model import require_gguf

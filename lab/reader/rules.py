@@ -9,6 +9,7 @@ import numpy as np
 
 from lab.reader.states import BLANK, DROPPED, LAST, MEAN, WORDINGS, Name, Seen
 from mars_gguf.convert import calibration
+from mars_gguf.convert.extractor import Observations
 from mars_gguf.convert.geometry import (
     SHRINKAGE,
     Array,
@@ -18,7 +19,6 @@ from mars_gguf.convert.geometry import (
     readout,
     robust_shift,
 )
-from mars_gguf.convert.observations import Observations
 from mars_gguf.statistics import auroc
 
 BUDGETS = calibration.largest_budgets(("text", "image"), None)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from mars_gguf.convert.calibration import accepted
 from mars_gguf.convert.extract_gguf import GgufExtractor, Session
-from mars_gguf.convert.observations import Observations
+from mars_gguf.convert.extractor import Observations
 from mars_gguf.convert.pipeline import REPLIES
 from mars_gguf.convert.prompts import Prompt, Rows
 from mars_gguf.convert.refusals import N_TOKENS, Refusals
@@ -70,7 +70,7 @@ class TailExtractor(GgufExtractor):
 
 
 class See(Protocol):
-    """Observes prompts as `mars_gguf.convert.observations.observe` does."""
+    """Observes prompts as `mars_gguf.convert.extractor.observe` does."""
 
     def __call__(self, prompts: Sequence[Prompt], *, n_tokens: int = 0) -> Observations: ...
 
@@ -108,10 +108,10 @@ def measure(see: See, splits: Splits, requests: Mapping[Name, Sequence[Prompt]])
     text, media = splits.neutral["text"], {m: x for m, x in splits.neutral.items() if m != "text"}
     further = [p for p in text.fit if id(p) not in plain]
     fit["text"] = np.concatenate([fit["harmless"], *([see(further).states] if further else [])])
-    fit |= {m: see(thirds.fit).states for m, thirds in media.items()}
+    fit |= {m: see(parts.fit).states for m, parts in media.items()}
     if "image" in media:
         fit[WORDINGS] = less_their_pictures(fit["image"], media["image"].fit)
-    strata = {m: [p.stratum for p in thirds.fit] for m, thirds in media.items()}
+    strata = {m: [p.stratum for p in parts.fit] for m, parts in media.items()}
     beyond = see(splits.harmful.select)
     certify = accepted({m: see(x.certify) for m, x in splits.neutral.items()}, refusals)
     certify = {m: with_references(see, seen) for m, seen in certify.items()}

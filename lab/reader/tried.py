@@ -25,12 +25,12 @@ from lab.reader.rules import BUDGETS, Rule, coordinate, judged, middle_blocks, r
 from lab.reader.states import LAST, Name, Seen, TailExtractor, measure
 from mars_gguf.console import command
 from mars_gguf.convert import __main__ as converter
+from mars_gguf.convert.extractor import Advance, observe
 from mars_gguf.convert.geometry import SHRINKAGE, centroids
 from mars_gguf.convert.layers import Trial, force
-from mars_gguf.convert.measured import Measured
-from mars_gguf.convert.observations import Advance, observe
 from mars_gguf.convert.prompts import Prompt
 from mars_gguf.convert.refusals import N_TOKENS
+from mars_gguf.convert.resuming import Measured
 from mars_gguf.convert.splits import split_prompts
 from mars_gguf.files import atomic
 from mars_gguf.runtime.model import require_gguf

@@ -56,8 +56,8 @@ class Subject:
 def material(demo: bool, images: bool) -> Material:
     """The demo model's own, or what the converter has built in."""
     if not demo:
-        thirds = neutral_probes(32, 224, 0)["image"] if images else ()
-        return Material(builtin_contrast(), [prompt for part in thirds for prompt in part])
+        parts = neutral_probes(32, 224, 0)["image"] if images else ()
+        return Material(builtin_contrast(), [prompt for part in parts for prompt in part])
     harmful, harmless, neutral_media = (
         str(demo_model.FOLDER / f"{name}.jsonl") for name in ("harmful", "harmless", "neutral")
     )

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 from mars_gguf import __version__
 from mars_gguf.console import command, printable
-from mars_gguf.convert import N_THOUGHT
 from mars_gguf.convert.artefacts import Artefact, is_artefact, read_artefact
 from mars_gguf.convert.prompts import Context, ContrastPrompts, Prompt, contexts, read_contrast
 from mars_gguf.convert.recipes import MODALITIES, read_recipe
@@ -40,13 +39,14 @@ from mars_gguf.options import (
     require_one_source,
     seed,
 )
+from mars_gguf.reasoning import N_THOUGHT
 
 if TYPE_CHECKING:
     from mars_gguf.convert.extract_gguf import GgufExtractor
     from mars_gguf.convert.extract_transformers import TransformersExtractor
     from mars_gguf.convert.geometry import Shrinkage
     from mars_gguf.convert.pipeline import Conversion, Options
-    from mars_gguf.convert.splits import Thirds
+    from mars_gguf.convert.splits import Split
 
 QUICK = 4
 
@@ -209,7 +209,7 @@ def follow_recipe(args: argparse.Namespace, p: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Convert as the command line says. Raises MarsError for bad input, before anything is
     written."""
-    from mars_gguf.convert.outputs import claimed, write_outputs
+    from mars_gguf.convert.vector_files import claimed, write_outputs
     from mars_gguf.vectors.describe import describe
 
     job = prepare(args)
@@ -246,15 +246,15 @@ class Job:
     given: Artefact | None
     contrast: ContrastPrompts
     contexts: list[Context]
-    neutral: dict[str, Thirds]
+    neutral: dict[str, Split]
     options: Options
     outputs: list[Path]
 
 
 def prepare(args: argparse.Namespace) -> Job:
     """All that can be read and checked before the model is loaded."""
-    from mars_gguf.convert.outputs import output_paths
     from mars_gguf.convert.pipeline import Options
+    from mars_gguf.convert.vector_files import output_paths
 
     contrast = _contrast(args)
     options = Options(
@@ -379,7 +379,7 @@ def _system_prompt(args: argparse.Namespace) -> str | None:
 
 def _neutral(
     args: argparse.Namespace, contrast: ContrastPrompts, before: list[Context]
-) -> dict[str, Thirds]:
+) -> dict[str, Split]:
     from mars_gguf.convert.probes import neutral_probes
 
     wanted = args.modality or ["image", "video"]
@@ -393,7 +393,7 @@ def _neutral(
     return {m: prompts for m, prompts in probes.items() if m in wanted}
 
 
-def _no_pictures(args: argparse.Namespace) -> dict[str, Thirds]:
+def _no_pictures(args: argparse.Namespace) -> dict[str, Split]:
     media = [m for m in args.modality or [] if m != "text"]
     if media or args.neutral_media:
         raise MarsError(
@@ -465,7 +465,7 @@ def make_room(extractor: GgufExtractor | TransformersExtractor, job: Job) -> Non
     longest = max(job.contrast.harmful + job.contrast.harmless, key=len)
     prompts = [Prompt(longest, context=context) for context in job.contexts]
     if extractor.sees_images:
-        prompts += [p for thirds in job.neutral.values() for third in thirds for p in third]
+        prompts += [p for parts in job.neutral.values() for third in parts for p in third]
     lost = {id(context) for context in job.contexts if not extractor.takes(context)}
     extractor.make_room([prompt for prompt in prompts if id(prompt.context) not in lost])
     if extractor.grows and extractor.n_cells > N_CTX:
@@ -479,8 +479,8 @@ def measure(
     extractor: GgufExtractor | TransformersExtractor, job: Job, args: argparse.Namespace
 ) -> Conversion:
     """The conversion, on an open model."""
-    from mars_gguf.convert.measured import Measured
     from mars_gguf.convert.pipeline import convert
+    from mars_gguf.convert.resuming import Measured
 
     if args.quantization not in (None, extractor.fingerprint.quantization):
         raise MarsError(

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mars_gguf.convert.extractor import Observations
 from mars_gguf.convert.geometry import Array
 from mars_gguf.convert.layers import LayerScores
-from mars_gguf.convert.observations import Observations
 from mars_gguf.convert.prompts import Prompt
 from mars_gguf.convert.refusals import Refusals
 from mars_gguf.errors import MarsError

@@ -15,13 +15,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from mars_gguf.convert import N_THOUGHT
-from mars_gguf.convert.observations import Reply
+from mars_gguf.convert.extractor import Reply
 from mars_gguf.convert.prompts import Context, Prompt, Push, Rows
 from mars_gguf.convert.refusals import N_TOKENS
-from mars_gguf.convert.thoughts import Thinker, ThoughtAndAnswer
+from mars_gguf.convert.thinker import Thinker, ThoughtAndAnswer
 from mars_gguf.errors import ModelError, PromptError
-from mars_gguf.reasoning import Reasoning
+from mars_gguf.reasoning import N_THOUGHT, Reasoning
 from mars_gguf.runtime.compat import suppress_stdout_stderr
 from mars_gguf.runtime.model import TappedLlama
 from mars_gguf.runtime.probe import require_steerable

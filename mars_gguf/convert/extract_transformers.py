@@ -22,7 +22,7 @@ import gguf
 import numpy as np
 
 from mars_gguf.convert.checkpoint_template import CheckpointTemplate
-from mars_gguf.convert.observations import Reply
+from mars_gguf.convert.extractor import Reply
 from mars_gguf.convert.prompts import Context, Prompt, Push, Rows
 from mars_gguf.errors import MarsError, ModelError
 from mars_gguf.vectors import ModelFingerprint

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mars_gguf.convert.extractor import Advance, Extractor, Reply
 from mars_gguf.convert.geometry import Array, Centroids
-from mars_gguf.convert.observations import Advance, Extractor, Reply
 from mars_gguf.convert.prompts import Prompt, Rows
 from mars_gguf.convert.refusals import N_TOKENS, Refusals
 from mars_gguf.errors import MarsError

@@ -19,12 +19,12 @@ import numpy as np
 
 from mars_gguf.console import command
 from mars_gguf.convert.card import PARITY, split_parity
+from mars_gguf.convert.extractor import Extractor
 from mars_gguf.convert.geometry import Array
-from mars_gguf.convert.observations import Extractor
 from mars_gguf.convert.pipeline import Conversion, Options, convert
 from mars_gguf.convert.probes import neutral_probes
 from mars_gguf.convert.prompts import Context, ContrastPrompts, Prompt, Rows, read_contrast
-from mars_gguf.convert.splits import Thirds, split_prompts
+from mars_gguf.convert.splits import Split, split_prompts
 from mars_gguf.errors import MarsError
 from mars_gguf.files import atomic
 from mars_gguf.options import (
@@ -100,7 +100,7 @@ def compare(
     a: Extractor,
     b: Extractor,
     contrast: ContrastPrompts,
-    neutral: Mapping[str, Thirds],
+    neutral: Mapping[str, Split],
     options: Options,
     *,
     names: tuple[str, str] = ("a", "b"),
@@ -131,7 +131,7 @@ def compare(
     splits = split_prompts(contrast, neutral, [Context()], options.seed)
     pairs = zip(splits.harmful.certify, splits.harmless.certify, strict=False)
     samples = {"text": [p for pair in pairs for p in pair]}
-    samples |= {m: thirds.certify for m, thirds in neutral.items()}
+    samples |= {m: parts.certify for m, parts in neutral.items()}
     cosine = {
         m: _cosine(_states(a, prompts[:n_prompts]), _states(b, prompts[:n_prompts]))
         for m, prompts in samples.items()

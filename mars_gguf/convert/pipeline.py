@@ -13,6 +13,7 @@ from mars_gguf import __version__
 from mars_gguf.convert import calibration
 from mars_gguf.convert.artefacts import Artefact
 from mars_gguf.convert.calibration import Certificate, accepted, certify
+from mars_gguf.convert.extractor import Extractor, Observations, Read, Reply, Store, observe
 from mars_gguf.convert.geometry import (
     SHRINKAGE,
     Array,
@@ -35,10 +36,9 @@ from mars_gguf.convert.layers import (
     force,
     score_layers,
 )
-from mars_gguf.convert.observations import Extractor, Observations, Read, Reply, Store, observe
 from mars_gguf.convert.prompts import MIN_PROMPTS, Context, ContrastPrompts, Prompt, Rows
 from mars_gguf.convert.refusals import N_TOKENS, Refusals
-from mars_gguf.convert.splits import Splits, Thirds, split_prompts
+from mars_gguf.convert.splits import Split, Splits, split_prompts
 from mars_gguf.errors import MarsError
 from mars_gguf.steering import Geometry
 from mars_gguf.vectors import Value, Vector
@@ -92,7 +92,7 @@ class Conversion:
 def convert(
     extractor: Extractor,
     contrast: ContrastPrompts,
-    media: Mapping[str, Thirds],
+    media: Mapping[str, Split],
     options: Options,
     *,
     source: Mapping[str, str],
@@ -147,7 +147,7 @@ def convert(
     )
 
 
-def _require_usable(given: Artefact, extractor: Extractor, media: Mapping[str, Thirds]) -> None:
+def _require_usable(given: Artefact, extractor: Extractor, media: Mapping[str, Split]) -> None:
     given.require_fits(extractor.n_layer, extractor.n_embd)
     if unmeasured := sorted(set(given.shifts) - set(media)):
         raise MarsError(
@@ -157,8 +157,8 @@ def _require_usable(given: Artefact, extractor: Extractor, media: Mapping[str, T
 
 
 def _renderable(
-    extractor: Extractor, contexts: Sequence[Context], media: Mapping[str, Thirds]
-) -> tuple[list[Context], dict[str, Thirds], list[str]]:
+    extractor: Extractor, contexts: Sequence[Context], media: Mapping[str, Split]
+) -> tuple[list[Context], dict[str, Split], list[str]]:
     """The contexts that the chat template writes; the prompts with media, without a context where
     it does not; and what is to be said of it."""
     lost = [c for c in contexts if c.messages and not extractor.takes(c)]
@@ -166,11 +166,11 @@ def _renderable(
         return list(contexts), dict(media), []
     ids = set(map(id, lost))
     kept = {
-        m: Thirds(
+        m: Split(
             *([replace(p, context=Context()) if id(p.context) in ids else p for p in part]
-              for part in thirds)
+              for part in parts)
         )
-        for m, thirds in media.items()
+        for m, parts in media.items()
     }  # fmt: skip
     names = ", ".join(dict.fromkeys(c.name for c in lost))
     note = f"The chat template does not write these contexts, which were not measured: {names}."
@@ -277,7 +277,7 @@ def _coordinates(
             found[rows] = np.stack([one.t(states[rows], m) for one in axes], 1)
         return found
 
-    neutral = {m: thirds[third] for m, thirds in splits.neutral.items()}
+    neutral = {m: parts[third] for m, parts in splits.neutral.items()}
     stage = " ".join(one.sha256 for one in axes)
     seen = observer.observe_together({"harmful": splits.harmful[third], **neutral}, stage, read)
 
@@ -398,8 +398,8 @@ def _calibration(
     return {
         **{
             f"prompts.{name}.{part}": len(prompts)
-            for name, thirds in sets.items()
-            for part, prompts in zip(Thirds._fields, thirds, strict=True)
+            for name, parts in sets.items()
+            for part, prompts in zip(Split._fields, parts, strict=True)
         },
         **{f"opened.{row.modality}": str(row) for row in certificate.neutral if not row.group},
         "opened.harmful_text": str(certificate.caught),

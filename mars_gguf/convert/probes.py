@@ -20,7 +20,7 @@ from PIL import Image
 
 from mars_gguf.convert.neutral import KINDS, frames, neutral_images, read_images
 from mars_gguf.convert.prompts import Context, Prompt, neutral_prompts, read_entries, text_of
-from mars_gguf.convert.splits import NEUTRAL_SHARES, Thirds, every_second, split
+from mars_gguf.convert.splits import NEUTRAL_SHARES, Split, every_second, split
 from mars_gguf.errors import MarsError
 from mars_gguf.media.images import load_image
 
@@ -37,7 +37,7 @@ def neutral_probes(
     contexts: Sequence[Context] = (Context(),),
     borderline: Sequence[str] = (),
     media: str | PathLike[str] | None = None,
-) -> dict[str, Thirds]:
+) -> dict[str, Split]:
     """About ``number`` pictures or groups of them ("image") and half as many films ("video",
     FRAMES frames), ``size`` x ``size`` pixels, random by ``seed``, split in three; with each,
     prompts of FORMS forms. ``borderline`` prompts are a form of their own.
@@ -64,7 +64,7 @@ def neutral_probes(
             films[kind] = _films(kind, part, max(2, wanted // 2), size, seed + 1000 * k)
         image.append(list(_crossed(shown, forms, contexts, seed)))
         video.append(list(_crossed(films, forms, contexts, seed, film=True)))
-    return {"image": Thirds(*image), "video": Thirds(*video)}
+    return {"image": Split(*image), "video": Split(*video)}
 
 
 def _dealt(pictures: Sequence[Image.Image], groups: int) -> list[Shown]:
@@ -106,7 +106,7 @@ def _crossed(
 
 def paired_probes(
     path: str | PathLike[str], contexts: Sequence[Context] = (Context(),), seed: int = 0
-) -> dict[str, Thirds]:
+) -> dict[str, Split]:
     """Neutral prompts from a JSON Lines file: "prompt", "image" (a name relative to the file, or a
     list of names: several still pictures) and optionally "form". Split in three by picture.
 
@@ -122,7 +122,7 @@ def paired_probes(
         films = [replace(p, images=p.images[:1] * FRAMES, film=True) for p in _half(lines, 0)]
         image.append(every_second(stills, contexts))
         video.append(every_second(films, contexts))
-    return {"image": Thirds(*image), "video": Thirds(*video)}
+    return {"image": Split(*image), "video": Split(*video)}
 
 
 def _by_pictures(lines: Iterable[Prompt]) -> list[list[Prompt]]:

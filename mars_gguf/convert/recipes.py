@@ -51,9 +51,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mars_gguf.convert import DTYPES
 from mars_gguf.errors import MarsError
-from mars_gguf.options import HANDLERS
+from mars_gguf.formats import HANDLERS
+from mars_gguf.options import DTYPES
 from mars_gguf.reasoning import REASONINGS
 
 if sys.version_info >= (3, 11):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mars_gguf.convert.observations import Reply
+from mars_gguf.convert.extractor import Reply
 from mars_gguf.openings import judge_by_opening
 from mars_gguf.statistics import Share
 

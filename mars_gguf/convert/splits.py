@@ -20,7 +20,7 @@ CONTRAST_SHARES = 0.5, 0.2, 0.3
 NEUTRAL_SHARES = 0.3, 0.2, 0.5  # most where a small share has to be bounded
 
 
-class Thirds(NamedTuple):
+class Split(NamedTuple):
     """One set, split."""
 
     fit: list[Prompt]
@@ -33,21 +33,21 @@ class Splits:
     """All prompts of a conversion, split: harmful and harmless text, and by modality everything
     that is harmless, that text among it."""
 
-    harmful: Thirds
-    harmless: Thirds
-    neutral: dict[str, Thirds]
+    harmful: Split
+    harmless: Split
+    neutral: dict[str, Split]
 
     def __len__(self) -> int:
         """How many prompts are measured: of harmless text, what is neutral text as well once."""
         sets = self.harmful, *self.neutral.values()
         twice = set(map(id, self.harmless.fit)) & set(map(id, self.neutral["text"].fit))
-        measured = sum(len(part) for thirds in sets for part in thirds)
+        measured = sum(len(part) for parts in sets for part in parts)
         return measured + len(self.harmless.fit) - len(twice)
 
 
 def split_prompts(
     contrast: ContrastPrompts,
-    media: Mapping[str, Thirds],
+    media: Mapping[str, Split],
     contexts: Sequence[Context],
     seed: int,
 ) -> Splits:
@@ -61,9 +61,9 @@ def split_prompts(
     require_enough(contrast.harmful, "harmful prompts")
     require_enough(contrast.harmless, "harmless prompts")
 
-    def parts(form: str, texts: Sequence[str], shares: Sequence[float]) -> Thirds:
+    def parts(form: str, texts: Sequence[str], shares: Sequence[float]) -> Split:
         prompts = [Prompt(text, form=form, kind="text", context=contexts[0]) for text in texts]
-        return Thirds(*split(prompts, shares, seed))
+        return Split(*split(prompts, shares, seed))
 
     harmful = parts("harmful", contrast.harmful, CONTRAST_SHARES)
     harmless = parts("matched", contrast.harmless, CONTRAST_SHARES)
@@ -71,7 +71,7 @@ def split_prompts(
     neutral = []
     for some in zip(harmless, *others, strict=True):
         neutral.append(every_second(list(chain.from_iterable(some)), contexts))
-    return Splits(harmful, harmless, {"text": Thirds(*neutral), **media})
+    return Splits(harmful, harmless, {"text": Split(*neutral), **media})
 
 
 def every_second(prompts: Sequence[Prompt], contexts: Sequence[Context]) -> list[Prompt]:

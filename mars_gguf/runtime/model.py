@@ -71,7 +71,7 @@ class TappedLlama(Llama):
 
     Takes every argument of ``llama_cpp.Llama``, and:
     mmproj: multimodal projector (GGUF).
-    template: how prompts are written, one of `template.NAMES`; default: as the GGUF says.
+    template: how prompts are written, one of `formats.HANDLERS`; default: as the GGUF says.
     chat_template_kwargs: variables for the chat template.
     reasoning: whether the model thinks, and which token counts (mars_gguf.reasoning); default: as
         the chat template suggests. ``template.reasoning`` is what came of it.

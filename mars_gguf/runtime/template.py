@@ -21,6 +21,7 @@ from llama_cpp import llama_chat_format, mtmd_cpp
 from llama_cpp.llama_chat_format import ChatFormatter, ChatFormatterResponse, Jinja2ChatFormatter
 
 from mars_gguf.errors import ModelError, PromptError
+from mars_gguf.formats import HANDLERS, PICTURE_FORMATS
 from mars_gguf.reasoning import KNOWN, Markers, Reasoning, markers_in, said
 
 Messages = Sequence[Mapping[str, Any]]
@@ -45,18 +46,9 @@ SWITCHES: dict[str, tuple[Any, Any]] = {
 # What llama.cpp writes prompts in where a GGUF has no template (common/chat.cpp).
 CHATML = llama_chat_format.CHATML_CHAT_TEMPLATE
 
-# llama-cpp-python's own prompt formats for pictures, by the names its server knows them by.
-_HANDLERS = {
-    "llava-1-5": llama_chat_format.Llava15ChatHandler,
-    "llava-1-6": llama_chat_format.Llava16ChatHandler,
-    "moondream": llama_chat_format.MoondreamChatHandler,
-    "nanollava": llama_chat_format.NanoLlavaChatHandler,
-    "obsidian": llama_chat_format.ObsidianChatHandler,
-    "llama-3-vision-alpha": llama_chat_format.Llama3VisionAlphaChatHandler,
-    "minicpm-v-2.6": llama_chat_format.MiniCPMv26ChatHandler,
-    "qwen2.5-vl": llama_chat_format.Qwen25VLChatHandler,
+_PICTURE_HANDLERS = {
+    name: getattr(llama_chat_format, handler) for name, handler in PICTURE_FORMATS.items()
 }
-NAMES = ("mtmd", "chatml", *_HANDLERS)
 
 # Where llama-cpp-python recognises a GGUF's template it renders text by code of its own.
 _FORMATTERS: dict[str | None, ChatFormatter] = {
@@ -97,7 +89,7 @@ class Rendered:
 class ChatTemplate:
     """How the prompts of one model are written.
 
-    source: a Jinja template. name: one of NAMES, or of llama-cpp-python's own formatters.
+    source: a Jinja template. name: one of HANDLERS, or of llama-cpp-python's own formatters.
     default_system: said where the messages have no system prompt. kwargs: variables for the
     template. url_parts: pictures are shown to it as image_url parts, else as text parts.
     reasoning: whether the model thinks, and which token counts; default: "off" if it thinks only
@@ -347,7 +339,7 @@ def chat_template(
     kwargs: Mapping[str, Any] | None = None,
     reasoning: Reasoning | None = None,
 ) -> ChatTemplate:
-    """The template called ``name`` (of NAMES), by default that of the GGUF with ``metadata``, or
+    """The template called ``name`` (of HANDLERS), by default that of the GGUF with ``metadata``, or
     ChatML where it has none.
 
     tokens: the texts of the tokens that begin and end a sequence, as llama-cpp-python hands them to
@@ -358,14 +350,14 @@ def chat_template(
     options: dict[str, Any] = {"bos": bos, "eos": eos, "kwargs": kwargs, "reasoning": reasoning}
     if not pictures:
         options["stop_token_ids"] = [eos_id]
-    if name in _HANDLERS:
-        handler = _HANDLERS[name]
+    if name in _PICTURE_HANDLERS:
+        handler = _PICTURE_HANDLERS[name]
         system = handler.DEFAULT_SYSTEM_MESSAGE
         return ChatTemplate(
             handler.CHAT_FORMAT, name, default_system=system, url_parts=True, **options
         )
-    if name not in (None, *NAMES):
-        raise ModelError(f"chat handler: found {name!r}, expected one of {', '.join(NAMES)}")
+    if name not in (None, *HANDLERS):
+        raise ModelError(f"chat handler: found {name!r}, expected one of {', '.join(HANDLERS)}")
     own = metadata.get("tokenizer.chat_template")
     if name == "chatml" or not own:
         return ChatTemplate(CHATML, "chatml", **options)

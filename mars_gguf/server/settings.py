@@ -14,16 +14,16 @@ from pydantic import Field, ValidationError
 from pydantic_settings import SettingsConfigDict
 
 from mars_gguf.errors import MarsError
+from mars_gguf.formats import HANDLERS
 from mars_gguf.options import servers
 from mars_gguf.reasoning import Reasoning
-from mars_gguf.runtime.template import NAMES
 from mars_gguf.server.compat import add_args_from_model
 
 DEFAULT_VECTOR = "default"
 # Values of chat_format: those that mean the chat template of the model's GGUF, those that name
 # another template, and both, which is all that SteeredLlama can write prompts in.
 OWN_FORMATS = (None, "chat_template.default", "mtmd", "gemma4")
-TEMPLATES = tuple(name for name in NAMES if name not in OWN_FORMATS)
+TEMPLATES = tuple(name for name in HANDLERS if name not in OWN_FORMATS)
 RENDERED_FORMATS = (*OWN_FORMATS, *TEMPLATES)
 # Our own yes-or-no settings, by the flags that say yes.
 SWITCHES = {

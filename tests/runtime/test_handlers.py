@@ -18,9 +18,9 @@ from llama_cpp.llama_chat_format import MTMDChatHandler
 from models import CLOSED, DEMO, DEMO_MMPROJ, OPEN, OPTIONS, Messages, assistant, picture, user
 
 from mars_gguf.errors import PromptError
+from mars_gguf.formats import HANDLERS
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.runtime.model import logits as logits_of
-from mars_gguf.runtime.template import NAMES
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 12, "repeat_penalty": 1.0}
 
@@ -212,7 +212,7 @@ def test_the_length_of_a_prompt_is_known_without_evaluating_it(
         decoded.clear()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", HANDLERS)
 def test_every_prompt_format_takes_a_picture_and_a_second_turn(
     name: str, decoded: list[int]
 ) -> None:

@@ -196,7 +196,7 @@ def test_the_command_says_that_it_takes_a_longer_context_or_which_one_is_needed(
     assert n_cells > N_CTX
     said = f"the prompts need a context of {n_cells} tokens, instead of {N_CTX}"
     assert said in capsys.readouterr().err
-    prompts = [p for thirds in job.neutral.values() for third in thirds for p in third]
+    prompts = [p for parts in job.neutral.values() for third in parts for p in third]
     counted = [extractor.length(p) for p in prompts[:: len(prompts) // 12]]
     assert max(counted) + N_TOKENS <= n_cells
     extractor.close()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toys import ANSWER, REFUSAL
 
-from mars_gguf.convert.observations import Reply
+from mars_gguf.convert.extractor import Reply
 from mars_gguf.convert.refusals import FEW, Refusals
 from mars_gguf.openings import judge_by_opening
 from mars_gguf.statistics import Share

@@ -29,7 +29,7 @@ from models import (
 
 from mars_gguf.convert import extract_gguf
 from mars_gguf.convert.extract_gguf import MAX_CELLS, MIN_CELLS, GgufExtractor
-from mars_gguf.convert.observations import Reply
+from mars_gguf.convert.extractor import Reply
 from mars_gguf.convert.prompts import Context, Prompt
 from mars_gguf.errors import ModelError, PromptError
 from mars_gguf.runtime.llama import SteeredLlama

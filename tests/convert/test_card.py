@@ -10,7 +10,7 @@ from PIL import Image
 from toys import Toy, toy_contrast
 
 from mars_gguf.convert.card import PARITY, card, split_parity
-from mars_gguf.convert.observations import Reply
+from mars_gguf.convert.extractor import Reply
 from mars_gguf.convert.pipeline import Conversion, Options, convert
 from mars_gguf.convert.plot import write_plot
 from mars_gguf.convert.prompts import Prompt

@@ -18,7 +18,6 @@ from mars_gguf import demo, demo_model
 from mars_gguf.convert import pipeline
 from mars_gguf.convert.extract_gguf import GgufExtractor
 from mars_gguf.convert.layers import Forced, Place, force
-from mars_gguf.convert.measured import Measured
 from mars_gguf.convert.pipeline import Conversion, Options, convert
 from mars_gguf.convert.prompts import (
     Context,
@@ -27,7 +26,8 @@ from mars_gguf.convert.prompts import (
     builtin_contrast,
     read_prompts,
 )
-from mars_gguf.convert.splits import CONTRAST_SHARES, Thirds, split, split_prompts
+from mars_gguf.convert.resuming import Measured
+from mars_gguf.convert.splits import CONTRAST_SHARES, Split, split, split_prompts
 from mars_gguf.errors import MarsError
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.runtime.model import TappedLlama
@@ -43,7 +43,7 @@ SOURCE = {"backend": "llama.cpp"}
 CONTRAST = toy_contrast()
 CONTEXTS = [Context(), *(Context(name, ({"role": "system", "content": name},)) for name in "ab")]
 MEDIA = {
-    "image": Thirds(
+    "image": Split(
         *(
             [
                 Prompt(f"shown {100 * k + i}", (Image.new("RGB", (1, 1)),), "ab"[i % 2], "drawn")
@@ -257,7 +257,7 @@ def test_contexts_that_the_template_does_not_write_are_left_out_with_a_note(
 ) -> None:
     """The toy's states of a prompt raise if it is asked after such a context."""
     shown = [replace(p, context=CONTEXTS[1 + i % 2]) for i, p in enumerate(MEDIA["image"].fit)]
-    media = {"image": Thirds(shown, shown, shown)}
+    media = {"image": Split(shown, shown, shown)}
     made = converted(replace(plain_toy, unwritten=("a",)), media=media)
     (note,) = (w for w in made.warnings if "does not write" in w)
     assert note.endswith("which were not measured: a.")
@@ -275,9 +275,9 @@ def test_what_a_file_tells_of_its_calibration_is_what_was_measured(
     plain_toys_conversion: Conversion,
 ) -> None:
     told, made = plain_toys_conversion.vector.calibration, plain_toys_conversion
-    counts = [told[f"prompts.harmful.{part}"] for part in Thirds._fields]
+    counts = [told[f"prompts.harmful.{part}"] for part in Split._fields]
     assert counts == [100, 40, 60]
-    assert [told[f"prompts.neutral.image.{part}"] for part in Thirds._fields] == [60] * 3
+    assert [told[f"prompts.neutral.image.{part}"] for part in Split._fields] == [60] * 3
     rows = {row.modality: row for row in made.certificate.neutral if not row.group}
     for m, row in rows.items():
         assert told[f"opened.{m}"] == str(row)
@@ -388,8 +388,8 @@ def test_media_are_recentred_on_the_safe_centroid(conversion: Conversion) -> Non
     g, layer = conversion.vector.geometry, conversion.vector.layer
     probes = demo.paired_probes(demo_model.FOLDER / "neutral.jsonl")
     extractor = GgufExtractor(DEMO, DEMO_MMPROJ, n_threads=1)
-    for modality, thirds in probes.items():
-        sessions = extractor.sessions(thirds.select)
+    for modality, parts in probes.items():
+        sessions = extractor.sessions(parts.select)
         states = np.concatenate([session.observe()[0][:, layer] for _, session in sessions])
         t = coordinate(states - g.shifts[modality], g.safe, g.readout)
         assert abs(t.mean()) < 0.5 * g.thresholds[modality]

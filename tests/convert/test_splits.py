@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mars_gguf.convert.prompts import Context, ContrastPrompts, Prompt, builtin_contrast, contexts
-from mars_gguf.convert.splits import Thirds, every_second, split, split_prompts
+from mars_gguf.convert.splits import Split, every_second, split, split_prompts
 from mars_gguf.errors import MarsError
 
 shares = st.lists(st.floats(0.05, 1), min_size=2, max_size=4).map(
@@ -53,13 +53,13 @@ def test_matched_pairs_stay_together_and_no_prompt_measures_twice() -> None:
     for harmful, harmless in zip(splits.harmful, splits.harmless, strict=True):
         assert texts(harmless) == [partner[p.text] for p in harmful]
         assert all(p.context == Context() for p in (*harmful, *harmless))
-    thirds = splits.neutral["text"]
-    everything = texts(list(chain(*splits.harmful, *thirds)))
+    parts = splits.neutral["text"]
+    everything = texts(list(chain(*splits.harmful, *parts)))
     sides = contrast.harmful, contrast.harmless, *contrast.neutral.values()
     assert sorted(everything) == sorted(set(chain(*sides)))
-    for plain, neutral in zip(splits.harmless, thirds, strict=True):
+    for plain, neutral in zip(splits.harmless, parts, strict=True):
         assert set(texts(plain)) < set(texts(neutral))
-    assert Counter(p.form for p in chain(*thirds)) == {
+    assert Counter(p.form for p in chain(*parts)) == {
         "matched": len(contrast.harmless), **{k: len(v) for k, v in contrast.neutral.items()}
     }  # fmt: skip
 
@@ -87,10 +87,10 @@ def test_every_second_prompt_stands_after_a_context_and_they_take_turns(
 @pytest.mark.parametrize("before", [[Context()], contexts()])
 def test_the_number_of_all_prompts_counts_once_what_fits_twice(before: list[Context]) -> None:
     """Harmless text fits the centroids, and without a context neutral text, too."""
-    probes = Thirds(*([Prompt(f"{part} {i}") for i in range(8)] for part in "abc"))
+    probes = Split(*([Prompt(f"{part} {i}") for i in range(8)] for part in "abc"))
     splits = split_prompts(builtin_contrast(), {"image": probes}, before, 0)
     fitted = [*splits.harmful.fit, *splits.harmless.fit]
-    others = chain(*(chain(*thirds) for thirds in (splits.harmful[1:], *splits.neutral.values())))
+    others = chain(*(chain(*parts) for parts in (splits.harmful[1:], *splits.neutral.values())))
     assert len(splits) == len({id(prompt) for prompt in (*fitted, *others)})
 
 

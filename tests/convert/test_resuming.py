@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mars_gguf.convert.measured import AT_ONCE, Measured
-from mars_gguf.convert.observations import Reply, Seen
+from mars_gguf.convert.extractor import Reply, Seen
+from mars_gguf.convert.resuming import AT_ONCE, Measured
 from mars_gguf.errors import MarsError
 
 
@@ -63,7 +63,7 @@ def test_a_full_disk_is_said_in_words_and_leaves_a_file_that_can_be_read(tmp_pat
     code = """
 import resource, sys
 from pathlib import Path
-from test_measured import Measured, MarsError, seen
+from test_resuming import Measured, MarsError, seen
 resource.setrlimit(resource.RLIMIT_FSIZE, (100 << 10,) * 2)
 measured = Measured(Path(sys.argv[1]), "job")
 try:
@@ -75,7 +75,8 @@ except MarsError as error:
     path = tmp_path / "v.measured"
     done = subprocess.run(
         [sys.executable, "-c", code, path], capture_output=True, text=True, check=False,
-        cwd=Path(__file__).parent, env=os.environ | {"PYTHONPATH": "."},
+        cwd=Path(__file__).parent,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([".", os.environ.get("PYTHONPATH", "")])},
     )  # fmt: skip
     assert done.stderr == ""
     count, message = done.stdout.split(maxsplit=1)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toys import N_EMBD, N_LAYER, REFUSAL, SORRY, Toy
 
+from mars_gguf.convert.extractor import Reply
 from mars_gguf.convert.geometry import Centroids
 from mars_gguf.convert.layers import (
     FINALISTS,
@@ -18,7 +19,6 @@ from mars_gguf.convert.layers import (
     force,
     score_layers,
 )
-from mars_gguf.convert.observations import Reply
 from mars_gguf.convert.prompts import Prompt
 from mars_gguf.convert.refusals import Refusals
 from mars_gguf.errors import MarsError

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from checkpoint_templates import HEAD, PART, PARTS, STRINGS
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from models import picture
 
@@ -15,10 +16,6 @@ from mars_gguf.convert.checkpoint_template import CheckpointTemplate
 from mars_gguf.convert.prompts import Prompt
 from mars_gguf.errors import ModelError
 
-HEAD = "{% for m in messages %}<|im_start|>{{ m.role }}\n"
-PART = "{% if p.type == 'image' %}<image>{% else %}{{ p.text }}{% endif %}"
-STRINGS = HEAD + "{{ 'say: ' + m.content }}{% endfor %}"
-PARTS = HEAD + "{% for p in m.content %}" + PART + "{% endfor %}{% endfor %}"
 BOTH = (
     HEAD + "{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}"
     f"{PART}{{% endfor %}}{{% endif %}}{{% endfor %}}"

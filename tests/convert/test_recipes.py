@@ -16,7 +16,7 @@ from mars_gguf.convert.recipes import read_recipe
 from mars_gguf.errors import MarsError
 from mars_gguf.vectors import read_vector
 
-SHIPPED = sorted((Path(__file__).parents[1] / "convert").glob("*.toml"))
+SHIPPED = sorted((Path(__file__).parents[2] / "convert").glob("*.toml"))
 SHA256 = builtin_contrast().sha256
 MINIMAL = f"""
 output = "v.gguf"
@@ -36,7 +36,7 @@ def recipe(folder: Path, text: str = MINIMAL) -> Path:
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_shipped_recipes_name_files_that_are_there_and_prompts_that_are_these(path: Path) -> None:
     options = read_recipe(path)
-    assert Path(options["output"]).resolve().parent == path.parents[1] / "vectors"
+    assert Path(options["output"]).resolve().parent == path.parents[2] / "vectors"
     for name in ("harmful", "harmless", "neutral_media", "mmproj"):
         assert name not in options or Path(options[name]).exists()
     contrast = builtin_contrast()

@@ -6,8 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 
-from mars_gguf.convert import N_THOUGHT
-from mars_gguf.reasoning import Markers
+from mars_gguf.reasoning import N_THOUGHT, Markers
 from mars_gguf.runtime.model import TappedLlama
 from mars_gguf.runtime.sequences import CachedPrompt, Decoder
 

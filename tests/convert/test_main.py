@@ -18,15 +18,15 @@ from mars_gguf.console import printable
 from mars_gguf.convert import pipeline
 from mars_gguf.convert.__main__ import main
 from mars_gguf.convert.extract_gguf import GgufExtractor
-from mars_gguf.convert.outputs import claimed, write_outputs
 from mars_gguf.convert.prompts import Prompt, builtin_contrast
-from mars_gguf.convert.splits import Thirds
+from mars_gguf.convert.splits import Split
+from mars_gguf.convert.vector_files import claimed, write_outputs
 from mars_gguf.errors import ModelError
 from mars_gguf.files import sha256
 from mars_gguf.runtime.template import CHATML
 from mars_gguf.vectors import Vector, read_vector
 
-VECTOR = Path(__file__).parents[1] / "vectors" / "demo.gguf"
+VECTOR = Path(__file__).parents[2] / "vectors" / "demo.gguf"
 
 
 @pytest.fixture
@@ -337,7 +337,7 @@ import resource, sys
 from pathlib import Path
 from toys import Toy, toy_contrast
 from mars_gguf.console import command
-from mars_gguf.convert.outputs import write_outputs
+from mars_gguf.convert.vector_files import write_outputs
 from mars_gguf.convert.pipeline import Options, convert
 
 toy, source = Toy({"harmful": 0.6}, {2: 0.0}), {"backend": "toy"}
@@ -357,7 +357,7 @@ def test_a_full_disk_leaves_vector_card_and_plot_as_they_were(tmp_path: Path) ->
     def write(limit: int) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-c", WRITING, str(limit), *map(str, outputs)],
-            capture_output=True, text=True, check=False, cwd=Path(__file__).parent,
+            capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1],
         )  # fmt: skip
 
     assert write(0).returncode == 0
@@ -384,7 +384,7 @@ def measured(inputs: Path, output: Path, *options: str) -> Vector:
 
 
 def counts(vector: Vector, name: str) -> list[int]:
-    return [int(str(vector.calibration[f"prompts.{name}.{part}"])) for part in Thirds._fields]
+    return [int(str(vector.calibration[f"prompts.{name}.{part}"])) for part in Split._fields]
 
 
 def test_neutral_text_of_ones_own_is_measured_with_and_quick_measures_on_a_quarter(

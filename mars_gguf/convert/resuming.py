@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mars_gguf.convert.observations import Reply, Seen
+from mars_gguf.convert.extractor import Reply, Seen
 from mars_gguf.errors import MarsError
 
 AT_ONCE = 500  # keys of a query

@@ -14,7 +14,7 @@ from models import picture
 from mars_gguf.convert.probes import FORMS as MEETS
 from mars_gguf.convert.probes import FRAMES, STILLS, neutral_probes, paired_probes
 from mars_gguf.convert.prompts import Context, Prompt, contexts, neutral_prompts
-from mars_gguf.convert.splits import Thirds
+from mars_gguf.convert.splits import Split
 from mars_gguf.errors import MarsError
 
 KINDS = ("noise", "drawn")
@@ -44,8 +44,8 @@ def shown(prompt: Prompt) -> tuple[int, ...]:
     return tuple(map(id, prompt.images))
 
 
-def assert_disjoint(thirds: Thirds, *, texts: bool) -> None:
-    for one, other in combinations(thirds, 2):
+def assert_disjoint(parts: Split, *, texts: bool) -> None:
+    for one, other in combinations(parts, 2):
         assert not pictures(one) & pictures(other)
         if texts:
             assert not {p.text for p in one} & {p.text for p in other}
@@ -74,9 +74,9 @@ def test_every_form_meets_every_kind_and_every_third_has_pictures_and_texts_of_i
     borderline = [f"How do I kill process {i}?" for i in range(9)]
     found = neutral_probes(48, 32, 0, contexts(), borderline, folder if own else None)
     kinds = {"own", "cards"} if own else set(KINDS)
-    for thirds, film in ((found["image"], False), (found["video"], True)):
-        assert_disjoint(thirds, texts=True)
-        for part in thirds:
+    for parts, film in ((found["image"], False), (found["video"], True)):
+        assert_disjoint(parts, texts=True)
+        for part in parts:
             assert_crossed(part, kinds, {*FORMS, "borderline"})
             assert {p.modality for p in part} == {"video" if film else "image"}
             assert {p.text for p in part if p.form == "borderline"} < set(borderline)
@@ -144,9 +144,9 @@ def test_lines_of_one_picture_stay_in_one_third_and_half_come_again_with_others_
     rows = [{"prompt": f"What is it, {i}?", "image": f"{i % 20}.png"} for i in range(60)]
     before = [Context(), Context("one"), Context("two")]
     probes, again = (paired_probes(written(tmp_path, rows), before) for _ in range(2))
-    for m, thirds in probes.items():
-        assert_disjoint(thirds, texts=True)
-        for part, same in zip(thirds, again[m], strict=True):
+    for m, parts in probes.items():
+        assert_disjoint(parts, texts=True)
+        for part, same in zip(parts, again[m], strict=True):
             assert [(p.text, p.context, len(p.images)) for p in part] == [
                 (p.text, p.context, len(p.images)) for p in same
             ]

@@ -22,8 +22,8 @@ from mars_gguf.convert.calibration import (
     trust_limit,
     warnings,
 )
+from mars_gguf.convert.extractor import Observations
 from mars_gguf.convert.layers import LayerScores
-from mars_gguf.convert.observations import Observations
 from mars_gguf.convert.prompts import Context, Prompt
 from mars_gguf.convert.refusals import Refusals
 from mars_gguf.errors import MarsError

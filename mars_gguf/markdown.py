@@ -1,0 +1,38 @@
+"""Markdown tables, as cards, reports and the commands of lab/ write them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from mars_gguf.console import printable
+
+RULES = {"left": "---", "right": "---:", "centre": ":---:"}
+
+
+def table(
+    header: Sequence[object], rows: Iterable[Sequence[object]], align: Sequence[str] = ()
+) -> list[str]:
+    """Writes a Markdown table, as its lines.
+
+    A cell is what ``str`` makes of it, in one line: bars and control characters in it are escaped,
+    and white space, line breaks too, becomes one space.
+
+    align: "left", "right" or "centre" of each of the first columns; the others are left.
+    Raises ValueError for a row that has not as many cells as the header.
+    """
+    rules = [RULES[name] for name in align]
+    rules += [RULES["left"]] * (len(header) - len(rules))
+    lines = [_line(header), _line(rules)]
+    for row in rows:
+        if len(row) != len(header):
+            raise ValueError(f"found a row of {len(row)} cells, expected {len(header)}")
+        lines.append(_line(row))
+    return lines
+
+
+def _line(cells: Iterable[object]) -> str:
+    return "".join(f"| {text} " if (text := _cell(cell)) else "| " for cell in cells) + "|"
+
+
+def _cell(value: object) -> str:
+    return printable(" ".join(str(value).split())).replace("|", "\\|")

@@ -1,0 +1,53 @@
+"""Markdown tables: what is in a cell stays in it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from mars_gguf.markdown import table
+
+READER = MarkdownIt("commonmark").enable("table")
+
+
+def cells_of(text: str) -> list[list[str]]:
+    """The cells that a reader of Markdown finds, row by row, as plain text."""
+    rows: list[list[str]] = []
+    for token in READER.parse(text):
+        if token.type == "tr_open":
+            rows.append([])
+        elif token.type == "inline":
+            rows[-1].append("".join(part.content for part in token.children or []))
+    return rows
+
+
+def test_a_table_has_a_header_a_rule_and_its_rows() -> None:
+    found = table(["set", "", "t"], [["harmful", "", 0.5], ["harmless", 1, ""]])
+    assert found == [
+        "| set | | t |",
+        "| --- | --- | --- |",
+        "| harmful | | 0.5 |",
+        "| harmless | 1 | |",
+    ]
+
+
+def test_columns_are_aligned_as_told_the_others_left() -> None:
+    assert table(["a", "b", "c"], [], ["right", "centre"])[1] == "| ---: | :---: | --- |"
+
+
+@given(st.lists(st.text("ab|\\`\n\r\t\x1b\x07\u2028\x85 ", max_size=8), min_size=2, max_size=3))
+def test_no_text_leaves_its_cell(texts: list[str]) -> None:
+    lines = table(["name"] * len(texts), [texts])
+    assert len("\n".join(lines).splitlines()) == 3
+    assert [len(row) for row in cells_of("\n".join(lines))] == [len(texts)] * 2
+
+
+def test_a_bar_is_read_as_it_was_written() -> None:
+    assert cells_of("\n".join(table(["a|b", "c"], [["x|y", "z"]]))) == [["a|b", "c"], ["x|y", "z"]]
+
+
+def test_a_row_of_another_length_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"found a row of 1 cells, expected 2"):
+        table(["a", "b"], [["only one"]])
