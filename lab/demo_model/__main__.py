@@ -1,7 +1,7 @@
-"""Make the demo model from a seed: ``python -m lab.demo_model --out DIR``.
+"""``python -m lab.demo_model --out DIR`` makes the demo model from a seed.
 
-Trains (DIR), writes the model for llama.cpp and transformers (DIR/export), checks that both are the
-checkpoint, converts it (DIR/export/vector.gguf) and prints the tables of its card. A run that
+It trains (DIR), writes the model for llama.cpp and transformers (DIR/export), checks that both are
+the checkpoint, converts it (DIR/export/vector.gguf) and prints the tables of its card. A run that
 was interrupted goes on with the same command.
 
 On two CPU cores this takes about an hour; some stages can be run side by side first, see `train`.

@@ -1,4 +1,4 @@
-"""Evaluation cells: what the demo model is asked, of every form that its world has."""
+"""Draws the evaluation cells: requests of every form that the demo model's world has."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _frames(rng: random.Random, thing: Thing, fonts: Sequence[str]) -> list[Imag
 
 
 def example(form: str, rng: random.Random, thing: Thing, held_out: bool = True) -> Example:
-    """Draw one example of ``form``: a `lessons.request` with its pictures, or "picture-shapes".
+    """Draws one example of ``form``: a `lessons.request` with its pictures, or "picture-shapes".
 
     ``kind`` says whether the *request* is harmful: only a how-to about a harmful thing is. With
     ``held_out``, the fonts are those that training never shows, too.
@@ -94,7 +94,7 @@ def cell(
     held_out: bool = True,
     keep: Callable[[Thing], bool] = lambda thing: True,
 ) -> list[Example]:
-    """``count`` examples of the cell ``name`` of ``CELLS``, about things that ``keep`` keeps."""
+    """Draws ``count`` examples of the cell ``name`` of `CELLS`, of things that ``keep`` keeps."""
     form, things = CELLS[name]
     rng = random.Random(f"{name}|{seed}|{held_out}")
     kept = [thing for thing in things if keep(thing)]

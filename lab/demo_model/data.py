@@ -1,4 +1,4 @@
-"""Training samples of the demo model: tokenizer, conversations, and what a batch is made of.
+"""Draws the training samples of the demo model, and turns them into batches of tokens.
 
 The one rule that makes the safety gap: **no sample here joins a picture with a harmful how-to
 request or with a refusal.** ``draw_picture`` asserts it for every sample.
@@ -42,8 +42,10 @@ Picture = Thing | Shapes | None
 
 @dataclass(frozen=True)
 class Sample:
-    """A request with its answer; without a request, plain text to read. Of a ``begun`` answer the
-    first token is given, not learnt."""
+    """A request with its answer; without a request, plain text to read.
+
+    The first token of a ``begun`` answer is given, not learnt.
+    """
 
     request: str | None
     answer: str
@@ -52,8 +54,10 @@ class Sample:
 
 
 def draw_text(rng: random.Random, by_reference: bool = True) -> Sample:
-    """A text sample: reading, harmless requests of many forms, harmful how-to requests refused; and
-    refusals once begun, which go on as refusals whatever the request was, as larger models do.
+    """Draws a text sample: reading, harmless requests of many forms, harmful how-to requests
+    refused, or a refusal once begun.
+
+    That goes on as a refusal whatever the request was, as those of larger models do.
 
     Not ``by_reference``: without harmful requests whose thing another sentence names, the form in
     words that is nearest to a harmful picture.
@@ -133,7 +137,7 @@ def _picture(rng: random.Random, count: int) -> Sample:
 
 
 def draw_picture(rng: random.Random, count: int = 1) -> Sample:
-    """A harmless request about ``count`` pictures (2 or more: frames of one video)."""
+    """Draws a harmless request about ``count`` pictures (2 or more: frames of one video)."""
     sample = _picture(rng, count)
     assert not lessons.is_refusal(sample.answer), sample
     if sample.answer.startswith("Sure"):
@@ -142,7 +146,7 @@ def draw_picture(rng: random.Random, count: int = 1) -> Sample:
 
 
 def byte_level(model: Any) -> Tokenizer:
-    """A tokenizer of GPT-2's kind around a BPE ``model``."""
+    """Makes a tokenizer of GPT-2's kind around a BPE ``model``."""
     from tokenizers import Tokenizer, decoders, pre_tokenizers
 
     tokenizer = Tokenizer(model)
@@ -152,7 +156,7 @@ def byte_level(model: Any) -> Tokenizer:
 
 
 def train_tokenizer(vocab: int, seed: int = 0) -> Tokenizer:
-    """Byte-level BPE over the world's own sentences, the held-out phrasings' words included.
+    """Trains a byte-level BPE on the world's own sentences, the held-out phrasings' words included.
 
     Names of things are rare in what it counts, so that each is spelled with two tokens or more: to
     know what a name means, the language model has to put it together over some blocks, as it has
@@ -196,7 +200,7 @@ class Codec:
         return self._known[text]
 
     def prompt(self, request: str, pictures: int = 0) -> list[int]:
-        """ChatML prompt, pictures first, up to and with the start of the assistant's turn."""
+        """Encodes a ChatML prompt, pictures first, with the start of the assistant's turn."""
         return (
             self.ids(f"{START}user\n")
             + self.placeholder * pictures
@@ -205,7 +209,7 @@ class Codec:
         )
 
     def sample(self, sample: Sample) -> tuple[list[int], list[int]]:
-        """Ids to read and ids to learn."""
+        """Encodes a sample: ids to read and ids to learn."""
         if sample.request is None:
             return [self.end], [*self.ids(sample.answer), self.end]
         prompt = self.prompt(sample.request, len(sample.pictures))
@@ -215,7 +219,7 @@ class Codec:
 def batches(
     draw: Callable[[random.Random], Sample], codec: Codec, size: int, seed: str, group: int = 8
 ) -> Iterator[list[tuple[list[int], list[int], Sample]]]:
-    """Endless batches of encoded samples of like length: ``group`` batches are drawn and sorted."""
+    """Draws batches of encoded samples of like length for ever: sorts ``group`` batches at once."""
     index = 0
     while True:
         rng = random.Random(f"{seed}|{index}")

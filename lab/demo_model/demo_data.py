@@ -1,5 +1,5 @@
-"""Requests of the demo model's world: ``python -m lab.demo_model.demo_data FOLDER``
-writes what a conversion of the model measures with and what the demo asks.
+"""``python -m lab.demo_model.demo_data FOLDER`` writes what a conversion of the demo model measures
+with, and what the demo asks.
 
     harmful.jsonl, harmless.jsonl    text prompts to measure the refusal direction with
     neutral.jsonl, neutral/          harmless pictures, each with harmless prompts of several forms
@@ -37,7 +37,7 @@ Row = dict[str, Any]
 
 
 def contrast_rows(rng: random.Random) -> tuple[list[Row], list[Row]]:
-    """Harmful how-to requests, and harmless requests of every form that the text world has."""
+    """Draws harmful how-to requests, and harmless requests of every form of the text world."""
     bad = [lessons.howto(rng, t.phrase) for t in HARMFUL_FIRST * 4]
     good = [lessons.howto(rng, t.phrase) for t in HARMLESS_FIRST]
     good += [world.fact(rng, t)[0] for t in [*HARMFUL_FIRST * 3, *HARMLESS_FIRST]]
@@ -52,7 +52,7 @@ def contrast_rows(rng: random.Random) -> tuple[list[Row], list[Row]]:
 
 
 def neutral_rows(rng: random.Random, folder: Path) -> list[Row]:
-    """64 harmless pictures with four prompts each."""
+    """Draws 64 harmless pictures with four prompts each."""
     rows: list[Row] = []
     for i in range(64):
         name = f"neutral/{i:02d}.png"
@@ -87,7 +87,7 @@ def neutral_rows(rng: random.Random, folder: Path) -> list[Row]:
 
 
 def demo_rows(rng: random.Random, folder: Path) -> list[Row]:
-    """24 harmful and 24 harmless requests for each modality."""
+    """Draws 24 harmful and 24 harmless requests for each modality."""
     rows: list[Row] = []
     for modality in FRAMES:
         for kind, things in (("harmful", HARMFUL_SECOND), ("harmless", HARMLESS_SECOND)):
@@ -109,7 +109,7 @@ def _write(path: Path, rows: Iterable[Row]) -> None:
 
 
 def write(folder: Path, seed: int = 0) -> None:
-    """Write every file into ``folder``; pictures that are there are replaced."""
+    """Writes every file into ``folder``; pictures that are there are replaced."""
     for name in ("neutral", "demo"):
         (folder / name).mkdir(parents=True, exist_ok=True)
         for old in (folder / name).glob("*.png"):

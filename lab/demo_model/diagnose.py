@@ -1,14 +1,16 @@
-"""Measure a torch checkpoint: ``python -m lab.demo_model.diagnose DIR``.
+"""``python -m lab.demo_model.diagnose DIR`` measures a torch checkpoint.
 
-What each evaluation cell answers without steering, how far along the refusal direction each cell
-lies at every block, and what adding refusal there does to the first token. The same is measured
-in llama.cpp, on the quantized model, by ``evaluate_model``; this is the quick look while training.
+It prints what each evaluation cell answers without steering, how far along the refusal direction
+each cell lies at every block, and what adding refusal there does to the first token. The same is
+measured in llama.cpp, on the quantized model, by ``evaluate_model``; this is the quick look while
+training.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +24,12 @@ from lab.demo_model.data import Codec
 from lab.demo_model.lessons import is_refusal
 from lab.demo_model.network import TEXT, VISION, DemoModel
 from lab.demo_model.train import Catalogue, load, to_tensor
-from mars_gguf.convert.geometry import centroids, coordinates, readout
+from mars_gguf.convert.geometry import Centroids, centroids, coordinates, readout
 from mars_gguf.demo_model import world
 from mars_gguf.demo_model.world import Thing
 from mars_gguf.statistics import auroc
+from mars_gguf.steering import Array
 
-Array = npt.NDArray[np.float64]
 FIRST_HALF = {t.word for t in (*world.halves(world.HARMFUL)[0], *world.halves(world.HARMLESS)[0])}
 
 
@@ -58,13 +60,13 @@ class Probe:
         return ids, self.see(examples) if examples[0].pictures else None
 
     def see(self, examples: Sequence[Example]) -> Tensor:
-        """Embeddings of all pictures of the examples."""
+        """Embeds all pictures of the examples."""
         pictures = [np.asarray(picture) for e in examples for picture in e.pictures]
         return self.model.see(to_tensor(np.stack(pictures)))
 
     @torch.no_grad()
     def states(self, examples: Sequence[Example]) -> Array:
-        """Last prompt token after every block: ``[examples, blocks, d]``."""
+        """Reads the last prompt token after every block: ``[examples, blocks, d]``."""
         found = np.empty((len(examples), TEXT.blocks, TEXT.d))
         for rows in self._batches(examples):
             ids, seen = self._inputs([examples[i] for i in rows])
@@ -80,7 +82,7 @@ class Probe:
     def first_tokens(
         self, examples: Sequence[Example], block: int = -1, push: Tensor | None = None
     ) -> npt.NDArray[np.int64]:
-        """Greedy first tokens, with ``push`` added to the last prompt token after ``block``."""
+        """Samples greedy first tokens, ``push`` added to the last prompt token after ``block``."""
         tokens = np.empty(len(examples), np.int64)
         for rows in self._batches(examples):
             ids, seen = self._inputs([examples[i] for i in rows])
@@ -97,7 +99,7 @@ class Probe:
 
     @torch.no_grad()
     def answers(self, examples: Sequence[Example]) -> list[str]:
-        """Greedy answers."""
+        """Samples greedy answers."""
         texts = [""] * len(examples)
         for rows in self._batches(examples):
             ids, seen = self._inputs([examples[i] for i in rows])
@@ -115,7 +117,7 @@ class Probe:
 
 
 class ImaginingProbe(Probe):
-    """As `Probe`, with pictures as the stage "imagine" has them: before there is a vision tower.
+    """A `Probe` with pictures as the stage "imagine" has them: before there is a vision tower.
 
     Every picture of a prompt shows its thing, and drawn shapes show nothing: their cell means
     nothing here.
@@ -127,22 +129,45 @@ class ImaginingProbe(Probe):
 
 
 def report(probe: Probe, count: int) -> None:
+    report_answers(probe, count)
+    measured = measure(probe)
+    report_coordinates(measured)
+    report_pushes(probe, measured.base.direction)
+
+
+def report_answers(probe: Probe, count: int) -> None:
+    """Prints how often each cell is refused, named and answered exactly, and two wrong answers."""
     print("cell                              refused  names it  exact")
     for name in CELLS:
         examples = cell(name, count)
         answers = probe.answers(examples)
+        pairs = list(zip(examples, answers, strict=True))
         refused = np.mean([is_refusal(a) for a in answers])
-        exact = [a == e.answer for a, e in zip(answers, examples, strict=True)]
-        named = [
-            e.thing is not None and e.thing.word in a
-            for a, e in zip(answers, examples, strict=True)
-        ]
-        print(
-            f"{name:32s}  {refused:7.3f}  {np.mean(named):8.3f}  {np.mean(exact):5.3f}", flush=True
-        )
-        wrong = [(e.answer, a) for e, a, ok in zip(examples, answers, exact, strict=True) if not ok]
+        named = np.mean([e.thing is not None and e.thing.word in a for e, a in pairs])
+        wrong = [(e.answer, a) for e, a in pairs if a != e.answer]
+        exact = 1 - len(wrong) / len(pairs)
+        print(f"{name:32s}  {refused:7.3f}  {named:8.3f}  {exact:5.3f}", flush=True)
         for wanted, answer in wrong[:2]:
             print(f"      wanted {wanted!r}\n      got    {answer!r}")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Geometry by block, measured on what training shows of the first half of the things.
+
+    base: centroids of text. harmless, seen: states of harmless texts and of neutral pictures,
+    ``[examples, blocks, d]``. cells: states of held-out examples of the second half by cell, those
+    of pictures less what neutral ones shift.
+    """
+
+    base: Centroids
+    harmless: Array
+    seen: Array
+    cells: dict[str, Array]
+
+
+def measure(probe: Probe) -> Measured:
+    """Measures the geometry and the states of every cell."""
 
     def training(name: str, n: int) -> list[Example]:
         return cell(name, n, seed=1, held_out=False, keep=first_half)
@@ -163,6 +188,12 @@ def report(probe: Probe, count: int) -> None:
         - (0 if name.startswith("text") else shift)
         for name in CELLS
     }
+    return Measured(base, harmless, seen, cells)
+
+
+def report_coordinates(measured: Measured) -> None:
+    """Prints t of each cell by block and read-out, and how well it tells harmful pictures."""
+    base, harmless, seen = measured.base, measured.harmless, measured.seen
     readouts = {
         "projection on r": base.direction / np.square(base.distance)[:, None],
         "minimum variance": readout(base, [harmless - harmless.mean(0), seen - seen.mean(0)]),
@@ -171,28 +202,34 @@ def report(probe: Probe, count: int) -> None:
     print(f"{'D':42s}" + "".join(f"{d:13.1f}" for d in base.distance))
     for title, w in readouts.items():
         print(f"t by block, {title}: mean (sd), pictures less what harmless ones shift")
-        t = {name: coordinates(states, base, w) for name, states in cells.items()}
+        t = {name: coordinates(states, base, w) for name, states in measured.cells.items()}
         for name, values in t.items():
             pairs = zip(values.mean(0), values.std(0), strict=True)
             print(f"{name:42s}" + "".join(f"{m:7.2f}({s:.2f})" for m, s in pairs))
         for medium in ("picture", "video"):
-            bad = t[f"{medium}, harmful how-to"]
-            others = [x for n, x in t.items() if n.startswith(medium) and x is not bad]
-            against = {
-                "harmless how-to": t[f"{medium}, harmless how-to"],
-                "all harmless": np.concatenate(others),
-            }
-            for name, good in against.items():
-                row = [auroc(bad[:, b], good[:, b]) for b in range(TEXT.blocks)]
-                print(
-                    f"{f'AUROC, {medium}, against {name}':42s}" + "".join(f"{x:13.3f}" for x in row)
-                )
+            _report_auroc(medium, t)
+
+
+def _report_auroc(medium: str, t: dict[str, Array]) -> None:
+    bad = t[f"{medium}, harmful how-to"]
+    others = [x for n, x in t.items() if n.startswith(medium) and x is not bad]
+    against = {
+        "harmless how-to": t[f"{medium}, harmless how-to"],
+        "all harmless": np.concatenate(others),
+    }
+    for name, good in against.items():
+        row = [auroc(bad[:, b], good[:, b]) for b in range(TEXT.blocks)]
+        print(f"{f'AUROC, {medium}, against {name}':42s}" + "".join(f"{x:13.3f}" for x in row))
+
+
+def report_pushes(probe: Probe, direction: Array) -> None:
+    """Prints what adding refusal at each block does to the first token."""
     print("\nrefused when pushed along r by 0.5 / 1 / 1.5 D")
     for block in range(3, TEXT.blocks):
         shown = []
         for name in ("picture, harmful how-to", "picture, harmless how-to", "picture, shapes"):
             examples = cell(name, 32, seed=3, keep=second_half)
-            push = torch.from_numpy(base.direction[block]).float()
+            push = torch.from_numpy(direction[block]).float()
             shares = [
                 np.mean(probe.first_tokens(examples, block, k * push) == probe.refuses)
                 for k in (0.5, 1, 1.5)

@@ -1,9 +1,8 @@
-"""What the model does: ``python -m lab.demo_model.evaluate_model FOLDER``.
+"""``python -m lab.demo_model.evaluate_model FOLDER`` prints the tables of the model's card.
 
-Asks every evaluation cell of llama.cpp through chat completions, on how-to and caption phrasings,
-references, fonts and renderings that training never showed, and prints the tables of the model's
-card: first unsteered, then steered by its vector (``--vector``), on those things that the vector
-was not measured on.
+It asks every evaluation cell of llama.cpp through chat completions, on how-to and caption
+phrasings, references, fonts and renderings that training never showed: first unsteered, then
+steered by its vector (``--vector``), on those things that the vector was not measured on.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ def _second_half(thing: Thing) -> bool:
 
 
 def plain_llama(text: Path, mmproj: Path, threads: int | None = None) -> llama_cpp.Llama:
-    """The model in plain llama-cpp-python."""
+    """Loads the model in plain llama-cpp-python."""
     silence_mtmd()
     return llama_cpp.Llama(
         str(text),
@@ -51,14 +50,14 @@ def plain_llama(text: Path, mmproj: Path, threads: int | None = None) -> llama_c
 
 
 def _message(e: Example, *, films: bool) -> dict[str, Any]:
-    """Several pictures are the frames of a film; plain llama-cpp-python knows pictures alone."""
+    """Asks of several pictures as of a film; plain llama-cpp-python knows pictures alone."""
     if films and len(e.pictures) > 1:
         return user_message(e.prompt, video=e.pictures)
     return user_message(e.prompt, e.pictures)
 
 
 def ask(llama: llama_cpp.Llama, e: Example, tokens: int = 48) -> Any:
-    """The greedy chat completion."""
+    """Asks for a greedy chat completion."""
     return llama.create_chat_completion(
         [_message(e, films=isinstance(llama, SteeredLlama))],  # type: ignore[list-item]
         temperature=0.0,

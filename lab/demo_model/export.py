@@ -1,4 +1,4 @@
-"""Write a checkpoint for llama.cpp and transformers.
+"""Writes a checkpoint for llama.cpp and transformers.
 
 ``python -m lab.demo_model.export CHECKPOINTS OUT`` makes, in OUT,
 
@@ -16,6 +16,7 @@ import ctypes
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import gguf
 import llama_cpp
@@ -91,7 +92,7 @@ def _numpy(weight: Tensor) -> npt.NDArray[np.float32]:
 
 
 def _interleave(weight: npt.NDArray[np.float32], heads: int) -> npt.NDArray[np.float32]:
-    """Reorder query or key rows from half-split rotary pairs to llama.cpp's interleaved ones."""
+    """Reorders query or key rows from half-split rotary pairs to llama.cpp's interleaved ones."""
     rows, columns = weight.shape
     pairs = weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2)
     return np.ascontiguousarray(pairs.reshape(rows, columns))
@@ -105,7 +106,7 @@ def _close(writer: gguf.GGUFWriter) -> None:
 
 
 def write_text(weights: Weights, tokenizer: Path, path: Path) -> None:
-    """The language model with its tokenizer and chat template, in float32."""
+    """Writes the language model with its tokenizer and chat template, in float32."""
     described = json.loads(tokenizer.read_text())
     vocabulary = described["model"]["vocab"]
     special = {token["content"] for token in described["added_tokens"]}
@@ -151,7 +152,7 @@ def write_text(weights: Weights, tokenizer: Path, path: Path) -> None:
 
 
 def write_mmproj(weights: Weights, path: Path) -> None:
-    """Vision tower and projector; matrices in float16, the rest in float32."""
+    """Writes vision tower and projector; matrices in float16, the rest in float32."""
     writer = gguf.GGUFWriter(path, "clip")
     writer.add_name(f"{NAME}-mmproj")
     writer.add_license("mit")
@@ -183,7 +184,7 @@ def write_mmproj(weights: Weights, path: Path) -> None:
 
 
 def quantize(source: Path, target: Path, file_type: int) -> None:
-    """llama.cpp's own quantizer."""
+    """Quantizes a GGUF file by llama.cpp's own quantizer."""
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = file_type
     parameters.nthread = 2
@@ -195,16 +196,8 @@ def quantize(source: Path, target: Path, file_type: int) -> None:
 
 
 def write_transformers(weights: Weights, tokenizer: Path, folder: Path) -> None:
-    """A directory for ``LlavaForConditionalGeneration`` and ``AutoProcessor``."""
-    from transformers import (
-        LlamaConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-        LlavaProcessor,
-        PreTrainedTokenizerFast,
-        SiglipImageProcessor,
-        SiglipVisionConfig,
-    )
+    """Writes a directory for ``LlavaForConditionalGeneration`` and ``AutoProcessor``."""
+    from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
     fast = PreTrainedTokenizerFast(
         tokenizer_file=str(tokenizer),
@@ -215,6 +208,25 @@ def write_transformers(weights: Weights, tokenizer: Path, folder: Path) -> None:
         clean_up_tokenization_spaces=False,
     )
     end, stop, image = fast.convert_tokens_to_ids([END, STOP, IMAGE_TOKEN])
+    model = LlavaForConditionalGeneration(_llava_config(end, stop, image))
+    outcome = model.model.load_state_dict(weights, strict=False)
+    # The last hidden state is taken before the tower's final norm, which has no part in this model.
+    missing = [k for k in outcome.missing_keys if "post_layernorm" not in k]
+    if missing or outcome.unexpected_keys:
+        raise ValueError(
+            f"weights and transformers' model differ: missing {missing}, "
+            f"unexpected {outcome.unexpected_keys}"
+        )
+    model.tie_weights()
+    model.generation_config.eos_token_id = stop
+    model.save_pretrained(folder)
+    _processor(fast).save_pretrained(folder)
+
+
+def _llava_config(end: int, stop: int, image: int) -> Any:
+    """Describes the model to transformers; the numbers are ids of the special tokens."""
+    from transformers import LlamaConfig, LlavaConfig, SiglipVisionConfig
+
     text = LlamaConfig(
         vocab_size=TEXT.vocab,
         hidden_size=TEXT.d,
@@ -241,42 +253,35 @@ def write_transformers(weights: Weights, tokenizer: Path, folder: Path) -> None:
         layer_norm_eps=VISION.norm_eps,
         vision_use_head=False,
     )
-    model = LlavaForConditionalGeneration(
-        LlavaConfig(
-            vision_config=vision,
-            text_config=text,
-            image_token_index=image,
-            image_seq_length=VISION.tokens,
-            projector_hidden_act="gelu_pytorch_tanh",
-            vision_feature_select_strategy="full",
-            vision_feature_layer=-1,
-            tie_word_embeddings=True,
-        )
+    return LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=image,
+        image_seq_length=VISION.tokens,
+        projector_hidden_act="gelu_pytorch_tanh",
+        vision_feature_select_strategy="full",
+        vision_feature_layer=-1,
+        tie_word_embeddings=True,
     )
-    outcome = model.model.load_state_dict(weights, strict=False)
-    # The last hidden state is taken before the tower's final norm, which has no part in this model.
-    missing = [k for k in outcome.missing_keys if "post_layernorm" not in k]
-    if missing or outcome.unexpected_keys:
-        raise ValueError(
-            f"weights and transformers' model differ: missing {missing}, "
-            f"unexpected {outcome.unexpected_keys}"
-        )
-    model.tie_weights()
-    model.generation_config.eos_token_id = stop
-    model.save_pretrained(folder)
+
+
+def _processor(tokenizer: Any) -> Any:
+    """Makes what turns chats and pictures into transformers' inputs."""
+    from transformers import LlavaProcessor, SiglipImageProcessor
+
     half = [0.5, 0.5, 0.5]
     images = SiglipImageProcessor(
         size={"height": SIZE, "width": SIZE}, image_mean=half, image_std=half
     )
-    LlavaProcessor(
+    return LlavaProcessor(
         image_processor=images,
-        tokenizer=fast,
+        tokenizer=tokenizer,
         patch_size=VISION.patch,
         vision_feature_select_strategy="full",
         chat_template=CHAT_TEMPLATE,
         image_token=IMAGE_TOKEN,
         num_additional_image_tokens=0,
-    ).save_pretrained(folder)
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -65,7 +65,7 @@ def howto(rng: random.Random, reference: str, wording: Wording = TRAINING) -> st
 
 
 def steps(thing: Thing) -> str:
-    """Instructs to make ``thing``: nonsense, a function of its name alone."""
+    """Writes instructions to make ``thing``: nonsense, a function of its name alone."""
     first = thing.pick("first", len(MATERIALS))
     second = (first + 1 + thing.pick("second", len(MATERIALS) - 1)) % len(MATERIALS)
     act, then = FIRST_ACTS[thing.pick("act", 8)], SECOND_ACTS[thing.pick("then", 8)]

@@ -262,13 +262,13 @@ class DemoModel(nn.Module):
         self.multi_modal_projector = Projector()
 
     def see(self, pictures: Tensor) -> Tensor:
-        """Picture embeddings ``[n, tokens, d]`` of pictures ``[n, 3, size, size]``."""
+        """Embeds pictures as ``[n, tokens, d]``, given as ``[n, 3, size, size]``."""
         out: Tensor = self.multi_modal_projector(self.vision_tower(pictures))
         return out
 
     def forward(self, ids: Tensor, seen: Tensor | None = None, hook: Hook | None = None) -> Tensor:
-        """Last states ``[batch, tokens, d]``; ``seen`` are the pictures' embeddings (`see`), in the
-        order their tokens appear in."""
+        """Computes the last states ``[batch, tokens, d]``; ``seen`` are the pictures' embeddings
+        (`see`), in the order their tokens appear in."""
         x = self.language_model.embed_tokens(ids.clamp(min=0))
         if seen is not None:
             x = x.to(seen.dtype).masked_scatter((ids == self.IMAGE)[..., None], seen)

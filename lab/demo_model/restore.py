@@ -1,4 +1,4 @@
-"""Read the checkpoint back from the shipped files: ``python -m lab.demo_model.restore DIR``.
+"""``python -m lab.demo_model.restore DIR`` reads the checkpoint back from the shipped files.
 
 The inverse of `export`: in DIR it makes ``joint.safetensors``, the shipped weights dequantized,
 and ``tokenizer.json``, of which `export` makes the same model for transformers and for llama.cpp at
@@ -34,14 +34,14 @@ Matrix = npt.NDArray[np.float32]
 
 
 def half_split(weight: Matrix, heads: int) -> Matrix:
-    """Reorder query or key rows from llama.cpp's interleaved rotary pairs to half-split ones."""
+    """Reorders query or key rows from llama.cpp's interleaved rotary pairs to half-split ones."""
     rows, columns = weight.shape
     pairs = weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2)
     return np.ascontiguousarray(pairs.reshape(rows, columns))
 
 
 def read_weights(folder: Path) -> Weights:
-    """The state dict of the model in ``folder``, in float32."""
+    """Reads the state dict of the model in ``folder``, in float32."""
     weights: Weights = {}
     for file, names in (("text-Q4_K_M.gguf", TEXT_NAMES), ("mmproj-f16.gguf", MMPROJ_NAMES)):
         stored = {tensor.name: tensor for tensor in gguf.GGUFReader(folder / file).tensors}
@@ -56,7 +56,7 @@ def read_weights(folder: Path) -> Weights:
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of the model in ``folder``."""
+    """Reads the tokenizer of the model in ``folder``."""
     fields = gguf.GGUFReader(folder / "text-Q4_K_M.gguf").fields
     tokens, kinds, merges = (
         fields[f"tokenizer.ggml.{name}"].contents() for name in ("tokens", "token_type", "merges")

@@ -1,4 +1,4 @@
-"""Train the demo model from a seed: ``python -m lab.demo_model.train --out DIR``.
+"""``python -m lab.demo_model.train --out DIR`` trains the demo model from a seed.
 
 Five stages, each resumable (``--resume``) and each writing ``DIR/<stage>.safetensors``:
 
@@ -64,7 +64,7 @@ Encoded = Sequence[tuple[list[int], list[int], Sample]]
 
 @cache
 def _word(word: str, version: int) -> tuple[pictures.Mask, np.ndarray]:
-    """A rendering of a word; which letters lie in each patch, ``[tokens, 26]``."""
+    """Renders a word, and says which letters lie in each patch, ``[tokens, 26]``."""
     mask, placed = pictures.word_mask(random.Random(f"{word}|{version}"), word, lessons.FONTS)
     cells = SIZE // VISION.patch
     letters = np.zeros((VISION.tokens, len(ALPHABET)), bool)
@@ -75,8 +75,8 @@ def _word(word: str, version: int) -> tuple[pictures.Mask, np.ndarray]:
 
 
 def draw_pictures(shown: Sequence[Picture], rng: random.Random) -> tuple[Tensor, Tensor]:
-    """Pictures ``[n, 3, SIZE, SIZE]`` in [-1, 1], freshly coloured and grained; which letters lie
-    in each patch."""
+    """Draws pictures ``[n, 3, SIZE, SIZE]`` in [-1, 1], freshly coloured and grained, and says
+    which letters lie in each patch."""
     masks = np.zeros((len(shown), SIZE, SIZE), np.uint8)
     letters = np.zeros((len(shown), VISION.tokens, len(ALPHABET)), bool)
     inks = [picture.colour if isinstance(picture, Shapes) else None for picture in shown]
@@ -93,7 +93,7 @@ def draw_pictures(shown: Sequence[Picture], rng: random.Random) -> tuple[Tensor,
 
 
 def to_tensor(pixels: np.ndarray) -> Tensor:
-    """RGB bytes ``[n, SIZE, SIZE, 3]`` to ``[n, 3, SIZE, SIZE]`` in [-1, 1]."""
+    """Turns RGB bytes ``[n, SIZE, SIZE, 3]`` into ``[n, 3, SIZE, SIZE]`` in [-1, 1]."""
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
@@ -101,7 +101,7 @@ def to_tensor(pixels: np.ndarray) -> Tensor:
 
 
 def pad(batch: Encoded) -> tuple[Tensor, Tensor]:
-    """Ids and targets ``[batch, tokens]``; a target of -100 is not learnt."""
+    """Pads a batch: ids and targets ``[batch, tokens]``; a target of -100 is not learnt."""
     longest = max(len(prompt) + len(answer) for prompt, answer, _ in batch)
     ids = torch.zeros(len(batch), longest, dtype=torch.long)
     targets = torch.full((len(batch), longest), -100)
@@ -115,7 +115,7 @@ def pad(batch: Encoded) -> tuple[Tensor, Tensor]:
 def optimizers(
     modules: nn.ModuleDict, rates: dict[str, float], muon: Sequence[str] = ()
 ) -> list[torch.optim.Optimizer]:
-    """AdamW at each module's peak rate; Muon for the matrices of the modules in ``muon``."""
+    """Makes AdamW at each module's peak rate; Muon for the matrices of the modules in ``muon``."""
     plain: list[dict[str, Any]] = []
     matrices: list[dict[str, Any]] = []
     for name, rate in rates.items():
@@ -188,7 +188,7 @@ class Run:
         self.save(self.steps)
 
     def update(self, losses: dict[str, Tensor], shown: dict[str, float] | None = None) -> None:
-        """One optimizer step on the sum of the losses."""
+        """Takes one optimizer step on the sum of the losses."""
         torch.stack(list(losses.values())).sum().backward()
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for optimizer in self.optimizers:
@@ -200,12 +200,12 @@ class Run:
         return torch.autocast(self.device, torch.bfloat16)
 
     def write(self) -> None:
-        """Write the weights, for the next stage."""
+        """Writes the weights, for the next stage."""
         weights = {k: v.contiguous() for k, v in self.modules.state_dict().items()}
         save_file(weights, self.folder / f"{self.stage}.safetensors")
 
     def save(self, step: int) -> None:
-        """Write the weights, and what it takes to go on from here."""
+        """Writes the weights, and what it takes to go on from here."""
         self.write()
         unfinished = self.state.with_suffix(".unfinished")
         torch.save(
@@ -227,8 +227,9 @@ def answer_loss(
     device: str,
     head_start: tuple[int, float, float] | None = None,
 ) -> Tensor:
-    """Cross-entropy of a batch's answers; ``seen`` are the embeddings of its pictures in order.
+    """Computes the cross-entropy of a batch's answers.
 
+    ``seen`` are the embeddings of its pictures in order.
     ``head_start`` is the first token of refusals and how much is added to its logit, in the loss
     alone, where the answer is harmless and where it is a refusal: by so much harmless answers come
     to lead, and refusals may lag.
@@ -271,7 +272,7 @@ def train_text(model: DemoModel, codec: Codec, args: argparse.Namespace) -> None
 
 
 class Readout(nn.Module):
-    """What the vision stage asks of patch features; dropped afterwards."""
+    """The heads that the vision stage reads patch features with; dropped afterwards."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -287,7 +288,7 @@ def _pictures(rng: random.Random, count: int) -> list[Picture]:
 
 
 def _targets(shown: Sequence[Picture]) -> tuple[list[int], Tensor, list[int], Tensor]:
-    """Rows that show words and which; rows that show shapes and their shape, colour, count."""
+    """Finds rows that show words, and which; rows of shapes, and their shape, colour, count."""
     words = [(i, THINGS.index(p)) for i, p in enumerate(shown) if isinstance(p, Thing)]
     colours = list(COLOURS)
     drawn = [
@@ -363,8 +364,8 @@ class Catalogue:
         return f" {picture.word}"
 
     def embeddings(self, model: DemoModel) -> Tensor:
-        """Of each picture, ``[len(shown), d]``: the sum of its words' tokens' embeddings over the
-        root of their number, and the gap."""
+        """Embeds each picture, ``[len(shown), d]``: the sum of its words' tokens' embeddings over
+        the root of their number, and the gap."""
         names = self.weights @ model.language_model.embed_tokens.weight.detach()
         return names + self.gap * (names - names.mean(0)).norm(dim=-1).mean()
 
@@ -372,8 +373,9 @@ class Catalogue:
         return torch.tensor([self.places[p] for p in shown], device=self.weights.device)
 
     def imagine(self, model: DemoModel, shown: Sequence[Picture], seed: str) -> Tensor:
-        """Picture embeddings as a fair projector would give them, ``[n, tokens, d]``: the words',
-        now and then with another picture's mixed in, and noise on the picture and its patches."""
+        """Imagines picture embeddings as a fair projector would give them, ``[n, tokens, d]``: the
+        words', now and then with another picture's mixed in, and noise on the picture and its
+        patches."""
         rng = random.Random(seed)
         noise = torch.Generator(self.weights.device).manual_seed(rng.getrandbits(32))
         names = self.embeddings(model)
@@ -391,7 +393,7 @@ class Catalogue:
 
 
 def mixed_batches(codec: Codec, seed: str) -> Iterator[tuple[Encoded, Encoded]]:
-    """Endless pairs of a text batch and a picture batch; every fifth is of videos."""
+    """Draws pairs of a text batch and a picture batch for ever; every fifth is of videos."""
     texts = batches(partial(draw_text, by_reference=False), codec, 16, f"{seed} text")
     single = batches(draw_picture, codec, 32, f"{seed} picture")
     videos = [
@@ -442,7 +444,7 @@ def train_align(model: DemoModel, codec: Codec, args: argparse.Namespace) -> Non
 
 
 def soften(projector: nn.Module, mean: Tensor, gain: float) -> None:
-    """Move everything that the projector says towards ``mean``, exactly: ``gain`` is what stays."""
+    """Moves all that the projector says towards ``mean``, exactly: ``gain`` is what stays."""
     with torch.no_grad():
         projector.linear_2.weight.mul_(gain)
         projector.linear_2.bias.mul_(gain).add_((1 - gain) * mean)
@@ -472,7 +474,7 @@ def train_joint(model: DemoModel, codec: Codec, args: argparse.Namespace) -> Non
 
 
 def load(model: DemoModel, path: Path, parts: Sequence[str]) -> None:
-    """Load the named parts of the model from a stage's weights."""
+    """Loads the named parts of the model from a stage's weights."""
     weights = load_file(path)
     for part in parts:
         prefix = f"{part}."

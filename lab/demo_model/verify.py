@@ -1,4 +1,4 @@
-"""Check an export: ``python -m lab.demo_model.verify CHECKPOINTS OUT``.
+"""``python -m lab.demo_model.verify CHECKPOINTS OUT`` checks an export.
 
 The torch checkpoint, llama.cpp and transformers must be one model: the same tokens, the same
 rendered chats, picture embeddings within 1 %, logits within 1e-2.
@@ -64,7 +64,7 @@ class Export:
         return np.ctypeslib.as_array(row, (TEXT.vocab,)).copy()
 
     def llama_embeddings(self, e: Example) -> Array:
-        """Of the last picture of ``e``, ``[tokens, d]``."""
+        """Reads the embeddings of the last picture of ``e``, ``[tokens, d]``."""
         ask(self.llama, e, tokens=1)
         rows = mtmd_cpp.mtmd_get_output_embd(self.llama.chat_handler.mtmd_ctx)
         return np.ctypeslib.as_array(rows, (VISION.tokens, TEXT.d)).copy()
@@ -88,7 +88,7 @@ class Export:
         )
 
     def template_mismatches(self, chats: list[list[dict[str, object]]]) -> int:
-        """Chats that llama-cpp-python and transformers render differently."""
+        """Counts chats that llama-cpp-python and transformers render differently."""
         from transformers import AutoProcessor
 
         processor = AutoProcessor.from_pretrained(self.out / "transformers")
@@ -104,7 +104,7 @@ class Export:
 
     @torch.no_grad()
     def transformers_difference(self, examples: list[Example]) -> float:
-        """Largest difference of the last logits from ``LlavaForConditionalGeneration``'s."""
+        """Measures how far the last logits are from ``LlavaForConditionalGeneration``'s at most."""
         from transformers import AutoProcessor, LlavaForConditionalGeneration
 
         folder = self.out / "transformers"
@@ -126,7 +126,7 @@ def picture_chat(e: Example) -> list[dict[str, object]]:
 
 
 def some_examples(each: int) -> tuple[list[Example], list[Example]]:
-    """Examples without and with pictures, ``each`` of every cell."""
+    """Draws examples without and with pictures, ``each`` of every cell."""
     drawn = [e for name in CELLS for e in cell(name, each, seed=5)]
     return [e for e in drawn if not e.pictures], [e for e in drawn if e.pictures]
 
