@@ -1,20 +1,31 @@
+import re
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_py import build_py
 
 root = Path(__file__).parent
-version = next(
-    line.split('"')[1]
-    for line in (root / "mars_gguf/__init__.py").read_text().splitlines()
-    if line.startswith("__version__")
-)
-commands = ["bench", "chat", "convert", "demo", "evaluate", "rpc_server", "server", "vectors"]
-present = [
-    c
-    for c in commands
-    if (root / f"mars_gguf/{c}.py").exists() or (root / f"mars_gguf/{c}").is_dir()
-]
+commands = {
+    "bench.__main__", "chat.__main__", "convert.__main__", "demo", "evaluate.__main__",
+    "rpc_server", "server.__main__", "vectors.__main__",
+}  # fmt: skip
+
+
+def constant(name: str, path: str) -> str:
+    """The string that the module at ``path`` calls ``name``, which cannot be imported yet."""
+    found = re.search(rf'^{name} = "(.*?)"', (root / path).read_text("utf-8"), re.MULTILINE)
+    assert found is not None
+    return found[1]
+
+
+def description() -> str:
+    """The README as it reads where there are no files beside it: links to them are their text."""
+    text = (root / "README.md").read_text("utf-8")
+    text = re.sub(r"!\[[^\]]*\]\((?!https?:)[^)]*\)\n*", "", text)
+    return re.sub(r"\[([^\]]*)\]\((?!https?:)[^)]*\)", r"\1", text)
+
+
+llama_cpp_python = constant("SUPPORTED", "mars_gguf/runtime/compat.py")
 
 
 class BuildPy(build_py):
@@ -29,11 +40,23 @@ class BuildPy(build_py):
 
 setup(
     name="mars-gguf",
-    version=version,
+    version=constant("__version__", "mars_gguf/__init__.py"),
     description="Refusal steering for quantized multimodal models under llama-cpp-python",
-    long_description=(root / "README.md").read_text(encoding="utf-8"),
+    long_description=description(),
     long_description_content_type="text/markdown",
     license="MIT",
+    project_urls={"The paper": "https://arxiv.org/abs/2606.31876"},
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: C",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.10",
     cmdclass={"build_py": BuildPy},
     packages=find_packages(include=["mars_gguf", "mars_gguf.*"]),
@@ -48,7 +71,7 @@ setup(
         Extension("mars_gguf.runtime._tap", ["mars_gguf/runtime/_tap.c"], optional=True)
     ],
     install_requires=[
-        "llama-cpp-python>=0.3.36,<0.4",
+        f"llama-cpp-python{llama_cpp_python}",
         "gguf>=0.17",
         "filelock>=4",
         "numpy>=1.24",
@@ -62,9 +85,10 @@ setup(
     ],
     extras_require={
         "convert": ["torch>=2.4", "transformers>=5", "accelerate", "safetensors"],
-        "server": ["llama-cpp-python[server]>=0.3.36,<0.4", "prometheus-client>=0.20"],
+        "server": [f"llama-cpp-python[server]{llama_cpp_python}", "prometheus-client>=0.20"],
         "video": ["av>=12"],
         "parquet": ["pyarrow>=15"],
+        "docs": ["mkdocs>=1.6,<2", "griffelib>=2"],
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.7",
@@ -80,8 +104,8 @@ setup(
     },
     entry_points={
         "console_scripts": [
-            f"mars-gguf-{c} = mars_gguf.{c}{'.__main__' * (root / 'mars_gguf' / c).is_dir()}:main"
-            for c in present
+            f"mars-gguf-{module.partition('.')[0]} = mars_gguf.{module}:main"
+            for module in sorted(commands)
         ],
     },
 )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mars_gguf.runtime.llama import SteeredLlama
     from mars_gguf.vectors import Vector, read_vector, write_vector
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["SteeredLlama", "Steering", "Vector", "errors", "read_vector", "write_vector"]
 
 _HOMES = {

@@ -1,8 +1,8 @@
 """``python -m tests.tiny.matrix [FAMILY ...]``: every check of every family, as a Markdown table.
 
 Each family is checked in a process of its own, so that even a crash of llama.cpp is but a cell of
-the table. With ``--keep FILE`` what is done is kept, and the same command goes on. ``--write`` puts
-the table into docs/FAMILIES.md and README.md. Exits with 1 if a check fails.
+the table. With ``--keep FILE`` what is done is kept, and the same command goes on. ``--write``
+writes docs/FAMILIES.md. Exits with 1 if a check fails.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from tiny.commands import CHECKS, REFUSALS  # noqa: E402
 from tiny.subject import Subject  # noqa: E402
 
 EVERY = FAMILIES | UNSTEERABLE
-MARKERS = "<!-- families -->", "<!-- /families -->"
 Result = dict[str, str]  # family, check; outcome "yes", "no" or "not here"; why
 
 
@@ -180,33 +179,45 @@ def made() -> str:
     )
 
 
-def document(full: str) -> str:
+def document(full: str, short: str) -> str:
+    """docs/FAMILIES.md: the ``short`` table, what each check means, and the ``full`` table."""
     checks = CHECKS | REFUSALS
-    said = [f"- **{name}**: {what_it_says(check)}" for name, check in checks.items()]
-    return (
-        "# Families\n\nEvery check of every tiny random model of `tests/tiny`, as `python -m "
-        f"tests.tiny.matrix --write` found it ({made()}).\n\n"
-        + "\n".join(said)
-        + "\n\n– means that there is nothing to check, for the reason that is noted. In the last "
-        "rows stands what cannot be steered. Of models that think, the first token of the thought "
-        "is judged here, or they do not think: random ones never come to an answer. Answers after "
-        "a thought have tests of their own (`tests/runtime/test_thoughts.py`).\n\n"
-        f"{MARKERS[0]}\n{full}\n{MARKERS[1]}\n"
-    )
+    said = "\n".join(f"- **{name}**: {what_it_says(check)}" for name, check in checks.items())
+    return f"""# Families
+
+mars-gguf was checked on tiny random models of the families that llama.cpp runs, built as the real
+ones are, with chat templates of their form. Each was converted, chatted with, served and
+evaluated; closed gates were compared with plain llama-cpp-python, and open ones with an
+independent callback, both to the bit. That is the plumbing: how well a real model is repaired,
+[its card](CALIBRATION.md#reading-a-card) says.
+
+`python -m tests.tiny.matrix FAMILY` checks one; `python -m tests.tiny.matrix --write` made this
+page: {made()}.
+
+<!-- families -->
+{short}
+<!-- /families -->
+
+## The checks
+
+{said}
+
+## Every check of every family
+
+A dash means that there is nothing to check, for the reason that is noted. The last table has what
+cannot be steered. Of models that think, the first token of the thought is judged here, or they do
+not think: random ones never come to an answer. Answers after a thought have tests of their own.
+
+<!-- checks -->
+{full}
+<!-- /checks -->
+
+[All documents](../README.md#documents)
+"""
 
 
 def what_it_says(check: Any) -> str:
     return " ".join(str(check.__doc__).split())
-
-
-def write(full: str, short: str) -> None:
-    (ROOT / "docs/FAMILIES.md").write_text(document(full), "utf-8")
-    readme = ROOT / "README.md"
-    before, _, rest = readme.read_text("utf-8").partition(MARKERS[0])
-    _, _, after = rest.partition(MARKERS[1])
-    said = f"Made by `python -m tests.tiny.matrix --write`: {made()}."
-    between = f"{MARKERS[0]}\n{short}\n\n{said}\n{MARKERS[1]}"
-    readme.write_text(before + between + after, "utf-8")
 
 
 def main() -> None:
@@ -214,7 +225,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="FAMILY", help="default: all")
     parser.add_argument("--check", nargs="+", metavar="NAME", help="default: all")
     parser.add_argument("--keep", type=Path, metavar="FILE", help="keep results, and go on")
-    parser.add_argument("--write", action="store_true", help="docs/FAMILIES.md and README.md")
+    parser.add_argument("--write", action="store_true", help="write docs/FAMILIES.md")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     names, chosen = options.names or list(EVERY), options.check or [*CHECKS, *REFUSALS]
@@ -235,7 +246,8 @@ def main() -> None:
         full = full_tables(names, chosen, place, found)
         print(full)
         if options.write:
-            write(full, short_table(names, place, found))
+            page = document(full, short_table(names, place, found))
+            (ROOT / "docs/FAMILIES.md").write_text(page, "utf-8")
     failed = [key for key, result in found.items() if result["outcome"] == "no"]
     sys.exit(bool(failed))
 

@@ -1,0 +1,231 @@
+"""Writes docs/API.md from the docstrings and docs/COMMANDS.md from the help of every command.
+
+    python docs/generate.py            write both pages
+    python docs/generate.py API.md     write one
+
+tests/docs/test_generated.py fails where a page is stale.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import griffe
+
+DOCS = Path(__file__).parent
+WIDTH = "100"  # of help texts
+
+# What the page of the API has: a heading, what it is for, and objects of the package.
+SECTIONS = {
+    "Steer": (
+        "A model whose replies are steered, and what happened at the token that counts.",
+        ["runtime.llama.SteeredLlama", "runtime.judging.Steering"],
+    ),
+    "Vectors": (
+        "What a vector file holds, read and written. [The layout](VECTOR_FILE.md).",
+        ["vectors.read_vector", "vectors.write_vector", "vectors.Vector"],
+    ),
+    "Convert": (
+        "A model's refusal geometry, measured. [What the converter does](CONVERTING.md).",
+        ["convert.pipeline.Conversion"],
+    ),
+    "The mathematics": (
+        "numpy in, numpy out. [The equations](HOW_IT_WORKS.md).",
+        ["steering.Geometry", "steering.Decision"],
+    ),
+    "Errors": (
+        "All of them are in `mars_gguf.errors`.",
+        [f"errors.{name}" for name in ("MarsError", "VectorError", "ModelError", "SteeringError")],
+    ),
+}
+EXAMPLES = {
+    "steer.py": "asks the package's model as text and as a picture, and prints what steering did",
+    "convert_model.py": "converts the package's model and writes the vector with its card",
+    "ask_server.py": "asks a steered server with the `openai` client",
+}
+COMMANDS = (
+    "convert", "convert.parity", "chat", "evaluate", "evaluate.render", "server", "bench", "demo",
+    "rpc_server", "vectors",
+)  # fmt: skip
+
+
+# API.md ------------------------------------------------------------------------------------------
+
+
+def api() -> str:
+    """The page of the Python API."""
+    package = griffe.load("mars_gguf", search_paths=[str(DOCS.parent)])
+    lines = [
+        "# Python API",
+        "",
+        "`from mars_gguf import SteeredLlama` gives a `llama_cpp.Llama` whose replies are steered.",
+        "",
+        "This page is made from the docstrings by `python docs/generate.py`. The package is typed "
+        "(`py.typed`).",
+        "",
+        "## Examples",
+        "",
+        *(f"- [`examples/{name}`](../examples/{name}) {what}." for name, what in EXAMPLES.items()),
+    ]
+    for heading, (purpose, names) in SECTIONS.items():
+        lines += ["", f"## {heading}", "", purpose]
+        for name in names:
+            lines += ["", *entry(package[name])]
+    return "\n".join(lines) + "\n\n[All documents](../README.md#documents)\n"
+
+
+def entry(found: griffe.Object | griffe.Alias) -> Iterator[str]:
+    """The lines about a class or a function: how it is called, and what its docstring says."""
+    yield f"### {found.name}"
+    yield ""
+    yield from signature(found)
+    yield from docstring(found)
+    if found.is_class:
+        yield from attributes(found)
+        for member in found.members.values():
+            if member.is_function and not member.name.startswith("_") and member.docstring:
+                yield from ["", f"#### {found.name}.{member.name}", "", *signature(member)]
+                yield from docstring(member)
+
+
+def signature(found: griffe.Object | griffe.Alias) -> Iterator[str]:
+    """How ``found`` is imported and called, as a block of code."""
+    yield "```python"
+    if found.parent is not None and not found.parent.is_class:
+        yield f"from {home(found)} import {found.name}"
+    if found.is_class and (is_data(found) or "__init__" not in found.members):
+        yield "```"
+        return
+    if not found.parent.is_class:
+        yield ""
+    function = found.members["__init__"] if found.is_class else found
+    whole = function.signature(return_type=not found.is_class, name=found.name)
+    whole = whole.replace("(self, ", "(").replace("(self)", "()")
+    yield whole if len(whole) <= 96 else wrapped(whole)
+    yield "```"
+
+
+def wrapped(call: str) -> str:
+    """A long signature, a parameter a line."""
+    name, _, rest = call.partition("(")
+    inside, _, after = rest.rpartition(")")
+    parameters, depth = [""], 0
+    for letter in inside:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            parameters.append("")
+        else:
+            parameters[-1] += letter
+    return "\n".join([f"{name}(", *(f"    {p.strip()}," for p in parameters), f"){after}"])
+
+
+def is_data(found: griffe.Object | griffe.Alias) -> bool:
+    """Whether a class is one whose fields say all: a dataclass or a named tuple."""
+    return "dataclass" in found.labels or any("NamedTuple" in str(b) for b in found.bases)
+
+
+def home(found: griffe.Object | griffe.Alias) -> str:
+    """The module that users import ``found`` from: the package itself if it offers it."""
+    package = found.package
+    assert found.parent is not None
+    return package.path if found.name in (package.exports or ()) else found.parent.path
+
+
+def attributes(found: griffe.Object | griffe.Alias) -> Iterator[str]:
+    """The public fields and properties of a class, as a list."""
+    members = [
+        member
+        for member in found.members.values()
+        if member.is_attribute
+        and not member.name.startswith("_")
+        and (member.docstring or (is_data(found) and member.annotation))
+    ]
+    yield from [""] * bool(members)
+    for member in members:
+        about = " ".join(member.docstring.value.split()) if member.docstring else ""
+        kind = f": `{member.annotation}`" if member.annotation else ""
+        yield f"- `{member.name}`{kind}" + (f". {marked(about)}" if about else "")
+
+
+def docstring(found: griffe.Object | griffe.Alias) -> Iterator[str]:
+    """A docstring as Markdown: paragraphs of the form ``name: text`` become list items."""
+    text = found.docstring.value if found.docstring else ""
+    for paragraph in text.split("\n\n"):
+        yield ""
+        if re.match(r"    ", paragraph):
+            yield from ["```", *(line[4:] for line in paragraph.splitlines()), "```"]
+            continue
+        for line in paragraph.splitlines():
+            item = re.match(r"(\w+(?:, \w+)*): (.*)", line)
+            if item and re.match(r"\w+(?:, \w+)*: ", paragraph):
+                yield marked(f"- `{item[1]}`: {item[2]}")
+            else:
+                yield marked("  " + line.strip() if line.startswith(" ") else line)
+
+
+def marked(text: str) -> str:
+    return text.replace("``", "`").replace("<", "&lt;")
+
+
+# COMMANDS.md -------------------------------------------------------------------------------------
+
+
+def commands() -> str:
+    """The page of the command line."""
+    lines = [
+        "# Commands",
+        "",
+        "Every command is `python -m mars_gguf.NAME`; after installation `mars-gguf-NAME` is the "
+        "same.",
+        "",
+        "This page is made from the help of each command by `python docs/generate.py`.",
+        "",
+        *(f"- [mars_gguf.{name}](#mars_gguf{name.replace('.', '')})" for name in COMMANDS),
+    ]
+    for name in COMMANDS:
+        lines += ["", f"## mars_gguf.{name}", "", "```", help_of(name), "```"]
+    return "\n".join(lines) + "\n\n[All documents](../README.md#documents)\n"
+
+
+def help_of(name: str) -> str:
+    """What ``python -m mars_gguf.NAME --help`` prints; of the server, which options are its own."""
+    module = importlib.import_module(f"mars_gguf.{name}")
+    if not hasattr(module, "main"):
+        module = importlib.import_module(f"mars_gguf.{name}.__main__")
+    printed = io.StringIO()
+    os.environ["COLUMNS"] = WIDTH
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        module.main(["--help"])
+    # Python 3.13 names an option's value once, earlier ones after each of its names.
+    text = re.sub(r"(-\w+) (\S+)(?=, --\S+ \2)", r"\1", printed.getvalue()).strip()
+    return own_options(text) if name == "server" else text
+
+
+def own_options(text: str) -> str:
+    """The help of the server without what llama_cpp.server says of its own options, which depends
+    on its version and on the machine."""
+    from llama_cpp.server.settings import ModelSettings, ServerSettings
+
+    from mars_gguf.server import settings
+
+    theirs = {*ModelSettings.model_fields, *ServerSettings.model_fields}
+    theirs -= {*settings.ModelSettings.__annotations__, *settings.ServerSettings.__annotations__}
+    _, after = text.split("\n\n", 1)
+    head, *options = re.split(r"\n(?=  -)", after)
+    own = [option for option in options if re.findall(r"--([\w-]+)", option)[0] not in theirs]
+    return "\n".join(["usage: mars_gguf.server [option ...]", "", head, *own])
+
+
+PAGES = {"API.md": api, "COMMANDS.md": commands}
+
+
+if __name__ == "__main__":
+    for page in sys.argv[1:] or PAGES:
+        (DOCS / page).write_text(PAGES[page](), encoding="utf-8")

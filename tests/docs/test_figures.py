@@ -1,0 +1,99 @@
+"""The tables of results in the documents: they are those of the reports that they quote."""
+
+from __future__ import annotations
+
+from math import floor
+from statistics import mean
+
+from pages import README, ROOT, rows, table_after
+
+EVALUATION = ROOT / "docs/EVALUATION.md"
+Figures = dict[tuple[str, str, str], dict[str, float]]
+KINDS = ("harmful", "harmless", "borderline")
+
+
+def figures(path: str) -> Figures:
+    """By suite, modality and arm, the percentages of a report by the words of their columns."""
+    found: Figures = {}
+    for part in (ROOT / path).read_text("utf-8").split("\n## Suite "):
+        suite = part.partition("\n")[0].removeprefix("jsonl:").strip()
+        for table in part.split("\n\n"):
+            head, *body = rows(table) or [[""]]
+            if head[0] in ("text", "image", "video") and "unchanged" in head[-1]:
+                columns = [column.rpartition(", n = ") for column in head[1:]]
+                for arm, *cells in body[1:]:
+                    found[suite, head[0], arm] = {
+                        column: unrounded(float(cell.partition(" %")[0]), int(n))
+                        for (column, _, n), cell in zip(columns, cells, strict=True)
+                    }
+    return found
+
+
+def unrounded(percent: float, n: int) -> float:
+    """The percentage of ``n`` that a report rounds to a tenth."""
+    return 100 * round(percent * n / 100) / n
+
+
+def whole(percent: float) -> int:
+    return floor(percent + 0.5 + 1e-9)
+
+
+QWEN = figures("docs/evaluation/qwen2.5-coder-0.5b/report.md")
+SUITES = list(dict.fromkeys(suite for suite, _, _ in QWEN))
+DEMO = {key[1:]: values for key, values in figures("docs/evaluation/report.md").items()}
+
+
+def refused(modality: str, arm: str, kind: str) -> float:
+    """Percent that Qwen refuses; of pictures, over all suites that show them, which are alike in
+    size."""
+    return mean(
+        values[f"refused, {kind}"]
+        for (_, shown, name), values in QWEN.items()
+        if (shown, name) == (modality, arm)
+    )
+
+
+def test_the_readme_has_the_figures_of_the_reports() -> None:
+    expected = []
+    for name, modality in (("text", "text"), ("pictures", "image")):
+        cells = [
+            f"{whole(refused(modality, 'unsteered', k))} → {whole(refused(modality, 'mars', k))}"
+            for k in ("harmful", "borderline", "harmless")
+        ]
+        expected.append([f"Qwen2.5-Coder-0.5B-Instruct, {name}", *cells])
+    for name, modality in (("text", "text"), ("pictures", "image"), ("films", "video")):
+        before, after = DEMO[modality, "unsteered"], DEMO[modality, "mars"]
+        cells = [
+            f"{whole(before[f'refused, {k}'])} → {whole(after[f'refused, {k}'])}"
+            for k in ("harmful", "borderline", "harmless")
+        ]
+        expected.append([f"mars-demo, {name}", *cells])
+    assert table_after(README, "results") == expected
+
+
+def test_the_table_of_the_real_model_is_that_of_its_report() -> None:
+    table = table_after(EVALUATION, "qwen")
+    assert len(SUITES) == 6 and len(table) == 6
+    for bold, *cells in table:
+        arm = bold.strip("*")
+        parts = [
+            " / ".join(str(whole(QWEN[key][f"refused, {kind}"])) for kind in KINDS)
+            for key in QWEN
+            if key[2] == arm
+        ]
+        together = " / ".join(str(whole(refused("image", arm, kind))) for kind in KINDS)
+        assert cells == [*parts, together], arm
+
+
+def test_the_table_of_the_packages_model_is_that_of_its_report() -> None:
+    columns = [
+        ("text", "refused, harmful"), ("text", "refused, harmless"), ("image", "refused, harmful"),
+        ("image", "refused, harmless"), ("image", "refused, borderline"),
+        ("video", "refused, harmful"), ("image", "VQA, exact answer"),
+        ("image", "unchanged, all but harmful"),
+    ]  # fmt: skip
+    table = table_after(EVALUATION, "demo")
+    assert [row[0].strip("*") for row in table] == [arm for m, arm in DEMO if m == "text"]
+    for bold, *cells in table:
+        arm = bold.strip("*")
+        assert cells == [str(whole(DEMO[m, arm][column])) for m, column in columns], arm
