@@ -24,8 +24,8 @@ from mars_gguf.errors import MarsError
 from mars_gguf.evaluate import report
 from mars_gguf.evaluate.arms import ALL, ARMS, Arm, arms, first_token, other_vector
 from mars_gguf.evaluate.cases import Case
-from mars_gguf.evaluate.figures import Figures
 from mars_gguf.evaluate.judges import ClassifierJudge, EndpointJudge
+from mars_gguf.evaluate.results import Results
 from mars_gguf.evaluate.run import Evaluation, RecordFile, describe_run
 from mars_gguf.evaluate.suites import load_suite
 from mars_gguf.files import sha256
@@ -160,12 +160,12 @@ def main(argv: list[str] | None = None) -> None:
             evaluation = Evaluation(llama, compared, max_tokens=args.max_tokens, second_judge=judge)
             sweeping = Evaluation(llama, sweep, max_tokens=args.max_tokens)
             failures = judge.failures if judge is not None else {}
-            figures = Figures(
+            results = Results(
                 run, compared, file.records, problems, llama.vector.geometry, sweep, failures,
                 suites,
             )  # fmt: skip
             interrupted = _ask(file, [(evaluation, cases), (sweeping, swept)], console)
-            _finish(figures, args.output, console)
+            _finish(results, args.output, console)
             if interrupted:
                 console.print("interrupted: go on with --resume", style="bold")
                 sys.exit(130)
@@ -284,16 +284,16 @@ def _ask(file: RecordFile, work: list[tuple[Evaluation, list[Case]]], console: C
     return False
 
 
-def _finish(figures: Figures, folder: Path, console: Console) -> None:
+def _finish(results: Results, folder: Path, console: Console) -> None:
     """Write the report, and show its table and what was left out."""
-    written = report.write(figures, folder)
-    for table in report.tables(figures):
+    written = report.write(results, folder)
+    for table in report.tables(results):
         console.print(table)
-    for problem in figures.problems:
+    for problem in results.problems:
         console.print(printable(problem), style="dim", markup=False)
-    for error, n in figures.failures().items():
+    for error, n in results.failures().items():
         console.print(f"{n} x {printable(error)}", style="dim", markup=False)
-    for reason, n in figures.judge_failures.items():
+    for reason, n in results.judge_failures.items():
         console.print(f"the judge: {n} x {printable(reason)}", style="dim", markup=False)
     console.print(f"wrote {', '.join(str(path) for path in written)}", style="dim", markup=False)
 

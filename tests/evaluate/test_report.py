@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from recorded import GEOMETRY, RUN, recorded
+from rich.console import Console
+
+from mars_gguf.evaluate import report
+from mars_gguf.evaluate.arms import MARS, UNSTEERED
+from mars_gguf.evaluate.report import rows_as_json
+from mars_gguf.evaluate.results import Results
+
+
+@pytest.fixture
+def results() -> Results:
+    return recorded()
+
+
+def test_json_markdown_and_the_screen_say_the_same(results: Results, tmp_path: Path) -> None:
+    written = report.write(results, tmp_path)
+    names = {"report.json", "report.md", "t.png", "arms.png", "sweep.png"}
+    assert {path.name for path in written} == names
+    saved = json.loads((tmp_path / "report.json").read_text())
+    assert len(saved["records"]) == len(results.records)
+    console = Console(width=150, record=True, file=(tmp_path / "screen").open("w"))
+    console.print(report.screen_table(results))
+    screen, markdown = console.export_text(), (tmp_path / "report.md").read_text()
+    for row in saved["summary"]:
+        table = markdown.split(f"| {row['modality']} |")[1].split("\n\n")[0].splitlines()
+        column = 1 + next(
+            i
+            for i, title in enumerate(table[0].split("|"))
+            if title.strip().startswith(row["measure"])
+        )
+        for arm, found in row["arms"].items():
+            if found["share"] is not None:
+                low, high = round(100 * found["low"]), round(100 * found["high"])
+                (line,) = (x for x in table if x.startswith(f"| {arm} |"))
+                assert (
+                    f"{100 * found['share']:.1f} % [{low}, {high}]" in line.split("|")[column + 1]
+                )
+                assert f"{100 * found['share']:.0f} [{low},{high}]" in screen
+    assert RUN["command"] in markdown
+    assert "one picture" in markdown
+    assert "1 x too long" in markdown
+    assert "They agree on 1.000 of 58 replies" in markdown
+    second = saved["judges"]["second"]
+    assert (second["agreement"]["share"], second["agreement"]["n"]) == (1, 58)
+    rows = {row["measure"]: row["arms"] for row in saved["by_second_judge"]}
+    assert (rows["refused, harmful"]["mars"]["k"], rows["refused, harmful"]["mars"]["n"]) == (9, 9)
+    assert second["failures"] == {"HTTP 500": 2} and "Not judged: 2 x HTTP 500" in markdown
+    plots = {path.name for path in written if path.suffix == ".png"}
+    assert set(re.findall(r"!\[.+\]\((.+)\)", markdown)) == plots
+    for path in written:
+        if path.suffix == ".png":
+            Image.open(path).verify()
+
+
+def test_a_report_of_nothing_is_still_a_report(tmp_path: Path) -> None:
+    empty = Results(RUN, [UNSTEERED, MARS], [], [], GEOMETRY)
+    assert empty.shares() == []
+    report.write(empty, tmp_path)
+    markdown = (tmp_path / "report.md").read_text()
+    assert "# Evaluation of tiny" in markdown and "sweep.png" not in markdown
+
+
+def test_no_figure_is_quoted_over_several_suites(results: Results, tmp_path: Path) -> None:
+    suites = {r.case: "ours" if r.modality == "image" else "theirs" for r in results.records}
+    both = replace(results, suites=suites)
+    assert {name: {r.modality for r in part.records} for name, part in both.parts().items()} == {
+        "ours": {"image"},
+        "theirs": {"text"},
+    }
+    report.write(both, tmp_path)
+    saved, markdown = (tmp_path / name for name in ("report.json", "report.md"))
+    found = json.loads(saved.read_text())
+    assert "summary" not in found
+    assert found["suites"]["ours"]["summary"] == rows_as_json(both.parts()["ours"].shares())
+    ours, theirs = markdown.read_text().split("## Suite ")[1:]
+    assert "| image | refused" in ours and "| text |" not in ours
+    assert "| text | VQA" in theirs and "| image |" not in theirs
+    assert [str(t.title).split(", ")[1][:4] for t in report.tables(both)] == ["ours", "thei"]
