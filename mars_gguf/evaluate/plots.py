@@ -98,9 +98,8 @@ def _plot_arms(results: Results) -> Any:
             x, y = 100 * good.value, 100 * bad.value
             xerr = [[x - 100 * good.low], [100 * good.high - x]]
             yerr = [[y - 100 * bad.low], [100 * bad.high - y]]
-            style = dict(fmt=MARKERS[number % len(MARKERS)], color=f"C{number % 10}")
-            style |= dict(markersize=5, linewidth=0.7, label=arm.name)
-            axis.errorbar(x, y, yerr, xerr, **style)
+            look = {"fmt": MARKERS[number % len(MARKERS)], "color": f"C{number % 10}"}
+            axis.errorbar(x, y, yerr, xerr, markersize=5, linewidth=0.7, label=arm.name, **look)
         axis.set_title(modality, fontsize=9)
         axis.set_xlabel("refused, harmless [%]")
     picture.axes[0].set_ylabel("refused, harmful [%]")
