@@ -25,7 +25,11 @@ WIDTH = "100"  # of help texts
 # What the page of the API has: a heading, what it is for, and objects of the package.
 SECTIONS = {
     "Steer": (
-        "A model whose replies are steered, and what happened at the token that counts.",
+        "A model whose replies are steered, and what happened at the token that counts. `template` "
+        "and `chat_template_kwargs` do here what they do in the commands; a film is a part "
+        '`{"type": "video", "video": [URL of each frame, ...]}` of a message. Any of '
+        "llama-cpp-python's chat handlers can be given as `chat_handler` instead. If steering "
+        "cannot do its work, an exception says so: a reply is never silently unsteered.",
         ["runtime.llama.SteeredLlama", "runtime.judging.Steering"],
     ),
     "Vectors": (
