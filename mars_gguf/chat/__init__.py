@@ -1,1 +1,1 @@
-"""Chat with a steered model in the terminal."""
+"""Chats with a steered model in the terminal."""

@@ -1,24 +1,27 @@
-"""``python -m mars_gguf.chat -m MODEL.gguf [--mmproj MMPROJ.gguf] --vector VECTOR.gguf``: chat with
-a steered model in the terminal, or ask one thing with ``-p``."""
+"""``python -m mars_gguf.chat -m MODEL.gguf [--mmproj MMPROJ.gguf] --vector VECTOR.gguf`` chats with
+a steered model in the terminal, or asks it one thing with ``-p``."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
+from typing import Any
 
+from PIL import Image
 from rich.console import Console
 
 from mars_gguf.chat.conversation import Conversation
-from mars_gguf.chat.replies import stream
-from mars_gguf.chat.terminal import Terminal, read_plainly, read_with_prompt_toolkit
-from mars_gguf.console import command, printable, require_utf8
+from mars_gguf.chat.lines import line_editor, read_plainly
+from mars_gguf.chat.once import answer_once, one_prompt
+from mars_gguf.chat.terminal import COMMANDS, Terminal
+from mars_gguf.console import command, require_utf8
 from mars_gguf.errors import MarsError
 from mars_gguf.loading import load_steered
 from mars_gguf.media.images import SHOWN_SIDE, load_image
-from mars_gguf.media.video import FPS, MAX_FRAMES, load_video
+from mars_gguf.media.video import FPS, MAX_FRAMES, Video, load_video
 from mars_gguf.options import add_model_arguments, model_files, positive
 
 DESCRIPTION = "Chat with a steered model in the terminal, or ask one thing with -p."
@@ -27,92 +30,13 @@ DESCRIPTION = "Chat with a steered model in the terminal, or ask one thing with 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="mars_gguf.chat", description=DESCRIPTION)
     add_model_arguments(p)
-    _add_message_arguments(p)
-    _add_sampling_arguments(p.add_argument_group("replies"))
+    replies = p.add_argument_group("replies")
+    for group, rows in (p, MESSAGE), (replies, REPLIES):
+        for flags, kind, default, metavar, words in rows:
+            how = {"action": "append"} if isinstance(default, list) else {"type": kind}
+            group.add_argument(*flags.split(), default=default, metavar=metavar, help=words, **how)
     p.add_argument("--json", action="store_true", help="print reply and steering as a JSON object")
     return p
-
-
-def _add_message_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument(
-        "-p",
-        "--prompt",
-        metavar="TEXT",
-        help="one reply, then exit. What is piped in is appended ('-': that alone)",
-    )
-    p.add_argument(
-        "--image",
-        metavar="FILE",
-        action="append",
-        default=[],
-        help="attach a picture to the first message (repeatable)",
-    )
-    p.add_argument("--video", metavar="FILE", help="attach a video to the first message")
-    p.add_argument(
-        "--fps",
-        type=_positive_number,
-        default=FPS,
-        metavar="X",
-        help=f"frames of a video to look at, a second (default: {FPS:g})",
-    )
-    p.add_argument(
-        "--max-frames",
-        type=positive,
-        default=MAX_FRAMES,
-        metavar="N",
-        help=f"frames of a video to look at, at most (default: {MAX_FRAMES})",
-    )
-    p.add_argument(
-        "-sys",
-        "--system-prompt",
-        metavar="TEXT",
-        help="what the model is told before everything else (default: nothing)",
-    )
-
-
-def _add_sampling_arguments(p: argparse._ArgumentGroup) -> None:
-    p.add_argument(
-        "-n",
-        "--max-tokens",
-        type=lambda text: -1 if text == "-1" else positive(text),
-        default=512,
-        metavar="N",
-        help="tokens of a reply, at most (default: 512; -1: until the context is full)",
-    )
-    p.add_argument(
-        "--temp",
-        type=float,
-        default=0.8,
-        metavar="X",
-        help="temperature, 0 for the likeliest token each time (default: 0.8)",
-    )
-    p.add_argument(
-        "--top-k",
-        type=int,
-        default=40,
-        metavar="N",
-        help="draw from the N likeliest tokens (default: 40; 0: from all)",
-    )
-    p.add_argument(
-        "--top-p",
-        type=float,
-        default=0.95,
-        metavar="X",
-        help="draw from the likeliest tokens that make up this share (default: 0.95; 1: from all)",
-    )
-    p.add_argument(
-        "--min-p",
-        type=float,
-        default=0.05,
-        metavar="X",
-        help="draw from tokens this likely, next to the likeliest (default: 0.05; 0: from all)",
-    )
-    p.add_argument(
-        "--seed",
-        type=int,
-        metavar="N",
-        help="what the drawing begins with (default, or below 0: something random)",
-    )
 
 
 def _positive_number(text: str) -> float:
@@ -122,58 +46,67 @@ def _positive_number(text: str) -> float:
     return value
 
 
+def _tokens(text: str) -> int:
+    return -1 if text == "-1" else positive(text)
+
+
+MESSAGE: list[tuple[str, Any, Any, str, str]] = [  # flags, type, default, metavar, help
+    ("-p --prompt", str, None, "TEXT",
+     "one reply, then exit. What is piped in is appended ('-': that alone)"),
+    ("--image", str, [], "FILE", "attach a picture to the first message (repeatable)"),
+    ("--video", str, None, "FILE", "attach a video to the first message"),
+    ("--fps", _positive_number, FPS, "X",
+     f"frames of a video to look at, a second (default: {FPS:g})"),
+    ("--max-frames", positive, MAX_FRAMES, "N",
+     f"frames of a video to look at, at most (default: {MAX_FRAMES})"),
+    ("-sys --system-prompt", str, None, "TEXT",
+     "what the model is told before everything else (default: nothing)"),
+]  # fmt: skip
+REPLIES: list[tuple[str, Any, Any, str, str]] = [
+    ("-n --max-tokens", _tokens, 512, "N",
+     "tokens of a reply, at most (default: 512; -1: until the context is full)"),
+    ("--temp", float, 0.8, "X", "temperature, 0 for the likeliest token each time (default: 0.8)"),
+    ("--top-k", int, 40, "N", "draw from the N likeliest tokens (default: 40; 0: from all)"),
+    ("--top-p", float, 0.95, "X",
+     "draw from the likeliest tokens that make up this share (default: 0.95; 1: from all)"),
+    ("--min-p", float, 0.05, "X",
+     "draw from tokens this likely, next to the likeliest (default: 0.05; 0: from all)"),
+    ("--seed", int, None, "N",
+     "what the drawing begins with (default, or below 0: something random)"),
+]  # fmt: skip
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     with command():
-        prompt = _prompt(args)
+        prompt = one_prompt(args.prompt, shows=bool(args.image or args.video), as_json=args.json)
         system = args.system_prompt and require_utf8(args.system_prompt, "--system-prompt")
-        pictures = [load_image(path, SHOWN_SIDE) for path in args.image]
-        sees = not args.no_mmproj and (args.mmproj or args.demo or args.hf_repo)
-        if not sees and (pictures or args.video):
-            raise MarsError("--image and --video need --mmproj: without it the model sees nothing")
         open_video = partial(load_video, fps=args.fps, max_frames=args.max_frames)
-        video = None
-        if args.video:
-            with Console(stderr=True).status("reading the video"):
-                video = open_video(args.video)
-        llama = load_steered(args, model_files(args), keep_turns=True)
-        try:
+        pictures, video = _attached(args, open_video)
+        with closing(load_steered(args, model_files(args), keep_turns=True)) as llama:
             conversation = Conversation(llama, system=system, sampling=_sampling(args))
-            if prompt is None:
-                read_line = read_with_prompt_toolkit() if sys.stdout.isatty() else read_plainly
-                terminal = Terminal(conversation, Console(highlight=False), read_line, open_video)
-                terminal.pictures, terminal.video = pictures, video
-                terminal.run()
+            if prompt is not None:
+                pieces = conversation.reply(prompt, pictures, video)
+                answer_once(conversation, pieces, as_json=args.json)
                 return
-            with closing(conversation.reply(prompt, pictures, video)) as pieces:
-                if args.json:
-                    reply, mars = "".join(pieces), llama.last_steering
-                    print(json.dumps({"reply": reply, "mars": mars.report() if mars else None}))
-                else:
-                    stream(Console(), pieces, conversation.taken_apart)
-            for note in conversation.notes:
-                print(printable(note), file=sys.stderr)
-        finally:
-            llama.close()
+            read_line = line_editor(COMMANDS) if sys.stdout.isatty() else read_plainly
+            terminal = Terminal(conversation, Console(highlight=False), read_line, open_video)
+            terminal.pictures, terminal.video = pictures, video
+            terminal.run()
 
 
-def _prompt(args: argparse.Namespace) -> str | None:
-    """The one request of -p and of standard input; None if a person is there to chat."""
-    given, typed = args.prompt, sys.stdin is not None and sys.stdin.isatty()
-    if given is None and typed:
-        if args.json:
-            raise MarsError("--json is for one reply: give --prompt, or a prompt on standard input")
-        return None
-    if given in (None, "-") and sys.stdin is None:
-        raise MarsError("no standard input to read a prompt from. Give one with --prompt.")
-    parts = [] if given in (None, "-") else [require_utf8(given, "--prompt")]
-    if given == "-" or (sys.stdin is not None and not typed):
-        piped = sys.stdin.buffer.read().decode(errors="surrogateescape")
-        parts.append(require_utf8(piped, "standard input").strip())
-    prompt = "\n\n".join(part for part in parts if part)
-    if not prompt and not args.image and not args.video:
-        raise MarsError("the prompt is empty, expected some text")
-    return prompt
+def _attached(
+    args: argparse.Namespace, open_video: Callable[[str], Video]
+) -> tuple[list[Image.Image], Video | None]:
+    """Reads the pictures and the video of the options, before the model is loaded."""
+    pictures = [load_image(path, SHOWN_SIDE) for path in args.image]
+    sees = not args.no_mmproj and (args.mmproj or args.demo or args.hf_repo)
+    if not sees and (pictures or args.video):
+        raise MarsError("--image and --video need --mmproj: without it the model sees nothing")
+    if not args.video:
+        return pictures, None
+    with Console(stderr=True).status("reading the video"):
+        return pictures, open_video(args.video)
 
 
 def _sampling(args: argparse.Namespace) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""What was said, as files and lines of text."""
+"""Saves what was said, as JSON or Markdown."""
 
 from __future__ import annotations
 
@@ -8,39 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mars_gguf.chat.conversation import Conversation, Turn
+from mars_gguf.chat.conversation import Conversation
+from mars_gguf.chat.words import media_of, status
 from mars_gguf.errors import MarsError
 from mars_gguf.files import atomic
 
 
-def media_of(pictures: int, frames: int) -> str:
-    """What a message carries, in brackets."""
-    names = [f"{pictures} picture{'s' * (pictures > 1)}"] if pictures else []
-    names += [f"video of {frames} frame{'s' * (frames > 1)}"] if frames else []
-    return f"[{', '.join(names)}] " if names else ""
-
-
-def status(turn: Turn) -> str:
-    """What became of a turn, in one line."""
-    s = turn.steering
-    assert s is not None
-    did = "steered" if turn.steered else "not steered"
-    if s.position in ("thought", "answer"):
-        did += f" at the {s.position}"
-    rate = f", {turn.tokens_per_second:.1f}/s" if turn.tokens > 1 else ""
-    speed = f"{turn.tokens} tokens{rate}, first after {turn.seconds_to_first:.2f} s"
-    if s.t is None:
-        judged = ["not judged: the thought did not end (-n allows more tokens)"]
-    else:
-        judged = [f"t {s.t:.2f}", f"gate {s.gate:.2f}", did]
-    words = [s.modality, *judged, speed]
-    if turn.full:
-        words.append("the context is full")
-    return " · ".join(words)
-
-
 def save(conversation: Conversation, path: Path) -> None:
-    """Write the conversation: as JSON for a name that ends in .json, else as Markdown.
+    """Writes the conversation: as JSON for a name that ends in .json, else as Markdown.
 
     Raises MarsError if there is such a file already, or if it cannot be written.
     """

@@ -1,4 +1,4 @@
-"""A model's replies on a terminal: Markdown, drawn as it comes, with nothing that steers it."""
+"""Shows replies on a terminal as they come: as Markdown, with nothing that steers the terminal."""
 
 from __future__ import annotations
 
@@ -33,8 +33,11 @@ FRAMES = 15  # a second
 
 
 def rendered(text: str) -> Markdown:
-    """A reply as Markdown, safe to show: also what its parser decodes from %1B or &#x202E;. What
-    looks like HTML is text, and lines end where the model ended them."""
+    """Renders a reply as Markdown that is safe to show, also what its parser decodes from %1B or
+    &#x202E;.
+
+    What looks like HTML is text, and lines end where the model ended them.
+    """
     markdown = Markdown("", hyperlinks=False)
     parser = MarkdownIt(options_update={"html": False}).enable(["strikethrough", "table"])
     markdown.parsed = parser.parse(visible(text))
@@ -53,13 +56,13 @@ def _make_visible(tokens: Iterable[Token]) -> None:
 TakeApart = Callable[[str], tuple[str, str | None]]
 
 
-def without_thoughts(reply: str) -> tuple[str, str | None]:
-    """The parts of a reply of a model that does not think."""
+def all_answer(reply: str) -> tuple[str, str | None]:
+    """Takes the reply of a model that does not think apart: no thought, and the answer."""
     return "", reply
 
 
-def shown(text: str, take_apart: TakeApart = without_thoughts) -> RenderableType:
-    """A reply with its thought dim and plain, its answer as Markdown."""
+def shown(text: str, take_apart: TakeApart = all_answer) -> RenderableType:
+    """Renders a reply: its thought dim and plain, its answer as Markdown."""
     thought, answer = take_apart(text)
     if not thought.strip():
         return rendered(answer or "")
@@ -67,11 +70,12 @@ def shown(text: str, take_apart: TakeApart = without_thoughts) -> RenderableType
     return Group(dim, Text(""), rendered(answer)) if answer else dim
 
 
-def stream(
-    console: Console, pieces: Iterable[str], take_apart: TakeApart = without_thoughts
-) -> None:
-    """Show a reply as it comes: rendered as Markdown on a terminal, its thought dim; plain text
-    elsewhere. ``take_apart`` finds the thought and the answer."""
+def stream(console: Console, pieces: Iterable[str], take_apart: TakeApart = all_answer) -> None:
+    """Shows a reply as it comes: rendered as Markdown on a terminal, its thought dim; plain text
+    elsewhere.
+
+    ``take_apart`` finds the thought and the answer (`mars_gguf.reasoning.split`).
+    """
     if not console.is_terminal:
         for piece in pieces:
             console.out(piece, end="", highlight=False)
@@ -115,7 +119,7 @@ _Lines = partial(SegmentLines, new_lines=True)
 
 @contextmanager
 def without_echo() -> Iterator[None]:
-    """Let the terminal show nothing of what is typed meanwhile: the ^C of a Ctrl-C would move what
+    """Lets the terminal show nothing of what is typed meanwhile: the ^C of a Ctrl-C would move what
     is being drawn by a line."""
     stdin = sys.stdin
     # A job in the background may not touch the terminal: it would be stopped.
