@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,12 +17,11 @@ import models
 import numpy as np
 import pytest
 from models import DEMO
-from rich.console import Console
+from screens import Screen
 from templates import with_template
 from thinking import ALWAYS
 
 from mars_gguf import demo, demo_model
-from mars_gguf.chat.replies import rendered
 from mars_gguf.vectors import write_vector
 
 CHAT = [sys.executable, "-m", "mars_gguf.chat"]
@@ -164,43 +160,6 @@ def test_standard_input_that_is_not_utf8_is_a_clear_error() -> None:
 # In a real terminal ------------------------------------------------------------------------------
 
 
-class Screen:
-    """A terminal of tmux with a command in it."""
-
-    def __init__(self, folder: Path, command: list[str]) -> None:
-        if not shutil.which("tmux"):
-            pytest.skip("tmux is not installed")
-        self.socket = str(folder / f"tmux{len(list(folder.iterdir()))}")
-        environment = {k: v for k, v in os.environ.items() if k != "TMUX"}
-        environment |= {"LANG": "C.UTF-8", "TERM": "xterm-256color"}
-        line = f"{shlex.join(command)}; echo ended with $?; exec sleep 1000"
-        subprocess.run(
-            ["tmux", "-S", self.socket, "-f/dev/null", "new-session", "-d", "-x100", "-y50", line],
-            check=True,
-            env=environment,
-        )
-
-    def tmux(self, *arguments: str) -> str:
-        return subprocess.run(
-            ["tmux", "-S", self.socket, *arguments], capture_output=True, text=True, check=True
-        ).stdout
-
-    def type(self, text: str) -> None:
-        self.tmux("send-keys", "-l", text)
-        self.tmux("send-keys", "Enter")
-
-    def read(self, colours: bool = False) -> str:
-        return self.tmux("capture-pane", "-p", "-J", "-S-200", *(["-e"] if colours else []))
-
-    def wait_for(self, pattern: str) -> str:
-        """What the screen shows, once it matches."""
-        deadline = time.monotonic() + 90
-        while not re.search(pattern, shown := self.read(), re.MULTILINE):
-            assert time.monotonic() < deadline, f"no {pattern!r} in\n{shown}"
-            time.sleep(0.1)
-        return shown
-
-
 @pytest.fixture
 def screen(tmp_path: Path) -> Iterator[Callable[..., Screen]]:
     opened: list[Screen] = []
@@ -247,52 +206,6 @@ def test_a_conversation_in_a_terminal(screen: Callable[..., Screen]) -> None:
     terminal.wait_for(READY)
     terminal.tmux("send-keys", "C-d")
     terminal.wait_for("ended with 0")
-
-
-SHOW = """
-import pathlib, sys, time
-from rich.console import Console
-from mars_gguf.chat.replies import stream
-reply = pathlib.Path(sys.argv[1]).read_text()
-def pieces():
-    for start in range(0, len(reply), 4):
-        while start > len(reply) // 2 and not pathlib.Path(sys.argv[2]).exists():
-            time.sleep(0.02)
-            yield ""
-        time.sleep(0.001)
-        yield reply[start : start + 4]
-stream(Console(), pieces())
-"""
-
-
-@pytest.mark.parametrize(
-    "reply",
-    [
-        "".join(f"- item {n}\n" for n in range(140)),
-        "```python\n" + "".join(f"item_{n} = 1\n" for n in range(140)) + "```\n",
-        "".join(f"Paragraph {n}.\n\n1. **One**\n\n    - sub\n\n" for n in range(16)),
-        "Before.\n\n````markdown\n```python\nx = 1\n\ny = 2\n```\n\ntext\n````\n\nAfter.",
-    ],
-)
-def test_a_reply_is_seen_as_it_grows_and_ends_as_if_it_had_come_at_once(
-    tmp_path: Path, reply: str
-) -> None:
-    file, go = tmp_path / "reply.md", tmp_path / "go"
-    file.write_text(reply)
-    terminal = Screen(tmp_path, [sys.executable, "-c", SHOW, str(file), str(go)])
-    try:
-        so_far = re.findall(r"\w+", reply[: len(reply) // 2])
-        terminal.wait_for(rf"\b{so_far[-2]}\b")
-        assert len(terminal.tmux("capture-pane", "-p").rstrip().splitlines()) <= 50
-        go.touch()
-        shown = terminal.wait_for("^ended with 0")
-    finally:
-        terminal.tmux("kill-server")
-    whole = Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
-    whole.print(rendered(reply))
-    expected = re.sub(r"\x1b\[[0-9;]*m", "", whole.file.getvalue())  # type: ignore[attr-defined]
-    lines = [line.rstrip() for line in shown[: shown.index("ended with")].splitlines()]
-    assert lines == [line.rstrip() for line in expected.splitlines()]
 
 
 def test_ctrl_c_stops_a_reply_and_keeps_the_chat(
