@@ -22,10 +22,7 @@ from tqdm import tqdm
 
 from mars_gguf import demo_model
 from mars_gguf.console import command
-from mars_gguf.convert.extract_gguf import GgufExtractor
-from mars_gguf.convert.pipeline import Conversion, Options, convert
-from mars_gguf.convert.probes import paired_probes
-from mars_gguf.convert.prompts import ContrastPrompts, read_prompts
+from mars_gguf.convert import Calibration, Conversion, GgufOptions, Prompts, convert
 from mars_gguf.errors import MarsError
 from mars_gguf.files import atomic
 from mars_gguf.media.images import load_image, user_message
@@ -66,26 +63,19 @@ def convert_demo_model(
     threads: int | None = None, *, folder: Path = demo_model.FOLDER, progress: bool = True
 ) -> Conversion:
     """Convert the model in ``folder`` with the prompts and pictures there, of its own world."""
-    contrast = ContrastPrompts(
-        read_prompts(folder / "harmful.jsonl"), read_prompts(folder / "harmless.jsonl")
+    return convert(
+        folder / demo_model.TEXT_MODEL.name,
+        folder / demo_model.MMPROJ.name,
+        prompts=Prompts(
+            harmful=folder / "harmful.jsonl",
+            harmless=folder / "harmless.jsonl",
+            neutral_media=folder / "neutral.jsonl",
+            contexts=False,  # its world knows no system prompts
+        ),
+        calibration=Calibration(over_refusal=OVER_REFUSAL),
+        options=GgufOptions(n_ctx=4096, n_threads=threads),
+        progress=progress,
     )
-    extractor = GgufExtractor(
-        str(folder / demo_model.TEXT_MODEL.name),
-        str(folder / demo_model.MMPROJ.name),
-        n_threads=threads,
-        n_ctx=4096,
-    )
-    try:
-        return convert(
-            extractor,
-            contrast,
-            paired_probes(folder / "neutral.jsonl"),
-            Options(over_refusal=OVER_REFUSAL),
-            source={"backend": "llama.cpp", "prompts": "mars_gguf.demo_model"},
-            progress=progress,
-        )
-    finally:
-        extractor.close()
 
 
 def refused(reply: str) -> bool:

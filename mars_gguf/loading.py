@@ -37,23 +37,28 @@ def load_steered(
             **llama_options(args),
         )
     if (trained := llama.n_ctx_train) < llama.n_ctx():
-        print(
+        say(
             f"the context ({llama.n_ctx()} tokens) is longer than the model was trained for: "
-            f"better give --ctx-size {trained}",
-            file=sys.stderr,
+            f"better give --ctx-size {trained}"
         )
-    say_if_without_template(llama, args)
+    say_if_without_template(llama, args.chat_handler, say)
     return llama
 
 
-def say_if_without_template(llama: TappedLlama, args: argparse.Namespace) -> None:
-    """Say on standard error how prompts are written where neither the model nor the options do."""
-    if not llama.metadata.get("tokenizer.chat_template") and args.chat_handler is None:
-        print(
+def say_if_without_template(
+    llama: TappedLlama, chat_handler: str | None, say: Callable[[str], object]
+) -> None:
+    """Says how prompts are written where neither the model nor the options do."""
+    if not llama.metadata.get("tokenizer.chat_template") and chat_handler is None:
+        say(
             "the model has no chat template: prompts are written as ChatML. "
-            "--chat-handler chooses another way.",
-            file=sys.stderr,
+            "--chat-handler chooses another way."
         )
+
+
+def say(line: str) -> None:
+    """Says a line on standard error."""
+    print(line, file=sys.stderr)
 
 
 @contextmanager

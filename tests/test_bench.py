@@ -33,8 +33,9 @@ from mars_gguf.bench.figures import (
 from mars_gguf.bench.processes import Processes
 from mars_gguf.bench.report import line_table
 from mars_gguf.bench.subject import Subject, material
-from mars_gguf.convert.__main__ import parser, prepare
+from mars_gguf.convert.choices import Calibration
 from mars_gguf.convert.extract_gguf import GgufExtractor
+from mars_gguf.convert.prompt_sets import gather
 from mars_gguf.convert.prompts import Prompt
 from mars_gguf.convert.splits import split_prompts
 from mars_gguf.demo_model import VECTOR
@@ -189,16 +190,15 @@ def test_each_repetition_decodes_as_many_tokens_and_so_does_the_limit(
     assert len(found) == 1
 
 
-def test_a_conversion_is_held_against_the_prefill_of_all_its_prompts(tmp_path: Path) -> None:
-    whole = Processes(subject(DEMO_MMPROJ))
-    arguments = [*whole.convert_arguments(tmp_path / "v.gguf"), "--quick", "--layers", "6-7"]
-    figure = conversion.compared(arguments, READING)
+def test_a_conversion_is_held_against_the_prefill_of_all_its_prompts() -> None:
+    given = subject(DEMO_MMPROJ)
+    prompts = replace(given.given.prompts, quick=True)
+    figure = conversion.compared(given, prompts, Calibration(layers=(6, 7)))
     (ours,), (theirs,) = figure.values["conversion"], figure.values["llama.cpp"]
     assert figure.samples == [ours / theirs]
     assert ours > theirs > 0
-    job = prepare(parser().parse_args(arguments))
-    assert not job.outputs[0].exists()
-    splits = split_prompts(job.contrast, job.neutral, job.contexts, job.options.seed)
+    sets = gather(prompts, 0, sees=True)
+    splits = split_prompts(sets.contrast, sets.media, sets.contexts, 0)
     assert f"once, {len(splits)} prompts" in figure.note
 
 

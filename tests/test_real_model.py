@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from commands import convert
 
 from lab.reader import build, neutral
 from lab.reader.cells import Writer
 from lab.reader.projector import known_tokens
 from mars_gguf import SteeredLlama
-from mars_gguf.convert import __main__ as converter
 from mars_gguf.convert.prompts import Prompt
 from mars_gguf.evaluate.arms import UNSTEERED, steered_by
 from mars_gguf.openings import judge_by_opening
@@ -51,7 +51,7 @@ def test_a_quick_conversion_tells_pictures_of_harmful_requests_from_harmless_one
     neutral.main([qwen, mmproj, "-o", str(tmp_path / "neutral")])
     pictures = ["--neutral-media", str(tmp_path / "neutral"), "--modality", "image"]
     blocks = ["--layers", "21-22"]  # of all, there would be more to try than a test has time for
-    converter.main([qwen, "--mmproj", mmproj, *pictures, *blocks, "--quick", "-q", "-o", vector])
+    convert([qwen, "--mmproj", mmproj, *pictures, *blocks, "--quick", "-q", "-o", vector])
     assert "seldom refuses" not in capsys.readouterr().out
     llama = SteeredLlama(qwen, vector=vector, mmproj=mmproj, n_ctx=1024, verbose=False)
     try:

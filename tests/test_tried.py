@@ -26,10 +26,13 @@ from lab.reader.states import (
 )
 from lab.reader.tried import highest, steered, table
 from mars_gguf import demo, demo_model
+from mars_gguf.convert.choices import Calibration
 from mars_gguf.convert.extract_gguf import GgufExtractor
 from mars_gguf.convert.extractor import observe
-from mars_gguf.convert.pipeline import Conversion, Options, convert
+from mars_gguf.convert.pipeline import Measurement
+from mars_gguf.convert.pipeline import measure as measure_vector
 from mars_gguf.convert.probes import paired_probes
+from mars_gguf.convert.prompt_sets import PromptSets
 from mars_gguf.convert.prompts import ContrastPrompts, Prompt, contexts, read_prompts
 from mars_gguf.convert.splits import Split, Splits, split_prompts
 from mars_gguf.media.images import load_image
@@ -37,7 +40,7 @@ from mars_gguf.runtime.sequences import CachedPrompt
 from mars_gguf.steering import Geometry
 
 BLOCK = 6
-OPTIONS = Options(layers=(BLOCK, BLOCK), over_refusal=0.1)
+OPTIONS = Calibration(layers=(BLOCK, BLOCK), over_refusal=0.1)
 AS_IT_IS = Rule("as it is", (BLOCK,), budgets=dict.fromkeys(("text", "image"), 0.1))
 CONTEXTS = contexts()[:2]
 
@@ -105,13 +108,12 @@ def seen(tails: TailExtractor, splits: Splits) -> Seen:
 
 
 @pytest.fixture(scope="module")
-def conversion(plain: Cut) -> Conversion:
-    return convert(
-        plain, contrast(), media(), OPTIONS, source={}, contexts=CONTEXTS, progress=False
-    )
+def conversion(plain: Cut) -> Measurement:
+    sets = PromptSets(contrast(), media(), CONTEXTS)
+    return measure_vector(plain, sets, OPTIONS, source={}, progress=False)
 
 
-def test_the_rule_as_it_is_is_that_of_a_conversion(seen: Seen, conversion: Conversion) -> None:
+def test_the_rule_as_it_is_is_that_of_a_conversion(seen: Seen, conversion: Measurement) -> None:
     t = coordinate(AS_IT_IS, seen)
     opens = thresholds(AS_IT_IS, seen, t)
     assert opens == pytest.approx(conversion.vector.geometry.thresholds, abs=0.003)
@@ -122,7 +124,7 @@ def test_the_rule_as_it_is_is_that_of_a_conversion(seen: Seen, conversion: Conve
             assert (t(neutral, row.modality) > opens[row.modality]).sum() == row.k
 
 
-def test_the_projection_is_that_of_a_conversion(seen: Seen, conversion: Conversion) -> None:
+def test_the_projection_is_that_of_a_conversion(seen: Seen, conversion: Measurement) -> None:
     """But for the shift, which a conversion measures along the read-out alone."""
     rule = replace(AS_IT_IS, shrinkage=1.0)
     named = conversion.vector.calibration["projection.threshold.text"]
@@ -130,7 +132,7 @@ def test_the_projection_is_that_of_a_conversion(seen: Seen, conversion: Conversi
 
 
 def test_shares_are_those_of_the_gate_of_a_conversion(
-    seen: Seen, conversion: Conversion, plain: Cut
+    seen: Seen, conversion: Measurement, plain: Cut
 ) -> None:
     shares, _ = judged(AS_IT_IS, seen)
     gated = {name: gate_of(conversion.vector.geometry, plain, p) for name, p in requests().items()}

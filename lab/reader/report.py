@@ -25,11 +25,13 @@ from lab.reader import build, neutral, suite
 from lab.reader.cells import Writer
 from lab.reader.projector import known_tokens
 from mars_gguf.console import command
-from mars_gguf.convert import __main__ as converter
-from mars_gguf.convert.pipeline import Conversion
-from mars_gguf.convert.vector_files import write_outputs
+from mars_gguf.convert import Prompts
+from mars_gguf.convert import convert as measured
+from mars_gguf.convert.pipeline import Measurement
+from mars_gguf.convert.vector_files import resume_path
 from mars_gguf.evaluate import __main__ as evaluator
 from mars_gguf.evaluate.conversations import CONTEXTS
+from mars_gguf.loading import say
 from mars_gguf.runtime.model import require_gguf
 from mars_gguf.vectors import Vector, write_vector
 
@@ -41,14 +43,14 @@ ARMS = ("random-1", "projection", "no-recentering", "mars")
 IN_CONVERSATIONS = ("mars",)
 
 
-def one_threshold(conversion: Conversion) -> Vector:
+def one_threshold(measurement: Measurement) -> Vector:
     """The vector with the gate of before: thresholds z_0 sigma_m with one z_0."""
-    vector = conversion.vector
+    vector = measurement.vector
     g, layer = vector.geometry, vector.layer
-    harmful = conversion.coordinates["harmful text"][:, layer]
+    harmful = measurement.coordinates["harmful text"][:, layer]
     spreads, worst = {}, 0.0
     for m in vector.modalities:
-        t = conversion.coordinates[f"neutral {m}"][:, layer] - float(g.shifts[m] @ g.readout)
+        t = measurement.coordinates[f"neutral {m}"][:, layer] - float(g.shifts[m] @ g.readout)
         spreads[m] = float(max(t.std(), harmful.std()) if m == "text" else t.std())
         worst = max(worst, float(np.quantile(t, 0.99)) / spreads[m])
     thresholds = {m: worst * spread for m, spread in spreads.items()}
@@ -72,18 +74,14 @@ def prepare(model: str, parts: Path) -> None:
 
 def convert(model: str, parts: Path, output: Path) -> None:
     """The vector, its card and plot, and the one that it is compared with."""
-    files = [model, "--mmproj", str(parts / "mmproj.gguf")]
-    files += ["--neutral-media", str(parts / "neutral")]
-    args = converter.parser().parse_args([*files, "-o", str(parts / "mars.gguf")])
-    job = converter.prepare(args)
-    extractor = converter.open_model(job.model, job.mmproj, args)
-    try:
-        conversion = converter.measure(extractor, job, args)
-    finally:
-        extractor.close()
-    write_outputs(conversion, job.outputs)
-    write_vector(one_threshold(conversion), parts / "one-threshold.gguf")
-    for path in job.outputs[1:]:
+    prompts = Prompts(neutral_media=parts / "neutral")
+    resume = resume_path(parts / "mars.gguf")
+    conversion = measured(
+        model, parts / "mmproj.gguf", prompts=prompts, resume=resume, progress=True, say=say
+    )
+    _, *beside = conversion.write(parts / "mars.gguf")
+    write_vector(one_threshold(conversion.measurement), parts / "one-threshold.gguf")
+    for path in beside:
         shutil.copy(path, output / path.name)
 
 

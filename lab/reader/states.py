@@ -79,11 +79,11 @@ class See(Protocol):
 class Seen:
     """What a conversion measures with, and requests.
 
-    fit: states of the first third: of "harmful" and "harmless" text, and by modality of all that is
-        neutral; as WORDINGS, those of pictures less the mean over the prompts with the same ones.
+    fit: states of the part that fits: of "harmful" and "harmless" text, and by modality of all that
+        is neutral; as WORDINGS, those of pictures less the mean over prompts with the same ones.
     strata: of what is neutral, with media.
-    beyond: harmful text of the second third.
-    certify: of the last third, by modality, the neutral prompts that the model answers.
+    beyond: harmful text of the part that selects.
+    certify: of the part that certifies, by modality, the neutral prompts that the model answers.
     requests: with their replies.
     """
 
@@ -108,10 +108,10 @@ def measure(see: See, splits: Splits, requests: Mapping[Name, Sequence[Prompt]])
     text, media = splits.neutral["text"], {m: x for m, x in splits.neutral.items() if m != "text"}
     further = [p for p in text.fit if id(p) not in plain]
     fit["text"] = np.concatenate([fit["harmless"], *([see(further).states] if further else [])])
-    fit |= {m: see(parts.fit).states for m, parts in media.items()}
+    fit |= {m: see(split.fit).states for m, split in media.items()}
     if "image" in media:
         fit[WORDINGS] = less_their_pictures(fit["image"], media["image"].fit)
-    strata = {m: [p.stratum for p in parts.fit] for m, parts in media.items()}
+    strata = {m: [p.stratum for p in split.fit] for m, split in media.items()}
     beyond = see(splits.harmful.select)
     certify = accepted({m: see(x.certify) for m, x in splits.neutral.items()}, refusals)
     certify = {m: with_references(see, seen) for m, seen in certify.items()}

@@ -24,13 +24,14 @@ from lab.reader.projector import known_tokens
 from lab.reader.rules import BUDGETS, Rule, coordinate, judged, middle_blocks, refused, rules
 from lab.reader.states import LAST, Name, Seen, TailExtractor, measure
 from mars_gguf.console import command
-from mars_gguf.convert import __main__ as converter
+from mars_gguf.convert.choices import Prompts
 from mars_gguf.convert.extractor import Advance, observe
 from mars_gguf.convert.geometry import SHRINKAGE, centroids
 from mars_gguf.convert.layers import Trial, force
+from mars_gguf.convert.prompt_sets import gather
 from mars_gguf.convert.prompts import Prompt
 from mars_gguf.convert.refusals import N_TOKENS
-from mars_gguf.convert.resuming import Measured
+from mars_gguf.convert.resuming import ResumeFile, code_sha256
 from mars_gguf.convert.splits import split_prompts
 from mars_gguf.files import atomic
 from mars_gguf.runtime.model import require_gguf
@@ -203,14 +204,12 @@ def main(argv: list[str] | None = None) -> None:
 def page(extractor: TailExtractor, args: argparse.Namespace, parts: Path) -> str:
     """Measure and compute all."""
     mmproj, n_layer = parts / "mmproj.gguf", extractor.n_layer
-    options = ["--mmproj", str(mmproj), "--neutral-media", str(parts / "neutral")]
-    options += ["--modality", "image", "-o", str(parts / "tried.gguf")]
-    job = converter.prepare(converter.parser().parse_args([args.model, *options]))
-    splits = split_prompts(job.contrast, job.neutral, job.contexts, job.options.seed)
+    sets = gather(Prompts(neutral_media=parts / "neutral", modalities=["image"]), 0, sees=True)
+    splits = split_prompts(sets.contrast, sets.media, sets.contexts, 0)
     writer = Writer(extractor.llama, known_tokens(mmproj))
     asked, plain = requests(writer, args.limit), plain_requests(writer, args.limit)
     files = [(f.stat().st_size, f.stat().st_mtime_ns) for f in (Path(args.model), mmproj)]
-    store = Measured(parts / "tried.measured", f"{extractor.fingerprint} {files}")
+    store = ResumeFile(parts / "tried.measured", f"{code_sha256()} {extractor.fingerprint} {files}")
     block = n_layer - 2 if args.block is None else args.block
     with tqdm(desc="measuring", unit="prompt") as bar:
         see = partial(observe, extractor, advance=bar.update, store=store)

@@ -79,9 +79,10 @@ def prefill(
 
 def convert(arguments: list[str]) -> None:
     """The command mars_gguf.convert."""
-    from mars_gguf.convert.__main__ import main
+    import runpy
 
-    main(arguments)
+    sys.argv[1:] = arguments
+    runpy.run_module("mars_gguf.convert", run_name="__main__")
 
 
 def direction(model: str, prompts: list[list[str]], output: str, options: dict[str, Any]) -> None:

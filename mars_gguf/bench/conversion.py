@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from mars_gguf.bench.extraction import Limit
 from mars_gguf.bench.figures import Aim, Figure, interleaved, ratios, timed
 from mars_gguf.bench.processes import Processes
-from mars_gguf.convert import __main__ as command
+from mars_gguf.bench.subject import Subject
 from mars_gguf.convert import pipeline
+from mars_gguf.convert.choices import Calibration, Prompts
 from mars_gguf.convert.extract_gguf import GgufExtractor, Session
+from mars_gguf.convert.loader import make_room
+from mars_gguf.convert.prompt_sets import gather
 from mars_gguf.convert.prompts import Prompt
 
 NAMES = ["conversion"]
@@ -49,32 +50,27 @@ def measure(
     if not set(NAMES) & set(only):
         return
     started("conversion")
-    with tempfile.TemporaryDirectory() as folder:
-        yield compared(whole.convert_arguments(Path(folder) / "v.gguf"), whole.subject.reading)
+    yield compared(whole.subject, whole.subject.given.prompts, Calibration())
 
 
-def compared(arguments: Sequence[str], reading: dict[str, Any]) -> Figure:
-    """The figure of a conversion with these arguments, once: it takes minutes. ``reading``: how
-    the model is opened."""
-    job, found = command.prepare(command.parser().parse_args(arguments)), figure()
-    extractor, limit = (kind(job.model, job.mmproj, **reading) for kind in (Recorded, Limit))
-    assert isinstance(extractor, Recorded) and isinstance(limit, Limit)
+def compared(subject: Subject, prompts: Prompts, calibration: Calibration) -> Figure:
+    """The figure of a conversion with these choices, once: it takes minutes."""
+    sets, found = gather(prompts, calibration.seed, sees=subject.mmproj is not None), figure()
+    extractor = Recorded(subject.model, subject.mmproj, **subject.reading)
+    limit = Limit(subject.model, subject.mmproj, **subject.reading)
     try:
         for one in (extractor, limit):
-            command.make_room(one, job)
-        convert = partial(
-            pipeline.convert, extractor, job.contrast, job.neutral, job.options,
-            source={}, contexts=job.contexts, progress=False,
-        )  # fmt: skip
+            make_room(one, sets, say=lambda line: None)
+        convert = partial(pipeline.measure, extractor, sets, calibration, source={}, progress=False)
         found.values = interleaved({"conversion": timed(convert)}, 1, warmup=0)
-        prompts = list(extractor.asked.values())
-        found.values |= interleaved({"llama.cpp": lambda: limit.run(prompts)}, 1, warmup=0)
+        asked = list(extractor.asked.values())
+        found.values |= interleaved({"llama.cpp": lambda: limit.run(asked)}, 1, warmup=0)
     finally:
         limit.close()
         extractor.close()
     found.samples = ratios(found.values["conversion"], found.values["llama.cpp"])
     found.note = (
-        f"once, {len(prompts)} prompts, {limit.timed.n_tokens} tokens: "
+        f"once, {len(asked)} prompts, {limit.timed.n_tokens} tokens: "
         f"{found.values['conversion'][0]:.0f} s, of which llama.cpp's prefill and encoding take "
         f"{found.values['llama.cpp'][0]:.0f} s; the rest are replies, plain and forced"
     )

@@ -168,9 +168,12 @@ class Processes:
 
     def _common_arguments(self, output: Path) -> list[str]:
         """Of mars_gguf.convert, for every kind of model."""
-        given = self.subject.given
-        media = given.media if self.subject.mmproj else ["--modality", "text"]
-        arguments = [*given.arguments, *media, "-q", "--no-plot", "-o", str(output)]
+        prompts = self.subject.given.prompts
+        files = {"--harmful": prompts.harmful, "--harmless": prompts.harmless}
+        files["--neutral-media"] = prompts.neutral_media if self.subject.mmproj else None
+        arguments = [word for option, file in files.items() if file for word in (option, str(file))]
+        arguments += [] if self.subject.mmproj else ["--modality", "text"]
+        arguments += ["-q", "--no-plot", "-o", str(output)]
         if variables := self.options.get("chat_template_kwargs"):
             arguments += ["--chat-template-kwargs", json.dumps(variables)]
         if reasoning := self.options.get("reasoning"):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mars_gguf import demo_model
+from mars_gguf.convert.choices import Prompts
 from mars_gguf.convert.probes import neutral_probes, paired_probes
 from mars_gguf.convert.prompts import ContrastPrompts, Prompt, builtin_contrast, read_prompts
 
@@ -23,13 +24,12 @@ READING = {
 
 @dataclass(frozen=True)
 class Material:
-    """What is converted with: contrast prompts, neutral prompts with pictures, and what makes
-    mars_gguf.convert use the same: ``arguments``, and for models that see ``media``."""
+    """The prompts that are measured: contrast prompts, neutral ones with pictures, and what makes
+    the converter use the same."""
 
     contrast: ContrastPrompts
     neutral: list[Prompt] = field(default_factory=list)
-    arguments: list[str] = field(default_factory=list)
-    media: list[str] = field(default_factory=list)
+    prompts: Prompts = field(default_factory=Prompts)
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ def material(demo: bool, images: bool) -> Material:
     return Material(
         ContrastPrompts(read_prompts(harmful), read_prompts(harmless)),
         [prompt for part in paired_probes(neutral_media)["image"] for prompt in part],
-        ["--harmful", harmful, "--harmless", harmless],
-        ["--neutral-media", neutral_media],
+        Prompts(
+            harmful=harmful, harmless=harmless, neutral_media=neutral_media if images else None
+        ),
     )

@@ -71,6 +71,7 @@ class Artefact:
     shifts: Mapping[str, Array] = field(default_factory=dict)
     n_layer: int | None = None
     origin: str = "artefact"
+    path: Path | None = None
 
     def require_fits(self, n_layer: int, n_embd: int) -> None:
         """Raise MarsError unless the artefact is of a model of this shape."""
@@ -222,7 +223,7 @@ def _artefact(path: Path, values: Mapping[str, Any], layer: int | None) -> Artef
     if not direction.any():
         raise MarsError(f"{path}: the direction at block {layer} is zero")
     shifts = {m: arrays[f"shift.{m}"] for m in ("image", "video") if f"shift.{m}" in arrays}
-    return Artefact(layer, direction, safe, unsafe, shifts, n_layer, printable(path.name))
+    return Artefact(layer, direction, safe, unsafe, shifts, n_layer, printable(path.name), path)
 
 
 def _layer(path: Path, found: Any, wanted: int | None) -> int:
@@ -421,4 +422,4 @@ def _control_vector(path: Path, layer: int | None) -> Artefact:
     direction = _numbers(path, name, directions[layer + offset]).astype(np.float64)
     if not direction.any():
         raise MarsError(f"{path}: {name} is zero")
-    return Artefact(layer, direction, origin=f"{printable(path.name)} ({tool}, {name})")
+    return Artefact(layer, direction, origin=f"{printable(path.name)} ({tool}, {name})", path=path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mars_gguf.console import printable
-from mars_gguf.convert.pipeline import Conversion
+from mars_gguf.convert.pipeline import Measurement
 from mars_gguf.statistics import CONFIDENCE
 from mars_gguf.vectors import Vector
 from mars_gguf.vectors.describe import describe
@@ -13,18 +13,18 @@ from mars_gguf.vectors.describe import describe
 PARITY = "## Parity"  # the heading that mars_gguf.convert.parity puts its table under
 
 
-def card(conversion: Conversion, name: str, sha256: str, parity: str = "") -> str:
+def card(measurement: Measurement, name: str, sha256: str, parity: str = "") -> str:
     """The Markdown card of the vector file called ``name`` with this hash: what was measured, on
     what, and how to use it. ``parity``: a table of mars_gguf.convert.parity to end with."""
     sections = [
-        _head(conversion.vector, name),
-        _warnings(conversion.warnings),
-        _coordinates(conversion),
-        _gate(conversion.vector),
-        _promise(conversion),
-        _examples(conversion),
-        _blocks(conversion),
-        _values(conversion.vector, sha256),
+        _head(measurement.vector, name),
+        _warnings(measurement.warnings),
+        _coordinates(measurement),
+        _gate(measurement.vector),
+        _promise(measurement),
+        _examples(measurement),
+        _blocks(measurement),
+        _values(measurement.vector, sha256),
     ]
     text = "\n".join(line for section in sections for line in section)
     return text + ("\n" + parity if parity else "")
@@ -61,18 +61,18 @@ def _warnings(warnings: list[str]) -> list[str]:
     return ["## Warnings", "", *(f"- {warning}" for warning in warnings), ""] if warnings else []
 
 
-def _coordinates(conversion: Conversion) -> list[str]:
-    layer = conversion.vector.layer
+def _coordinates(measurement: Measurement) -> list[str]:
+    layer = measurement.vector.layer
     lines = [
         "## Where prompts lie",
         "",
         f"Coordinate t of held-out prompts at block {layer} before re-centering: 0 is the safe, 1 "
-        "the unsafe centroid." + _place(conversion.vector),
+        "the unsafe centroid." + _place(measurement.vector),
         "",
         "| set | mean t | spread |",
         "| --- | --- | --- |",
     ]
-    for group, t in conversion.coordinates.items():
+    for group, t in measurement.coordinates.items():
         lines.append(f"| {group} | {t[:, layer].mean():.3f} | {t[:, layer].std():.3f} |")
     return lines
 
@@ -104,9 +104,9 @@ def _gate(vector: Vector) -> list[str]:
     return lines
 
 
-def _promise(conversion: Conversion) -> list[str]:
+def _promise(measurement: Measurement) -> list[str]:
     """What a user needs to decide: what opens the gate that should not, and what does not."""
-    vector, certificate = conversion.vector, conversion.certificate
+    vector, certificate = measurement.vector, measurement.certificate
     caught = certificate.caught
     budgets = [
         f"{m} {float(str(vector.calibration[f'over_refusal.{m}'])):.1%}" for m in vector.modalities
@@ -133,10 +133,10 @@ def _promise(conversion: Conversion) -> list[str]:
     return lines
 
 
-def _examples(conversion: Conversion) -> list[str]:
+def _examples(measurement: Measurement) -> list[str]:
     """Replies under forced steering, word for word."""
     lines = ["", "## Forced replies", "", "The gate held open, at the chosen block and limit:", ""]
-    for prompt, reply in conversion.examples:
+    for prompt, reply in measurement.examples:
         shown = f"({prompt.modality}) " if prompt.images else ""
         lines += [f"- {shown}{_quoted(prompt.text)} -> {_quoted(reply.text)}"]
     return lines
@@ -146,8 +146,8 @@ def _quoted(text: str) -> str:
     return "`" + " ".join(printable(text).replace("`", "'").split()) + "`"
 
 
-def _blocks(conversion: Conversion) -> list[str]:
-    scores = conversion.scores
+def _blocks(measurement: Measurement) -> list[str]:
+    scores = measurement.scores
     lines = [
         "",
         "## Blocks",
@@ -165,7 +165,7 @@ def _blocks(conversion: Conversion) -> list[str]:
     columns = [scores.separation, *scores.thresholds.values(), scores.reach]
     columns += [scores.effect, scores.total]
     for block in np.flatnonzero(~np.isnan(scores.reach)):
-        name = f"**{block}**" if block == conversion.vector.layer else str(block)
+        name = f"**{block}**" if block == measurement.vector.layer else str(block)
         cells = ["" if np.isnan(x[block]) else f"{x[block]:.3f}" for x in columns]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines

@@ -13,7 +13,7 @@ import copy
 import hashlib
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import gguf
 import numpy as np
 
 from mars_gguf.convert.checkpoint_template import CheckpointTemplate
+from mars_gguf.convert.choices import CheckpointOptions
 from mars_gguf.convert.extractor import Reply
 from mars_gguf.convert.prompts import Context, Prompt, Push, Rows
 from mars_gguf.errors import MarsError, ModelError
@@ -216,13 +217,9 @@ def _extended(x: Any, n: int, value: int) -> Any:
 class TransformersExtractor:
     """A causal or image-text-to-text model of transformers, opened for measuring.
 
-    model: a local directory, or a hub id (with ``revision``).
-    dtype: of the weights; "auto": as they are stored.
-    device: "auto" takes CUDA, else MPS, else the CPU.
+    model: a local directory, or a hub id.
     images: whether prompts will have pictures, if the model takes them; it then needs its
         processor.
-    trust_remote_code: run code that comes with the model. Off: such models are refused.
-    chat_template_kwargs: variables for the chat template, as {"enable_thinking": False}.
 
     A model that thinks is measured without thoughts (reasoning "off").
 
@@ -234,27 +231,23 @@ class TransformersExtractor:
     def __init__(
         self,
         model: str,
+        options: CheckpointOptions | None = None,
         *,
-        dtype: str = "auto",
-        device: str = "auto",
-        batch_size: int = 8,
         images: bool = True,
-        revision: str | None = None,
-        trust_remote_code: bool = False,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
         verbose: bool = False,
     ) -> None:
         if not verbose:
             transformers.utils.logging.disable_progress_bar()
             transformers.utils.logging.set_verbosity_error()
-        if batch_size < 1:
-            raise MarsError(f"--batch-size: found {batch_size}, expected at least 1")
+        options = options or CheckpointOptions()
+        if options.batch_size < 1:
+            raise MarsError(f"--batch-size: found {options.batch_size}, expected at least 1")
         require_checkpoint(model)
-        self.name, self.batch_size = model, batch_size
+        self.name, self.batch_size = model, options.batch_size
         self.backend = f"transformers {transformers.__version__}"
-        self._options: Inputs = {"trust_remote_code": trust_remote_code}
-        if revision is not None:
-            self._options["revision"] = revision
+        self._options: Inputs = {"trust_remote_code": options.trust_remote_code}
+        if options.revision is not None:
+            self._options["revision"] = options.revision
         config = self._load(transformers.AutoConfig)
         if config.is_encoder_decoder:
             raise ModelError(f"{model}: an encoder-decoder model, expected a decoder-only one")
@@ -275,12 +268,14 @@ class TransformersExtractor:
             self.tokenizer,
             self.processor,
             multimodal=multimodal,
-            kwargs=chat_template_kwargs,
+            kwargs=options.chat_template_kwargs,
         )
         self.tokenizer.padding_side = "left"
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.model = self._load(kind, dtype=dtype, device_map=_device(device)).eval()
+        self.model = self._load(
+            kind, dtype=options.dtype, device_map=_device(options.device)
+        ).eval()
         self.n_layer, self.n_embd = text.num_hidden_layers, text.hidden_size
         self._visit: Visit | None = None
         for index, block in enumerate(_blocks(self.model, self.n_layer)):

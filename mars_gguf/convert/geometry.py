@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from mars_gguf.errors import MarsError
 from mars_gguf.steering import Geometry
 
 Array = npt.NDArray[np.floating]
@@ -72,6 +73,21 @@ def projections(base: Centroids) -> Array:
     r = base.direction.astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(r / np.einsum("ld,ld->l", r, r)[:, None])
+
+
+def read_shrinkage(text: str) -> Shrinkage:
+    """Reads a rule of shrinkage as commands and recipes spell it. Raises MarsError."""
+    if text == "oas":
+        return "oas"
+    if text == "ledoit-wolf":
+        return "ledoit-wolf"
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise MarsError(f"--shrinkage: found {text!r}, expected 0 to 1, oas or ledoit-wolf")
+    return value
 
 
 def shrunk(a: Array, rule: Shrinkage) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +19,14 @@ import numpy as np
 
 from mars_gguf.console import command
 from mars_gguf.convert.card import PARITY, split_parity
+from mars_gguf.convert.choices import Calibration, CheckpointOptions
 from mars_gguf.convert.extractor import Extractor
 from mars_gguf.convert.geometry import Array
-from mars_gguf.convert.pipeline import Conversion, Options, convert
+from mars_gguf.convert.pipeline import Measurement, measure
 from mars_gguf.convert.probes import neutral_probes
-from mars_gguf.convert.prompts import Context, ContrastPrompts, Prompt, Rows, read_contrast
-from mars_gguf.convert.splits import Split, split_prompts
+from mars_gguf.convert.prompt_sets import PromptSets
+from mars_gguf.convert.prompts import ContrastPrompts, Prompt, Rows, read_contrast
+from mars_gguf.convert.splits import split_prompts
 from mars_gguf.errors import MarsError
 from mars_gguf.files import atomic
 from mars_gguf.options import (
@@ -49,19 +51,19 @@ class Parity:
     names: of the two.
     cosine: by modality, cosine of the two hidden states after every block, [n, L].
     t: coordinates t of held-out text prompts by the two, each by its own geometry, [2, n, L].
-    conversions, seconds: what each selected, and how long converting took.
+    measurements, seconds: what each selected, and how long that took.
     """
 
     names: tuple[str, str]
     cosine: dict[str, Array]
     t: Array
-    conversions: tuple[Conversion, Conversion]
+    measurements: tuple[Measurement, Measurement]
     seconds: tuple[float, float]
 
     @property
     def layers(self) -> tuple[int, int]:
         """The selected blocks."""
-        a, b = self.conversions
+        a, b = self.measurements
         return a.vector.layer, b.vector.layer
 
     def table(self) -> str:
@@ -99,15 +101,14 @@ class Parity:
 def compare(
     a: Extractor,
     b: Extractor,
-    contrast: ContrastPrompts,
-    neutral: Mapping[str, Split],
-    options: Options,
+    sets: PromptSets,
+    calibration: Calibration,
     *,
     names: tuple[str, str] = ("a", "b"),
     n_prompts: int = 32,
     progress: bool = False,
 ) -> Parity:
-    """Convert with both extractors, and compare hidden states on ``n_prompts`` of each modality.
+    """Measures with both extractors, and compares hidden states on ``n_prompts`` of each modality.
 
     Raises MarsError if the two are not of one model.
     """
@@ -120,29 +121,27 @@ def compare(
                 for key in differing
             )
         )
-    conversions, seconds = [], []
+    measurements, seconds = [], []
     for extractor, name in ((a, names[0]), (b, names[1])):
         began = time.perf_counter()
         source = {"backend": name}
-        conversions.append(
-            convert(extractor, contrast, neutral, options, source=source, progress=progress)
-        )
+        measurements.append(measure(extractor, sets, calibration, source=source, progress=progress))
         seconds.append(time.perf_counter() - began)
-    splits = split_prompts(contrast, neutral, [Context()], options.seed)
+    splits = split_prompts(sets.contrast, sets.media, sets.contexts, calibration.seed)
     pairs = zip(splits.harmful.certify, splits.harmless.certify, strict=False)
     samples = {"text": [p for pair in pairs for p in pair]}
-    samples |= {m: parts.certify for m, parts in neutral.items()}
+    samples |= {m: split.certify for m, split in sets.media.items()}
     cosine = {
         m: _cosine(_states(a, prompts[:n_prompts]), _states(b, prompts[:n_prompts]))
         for m, prompts in samples.items()
     }
-    sets = ("harmful text", "neutral text")
-    t = np.stack([np.concatenate([c.coordinates[s] for s in sets]) for c in conversions])
+    texts = ("harmful text", "neutral text")
+    t = np.stack([np.concatenate([m.coordinates[s] for s in texts]) for m in measurements])
     return Parity(
         names,
         cosine,
         t,
-        (conversions[0], conversions[1]),
+        (measurements[0], measurements[1]),
         (seconds[0], seconds[1]),
     )
 
@@ -204,7 +203,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> Parity:
     """Compare as the command line says. Raises MarsError."""
-    options = Options(layers=layer_range(args.layers))
+    calibration = Calibration(layers=layer_range(args.layers))
     contrast = read_contrast(args.harmful, args.harmless)
     if args.neutral_media is not None and args.mmproj is None:
         raise MarsError("--neutral-media: without --mmproj text alone is compared")
@@ -224,9 +223,8 @@ def run(args: argparse.Namespace) -> Parity:
         return compare(
             quantized,
             checkpoint,
-            contrast,
-            neutral,
-            options,
+            PromptSets(contrast, neutral),
+            calibration,
             names=names,
             progress=not args.quiet,
         )
@@ -257,11 +255,13 @@ def _checkpoint(args: argparse.Namespace) -> TransformersExtractor:
 
     return TransformersExtractor(
         args.checkpoint,
-        dtype=args.dtype,
-        device=args.device,
-        batch_size=args.batch_size,
+        CheckpointOptions(
+            chat_template_kwargs=args.chat_template_kwargs,
+            dtype=args.dtype,
+            device=args.device,
+            batch_size=args.batch_size,
+        ),
         images=args.mmproj is not None,
-        chat_template_kwargs=args.chat_template_kwargs,
     )
 
 

@@ -1,4 +1,4 @@
-"""The conversion itself: from prompts and pictures to a vector, with any extractor."""
+"""The steps of a conversion: from prompts and pictures to a vector, with any extractor."""
 
 from __future__ import annotations
 
@@ -10,12 +10,23 @@ import numpy as np
 from tqdm import tqdm
 
 from mars_gguf import __version__
-from mars_gguf.convert import calibration
 from mars_gguf.convert.artefacts import Artefact
-from mars_gguf.convert.calibration import Certificate, accepted, certify
+from mars_gguf.convert.calibration import (
+    HIGH_LIMITS,
+    LOW_LIMITS,
+    Certificate,
+    accepted,
+    budgets,
+    certify,
+    largest_budgets,
+    spreads,
+    thresholds,
+    trust_limit,
+    warnings,
+)
+from mars_gguf.convert.choices import Calibration
 from mars_gguf.convert.extractor import Extractor, Observations, Read, Reply, Store, observe
 from mars_gguf.convert.geometry import (
-    SHRINKAGE,
     Array,
     Axes,
     Shrinkage,
@@ -36,7 +47,8 @@ from mars_gguf.convert.layers import (
     force,
     score_layers,
 )
-from mars_gguf.convert.prompts import MIN_PROMPTS, Context, ContrastPrompts, Prompt, Rows
+from mars_gguf.convert.prompt_sets import PromptSets
+from mars_gguf.convert.prompts import MIN_PROMPTS, Context, Prompt, Rows
 from mars_gguf.convert.refusals import N_TOKENS, Refusals
 from mars_gguf.convert.splits import Split, Splits, split_prompts
 from mars_gguf.errors import MarsError
@@ -45,7 +57,7 @@ from mars_gguf.vectors import Value, Vector
 
 REPLIES = 48  # read of harmful and of harmless prompts
 EXAMPLES = 2  # of forced replies, to show
-_N_LIMITS = len(calibration.LOW_LIMITS + calibration.HIGH_LIMITS)
+RAMP = 0.5  # of the gate, in spreads
 
 
 class Stores(Protocol):
@@ -56,25 +68,7 @@ class Stores(Protocol):
 
 
 @dataclass(frozen=True)
-class Options:
-    """Choices of a conversion.
-
-    layers: first and last candidate block; None: all.
-    over_refusal: share of neutral inputs, borderline ones among them, that may open the gate, in
-        each modality; None: as `calibration.budgets` chooses.
-    shrinkage: of the read-out (geometry.shrunk).
-    ramp: in spreads.
-    """
-
-    seed: int = 0
-    layers: tuple[int, int] | None = None
-    over_refusal: float | None = None
-    shrinkage: Shrinkage = SHRINKAGE
-    ramp: float = 0.5
-
-
-@dataclass(frozen=True)
-class Conversion:
+class Measurement:
     """A vector and everything that its card and plot tell.
 
     coordinates: t of sets of held-out prompts before re-centering, [n, L].
@@ -89,62 +83,68 @@ class Conversion:
     warnings: list[str]
 
 
-def convert(
+def measure(
     extractor: Extractor,
-    contrast: ContrastPrompts,
-    media: Mapping[str, Split],
-    options: Options,
+    sets: PromptSets,
+    calibration: Calibration,
     *,
     source: Mapping[str, str],
-    contexts: Sequence[Context] = (Context(),),
     given: Artefact | None = None,
     stores: Stores | None = None,
     progress: bool = True,
-) -> Conversion:
-    """Measure ``extractor``'s model on text prompts, some of them after ``contexts``, and by
-    modality on neutral prompts with media. What an artefact gives is taken from there; the rest is
-    measured at its block. What is in the ``stores`` is not measured again.
+) -> Measurement:
+    """Measures ``extractor``'s model on ``sets`` and calibrates its vector.
+
+    given: what was measured elsewhere is taken from there, the rest measured at its block.
+    stores: what they hold is not measured again.
 
     Raises MarsError for prompt sets that are too small or a direction that separates nothing.
     """
     if given is not None:
-        _require_usable(given, extractor, media)
-        options = replace(options, layers=(given.layer, given.layer))
-    layers = candidates(extractor.n_layer, options.layers)
-    contexts, media, left_out = _renderable(extractor, contexts, media)
-    splits = split_prompts(contrast, media, contexts, options.seed)
+        _require_usable(given, extractor, sets.media)
+        calibration = replace(calibration, layers=(given.layer, given.layer))
+    layers = candidates(extractor.n_layer, calibration.layers)
+    sets, left_out = _renderable(extractor, sets)
+    splits = split_prompts(sets.contrast, sets.media, sets.contexts, calibration.seed)
 
-    # Alike in time: to observe a prompt, and to read the beginning of a reply.
-    tried = TRIED * (min(FINALISTS, len(layers)) + _N_LIMITS - 1)
-    total = len(splits) + tried
+    # Observing a prompt and reading a reply take about the same time: each is a step of the bar.
+    total = len(splits) + TRIED * _n_places(min(FINALISTS, len(layers)))
     with tqdm(total=total, desc="measuring", unit="prompt", disable=not progress) as bar:
         observer = _Observer(extractor, bar, stores)
-        fitted = _fit(observer, splits, layers, given, options.shrinkage)
+        fitted = _fit(observer, splits, layers, given, calibration.shrinkage)
         plain = replace(fitted.axes, readout=projections(fitted.axes.base))
         both = fitted.axes, plain
-        selecting, certifying = (_coordinates(observer, splits, third, both) for third in (1, 2))
-        selected = _select(observer, fitted, selecting[0], layers, options.over_refusal)
-    scores, layer = selected.scores, selected.scores.best
+        selecting = _coordinates(observer, splits, "select", both)
+        certifying = _coordinates(observer, splits, "certify", both)
+        selected = _select(observer, fitted, selecting[0], layers, calibration.over_refusal)
+    layer = selected.layer
     (geometry, certificate), (projected, _) = (
-        _certify(fitted, certify_on, select_on.harmful.states[:, layer], selected, options)
+        _certify(fitted, certify_on, select_on.harmful.states[:, layer], selected)
         for select_on, certify_on in zip(selecting, certifying, strict=True)
     )
-    warned = calibration.warnings(fitted.refusals, scores, layer, certificate, selected.budgets)
+    warned = warnings(fitted.refusals, selected.scores, layer, certificate, selected.budgets)
+    told = _told(splits, certificate, selected) | {"shrinkage": str(calibration.shrinkage)}
     vector = Vector(
         layer,
         geometry,
         extractor.fingerprint,
-        _calibration(splits, certificate, selected, options) | _of_the_projection(projected),
-        {**source, "tool": f"mars-gguf {__version__}", "prompts_sha256": contrast.sha256},
+        told | _of_the_projection(projected),
+        {**source, "tool": f"mars-gguf {__version__}", "prompts_sha256": sets.contrast.sha256},
     )
-    return Conversion(
+    return Measurement(
         vector,
-        scores,
+        selected.scores,
         _before_recentering(fitted.axes, certifying[0]),
         certificate,
         selected.examples,
         left_out + fitted.notes + warned,
     )
+
+
+def _n_places(n_blocks: int) -> int:
+    """Places at which steering is tried, at most: so many blocks at one limit, and one of them at
+    all others."""
+    return n_blocks + len({*LOW_LIMITS, *HIGH_LIMITS} - {FORCED_LIMIT})
 
 
 def _require_usable(given: Artefact, extractor: Extractor, media: Mapping[str, Split]) -> None:
@@ -156,25 +156,21 @@ def _require_usable(given: Artefact, extractor: Extractor, media: Mapping[str, S
         )
 
 
-def _renderable(
-    extractor: Extractor, contexts: Sequence[Context], media: Mapping[str, Split]
-) -> tuple[list[Context], dict[str, Split], list[str]]:
-    """The contexts that the chat template writes; the prompts with media, without a context where
-    it does not; and what is to be said of it."""
-    lost = [c for c in contexts if c.messages and not extractor.takes(c)]
+def _renderable(extractor: Extractor, sets: PromptSets) -> tuple[PromptSets, list[str]]:
+    """Leaves out the contexts that the chat template does not write, of prompts with media too.
+    Returns what is left, and what is to be said of it."""
+    lost = [c for c in sets.contexts if c.messages and not extractor.takes(c)]
     if not lost:
-        return list(contexts), dict(media), []
-    ids = set(map(id, lost))
-    kept = {
-        m: Split(
-            *([replace(p, context=Context()) if id(p.context) in ids else p for p in part]
-              for part in parts)
-        )
-        for m, parts in media.items()
-    }  # fmt: skip
+        return sets, []
+
+    def written(prompt: Prompt) -> Prompt:
+        return replace(prompt, context=Context()) if prompt.context in lost else prompt
+
+    media = {m: Split(*([written(p) for p in part] for part in s)) for m, s in sets.media.items()}
+    kept = [context for context in sets.contexts if context not in lost]
     names = ", ".join(dict.fromkeys(c.name for c in lost))
     note = f"The chat template does not write these contexts, which were not measured: {names}."
-    return [c for c in contexts if id(c) not in ids], kept, [note]
+    return replace(sets, contexts=kept, media=media), [note]
 
 
 class _Observer(NamedTuple):
@@ -213,7 +209,7 @@ class _Observer(NamedTuple):
 
 
 class _Fitted(NamedTuple):
-    """What the first third gives, and what is to be said of it."""
+    """What is fitted, and what is to be said of it."""
 
     axes: Axes
     refusals: Refusals
@@ -258,16 +254,17 @@ def _fit(
 
 
 class _Seen(NamedTuple):
-    """Of another third: harmful text, and by modality neutral prompts, as coordinates [n, L]."""
+    """What is seen of one part: harmful text, and by modality neutral prompts, as coordinates
+    [n, L]."""
 
     harmful: Observations
     neutral: dict[str, Observations]
 
 
 def _coordinates(
-    observer: _Observer, splits: Splits, third: int, axes: Sequence[Axes]
+    observer: _Observer, splits: Splits, part: str, axes: Sequence[Axes]
 ) -> list[_Seen]:
-    """What is seen of a third, by each of ``axes``."""
+    """Observes the ``part`` of all splits, along each of ``axes``."""
 
     def read(prompts: Sequence[Prompt], states: Rows) -> Rows:
         found = np.empty((len(prompts), len(axes), states.shape[1]), np.float32)
@@ -277,9 +274,10 @@ def _coordinates(
             found[rows] = np.stack([one.t(states[rows], m) for one in axes], 1)
         return found
 
-    neutral = {m: parts[third] for m, parts in splits.neutral.items()}
+    harmful, *others = (getattr(x, part) for x in (splits.harmful, *splits.neutral.values()))
+    neutral = dict(zip(splits.neutral, others, strict=True))
     stage = " ".join(one.sha256 for one in axes)
-    seen = observer.observe_together({"harmful": splits.harmful[third], **neutral}, stage, read)
+    seen = observer.observe_together({"harmful": harmful, **neutral}, stage, read)
 
     def along(i: int) -> _Seen:
         harmful, *rest = (replace(one, states=one.states[:, i]) for one in seen.values())
@@ -289,13 +287,17 @@ def _coordinates(
 
 
 class _Selected(NamedTuple):
-    """What the second third chooses: the block (the best of the ``scores``) and the trust limit;
-    by modality, the share of neutral inputs that may open the gate; and what was replied there."""
+    """What is selected: the block (the best of the ``scores``) and the trust limit; by modality,
+    the share of neutral inputs that may open the gate; and what was replied there."""
 
     scores: LayerScores
     limit: float
     budgets: dict[str, float]
     examples: list[tuple[Prompt, Reply]]
+
+    @property
+    def layer(self) -> int:
+        return self.scores.best
 
 
 def _select(
@@ -304,12 +306,12 @@ def _select(
     answered = accepted(seen.neutral, fitted.refusals)
     t = {m: one.states for m, one in answered.items()}
     harmful = seen.harmful.states
-    scores = score_layers(harmful, t, layers, calibration.largest_budgets(t, given))
+    scores = score_layers(harmful, t, layers, largest_budgets(t, given))
     trials = _trials(seen.harmful, answered, fitted.refusals)
 
     finalists, bar = scores.finalists(), observer.bar
     n_tried = sum(len(trial.prompts) for trial in trials)
-    bar.total = bar.n + n_tried * (len(finalists) + _N_LIMITS - 1)
+    bar.total = bar.n + n_tried * _n_places(len(finalists))
     tried: dict[Place, Forced] = {}
 
     def forced_at(places: list[Place]) -> list[Forced]:
@@ -325,31 +327,32 @@ def _select(
 
     at_blocks = forced_at([(layer, FORCED_LIMIT) for layer in finalists])
     scores.effect[finalists] = [forced.rate for forced in at_blocks]
-    rates = at_limits(calibration.HIGH_LIMITS)
-    if calibration.trust_limit(rates) == calibration.HIGH_LIMITS[0]:
-        rates |= at_limits(calibration.LOW_LIMITS)
+    rates = at_limits(HIGH_LIMITS)
+    if trust_limit(rates) == HIGH_LIMITS[0]:
+        rates |= at_limits(LOW_LIMITS)
     bar.total = bar.n
-    limit = calibration.trust_limit(rates)
+    limit = trust_limit(rates)
     replies = tried[scores.best, limit].replies
     at_best = {m: values[:, scores.best] for m, values in t.items()}
-    chosen = calibration.budgets(at_best, harmful[:, scores.best], given)
+    chosen = budgets(at_best, harmful[:, scores.best], given)
     examples = list(zip(trials[0].prompts, replies, strict=True))[:EXAMPLES]
     return _Selected(scores, limit, chosen, examples)
 
 
 def _certify(
-    fitted: _Fitted, seen: _Seen, beyond: Array, selected: _Selected, options: Options
+    fitted: _Fitted, seen: _Seen, beyond: Array, selected: _Selected
 ) -> tuple[Geometry, Certificate]:
-    """``beyond``: coordinates [n] of harmful text at the chosen block, of the second third."""
-    layer, refusals = selected.scores.best, fitted.refusals
+    """Sets the gate at the chosen block and counts what opens it.
+
+    beyond: coordinates [n] of harmful text there, of the part that selects."""
+    layer, refusals = selected.layer, fitted.refusals
     neutral = {
         m: replace(one, states=one.states[:, layer])
         for m, one in accepted(seen.neutral, refusals).items()
     }
     t = {m: one.states for m, one in neutral.items()}
-    opens = calibration.thresholds(t, beyond, selected.budgets)
-    spreads = calibration.spreads(t)
-    geometry = fitted.axes.at(layer, spreads, opens, options.ramp, selected.limit)
+    opens = thresholds(t, beyond, selected.budgets)
+    geometry = fitted.axes.at(layer, spreads(t), opens, RAMP, selected.limit)
     harmful, text = seen.harmful, seen.neutral["text"]
     refused = [float(refusals.begin(one.tokens).mean()) for one in (harmful, text)]
     return geometry, certify(neutral, harmful.states[:, layer], opens, (refused[0], refused[1]))
@@ -386,20 +389,15 @@ def _before_recentering(axes: Axes, seen: _Seen) -> dict[str, Array]:
     return found
 
 
-def _calibration(
-    splits: Splits,
-    certificate: Certificate,
-    selected: _Selected,
-    options: Options,
-) -> dict[str, Value]:
+def _told(splits: Splits, certificate: Certificate, selected: _Selected) -> dict[str, Value]:
     """What the vector file tells of how it was measured."""
-    scores, layer = selected.scores, selected.scores.best
+    scores, layer = selected.scores, selected.layer
     sets = {"harmful": splits.harmful, **{f"neutral.{m}": x for m, x in splits.neutral.items()}}
     return {
         **{
-            f"prompts.{name}.{part}": len(prompts)
-            for name, parts in sets.items()
-            for part, prompts in zip(Split._fields, parts, strict=True)
+            f"prompts.{name}.{part}": len(getattr(split, part))
+            for name, split in sets.items()
+            for part in Split._fields
         },
         **{f"opened.{row.modality}": str(row) for row in certificate.neutral if not row.group},
         "opened.harmful_text": str(certificate.caught),
@@ -409,5 +407,4 @@ def _calibration(
         "score.reach": float(scores.reach[layer]),
         "score.effect": float(scores.effect[layer]),
         **{f"over_refusal.{m}": budget for m, budget in selected.budgets.items()},
-        "shrinkage": str(options.shrinkage),
     }

@@ -8,29 +8,29 @@ from typing import Any
 import numpy as np
 
 from mars_gguf.convert.card import model_name
-from mars_gguf.convert.pipeline import Conversion
+from mars_gguf.convert.pipeline import Measurement
 
 
-def write_plot(conversion: Conversion, path: Path) -> None:
+def write_plot(measurement: Measurement, path: Path) -> None:
     """Plot t by block for every set, and the blocks' scores (PNG)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    vector = conversion.vector
+    vector = measurement.vector
     figure = Figure(figsize=(9, 7), layout="constrained")
     FigureCanvasAgg(figure)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
-    _draw_coordinates(top, conversion)
+    _draw_coordinates(top, measurement)
     top.set_title(f"{model_name(vector)}: where prompts lie, before re-centering")
-    _draw_scores(bottom, conversion)
+    _draw_scores(bottom, measurement)
     for axes in (top, bottom):
         axes.axvline(vector.layer, color="black", linestyle=":", linewidth=1)
     figure.savefig(path, format="png", dpi=130)
 
 
-def _draw_coordinates(axes: Any, conversion: Conversion) -> None:
-    blocks = np.arange(conversion.vector.model.n_layer)
-    for name, t in conversion.coordinates.items():
+def _draw_coordinates(axes: Any, measurement: Measurement) -> None:
+    blocks = np.arange(measurement.vector.model.n_layer)
+    for name, t in measurement.coordinates.items():
         text = name.endswith(" text")
         colour = {"harmful text": "tab:red", "neutral text": "tab:green"}.get(name)
         style = "-" if text else "--"
@@ -46,9 +46,9 @@ def _draw_coordinates(axes: Any, conversion: Conversion) -> None:
     axes.legend(fontsize=7, ncols=2, loc="upper left")
 
 
-def _draw_scores(axes: Any, conversion: Conversion) -> None:
-    scores = conversion.scores
-    blocks = np.arange(conversion.vector.model.n_layer)
+def _draw_scores(axes: Any, measurement: Measurement) -> None:
+    scores = measurement.scores
+    blocks = np.arange(measurement.vector.model.n_layer)
     axes.plot(blocks, scores.separation, label="separation (AUROC)")
     axes.plot(blocks, scores.reach, label="reach")
     axes.plot(blocks, scores.effect, "o", label="effect of forced steering")

@@ -53,6 +53,7 @@ from typing import Any
 
 from mars_gguf.errors import MarsError
 from mars_gguf.formats import HANDLERS
+from mars_gguf.modalities import MODALITIES
 from mars_gguf.options import DTYPES
 from mars_gguf.reasoning import REASONINGS
 
@@ -60,8 +61,6 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-MODALITIES = ("text", "image", "video")
 
 # Section and key: type, and the command's option it stands for.
 _KEYS: dict[str, dict[str, tuple[type, str]]] = {

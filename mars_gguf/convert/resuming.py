@@ -1,4 +1,4 @@
-"""What was measured, kept beside the output until that is written: a conversion that was
+"""Keeps what is measured beside the output until that is written, so that a conversion that was
 interrupted goes on with the same command.
 """
 
@@ -7,42 +7,63 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 
 from mars_gguf.convert.extractor import Reply, Seen
 from mars_gguf.errors import MarsError
+from mars_gguf.files import sha256
 
 AT_ONCE = 500  # keys of a query
 SCHEMA = (
     "CREATE TABLE IF NOT EXISTS seen (key TEXT PRIMARY KEY, shape TEXT, state BLOB, token INT, "
     "reply INT, text TEXT)"
 )
+PACKAGE = Path(__file__).parents[1]
+ROOMS = "convert", "media", "runtime"
 
 
-class Measured:
-    """A `Store` in the file ``path``, for one ``job``: what decides what is seen of a prompt
-    besides the prompt itself, such as the model. Other jobs in the same file are neither read nor
-    disturbed.
+@cache
+def code_sha256(package: Path = PACKAGE) -> str:
+    """Hashes the code that decides what is seen of a prompt: the modules of ``package`` in ROOMS
+    and beside them, and the version of llama-cpp-python. Hexadecimal."""
+    folders = [package, *(package / room for room in ROOMS)]
+    files = sorted(f for folder in folders for f in folder.iterdir() if f.suffix in (".py", ".c"))
+    digest = hashlib.sha256()
+    with suppress(PackageNotFoundError):
+        digest.update(version("llama-cpp-python").encode())
+    for file in files:
+        digest.update(f"{file.relative_to(package).as_posix()} {sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
+class ResumeFile:
+    """Keeps what was seen of prompts in the file ``path`` (a `Store`).
+
+    job: all that decides what is seen of a prompt besides the prompt itself: the model, the code
+        (`code_sha256`). Other jobs in the same file are neither read nor disturbed.
     """
 
     def __init__(self, path: Path, job: str) -> None:
         self.path, self.job = path, job
 
-    def of(self, stage: str) -> Measured:
+    def of(self, stage: str) -> ResumeFile:
         """The same file for states that were read in a way called ``stage``."""
-        return Measured(self.path, f"{self.job} {stage}")
+        return ResumeFile(self.path, f"{self.job} {stage}")
 
     def find(self, keys: Sequence[str]) -> dict[str, Seen]:
-        """Those of the keys that are kept. Raises MarsError for a file that is something else."""
+        """Returns those of the keys that are kept. Raises MarsError for a file that is something
+        else."""
         if not self.path.exists():
             return {}
         names = {self._name(key): key for key in keys}
         found: dict[str, Seen] = {}
         ordered = list(names)
-        with self._open() as file:
+        with self._connected() as file:
             for start in range(0, len(ordered), AT_ONCE):
                 some = ordered[start : start + AT_ONCE]
                 marks = ",".join("?" * len(some))
@@ -54,7 +75,7 @@ class Measured:
         return found
 
     def keep(self, seen: Mapping[str, Seen]) -> None:
-        """Keep what was seen; what is in the file is whole at any time. Raises MarsError."""
+        """Keeps what was seen; what is in the file is whole at any time. Raises MarsError."""
         rows = [
             (
                 self._name(key),
@@ -66,11 +87,11 @@ class Measured:
             for key, one in seen.items()
         ]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self._open() as file, file:
+        with self._connected() as file, file:
             file.executemany("INSERT OR REPLACE INTO seen VALUES (?, ?, ?, ?, ?, ?)", rows)
 
     @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
+    def _connected(self) -> Iterator[sqlite3.Connection]:
         try:
             with closing(sqlite3.connect(self.path, timeout=60)) as file:
                 file.execute(SCHEMA)

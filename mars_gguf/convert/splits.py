@@ -1,6 +1,7 @@
-"""Which prompts measure what. Three parts, disjoint by prompt and by picture: centroids, read-out
-and shifts are fitted on the first; block and trust limit are selected on the second; the gate is
-certified on the third. What is promised has chosen nothing.
+"""Divides the prompts of a conversion in three parts, disjoint by prompt and by picture.
+
+Centroids, read-out and shifts are fitted on one, block and trust limit are selected on another, and
+the gate is certified on the last. What is promised has chosen nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ NEUTRAL_SHARES = 0.3, 0.2, 0.5  # most where a small share has to be bounded
 
 
 class Split(NamedTuple):
-    """One set, split."""
+    """One set of prompts, divided: each part measures something else."""
 
     fit: list[Prompt]
     select: list[Prompt]
@@ -30,7 +31,7 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True)
 class Splits:
-    """All prompts of a conversion, split: harmful and harmless text, and by modality everything
+    """All prompts of a conversion, divided: harmful and harmless text, and by modality everything
     that is harmless, that text among it."""
 
     harmful: Split
@@ -41,7 +42,7 @@ class Splits:
         """How many prompts are measured: of harmless text, what is neutral text as well once."""
         sets = self.harmful, *self.neutral.values()
         twice = set(map(id, self.harmless.fit)) & set(map(id, self.neutral["text"].fit))
-        measured = sum(len(part) for parts in sets for part in parts)
+        measured = sum(len(part) for split in sets for part in split)
         return measured + len(self.harmless.fit) - len(twice)
 
 
@@ -51,7 +52,7 @@ def split_prompts(
     contexts: Sequence[Context],
     seed: int,
 ) -> Splits:
-    """Split the text prompts, and join them with neutral prompts with media that are split.
+    """Divides the text prompts, and joins them with ``media``, which are divided already.
 
     Contrast sets of equal length are split at the same positions, so that matched pairs stay
     together. Neutral text is the harmless side of the contrast and the neutral prompts of the set.
@@ -61,13 +62,13 @@ def split_prompts(
     require_enough(contrast.harmful, "harmful prompts")
     require_enough(contrast.harmless, "harmless prompts")
 
-    def parts(form: str, texts: Sequence[str], shares: Sequence[float]) -> Split:
+    def divided(form: str, texts: Sequence[str], shares: Sequence[float]) -> Split:
         prompts = [Prompt(text, form=form, kind="text", context=contexts[0]) for text in texts]
         return Split(*split(prompts, shares, seed))
 
-    harmful = parts("harmful", contrast.harmful, CONTRAST_SHARES)
-    harmless = parts("matched", contrast.harmless, CONTRAST_SHARES)
-    others = [parts(kind, some, NEUTRAL_SHARES) for kind, some in contrast.neutral.items()]
+    harmful = divided("harmful", contrast.harmful, CONTRAST_SHARES)
+    harmless = divided("matched", contrast.harmless, CONTRAST_SHARES)
+    others = [divided(kind, some, NEUTRAL_SHARES) for kind, some in contrast.neutral.items()]
     neutral = []
     for some in zip(harmless, *others, strict=True):
         neutral.append(every_second(list(chain.from_iterable(some)), contexts))
@@ -75,7 +76,7 @@ def split_prompts(
 
 
 def every_second(prompts: Sequence[Prompt], contexts: Sequence[Context]) -> list[Prompt]:
-    """The prompts, every second one after the next of ``contexts`` but the first."""
+    """Puts every second prompt after the next of ``contexts`` but the first."""
     if len(contexts) < 2:
         return list(prompts)
     before = cycle(contexts[1:])
@@ -83,8 +84,8 @@ def every_second(prompts: Sequence[Prompt], contexts: Sequence[Context]) -> list
 
 
 def split(items: Sequence[T], shares: Sequence[float], seed: int) -> list[list[T]]:
-    """Split into parts with these ``shares``, which sum to 1, each part in the order of ``items``
-    and of at least one item if there are so many.
+    """Divides ``items`` into parts with these ``shares``, which sum to 1: each part in their order,
+    and of at least one item.
 
     Which positions a part gets depends on ``len(items)``, ``shares`` and ``seed`` alone, so
     parallel lists split alike. Raises MarsError for fewer items than parts.

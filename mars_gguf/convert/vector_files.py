@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from mars_gguf.convert.artefacts import is_artefact
 from mars_gguf.convert.card import card, split_parity
-from mars_gguf.convert.pipeline import Conversion
+from mars_gguf.convert.pipeline import Measurement
 from mars_gguf.convert.plot import write_plot
 from mars_gguf.errors import MarsError
 from mars_gguf.files import atomic, remove_partial, require_writable, sha256
@@ -19,13 +19,13 @@ from mars_gguf.interrupts import interrupts_held
 from mars_gguf.vectors import Vector, VectorError, read_vector, write_contents
 
 BESIDE = ".md", ".png"
-MEASURED = ".measured"
+RESUME = ".measured"
 
 
 def output_paths(name: str, inputs: Sequence[str], *, plot: bool) -> list[Path]:
-    """Where the vector called ``name``, its card and, with ``plot``, its plot go. Raises MarsError
-    if they cannot be written there, or would replace anything but an older vector with what lies
-    beside it."""
+    """The paths of the vector called ``name``, its card and, with ``plot``, its plot. Raises
+    MarsError if they cannot be written, or would replace anything but an older vector with what
+    lies beside it."""
     output = Path(name)
     if not _is_utf8(name):
         raise MarsError(f"{output}: found a name that is not UTF-8. Choose another --output.")
@@ -35,7 +35,7 @@ def output_paths(name: str, inputs: Sequence[str], *, plot: bool) -> list[Path]:
             "plot are written beside it under '.md' and '.png'"
         )
     outputs = [output, *map(output.with_suffix, BESIDE[: 1 + plot])]
-    for written in (*outputs, output.with_suffix(MEASURED)):
+    for written in (*outputs, resume_path(output)):
         try:  # now, not after an hour of measuring
             require_writable(written)
         except MarsError as error:
@@ -59,6 +59,11 @@ def output_paths(name: str, inputs: Sequence[str], *, plot: bool) -> list[Path]:
     return outputs
 
 
+def resume_path(output: Path) -> Path:
+    """The file that keeps what is measured until ``output`` is written."""
+    return output.with_suffix(RESUME)
+
+
 def _is_utf8(name: str) -> bool:
     try:
         return bool(name.encode())
@@ -68,7 +73,7 @@ def _is_utf8(name: str) -> bool:
 
 @contextmanager
 def claimed(output: Path) -> Iterator[None]:
-    """Keep other conversions from writing ``output`` until the block ends; what killed ones left
+    """Keeps other conversions from writing ``output`` until the block ends; what killed ones left
     half-written is removed. Its folder is made, and removed if nothing came into it. The claim of a
     process ends with it, however it ends.
 
@@ -93,7 +98,7 @@ def claimed(output: Path) -> Iterator[None]:
                 "Choose another --output."
             ) from error
         end.callback(_give_up, lock)
-        for suffix in (output.suffix, *BESIDE, MEASURED):
+        for suffix in (output.suffix, *BESIDE, RESUME):
             remove_partial(output.with_suffix(suffix))
         yield
 
@@ -111,19 +116,19 @@ def _remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def write_outputs(conversion: Conversion, outputs: Sequence[Path]) -> None:
-    """Write vector, card and plot to ``output_paths``: all of them, or none. A parity table in an
+def write_outputs(measurement: Measurement, outputs: Sequence[Path]) -> None:
+    """Writes vector, card and plot to ``output_paths``: all of them, or none. A parity table in an
     older card stays if it is of the same vector. Raises MarsError."""
     output, card_path, *plots = outputs
-    parity = _parity_table(output, conversion.vector)
+    parity = _parity_table(output, measurement.vector)
     # All are written before the first takes its place: the last begun, the card. It names the hash
     # of its vector, so whoever finds it beside another (after a power cut) can tell.
     with ExitStack() as held, ExitStack() as files:
         vector_file = files.enter_context(atomic(output))
-        write_contents(conversion.vector, vector_file)
+        write_contents(measurement.vector, vector_file)
         for plot in plots:
-            write_plot(conversion, files.enter_context(atomic(plot)))
-        text = card(conversion, output.name, sha256(vector_file), parity)
+            write_plot(measurement, files.enter_context(atomic(plot)))
+        text = card(measurement, output.name, sha256(vector_file), parity)
         files.enter_context(atomic(card_path)).write_text(text, encoding="utf-8")
         held.enter_context(interrupts_held())
 

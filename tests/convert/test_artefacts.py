@@ -14,11 +14,11 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from commands import convert as main
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import DEMO
 
-from mars_gguf.convert.__main__ import main
 from mars_gguf.convert.artefacts import Artefact, is_artefact, read_artefact
 from mars_gguf.convert.geometry import Centroids
 from mars_gguf.convert.prompts import builtin_contrast

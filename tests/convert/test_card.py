@@ -10,17 +10,20 @@ from PIL import Image
 from toys import Toy, toy_contrast
 
 from mars_gguf.convert.card import PARITY, card, split_parity
+from mars_gguf.convert.choices import Calibration
 from mars_gguf.convert.extractor import Reply
-from mars_gguf.convert.pipeline import Conversion, Options, convert
+from mars_gguf.convert.pipeline import Measurement, measure
 from mars_gguf.convert.plot import write_plot
+from mars_gguf.convert.prompt_sets import PromptSets
 from mars_gguf.convert.prompts import Prompt
 
 
 @pytest.fixture(scope="module")
-def conversion() -> Conversion:
+def measurement() -> Measurement:
     toy = Toy({"harmful": 0.6}, pliable={2: 0.0})
     source = {"backend": "toy", "model": "A model"}
-    return convert(toy, toy_contrast(), {}, Options(), source=source, progress=False)
+    sets = PromptSets(toy_contrast())
+    return measure(toy, sets, Calibration(), source=source, progress=False)
 
 
 def table(text: str, heading: str) -> list[list[str]]:
@@ -31,8 +34,8 @@ def table(text: str, heading: str) -> list[list[str]]:
     return [row.strip("| ").split(" | ") for row in rows[2:]]
 
 
-def test_a_card_names_the_model_the_block_and_every_candidate(conversion: Conversion) -> None:
-    text = card(conversion, "v.gguf", "ab" * 32)
+def test_a_card_names_the_model_the_block_and_every_candidate(measurement: Measurement) -> None:
+    text = card(measurement, "v.gguf", "ab" * 32)
     assert text.startswith("# v.gguf\n\nA refusal-steering vector for **A model** (toy), made by")
     assert "python -m mars_gguf.chat --model MODEL.gguf --vector v.gguf" in text
     assert [row[0] for row in table(text, "\n## Blocks")] == ["1", "**2**", "3", "4", "5"]
@@ -40,10 +43,10 @@ def test_a_card_names_the_model_the_block_and_every_candidate(conversion: Conver
 
 
 def test_a_card_says_what_opens_the_gate_of_every_sort_and_what_forced_replies_say(
-    conversion: Conversion,
+    measurement: Measurement,
 ) -> None:
-    text = card(conversion, "v.gguf", "")
-    certificate = conversion.certificate
+    text = card(measurement, "v.gguf", "")
+    certificate = measurement.certificate
     expected = [
         [f"{row.modality}, {row.group}" if row.group else f"**{row.modality}**", str(row),
          f"{row.bound:.1%}"]
@@ -52,33 +55,33 @@ def test_a_card_says_what_opens_the_gate_of_every_sort_and_what_forced_replies_s
     assert table(text, "\n## What opens the gate") == expected
     assert {row[0] for row in expected} >= {"**text**", "text, form: borderline"}
     assert f"Of harmful text the gate opens for **{certificate.caught}**" in text
-    for prompt, reply in conversion.examples:
+    for prompt, reply in measurement.examples:
         assert f"- `{prompt.text}` -> `{reply.text}`" in text
 
 
 def test_what_a_model_replies_cannot_break_out_of_its_line_of_a_card(
-    conversion: Conversion,
+    measurement: Measurement,
 ) -> None:
     wild = Reply(0, "`|\n# Heading\n\x1b[2J</script>")
-    shown = replace(conversion, examples=[(Prompt("a `b`\nc"), wild)])
+    shown = replace(measurement, examples=[(Prompt("a `b`\nc"), wild)])
     assert r"- `a 'b'\nc` -> `'|\n# Heading\n\x1b[2J</script>`" + "\n" in card(shown, "v.gguf", "")
 
 
-def test_warnings_stand_on_a_card_before_any_number(conversion: Conversion) -> None:
-    assert "## Warnings" not in card(conversion, "v.gguf", "")
-    conversion.warnings.append("Look out.")
-    text = card(conversion, "v.gguf", "")
-    conversion.warnings.clear()
+def test_warnings_stand_on_a_card_before_any_number(measurement: Measurement) -> None:
+    assert "## Warnings" not in card(measurement, "v.gguf", "")
+    measurement.warnings.append("Look out.")
+    text = card(measurement, "v.gguf", "")
+    measurement.warnings.clear()
     assert text.index("- Look out.\n") < text.index("## Where prompts lie")
 
 
-def test_a_parity_table_comes_off_a_card_as_it_was_put_on(conversion: Conversion) -> None:
+def test_a_parity_table_comes_off_a_card_as_it_was_put_on(measurement: Measurement) -> None:
     table = f"{PARITY}: a and b\n\n| 1 |\n"
-    whole = card(conversion, "v.gguf", "", table)
-    assert split_parity(whole) == (card(conversion, "v.gguf", "") + "\n", table)
-    assert split_parity(card(conversion, "v.gguf", ""))[1] == ""
+    whole = card(measurement, "v.gguf", "", table)
+    assert split_parity(whole) == (card(measurement, "v.gguf", "") + "\n", table)
+    assert split_parity(card(measurement, "v.gguf", ""))[1] == ""
 
 
-def test_the_plot_is_a_picture(conversion: Conversion, tmp_path: Path) -> None:
-    write_plot(conversion, tmp_path / "v.png")
+def test_the_plot_is_a_picture(measurement: Measurement, tmp_path: Path) -> None:
+    write_plot(measurement, tmp_path / "v.png")
     Image.open(tmp_path / "v.png").verify()

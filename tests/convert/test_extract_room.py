@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import convert as main
 from llama_cpp import llama_cpp as lib
 from models import picture
 from tiny import FAMILIES, templates
 from tiny.sliced import smolvlm
 
-from mars_gguf.convert.__main__ import main, make_room, open_model, parser, prepare
+from mars_gguf.convert.choices import Prompts
 from mars_gguf.convert.extract_gguf import N_CTX, GgufExtractor
+from mars_gguf.convert.loader import make_room
+from mars_gguf.convert.prompt_sets import gather
 from mars_gguf.convert.prompts import Prompt
 from mars_gguf.convert.refusals import N_TOKENS
 from mars_gguf.errors import ModelError
@@ -187,16 +190,13 @@ def test_the_command_says_that_it_takes_a_longer_context_or_which_one_is_needed(
         *("-m", str(tiles / "model.gguf"), "--mmproj", str(tiles / "mmproj.gguf"), "-t", "1"),
         *("-o", str(tiles / "v.gguf"), "--probes", "48", "-q"),
     ]
-    args = parser().parse_args(command)
-    job = prepare(args)
-    extractor = open_model(job.model, job.mmproj, args)
-    assert isinstance(extractor, GgufExtractor)
-    make_room(extractor, job)
+    extractor, said = opened(tiles), list[str]()
+    sets = gather(Prompts(probes=48), 0, sees=True)
+    make_room(extractor, sets, said.append)
     n_cells = extractor.n_cells
     assert n_cells > N_CTX
-    said = f"the prompts need a context of {n_cells} tokens, instead of {N_CTX}"
-    assert said in capsys.readouterr().err
-    prompts = [p for parts in job.neutral.values() for third in parts for p in third]
+    assert said == [f"the prompts need a context of {n_cells} tokens, instead of {N_CTX}"]
+    prompts = [p for split in sets.media.values() for part in split for p in part]
     counted = [extractor.length(p) for p in prompts[:: len(prompts) // 12]]
     assert max(counted) + N_TOKENS <= n_cells
     extractor.close()

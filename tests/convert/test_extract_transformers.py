@@ -22,14 +22,15 @@ import torch
 import transformers
 from checkpoint_templates import PARTS, STRINGS
 from checkpoints import BLOCKS, SEEING, TEXTS, WIDTH
+from commands import convert as main
 from models import DEMO, DEMO_MMPROJ, OPTIONS, picture, random_llama, user
 
-from mars_gguf.convert.__main__ import main
+from mars_gguf.convert.choices import Calibration, CheckpointOptions
 from mars_gguf.convert.extract_gguf import GgufExtractor
 from mars_gguf.convert.extract_transformers import TransformersExtractor
 from mars_gguf.convert.parity import Parity, append_to_card, compare
 from mars_gguf.convert.parity import main as compare_models
-from mars_gguf.convert.pipeline import Options
+from mars_gguf.convert.prompt_sets import PromptSets
 from mars_gguf.convert.prompts import Context, ContrastPrompts, Prompt, builtin_contrast
 from mars_gguf.demo_model import FOLDER
 from mars_gguf.errors import MarsError, ModelError
@@ -104,7 +105,7 @@ def reference(extractor: TransformersExtractor, prompt: Prompt) -> tuple[Any, An
 def test_block_outputs_are_transformers_hidden_states_and_the_last_is_before_the_norm(
     checkpoint: str,
 ) -> None:
-    extractor = TransformersExtractor(checkpoint, batch_size=4)
+    extractor = TransformersExtractor(checkpoint, CheckpointOptions(batch_size=4))
     prompts = prompts_for(extractor)
     seen = 0
     for indices, session in extractor.sessions(prompts):
@@ -190,7 +191,7 @@ def greedy(
 def test_replies_are_those_of_transformers_alone_steered_and_not(
     checkpoint: str, cached: bool
 ) -> None:
-    extractor = TransformersExtractor(checkpoint, batch_size=4)
+    extractor = TransformersExtractor(checkpoint, CheckpointOptions(batch_size=4))
     prompts, rng = prompts_for(extractor), np.random.default_rng(3)
     config, head = extractor.model.config, extractor.model.get_output_embeddings()
     for name in ("image_token_id", "image_token_index"):  # which no reply may hold
@@ -273,7 +274,7 @@ def test_both_extractors_write_a_prompt_alike(template: str, tmp_path: Path) -> 
 def test_no_llama_cpp_is_needed(checkpoint: str, sets: list[str], tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['llama_cpp'] = None; "
-        "from mars_gguf.convert.__main__ import main; main(sys.argv[1:])"
+        "import runpy; runpy.run_module('mars_gguf.convert', run_name='__main__')"
     )
     output = tmp_path / "v.gguf"
     command = [sys.executable, "-c", code, checkpoint, "-o", str(output), "-q", "--no-plot", *sets]
@@ -283,7 +284,7 @@ def test_no_llama_cpp_is_needed(checkpoint: str, sets: list[str], tmp_path: Path
 
 @LLAVA
 def test_prompts_with_and_without_pictures_keep_their_order(checkpoint: str) -> None:
-    extractor = TransformersExtractor(checkpoint, batch_size=3)
+    extractor = TransformersExtractor(checkpoint, CheckpointOptions(batch_size=3))
     prompts = prompts_for(extractor)
     mixed = [prompts[i] for i in (0, 7, 12, 1, 2, 8, 3)]
     alone = {id(p): next(extractor.sessions([p]))[1].observe()[0][0] for p in mixed}
@@ -298,7 +299,7 @@ def test_prompts_with_and_without_pictures_keep_their_order(checkpoint: str) -> 
 @EVERY
 def test_half_precision_is_close(checkpoint: str) -> None:
     full = TransformersExtractor(checkpoint)
-    half = TransformersExtractor(checkpoint, dtype="bfloat16")
+    half = TransformersExtractor(checkpoint, CheckpointOptions(dtype="bfloat16"))
     assert half.model.dtype == torch.bfloat16
     prompts = prompts_for(full)
     pairs = zip(full.sessions(prompts), half.sessions(prompts), strict=True)
@@ -333,13 +334,13 @@ def parity(real: tuple[str, str]) -> Parity:
     pairs = builtin_contrast()
     contrast = ContrastPrompts(pairs.harmful[::5], pairs.harmless[::5])
     a = GgufExtractor(real[1], n_threads=2, n_ctx=2048)
-    b = TransformersExtractor(real[0], batch_size=32)
+    b = TransformersExtractor(real[0], CheckpointOptions(batch_size=32))
     assert not a.fingerprint.differences(b.fingerprint)
     assert a.fingerprint.tokenizer_sha256 == b.fingerprint.tokenizer_sha256
     assert a.fingerprint.chat_template_sha256 == b.fingerprint.chat_template_sha256
     assert a.fingerprint.architecture == b.fingerprint.architecture == "llama"
     names = ("llama.cpp F32", "transformers float32")
-    result = compare(a, b, contrast, {}, Options(), names=names, n_prompts=8)
+    result = compare(a, b, PromptSets(contrast), Calibration(), names=names, n_prompts=8)
     a.close()
     b.close()
     return result
@@ -351,7 +352,7 @@ def test_both_paths_measure_the_same_of_a_real_model(parity: Parity) -> None:
     a, b = parity.layers
     assert a == b
     assert abs(parity.t[0] - parity.t[1])[:, a].max() < 0.01
-    x, y = (c.vector.geometry for c in parity.conversions)
+    x, y = (c.vector.geometry for c in parity.measurements)
     assert x.direction @ y.direction / (x.distance * y.distance) > 0.9999
     assert x.spreads["text"] == pytest.approx(y.spreads["text"], rel=0.02)
     assert x.thresholds == pytest.approx(y.thresholds, abs=0.03)
@@ -370,7 +371,7 @@ def test_the_parity_table_is_printed_and_goes_into_a_card(parity: Parity, tmp_pa
 
 
 def test_a_vector_from_float32_steers_the_quantized_model(parity: Parity, smollm2: str) -> None:
-    vector = parity.conversions[1].vector
+    vector = parity.measurements[1].vector
     llama = SteeredLlama(smollm2, vector=vector, **OPTIONS)
     llama.create_chat_completion([user(builtin_contrast().harmful[1])], max_tokens=1)
     assert llama.last_steering is not None
@@ -382,7 +383,7 @@ def test_a_vector_from_float32_steers_the_quantized_model(parity: Parity, smollm
 def test_two_models_are_not_compared(real: tuple[str, str], small_llama: str) -> None:
     a, b = GgufExtractor(small_llama), TransformersExtractor(real[0])
     with pytest.raises(MarsError, match=r"a and b are two models, expected one:\n.*n_layer: 3 and"):
-        compare(a, b, builtin_contrast(), {}, Options())
+        compare(a, b, PromptSets(builtin_contrast()), Calibration())
     a.close()
 
 

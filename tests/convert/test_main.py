@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import convert as main
 from models import DEMO, DEMO_MMPROJ, random_llama
 from toys import Toy, toy_contrast
 
 from mars_gguf.console import printable
-from mars_gguf.convert import pipeline
-from mars_gguf.convert.__main__ import main
+from mars_gguf.convert.choices import Calibration
 from mars_gguf.convert.extract_gguf import GgufExtractor
+from mars_gguf.convert.pipeline import measure
+from mars_gguf.convert.prompt_sets import PromptSets
 from mars_gguf.convert.prompts import Prompt, builtin_contrast
 from mars_gguf.convert.splits import Split
 from mars_gguf.convert.vector_files import claimed, write_outputs
@@ -95,8 +97,8 @@ def convert(*options: str, folder: Path, output: Path) -> None:
         ([DEMO, "--seed", "-1"], "argument --seed: found -1, expected 0 to 4294967295"),
         ([DEMO, "--layers", "0-3"], "layers: found 0 to 3, expected a range within 1 to 7"),
         ([DEMO, "--over-refusal", "1"], "--over-refusal: found 1.0"),
-        ([DEMO, "--shrinkage", "2"], "argument --shrinkage: found '2', expected 0 to 1, oas or"),
-        ([DEMO, "--shrinkage", "most"], "argument --shrinkage: found 'most', expected 0 to 1"),
+        ([DEMO, "--shrinkage", "2"], "--shrinkage: found '2', expected 0 to 1, oas or"),
+        ([DEMO, "--shrinkage", "most"], "--shrinkage: found 'most', expected 0 to 1"),
         ([DEMO, "--neutral-text", "empty"], "no prompts found"),
         ([DEMO, "--system-prompt", "empty"], "empty: is empty, expected a system prompt"),
         ([DEMO, "--system-prompt", "latin1"], "latin1: cannot be read as text"),
@@ -313,9 +315,7 @@ def test_ctrl_c_between_the_renames_waits_for_the_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     toy, source = Toy({"harmful": 0.6}, {2: 0.0}), {"backend": "toy"}
-    made = pipeline.convert(
-        toy, toy_contrast(), {}, pipeline.Options(), source=source, progress=False
-    )
+    made = measure(toy, PromptSets(toy_contrast()), Calibration(), source=source, progress=False)
     placed: list[str] = []
     replace = os.replace
 
@@ -338,10 +338,12 @@ from pathlib import Path
 from toys import Toy, toy_contrast
 from mars_gguf.console import command
 from mars_gguf.convert.vector_files import write_outputs
-from mars_gguf.convert.pipeline import Options, convert
+from mars_gguf.convert.choices import Calibration
+from mars_gguf.convert.pipeline import measure
+from mars_gguf.convert.prompt_sets import PromptSets
 
 toy, source = Toy({"harmful": 0.6}, {2: 0.0}), {"backend": "toy"}
-made = convert(toy, toy_contrast(), {}, Options(), source=source, progress=False)
+made = measure(toy, PromptSets(toy_contrast()), Calibration(), source=source, progress=False)
 if limit := int(sys.argv[1]):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit,) * 2)
 with command():

@@ -1,4 +1,4 @@
-"""Conversions of the shipped model, and of a real quantized chat model."""
+"""Measurements of the shipped model, and of a real quantized chat model."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ from toys import ANSWER, REFUSAL, Toy, toy_contrast
 
 from mars_gguf import demo, demo_model
 from mars_gguf.convert import pipeline
+from mars_gguf.convert.choices import Calibration
 from mars_gguf.convert.extract_gguf import GgufExtractor
 from mars_gguf.convert.layers import Forced, Place, force
-from mars_gguf.convert.pipeline import Conversion, Options, convert
+from mars_gguf.convert.pipeline import Measurement, measure
+from mars_gguf.convert.probes import paired_probes
+from mars_gguf.convert.prompt_sets import PromptSets
 from mars_gguf.convert.prompts import (
     Context,
     ContrastPrompts,
@@ -26,7 +29,7 @@ from mars_gguf.convert.prompts import (
     builtin_contrast,
     read_prompts,
 )
-from mars_gguf.convert.resuming import Measured
+from mars_gguf.convert.resuming import ResumeFile
 from mars_gguf.convert.splits import CONTRAST_SHARES, Split, split, split_prompts
 from mars_gguf.errors import MarsError
 from mars_gguf.runtime.llama import SteeredLlama
@@ -56,11 +59,11 @@ MEDIA = {
 PLIABLE = dict.fromkeys((2, 3), 0.0)
 
 
-def converted(toy: Toy, **options: Any) -> Conversion:
+def converted(toy: Toy, **options: Any) -> Measurement:
     """A conversion of the toy, which is quiet."""
-    given: dict[str, Any] = {"media": MEDIA, "contexts": CONTEXTS} | options
-    media, more = given.pop("media"), given.pop("options", Options())
-    return convert(toy, CONTRAST, media, more, source={"backend": "toy"}, progress=False, **given)
+    given: dict[str, Any] = {"media": MEDIA, "calibration": Calibration()} | options
+    sets = PromptSets(CONTRAST, given.pop("media"), CONTEXTS)
+    return measure(toy, sets, source={"backend": "toy"}, progress=False, **given)
 
 
 @pytest.fixture(scope="module")
@@ -69,18 +72,18 @@ def plain_toy() -> Toy:
 
 
 @pytest.fixture(scope="module")
-def plain_toys_conversion(plain_toy: Toy) -> Conversion:
+def plain_toys_conversion(plain_toy: Toy) -> Measurement:
     return converted(plain_toy)
 
 
-def thirds_of(kind: int) -> list[Prompt]:
+def parts_of(kind: int) -> list[Prompt]:
     """All that fits (0), selects (1) or certifies (2), but pictures."""
-    splits = split_prompts(CONTRAST, {}, CONTEXTS, Options().seed)
+    splits = split_prompts(CONTRAST, {}, CONTEXTS, Calibration().seed)
     return [*splits.harmful[kind], *splits.neutral["text"][kind]]
 
 
 def test_text_and_pictures_of_a_toy_are_told_from_what_is_harmful(
-    plain_toys_conversion: Conversion,
+    plain_toys_conversion: Measurement,
 ) -> None:
     """Its media only add a shift, of 7 along one axis."""
     made = plain_toys_conversion
@@ -100,7 +103,7 @@ def test_text_and_pictures_of_a_toy_are_told_from_what_is_harmful(
 
 
 def test_the_effect_is_where_the_model_gives_in_and_nowhere_else(
-    plain_toys_conversion: Conversion,
+    plain_toys_conversion: Measurement,
 ) -> None:
     scores = plain_toys_conversion.scores
     finalists = scores.finalists()
@@ -117,10 +120,10 @@ def moved(prompts: list[Prompt], by: float) -> dict[str, float]:
 
 
 def test_what_is_certified_chooses_nothing(
-    plain_toy: Toy, plain_toys_conversion: Conversion
+    plain_toy: Toy, plain_toys_conversion: Measurement
 ) -> None:
-    """Elsewhere lie all prompts of the certifying third: thresholds and spreads alone change."""
-    somewhere = {p.text: i % 5 - 3.0 for i, p in enumerate(thirds_of(2))}
+    """Elsewhere lie all prompts of the part that certifies: thresholds and spreads alone change."""
+    somewhere = {p.text: i % 5 - 3.0 for i, p in enumerate(parts_of(2))}
     pictures = moved(MEDIA["image"].certify, 0.5)
     other = converted(replace(plain_toy, moved=somewhere | pictures))
     a, b = plain_toys_conversion.vector, other.vector
@@ -136,15 +139,15 @@ def test_what_is_certified_chooses_nothing(
 
 
 def test_what_is_selected_with_neither_fits_nor_certifies(
-    plain_toy: Toy, plain_toys_conversion: Conversion
+    plain_toy: Toy, plain_toys_conversion: Measurement
 ) -> None:
     """Even at the same block, from which the toy cannot choose another; but how far harmful text
     lies off, where it leaves room, is taken from there."""
-    one_block = Options(layers=(2, 2))
-    neutral = [p for p in thirds_of(1) if not p.text.startswith("harmful")]
+    one_block = Calibration(layers=(2, 2))
+    neutral = [p for p in parts_of(1) if not p.text.startswith("harmful")]
     somewhere = moved(neutral, 0.3) | moved(MEDIA["image"].select, -0.2)
     made, other = (
-        converted(toy, options=one_block)
+        converted(toy, calibration=one_block)
         for toy in (plain_toy, replace(plain_toy, moved=somewhere))
     )
     assert same_geometry(made, other)
@@ -152,7 +155,7 @@ def test_what_is_selected_with_neither_fits_nor_certifies(
     assert made.scores.thresholds["text"][2] != other.scores.thresholds["text"][2]
 
 
-def same_geometry(one: Conversion, other: Conversion) -> bool:
+def same_geometry(one: Measurement, other: Measurement) -> bool:
     a, b = one.vector.geometry, other.vector.geometry
     arrays = zip((a.safe, a.unsafe, a.readout), (b.safe, b.unsafe, b.readout), strict=True)
     return (
@@ -163,11 +166,11 @@ def same_geometry(one: Conversion, other: Conversion) -> bool:
 
 
 def test_prompts_that_the_model_refuses_by_itself_never_set_a_threshold(
-    plain_toy: Toy, plain_toys_conversion: Conversion
+    plain_toy: Toy, plain_toys_conversion: Measurement
 ) -> None:
     """Far out lies what it refuses, of what selects and certifies: nothing changes but how it
     looks before re-centering."""
-    held_out = [p for k in (1, 2) for p in thirds_of(k) if p.text.startswith("odd")]
+    held_out = [p for k in (1, 2) for p in parts_of(k) if p.text.startswith("odd")]
     refused = [p for p in held_out if plain_toy.refused(p)]
     assert 8 <= len(refused) <= len(held_out) / 3
     other = converted(replace(plain_toy, moved=moved(refused, 50.0)))
@@ -272,7 +275,7 @@ def test_contexts_that_the_template_does_not_write_are_left_out_with_a_note(
 
 
 def test_what_a_file_tells_of_its_calibration_is_what_was_measured(
-    plain_toys_conversion: Conversion,
+    plain_toys_conversion: Measurement,
 ) -> None:
     told, made = plain_toys_conversion.vector.calibration, plain_toys_conversion
     counts = [told[f"prompts.harmful.{part}"] for part in Split._fields]
@@ -286,14 +289,14 @@ def test_what_a_file_tells_of_its_calibration_is_what_was_measured(
 
 
 def test_an_interrupted_conversion_goes_on_where_it_stopped_and_ends_alike(
-    plain_toys_conversion: Conversion, tmp_path: Path
+    plain_toys_conversion: Measurement, tmp_path: Path
 ) -> None:
     logs: list[list[Prompt]] = []
 
-    def attempt(at_most: int, job: str = "job") -> Conversion:
+    def attempt(at_most: int, job: str = "job") -> Measurement:
         toy = Toy({"harmful": 0.6, "odd": 0.2}, PLIABLE, at_most=at_most)
         logs.append(toy.log)
-        return converted(toy, stores=Measured(tmp_path / "kept", job))
+        return converted(toy, stores=ResumeFile(tmp_path / "kept", job))
 
     for at_most in (0, 100, 300):
         with pytest.raises(KeyboardInterrupt):
@@ -314,8 +317,8 @@ def test_an_interrupted_conversion_goes_on_where_it_stopped_and_ends_alike(
 
 
 @pytest.fixture(scope="module")
-def conversion() -> Conversion:
-    return demo.convert_demo_model(threads=1, progress=False)
+def conversion() -> Measurement:
+    return demo.convert_demo_model(threads=1, progress=False).measurement
 
 
 @pytest.fixture
@@ -323,6 +326,12 @@ def extractor() -> Iterator[GgufExtractor]:
     extractor = GgufExtractor(DEMO, n_threads=1, n_ctx=2048)
     yield extractor
     extractor.close()
+
+
+def measured(extractor: GgufExtractor, contrast: ContrastPrompts, **choices: Any) -> Measurement:
+    """On text alone."""
+    sets, calibration = PromptSets(contrast), Calibration(**choices)
+    return measure(extractor, sets, calibration, source=SOURCE, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -334,7 +343,7 @@ def contrast() -> ContrastPrompts:
 
 
 def test_the_centroids_are_the_means_of_states_read_one_by_one(
-    conversion: Conversion, contrast: ContrastPrompts
+    conversion: Measurement, contrast: ContrastPrompts
 ) -> None:
     vector = conversion.vector
     llama = TappedLlama(DEMO, **OPTIONS)
@@ -342,7 +351,7 @@ def test_the_centroids_are_the_means_of_states_read_one_by_one(
         (contrast.harmless, vector.geometry.safe),
         (contrast.harmful, vector.geometry.unsafe),
     ):
-        fitted = split(prompts, CONTRAST_SHARES, Options().seed)[0]
+        fitted = split(prompts, CONTRAST_SHARES, Calibration().seed)[0]
         states = [
             last_states(llama, *llama.chunks(Prompt(text).messages))[vector.layer]
             for text in fitted
@@ -354,14 +363,14 @@ def test_the_centroids_are_the_means_of_states_read_one_by_one(
     llama.close()
 
 
-def test_a_second_conversion_writes_the_same_bytes(conversion: Conversion, tmp_path: Path) -> None:
+def test_a_second_conversion_writes_the_same_bytes(conversion: Measurement, tmp_path: Path) -> None:
     again = demo.convert_demo_model(threads=1, progress=False)
     for name, one in (("first", conversion), ("second", again)):
         write_vector(one.vector, tmp_path / name)
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
 
 
-def test_the_vector_in_the_package_is_what_a_conversion_measures(conversion: Conversion) -> None:
+def test_the_vector_in_the_package_is_what_a_conversion_measures(conversion: Measurement) -> None:
     """Bytes differ between processors; the block and the geometry do not."""
     shipped, made = read_vector(demo_model.VECTOR), conversion.vector
     assert shipped.layer == made.layer
@@ -374,7 +383,7 @@ def test_the_vector_in_the_package_is_what_a_conversion_measures(conversion: Con
 
 
 def test_held_out_text_lies_at_the_centroids_it_was_not_measured_on(
-    conversion: Conversion,
+    conversion: Measurement,
 ) -> None:
     layer, t = conversion.vector.layer, conversion.coordinates
     assert abs(t["harmful text"][:, layer].mean() - 1) < 0.2
@@ -382,14 +391,14 @@ def test_held_out_text_lies_at_the_centroids_it_was_not_measured_on(
     assert conversion.scores.separation[layer] > 0.95
 
 
-def test_media_are_recentred_on_the_safe_centroid(conversion: Conversion) -> None:
+def test_media_are_recentred_on_the_safe_centroid(conversion: Measurement) -> None:
     """The re-centred mean of other neutral pictures lies far nearer to safe than the gate, and the
     gate stays shut for them, too."""
     g, layer = conversion.vector.geometry, conversion.vector.layer
-    probes = demo.paired_probes(demo_model.FOLDER / "neutral.jsonl")
+    probes = paired_probes(demo_model.FOLDER / "neutral.jsonl")
     extractor = GgufExtractor(DEMO, DEMO_MMPROJ, n_threads=1)
-    for modality, parts in probes.items():
-        sessions = extractor.sessions(parts.select)
+    for modality, split_ in probes.items():
+        sessions = extractor.sessions(split_.select)
         states = np.concatenate([session.observe()[0][:, layer] for _, session in sessions])
         t = coordinate(states - g.shifts[modality], g.safe, g.readout)
         assert abs(t.mean()) < 0.5 * g.thresholds[modality]
@@ -397,7 +406,7 @@ def test_media_are_recentred_on_the_safe_centroid(conversion: Conversion) -> Non
     extractor.close()
 
 
-def test_the_chosen_block_is_the_best_of_the_candidates(conversion: Conversion) -> None:
+def test_the_chosen_block_is_the_best_of_the_candidates(conversion: Measurement) -> None:
     scores = conversion.scores
     assert scores.total[conversion.vector.layer] == np.nanmax(scores.total)
     assert np.flatnonzero(~np.isnan(scores.reach)).tolist() == [1, 2, 3, 4, 5, 6, 7]
@@ -406,7 +415,7 @@ def test_the_chosen_block_is_the_best_of_the_candidates(conversion: Conversion) 
 def test_a_text_only_conversion_needs_no_mmproj(
     extractor: GgufExtractor, contrast: ContrastPrompts
 ) -> None:
-    made = convert(extractor, contrast, {}, Options(), source=SOURCE, progress=False)
+    made = measured(extractor, contrast)
     assert made.vector.modalities == ["text"]
     assert not made.warnings
 
@@ -427,31 +436,21 @@ def test_prompt_sets_that_cannot_work_are_refused(
     extractor: GgufExtractor, harmful: list[str], harmless: list[str], expected: str
 ) -> None:
     with pytest.raises(MarsError, match=expected):
-        convert(
-            extractor, ContrastPrompts(harmful, harmless), {}, Options(),
-            source=SOURCE, progress=False,
-        )  # fmt: skip
+        measured(extractor, ContrastPrompts(harmful, harmless))
 
 
 def test_block_ranges_outside_the_model_are_refused(
     extractor: GgufExtractor, contrast: ContrastPrompts
 ) -> None:
     with pytest.raises(MarsError, match="layers: found 0 to 3, expected a range within 1 to"):
-        convert(extractor, contrast, {}, Options(layers=(0, 3)), source=SOURCE, progress=False)
+        measured(extractor, contrast, layers=(0, 3))
 
 
 def test_a_real_chat_model_converts_and_steers(smollm2: str, tmp_path: Path) -> None:
     """It hardly refuses, and says so; what counts is that the file steers this very model."""
     pairs = builtin_contrast()
     extractor = GgufExtractor(smollm2, n_threads=2, n_ctx=2048)
-    made = convert(
-        extractor,
-        pairs.thinned(4),
-        {},
-        Options(layers=(14, 16), over_refusal=0.1),
-        source=SOURCE,
-        progress=False,
-    )
+    made = measured(extractor, pairs.thinned(4), layers=(14, 16), over_refusal=0.1)
     extractor.close()
     assert any("seldom refuses" in warning for warning in made.warnings)
     assert made.scores.separation[made.vector.layer] > 0.8

@@ -64,7 +64,7 @@ def assert_crossed(prompts: list[Prompt], kinds: set[str], forms: set[str]) -> N
 
 
 @pytest.mark.parametrize("own", [False, True])
-def test_every_form_meets_every_kind_and_every_third_has_pictures_and_texts_of_its_own(
+def test_every_form_meets_every_kind_and_every_part_has_pictures_and_texts_of_its_own(
     own: bool, folder: Path
 ) -> None:
     (folder / "cards").mkdir()
@@ -136,7 +136,7 @@ def test_every_line_is_a_picture_with_its_prompt_and_half_of_them_are_videos_too
     assert all(len(set(map(id, p.images))) == 1 for p in video)
 
 
-def test_lines_of_one_picture_stay_in_one_third_and_half_come_again_with_others_of_it(
+def test_lines_of_one_picture_stay_in_one_part_and_half_come_again_with_others_of_it(
     tmp_path: Path,
 ) -> None:
     for i in range(20):
@@ -176,7 +176,7 @@ def test_several_still_pictures_of_one_line_stay_together_and_are_no_film(folder
         assert film.images == (several.images[0],) * FRAMES
 
 
-def test_no_picture_of_a_line_of_several_is_in_two_thirds(folder: Path) -> None:
+def test_no_picture_of_a_line_of_several_is_in_two_parts(folder: Path) -> None:
     rows: list[dict[str, Any]] = [
         {"prompt": f"Compare {one} with {other}.", "image": [f"{one}.png", f"{other}.png"]}
         for one, other in ("ab", "ba", "cd", "dc", "ef", "fe")

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import convert as main
 from models import DEMO, DEMO_MMPROJ
 
 from mars_gguf import demo_model
-from mars_gguf.convert.__main__ import main
 from mars_gguf.convert.prompts import ContrastPrompts, builtin_contrast, read_prompts
 from mars_gguf.convert.recipes import read_recipe
 from mars_gguf.errors import MarsError
@@ -36,7 +36,7 @@ def recipe(folder: Path, text: str = MINIMAL) -> Path:
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_shipped_recipes_name_files_that_are_there_and_prompts_that_are_these(path: Path) -> None:
     options = read_recipe(path)
-    assert Path(options["output"]).resolve().parent == path.parents[2] / "vectors"
+    assert Path(options["output"]).resolve().parent == path.parents[1] / "vectors"
     for name in ("harmful", "harmless", "neutral_media", "mmproj"):
         assert name not in options or Path(options[name]).exists()
     contrast = builtin_contrast()

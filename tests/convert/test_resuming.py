@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mars_gguf.convert.extractor import Reply, Seen
-from mars_gguf.convert.resuming import AT_ONCE, Measured
+from mars_gguf.convert.resuming import AT_ONCE, ResumeFile
 from mars_gguf.errors import MarsError
 
 
@@ -29,22 +29,22 @@ def test_what_is_kept_is_found_to_the_bit_by_its_own_job_and_stage_alone(
 ) -> None:
     path = tmp_path_factory.mktemp("measured") / "v.measured"
     kept = {str(i): seen(i, shape) for i in numbers}
-    first = Measured(path, "job").of("stage")
+    first = ResumeFile(path, "job").of("stage")
     first.keep(kept)
-    again = Measured(path, "job")
+    again = ResumeFile(path, "job")
     found = again.of("stage").find(["none", *kept])
     assert found.keys() == kept.keys()
     for key, one in kept.items():
         assert np.array_equal(found[key].state, one.state)
         assert found[key][1:] == one[1:]
-    for other in (again, again.of("another"), Measured(path, "another").of("stage")):
+    for other in (again, again.of("another"), ResumeFile(path, "another").of("stage")):
         assert other.find([*kept]) == {}
         other.keep({key: seen(0) for key in kept})
     assert again.of("stage").find([*kept]).keys() == kept.keys()
 
 
 def test_more_keys_than_a_query_takes_are_found(tmp_path: Path) -> None:
-    measured = Measured(tmp_path / "v.measured", "job")
+    measured = ResumeFile(tmp_path / "v.measured", "job")
     kept = {str(i): seen(i) for i in range(2 * AT_ONCE + 1)}
     measured.keep(kept)
     assert measured.find([*kept]).keys() == kept.keys()
@@ -54,7 +54,7 @@ def test_a_file_that_is_something_else_is_refused_and_left_as_it_is(tmp_path: Pa
     (tmp_path / "v.measured").write_text("a shopping list, of some length " * 99)
     before = (tmp_path / "v.measured").read_bytes()
     with pytest.raises(MarsError, match=r"v\.measured: cannot be used to keep what is measured"):
-        Measured(tmp_path / "v.measured", "job").find(["key"])
+        ResumeFile(tmp_path / "v.measured", "job").find(["key"])
     assert (tmp_path / "v.measured").read_bytes() == before
 
 
@@ -63,9 +63,9 @@ def test_a_full_disk_is_said_in_words_and_leaves_a_file_that_can_be_read(tmp_pat
     code = """
 import resource, sys
 from pathlib import Path
-from test_resuming import Measured, MarsError, seen
+from test_resuming import ResumeFile, MarsError, seen
 resource.setrlimit(resource.RLIMIT_FSIZE, (100 << 10,) * 2)
-measured = Measured(Path(sys.argv[1]), "job")
+measured = ResumeFile(Path(sys.argv[1]), "job")
 try:
     for i in range(100):
         measured.keep({str(i): seen(i, (20, 50))})
@@ -81,12 +81,12 @@ except MarsError as error:
     assert done.stderr == ""
     count, message = done.stdout.split(maxsplit=1)
     assert message.startswith(f"{path}: ")
-    measured = Measured(path, "job")
+    measured = ResumeFile(path, "job")
     assert len(measured.find([str(i) for i in range(100)])) == int(count) > 0
 
 
 def test_nothing_of_prompts_stands_in_the_file_but_their_replies(tmp_path: Path) -> None:
-    measured = Measured(tmp_path / "v.measured", "job")
+    measured = ResumeFile(tmp_path / "v.measured", "job")
     measured.keep({"a very long key": seen(1)})
     with sqlite3.connect(tmp_path / "v.measured") as file:
         ((key,),) = file.execute("SELECT key FROM seen").fetchall()

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import convert
 from models import DEMO, OPTIONS, last_states, random_llama, tokens_of
 
 from mars_gguf.convert import extract_gguf
-from mars_gguf.convert.__main__ import main as convert
 from mars_gguf.convert.extract_gguf import GgufExtractor
 from mars_gguf.convert.prompts import Prompt
 from mars_gguf.convert.refusals import N_TOKENS

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from commands import convert as convert_main
 from models import film, picture, user
 from servers import running
 
 from mars_gguf.chat.__main__ import main as chat_main
-from mars_gguf.convert.__main__ import main as convert_main
 from mars_gguf.evaluate.__main__ import main as evaluate_main
 from mars_gguf.runtime.template import ChatTemplate
 from mars_gguf.vectors import read_vector

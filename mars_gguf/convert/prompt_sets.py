@@ -1,0 +1,79 @@
+"""Everything that a conversion asks a model, gathered from what the user chose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mars_gguf.convert.choices import Prompts
+from mars_gguf.convert.probes import neutral_probes
+from mars_gguf.convert.prompts import Context, ContrastPrompts, Prompt, contexts, read_contrast
+from mars_gguf.convert.splits import Split
+from mars_gguf.errors import MarsError
+from mars_gguf.modalities import MEDIA, TEXT
+
+QUICK = 4  # one of so many prompts is measured
+
+
+@dataclass(frozen=True)
+class PromptSets:
+    """Holds everything that a conversion asks.
+
+    media: by modality, neutral prompts with pictures or films.
+    contexts: what stands before prompts; the first of them (none, or a system prompt) before all.
+    """
+
+    contrast: ContrastPrompts
+    media: Mapping[str, Split] = field(default_factory=dict)
+    contexts: Sequence[Context] = (Context(),)
+
+    def longest(self) -> list[Prompt]:
+        """The prompts among which those are that need the longest context: the longest text after
+        every context, and all that have media."""
+        text = max(self.contrast.harmful + self.contrast.harmless, key=len)
+        return [
+            *(Prompt(text, context=context) for context in self.contexts),
+            *(prompt for split in self.media.values() for part in split for prompt in part),
+        ]
+
+
+def gather(prompts: Prompts, seed: int, *, sees: bool) -> PromptSets:
+    """Reads or draws all that ``prompts`` choose.
+
+    sees: whether the model takes pictures. Raises MarsError for files that cannot be used, for sets
+    that are too small, and for media that the model does not take.
+    """
+    contrast = read_contrast(prompts.harmful, prompts.harmless, prompts.neutral_text)
+    if prompts.quick:
+        contrast = contrast.thinned(QUICK)
+    if prompts.sha256 not in (None, contrast.sha256):
+        raise MarsError(
+            f"found prompts of sha256 {contrast.sha256}, prompts.sha256 says {prompts.sha256}: "
+            "other prompts make another vector"
+        )
+    before = contexts(prompts.system_prompt)[: None if prompts.contexts else 1]
+    wanted = set(MEDIA if prompts.modalities is None else prompts.modalities) - {TEXT.name}
+    if not sees:
+        require_no_media(prompts)
+    if not sees or not wanted:
+        return PromptSets(contrast, {}, before)
+    media = neutral_probes(
+        prompts.probes // QUICK if prompts.quick else prompts.probes,
+        prompts.image_size,
+        seed,
+        before,
+        contrast.neutral.get("borderline", []),
+        prompts.neutral_media,
+    )
+    return PromptSets(contrast, {m: split for m, split in media.items() if m in wanted}, before)
+
+
+def require_no_media(prompts: Prompts) -> None:
+    """Raises MarsError if ``prompts`` ask for pictures or films, of a model that sees none."""
+    media = [m for m in prompts.modalities or [] if m != TEXT.name]
+    if media or prompts.neutral_media:
+        raise MarsError(
+            f"{'--modality ' + media[0] if media else '--neutral-media'}: this model sees no "
+            "pictures. A GGUF model needs --mmproj, a transformers model a processor that takes "
+            "images."
+        )
