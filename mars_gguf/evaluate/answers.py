@@ -8,7 +8,6 @@ answers, each of them right, stand apart by "|".
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
 from mars_gguf.evaluate.visual_questions import WORDS
 from mars_gguf.openings import judge_by_opening, plain, without_thoughts
@@ -54,18 +53,6 @@ def is_correct(reply: str, answer: str, question: str = "") -> bool:
         letter_given(reply, question) == each if is_letter(each) else _gives(reply, each, question)
         for each in map(str.strip, answer.split("|"))
     )
-
-
-def all_right(results: Iterable[tuple[str, bool]]) -> list[bool]:
-    """Of each group of questions, in turn, whether all its answers are right. MME's accuracy+ is
-    the share of these, with two questions a picture."""
-    groups: dict[str, bool] = {}
-    for group, right in results:
-        groups[group] = groups.get(group, True) and right
-    return list(groups.values())
-
-
-# Choices
 
 
 def is_letter(answer: str) -> bool:
@@ -128,9 +115,6 @@ def _by_words(text: str, choices: dict[str, str]) -> set[str]:
 def _undenied(text: str) -> set[str]:
     clauses = re.split(r"[.,;:!?()\"\n]| - ", text)
     return {x for c in clauses if not _DENIAL.search(plain(c)) for x in _LETTERS.findall(c)}
-
-
-# Words and numbers
 
 
 def _gives(reply: str, answer: str, question: str) -> bool:

@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from mars_gguf import __version__
 from mars_gguf.errors import MarsError
+from mars_gguf.evaluate.answers import is_correct
 from mars_gguf.evaluate.arms import UNSTEERED, Arm, steered_by
 from mars_gguf.evaluate.cases import Case
-from mars_gguf.evaluate.judges import is_correct
 from mars_gguf.files import atomic, sha256
 from mars_gguf.openings import Verdict, judge_by_opening
 from mars_gguf.reasoning import split

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,10 +17,8 @@ from mars_gguf.evaluate.judges import (
     ClassifierJudge,
     EndpointJudge,
     agreement,
-    precision_recall,
-    read_labelled,
 )
-from mars_gguf.openings import Verdict, judge_by_opening
+from mars_gguf.openings import Verdict
 
 
 @pytest.mark.parametrize(
@@ -166,49 +161,3 @@ def test_agreement_is_symmetric_and_kappa_never_above_the_share(
         assert found.kappa == pytest.approx(back.kappa) and found.kappa <= found.share + 1e-12
     same = agreement(first, first)
     assert same.share in (1, None) and same.kappa in (pytest.approx(1), None)
-
-
-def test_precision_and_recall_of_refused_leave_out_what_was_not_judged() -> None:
-    yes, no, empty, unjudged = VERDICTS
-    verdicts = [yes, yes, no, unjudged, empty, yes]
-    labels = [yes, no, yes, yes, yes, yes]
-    found = precision_recall(verdicts, labels)
-    assert (found.n, found.precision, found.recall) == (5, 2 / 3, 2 / 4)
-    assert precision_recall(["answered"], ["answered"]).precision is None
-
-
-def test_real_replies_are_judged_as_their_labels_say(capsys: pytest.CaptureFixture[str]) -> None:
-    """Replies of SmolLM2-135M-Instruct and an earlier demo model, unsteered and steered, to the
-    suites "builtin" and "demo". Labelled by reading each, before they were judged: "refused" if the
-    reply declines what is asked, whatever the reason it gives. Of replies to harmful requests only
-    refusals were kept. The judge's rules about abilities and equipment were added after these
-    replies had been read, so the figures are of a fit."""
-    replies = read_labelled(Path(__file__).parents[1] / "data" / "replies.jsonl")
-    labels = [each.label for each in replies]
-    found = precision_recall([judge_by_opening(each.reply) for each in replies], labels)
-    with capsys.disabled():
-        print(f"\njudge by opening: precision {found.precision:.3f}, recall {found.recall:.3f}")
-    assert found.n == len(replies) >= 200
-    assert labels.count("refused") >= 50
-    assert len({each.reply for each in replies}) == len(replies)
-    assert found.precision is not None and found.precision >= 0.98
-    assert found.recall is not None and found.recall >= 0.9
-
-
-def test_the_command_prints_precision_recall_and_what_was_misjudged(tmp_path: Path) -> None:
-    file = tmp_path / "replies.jsonl"
-    rows = [("I can't help with that.", "refused"), ("Sure.", "answered"), ("Never!", "refused")]
-    file.write_text(
-        "".join(
-            json.dumps({"model": "m", "prompt": "?", "reply": reply, "label": label}) + "\n"
-            for reply, label in rows
-        )
-    )
-    command = [sys.executable, "-m", "mars_gguf.evaluate.judges", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert "all: 3 replies, 2 refusals, precision 1.000, recall 0.500" in done.stdout
-    assert "refused, judged answered: 'Never!'" in done.stdout
-    file.write_text('{"reply": "x"}\n')
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "line 1: expected model, prompt, reply and label" in done.stderr
