@@ -10,6 +10,7 @@ from mars_gguf.errors import MarsError
 from mars_gguf.evaluate.cases import Case, Found, Kind, Media, Unusable, file_below, usable_prompt
 from mars_gguf.evaluate.parquet import in_cell, pictures_in_cell
 from mars_gguf.evaluate.tables import PLACE, Row, listed, table
+from mars_gguf.modalities import IMAGE, TEXT
 
 Text = str | Callable[[Row], str]  # a column, or what makes a text of a row
 Names = Sequence[str]  # of one picture or video, the first of which that exists is taken
@@ -18,32 +19,34 @@ Rows = Callable[[Path, Iterable[str]], Iterator[Row]]
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Says where a benchmark's files are, and what their columns are.
+    """Says where a benchmark's files are, and what their columns are. A column that is called as
+    in our own format (see data/CARD.md) need not be said.
 
     columns: those that each table has, by which it is told.
-    prompt, intent, category, answer: as of a `Case`.
+    prompt, intent, category, group, answer: as of a `Case`; no row needs the last four.
     files: names or patterns to look for in a folder; none, if a file must be named.
     kind: one for all; by the part of the benchmark, which a file's name says; or by row.
     number: columns that make a case's id, after the part; one that is empty gives the row's place.
-    group: as of a `Case`; without one, each row is a group.
     media: the names of each picture or video of a row, below ``folder``, which is given from the
         table's; a row with none is asked as text.
+    modality: of rows with media.
     rows: reads a table, where its rows are not one request each (see `split`).
     """
 
     name: str
     columns: tuple[str, ...]
-    prompt: Text
+    prompt: Text = "prompt"
     files: tuple[str, ...] = ()
     kind: Kind | Mapping[str, Kind] | Callable[[Row], Kind] = "harmful"
-    number: tuple[str, ...] = (PLACE,)
-    category: Text = ""
-    group: Text = ""
-    intent: Text = ""
+    number: tuple[str, ...] = ("id",)
+    category: Text = "category"
+    group: Text = "group"
+    intent: Text = "intent"
     answer: Text = ""
+    before: Callable[[Row], tuple[Mapping[str, str], ...]] = lambda row: ()
     media: Callable[[Row], Sequence[Names]] = lambda row: ()
     folder: str = "."
-    modality: str = "image"
+    modality: Text = lambda row: IMAGE.name
     rows: Rows = table
 
     def files_in(self, folder: Path) -> list[Path]:
@@ -71,18 +74,20 @@ class Benchmark:
             kind = kind[part] if isinstance(kind, Mapping) else kind(row)
         prompt = usable_prompt(_text(row, self.prompt))
         media = tuple(self._medium(file, names) for names in self.media(row))
-        numbers = (row[column] or row[PLACE] for column in self.number)
-        group = _text(row, self.group)
+        answer = _text(row, self.answer)
+        if kind == "vqa" and not answer:
+            raise Unusable("kind 'vqa' without an answer")
         return Case(
-            "-".join(filter(None, (part, *numbers))),
+            "-".join(filter(None, (part, *(row[name] or row[PLACE] for name in self.number)))),
             kind,
-            self.modality if media else "text",
+            _text(row, self.modality) if media else TEXT.name,
             prompt,
             media,
             category=_text(row, self.category),
-            answer=_text(row, self.answer) or None,
+            answer=answer or None,
             intent=_text(row, self.intent),
-            group=group and f"{self.name}:{group}",
+            before=self.before(row),
+            group=_text(row, self.group),
         )
 
     def _medium(self, file: Path, names: Names) -> Media:

@@ -18,6 +18,7 @@ from typing import Any
 from mars_gguf.evaluate.benchmark import Benchmark, Names, one_of, split
 from mars_gguf.evaluate.cases import Kind, Unusable
 from mars_gguf.evaluate.tables import FILE, FOLDER, KEY, PLACE, Row, json_in
+from mars_gguf.modalities import VIDEO
 
 
 def _with_context(row: Row) -> str:
@@ -199,16 +200,13 @@ BENCHMARKS = (
         "strongreject",
         columns=("category", "forbidden_prompt"),
         prompt="forbidden_prompt",
-        category="category",
     ),
     # xstest_prompts.csv of paul-rottger/xstest, or the older xstest_v2_prompts.csv without labels
     Benchmark(
         "xstest",
         columns=("prompt", "type"),
-        prompt="prompt",
         files=("xstest_prompts.csv",),
         kind=_xstest_kind,
-        number=("id",),
         category="type",
     ),
     # or-bench-hard-1k.csv, or-bench-80k.csv and or-bench-toxic.csv of the data set
@@ -216,16 +214,13 @@ BENCHMARKS = (
     Benchmark(
         "or-bench",
         columns=("prompt", "category"),
-        prompt="prompt",
         files=("or-bench-hard-1k.csv", "or-bench-toxic.csv"),
         kind={"hard": "borderline", "80k": "borderline", "toxic": "harmful"},
-        category="category",
     ),
     # data/question/safebench.csv or SafeBench-Tiny.csv of ThuCCSLab/FigStep
     Benchmark(
         "figstep",
         columns=("dataset", "category_id", "task_id", "category_name", "question"),
-        prompt="prompt",
         files=("safebench.csv", "question/safebench.csv", "data/question/safebench.csv"),
         number=("category_id", "task_id", "way"),
         category="category_name",
@@ -242,7 +237,6 @@ BENCHMARKS = (
     Benchmark(
         "mm-safetybench",
         columns=("Question", "Rephrased Question(SD)", "Rephrased Question"),
-        prompt="prompt",
         files=tuple(
             f"{folder}[0-1][0-9]-*.json"
             for folder in ("", "processed_questions/", "data/processed_questions/")
@@ -278,11 +272,10 @@ BENCHMARKS = (
         files=("harmful_data.json", "benign_data.json"),
         kind={"harmful": "harmful", "benign": "harmful"},
         number=("question_id",),
-        category="category",
         group="question_id",
         intent="harmful_intention",
         media=lambda row: [[splitext(row["video_path"])[0], row["video_path"]]],
-        modality="video",
+        modality=lambda row: VIDEO.name,
     ),
     # JailBreakV_28K/JailBreakV_28K.csv or mini_JailBreakV_28K.csv of the data set
     # JailbreakV-28K/JailBreakV-28k, beside the folders of its pictures
@@ -291,7 +284,6 @@ BENCHMARKS = (
         columns=("jailbreak_query", "redteam_query", "policy", "image_path"),
         prompt="jailbreak_query",
         files=("JailBreakV_28K.csv", "JailBreakV_28K/JailBreakV_28K.csv"),
-        number=("id",),
         category="policy",
         group="redteam_query",
         intent="redteam_query",
@@ -301,7 +293,6 @@ BENCHMARKS = (
     Benchmark(
         "vlguard",
         columns=("image", "safe", "instr-resp"),
-        prompt="prompt",
         files=("test.json", "data/test.json"),
         kind=_kind_by_side,
         number=("id", "way"),
@@ -317,18 +308,14 @@ BENCHMARKS = (
         prompt="question",
         files=("siuo_gen.json", "data/siuo_gen.json"),
         number=("question_id",),
-        category="category",
         media=one_of("image", "images"),
     ),
     # combined.json of the data set kzhou35/mssbench, beside its folders chat and embodied
     Benchmark(
         "mssbench",
         columns=("chat", "embodied"),
-        prompt="prompt",
         files=("combined.json",),
         kind=_kind_by_side,
-        category="category",
-        group="group",
         media=one_of("image"),
         rows=split(_mssbench_requests),
     ),
@@ -339,7 +326,6 @@ BENCHMARKS = (
         prompt="instruction",
         files=("data.json", "data/data.json", "data/train-*.parquet"),
         number=("instruction_id",),
-        category="category",
         media=lambda row: [[row["image"] or row["image_path"]]],
     ),
     # holisafe_bench.json of the data set etri-vilab/holisafe-bench, beside its folder images, or
@@ -350,8 +336,6 @@ BENCHMARKS = (
         prompt="query",
         files=("holisafe_bench.json", "data/test-*.parquet"),
         kind=_holisafe_kind,
-        number=("id",),
-        category="category",
         group="image",
         media=one_of("image", "images"),
     ),

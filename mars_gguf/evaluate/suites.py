@@ -8,25 +8,25 @@ suite's folder.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mars_gguf.errors import MarsError
+from mars_gguf.evaluate.benchmark import Benchmark
 from mars_gguf.evaluate.benchmarks import BENCHMARKS
 from mars_gguf.evaluate.builtin import builtin, demo, in_conversations
 from mars_gguf.evaluate.cases import (
     KINDS,
     Case,
     Found,
+    Kind,
     Unusable,
     evenly,
-    file_below,
     usable_prompt,
 )
 from mars_gguf.evaluate.parquet import PicturesInCell
 from mars_gguf.evaluate.quizzes import QUIZZES, named_columns
-from mars_gguf.evaluate.tables import PLACE, Row, columns_of, json_in, listed, rows, table, texts_in
+from mars_gguf.evaluate.tables import Row, columns_of, json_in, listed, rows, texts_in
 from mars_gguf.modalities import MODALITIES, TEXT
 
 MAX_CASES = 200_000
@@ -62,7 +62,7 @@ def load_suite(name_or_path: str, *, seed: int = 0, limit: int | None = None) ->
     format_name, _, rest = name_or_path.partition(":")
     if format_name == "table":
         file, _, query = rest.rpartition("?")
-        return _suite(f"table:{Path(file).name}", named_columns(query).cases(Path(file)), limit)
+        return _of_file(named_columns(query), Path(file), limit)
     stated = format_name in FORMATS and rest != ""
     path = Path(rest if stated else name_or_path)
     if not path.exists():
@@ -71,12 +71,16 @@ def load_suite(name_or_path: str, *, seed: int = 0, limit: int | None = None) ->
             "folder, table:FILE?question=COLUMN&answer=COLUMN, or FORMAT:PATH with one of "
             + ", ".join(FORMATS)
         )
-    if not stated:
-        format_name = _detect(path)
-    return _suite(f"{format_name}:{path.name}", FORMATS[format_name](path), limit)
+    return _of_file(FORMATS[format_name if stated else _detect(path)], path, limit)
 
 
-def _suite(name: str, found: Found, limit: int | None) -> Suite:
+def _of_file(benchmark: Benchmark, path: Path, limit: int | None) -> Suite:
+    prefix = f"{benchmark.name}:"
+    found = benchmark.cases(path)
+    return _suite(prefix + path.name, found, limit, "" if benchmark is OWN else prefix)
+
+
+def _suite(name: str, found: Found, limit: int | None, prefix: str = "") -> Suite:
     cases: dict[str, Case] = {}
     problems = []
     for item in found:
@@ -87,7 +91,8 @@ def _suite(name: str, found: Found, limit: int | None) -> Suite:
         elif len(cases) == MAX_CASES:
             raise MarsError(f"{name}: found more than {MAX_CASES} cases; split the file")
         else:
-            cases[item.id] = replace(item, group=item.group or item.id)
+            group = f"{prefix}{item.group}" if item.group else item.id
+            cases[item.id] = replace(item, group=group)
     usable = []
     for case in _thinned(list(cases.values()), limit):
         try:
@@ -110,48 +115,34 @@ def _thinned(cases: list[Case], limit: int | None) -> list[Case]:
     return [case for case in cases if case.id in kept]
 
 
-def _own_file(path: Path) -> Found:
-    """Yields the cases of a file of our own format: JSON Lines, as data/CARD.md describes them."""
-    folder = path.resolve().parent
-    for row in table(path, OWN_COLUMNS):
-        try:
-            yield _own_case(folder, row)
-        except Unusable as problem:
-            yield f"{row[PLACE]}: {problem}"
-
-
-def _own_case(folder: Path, row: Row) -> Case:
-    prompt = usable_prompt(row["prompt"])
-    kind = next((kind for kind in KINDS if kind == row["kind"]), None)
-    names = texts_in(row["media"] or "[]")
+def _own_kind(row: Row) -> Kind:
     if not row["id"]:
         raise Unusable("no id")
-    if kind is None:
-        raise Unusable(f"kind {row['kind']!r:.40}, expected one of {', '.join(KINDS)}")
+    for kind in KINDS:
+        if kind == row["kind"]:
+            return kind
+    raise Unusable(f"kind {row['kind']!r:.40}, expected one of {', '.join(KINDS)}")
+
+
+def _own_media(row: Row) -> list[list[str]]:
+    names = texts_in(row["media"] or "[]")
     if names is None:
         raise Unusable(f"media {row['media']!r:.40}, expected a list of paths")
-    modality = row["modality"] or MODALITIES[min(len(names), 2)]
+    modality = _own_modality(row)
     if modality not in MODALITIES or (modality == TEXT.name) != (not names):
         raise Unusable(f"modality {modality!r:.40} with {len(names)} media")
-    if kind == "vqa" and not row["answer"]:
-        raise Unusable("kind 'vqa' without an answer")
-    return Case(
-        row["id"],
-        kind,
-        modality,
-        prompt,
-        tuple(file_below(folder, [name]) for name in names),
-        row["category"],
-        row["answer"] or None,
-        row["intent"],
-        _before(row["before"]),
-        row["group"],
-    )
+    return [[name] for name in names]
 
 
-def _before(cell: str) -> tuple[dict[str, str], ...]:
+def _own_modality(row: Row) -> str:
+    """The one that a row states, else that of so many media: none, one, several."""
+    n = len(texts_in(row["media"]) or ())
+    return row["modality"] or MODALITIES[min(n, 2)]
+
+
+def _before(row: Row) -> tuple[dict[str, str], ...]:
     """Reads the messages that stand before a case."""
-    messages = json_in(cell or "[]")
+    messages = json_in(row["before"] or "[]")
     if not isinstance(messages, list) or not all(
         isinstance(m, dict)
         and set(m) == {"role", "content"}
@@ -160,32 +151,32 @@ def _before(cell: str) -> tuple[dict[str, str], ...]:
         for m in messages
     ):
         raise Unusable(
-            f"before {cell!r:.40}, expected a list of messages, each with a role and a content"
+            f"before {row['before']!r:.40}, expected a list of messages, each with a role and a "
+            "content"
         )
     return tuple({**m, "content": usable_prompt(m["content"])} for m in messages)
 
 
-OWN_COLUMNS = ("id", "kind", "prompt")
-PUBLISHED = {benchmark.name: benchmark for benchmark in (*BENCHMARKS, *QUIZZES)}
-FORMATS: dict[str, Callable[[Path], Found]] = {
-    **{name: benchmark.cases for name, benchmark in PUBLISHED.items()},
-    "jsonl": _own_file,
-}
-COLUMNS = {
-    **{name: benchmark.columns for name, benchmark in PUBLISHED.items()},
-    "jsonl": OWN_COLUMNS,
-}
+OWN = Benchmark(  # JSON Lines, as data/CARD.md describes them
+    "jsonl",
+    columns=("id", "kind", "prompt"),
+    kind=_own_kind,
+    answer="answer",
+    before=_before,
+    media=_own_media,
+    modality=_own_modality,
+)
+FORMATS = {benchmark.name: benchmark for benchmark in (*BENCHMARKS, *QUIZZES, OWN)}
 
 
 def _detect(path: Path) -> str:
     """Tells the format of which a folder holds the files, or whose columns a file has, of several
     the one with the most columns."""
     if path.is_dir():
-        names = sorted(name for name, each in PUBLISHED.items() if each.files_in(path))
+        lie_in = {name: each.files_in(path) for name, each in FORMATS.items()}
+        names = sorted(name for name, files in lie_in.items() if files)
         if len(names) > 1:  # data sets of Parquet files have them under the same names
-            names = [
-                name for name in names if _has_columns(PUBLISHED[name].files_in(path)[0], name)
-            ]
+            names = [name for name in names if _fits(name, columns_of(rows(lie_in[name][0])))]
         if len(names) != 1:
             raise MarsError(
                 f"{path}: a folder of which benchmark? found {', '.join(names) or 'none'}; name a "
@@ -193,14 +184,14 @@ def _detect(path: Path) -> str:
             )
         return names[0]
     there = columns_of(rows(path))
-    names = [name for name, columns in COLUMNS.items() if there.issuperset(columns)]
+    names = [name for name in FORMATS if _fits(name, there)]
     if not names:
         raise MarsError(
             f"{path}: the columns of no known benchmark; found {listed(there)}; expected "
             "those of one of " + ", ".join(FORMATS) + ' (jsonl: "id", "kind", "prompt")'
         )
-    return max(names, key=lambda name: len(COLUMNS[name]))
+    return max(names, key=lambda name: len(FORMATS[name].columns))
 
 
-def _has_columns(path: Path, name: str) -> bool:
-    return columns_of(rows(path)).issuperset(COLUMNS[name])
+def _fits(name: str, columns: set[str]) -> bool:
+    return columns.issuperset(FORMATS[name].columns)

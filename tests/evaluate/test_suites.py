@@ -16,7 +16,7 @@ from PIL import Image
 from suite_files import film, own, picture
 
 from mars_gguf.errors import MarsError
-from mars_gguf.evaluate import cases, suites
+from mars_gguf.evaluate import cases
 from mars_gguf.evaluate.suites import FORMATS, load_suite
 
 GOOD = {"id": "good", "kind": "harmless", "prompt": "How do I sew?"}
@@ -177,7 +177,7 @@ def test_a_file_that_is_not_what_it_should_be_is_refused(
                 st.lists(inner, max_size=3)
                 | st.dictionaries(
                     st.sampled_from(
-                        sorted({c for cs in suites.COLUMNS.values() for c in cs} | {"media"})
+                        sorted({c for cs in FORMATS.values() for c in cs.columns} | {"media"})
                     )
                     | st.text(max_size=4),
                     inner,
