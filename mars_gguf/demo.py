@@ -1,4 +1,4 @@
-"""``python -m mars_gguf.demo``: convert the small model that the package ships, then show what it
+"""``python -m mars_gguf.demo`` converts the small model that the package ships, then shows what it
 answers without steering and with it, on text, pictures and films."""
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,11 @@ class Request:
     images: list[str]
 
     def messages(self, *, films: bool = True) -> list[dict[str, Any]]:
-        """The chat messages that ask it. Without ``films`` a film's frames are pictures in a row,
-        which is all that plain llama-cpp-python knows; the tokens are the same."""
+        """Makes the chat messages that ask it.
+
+        Without ``films`` a film's frames are pictures in a row, which is all that plain
+        llama-cpp-python knows; the tokens are the same.
+        """
         folder = demo_model.FOLDER / "demo"
         pictures = [load_image(folder / name) for name in self.images]
         if films and self.modality == "video":
@@ -54,7 +57,7 @@ class Request:
 
 
 def requests() -> list[Request]:
-    """The held-out requests that the demo asks."""
+    """Reads the held-out requests that the demo asks."""
     lines = (demo_model.FOLDER / "demo.jsonl").read_text(encoding="utf-8").splitlines()
     return [Request(**json.loads(line)) for line in lines]
 
@@ -62,7 +65,7 @@ def requests() -> list[Request]:
 def convert_demo_model(
     threads: int | None = None, *, folder: Path = demo_model.FOLDER, progress: bool = True
 ) -> Conversion:
-    """Convert the model in ``folder`` with the prompts and pictures there, of its own world."""
+    """Converts the model in ``folder`` with the prompts and pictures there, of its own world."""
     return convert(
         folder / demo_model.TEXT_MODEL.name,
         folder / demo_model.MMPROJ.name,
@@ -79,30 +82,26 @@ def convert_demo_model(
 
 
 def refused(reply: str) -> bool:
-    """Whether the demo model refuses: all its refusals begin so."""
+    """Decides whether the demo model refuses: all its refusals begin alike."""
     return reply.startswith(demo_model.REFUSAL)
 
 
 @contextmanager
-def unsteered_model(threads: int | None) -> Iterator[Llama]:
-    """The demo model in plain llama-cpp-python."""
-    handler = llama_chat_format.MTMDChatHandler(str(demo_model.MMPROJ), verbose=False)
-    llama = Llama(
-        str(demo_model.TEXT_MODEL),
-        chat_handler=handler,
-        n_ctx=demo_model.CONTEXT,
-        n_threads=threads,
-        n_threads_batch=threads,
-        verbose=False,
+def models(threads: int | None, vector: Path) -> Iterator[dict[str, Llama]]:
+    """Loads the demo model twice: in plain llama-cpp-python, and steered."""
+    files, mmproj = str(demo_model.TEXT_MODEL), str(demo_model.MMPROJ)
+    options: dict[str, Any] = dict(
+        n_ctx=demo_model.CONTEXT, n_threads=threads, n_threads_batch=threads, verbose=False
     )
-    try:
-        yield llama
-    finally:
-        llama.close()
+    # The steered model first: it silences libmtmd for both.
+    with closing(SteeredLlama(files, vector=vector, mmproj=mmproj, **options)) as steered:
+        handler = llama_chat_format.MTMDChatHandler(mmproj, verbose=False)
+        with closing(Llama(files, chat_handler=handler, **options)) as plain:
+            yield {"unsteered": plain, "steered": steered}
 
 
-def ask(llama: Llama, request: Request) -> tuple[dict[str, Any], float]:
-    """The greedy chat completion, and the milliseconds it took."""
+def ask(llama: Llama, request: Request) -> dict[str, Any]:
+    """Asks for a greedy reply: what it is, what steering did, and the milliseconds it took."""
     began = time.perf_counter()
     completion: Any = llama.create_chat_completion(
         request.messages(films=isinstance(llama, SteeredLlama)),  # type: ignore[arg-type]
@@ -110,62 +109,35 @@ def ask(llama: Llama, request: Request) -> tuple[dict[str, Any], float]:
         max_tokens=MAX_TOKENS,
         repeat_penalty=1.0,
     )
-    return completion, 1000 * (time.perf_counter() - began)
+    milliseconds = 1000 * (time.perf_counter() - began)
+    reply = completion["choices"][0]["message"]["content"]
+    steering = completion.get("mars", {})
+    figures = {key: steering[key] for key in ("t", "gate", "alpha", "layer") if key in steering}
+    return {"reply": reply, "refused": refused(reply), **figures, "milliseconds": milliseconds}
 
 
 def run(threads: int | None, vector: Path, *, progress: bool = True) -> list[dict[str, Any]]:
-    """Ask every request of the unsteered and of the steered model."""
-    results: list[dict[str, Any]] = []
-    todo = requests()
-    # The steered model silences libmtmd for both.
-    steered = SteeredLlama(
-        str(demo_model.TEXT_MODEL),
-        vector=vector,
-        mmproj=str(demo_model.MMPROJ),
-        n_ctx=demo_model.CONTEXT,
-        n_threads=threads,
-        n_threads_batch=threads,
-        verbose=False,
-    )
-    with unsteered_model(threads) as plain:
-        for request in tqdm(todo, desc="requests", disable=not progress):
-            before, plain_ms = ask(plain, request)
-            after, steered_ms = ask(steered, request)
-            mars = after["mars"]
-            replies = [c["choices"][0]["message"]["content"] for c in (before, after)]
-            results.append(
-                {
-                    "modality": request.modality,
-                    "kind": request.kind,
-                    "prompt": request.prompt,
-                    "image": request.images,
-                    "unsteered": {
-                        "reply": replies[0],
-                        "refused": refused(replies[0]),
-                        "milliseconds": plain_ms,
-                    },
-                    "steered": {
-                        "reply": replies[1],
-                        "refused": refused(replies[1]),
-                        **{key: mars[key] for key in ("t", "gate", "alpha", "layer")},
-                        "milliseconds": steered_ms,
-                    },
-                }
-            )
-    steered.close()
-    return results
+    """Asks every request of the unsteered and of the steered model."""
+    with models(threads, vector) as loaded:
+        return [
+            {
+                "modality": request.modality,
+                "kind": request.kind,
+                "prompt": request.prompt,
+                "image": request.images,
+                **{name: ask(llama, request) for name, llama in loaded.items()},
+            }
+            for request in tqdm(requests(), desc="requests", disable=not progress)
+        ]
 
 
 def show(results: list[dict[str, Any]], console: Console, *, every: bool) -> None:
-    """Print a sample of the replies (or every one), then the summary."""
-    title = "All requests" if every else "A sample of the requests"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    """Prints a sample of the replies (or every one), then the summary."""
+    table = _table("All requests" if every else "A sample of the requests", (0, 1, 0, 0))
     for name in ("request", "without steering", "with steering"):
         table.add_column(name, ratio=1, overflow="fold")
-    for name in ("t", "gate", "alpha", "ms"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for modality, kind in _groups(results):
-        group = _select(results, modality, kind)
+    _add_figures(table, "t", "gate", "alpha", "ms")
+    for (modality, kind), group in _groups(results).items():
         pictures = f" (+ {len(group[0]['image'])} pictures)" if modality == "video" else ""
         table.add_row(f"[bold]{modality}, {kind}[/]{pictures}")
         for row in group if every else group[:3]:
@@ -186,15 +158,11 @@ def show(results: list[dict[str, Any]], console: Console, *, every: bool) -> Non
 
 
 def summary(results: list[dict[str, Any]]) -> Table:
-    """How many requests of each group were refused and how many replies stayed the same."""
-    table = Table(
-        title="Refused, of all requests", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1)
-    )
+    """Counts how many requests of each group were refused and how many replies stayed the same."""
+    table = _table("Refused, of all requests", (0, 1, 0, 1))
     table.add_column("", no_wrap=True)
-    for name in ("n", "without steering", "with steering", "unchanged", "time"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for modality, kind in _groups(results):
-        group = _select(results, modality, kind)
+    _add_figures(table, "n", "without steering", "with steering", "unchanged", "time")
+    for (modality, kind), group in _groups(results).items():
         n = len(group)
         before, after = (sum(r[arm]["refused"] for r in group) for arm in ("unsteered", "steered"))
         same = sum(r["unsteered"]["reply"] == r["steered"]["reply"] for r in group)
@@ -210,12 +178,20 @@ def summary(results: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _groups(results: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    return list(dict.fromkeys((r["modality"], r["kind"]) for r in results))
+def _table(title: str, padding: tuple[int, int, int, int]) -> Table:
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=padding)
 
 
-def _select(results: list[dict[str, Any]], modality: str, kind: str) -> list[dict[str, Any]]:
-    return [r for r in results if (r["modality"], r["kind"]) == (modality, kind)]
+def _add_figures(table: Table, *names: str) -> None:
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+
+
+def _groups(results: list[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for r in results:
+        groups.setdefault((r["modality"], r["kind"]), []).append(r)
+    return groups
 
 
 def _coloured(arm: dict[str, Any], kind: str) -> str:

@@ -10,7 +10,7 @@ from contextlib import closing
 from rich.console import Console
 
 from mars_gguf.chat.conversation import Conversation
-from mars_gguf.chat.streaming import stream
+from mars_gguf.chat.live import stream
 from mars_gguf.console import printable, require_utf8
 from mars_gguf.errors import MarsError
 

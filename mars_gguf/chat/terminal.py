@@ -14,7 +14,7 @@ from rich.text import Text
 
 from mars_gguf.chat.conversation import Conversation, Turn
 from mars_gguf.chat.lines import ReadLine, typed_path
-from mars_gguf.chat.streaming import stream, without_echo
+from mars_gguf.chat.live import stream, without_echo
 from mars_gguf.chat.transcript import save
 from mars_gguf.chat.words import media_of, side_by_side, status, why
 from mars_gguf.console import printable, require_utf8, visible

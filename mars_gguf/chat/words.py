@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mars_gguf.chat.conversation import Turn
-from mars_gguf.chat.streaming import TakeApart, shown
+from mars_gguf.chat.live import TakeApart, shown
 from mars_gguf.modalities import measured_as
 from mars_gguf.steering import Geometry
 

@@ -9,13 +9,13 @@ import pytest
 from rich.console import Console
 from screens import Screen, keeping, text_of
 
-from mars_gguf.chat.streaming import rendered, stream
+from mars_gguf.chat.live import rendered, stream
 from mars_gguf.reasoning import KNOWN, split
 
 SHOW = """
 import pathlib, sys, time
 from rich.console import Console
-from mars_gguf.chat.streaming import stream
+from mars_gguf.chat.live import stream
 reply = pathlib.Path(sys.argv[1]).read_text()
 def pieces():
     for start in range(0, len(reply), 4):
