@@ -9,6 +9,8 @@ from pathlib import Path
 
 from pages import ROOT
 
+from mars_gguf import read_vector
+
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 
 
@@ -35,3 +37,14 @@ def test_ask_server_gets_steered_replies_from_the_openai_client(tmp_path: Path) 
     bread, _, bomb, mars = said.strip().splitlines()
     assert "sorry" not in bread and bomb.startswith("I'm sorry")
     assert "'modality': 'text'" in mars
+
+
+def test_convert_model_writes_a_vector_with_its_card_and_refuses_by_it(tmp_path: Path) -> None:
+    said = run("convert_model.py", "vector.gguf", folder=tmp_path).splitlines()
+    names = [f"vector.{suffix}" for suffix in ("gguf", "md", "png")]
+    assert said[:3] == [f"wrote {name}" for name in names]
+    assert said[-1].startswith("I'm sorry")
+    assert read_vector(tmp_path / "vector.gguf").modalities == ["text", "image", "video"]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"vector.{s}" for s in ("gguf", "md", "png")
+    }
