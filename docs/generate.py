@@ -30,15 +30,24 @@ SECTIONS = {
         '`{"type": "video", "video": [URL of each frame, ...]}` of a message. Any of '
         "llama-cpp-python's chat handlers can be given as `chat_handler` instead. If steering "
         "cannot do its work, an exception says so: a reply is never silently unsteered.",
-        ["runtime.llama.SteeredLlama", "runtime.judging.Steering"],
+        ["SteeredLlama", "Steering"],
     ),
     "Vectors": (
         "What a vector file holds, read and written. [The layout](VECTOR_FILE.md).",
-        ["vectors.read_vector", "vectors.write_vector", "vectors.Vector"],
+        ["read_vector", "write_vector", "Vector"],
     ),
     "Convert": (
-        "A model's refusal geometry, measured. [What the converter does](CONVERTING.md).",
-        ["convert.pipeline.Conversion"],
+        "A model's refusal geometry, measured: the converter as a library. "
+        "[What it does](CONVERTING.md).",
+        [
+            "convert.convert",
+            "convert.Conversion",
+            "convert.Prompts",
+            "convert.Calibration",
+            "convert.GgufOptions",
+            "convert.CheckpointOptions",
+            "convert.read_artefact",
+        ],
     ),
     "The mathematics": (
         "numpy in, numpy out. [The equations](HOW_IT_WORKS.md).",
@@ -103,7 +112,7 @@ def signature(found: griffe.Object | griffe.Alias) -> Iterator[str]:
     """How ``found`` is imported and called, as a block of code."""
     yield "```python"
     if found.parent is not None and not found.parent.is_class:
-        yield f"from {home(found)} import {found.name}"
+        yield f"from {found.parent.path} import {found.name}"
     if found.is_class and (is_data(found) or "__init__" not in found.members):
         yield "```"
         return
@@ -133,13 +142,6 @@ def wrapped(call: str) -> str:
 def is_data(found: griffe.Object | griffe.Alias) -> bool:
     """Whether a class is one whose fields say all: a dataclass or a named tuple."""
     return "dataclass" in found.labels or any("NamedTuple" in str(b) for b in found.bases)
-
-
-def home(found: griffe.Object | griffe.Alias) -> str:
-    """The module that users import ``found`` from: the package itself if it offers it."""
-    package = found.package
-    assert found.parent is not None
-    return package.path if found.name in (package.exports or ()) else found.parent.path
 
 
 def attributes(found: griffe.Object | griffe.Alias) -> Iterator[str]:
