@@ -19,7 +19,7 @@ with contextlib.suppress(AttributeError, OSError, TypeError):
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 14)
 
 # Files of few tests that take long: begun first, or one process would be left with them at the end.
-LONG = ("test_real_model", "test_extract_transformers", "test_pipeline", "test_rpc_commands")
+LONG = ("test_real_model", "test_extract_transformers", "test_pipeline", "test_rpc_server")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

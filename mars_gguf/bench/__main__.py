@@ -15,11 +15,12 @@ from typing import Any
 
 from rich.console import Console
 
-from mars_gguf.bench import conversion, extraction, processes, runtime
-from mars_gguf.bench.figures import Figure, Line, missed
-from mars_gguf.bench.report import figure_table, line_table, machine, notes, plot, versions
-from mars_gguf.bench.subject import Subject, material
+from mars_gguf.bench import extraction, processes, replying
+from mars_gguf.bench.figures import Figure, missed
+from mars_gguf.bench.printing import machine, print_report, versions
+from mars_gguf.bench.subject import Asked, Subject, demo_prompts
 from mars_gguf.console import command
+from mars_gguf.convert.choices import Prompts
 from mars_gguf.errors import MarsError
 from mars_gguf.files import atomic
 from mars_gguf.options import add_model_arguments, llama_options, model_files, positive
@@ -27,7 +28,7 @@ from mars_gguf.runtime.model import ALL_LAYERS, require_gguf
 from mars_gguf.runtime.rpc import use_servers
 from mars_gguf.vectors import read_vector
 
-NAMES = [*runtime.NAMES, *extraction.NAMES, *conversion.NAMES, *processes.NAMES, *extraction.LINES]
+NAMES = [*replying.NAMES, *extraction.NAMES, *processes.NAMES]
 NO_AIM = "no aim: too small a model to chat with"
 
 
@@ -40,14 +41,13 @@ def parser() -> argparse.ArgumentParser:
         "--only",
         metavar="NAME,...",
         type=lambda text: text.split(","),
-        default=[name for name in NAMES if name not in conversion.NAMES],
+        default=[name for name in NAMES if name != "conversion"],
         help="figures to measure, see below (default: all but conversion, which takes minutes)",
     )
     p.add_argument(
         "--repetitions", type=positive, default=15, metavar="N", help="of each run (default: 15)"
     )
     p.add_argument("--json", type=Path, metavar="FILE", help="write all samples as JSON")
-    p.add_argument("--plot", type=Path, metavar="FILE", help="draw cost against size as PNG")
     p.add_argument("--check", action="store_true", help="exit with 1 if an aim is missed")
     p.add_argument(
         "--cvector-generator", metavar="FILE", help="llama.cpp's program, to compare with"
@@ -68,20 +68,17 @@ def main(argv: list[str] | None = None) -> None:
         _check_arguments(args)
         subject = _subject(args)
         report = _report(args, argv, subject)
-        figures, lines = _measure(args, subject)
+        figures = _measure(args, subject)
         if args.demo:
             figures = [replace(figure, aim=None) for figure in figures]
         report["figures"] = [figure.as_json() for figure in figures]
-        report["lines"] = [line.as_json() for line in lines]
         identity = report["model"]
         name, threads = identity["name"] or Path(subject.model).name, subject.options["n_threads"]
         title = f"{name}, {identity['quantization']}, {threads} threads"
-        _print(console, report, title, figures, lines)
+        print_report(console, title, report, figures)
         if args.json:
             with atomic(args.json) as path:
                 path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        if args.plot and lines:
-            plot(lines, args.plot, title)
         if args.check and missed(figures):
             names = ", ".join(figure.name for figure in missed(figures))
             print(f"aims missed: {names}", file=sys.stderr)
@@ -92,11 +89,8 @@ def _check_arguments(args: argparse.Namespace) -> None:
     unknown = [name for name in args.only if name not in NAMES]
     if unknown:
         raise MarsError(f"no figure {', '.join(unknown)}, expected some of {', '.join(NAMES)}")
-    for path in filter(None, (args.json, args.plot)):
-        if path.is_dir():
-            raise MarsError(f"{path}: a folder, expected the name of a file to write")
-    if args.plot and not set(args.only) & set(extraction.LINES):
-        raise MarsError(f"--plot draws {', '.join(extraction.LINES)}: name one in --only")
+    if args.json and args.json.is_dir():
+        raise MarsError(f"{args.json}: a folder, expected the name of a file to write")
     program = args.cvector_generator
     if program and not os.access(program, os.X_OK):
         raise MarsError(f"{program}: not a program. Build llama-cvector-generator of llama.cpp.")
@@ -108,7 +102,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
 
 
 def _subject(args: argparse.Namespace) -> Subject:
-    """What the options name. Raises MarsError."""
+    """The model and the prompts that the options name. Raises MarsError."""
     model, mmproj, vector = model_files(args)
     for path in filter(None, (model, mmproj)):
         require_gguf(path)
@@ -116,9 +110,8 @@ def _subject(args: argparse.Namespace) -> Subject:
         use_servers(args.rpc)
         args.n_gpu_layers = args.n_gpu_layers or ALL_LAYERS
     args.threads = args.threads or max(1, (os.cpu_count() or 2) // 2)
-    pictures = mmproj is not None and bool({"extraction-images", "images"} & set(args.only))
-    given = material(args.demo, images=pictures)
-    return Subject(model, mmproj, vector, given, llama_options(args))
+    prompts = demo_prompts(sees=mmproj is not None) if args.demo else Prompts()
+    return Subject(model, mmproj, vector, llama_options(args), prompts)
 
 
 def _report(args: argparse.Namespace, argv: Sequence[str], subject: Subject) -> dict[str, Any]:
@@ -137,7 +130,7 @@ def _report(args: argparse.Namespace, argv: Sequence[str], subject: Subject) -> 
     return report | ({"aims": NO_AIM} if args.demo else {})
 
 
-def _measure(args: argparse.Namespace, subject: Subject) -> tuple[list[Figure], list[Line]]:
+def _measure(args: argparse.Namespace, subject: Subject) -> list[Figure]:
     terminal = Console(stderr=True)
 
     def started(name: str) -> None:
@@ -146,40 +139,14 @@ def _measure(args: argparse.Namespace, subject: Subject) -> tuple[list[Figure], 
 
     # Processes first: the models below are not yet in the memory of this one.
     program = args.cvector_generator and str(Path(args.cvector_generator).absolute())
-    whole = processes.Processes(subject, cvector_generator=program, transformers=args.transformers)
-    asked = args.repetitions, args.only, started
+    whole = processes.Processes(subject, program, args.transformers)
+    asked = Asked(args.only, args.repetitions, started)
     figures = [
-        *whole.measure(*asked),
-        *runtime.measure(subject, *asked),
-        *extraction.measure(subject, *asked),
-        *conversion.measure(whole, args.only, started),
+        *whole.measure(asked),
+        *replying.measure(subject, asked),
+        *extraction.measure(subject, asked),
     ]
-    lines = list(extraction.lines(subject, *asked))
-    return sorted(figures, key=lambda figure: NAMES.index(figure.name)), lines
-
-
-def _print(
-    console: Console,
-    report: dict[str, Any],
-    title: str,
-    figures: Sequence[Figure],
-    lines: Sequence[Line],
-) -> None:
-    m = report["machine"]
-    load = f", load {m['load'][0]:.1f} before" if m["load"] else ""
-    said = [title, f"{m['processor']}, {m['cores']} cores, {m['system']}{load}"]
-    said.append(", ".join(f"{name} {found}" for name, found in report["versions"].items()))
-    if servers := report["options"]["rpc_servers"]:
-        said.append(f"layers on RPC servers: {servers}")
-    for line in said:
-        console.print(line, markup=False)
-    if figures:
-        repetitions = report["options"]["repetitions"]
-        console.print(figure_table(figures, repetitions))
-        for line in filter(None, [report.get("aims"), *notes(figures, repetitions)]):
-            console.print(line, style="dim", markup=False)
-    if lines:
-        console.print(line_table(lines))
+    return sorted(figures, key=lambda figure: NAMES.index(figure.name))
 
 
 if __name__ == "__main__":

@@ -24,61 +24,48 @@ def peak_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS: bytes
 
 
-def _reply(llama: Any, prompt: str) -> None:
-    llama.create_chat_completion(
-        [{"role": "user", "content": prompt}], max_tokens=16, temperature=0
-    )
-
-
-def _use(rpc_servers: str | None) -> None:
-    if rpc_servers:
-        from mars_gguf.runtime.rpc import use_servers
-
-        use_servers(rpc_servers)
-
-
-def plain(model: str, prompt: str, options: dict[str, Any], rpc_servers: str | None = None) -> None:
-    """Load the model in llama-cpp-python and reply."""
-    from llama_cpp import Llama
-
-    _use(rpc_servers)
-
-    _reply(Llama(model, **options), prompt)
-
-
-def steered(model: str, vector: str, prompt: str, options: dict[str, Any]) -> None:
-    """The same, steered whatever the prompt is."""
-    from mars_gguf import SteeredLlama
-    from mars_gguf.evaluate.arms import first_token, steered_by
-
-    llama = SteeredLlama(model, vector=vector, **options)
-    with steered_by(llama, first_token(1.0)):
-        _reply(llama, prompt)
-
-
-def prefill(
+def plain(
     model: str,
-    mmproj: str | None,
     prompt: str,
     options: dict[str, Any],
+    mmproj: str | None = None,
+    max_tokens: int = 16,
     rpc_servers: str | None = None,
 ) -> None:
-    """Load the model (and mmproj) in llama-cpp-python; one prompt, with a picture if it can."""
+    """Loads the model in llama-cpp-python and replies; to a prompt with a picture, with mmproj."""
     from llama_cpp import Llama
     from llama_cpp.llama_chat_format import MTMDChatHandler
     from PIL import Image
 
     from mars_gguf.media.images import user_message
 
-    _use(rpc_servers)
+    if rpc_servers:
+        from mars_gguf.runtime.rpc import use_servers
+
+        use_servers(rpc_servers)
     handler = MTMDChatHandler(mmproj, verbose=options["verbose"]) if mmproj else None
     llama = Llama(model, chat_handler=handler, **options)
     pictures = [Image.new("RGB", (224, 224), "white")] if mmproj else []
-    llama.create_chat_completion([user_message(prompt, pictures)], max_tokens=1)  # type: ignore
+    _reply(llama, user_message(prompt, pictures), max_tokens)
+
+
+def steered(model: str, vector: str, prompt: str, options: dict[str, Any]) -> None:
+    """Loads the model as SteeredLlama and replies, steered whatever the prompt is."""
+    from mars_gguf import SteeredLlama
+    from mars_gguf.evaluate.arms import first_token, steered_by
+    from mars_gguf.media.images import user_message
+
+    llama = SteeredLlama(model, vector=vector, **options)
+    with steered_by(llama, first_token(1.0)):
+        _reply(llama, user_message(prompt), 16)
+
+
+def _reply(llama: Any, message: dict[str, Any], max_tokens: int) -> None:
+    llama.create_chat_completion([message], max_tokens=max_tokens, temperature=0)
 
 
 def convert(arguments: list[str]) -> None:
-    """The command mars_gguf.convert."""
+    """Runs the command mars_gguf.convert."""
     import runpy
 
     sys.argv[1:] = arguments
@@ -86,8 +73,8 @@ def convert(arguments: list[str]) -> None:
 
 
 def direction(model: str, prompts: list[list[str]], output: str, options: dict[str, Any]) -> None:
-    """What llama.cpp's cvector-generator does: the mean difference of the hidden states of pairs
-    of text prompts after every block but the last, written as a control vector."""
+    """Does what llama.cpp's cvector-generator does: the mean difference of the hidden states of
+    pairs of text prompts after every block but the last, written as a control vector."""
     import gguf
     import numpy as np
 
@@ -112,7 +99,7 @@ def direction(model: str, prompts: list[list[str]], output: str, options: dict[s
     extractor.close()
 
 
-TASKS = {f.__name__: f for f in (plain, steered, prefill, convert, direction)}
+TASKS = {f.__name__: f for f in (plain, steered, convert, direction)}
 
 
 def main() -> None:

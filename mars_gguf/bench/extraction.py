@@ -1,50 +1,37 @@
-"""What measuring hidden states costs, against llama.cpp's own work on the same prompts."""
+"""What measuring hidden states costs, and a whole conversion, against llama.cpp's own work on the
+same prompts."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from llama_cpp import llama_cpp as lib
 
-from mars_gguf.bench.figures import Aim, Figure, Line, interleaved, ratios, timed
-from mars_gguf.bench.subject import Material, Subject
-from mars_gguf.convert.extract_gguf import GgufExtractor
+from mars_gguf.bench.figures import Aim, Figure, Run, interleaved, ratios, timed
+from mars_gguf.bench.subject import Asked, Subject
+from mars_gguf.convert import pipeline
+from mars_gguf.convert.choices import Calibration
+from mars_gguf.convert.extract_gguf import GgufExtractor, Session
+from mars_gguf.convert.loader import make_room
+from mars_gguf.convert.prompt_sets import gather
 from mars_gguf.convert.prompts import Prompt
 from mars_gguf.runtime.mtmd import MediaChunk
 from mars_gguf.runtime.sequences import MAX_SEQUENCES, CachedPrompt, Decoder, Prefill
 from mars_gguf.runtime.tap import Rows
 
+E = TypeVar("E", bound=GgufExtractor)
+
 PICTURES = 16
-LINES = ["layers", "prompts", "context", "images"]
-Started = Callable[[str], object]
-
-
-def figures() -> list[Figure]:
-    return [
-        Figure(
-            "extraction-text",
-            "extraction of text, all blocks, prompt tokens a second",
-            "llama.cpp's prefill of the same tokens and batches",
-            Aim(0.90, at_least=True),
-        ),
-        Figure(
-            "extraction-images",
-            "extraction with pictures, all blocks, prompts a second",
-            "picture encoding + prefill, each alone",
-            Aim(0.90, at_least=True),
-        ),
-    ]
-
-
-NAMES = [figure.name for figure in figures()]
+NAMES = ["extraction-text", "extraction-images", "conversion"]
 
 
 class TimedDecoder(Decoder):
-    """Counts what it decodes: seconds within llama.cpp, and tokens."""
+    """A decoder that counts what it decodes: seconds within llama.cpp, and tokens."""
 
     seconds = 0.0
     n_tokens = 0
@@ -98,144 +85,119 @@ class Limit(GgufExtractor):
         return self.timed.seconds + (projector.seconds if projector is not None else 0.0)
 
 
-def extract(
-    extractor: GgufExtractor, prompts: Sequence[Prompt], n_layer: int | None = None
-) -> Rows:
-    """Hidden states of all ``prompts``, [n, n_layer, n_embd], as a conversion reads them."""
-    extractor.forget()  # the repetition before
-    states = np.empty((len(prompts), n_layer or extractor.n_layer, extractor.n_embd), np.float32)
-    for indices, session in extractor.sessions(prompts):
-        states[indices] = session.observe(n_layer)[0]
-    return states
+class Recorded(GgufExtractor):
+    """An extractor that keeps what it was asked. ``asked``: the prompts, each once."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.asked: dict[int, Prompt] = {}
+
+    def sessions(self, prompts: Sequence[Prompt]) -> Iterator[tuple[list[int], Session]]:
+        self.asked |= {id(prompt): prompt for prompt in prompts}
+        return super().sessions(prompts)
 
 
-def text_prompts(given: Material) -> list[Prompt]:
-    pairs = zip(given.contrast.harmful, given.contrast.harmless, strict=False)
+def measure(subject: Subject, asked: Asked) -> Iterator[Figure]:
+    """Measures the figures that are asked for."""
+    if "extraction-text" in asked.only:
+        asked.started("extraction-text")
+        figure = Figure(
+            "extraction-text",
+            "extraction of text, all blocks, prompt tokens a second",
+            "llama.cpp's prefill of the same tokens and batches",
+            Aim(0.90, at_least=True),
+        )
+        prompts = text_prompts(subject)[:MAX_SEQUENCES]
+        yield _extracted(figure, subject, prompts, asked.repetitions)
+    if "extraction-images" in asked.only:
+        asked.started("extraction-images")
+        figure = Figure(
+            "extraction-images",
+            "extraction with pictures, all blocks, prompts a second",
+            "picture encoding + prefill, each alone",
+            Aim(0.90, at_least=True),
+        )
+        if subject.mmproj is None:
+            figure.absent = "no mmproj"
+            yield figure
+        else:
+            yield _extracted(figure, subject, picture_prompts(subject), asked.repetitions)
+    if "conversion" in asked.only:
+        asked.started("conversion")
+        yield converted(subject, Calibration())
+
+
+def text_prompts(subject: Subject) -> list[Prompt]:
+    """Harmful and harmless prompts in turn."""
+    contrast = subject.sets.contrast
+    pairs = zip(contrast.harmful, contrast.harmless, strict=False)
     return [Prompt(text) for pair in pairs for text in pair]
 
 
-def picture_prompts(given: Material) -> list[Prompt]:
+def picture_prompts(subject: Subject) -> list[Prompt]:
     """Neutral prompts with one picture each, no picture twice."""
-    single = [prompt for prompt in given.neutral if len(prompt.images) == 1]
-    distinct = {prompt.images[0].tobytes(): prompt for prompt in single}
+    neutral = [prompt for part in subject.sets.media["image"] for prompt in part]
+    distinct = {p.images[0].tobytes(): p for p in neutral if len(p.images) == 1}
     return list(distinct.values())[:PICTURES]
 
 
-def measure(
-    subject: Subject,
-    repetitions: int,
-    only: Collection[str],
-    started: Started = lambda name: None,
-) -> Iterator[Figure]:
-    """The figures named in ``only``."""
-    wanted = [figure for figure in figures() if figure.name in only]
-    if not wanted:
-        return
-    extractor, limit = (
-        kind(subject.model, subject.mmproj, **subject.reading) for kind in (GgufExtractor, Limit)
-    )
-    assert isinstance(limit, Limit)
-    try:
-        for figure in wanted:
-            started(figure.name)
-            pictures = figure.name == "extraction-images"
-            if pictures and not extractor.sees_images:
-                figure.absent = "no mmproj"
-            elif pictures:
-                _measure(figure, extractor, limit, picture_prompts(subject.given), repetitions)
-            else:
-                prompts = text_prompts(subject.given)[:MAX_SEQUENCES]
-                _measure(figure, extractor, limit, prompts, repetitions)
-            yield figure
-    finally:
-        limit.close()
-        extractor.close()
+def extract(extractor: GgufExtractor, prompts: Sequence[Prompt]) -> Rows:
+    """Hidden states of all ``prompts``, [n, n_layer, n_embd], as a conversion reads them."""
+    extractor.forget()  # the repetition before
+    states = np.empty((len(prompts), extractor.n_layer, extractor.n_embd), np.float32)
+    for indices, session in extractor.sessions(prompts):
+        states[indices] = session.observe()[0]
+    return states
 
 
-def _measure(
-    figure: Figure,
-    extractor: GgufExtractor,
-    limit: Limit,
-    prompts: Sequence[Prompt],
-    repetitions: int,
-) -> None:
-    figure.values = interleaved(
-        {
-            "llama.cpp": lambda: limit.run(prompts),
+def _extracted(
+    figure: Figure, subject: Subject, prompts: Sequence[Prompt], repetitions: int
+) -> Figure:
+    with ExitStack() as stack:
+        extractor = stack.enter_context(closing(_load(GgufExtractor, subject)))
+        limit = stack.enter_context(closing(_load(Limit, subject)))
+        runs: dict[str, Run] = {
+            "llama.cpp": partial(limit.run, prompts),
             "extraction": timed(partial(extract, extractor, prompts)),
-        },
-        repetitions,
-    )
-    figure.samples = ratios(figure.values["llama.cpp"], figure.values["extraction"])
+        }
+        figure.values = interleaved(runs, repetitions)
+    figure.samples = ratios(*figure.values.values())
     n_tokens = limit.timed.n_tokens
     rate = n_tokens / float(np.median(figure.values["extraction"]))
     figure.note = (
         f"{len(prompts)} prompts, {n_tokens} tokens, {rate:.0f} a second; "
         "rendering and tokenizing included"
     )
+    return figure
 
 
-# Cost against size -------------------------------------------------------------------------------
+def converted(subject: Subject, calibration: Calibration) -> Figure:
+    """The figure of a whole conversion, once: it takes minutes."""
+    figure = Figure(
+        "conversion",
+        "conversion, the model loaded",
+        "llama.cpp's prefill of all its prompts, what they begin with once + picture encoding",
+        Aim(1.3),
+    )
+    sets = gather(subject.prompts, calibration.seed, sees=subject.mmproj is not None)
+    with ExitStack() as stack:
+        extractor = stack.enter_context(closing(_load(Recorded, subject)))
+        limit = stack.enter_context(closing(_load(Limit, subject)))
+        for one in (extractor, limit):
+            make_room(one, sets, say=lambda line: None)
+        convert = partial(pipeline.measure, extractor, sets, calibration, source={}, progress=False)
+        ours = timed(convert)()
+        prompts = list(extractor.asked.values())
+        theirs = limit.run(prompts)
+    figure.values = {"conversion": [ours], "llama.cpp": [theirs]}
+    figure.samples = [ours / theirs]
+    figure.note = (
+        f"once, {len(prompts)} prompts, {limit.timed.n_tokens} tokens: {ours:.0f} s, of which "
+        f"llama.cpp's prefill and encoding take {theirs:.0f} s; the rest are replies, plain and "
+        "forced"
+    )
+    return figure
 
 
-def lines(
-    subject: Subject,
-    repetitions: int,
-    only: Collection[str],
-    started: Started = lambda name: None,
-) -> Iterator[Line]:
-    """Seconds of extraction against the number of blocks, prompts, tokens of a prompt, and
-    pictures; those named in ``only``."""
-    if not set(LINES) & set(only):
-        return
-    extractor = GgufExtractor(subject.model, subject.mmproj, **subject.reading)
-    texts = text_prompts(subject.given)
-    pictures = picture_prompts(subject.given) if extractor.sees_images else []
-    some = texts[:16]
-    sizes: dict[str, tuple[str, dict[int, list[Prompt]]]] = {
-        "layers": (
-            f"blocks read (of {len(some)} prompts)",
-            dict.fromkeys(_steps(extractor.n_layer), some),
-        ),
-        "prompts": (
-            "prompts",
-            {n: texts[:n] for n in (8, 16, 24, 32, 48, 64) if n <= len(texts)},
-        ),
-        "context": ("tokens of one prompt", _long_prompts(extractor, texts)),
-        "images": ("pictures, one a prompt", {n: pictures[:n] for n in _steps(len(pictures))}),
-    }
-    try:
-        for name, (label, points) in sizes.items():
-            if name in only and len(points) > 1:
-                started(name)
-                runs = {
-                    str(n): timed(partial(extract, extractor, p, n if name == "layers" else None))
-                    for n, p in points.items()
-                }
-                seconds = interleaved(runs, repetitions)
-                yield Line(name, label, [float(n) for n in points], list(seconds.values()))
-    finally:
-        extractor.close()
-
-
-def _steps(most: int) -> list[int]:
-    """At most six whole numbers from 1 to ``most``, evenly."""
-    return sorted({round(x) for x in np.linspace(1, most, 6)}) if most else []
-
-
-def _long_prompts(extractor: GgufExtractor, texts: Sequence[Prompt]) -> dict[int, list[Prompt]]:
-    """Prompts of about 128 to 1024 tokens, by their number of tokens."""
-    prompts = dict[int, list[Prompt]]()
-    longest, n = Prompt(""), 0
-    wanted = [128, 256, 512, 768, 1024]
-    for text in [p.text for p in texts] * 64:
-        longer = Prompt(f"{longest.text} {text}".strip())
-        n_longer = extractor.length(longer)
-        while wanted and n_longer > min(wanted[0], extractor.n_cells - 1):
-            prompts[n] = [longest]
-            wanted.pop(0)
-        if not wanted:
-            break
-        longest, n = longer, n_longer
-    prompts.pop(0, None)
-    return prompts
+def _load(kind: type[E], subject: Subject) -> E:
+    return kind(subject.model, subject.mmproj, **subject.reading)

@@ -1,17 +1,16 @@
-"""Figures and their statistics: a limit, an aim, and samples from interleaved runs. No model."""
+"""Figures and their statistics: an aim, samples of interleaved runs, and their noise. No model."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
-FLAT = 0.1
 Run = Callable[[], float]
-Verdict = Literal["met", "missed", "not measured", "shown"]
+Verdict = Literal["met", "missed", "within the noise", "not measured", "shown"]
 
 
 def timed(work: Callable[[], object]) -> Run:
@@ -28,8 +27,8 @@ def timed(work: Callable[[], object]) -> Run:
 def interleaved(
     runs: Mapping[str, Run], repetitions: int, *, warmup: int = 1
 ) -> dict[str, list[float]]:
-    """What each of ``runs`` returned, ``repetitions`` times: A B, B A, A B, ..., so that what the
-    machine does meanwhile falls on all alike. The first ``warmup`` rounds do not count."""
+    """Repeats all ``runs`` in turn, and returns what each gave: A B, B A, A B, ..., so that what
+    the machine does meanwhile falls on all alike. The first ``warmup`` rounds do not count."""
     results: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(-warmup, repetitions):
         for name in list(runs) if turn % 2 == 0 else reversed(list(runs)):
@@ -49,6 +48,7 @@ class Summary:
 
 
 def summary(samples: Sequence[float]) -> Summary:
+    """The summary of at least one sample."""
     low, median, high = np.quantile(np.asarray(samples, np.float64), [0.25, 0.5, 0.75])
     return Summary(float(median), float(low), float(high))
 
@@ -58,22 +58,9 @@ def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
     return [a / b for a, b in zip(above, below, strict=True)]
 
 
-@dataclass(frozen=True)
-class Fit:
-    """The straight line of least squares through (x, y), and R squared: the share of the variance
-    of y that it explains; 1 where y does not vary."""
-
-    slope: float
-    intercept: float
-    r_squared: float
-
-
-def fit(x: Sequence[float], y: Sequence[float]) -> Fit:
-    slope, intercept = (float(value) for value in np.polyfit(x, y, 1))
-    at, values = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    residual = float(((values - slope * at - intercept) ** 2).sum())
-    total = float(((values - values.mean()) ** 2).sum())
-    return Fit(slope, intercept, 1.0 - residual / total if total > 0 else 1.0)
+def differences(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    """One difference a pair."""
+    return [a - b for a, b in zip(above, below, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -89,16 +76,21 @@ class Aim:
 
 @dataclass
 class Figure:
-    """One line of the report. ``aim`` None: shown only. ``values`` is what the samples were
-    computed of, by name; ``note`` says what was done; ``failure`` is why the figure is missed
-    whatever the samples are, ``absent`` why there are none."""
+    """One line of the table.
+
+    aim: None if the figure is only shown. samples: what was measured, a ratio or a difference.
+    control: ratios of the same work to itself, whose distance from 1 is noise. values: what the
+    samples were computed of, by name. note: what was done. failure: why the figure is missed
+    whatever the samples are. absent: why there are none.
+    """
 
     name: str
     title: str
     limit: str
-    aim: Aim | None
+    aim: Aim | None = None
     unit: str = ""
     samples: list[float] = field(default_factory=list)
+    control: list[float] = field(default_factory=list)
     values: dict[str, list[float]] = field(default_factory=dict)
     note: str = ""
     failure: str = ""
@@ -112,59 +104,22 @@ class Figure:
             return "missed"
         if self.aim is None:
             return "shown"
-        return "met" if self.aim.met(summary(self.samples).median) else "missed"
+        median = summary(self.samples).median
+        if max(abs(median - 1), abs(self.aim.bound - 1)) <= self.noise:
+            return "within the noise"
+        return "met" if self.aim.met(median) else "missed"
+
+    @property
+    def noise(self) -> float:
+        """How far from 1 the quartiles of the control are; negative without a control."""
+        if not self.control:
+            return -1.0
+        spread = summary(self.control)
+        return max(abs(spread.low - 1), abs(spread.high - 1))
 
     def as_json(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "title": self.title,
-            "limit": self.limit,
-            "aim": self.aim and {"bound": self.aim.bound, "at_least": self.aim.at_least},
-            "unit": self.unit,
-            **({"summary": vars(summary(self.samples))} if self.samples else {}),
-            "verdict": self.verdict,
-            "samples": self.samples,
-            "values": self.values,
-            "note": self.note,
-            "failure": self.failure,
-            "absent": self.absent,
-        }
-
-
-@dataclass
-class Line:
-    """Seconds of extraction against a number of something: ``seconds[i]`` are the repetitions at
-    ``x[i]``. The line is fitted to their medians."""
-
-    name: str
-    label: str
-    x: list[float]
-    seconds: list[list[float]]
-
-    @property
-    def medians(self) -> list[float]:
-        return [summary(samples).median for samples in self.seconds]
-
-    @property
-    def fit(self) -> Fit:
-        return fit(self.x, self.medians)
-
-    @property
-    def flat(self) -> bool:
-        """Whether the fitted line changes by less than FLAT of the mean from end to end: R squared
-        then tells of the noise alone."""
-        change = self.fit.slope * (max(self.x) - min(self.x))
-        return abs(change) < FLAT * float(np.mean(self.medians))
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "label": self.label,
-            "x": self.x,
-            "seconds": self.seconds,
-            "fit": vars(self.fit),
-            "flat": self.flat,
-        }
+        found = {"summary": asdict(summary(self.samples))} if self.samples else {}
+        return asdict(self) | found | {"verdict": self.verdict}
 
 
 def missed(figures: Sequence[Figure]) -> list[Figure]:

@@ -8,13 +8,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mars_gguf.bench.figures import Aim, Figure, interleaved, ratios
-from mars_gguf.bench.subject import Subject
+from mars_gguf.bench.figures import Aim, Figure, Run, differences, interleaved, ratios
+from mars_gguf.bench.subject import Asked, Subject
 from mars_gguf.convert.extract_gguf import GgufExtractor
 from mars_gguf.convert.prompts import Prompt
 from mars_gguf.errors import MarsError
@@ -24,72 +26,61 @@ MIB = 1 << 20
 IMPORT = "from mars_gguf import SteeredLlama"
 HEAVY = ["torch", "transformers"]
 PROMPT = "How do I bake bread?"
+OURS, LEAST = "time / ours", Aim(3.0, at_least=True)
+# Name: title, what it is held against, aim, unit.
+FIGURES: dict[str, tuple[str, str, Aim, str]] = {
+    "conversion-cvector": (
+        "direction from text pairs, whole process",
+        f"llama.cpp's cvector-generator, {OURS}",
+        LEAST,
+        "",
+    ),
+    "conversion-transformers": (
+        "conversion, whole command",
+        f"the same by transformers on CPU, {OURS}",
+        LEAST,
+        "",
+    ),
+    "memory-runtime": (
+        "peak memory at run time",
+        "above plain llama-cpp-python",
+        Aim(32.0),
+        "MiB",
+    ),
+    "memory-converter": (
+        "peak memory of the converter",
+        "above the loaded model and one prefill",
+        Aim(256.0),
+        "MiB",
+    ),
+    "import": (f"`{IMPORT}`", "above `import llama_cpp`", Aim(50.0), "ms"),
+}
+NAMES = list(FIGURES)
 
 
-def figures() -> list[Figure]:
-    return [
-        Figure(
-            "conversion-cvector",
-            "direction from text pairs, whole process",
-            "llama.cpp's cvector-generator, time / ours",
-            Aim(3.0, at_least=True),
-        ),
-        Figure(
-            "conversion-transformers",
-            "conversion, whole command",
-            "the same by transformers on CPU, time / ours",
-            Aim(3.0, at_least=True),
-        ),
-        Figure(
-            "memory-runtime",
-            "peak memory at run time",
-            "above plain llama-cpp-python",
-            Aim(32.0),
-            "MiB",
-        ),
-        Figure(
-            "memory-converter",
-            "peak memory of the converter",
-            "above the loaded model and one prefill",
-            Aim(256.0),
-            "MiB",
-        ),
-        Figure("import", f"`{IMPORT}`", "above `import llama_cpp`", Aim(50.0), "ms"),
-    ]
-
-
-NAMES = [figure.name for figure in figures()]
-
-
+@dataclass
 class Processes:
     """Measures the figures of this module. ``cvector_generator``: llama.cpp's program;
     ``transformers``: a checkpoint of the same model."""
 
-    def __init__(
-        self,
-        subject: Subject,
-        *,
-        cvector_generator: str | None = None,
-        transformers: str | None = None,
-    ) -> None:
-        self.subject, self.options = subject, subject.options
-        self.cvector_generator, self.transformers = cvector_generator, transformers
+    subject: Subject
+    cvector_generator: str | None = None
+    transformers: str | None = None
+    environment: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.options = self.subject.options
         self.environment = os.environ | {"OMP_NUM_THREADS": str(self.options["n_threads"])}
 
-    def measure(
-        self,
-        repetitions: int,
-        only: Collection[str],
-        started: Callable[[str], object] = lambda name: None,
-    ) -> Iterator[Figure]:
-        """The figures named in ``only``. Raises MarsError if a process fails."""
-        for figure in figures():
-            if figure.name in only:
-                started(figure.name)
-                with tempfile.TemporaryDirectory() as folder:
-                    work = getattr(self, "_" + figure.name.replace("-", "_"))
-                    work(figure, repetitions, Path(folder))
-                yield figure
+    def measure(self, asked: Asked) -> Iterator[Figure]:
+        """Measures the figures that are asked for. Raises MarsError if a process fails."""
+        for name in [name for name in NAMES if name in asked.only]:
+            asked.started(name)
+            figure = Figure(name, *FIGURES[name])
+            with tempfile.TemporaryDirectory() as folder:
+                work = getattr(self, "_" + name.replace("-", "_"))
+                work(figure, asked.repetitions, Path(folder))
+            yield figure
 
     # Conversion ----------------------------------------------------------------------------------
 
@@ -97,37 +88,25 @@ class Processes:
         if self.cvector_generator is None:
             figure.absent = "no --cvector-generator"
             return
-        contrast = self.subject.given.contrast
+        contrast, model = self.subject.sets.contrast, self.subject.model
         n = min(len(contrast.harmful), len(contrast.harmless))
         sides = [contrast.harmful[:n], contrast.harmless[:n]]
         files = [folder / "positive.txt", folder / "negative.txt"]
-        extractor = GgufExtractor(self.subject.model, **self.subject.reading)
-        try:
+        with closing(GgufExtractor(model, **self.subject.reading)) as extractor:
             for file, side in zip(files, sides, strict=True):
                 rendered = [extractor.render(Prompt(text)) for text in side]
                 file.write_text("".join(_escaped(text) + "\n" for text in rendered), "utf-8")
-        finally:
-            extractor.close()
-        outputs = [folder / "theirs.gguf", folder / "ours.gguf"]
-        threads = str(self.options["n_threads"])
-        theirs = [
+        theirs, ours = folder / "theirs.gguf", folder / "ours.gguf"
+        threads, options = str(self.options["n_threads"]), self.subject.reading
+        program = [
             self.cvector_generator, "--method", "mean", "-t", threads, "-tb", threads,
             "-c", str(self.options["n_ctx"]), "-ngl", str(self.options["n_gpu_layers"]),
-            "-m", self.subject.model, "--positive-file", str(files[0]),
-            "--negative-file", str(files[1]), "-o", str(outputs[0]), *self._servers,
+            "-m", model, "--positive-file", str(files[0]), "--negative-file", str(files[1]),
+            "-o", str(theirs), *self._servers,
         ]  # fmt: skip
-        ours = _child(
-            "direction",
-            model=self.subject.model,
-            prompts=sides,
-            output=str(outputs[1]),
-            options=self.subject.reading,
-        )
-        self._race(
-            figure,
-            repetitions,
-            {"cvector-generator": (theirs, outputs[0]), "ours": (ours, outputs[1])},
-        )
+        child = _child("direction", model=model, prompts=sides, output=str(ours), options=options)
+        commands = {"cvector-generator": (program, theirs), "ours": (child, ours)}
+        self._race(figure, repetitions, commands)
         figure.note = (
             f"{n} pairs, mean difference after every block, no choice of block; "
             "cvector-generator averages over all tokens of a prompt, ours takes the last token's"
@@ -137,23 +116,23 @@ class Processes:
         if self.transformers is None:
             figure.absent = "no --transformers"
             return
-        outputs = [folder / "theirs.gguf", folder / "ours.gguf"]
+        theirs, ours = folder / "theirs.gguf", folder / "ours.gguf"
         module = [sys.executable, "-m", "mars_gguf.convert"]
-        theirs = [*module, self.transformers, "--device", "cpu"]
-        theirs += self._common_arguments(outputs[0])
-        ours = [*module, *self.convert_arguments(outputs[1])]
-        for command, output in zip((theirs, ours), outputs, strict=True):
-            self._seconds(command, output)
-        measured = [", ".join(read_vector(output).modalities) for output in outputs]
+        checkpoint = [self.transformers, "--device", "cpu", *self._common_arguments(theirs)]
+        commands = {
+            "transformers": ([*module, *checkpoint], theirs),
+            "ours": ([*module, *self.convert_arguments(ours)], ours),
+        }
+        for command in commands.values():
+            self._seconds(*command)
+        measured = [", ".join(read_vector(output).modalities) for output in (theirs, ours)]
         if measured[0] != measured[1]:
             figure.absent = (
                 f"not the same work: transformers measured {measured[0]}, ours {measured[1]}; "
                 "give a checkpoint that sees what the GGUF model sees"
             )
             return
-        self._race(
-            figure, repetitions, {"transformers": (theirs, outputs[0]), "ours": (ours, outputs[1])}
-        )
+        self._race(figure, repetitions, commands)
         figure.note = (
             f"the whole conversion ({measured[0]}), choice of block and trust limit included"
         )
@@ -167,12 +146,12 @@ class Processes:
         figure.samples = ratios(*figure.values.values())
 
     def _common_arguments(self, output: Path) -> list[str]:
-        """Of mars_gguf.convert, for every kind of model."""
-        prompts = self.subject.given.prompts
+        """The arguments of mars_gguf.convert for every kind of model."""
+        prompts, sees = self.subject.prompts, self.subject.mmproj is not None
         files = {"--harmful": prompts.harmful, "--harmless": prompts.harmless}
-        files["--neutral-media"] = prompts.neutral_media if self.subject.mmproj else None
+        files["--neutral-media"] = prompts.neutral_media if sees else None
         arguments = [word for option, file in files.items() if file for word in (option, str(file))]
-        arguments += [] if self.subject.mmproj else ["--modality", "text"]
+        arguments += [] if sees else ["--modality", "text"]
         arguments += ["-q", "--no-plot", "-o", str(output)]
         if variables := self.options.get("chat_template_kwargs"):
             arguments += ["--chat-template-kwargs", json.dumps(variables)]
@@ -181,7 +160,7 @@ class Processes:
         return arguments
 
     def convert_arguments(self, output: Path) -> list[str]:
-        """Of mars_gguf.convert, for the GGUF model."""
+        """The arguments of mars_gguf.convert for the GGUF model."""
         arguments = [self.subject.model, *self._common_arguments(output)]
         if self.subject.mmproj:
             arguments += ["--mmproj", self.subject.mmproj]
@@ -209,38 +188,23 @@ class Processes:
 
     def _memory_runtime(self, figure: Figure, repetitions: int, folder: Path) -> None:
         subject, asked = self.subject, {"model": self.subject.model, "prompt": PROMPT}
-        self._memory(
-            figure,
-            repetitions,
-            plain=_child("plain", **asked, options=subject.plain, **self._known),
-            steered=_child("steered", **asked, vector=subject.vector, options=subject.options),
-        )
+        ours = _child("steered", **asked, vector=subject.vector, options=subject.options)
+        self._memory(figure, repetitions, self._plain(subject.plain), ours)
         figure.note = "one short prompt, steered, and 16 tokens"
 
     def _memory_converter(self, figure: Figure, repetitions: int, folder: Path) -> None:
-        subject = self.subject
-        loaded = _child(
-            "prefill",
-            model=subject.model,
-            mmproj=subject.mmproj,
-            prompt=PROMPT,
-            options=subject.plain | {"n_ctx": 4096},
-            **self._known,
-        )
-        self._memory(
-            figure,
-            repetitions,
-            plain=loaded,
-            converter=_child("convert", arguments=self.convert_arguments(folder / "v.gguf")),
-        )
+        options = self.subject.plain | {"n_ctx": 4096}
+        loaded = self._plain(options, mmproj=self.subject.mmproj, max_tokens=1)
+        ours = _child("convert", arguments=self.convert_arguments(folder / "v.gguf"))
+        self._memory(figure, repetitions, loaded, ours)
 
-    @property
-    def _known(self) -> dict[str, str | None]:
-        """What makes plain models go to RPC servers."""
-        return {"rpc_servers": self.options.get("rpc_servers")}
+    def _plain(self, options: dict[str, Any], **more: Any) -> list[str]:
+        servers = self.options.get("rpc_servers")
+        asked = {"model": self.subject.model, "prompt": PROMPT, "rpc_servers": servers}
+        return _child("plain", **asked, options=options, **more)
 
-    def _memory(self, figure: Figure, repetitions: int, **commands: list[str]) -> None:
-        runs = {name: self._peak(command) for name, command in commands.items()}
+    def _memory(self, figure: Figure, repetitions: int, plain: list[str], ours: list[str]) -> None:
+        runs = {"plain": partial(self._peak, plain), "ours": partial(self._peak, ours)}
         try:
             figure.values = interleaved(runs, repetitions, warmup=0)
         except MarsError as error:
@@ -248,39 +212,31 @@ class Processes:
                 raise
             figure.absent = "this system does not tell the memory of a process"
             return
-        below, above = figure.values.values()
-        figure.samples = [b - a for a, b in zip(below, above, strict=True)]
+        figure.samples = differences(figure.values["ours"], figure.values["plain"])
 
-    def _peak(self, command: list[str]) -> Callable[[], float]:
-        return lambda: float(json.loads(self._run(command).splitlines()[-1])["peak"]) / MIB
+    def _peak(self, command: list[str]) -> float:
+        return float(json.loads(self._run(command).splitlines()[-1])["peak"]) / MIB
 
     def _import(self, figure: Figure, repetitions: int, folder: Path) -> None:
         brought: set[str] = set()
 
-        def milliseconds(statement: str) -> Callable[[], float]:
+        def importing(statement: str) -> Run:
             code = (
                 f"import time; began = time.perf_counter(); {statement}; "
                 "print(time.perf_counter() - began); "
                 f"import sys; print(*sys.modules.keys() & {HEAVY})"
             )
 
-            def run() -> float:
+            def milliseconds() -> float:
                 seconds, heavy = self._run([sys.executable, "-c", code]).split("\n")[:2]
                 brought.update(heavy.split())
                 return 1000 * float(seconds)
 
-            return run
+            return milliseconds
 
-        figure.values = interleaved(
-            {
-                "llama_cpp": milliseconds("import llama_cpp"),
-                "mars_gguf alone": milliseconds("import mars_gguf"),
-                "mars_gguf": milliseconds(IMPORT),
-            },
-            repetitions,
-        )
-        below, above = figure.values["llama_cpp"], figure.values["mars_gguf"]
-        figure.samples = [b - a for a, b in zip(below, above, strict=True)]
+        runs = {"llama_cpp": importing("import llama_cpp"), "mars_gguf": importing(IMPORT)}
+        figure.values = interleaved(runs, repetitions)
+        figure.samples = differences(figure.values["mars_gguf"], figure.values["llama_cpp"])
         if brought:
             figure.failure = f"imports {', '.join(sorted(brought))}"
         figure.note = "torch and transformers are " + ("" if brought else "not ") + "imported"

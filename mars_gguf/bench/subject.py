@@ -1,14 +1,15 @@
-"""What is measured: a model with its vector, how it is run, and what it is asked."""
+"""The subject of the measurements: a model with its vector, how it is run, and what it is asked."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from mars_gguf import demo_model
 from mars_gguf.convert.choices import Prompts
-from mars_gguf.convert.probes import neutral_probes, paired_probes
-from mars_gguf.convert.prompts import ContrastPrompts, Prompt, builtin_contrast, read_prompts
+from mars_gguf.convert.prompt_sets import PromptSets, gather
 
 # Of SteeredLlama's options. (RPC servers are made known to the process: plain models use them too.)
 STEERED_ONLY = {"template", "chat_template_kwargs", "reasoning", "way", "force", "rpc_servers"}
@@ -23,24 +24,31 @@ READING = {
 
 
 @dataclass(frozen=True)
-class Material:
-    """The prompts that are measured: contrast prompts, neutral ones with pictures, and what makes
-    the converter use the same."""
+class Asked:
+    """The figures that are asked for, by name, and how often each run is repeated. ``started`` is
+    told what is measured next."""
 
-    contrast: ContrastPrompts
-    neutral: list[Prompt] = field(default_factory=list)
-    prompts: Prompts = field(default_factory=Prompts)
+    only: Collection[str]
+    repetitions: int = 15
+    started: Callable[[str], object] = lambda name: None
 
 
 @dataclass(frozen=True)
 class Subject:
-    """Files, material, and ``options``: those of SteeredLlama (mars_gguf.options.llama_options)."""
+    """Files, what is converted with, and ``options``: those of SteeredLlama
+    (mars_gguf.options.llama_options)."""
 
     model: str
     mmproj: str | None
     vector: str
-    given: Material
     options: dict[str, Any]
+    prompts: Prompts = field(default_factory=Prompts)
+
+    @cached_property
+    def sets(self) -> PromptSets:
+        """The prompts of a conversion, with a third of its pictures."""
+        few = replace(self.prompts, probes=32, contexts=False)
+        return gather(few, 0, sees=self.mmproj is not None)
 
     @property
     def plain(self) -> dict[str, Any]:
@@ -53,18 +61,9 @@ class Subject:
         return {READING[name]: value for name, value in self.options.items() if name in READING}
 
 
-def material(demo: bool, images: bool) -> Material:
-    """The demo model's own, or what the converter has built in."""
-    if not demo:
-        parts = neutral_probes(32, 224, 0)["image"] if images else ()
-        return Material(builtin_contrast(), [prompt for part in parts for prompt in part])
-    harmful, harmless, neutral_media = (
-        str(demo_model.FOLDER / f"{name}.jsonl") for name in ("harmful", "harmless", "neutral")
+def demo_prompts(*, sees: bool) -> Prompts:
+    """What the demo model's own vector was measured with."""
+    harmful, harmless, media = (
+        demo_model.FOLDER / f"{name}.jsonl" for name in ("harmful", "harmless", "neutral")
     )
-    return Material(
-        ContrastPrompts(read_prompts(harmful), read_prompts(harmless)),
-        [prompt for part in paired_probes(neutral_media)["image"] for prompt in part],
-        Prompts(
-            harmful=harmful, harmless=harmless, neutral_media=neutral_media if images else None
-        ),
-    )
+    return Prompts(harmful, harmless, neutral_media=media if sees else None)

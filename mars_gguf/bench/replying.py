@@ -4,7 +4,7 @@ the first token, and speed after it."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from llama_cpp import Llama
 from llama_cpp import llama_cpp as lib
 
 from mars_gguf.bench.figures import Aim, Figure, ratios
-from mars_gguf.bench.subject import Subject
+from mars_gguf.bench.subject import Asked, Subject
 from mars_gguf.convert.prompts import Prompt
 from mars_gguf.errors import MarsError
 from mars_gguf.evaluate.arms import UNSTEERED, first_token, steered_by
@@ -25,24 +25,22 @@ PROMPT_TOKENS = 256
 REPLY_TOKENS = 64
 OPEN = first_token(1.0)  # steers whatever the prompt is
 Trial = tuple[str, Way | None]  # a model, and how it steers
+Seconds = tuple[float, float]  # to the first token, and for those after it
 
 
 @dataclass(frozen=True)
 class Case:
-    """A figure: which model is held against a plain one ("again": another plain one; else a steered
-    one whose callback is in "C" or in "Python"), which ``way`` it steers, if it does, and whether
-    the first token is timed or those ``after`` it."""
+    """One figure: which model is held against a plain one, how it steers, and what is timed.
+
+    model: "again", another plain one; else a steered one whose callback is in "C" or in "Python".
+    way: how it steers; None, not at all. after: the tokens after the first are timed, not it.
+    """
 
     title: str
     model: str
     aim: Aim | None = None
     way: Way | None = None
     after: bool = False
-
-    @property
-    def run(self) -> Trial:
-        """What has to be run for it."""
-        return self.model, self.way
 
 
 FIRST, AFTER = "time to first token", "tokens a second while generating"
@@ -58,21 +56,20 @@ CASES = {
 }
 NAMES = list(CASES)
 PLAIN: Trial = ("plain", None)
+AGAIN: Trial = ("again", None)
 
 
-def measure(
-    subject: Subject,
-    repetitions: int,
-    only: Collection[str],
-    started: Callable[[str], object] = lambda name: None,
-) -> list[Figure]:
-    """The figures named in ``only``. All models of a repetition, with the same options, are asked
-    the same in turn; they are loaded anew for the next one, since a model is some percent faster
-    or slower by where in memory it happens to lie. Raises MarsError."""
-    cases = {name: case for name, case in CASES.items() if name in only}
+def measure(subject: Subject, asked: Asked) -> list[Figure]:
+    """Measures the figures that are asked for. Raises MarsError.
+
+    All models of a repetition, with the same options, are asked the same in turn. They are loaded
+    anew for the next one, since a model is some percent faster or slower by where in memory it
+    happens to lie. The plain model that is loaded again tells how much.
+    """
+    cases = {name: case for name, case in CASES.items() if name in asked.only}
     if not cases:
         return []
-    started(", ".join(cases))
+    asked.started(", ".join(cases))
     tokens, rewinds = _prepare(subject)
     figures, possible = [], dict[str, Case]()
     for name, case in cases.items():
@@ -83,9 +80,9 @@ def measure(
             figures[-1].absent = "this model's memory cannot be rewound"
         else:
             possible[name] = case
-    runs = list(dict.fromkeys([PLAIN, *(case.run for case in possible.values())]))
+    trials = [PLAIN, AGAIN, *((case.model, case.way) for case in possible.values())]
     n_reply = REPLY_TOKENS if any(case.after for case in possible.values()) else 0
-    taken = _take(subject, tokens, n_reply, runs, repetitions)
+    taken = _take(subject, tokens, n_reply, list(dict.fromkeys(trials)), asked.repetitions)
     for figure in figures:
         if figure.name in possible:
             _fill(figure, possible[figure.name], taken, len(tokens))
@@ -106,7 +103,7 @@ def _prepare(subject: Subject) -> tuple[list[int], bool]:
                 f"prompt and {REPLY_TOKENS} of reply. Raise --ctx-size."
             )
         text, tokens = "", list[int]()
-        for more in subject.given.contrast.harmless * 8:
+        for more in subject.sets.contrast.harmless * 8:
             text = f"{text} {more}".strip()
             (longer,) = llama.chunks(Prompt(text).messages)
             assert isinstance(longer, tuple)
@@ -120,24 +117,24 @@ def _take(
     subject: Subject,
     tokens: Sequence[int],
     n_reply: int,
-    runs: Sequence[Trial],
+    trials: Sequence[Trial],
     repetitions: int,
-) -> dict[Trial, list[tuple[float, float]]]:
-    """What `_seconds` says of each of ``runs``, ``repetitions`` times: the mean of two, there and
+) -> dict[Trial, list[Seconds]]:
+    """What `_seconds` says of each of ``trials``, ``repetitions`` times: the mean of two, there and
     back, so that a machine that becomes slower or faster meanwhile does so for all alike."""
-    taken: dict[Trial, list[tuple[float, float]]] = {run: [] for run in runs}
+    taken: dict[Trial, list[Seconds]] = {trial: [] for trial in trials}
     for turn in range(repetitions):
-        in_turn = list(runs)[:: -1 if turn % 2 else 1]
+        in_turn = list(trials)[:: -1 if turn % 2 else 1]
         with ExitStack() as stack:
             models = dict[str, Any]()
             for name in dict.fromkeys(name for name, _ in in_turn):
                 models[name] = stack.enter_context(closing(_load(subject, name)))
                 _reply(models[name], tokens, 0)  # warms it up
-            found: dict[Trial, list[tuple[float, float]]] = {run: [] for run in runs}
+            found: dict[Trial, list[Seconds]] = {trial: [] for trial in trials}
             for name, way in [*in_turn, *in_turn[::-1]]:
                 found[name, way].append(_seconds(models[name], way, tokens, n_reply))
-            for run, (there, back) in found.items():
-                taken[run].append(((there[0] + back[0]) / 2, (there[1] + back[1]) / 2))
+            for trial, (there, back) in found.items():
+                taken[trial].append(((there[0] + back[0]) / 2, (there[1] + back[1]) / 2))
     return taken
 
 
@@ -149,9 +146,7 @@ def _load(subject: Subject, name: str) -> Llama:
     )
 
 
-def _seconds(
-    llama: Llama, way: Way | None, tokens: Sequence[int], n_reply: int
-) -> tuple[float, float]:
+def _seconds(llama: Llama, way: Way | None, tokens: Sequence[int], n_reply: int) -> Seconds:
     """As `_reply`; a steered model steers in ``way`` whatever the prompt is, without one never."""
     if not isinstance(llama, SteeredLlama):
         return _reply(llama, tokens, n_reply)
@@ -162,7 +157,7 @@ def _seconds(
     return seconds
 
 
-def _reply(llama: Llama, tokens: Sequence[int], n_reply: int) -> tuple[float, float]:
+def _reply(llama: Llama, tokens: Sequence[int], n_reply: int) -> Seconds:
     """Seconds from an empty context to the first token of a greedy reply, and for ``n_reply``
     tokens after it."""
     llama.reset()
@@ -178,15 +173,15 @@ def _reply(llama: Llama, tokens: Sequence[int], n_reply: int) -> tuple[float, fl
     return first - began, ended - first
 
 
-def _fill(
-    figure: Figure,
-    case: Case,
-    taken: dict[Trial, list[tuple[float, float]]],
-    n_tokens: int,
-) -> None:
-    plain, compared = ([seconds[case.after] for seconds in taken[run]] for run in (PLAIN, case.run))
-    figure.values = {"plain": plain, "again" if case.model == "again" else "steered": compared}
-    figure.samples = ratios(plain, compared) if case.after else ratios(compared, plain)
+def _fill(figure: Figure, case: Case, taken: dict[Trial, list[Seconds]], n_tokens: int) -> None:
+    plain, again, compared = (
+        [seconds[case.after] for seconds in taken[trial]]
+        for trial in (PLAIN, AGAIN, (case.model, case.way))
+    )
+    figure.values = {"plain": plain, "again": again, "compared": compared}
+    figure.samples, figure.control = (
+        ratios(plain, other) if case.after else ratios(other, plain) for other in (compared, again)
+    )
     figure.note = f"prompt of {n_tokens} tokens"
     figure.note += f", {REPLY_TOKENS} tokens after the first" if case.after else ""
     if case.model == "again":

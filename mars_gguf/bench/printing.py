@@ -1,0 +1,116 @@
+"""Prints the figures, and what they depend on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mars_gguf import __version__
+from mars_gguf.bench.figures import Figure, summary
+
+COLOURS = {
+    "met": "green",
+    "missed": "red",
+    "within the noise": "yellow",
+    "not measured": "yellow",
+    "shown": "dim",
+}
+
+
+def machine() -> dict[str, Any]:
+    """The machine: processor, cores that this process may use, system, load before the run."""
+    name = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    except OSError:
+        pass
+    affinity = getattr(os, "sched_getaffinity", None)
+    return {
+        "processor": name,
+        "cores": len(affinity(0)) if affinity else os.cpu_count(),
+        "system": platform.platform(),
+        "load": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", ""),
+    }
+
+
+def versions() -> dict[str, str]:
+    """The versions of this package and of what decides its speed."""
+    return {
+        "mars-gguf": __version__,
+        "llama-cpp-python": version("llama-cpp-python"),
+        "numpy": version("numpy"),
+        "python": platform.python_version(),
+    }
+
+
+def print_report(
+    console: Console, title: str, report: dict[str, Any], figures: Sequence[Figure]
+) -> None:
+    """Prints what the figures depend on, a table of them, and what was done for each."""
+    m, options = report["machine"], report["options"]
+    load = f", load {m['load'][0]:.1f} before" if m["load"] else ""
+    said = [title, f"{m['processor']}, {m['cores']} cores, {m['system']}{load}"]
+    said.append(", ".join(f"{name} {found}" for name, found in report["versions"].items()))
+    if options["rpc_servers"]:
+        said.append(f"layers on RPC servers: {options['rpc_servers']}")
+    for line in said:
+        console.print(line, markup=False)
+    console.print(_table(figures, options["repetitions"]))
+    for line in filter(None, [report.get("aims"), *_notes(figures, options["repetitions"])]):
+        console.print(line, style="dim", markup=False)
+
+
+def _table(figures: Sequence[Figure], repetitions: int) -> Table:
+    table = Table(
+        title=f"Median of {repetitions} interleaved runs and interquartile range",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("", no_wrap=True)
+    for name in ("figure", "held against"):
+        table.add_column(name, overflow="fold")
+    for name in ("median", "spread", "aim"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for f in figures:
+        digits, unit = (1, f" {f.unit}") if f.unit else (3, "")
+        s = summary(f.samples) if f.samples else None
+        aim = f"{'>=' if f.aim.at_least else '<='} {f.aim.bound:.{digits}f}{unit}" if f.aim else ""
+        table.add_row(
+            f.name,
+            escape(f.title),
+            escape(f.limit),
+            f"{s.median:.{digits}f}{unit}" if s else "",
+            f"{s.low:.{digits}f}-{s.high:.{digits}f}" if s else "",
+            aim,
+            f"[{COLOURS[f.verdict]}]{f.verdict}[/]",
+        )
+    return table
+
+
+def _notes(figures: Sequence[Figure], repetitions: int) -> list[str]:
+    """What was done for each figure, or why it was not measured."""
+    lines = []
+    for f in figures:
+        parts = [f.failure, f.absent, f.note]
+        if f.verdict == "within the noise":
+            parts.append(f"the same model loaded again is up to {f.noise:.1%} off")
+        if f.samples and len(f.samples) != repetitions:
+            parts.append(f"{len(f.samples)} runs")
+        if any(parts):
+            lines.append(f"{f.name}: {'; '.join(filter(None, parts))}")
+    return lines

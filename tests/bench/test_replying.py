@@ -1,0 +1,71 @@
+"""Replies: each model is asked what its figure says. No times."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from models import vector
+from subjects import subject
+
+from mars_gguf.bench import replying
+from mars_gguf.bench.figures import ratios
+from mars_gguf.bench.subject import Asked
+from mars_gguf.runtime.tap import Tap
+from mars_gguf.vectors import write_vector
+
+
+def test_steered_and_plain_do_the_work_that_the_figures_name() -> None:
+    measured = {f.name: f for f in replying.measure(subject(), Asked(replying.NAMES, 2))}
+    assert list(measured) == replying.NAMES
+    for name, f in measured.items():
+        if replying.CASES[name].model == "C" and not Tap().compiled:
+            assert "not built" in f.absent
+            continue
+        assert len(f.samples) == 2
+        plain, again, compared = f.values.values()
+        speed = name.startswith("generation")
+        for found, other in ((f.samples, compared), (f.control, again)):
+            assert found == (ratios(plain, other) if speed else ratios(other, plain))
+        # All figures of one kind are of the same runs of the plain model.
+        kind = "generation-control" if speed else "first-token-control"
+        assert plain == measured[kind].values["plain"]
+    for name in ("first-token-control", "generation-python", "first-token-cvec"):
+        assert measured[name].aim is None
+
+
+def test_each_model_is_asked_what_its_figure_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, Any, int, int]] = []
+
+    def reply(llama: Any, tokens: list[int], n_reply: int) -> tuple[float, float]:
+        steered = isinstance(llama, replying.SteeredLlama)
+        seconds = found(llama, tokens, n_reply)
+        kind = ("C" if llama.tap.compiled else "Python") if steered else "plain"
+        way = llama.last_steering.way if steered else None
+        asked.append((kind, way, len(tokens), n_reply))
+        return seconds
+
+    found = replying._reply
+    monkeypatch.setattr(replying, "_reply", reply)
+    runs: list[tuple[str, Any]] = [("plain", None), ("Python", None)]
+    if Tap().compiled:
+        runs += [("C", None), ("C", "inline"), ("C", "cvec")]
+    taken = replying._take(subject(), [1, 5, 6, 7], 3, runs, 2)
+    assert all(len(seconds) == 2 for seconds in taken.values())
+    models = len({kind for kind, _ in runs})
+    expected = [(kind, way, 4, 0 if way else 3) for kind, way in runs]
+    there_and_back = [*expected, *expected[::-1]]
+    assert asked[models:][: len(there_and_back)] == there_and_back
+    assert asked[-len(there_and_back) :] == [*expected[::-1], *expected]
+
+
+def test_a_memory_that_cannot_rewind_has_no_cvec(hybrid: str, tmp_path: Path) -> None:
+    write_vector(vector(hybrid), tmp_path / "v.gguf")
+    given = replace(subject(), model=hybrid, vector=str(tmp_path / "v.gguf"))
+    cvec, python = replying.measure(given, Asked(["first-token-cvec", "first-token-python"], 1))[
+        ::-1
+    ]
+    assert "rewound" in cvec.absent or not Tap().compiled
+    assert len(python.samples) == 1

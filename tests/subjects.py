@@ -1,0 +1,17 @@
+"""A subject for the benchmark: the demo model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from models import DEMO, OPTIONS
+
+from mars_gguf.bench.subject import Subject, demo_prompts
+from mars_gguf.demo_model import VECTOR
+
+READING: dict[str, Any] = {"n_threads": 1}
+
+
+def subject(mmproj: str | None = None, **options: Any) -> Subject:
+    prompts = demo_prompts(sees=mmproj is not None)
+    return Subject(DEMO, mmproj, str(VECTOR), OPTIONS | {"n_gpu_layers": 0} | options, prompts)
