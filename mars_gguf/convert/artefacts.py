@@ -1,4 +1,4 @@
-"""Directions and centroids that were measured elsewhere.
+"""Reads directions and centroids that were measured elsewhere.
 
 A ``.safetensors``, ``.npz`` or ``.pt`` file holds, by name:
 
@@ -30,8 +30,10 @@ import io
 import pickletools
 import re
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +60,11 @@ MAX_SHOWN = 8
 
 @dataclass(frozen=True)
 class Artefact:
-    """What was measured elsewhere of block ``layer``; arrays are float64 [n_embd].
+    """A direction that was measured elsewhere, of block ``layer``; arrays are float64 [n_embd].
 
-    ``safe`` and ``unsafe`` are None where the file has a direction only. ``n_layer`` is the number
-    of blocks the file tells of, None if it is one.
+    safe, unsafe: the centroids; None where the file has a direction only.
+    shifts: by modality. n_layer: the number of blocks that the file tells of, None if it is one.
+    origin: what to call it. path: the file that it was read from.
     """
 
     layer: int
@@ -74,7 +77,7 @@ class Artefact:
     path: Path | None = None
 
     def require_fits(self, n_layer: int, n_embd: int) -> None:
-        """Raise MarsError unless the artefact is of a model of this shape."""
+        """Raises MarsError unless the artefact is of a model of this shape."""
         if self.n_layer not in (None, n_layer):
             hint = ": leave out row 0, the embeddings" if self.n_layer == n_layer + 1 else ""
             raise MarsError(
@@ -94,13 +97,12 @@ class Artefact:
         return self.safe is not None and self.unsafe is not None
 
     def cosine(self, measured: Centroids) -> float:
-        """Cosine of the direction and what the model itself makes of harmful and harmless
-        prompts at this block."""
+        """The cosine of the direction with the one ``measured`` on the model at this block."""
         r = measured.direction[self.layer]
         return float(self.direction @ r / np.linalg.norm(self.direction) / np.linalg.norm(r))
 
     def place(self, measured: Centroids) -> Centroids:
-        """The centroids [L, d] to go on with: the measured ones, at this block the artefact's.
+        """Puts the artefact's centroids in place of those ``measured`` [L, d] at its block.
 
         A direction without centroids starts at the safe centroid (measured, if not given), is as
         long as the difference of the measured centroids is along it, and is turned around if it
@@ -126,7 +128,7 @@ class Artefact:
         return placed
 
     def notes(self, measured: Centroids) -> list[str]:
-        """What the user should know of how the artefact and the model agree."""
+        """Says how the artefact and the model agree, in sentences for the user."""
         cosine = self.cosine(measured)
         found = [
             f"The direction is not measured here: {self.origin}. Its cosine with the one that "
@@ -146,12 +148,12 @@ class Artefact:
 
 
 def is_artefact(path: Path) -> bool:
-    """Whether the file is one this module reads: by suffix, or a GGUF control vector."""
+    """Whether this module reads the file: by its suffix, or as a GGUF control vector."""
     return path.suffix.lower() in SUFFIXES or _is_control_vector(path)
 
 
 def read_artefact(path: Path, layer: int | None = None) -> Artefact:
-    """Read and check an artefact; ``layer`` (--layer) is the block, if the file does not say.
+    """Reads and checks an artefact; ``layer`` (--layer) is the block, if the file does not say.
 
     Raises MarsError naming what is missing or wrong: see the module docstring for what is expected.
     """
@@ -170,7 +172,7 @@ def read_artefact(path: Path, layer: int | None = None) -> Artefact:
 
 
 def _require_known(path: Path, names: Collection[str]) -> None:
-    """Before anything is read under them."""
+    """Raises MarsError for names that no artefact has, before anything is read under them."""
     unknown = sorted(set(names) - {*ARRAYS, "layer"})
     if unknown:
         raise MarsError(
@@ -258,33 +260,42 @@ def _parallel(a: Array, b: Array) -> bool:
 # What their readers raise over a damaged or hostile file is not documented, and of all kinds.
 
 
-def _reason(error: Exception) -> str:
-    return f"{(str(error).splitlines() or [type(error).__name__])[0]:.200}"
-
-
-def _load_safetensors(path: Path) -> dict[str, Any]:
+@contextmanager
+def _told(path: Path, advice: str) -> Iterator[None]:
+    """Turns whatever a reader of this file raises into a MarsError that ends in ``advice``."""
     try:
-        from safetensors import safe_open
-    except ImportError as error:
-        raise MarsError(
-            f"{path}: reading .safetensors needs safetensors ({error}): "
-            "pip install 'mars-gguf[convert]'"
-        ) from error
-    try:
-        with safe_open(path, framework="np") as file:
-            names = list(file.keys())
-            _require_known(path, names)
-            return {name: file.get_tensor(name) for name in names}
+        yield
     except MarsError:
         raise
     except Exception as error:
+        reason = f"{(str(error).splitlines() or [type(error).__name__])[0]:.200}"
+        raise MarsError(f"{path}: cannot be read as {advice.format(reason)}") from error
+
+
+def _library(path: Path, name: str) -> Any:
+    """Imports a library that reads such files. Raises MarsError where it is not installed."""
+    try:
+        return import_module(name)
+    except ImportError as error:
         raise MarsError(
-            f"{path}: cannot be read as safetensors ({_reason(error)}); save float32 arrays"
+            f"{path}: reading {path.suffix} needs {name} ({error}): "
+            "pip install 'mars-gguf[convert]'"
         ) from error
 
 
+def _load_safetensors(path: Path) -> dict[str, Any]:
+    safetensors = _library(path, "safetensors")
+    with (
+        _told(path, "safetensors ({}); save float32 arrays"),
+        safetensors.safe_open(path, framework="np") as file,
+    ):
+        names = list(file.keys())
+        _require_known(path, names)
+        return {name: file.get_tensor(name) for name in names}
+
+
 def _members(path: Path) -> dict[str, bytes]:
-    """What is packed in a zip archive. Raises MarsError for more than an artefact holds."""
+    """Unpacks a zip archive. Raises MarsError for more than an artefact holds."""
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         size = sum(member.file_size for member in members)
@@ -304,29 +315,18 @@ def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
 
 
 def _load_npz(path: Path) -> dict[str, Any]:
-    try:
+    advice = "without running a pickle in it ({}); save plain arrays with numpy.savez"
+    with _told(path, f".npz {advice}"):
         members = {name.removesuffix(".npy"): data for name, data in _members(path).items()}
         _require_known(path, members)
         return {
             name: np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
             for name, data in members.items()
         }
-    except MarsError:
-        raise
-    except Exception as error:
-        raise MarsError(
-            f"{path}: cannot be read as .npz without running a pickle in it ({_reason(error)}); "
-            "save plain arrays with numpy.savez"
-        ) from error
 
 
 def _load_pt(path: Path) -> dict[str, Any]:
-    try:
-        import torch
-    except ImportError as error:
-        raise MarsError(
-            f"{path}: reading .pt needs torch ({error}): pip install 'mars-gguf[convert]'"
-        ) from error
+    torch = _library(path, "torch")
 
     def array(value: Any) -> Array:
         if type(value) is int:
@@ -337,7 +337,11 @@ def _load_pt(path: Path) -> dict[str, Any]:
             raise ValueError(f"a tensor of {value.numel()} values")
         return np.asarray((value.double() if value.is_floating_point() else value).detach())
 
-    try:
+    advice = (
+        "tensors alone (weights_only: nothing in the file is executed): {}. Save a dict of plain "
+        "tensors with torch.save."
+    )
+    with _told(path, advice):
         content = torch.load(_repacked(_members(path)), map_location="cpu", weights_only=True)
         if torch.is_tensor(content):
             content = {"direction": content}
@@ -345,18 +349,11 @@ def _load_pt(path: Path) -> dict[str, Any]:
             raise MarsError(f"{path}: found {type(content).__name__}, expected a dict of tensors")
         _require_known(path, [str(name) for name in content])
         return {str(name): array(value) for name, value in content.items()}
-    except MarsError:
-        raise
-    except Exception as error:
-        raise MarsError(
-            f"{path}: cannot be read as tensors alone (weights_only: nothing in the file is "
-            f"executed): {_reason(error)}. Save a dict of plain tensors with torch.save."
-        ) from error
 
 
 def _repacked(members: Mapping[str, bytes]) -> io.BytesIO:
-    """The archive anew, so that torch reads what was looked at. Raises ValueError for a pickle that
-    would keep it busy."""
+    """Packs the archive anew, so that torch reads what was looked at. Raises ValueError for a
+    pickle that would keep it busy."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         for name, data in members.items():
@@ -368,7 +365,7 @@ def _repacked(members: Mapping[str, bytes]) -> io.BytesIO:
 
 
 def _require_flat(pickled: bytes) -> None:
-    """Raise ValueError for a pickle that refers back to anything but text, names and tensors, as
+    """Raises ValueError for a pickle that refers back to anything but text, names and tensors, as
     torch.save writes it. A tuple that holds one tuple twice, which holds one twice, and so on, is
     soon written and never hashed."""
     if len(pickled) > MAX_PICKLE_BYTES:

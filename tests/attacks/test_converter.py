@@ -19,8 +19,8 @@ import pytest
 
 pytest.importorskip("resource", reason="no limits on processes there")
 
-from fuzz_vectors import FOUR, HOSTILE, gguf, tensor
-from kill_converter import Conversions, End, attack, signal
+from attacks.fuzz_vectors import FOUR, HOSTILE, gguf, tensor
+from attacks.kill_converter import Conversions, End, attack, signal
 
 from mars_gguf.vectors import read_vector
 
