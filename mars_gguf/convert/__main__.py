@@ -15,8 +15,9 @@ from pathlib import Path
 
 from mars_gguf.console import command, printable
 from mars_gguf.convert.artefacts import Artefact, is_artefact, read_artefact
-from mars_gguf.convert.choices import Calibration, CheckpointOptions, GgufOptions, Prompts
+from mars_gguf.convert.choices import Calibration, CheckpointOptions, GgufOptions, Prompts, chosen
 from mars_gguf.convert.geometry import SHRINKAGE, read_shrinkage
+from mars_gguf.convert.loader import is_gguf
 from mars_gguf.convert.recipes import read_recipe
 from mars_gguf.errors import MarsError
 from mars_gguf.modalities import MODALITIES
@@ -189,7 +190,19 @@ def run(args: argparse.Namespace, p: argparse.ArgumentParser) -> None:
 
     direction, model, mmproj = _inputs(args)
     require_fitting(args, model, p)
-    prompts, calibration = _prompts(args), _calibration(args)
+    prompts = chosen(
+        Prompts,
+        vars(args),
+        modalities=args.modality,
+        system_prompt=_system_prompt(args.system_prompt),
+        sha256=args.prompts_sha256,
+    )
+    calibration = chosen(
+        Calibration,
+        vars(args),
+        layers=layer_range(args.layers),
+        shrinkage=read_shrinkage(args.shrinkage),
+    )
     named = args.input or model
     texts = (args.harmful, args.harmless, args.neutral_text, args.system_prompt)
     inputs = [named, model, *texts, args.neutral_media, mmproj, args.recipe]
@@ -248,8 +261,6 @@ def _inputs(args: argparse.Namespace) -> tuple[Artefact | None, str, str | None]
 
 def require_fitting(args: argparse.Namespace, model: str, p: argparse.ArgumentParser) -> None:
     """Raises MarsError for options that would change nothing for this kind of model."""
-    from mars_gguf.convert.loader import is_gguf
-
     kind, other, names = (
         ("GGUF", "transformers", TRANSFORMERS_OPTIONS)
         if is_gguf(model)
@@ -272,52 +283,17 @@ def require_fitting(args: argparse.Namespace, model: str, p: argparse.ArgumentPa
         )
 
 
-def _prompts(args: argparse.Namespace) -> Prompts:
-    return Prompts(
-        harmful=args.harmful,
-        harmless=args.harmless,
-        neutral_text=args.neutral_text,
-        neutral_media=args.neutral_media,
-        modalities=args.modality,
-        probes=args.probes,
-        image_size=args.image_size,
-        system_prompt=_system_prompt(args.system_prompt),
-        contexts=args.contexts,
-        quick=args.quick,
-        sha256=args.prompts_sha256,
-    )
-
-
-def _calibration(args: argparse.Namespace) -> Calibration:
-    return Calibration(
-        layers=layer_range(args.layers),
-        over_refusal=args.over_refusal,
-        shrinkage=read_shrinkage(args.shrinkage),
-        seed=args.seed,
-    )
-
-
 def _options(args: argparse.Namespace, model: str) -> GgufOptions | CheckpointOptions:
-    from mars_gguf.convert.loader import is_gguf
-
-    if is_gguf(model):
-        return GgufOptions(
-            chat_handler=args.chat_handler,
-            chat_template_kwargs=args.chat_template_kwargs,
-            reasoning=args.reasoning,
-            n_thought=args.reasoning_budget,
-            n_ctx=args.ctx_size,
-            n_gpu_layers=args.n_gpu_layers,
-            rpc_servers=args.rpc,
-            n_threads=args.threads,
-        )
-    return CheckpointOptions(
-        chat_template_kwargs=args.chat_template_kwargs,
-        dtype=args.dtype,
-        device=args.device,
-        batch_size=args.batch_size,
-        revision=args.revision,
-        trust_remote_code=args.trust_remote_code,
+    given = vars(args)
+    if not is_gguf(model):
+        return chosen(CheckpointOptions, given)
+    return chosen(
+        GgufOptions,
+        given,
+        n_thought=args.reasoning_budget,
+        n_ctx=args.ctx_size,
+        rpc_servers=args.rpc,
+        n_threads=args.threads,
     )
 
 

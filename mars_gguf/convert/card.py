@@ -1,4 +1,4 @@
-"""The card that goes with a vector file."""
+"""Writes the card of a vector file: what was measured, on what, and how to use it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 
 from mars_gguf.console import printable
 from mars_gguf.convert.pipeline import Measurement
+from mars_gguf.markdown import table
 from mars_gguf.statistics import CONFIDENCE
 from mars_gguf.vectors import Vector
 from mars_gguf.vectors.describe import describe
@@ -14,8 +15,10 @@ PARITY = "## Parity"  # the heading that mars_gguf.convert.parity puts its table
 
 
 def card(measurement: Measurement, name: str, sha256: str, parity: str = "") -> str:
-    """The Markdown card of the vector file called ``name`` with this hash: what was measured, on
-    what, and how to use it. ``parity``: a table of mars_gguf.convert.parity to end with."""
+    """Writes the card, in Markdown, of the vector file called ``name`` with this hash.
+
+    parity: a table of mars_gguf.convert.parity to end with.
+    """
     sections = [
         _head(measurement.vector, name),
         _warnings(measurement.warnings),
@@ -31,13 +34,14 @@ def card(measurement: Measurement, name: str, sha256: str, parity: str = "") -> 
 
 
 def split_parity(text: str) -> tuple[str, str]:
-    """A card's text without its parity table, ready to append one, and the table ("": none)."""
+    """Divides a card's text in what comes before its parity table, ready to append one, and the
+    table ("": none)."""
     text, heading, table = text.partition(f"\n{PARITY}: ")
     return text.rstrip() + "\n\n", heading.lstrip() + table
 
 
 def model_name(vector: Vector) -> str:
-    """What the model is called, as far as that is known."""
+    """The name of the model, as far as that is known."""
     return str(vector.model.name or vector.source.get("model") or vector.model.architecture)
 
 
@@ -69,16 +73,16 @@ def _coordinates(measurement: Measurement) -> list[str]:
         f"Coordinate t of held-out prompts at block {layer} before re-centering: 0 is the safe, 1 "
         "the unsafe centroid." + _place(measurement.vector),
         "",
-        "| set | mean t | spread |",
-        "| --- | --- | --- |",
     ]
-    for group, t in measurement.coordinates.items():
-        lines.append(f"| {group} | {t[:, layer].mean():.3f} | {t[:, layer].std():.3f} |")
-    return lines
+    rows = [
+        (group, f"{t[:, layer].mean():.3f}", f"{t[:, layer].std():.3f}")
+        for group, t in measurement.coordinates.items()
+    ]
+    return lines + table(["set", "mean t", "spread"], rows)
 
 
 def _place(vector: Vector) -> str:
-    """Which token of a model that thinks was measured."""
+    """Says which token of a model that thinks was measured."""
     thoughts = vector.source.get("thoughts")
     return {
         "answer": f" Measured where the answer begins, after the model's own thought, {thoughts}.",
@@ -89,23 +93,17 @@ def _place(vector: Vector) -> str:
 
 
 def _gate(vector: Vector) -> list[str]:
-    lines = [
-        "",
-        "| modality | shift along the read-out (t) | spread | gate opens at t | fully open |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    g = vector.geometry
+    g, rows = vector.geometry, []
     for m in vector.modalities:
         spread, opens = g.spreads[m], g.thresholds[m]
-        lines.append(
-            f"| {m} | {float(g.shifts[m] @ g.readout):.3f} | {spread:.3f} | "
-            f"{opens:.3f} | {opens + g.gate_ramp * spread:.3f} |"
-        )
-    return lines
+        numbers = (float(g.shifts[m] @ g.readout), spread, opens, opens + g.gate_ramp * spread)
+        rows.append([m, *(f"{x:.3f}" for x in numbers)])
+    header = "modality", "shift along the read-out (t)", "spread", "gate opens at t", "fully open"
+    return ["", *table(header, rows)]
 
 
 def _promise(measurement: Measurement) -> list[str]:
-    """What a user needs to decide: what opens the gate that should not, and what does not."""
+    """Tells a user what to decide by: what opens the gate that should not, and what does not."""
     vector, certificate = measurement.vector, measurement.certificate
     caught = certificate.caught
     budgets = [
@@ -124,17 +122,20 @@ def _promise(measurement: Measurement) -> list[str]:
         f"Of harmful text the gate opens for **{caught}**. The model by itself refuses "
         f"{harmful:.0%} of it, and {neutral:.0%} of neutral text.",
         "",
-        "| harmless input | opens the gate | at most |",
-        "| --- | --- | --- |",
     ]
-    for row in certificate.neutral:
-        name = f"{row.modality}, {row.group}" if row.group else f"**{row.modality}**"
-        lines.append(f"| {name} | {row} | {row.bound:.1%} |")
-    return lines
+    rows = [
+        (
+            f"{row.modality}, {row.group}" if row.group else f"**{row.modality}**",
+            row,
+            f"{row.bound:.1%}",
+        )
+        for row in certificate.neutral
+    ]
+    return lines + table(["harmless input", "opens the gate", "at most"], rows)
 
 
 def _examples(measurement: Measurement) -> list[str]:
-    """Replies under forced steering, word for word."""
+    """Quotes replies under forced steering, word for word."""
     lines = ["", "## Forced replies", "", "The gate held open, at the chosen block and limit:", ""]
     for prompt, reply in measurement.examples:
         shown = f"({prompt.modality}) " if prompt.images else ""
@@ -157,18 +158,20 @@ def _blocks(measurement: Measurement) -> list[str]:
         "mean over the modalities. effect: share of replies that forced steering turned into "
         "refusals, tried at the blocks of the largest reach. total = reach x effect.",
         "",
-        "| block | separation | "
-        + " | ".join(f"threshold, {m}" for m in scores.thresholds)
-        + " | reach | effect | total |",
-        "| --- " * (5 + len(scores.thresholds)) + "|",
     ]
-    columns = [scores.separation, *scores.thresholds.values(), scores.reach]
-    columns += [scores.effect, scores.total]
+    columns = {
+        "separation": scores.separation,
+        **{f"threshold, {m}": thresholds for m, thresholds in scores.thresholds.items()},
+        "reach": scores.reach,
+        "effect": scores.effect,
+        "total": scores.total,
+    }
+    rows = []
     for block in np.flatnonzero(~np.isnan(scores.reach)):
         name = f"**{block}**" if block == measurement.vector.layer else str(block)
-        cells = ["" if np.isnan(x[block]) else f"{x[block]:.3f}" for x in columns]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return lines
+        cells = ["" if np.isnan(x[block]) else f"{x[block]:.3f}" for x in columns.values()]
+        rows.append([name, *cells])
+    return lines + table(["block", *columns], rows)
 
 
 def _values(vector: Vector, sha256: str) -> list[str]:

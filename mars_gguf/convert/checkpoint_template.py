@@ -1,5 +1,5 @@
-"""How the prompts of a transformers checkpoint are written. Knows a tokenizer when it is given one,
-and imports neither transformers nor torch."""
+"""Writes the prompts of a checkpoint of transformers. Knows a tokenizer when it is given one, and
+imports neither transformers nor torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from mars_gguf.convert.prompts import Prompt
 from mars_gguf.errors import ModelError
-from mars_gguf.reasoning import markers_in
+from mars_gguf.runtime.template import ChatTemplate, recognised
 
 Message = dict[str, Any]
 PROBE = "Is this text shown?"  # to see what a template does with a text
@@ -19,7 +19,7 @@ PROBE = "Is this text shown?"  # to see what a template does with a text
 class CheckpointTemplate:
     """The chat template of a checkpoint's processor, or of its tokenizer.
 
-    name: of the checkpoint, for messages. processor: None for a model that is to see nothing.
+    name: what messages call the checkpoint. processor: None for a model that is to see nothing.
     multimodal: whether the model was made to see. kwargs: variables for the template.
 
     Raises ModelError if there is no template, or if it shows no text however it is asked.
@@ -53,12 +53,12 @@ class CheckpointTemplate:
                 "transformers models are measured without thoughts. Convert the GGUF, or leave it "
                 "out."
             )
-        self._formatter = None if multimodal else _as_at_run_time(self.source)
+        self._formatter = None if multimodal else recognised(self.source)
         self._wants_parts = self._learn_content(multimodal)
 
     @property
     def sha256(self) -> str:
-        """Of the template's text, hexadecimal."""
+        """The hash of the template's text, hexadecimal."""
         return hashlib.sha256(self.source.encode()).hexdigest()
 
     @property
@@ -68,19 +68,20 @@ class CheckpointTemplate:
 
     @property
     def variables(self) -> str:
-        """As JSON, keys sorted: what a fingerprint tells of ``kwargs``."""
+        """The variables for the template as JSON, keys sorted, for the fingerprint."""
         return json.dumps(self.kwargs, sort_keys=True)
 
     def render(self, prompt: Prompt) -> str:
-        """The text of ``prompt``, to be continued by the assistant, with pictures and frames of
-        films as the processor's markers of a picture. Raises ModelError if the user's text, or
-        one of the context before it, is not in what the template writes."""
+        """Writes ``prompt``, to be continued by the assistant, with the processor's marker for each
+        picture and each frame of a film. Raises ModelError if the user's text, or one of the
+        context before it, is not in what the template writes."""
         before = prompt.context.messages
         return self._rendered(prompt.text, len(prompt.images), self._wants_parts, before)
 
     def _learn_content(self, multimodal: bool) -> bool:
-        """Whether the template is to be given typed parts; else strings. Templates of models that
-        see want parts, those of text models strings; each kind may drop the other silently."""
+        """Finds out whether the template is to be given typed parts, else strings. Templates of
+        models that see want parts, those of text models strings; each kind may drop the other
+        silently."""
         failures = []
         for parts in (True, False) if multimodal else (False, True):
             try:
@@ -128,30 +129,11 @@ class CheckpointTemplate:
             raise ModelError(f"{self.name}: the chat template fails: {error}") from error
 
 
-def _without_thoughts(source: str) -> Any:
-    """The runtime's ChatTemplate of a model that thinks, told that it shall not; None for another
-    model. Raises ModelError where the runtime is not installed and the template knows thoughts."""
-    try:
-        from mars_gguf.runtime.template import ChatTemplate
-    except ImportError as error:
-        if markers_in(source) is None:
-            return None
-        raise ModelError(
-            "the chat template lets the model think; what keeps it from that is learnt by the "
-            "runtime: pip install llama-cpp-python"
-        ) from error
+def _without_thoughts(source: str) -> ChatTemplate | None:
+    """The runtime's template of a model that thinks, told that it shall not; None for another
+    model."""
     try:
         template = ChatTemplate(source, reasoning="off")
     except ModelError:  # what is wrong with it, is said when it is used
         return None
     return template if template.thinks is not None else None
-
-
-def _as_at_run_time(source: str) -> Any:
-    """The code that the runtime writes text prompts of this template with in place of it; None
-    where it has none, or is not installed."""
-    try:
-        from mars_gguf.runtime.template import recognised
-    except ImportError:
-        return None
-    return recognised(source)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from os import PathLike
-from typing import Any
+from typing import Any, TypeVar
 
 from mars_gguf.convert.geometry import SHRINKAGE, Shrinkage, read_shrinkage
 from mars_gguf.errors import MarsError
 from mars_gguf.reasoning import N_THOUGHT, Reasoning
 
 StrPath = str | PathLike[str]
+Group = TypeVar("Group")
 
 
 @dataclass(frozen=True)
@@ -110,3 +111,9 @@ class CheckpointOptions:
     batch_size: int = 8
     revision: str | None = None
     trust_remote_code: bool = False
+
+
+def chosen(group: type[Group], options: Mapping[str, Any], **more: Any) -> Group:
+    """Makes a group of choices from the ``options`` that are named as its fields, and ``more``."""
+    named = {f.name: options[f.name] for f in fields(group) if f.name in options}  # type: ignore
+    return group(**named | more)

@@ -1,4 +1,4 @@
-"""Neutral pictures: what a medium does to a hidden state by itself is measured with these.
+"""Draws neutral pictures: with these is measured what a medium by itself does to a hidden state.
 
 Two kinds. "noise" is randomly coloured and shows nothing. "drawn" shows harmless things as real
 pictures do: shapes, scenes, words, requests (in the typographic layouts that attacks use, some of
@@ -63,10 +63,8 @@ REQUESTS = (
 
 
 def neutral_images(kind: Kind, count: int, size: int, seed: int) -> list[Image.Image]:
-    """`count` different pictures of `size` x `size` pixels, the sorts of `kind` in turn.
-
-    A smaller count gives the beginning of the same list.
-    """
+    """Draws ``count`` different pictures of ``size`` x ``size`` pixels, the sorts of ``kind`` in
+    turn. A smaller count gives the beginning of the same list."""
     painters = _painters(kind)
     _require_size(size)
     return [
@@ -75,8 +73,8 @@ def neutral_images(kind: Kind, count: int, size: int, seed: int) -> list[Image.I
 
 
 def frames(image_kind: Kind, count_frames: int, size: int, seed: int) -> list[Image.Image]:
-    """A short video: `count_frames` views of one picture, as a camera moves over it in a straight
-    line while the light flickers."""
+    """Draws a short film: ``count_frames`` views of one picture, as a camera moves over it in a
+    straight line while the light flickers."""
     painters = _painters(image_kind)
     _require_size(size)
     rng = np.random.default_rng(seed)
@@ -91,20 +89,9 @@ def frames(image_kind: Kind, count_frames: int, size: int, seed: int) -> list[Im
     return views
 
 
-def noise_image(rng: np.random.Generator, size: int) -> Image.Image:
-    """A randomly coloured picture that shows nothing: grain, blocks or a gradient."""
-    _require_size(size)
-    return NOISE[rng.integers(len(NOISE))](rng, size)
-
-
-def drawn_image(rng: np.random.Generator, size: int) -> Image.Image:
-    """A harmless picture: shapes, a scene, words or a chart."""
-    _require_size(size)
-    return DRAWN[rng.integers(len(DRAWN))](rng, size)
-
-
 def read_images(directory: str | PathLike[str]) -> dict[str, list[Image.Image]]:
-    """The pictures of a folder, of kind "own", and of the folders in it, each a kind of its name.
+    """Reads the pictures of a folder, of kind "own", and of the folders in it, each a kind of its
+    name.
 
     Each picture is loaded with `load_image` and scaled down to at most MEASURED_SIDE pixels on
     the longer side, in the order of file names. Hidden files and names with another ending than
@@ -135,7 +122,7 @@ def read_images(directory: str | PathLike[str]) -> dict[str, list[Image.Image]]:
 
 
 def _loaded(paths: Iterable[Path]) -> list[Image.Image]:
-    """Those of the files that are pictures."""
+    """Loads those of the files that are pictures."""
     images = []
     for path in paths:
         if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith("."):
@@ -204,7 +191,7 @@ def _tiles(rng: np.random.Generator, word: str, width: float) -> Image.Image:
 
 
 def _paste(rng: np.random.Generator, image: Image.Image, layer: Image.Image) -> None:
-    """Paste `layer` somewhere inside `image`."""
+    """Pastes ``layer`` somewhere inside ``image``."""
     margin = image.width // 32
     layer.thumbnail((image.width - 2 * margin, image.height - 2 * margin))
     x = int(rng.integers(margin, image.width - margin - layer.width + 1))
@@ -213,7 +200,7 @@ def _paste(rng: np.random.Generator, image: Image.Image, layer: Image.Image) -> 
 
 
 def _phrase(rng: np.random.Generator) -> str:
-    """A word, or a list of words."""
+    """Makes up a word, or a list of words."""
     words = rng.choice(WORDS, int(rng.integers(3, 6)), replace=False).tolist()
     numbered = [f"{i}. {word}" for i, word in enumerate(words, 1)]
     phrases = words[0], " ".join(words[:2]), "\n".join(words), "\n".join(numbered)
@@ -221,7 +208,7 @@ def _phrase(rng: np.random.Generator) -> str:
 
 
 def _request(rng: np.random.Generator) -> str:
-    """A request in one of the layouts of typographic attacks."""
+    """Makes up a request in one of the layouts of typographic attacks."""
     request = str(rng.choice(REQUESTS))
     phrases = (
         textwrap.fill(f"how to {request}", int(rng.integers(8, 20))),
@@ -236,7 +223,7 @@ def _request(rng: np.random.Generator) -> str:
 
 
 def _smooth(paint: Paint) -> Painter:
-    """Make a painter of a function that fills a picture given to it."""
+    """Makes a painter of a function that fills a picture given to it."""
 
     def painter(rng: np.random.Generator, size: int) -> Image.Image:
         large = size * OVERSAMPLING
@@ -248,7 +235,7 @@ def _smooth(paint: Paint) -> Painter:
 
 
 def _written(text: Callable[[np.random.Generator], str]) -> Paint:
-    """Make a function that fills a picture with what ``text`` says."""
+    """Makes a function that fills a picture with what ``text`` says."""
 
     def paint(rng: np.random.Generator, image: Image.Image) -> None:
         phrase = text(rng)
@@ -335,11 +322,8 @@ def _cloud(draw: Draw, x: float, y: float, radius: float) -> None:
 
 
 def _house(rng: np.random.Generator, draw: Draw, x: float, y: float, s: float) -> None:
-    wall, roof, glass = (
-        random_colour(rng, 120),
-        random_colour(rng, 0, 160),
-        near(rng, (240, 230, 150)),
-    )
+    wall, roof = random_colour(rng, 120), random_colour(rng, 0, 160)
+    glass = near(rng, (240, 230, 150))
     draw.rectangle((x - s / 2, y - s * 0.6, x + s / 2, y), wall)
     draw.polygon([(x - s * 0.6, y - s * 0.6), (x, y - s), (x + s * 0.6, y - s * 0.6)], roof)
     draw.rectangle((x - s * 0.35, y - s * 0.45, x - s * 0.1, y - s * 0.22), glass)

@@ -13,13 +13,12 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mars_gguf.console import command
 from mars_gguf.convert.card import PARITY, split_parity
-from mars_gguf.convert.choices import Calibration, CheckpointOptions
+from mars_gguf.convert.choices import Calibration, CheckpointOptions, GgufOptions, chosen
 from mars_gguf.convert.extractor import Extractor
 from mars_gguf.convert.geometry import Array
 from mars_gguf.convert.pipeline import Measurement, measure
@@ -29,6 +28,7 @@ from mars_gguf.convert.prompts import ContrastPrompts, Prompt, Rows, read_contra
 from mars_gguf.convert.splits import split_prompts
 from mars_gguf.errors import MarsError
 from mars_gguf.files import atomic
+from mars_gguf.markdown import table
 from mars_gguf.options import (
     add_checkpoint_arguments,
     add_device_arguments,
@@ -39,14 +39,10 @@ from mars_gguf.options import (
     positive,
 )
 
-if TYPE_CHECKING:
-    from mars_gguf.convert.extract_gguf import GgufExtractor
-    from mars_gguf.convert.extract_transformers import TransformersExtractor
-
 
 @dataclass(frozen=True)
 class Parity:
-    """How two extractors of one model agree.
+    """Tells how two extractors of one model agree.
 
     names: of the two.
     cosine: by modality, cosine of the two hidden states after every block, [n, L].
@@ -67,33 +63,31 @@ class Parity:
         return a.vector.layer, b.vector.layer
 
     def table(self) -> str:
-        """The whole as Markdown."""
+        """Writes the whole as Markdown."""
         difference = np.abs(self.t[0] - self.t[1])
-        modalities = list(self.cosine)
+        compared = ", ".join(f"{len(c)} {m} prompts" for m, c in self.cosine.items())
+        columns = [f"cosine, {m}" for m in self.cosine]
+        rows = []
+        for block in range(difference.shape[1]):
+            cosines = [f"{cosine[:, block].min():.6f}" for cosine in self.cosine.values()]
+            apart = difference[:, block]
+            name = f"**{block}**" if block in self.layers else str(block)
+            rows.append([name, *cosines, f"{apart.mean():.4f}", f"{apart.max():.4f}"])
         lines = [
             f"{PARITY}: {self.names[0]} and {self.names[1]}",
             "",
-            "Cosine of the hidden states of one prompt, the least over "
-            + ", ".join(f"{len(c)} {m} prompts" for m, c in self.cosine.items())
-            + f"; difference of t, the mean and the largest over {difference.shape[0]} held-out "
-            "text prompts.",
+            f"Cosine of the hidden states of one prompt, the least over {compared}; difference of "
+            f"t, the mean and the largest over {len(difference)} held-out text prompts.",
             "",
-            "| block | "
-            + " | ".join(f"cosine, {m}" for m in modalities)
-            + " | difference of t | largest |",
-            "| --- " * (len(modalities) + 3) + "|",
-        ]
-        for block in range(difference.shape[1]):
-            row = [f"{self.cosine[m][:, block].min():.6f}" for m in modalities]
-            row += [f"{difference[:, block].mean():.4f}", f"{difference[:, block].max():.4f}"]
-            name = f"**{block}**" if block in self.layers else str(block)
-            lines.append(f"| {name} | " + " | ".join(row) + " |")
-        lines += [
+            *table(["block", *columns, "difference of t", "largest"], rows),
             "",
-            "| | " + " | ".join(self.names) + " |",
-            "| --- | --- | --- |",
-            "| selected block | " + " | ".join(map(str, self.layers)) + " |",
-            "| seconds | " + " | ".join(f"{s:.1f}" for s in self.seconds) + " |",
+            *table(
+                ["", *self.names],
+                [
+                    ["selected block", *self.layers],
+                    ["seconds", *(f"{seconds:.1f}" for seconds in self.seconds)],
+                ],
+            ),
         ]
         return "\n".join(lines) + "\n"
 
@@ -159,7 +153,7 @@ def _cosine(a: Rows, b: Rows) -> Array:
 
 
 def read_card(card: Path) -> str:
-    """The text of a vector's card. Raises MarsError."""
+    """Reads the text of a vector's card. Raises MarsError."""
     try:
         return card.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -170,7 +164,7 @@ def read_card(card: Path) -> str:
 
 
 def append_to_card(card: Path, table: str) -> None:
-    """Put the table at the end of a vector's card, in place of an older one."""
+    """Puts the table at the end of a vector's card, in place of an older one."""
     text, _ = split_parity(read_card(card))
     with atomic(card) as file:
         file.write_text(text + table, encoding="utf-8")
@@ -202,17 +196,32 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(args: argparse.Namespace) -> Parity:
-    """Compare as the command line says. Raises MarsError."""
+    """Compares as the command line says. Raises MarsError."""
+    from mars_gguf.convert.extract_gguf import GgufExtractor
+    from mars_gguf.convert.extract_transformers import TransformersExtractor
+
     calibration = Calibration(layers=layer_range(args.layers))
     contrast = read_contrast(args.harmful, args.harmless)
     if args.neutral_media is not None and args.mmproj is None:
         raise MarsError("--neutral-media: without --mmproj text alone is compared")
+    if args.reasoning in ("thought", "answer"):
+        raise MarsError(
+            f"--reasoning {args.reasoning}: checkpoints are read without thoughts, and so is the "
+            "GGUF. Leave it out."
+        )
     contrast = ContrastPrompts(contrast.harmful[: args.pairs], contrast.harmless[: args.pairs])
-    neutral = {}
-    if args.mmproj is not None:
-        neutral = neutral_probes(args.probes, args.image_size, 0, media=args.neutral_media)
-    with closing(_quantized(args)) as quantized, closing(_checkpoint(args)) as checkpoint:
-        if neutral and not checkpoint.sees_images:
+    sees = args.mmproj is not None
+    media = (
+        neutral_probes(args.probes, args.image_size, 0, media=args.neutral_media) if sees else {}
+    )
+    given = vars(args)
+    ours = chosen(GgufOptions, given, reasoning="off", rpc_servers=args.rpc, n_threads=args.threads)
+    theirs = chosen(CheckpointOptions, given)
+    with (
+        closing(GgufExtractor(args.gguf, args.mmproj, **vars(ours))) as quantized,
+        closing(TransformersExtractor(args.checkpoint, theirs, images=sees)) as checkpoint,
+    ):
+        if sees and not checkpoint.sees_images:
             raise MarsError(
                 f"{args.checkpoint}: this model sees no pictures, but --mmproj compares on some"
             )
@@ -223,46 +232,11 @@ def run(args: argparse.Namespace) -> Parity:
         return compare(
             quantized,
             checkpoint,
-            PromptSets(contrast, neutral),
+            PromptSets(contrast, media),
             calibration,
             names=names,
             progress=not args.quiet,
         )
-
-
-def _quantized(args: argparse.Namespace) -> GgufExtractor:
-    from mars_gguf.convert.extract_gguf import GgufExtractor
-
-    if args.reasoning in ("thought", "answer"):
-        raise MarsError(
-            f"--reasoning {args.reasoning}: checkpoints are read without thoughts, and so is the "
-            "GGUF. Leave it out."
-        )
-    return GgufExtractor(
-        args.gguf,
-        args.mmproj,
-        n_threads=args.threads,
-        n_gpu_layers=args.n_gpu_layers,
-        rpc_servers=args.rpc,
-        chat_handler=args.chat_handler,
-        chat_template_kwargs=args.chat_template_kwargs,
-        reasoning="off",
-    )
-
-
-def _checkpoint(args: argparse.Namespace) -> TransformersExtractor:
-    from mars_gguf.convert.extract_transformers import TransformersExtractor
-
-    return TransformersExtractor(
-        args.checkpoint,
-        CheckpointOptions(
-            chat_template_kwargs=args.chat_template_kwargs,
-            dtype=args.dtype,
-            device=args.device,
-            batch_size=args.batch_size,
-        ),
-        images=args.mmproj is not None,
-    )
 
 
 if __name__ == "__main__":

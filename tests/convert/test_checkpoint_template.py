@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -89,15 +88,6 @@ def test_a_model_that_thinks_is_told_not_to() -> None:
     assert template(STRINGS).reasoning == ""
     with pytest.raises(ModelError, match="found .* enable_thinking = True; .* without thoughts"):
         template(switched.source, enable_thinking=True)
-
-
-def test_without_the_runtime_a_model_that_thinks_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setitem(sys.modules, "mars_gguf.runtime.template", None)
-    assert template(STRINGS).reasoning == ""
-    with pytest.raises(ModelError, match="pip install llama-cpp-python"):
-        template(STRINGS + "<think>{# </think> #}")
 
 
 def test_a_text_that_a_template_loses_is_named() -> None:

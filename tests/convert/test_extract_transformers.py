@@ -270,18 +270,6 @@ def test_both_extractors_write_a_prompt_alike(template: str, tmp_path: Path) -> 
     other.close()
 
 
-@LLAMA
-def test_no_llama_cpp_is_needed(checkpoint: str, sets: list[str], tmp_path: Path) -> None:
-    code = (
-        "import sys; sys.modules['llama_cpp'] = None; "
-        "import runpy; runpy.run_module('mars_gguf.convert', run_name='__main__')"
-    )
-    output = tmp_path / "v.gguf"
-    command = [sys.executable, "-c", code, checkpoint, "-o", str(output), "-q", "--no-plot", *sets]
-    subprocess.run(command, check=True)
-    assert read_vector(output).modalities == ["text"]
-
-
 @LLAVA
 def test_prompts_with_and_without_pictures_keep_their_order(checkpoint: str) -> None:
     extractor = TransformersExtractor(checkpoint, CheckpointOptions(batch_size=3))
