@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from mars_gguf.evaluate.arms import MARS, UNSTEERED, first_token
+from mars_gguf.evaluate.records import Record
 from mars_gguf.evaluate.results import Results
-from mars_gguf.evaluate.run import Record
 from mars_gguf.steering import Geometry
 
 FAILURES = {"HTTP 500": 2}

@@ -1,11 +1,14 @@
-"""``python -m mars_gguf.evaluate -m MODEL.gguf [--mmproj MMPROJ.gguf] --vector VECTOR.gguf``: what
-steering changes, and what it costs, against the unsteered model and simpler ways to steer."""
+"""``python -m mars_gguf.evaluate -m MODEL.gguf [--mmproj MMPROJ.gguf] --vector VECTOR.gguf``:
+compares the steered model with the unsteered one and with simpler ways to steer, and tells what
+steering costs."""
 
 from __future__ import annotations
 
 import argparse
 import shlex
 import sys
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +22,18 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from mars_gguf.console import command, printable
+from mars_gguf.console import command
 from mars_gguf.errors import MarsError
 from mars_gguf.evaluate import report
 from mars_gguf.evaluate.arms import ALL, ARMS, Arm, arms, first_token, other_vector
-from mars_gguf.evaluate.cases import Case
 from mars_gguf.evaluate.judges import ClassifierJudge, EndpointJudge
+from mars_gguf.evaluate.plan import Plan, load_plan
+from mars_gguf.evaluate.records import RecordFile, describe_run
 from mars_gguf.evaluate.results import Results
-from mars_gguf.evaluate.run import Evaluation, RecordFile, describe_run
-from mars_gguf.evaluate.suites import load_suite
+from mars_gguf.evaluate.run import Evaluation, Work, ask_all
 from mars_gguf.files import sha256
-from mars_gguf.loading import load_steered
+from mars_gguf.loading import Files, load_steered
+from mars_gguf.modalities import measured_as
 from mars_gguf.options import add_model_arguments, model_files, positive, seed
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.vectors import read_vector
@@ -123,6 +127,7 @@ def _add_judge_arguments(p: argparse.ArgumentParser) -> None:
 
 
 def named_vector(text: str) -> tuple[str, str]:
+    """Reads an option's value NAME=VECTOR, for argparse."""
     name, _, path = text.partition("=")
     if not name or not path or name in ALL:
         raise argparse.ArgumentTypeError(
@@ -139,58 +144,43 @@ def main(argv: list[str] | None = None) -> None:
         compared = arms(args.arms, args.strength)
         compared += [other_vector(name, read_vector(path)) for name, path in args.compare]
         judge = _judge(args)
-        files = _, mmproj, vector = model_files(args)
-        cases, suites, problems = _cases(args, mmproj)
+        files = _, mmproj, _ = model_files(args)
+        suites = args.suite or ["demo" if args.demo else "builtin"]
+        plan = load_plan(suites, seed=args.seed, limit=args.limit)
+        if mmproj is None:
+            plan = plan.only(lambda modality: modality == "text", " with pictures: no --mmproj")
         llama = load_steered(args, files)
         try:
-            for arm in compared:
-                if arm.vector is not None:
-                    arm.vector.require_model(llama.fingerprint, force=args.force)
-            cases = _measured(cases, llama, problems)
+            plan = _require_measured(plan, llama, compared, force=args.force)
             if args.max_tokens is None:
                 thinks = llama.template.reasoning in ("thought", "answer")
                 args.max_tokens = MAX_WITH_THOUGHT if thinks else MAX_TOKENS
-            options = _options(args, llama, compared, list(dict.fromkeys(suites.values())))
-            run = describe_run(llama, mmproj, vector, cases, **options)
+            run = _describe(args, llama, files, plan, compared)
             file = RecordFile(args.output, run, resume=args.resume)
             asked = [argument for argument in argv if argument != "--resume"]
             run["command"] = shlex.join(["python", "-m", "mars_gguf.evaluate", *asked])
             sweep = [first_token(x, f"first-token@{x:g}") for x in args.sweep]
-            swept = _spread(cases, args.sweep_limit) if sweep else []
-            evaluation = Evaluation(llama, compared, max_tokens=args.max_tokens, second_judge=judge)
-            sweeping = Evaluation(llama, sweep, max_tokens=args.max_tokens)
-            failures = judge.failures if judge is not None else {}
+            work = [
+                (Evaluation(llama, compared, args.max_tokens, judge), plan.cases),
+                (Evaluation(llama, sweep, args.max_tokens), plan.first(args.sweep_limit)),
+            ]
+            interrupted = _ask(work if sweep else work[:1], file, console)
             results = Results(
-                run, compared, file.records, problems, llama.vector.geometry, sweep, failures,
-                suites,
+                run, compared, file.records, plan.problems, llama.vector.geometry, sweep,
+                judge.failures if judge is not None else {}, plan.suites,
             )  # fmt: skip
-            interrupted = _ask(file, [(evaluation, cases), (sweeping, swept)], console)
-            _finish(results, args.output, console)
-            if interrupted:
-                console.print("interrupted: go on with --resume", style="bold")
-                sys.exit(130)
-            if all(record.error is not None for record in file.records):
-                print("every case failed, for the reasons above", file=sys.stderr)
-                sys.exit(1)
         finally:
             llama.close()
-
-
-def _options(
-    args: argparse.Namespace, llama: SteeredLlama, compared: list[Arm], suites: list[str]
-) -> dict[str, Any]:
-    """The options that a run shares with one that it goes on with."""
-    names = ("strength", "sweep", "sweep_limit", "max_tokens", "seed")
-    return {
-        "suites": suites,
-        "arms": [arm.name for arm in compared],
-        "way": llama.way,
-        "ctx_size": llama.n_ctx(),
-        **{name: getattr(args, name) for name in names},
-        "compared": {name: sha256(path) for name, path in args.compare},
-        "judge": args.judge or args.judge_url,
-        "judge_options": [args.judge_label, args.judge_model],
-    }
+        written = report.write(results, args.output)
+        report.show(results, console)
+        names = ", ".join(map(str, written))
+        console.print(f"wrote {names}", style="dim", markup=False)
+        if interrupted:
+            console.print("interrupted: go on with --resume", style="bold")
+            sys.exit(130)
+        if all(record.error is not None for record in file.records):
+            print("every case failed, for the reasons above", file=sys.stderr)
+            sys.exit(1)
 
 
 def _judge(args: argparse.Namespace) -> ClassifierJudge | EndpointJudge | None:
@@ -201,65 +191,41 @@ def _judge(args: argparse.Namespace) -> ClassifierJudge | EndpointJudge | None:
     return EndpointJudge(args.judge_url, args.judge_model) if args.judge_url else None
 
 
-def _cases(
-    args: argparse.Namespace, mmproj: str | None
-) -> tuple[list[Case], dict[str, str], list[str]]:
-    """The cases of all suites, by a case's id its suite's name, and what was left out."""
-    cases: list[Case] = []
-    suites: dict[str, str] = {}
-    problems = []
-    for name in args.suite or ["demo" if args.demo else "builtin"]:
-        suite = load_suite(name, seed=args.seed, limit=args.limit)
-        suites |= dict.fromkeys((case.id for case in suite.cases), suite.name)
-        problems += [f"{suite.name}: {problem}" for problem in suite.problems]
-        cases += suite.cases
-    twice = len(cases) - len({case.id for case in cases})
-    if twice:
-        raise MarsError(f"{twice} cases have the id of another; evaluate such suites one by one")
-    if mmproj is None:
-        usable = [case for case in cases if case.modality == "text"]
-        if len(usable) < len(cases):
-            problems.append(f"{len(cases) - len(usable)} cases with pictures: no --mmproj")
-        cases = usable
-    if not cases:
-        raise MarsError("no case is left; pictures and videos need --mmproj")
-    return cases, suites, problems
-
-
-def _measured(cases: list[Case], llama: SteeredLlama, problems: list[str]) -> list[Case]:
-    """The cases of modalities that the vector was measured on."""
-    known = set(llama.vector.modalities) | (
-        {"video"} if "image" in llama.vector.modalities else set()
+def _require_measured(plan: Plan, llama: SteeredLlama, compared: list[Arm], *, force: bool) -> Plan:
+    """Leaves out cases of modalities that the vector was not measured on. Raises MarsError if
+    another vector is of another model."""
+    for arm in compared:
+        if arm.vector is not None:
+            arm.vector.require_model(llama.fingerprint, force=force)
+    measured = llama.vector.modalities
+    return plan.only(
+        lambda modality: measured_as(modality, measured) is not None,
+        f": the vector was measured on {', '.join(measured)} only. Convert with --mmproj.",
     )
-    usable = [case for case in cases if case.modality in known]
-    if len(usable) < len(cases):
-        problems.append(
-            f"{len(cases) - len(usable)} cases: the vector was measured on "
-            f"{', '.join(llama.vector.modalities)} only"
-        )
-    if not usable:
-        raise MarsError(f"no case is left: {problems[-1]}. Convert with --mmproj.")
-    return usable
 
 
-def _spread(cases: list[Case], limit: int) -> list[Case]:
-    """The first harmful and harmless cases of each modality."""
-    kept: list[Case] = []
-    seen: dict[tuple[str, str], int] = {}
-    for case in cases:
-        key = case.kind, case.modality
-        seen[key] = seen.get(key, 0) + 1
-        if case.kind in ("harmful", "harmless") and seen[key] <= limit:
-            kept.append(case)
-    return kept
+def _describe(
+    args: argparse.Namespace, llama: SteeredLlama, files: Files, plan: Plan, compared: list[Arm]
+) -> dict[str, Any]:
+    """Describes the run by what it shares with one that it goes on with."""
+    names = ("strength", "sweep", "sweep_limit", "max_tokens", "seed")
+    return describe_run(
+        llama,
+        *files[1:],
+        plan.cases,
+        suites=list(dict.fromkeys(plan.suites.values())),
+        arms=[arm.name for arm in compared],
+        way=llama.way,
+        ctx_size=llama.n_ctx(),
+        **{name: getattr(args, name) for name in names},
+        compared={name: sha256(path) for name, path in args.compare},
+        judge=args.judge or args.judge_url,
+        judge_options=[args.judge_label, args.judge_model],
+    )
 
 
-def _ask(file: RecordFile, work: list[tuple[Evaluation, list[Case]]], console: Console) -> bool:
-    """Ask what is not on record yet, with a bar. Returns whether the user broke it off."""
-    done: dict[str, set[str]] = {}
-    for record in file.records:
-        done.setdefault(record.case, set()).add(record.arm)
-    total = sum(len(cases) * len(evaluation.arms) for evaluation, cases in work)
+def _ask(work: Work, file: RecordFile, console: Console) -> bool:
+    """Asks what is not on record yet, with a bar. Returns whether the user broke it off."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -268,34 +234,13 @@ def _ask(file: RecordFile, work: list[tuple[Evaluation, list[Case]]], console: C
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    try:
+    total = sum(len(cases) * len(evaluation.arms) for evaluation, cases in work)
+    with suppress(KeyboardInterrupt):
         with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
             task = bar.add_task("replies", total=total, completed=len(file.records))
-            for evaluation, cases in work:
-                for turn, case in enumerate(cases):
-                    skip = done.get(case.id, set())
-                    if skip >= {arm.name for arm in evaluation.arms}:
-                        continue
-                    for record in evaluation.ask(case, turn, skip=skip):
-                        file.add(record)
-                        bar.advance(task)
-    except KeyboardInterrupt:
-        return True
-    return False
-
-
-def _finish(results: Results, folder: Path, console: Console) -> None:
-    """Write the report, and show its table and what was left out."""
-    written = report.write(results, folder)
-    for table in report.tables(results):
-        console.print(table)
-    for problem in results.problems:
-        console.print(printable(problem), style="dim", markup=False)
-    for error, n in results.failures().items():
-        console.print(f"{n} x {printable(error)}", style="dim", markup=False)
-    for reason, n in results.judge_failures.items():
-        console.print(f"the judge: {n} x {printable(reason)}", style="dim", markup=False)
-    console.print(f"wrote {', '.join(str(path) for path in written)}", style="dim", markup=False)
+            ask_all(work, file, partial(bar.advance, task))
+        return False
+    return True
 
 
 if __name__ == "__main__":

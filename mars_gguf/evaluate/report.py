@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -77,9 +78,14 @@ def rows_as_json(rows: Sequence[Shares] | Sequence[Means]) -> list[dict[str, Any
     ]
 
 
-def tables(results: Results) -> list[Table]:
-    """Makes the tables for the terminal, one for each suite."""
-    return [screen_table(part, name) for name, part in results.parts().items()]
+def show(results: Results, console: Console) -> None:
+    """Shows a table for each suite, and what was left out."""
+    for name, part in results.parts().items():
+        console.print(screen_table(part, name))
+    said = [*results.problems, *(f"{n} x {error}" for error, n in results.failures().items())]
+    said += [f"the judge: {n} x {reason}" for reason, n in results.judge_failures.items()]
+    for line in said:
+        console.print(printable(line), style="dim", markup=False)
 
 
 def screen_table(results: Results, suite: str = "") -> Table:

@@ -12,7 +12,7 @@ import numpy as np
 
 from mars_gguf.evaluate.arms import Arm
 from mars_gguf.evaluate.judges import agreement
-from mars_gguf.evaluate.run import Record
+from mars_gguf.evaluate.records import Record
 from mars_gguf.modalities import MODALITIES, measured_as
 from mars_gguf.statistics import Mean, Share, auroc, grouped_mean, grouped_share, median_ratio
 from mars_gguf.steering import Geometry

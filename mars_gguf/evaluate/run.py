@@ -1,25 +1,20 @@
-"""Ask every case of every arm, and keep each answer at once, so that nothing is lost."""
+"""Asks cases of arms, and judges the replies."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mars_gguf import __version__
 from mars_gguf.errors import MarsError
 from mars_gguf.evaluate.answers import is_correct
 from mars_gguf.evaluate.arms import UNSTEERED, Arm, steered_by
 from mars_gguf.evaluate.cases import Case
-from mars_gguf.files import atomic, sha256
+from mars_gguf.evaluate.records import Record, RecordFile
 from mars_gguf.openings import Verdict, judge_by_opening
 from mars_gguf.reasoning import split
 from mars_gguf.runtime.llama import SteeredLlama
@@ -27,44 +22,13 @@ from mars_gguf.runtime.thoughts import AnswerWatch
 
 Judge = Callable[[str, str], Verdict]
 Distribution = npt.NDArray[np.float64]  # log-probabilities, [n_vocab]
-RECORDS = "records.jsonl"
-
-
-@dataclass(frozen=True)
-class Record:
-    """One case asked of one arm. t and z are what the arm's geometry measured at the last prompt
-    token; milliseconds do not count the encoding of pictures. ``tokens`` are those sampled from the
-    first that gave text, the end of the reply among them. ``reply`` holds the thought as well,
-    ``verdict`` is of the answer alone. ``group``: what it is about, one thing
-    with other cases of the same group. ``kl``: of all but harmful requests, by how many nats the
-    distribution of the first token differs from the unsteered one's, KL(unsteered || arm). A case
-    that failed has ``error``."""
-
-    case: str
-    kind: str
-    modality: str
-    category: str
-    arm: str
-    prompt: str
-    reply: str = ""
-    verdict: Verdict = "unjudged"
-    second_verdict: Verdict | None = None
-    correct: bool | None = None  # of a visual question
-    t: float = 0.0
-    z: float = 0.0
-    gate: float = 0.0
-    alpha: float = 0.0
-    tokens: int = 0
-    first_token_ms: float = 0.0
-    ms: float = 0.0
-    group: str = ""
-    kl: float | None = None
-    error: str | None = None
 
 
 class Evaluation:
-    """Asks cases of arms on one loaded model, greedily, each prompt in an empty context. Of a model
-    that thinks the answer is judged; a case whose thought does not end has failed."""
+    """Asks cases of arms on one loaded model, greedily, each prompt in an empty context.
+
+    Of a model that thinks, the answer is judged; a case whose thought does not end has failed.
+    """
 
     UNENDED = "the thought did not end within {} tokens: raise --max-tokens"
 
@@ -72,7 +36,6 @@ class Evaluation:
         self,
         llama: SteeredLlama,
         arms: Sequence[Arm],
-        *,
         max_tokens: int,
         second_judge: Judge | None = None,
     ) -> None:
@@ -80,8 +43,8 @@ class Evaluation:
         self.max_tokens, self.second_judge = max_tokens, second_judge
 
     def ask(self, case: Case, turn: int = 0, *, skip: Collection[str] = ()) -> Iterator[Record]:
-        """The records of one case, an arm after the other but for those in ``skip``. ``turn``
-        rotates the order of the arms, so that none is always the first."""
+        """Yields the records of one case, an arm after the other but for those in ``skip``.
+        ``turn`` rotates the order of the arms, so that none is always the first."""
         turn %= len(self.arms)
         try:
             messages = case.messages()
@@ -203,6 +166,25 @@ class Evaluation:
         return seen[0]
 
 
+Work = Sequence[tuple[Evaluation, Sequence[Case]]]
+
+
+def ask_all(work: Work, file: RecordFile, advance: Callable[[], object]) -> None:
+    """Asks each evaluation's cases of its arms, but for what is on record, and keeps the records;
+    ``advance`` is called for each."""
+    done: dict[str, set[str]] = {}
+    for record in file.records:
+        done.setdefault(record.case, set()).add(record.arm)
+    for evaluation, cases in work:
+        for turn, case in enumerate(cases):
+            skip = done.get(case.id, set())
+            if skip >= {arm.name for arm in evaluation.arms}:
+                continue
+            for record in evaluation.ask(case, turn, skip=skip):
+                file.add(record)
+                advance()
+
+
 def _log_sum(logits: Any) -> float:
     most = float(np.max(logits))
     return most + float(np.log(np.exp(np.asarray(logits, np.float64) - most).sum()))
@@ -242,103 +224,3 @@ def _judged(llama: SteeredLlama) -> bool:
 def _record(case: Case, arm: Arm, **values: Any) -> Record:
     about = case.id, case.kind, case.modality, case.category, arm.name, case.request
     return Record(*about, group=case.group or case.id, **values)
-
-
-# Records on disk ---------------------------------------------------------------------------------
-
-
-class RecordFile:
-    """``records.jsonl`` in a folder: one line that says what is run, then one for each record.
-
-    Raises MarsError if the folder holds a run and ``resume`` is false, or if it is another run.
-    """
-
-    def __init__(self, folder: Path, run: dict[str, Any], *, resume: bool) -> None:
-        self.path, self.records = folder / RECORDS, list[Record]()
-        if self.path.exists():
-            if not resume:
-                raise MarsError(
-                    f"{folder}: holds a run already. Go on with --resume, or give another --output."
-                )
-            self.records = self._read(run)
-        elif resume:
-            raise MarsError(f"{folder}: no {RECORDS} to resume; leave --resume out to begin")
-        lines = [{"run": run}, *map(asdict, self.records)]
-        with atomic(self.path) as part:  # whole again, in case the last line was cut off
-            part.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
-
-    def _read(self, run: dict[str, Any]) -> list[Record]:
-        lines = []
-        for text in self.path.read_text("utf-8").splitlines():
-            with suppress(ValueError):  # of a line that was cut off
-                lines.append(json.loads(text))
-        try:
-            before = lines[0]["run"]
-            records = [Record(**line) for line in lines[1:]]
-            # What failed, or was not judged, is asked again.
-            records = [r for r in records if r.error is None and r.second_verdict != "unjudged"]
-        except (LookupError, TypeError) as error:
-            raise MarsError(f"{self.path}: not the records of a run ({error})") from error
-        differ = [key for key in run if before.get(key) != json.loads(json.dumps(run[key]))]
-        if differ:
-            raise MarsError(
-                f"{self.path}: records of another run; {', '.join(differ)} differ"
-                f"{'s' * (len(differ) == 1)}. Give the same options, or another --output."
-            )
-        return records
-
-    def add(self, record: Record) -> None:
-        """Keep a record; it is on disk when this returns."""
-        self.records.append(record)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(record)) + "\n")
-
-
-def describe_run(
-    llama: SteeredLlama, mmproj: str | None, vector: str, cases: Sequence[Case], **options: Any
-) -> dict[str, Any]:
-    """What makes two runs the same: model, mmproj, vector, cases and options. Pictures that are
-    drawn follow from the seed, which belongs to the options."""
-    asked, files = hashlib.sha256(), _Contents()
-    for case in cases:
-        paths = [getattr(source, "path", source) for source in case.media]
-        media = [files[path] for path in paths if isinstance(path, Path)]
-        asks = case.id, case.kind, case.modality, case.prompt, case.request, case.answer
-        facts = *asks, media, [dict(message) for message in case.before]
-        asked.update(json.dumps(facts).encode())
-    return {
-        "version": __version__,
-        "model": asdict(llama.fingerprint),
-        "files": {
-            "model": _file(Path(llama.model_path)),
-            "mmproj": _file(Path(mmproj)) if mmproj is not None else None,
-        },
-        "vector_sha256": sha256(vector),
-        "cases": len(cases),
-        "cases_sha256": asked.hexdigest(),
-        **options,
-    }
-
-
-class _Contents(dict[Path, Any]):
-    """What files hold, looked at once: a table's rows name it again and again."""
-
-    def __missing__(self, path: Path) -> Any:
-        self[path] = _content(path)
-        return self[path]
-
-
-def _content(source: Path) -> list[tuple[str, dict[str, Any]]]:
-    """A file, or the files of a folder of frames."""
-    files = sorted(source.iterdir()) if source.is_dir() else [source]
-    return [(file.name, _file(file)) for file in files if file.is_file()]
-
-
-def _file(path: Path, part: int = 1 << 24) -> dict[str, Any]:
-    """A file's size, and the sha256 of its first and last 16 MiB: models are large."""
-    size, digest = path.stat().st_size, hashlib.sha256()
-    with path.open("rb") as file:
-        digest.update(file.read(part))
-        file.seek(max(size - part, 0))
-        digest.update(file.read(part))
-    return {"bytes": size, "sha256_of_both_ends": digest.hexdigest()}

@@ -7,8 +7,8 @@ import pytest
 from recorded import GEOMETRY, RUN, recorded
 
 from mars_gguf.evaluate.arms import MARS, UNSTEERED
+from mars_gguf.evaluate.records import Record
 from mars_gguf.evaluate.results import Results, cost, separation
-from mars_gguf.evaluate.run import Record
 from mars_gguf.statistics import grouped_mean
 
 

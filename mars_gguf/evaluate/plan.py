@@ -1,0 +1,61 @@
+"""Plans an evaluation: which cases of which suites are asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from mars_gguf.errors import MarsError
+from mars_gguf.evaluate.cases import Case
+from mars_gguf.evaluate.suites import load_suite
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cases of one or several suites.
+
+    suites: the suite of each case, by the case's id.
+    problems: what was left out and why, one line each.
+    """
+
+    cases: list[Case]
+    suites: dict[str, str]
+    problems: list[str]
+
+    def only(self, usable: Callable[[str], bool], why: str) -> Plan:
+        """Leaves out the cases of modalities that are not usable, and says why. Raises MarsError if
+        no case is left."""
+        kept = [case for case in self.cases if usable(case.modality)]
+        if len(kept) == len(self.cases):
+            return self
+        problem = f"{len(self.cases) - len(kept)} cases{why}"
+        if not kept:
+            raise MarsError(f"no case is left: {problem}")
+        return replace(self, cases=kept, problems=[*self.problems, problem])
+
+    def first(self, limit: int) -> list[Case]:
+        """Lists the first harmful and harmless cases of each modality, ``limit`` of each at
+        most."""
+        kept: dict[tuple[str, str], list[Case]] = {}
+        for case in self.cases:
+            kept.setdefault((case.kind, case.modality), []).append(case)
+        few = {
+            case.id
+            for (kind, _), cases in kept.items()
+            for case in cases[:limit]
+            if kind in ("harmful", "harmless")
+        }
+        return [case for case in self.cases if case.id in few]
+
+
+def load_plan(names: Sequence[str], *, seed: int = 0, limit: int | None = None) -> Plan:
+    """Loads suites, as `load_suite` does. Raises MarsError, also if cases of two have one id."""
+    plan = Plan([], {}, [])
+    for name in names:
+        suite = load_suite(name, seed=seed, limit=limit)
+        plan.cases.extend(suite.cases)
+        plan.suites.update({case.id: suite.name for case in suite.cases})
+        plan.problems.extend(f"{suite.name}: {problem}" for problem in suite.problems)
+    if twice := len(plan.cases) - len(plan.suites):
+        raise MarsError(f"{twice} cases have the id of another; evaluate such suites one by one")
+    return plan

@@ -1,0 +1,147 @@
+"""Keeps the record of each case and arm on disk at once, so that a run can go on where it ended."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mars_gguf import __version__
+from mars_gguf.errors import MarsError
+from mars_gguf.evaluate.cases import Case
+from mars_gguf.files import atomic, sha256
+from mars_gguf.openings import Verdict
+from mars_gguf.runtime.llama import SteeredLlama
+
+RECORDS = "records.jsonl"
+BOTH_ENDS = 1 << 24  # bytes of a file that are hashed: models are large
+
+
+@dataclass(frozen=True)
+class Record:
+    """One case asked of one arm.
+
+    reply: with the thought, if there is one; ``verdict`` is of the answer alone.
+    correct: of a visual question.
+    t, z: what the arm's geometry measured at the last prompt token.
+    tokens: those sampled from the first that gave text, the end of the reply among them.
+    first_token_ms, ms: milliseconds, without the encoding of pictures.
+    group: what the case is about, one thing with other cases of the same group.
+    kl: by how many nats the distribution of the first token differs from the unsteered one's,
+        KL(unsteered || arm); of all but harmful requests.
+    error: why the case failed.
+    """
+
+    case: str
+    kind: str
+    modality: str
+    category: str
+    arm: str
+    prompt: str
+    reply: str = ""
+    verdict: Verdict = "unjudged"
+    second_verdict: Verdict | None = None
+    correct: bool | None = None
+    t: float = 0.0
+    z: float = 0.0
+    gate: float = 0.0
+    alpha: float = 0.0
+    tokens: int = 0
+    first_token_ms: float = 0.0
+    ms: float = 0.0
+    group: str = ""
+    kl: float | None = None
+    error: str | None = None
+
+
+class RecordFile:
+    """``records.jsonl`` in a folder: one line that says what is run, then one for each record.
+
+    Raises MarsError if the folder holds a run and ``resume`` is false, or if it is another run.
+    """
+
+    def __init__(self, folder: Path, run: dict[str, Any], *, resume: bool) -> None:
+        self.path, self.records = folder / RECORDS, list[Record]()
+        if self.path.exists():
+            if not resume:
+                raise MarsError(
+                    f"{folder}: holds a run already. Go on with --resume, or give another --output."
+                )
+            self.records = self._read(run)
+        elif resume:
+            raise MarsError(f"{folder}: no {RECORDS} to resume; leave --resume out to begin")
+        lines = [{"run": run}, *map(asdict, self.records)]
+        with atomic(self.path) as part:  # whole again, in case the last line was cut off
+            part.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+
+    def _read(self, run: dict[str, Any]) -> list[Record]:
+        lines = []
+        for text in self.path.read_text("utf-8").splitlines():
+            with suppress(ValueError):  # of a line that was cut off
+                lines.append(json.loads(text))
+        try:
+            before = lines[0]["run"]
+            records = [Record(**line) for line in lines[1:]]
+            # What failed, or was not judged, is asked again.
+            records = [r for r in records if r.error is None and r.second_verdict != "unjudged"]
+        except (LookupError, TypeError) as error:
+            raise MarsError(f"{self.path}: not the records of a run ({error})") from error
+        differ = [key for key in run if before.get(key) != json.loads(json.dumps(run[key]))]
+        if differ:
+            raise MarsError(
+                f"{self.path}: records of another run; {', '.join(differ)} differ"
+                f"{'s' * (len(differ) == 1)}. Give the same options, or another --output."
+            )
+        return records
+
+    def add(self, record: Record) -> None:
+        """Keeps a record; it is on disk when this returns."""
+        self.records.append(record)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(record)) + "\n")
+
+
+def describe_run(
+    llama: SteeredLlama, mmproj: str | None, vector: str, cases: Sequence[Case], **options: Any
+) -> dict[str, Any]:
+    """Describes what makes two runs the same: model, mmproj, vector, cases and options. Pictures
+    that are drawn follow from the seed, which belongs to the options."""
+    asked, content = hashlib.sha256(), cache(_content)  # a table's rows name its file again
+    for case in cases:
+        paths = [getattr(source, "path", source) for source in case.media]
+        media = [content(path) for path in paths if isinstance(path, Path)]
+        asks = case.id, case.kind, case.modality, case.prompt, case.request, case.answer
+        facts = *asks, media, [dict(message) for message in case.before]
+        asked.update(json.dumps(facts).encode())
+    return {
+        "version": __version__,
+        "model": asdict(llama.fingerprint),
+        "files": {
+            "model": _file(Path(llama.model_path)),
+            "mmproj": _file(Path(mmproj)) if mmproj is not None else None,
+        },
+        "vector_sha256": sha256(vector),
+        "cases": len(cases),
+        "cases_sha256": asked.hexdigest(),
+        **options,
+    }
+
+
+def _content(source: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Describes a file, or the files of a folder of frames."""
+    files = sorted(source.iterdir()) if source.is_dir() else [source]
+    return [(file.name, _file(file)) for file in files if file.is_file()]
+
+
+def _file(path: Path) -> dict[str, Any]:
+    size, digest = path.stat().st_size, hashlib.sha256()
+    with path.open("rb") as file:
+        digest.update(file.read(BOTH_ENDS))
+        file.seek(max(size - BOTH_ENDS, 0))
+        digest.update(file.read(BOTH_ENDS))
+    return {"bytes": size, "sha256_of_both_ends": digest.hexdigest()}
