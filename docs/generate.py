@@ -113,7 +113,7 @@ def signature(found: griffe.Object | griffe.Alias) -> Iterator[str]:
     yield "```python"
     if found.parent is not None and not found.parent.is_class:
         yield f"from {found.parent.path} import {found.name}"
-    if found.is_class and (is_data(found) or "__init__" not in found.members):
+    if found.is_class and "__init__" not in found.members:
         yield "```"
         return
     if not found.parent.is_class:
@@ -139,19 +139,15 @@ def wrapped(call: str) -> str:
     return "\n".join([f"{name}(", *(f"    {p.strip()}," for p in parameters), f"){after}"])
 
 
-def is_data(found: griffe.Object | griffe.Alias) -> bool:
-    """Whether a class is one whose fields say all: a dataclass or a named tuple."""
-    return "dataclass" in found.labels or any("NamedTuple" in str(b) for b in found.bases)
-
-
 def attributes(found: griffe.Object | griffe.Alias) -> Iterator[str]:
-    """The public fields and properties of a class, as a list."""
+    """The documented properties of a class; its fields where there is no constructor to show."""
+    bare = "__init__" not in found.members
     members = [
         member
         for member in found.members.values()
         if member.is_attribute
         and not member.name.startswith("_")
-        and (member.docstring or (is_data(found) and member.annotation))
+        and (member.docstring or (bare and member.annotation))
     ]
     yield from [""] * bool(members)
     for member in members:
