@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from importlib.metadata import metadata
 
 import pytest
@@ -47,3 +48,11 @@ def test_every_extra_that_a_document_names_is_there() -> None:
     assert (
         {"server", "video"} <= named <= set(metadata("mars-gguf").get_all("Provides-Extra") or [])
     )
+
+
+def test_the_page_of_the_architecture_draws_the_house_that_its_test_holds() -> None:
+    rooms = runpy.run_path(str(ROOT / "tests/test_house.py"))["ROOMS"]
+    page = (DOCS / "ARCHITECTURE.md").read_text("utf-8")
+    drawn = re.findall(r"^\d  (\S+(?:  ?\S+)*)", page, re.MULTILINE)
+    lines = [set(re.split(r" {2,}", line)) for line in drawn]
+    assert [set(room) - {"__init__"} for room in rooms] == lines[::-1]
