@@ -52,12 +52,34 @@ def terminal_restorer() -> Callable[[], None]:
     before = termios.tcgetattr(0)
 
     def restore() -> None:
-        # A job in the background may not touch the terminal: it would be stopped.
-        if os.tcgetpgrp(0) == os.getpgrp():
+        if _in_foreground():
             termios.tcsetattr(0, termios.TCSANOW, before)
             os.write(0, SHOW_CURSOR)
 
     return restore
+
+
+@contextmanager
+def without_echo() -> Iterator[None]:
+    """Lets the terminal show nothing of what is typed meanwhile.
+
+    The ^C of a Ctrl-C would move what is being drawn by a line.
+    """
+    if termios is None or not os.isatty(0) or not _in_foreground():
+        yield
+        return
+    restore, quiet = terminal_restorer(), termios.tcgetattr(0)
+    quiet[3] &= ~termios.ECHO
+    termios.tcsetattr(0, termios.TCSANOW, quiet)
+    try:
+        yield
+    finally:
+        restore()
+
+
+def _in_foreground() -> bool:
+    """Decides whether the terminal may be touched: a job in the background would be stopped."""
+    return os.tcgetpgrp(0) == os.getpgrp()
 
 
 @contextmanager

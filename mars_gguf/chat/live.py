@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import chain
-from typing import Any
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
@@ -20,14 +16,8 @@ from rich.segment import SegmentLines
 from rich.spinner import Spinner
 from rich.text import Text
 
-from mars_gguf.console import visible
+from mars_gguf.console import visible, without_echo
 from mars_gguf.interrupts import interrupts_held
-
-termios: Any
-try:
-    import termios
-except ImportError:  # on Windows
-    termios = None
 
 FRAMES = 15  # a second
 
@@ -53,15 +43,10 @@ def _make_visible(tokens: Iterable[Token]) -> None:
         _make_visible(token.children or [])
 
 
-TakeApart = Callable[[str], tuple[str, str | None]]
+TakeApart = Callable[[str], tuple[str, str | None]]  # a reply into its thought and its answer
 
 
-def all_answer(reply: str) -> tuple[str, str | None]:
-    """Takes the reply of a model that does not think apart: no thought, and the answer."""
-    return "", reply
-
-
-def shown(text: str, take_apart: TakeApart = all_answer) -> RenderableType:
+def shown(text: str, take_apart: TakeApart) -> RenderableType:
     """Renders a reply: its thought dim and plain, its answer as Markdown."""
     thought, answer = take_apart(text)
     if not thought.strip():
@@ -70,12 +55,9 @@ def shown(text: str, take_apart: TakeApart = all_answer) -> RenderableType:
     return Group(dim, Text(""), rendered(answer)) if answer else dim
 
 
-def stream(console: Console, pieces: Iterable[str], take_apart: TakeApart = all_answer) -> None:
+def stream(console: Console, pieces: Iterable[str], take_apart: TakeApart) -> None:
     """Shows a reply as it comes: rendered as Markdown on a terminal, its thought dim; plain text
-    elsewhere.
-
-    ``take_apart`` finds the thought and the answer (`mars_gguf.reasoning.split`).
-    """
+    elsewhere."""
     if not console.is_terminal:
         for piece in pieces:
             console.out(piece, end="", highlight=False)
@@ -115,27 +97,3 @@ def stream(console: Console, pieces: Iterable[str], take_apart: TakeApart = all_
 
 
 _Lines = partial(SegmentLines, new_lines=True)
-
-
-@contextmanager
-def without_echo() -> Iterator[None]:
-    """Lets the terminal show nothing of what is typed meanwhile: the ^C of a Ctrl-C would move what
-    is being drawn by a line."""
-    stdin = sys.stdin
-    # A job in the background may not touch the terminal: it would be stopped.
-    if (
-        termios is None
-        or stdin is None
-        or not stdin.isatty()
-        or os.tcgetpgrp(stdin.fileno()) != os.getpgrp()
-    ):
-        yield
-        return
-    before = termios.tcgetattr(stdin)
-    quiet = termios.tcgetattr(stdin)
-    quiet[3] &= ~termios.ECHO
-    termios.tcsetattr(stdin, termios.TCSANOW, quiet)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(stdin, termios.TCSANOW, before)

@@ -14,10 +14,10 @@ from rich.text import Text
 
 from mars_gguf.chat.conversation import Conversation, Turn
 from mars_gguf.chat.lines import ReadLine, typed_path
-from mars_gguf.chat.live import stream, without_echo
+from mars_gguf.chat.live import stream
 from mars_gguf.chat.transcript import save
 from mars_gguf.chat.words import media_of, side_by_side, status, why
-from mars_gguf.console import printable, require_utf8, visible
+from mars_gguf.console import printable, require_utf8, visible, without_echo
 from mars_gguf.errors import MarsError, SteeringError
 from mars_gguf.media.images import SHOWN_SIDE, load_image
 from mars_gguf.media.video import Video

@@ -16,7 +16,6 @@ from mars_gguf.vectors.fingerprint import ModelFingerprint
 from mars_gguf.vectors.format import (
     BY_MODALITY,
     FREE,
-    HASH,
     KEYS,
     MAX_FILE_BYTES,
     MAX_LISTED,
@@ -64,7 +63,7 @@ def parse_vector(data: bytes) -> Vector:
     """Reads the vector whose file holds ``data``. Raises VectorError as `read_vector` does."""
     file = GgufFile(data)
     _require_ours(file.keys)
-    seal.require_seal(data, file.keys.get(HASH), file.places.get(HASH, 0))
+    seal.require_seal(data, file)
     with np.errstate(over="ignore", invalid="ignore"):  # of huge values, which are then refused
         return _vector(file.keys, file.tensors)
 
@@ -110,7 +109,6 @@ def _vector(keys: Keys, tensors: dict[str, Array]) -> Vector:
     geometry, model = _geometry(keys), _model(keys)
     vector = Vector(layer, geometry, model, _section(keys, "calibration"), _section(keys, "source"))
     vector.check()
-    vector.require_plausible()
     tensor, direction = tensors[name], geometry.direction
     expect(tensor.shape == (model.n_embd,), name, tensor.shape, f"[{model.n_embd}]")
     agrees = np.allclose(tensor, direction, rtol=1e-4, atol=1e-4 * np.abs(direction).max())

@@ -20,32 +20,31 @@ def sealed(data: bytes) -> bytes:
 
     Raises VectorError for what is no GGUF file, or has no place for the hash.
     """
-    file = GgufFile(data)
-    _require_place(file.keys.get(HASH))
-    place = file.places[HASH]
-    return data[:place] + _digest(data, place).encode() + data[place + 64 :]
+    place = _place(GgufFile(data))
+    return data[:place] + _digest(data, place).encode() + data[place + len(BLANK) :]
 
 
-def require_seal(data: bytes, found: object, place: int) -> None:
-    """Raises VectorError unless ``found``, which stands at ``place`` in the bytes of a vector file,
-    is their hash."""
-    _require_place(found)
+def require_seal(data: bytes, file: GgufFile) -> None:
+    """Raises VectorError unless ``file``, which was read from ``data``, holds the hash of it."""
+    place, found = _place(file), file.keys[HASH]
     if found != _digest(data, place):
         raise VectorError(
-            f"{HASH}: found {str(found)[:12]!r}..., but the file's content has another hash: it is "
+            f"{HASH}: found {found[:12]!r}..., but the file's content has another hash: it is "
             "damaged, or was changed after it was written. Copy it again, or convert the model "
             "again."
         )
+
+
+def _place(file: GgufFile) -> int:
+    value = file.keys.get(HASH)
+    if not (isinstance(value, str) and len(value) == len(BLANK) and value.isascii()):
+        raise VectorError(f"{HASH}: found {value!r:.80}, expected 64 hexadecimal digits")
+    return file.places[HASH]
 
 
 def _digest(data: bytes, place: int) -> str:
     view = memoryview(data)
     digest = hashlib.sha256(view[:place])
     digest.update(BLANK.encode())
-    digest.update(view[place + 64 :])
+    digest.update(view[place + len(BLANK) :])
     return digest.hexdigest()
-
-
-def _require_place(value: object) -> None:
-    if not (isinstance(value, str) and len(value) == 64 and value.isascii()):
-        raise VectorError(f"{HASH}: found {value!r:.80}, expected 64 hexadecimal digits")

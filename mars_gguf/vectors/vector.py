@@ -54,49 +54,36 @@ class Vector:
         )
 
     def check(self) -> None:
-        """Raises VectorError unless every value is one that the runtime can use."""
-        model = self.model
-        expect(1 <= model.n_embd <= MAX_EMBD, "mars.model.n_embd", model.n_embd, "1 to 131072")
-        known = ", ".join(REASONINGS)
-        reasoning = model.reasoning
-        expect(reasoning in ("", *REASONINGS), "mars.model.reasoning", reasoning, known)
-        expect(2 <= model.n_layer <= MAX_LAYERS, "mars.model.n_layer", model.n_layer, ">= 2")
+        """Raises VectorError unless every value is one that a measurement can give.
+
+        With others a vector would never steer, or push so far that no words come out.
+        """
+        model, known = self.model, ", ".join(REASONINGS)
         last = model.n_layer - 1
         blocks = f"1 to {last} (llama.cpp cannot steer block 0)"
+        expect(1 <= model.n_embd <= MAX_EMBD, "mars.model.n_embd", model.n_embd, "1 to 131072")
+        reasoning = model.reasoning
+        expect(reasoning in ("", *REASONINGS), "mars.model.reasoning", reasoning, known)
+        expect(1 <= last < MAX_LAYERS, "mars.model.n_layer", model.n_layer, "2 to 4096")
         expect(1 <= self.layer <= last, "mars.layer", self.layer, blocks)
         _check_arrays(self.geometry, model.n_embd)
         _check_modalities(self.geometry)
-        _check_scalars(self.geometry)
-
-    def require_plausible(self) -> None:
-        """Raises VectorError for values that no measurement gives: a file that has them would never
-        steer, or push so far that no words come out."""
-        g, w = self.geometry, self.geometry.readout.astype(np.float64)
-        found = _scalars(g) | {f"threshold.{m}": t for m, t in g.thresholds.items()}
-        found |= {f"shift.{m}": float(w @ s.astype(np.float64)) for m, s in g.shifts.items()}
-        found["readout"] = float(np.linalg.norm(w)) * g.distance
-        for name, number in found.items():
-            least, most = BOUNDS[name.split(".")[0]]
-            expect(least <= number <= most, f"mars.{name}", number, f"{least:g} to {most:g}")
+        _check_numbers(self.geometry)
 
     def require_model(self, model: ModelFingerprint, *, force: bool = False) -> None:
         """Raises VectorError, naming what differs, unless the vector was made for ``model``.
 
         ``force`` allows what `ModelFingerprint.differing` says.
         """
-        differences = self.model.differences(model, force=force)
-        if differences:
-            soft = not self.model.differences(model, force=True)
-            advice = (
-                "Convert this model, or pass --force (force=True) to use the vector all the same."
-                if soft
-                else "Convert this model with python -m mars_gguf.convert."
-            )
-            raise VectorError(
-                "the vector was made for another model:\n  "
-                + "\n  ".join(differences)
-                + f"\n{advice}"
-            )
+        if not (differences := self.model.differences(model, force=force)):
+            return
+        advice = (
+            "Convert this model with python -m mars_gguf.convert."
+            if self.model.differing(model, force=True)
+            else "Convert this model, or pass --force (force=True) to use the vector all the same."
+        )
+        lines = ["the vector was made for another model:", *(f"  {d}" for d in differences), advice]
+        raise VectorError("\n".join(lines))
 
 
 def _check_arrays(g: Geometry, n: int) -> None:
@@ -121,14 +108,14 @@ def _check_modalities(g: Geometry) -> None:
     expect(not g.shifts["text"].any(), "mars.shift.text", "a shift", "none: text is the origin")
 
 
-def _check_scalars(g: Geometry) -> None:
-    for m, number in g.thresholds.items():
-        expect(math.isfinite(number), f"mars.threshold.{m}", number, "a finite number")
-    for name, number in _scalars(g).items():
-        expect(0 < number < math.inf, f"mars.{name}", number, "a finite number above 0")
-
-
-def _scalars(g: Geometry) -> dict[str, float]:
-    """The numbers that must lie above 0, by key."""
-    by_modality = {f"spread.{m}": spread for m, spread in g.spreads.items()}
-    return by_modality | {"gate.ramp": g.gate_ramp, "trust.limit": g.trust_limit}
+def _check_numbers(g: Geometry) -> None:
+    w = g.readout.astype(np.float64)
+    found = {"gate.ramp": g.gate_ramp, "trust.limit": g.trust_limit}
+    found["readout"] = float(np.linalg.norm(w)) * g.distance
+    for m, shift in g.shifts.items():
+        along = float(w @ shift.astype(np.float64))
+        found |= {f"spread.{m}": g.spreads[m], f"threshold.{m}": g.thresholds[m]}
+        found[f"shift.{m}"] = along
+    for name, number in found.items():
+        least, most = BOUNDS[name.split(".")[0]]
+        expect(least <= number <= most, f"mars.{name}", number, f"{least:g} to {most:g}")

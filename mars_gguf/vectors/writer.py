@@ -68,12 +68,10 @@ def _write(vector: Vector, path: Path) -> None:
             writer.add_float32(f"mars.threshold.{modality}", g.thresholds[modality])
         writer.add_float32("mars.gate.ramp", g.gate_ramp)
         writer.add_float32("mars.trust.limit", g.trust_limit)
-        model, sections = _stored(vector.model), (vector.calibration, vector.source)
-        for name, values in zip(
-            ("model", "calibration", "source"), (model, *sections), strict=True
-        ):
+        measured = {"calibration": vector.calibration, "source": vector.source}
+        for section, values in {"model": _stored(vector.model), **measured}.items():
             for key, value in values.items():
-                _add(writer, f"mars.{name}.{key}", value)
+                _add(writer, f"mars.{section}.{key}", value)
         # Of the rounded centroids: large, nearly equal entries would not give the rounded r.
         writer.add_tensor(f"direction.{vector.layer}", unsafe - safe)
         writer.write_header_to_file()

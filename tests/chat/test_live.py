@@ -12,6 +12,11 @@ from screens import Screen, keeping, text_of
 from mars_gguf.chat.live import rendered, stream
 from mars_gguf.reasoning import KNOWN, split
 
+
+def all_answer(reply: str) -> tuple[str, str]:
+    return "", reply
+
+
 SHOW = """
 import pathlib, sys, time
 from rich.console import Console
@@ -24,7 +29,7 @@ def pieces():
             yield ""
         time.sleep(0.001)
         yield reply[start : start + 4]
-stream(Console(), pieces())
+stream(Console(), pieces(), lambda reply: ("", reply))
 """
 
 
@@ -75,14 +80,14 @@ def test_a_thought_is_dim_and_the_answer_is_not() -> None:
 def test_markdown_is_rendered_on_a_terminal_and_left_alone_in_a_pipe() -> None:
     reply = "# Title\n\nSome **bold** words.\n\n```python\nx = 1\n\ny = 2\n```\n\n- one\n- two"
     console = keeping()
-    stream(console, iter(reply))
+    stream(console, iter(reply), all_answer)
     shown = text_of(console)
     assert "**" not in shown
     assert "```" not in shown
     for words in ("Title", "Some bold words.", "x = 1", "y = 2", "• one", "• two"):
         assert words in shown
     pipe = Console(file=io.StringIO(), force_terminal=False)
-    stream(pipe, iter(reply))
+    stream(pipe, iter(reply), all_answer)
     assert pipe.file.getvalue() == reply + "\n"  # type: ignore[attr-defined]
 
 
@@ -114,7 +119,7 @@ def test_html_is_text_and_lines_end_where_the_model_ended_them(reply: str) -> No
 )
 def test_no_reply_steers_the_terminal(reply: str) -> None:
     console = keeping()
-    stream(console, iter([reply]))
+    stream(console, iter([reply]), all_answer)
     console.print(rendered(reply))
     assert isinstance(console.file, io.StringIO)
     raw = console.file.getvalue()

@@ -164,19 +164,14 @@ BAD_FILES: list[tuple[bytes, str]] = [
     ),
     (gguf_file({"mars.readout": f32s(*-READOUT)}), "mars.readout: found -1 along the direction"),
     *(
-        (gguf_file({key: f32(bad)}), f"expected {bounds}")
+        (gguf_file({key: f32(bad)}), f"expected {bounds}. Convert the model again.")
         for key, bounds in (
             ("mars.spread.text", "1e-06 to 10"),
             ("mars.spread.image", "1e-06 to 10"),
             ("mars.gate.ramp", "0.001 to 1000"),
             ("mars.trust.limit", "0.05 to 10"),
         )
-        for bad in (1e-40, 1e20)
-    ),
-    *(
-        (gguf_file({key: f32(bad)}), f"{key}: found {bad:.1f}, expected a finite number above 0")
-        for key in ("mars.spread.text", "mars.spread.image", "mars.gate.ramp", "mars.trust.limit")
-        for bad in (0.0, -1.0, NAN, INF)
+        for bad in (0.0, -1.0, 1e-40, 1e20, NAN, INF)
     ),
     *(
         (gguf_file({"mars.threshold.text": f32(bad)}), "mars.threshold.text: found ")
