@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import replace
 
-from vector_files import MODEL, VECTOR, f32, gguf_file
+from vector_files import VECTOR, f32, gguf_file
 
 from mars_gguf.files import sha256
 from mars_gguf.vectors import write_vector
+from mars_gguf.vectors.describe import describe
 
 
 def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -21,24 +21,12 @@ def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_command_prints_what_a_vector_holds_and_its_identity(tmp_path):
-    source = {"note": "\x1b[2J\x9bü\nmodel  none", "media": ["noise", "drawn"]}
-    model = replace(MODEL, reasoning="answer")
-    write_vector(replace(VECTOR, source=source, model=model), tmp_path / "a.gguf")
+    write_vector(VECTOR, tmp_path / "a.gguf")
     done = run_command(str(tmp_path / "a.gguf"))
     assert (done.returncode, done.stderr) == (0, "")
-    lines = done.stdout.splitlines()
-    assert lines[0] == "model       Tiny Chat (llama, 8 blocks, n_embd 4, Q4_K_M)"
-    assert {
-        "reasoning   answer",
-        "layer       3",
-        "direction   D = 3",
-        "calibration auroc = 0.9375",
-    } <= set(lines)
-    assert "source      media = 2 values" in lines
-    image = next(line for line in lines if line.startswith("image"))
-    assert "spread 0.25, shift 2.36 D, gate opens at t = -0.5" in image
-    assert lines[-1].split() == ["sha256", sha256(tmp_path / "a.gguf")]
-    assert "source      note = \\x1b[2J\\x9bü\\nmodel  none" in lines
+    *lines, last = done.stdout.splitlines()
+    assert "\n".join(lines) == describe(VECTOR)
+    assert last.split() == ["sha256", sha256(tmp_path / "a.gguf")]
 
 
 def test_the_command_ends_with_code_2_and_no_traceback_for_bad_files(tmp_path):

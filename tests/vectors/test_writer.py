@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from vector_files import GEOMETRY, KEYS, MODEL, SAFE, SHIFT, UNSAFE, VECTOR, gguf_file
 
+from mars_gguf import demo_model
 from mars_gguf.errors import MarsError, VectorError
 from mars_gguf.steering import Geometry, projection
 from mars_gguf.vectors import ModelFingerprint, Vector, read_vector, write_vector
@@ -82,6 +83,11 @@ def test_the_file_is_the_documented_layout_byte_for_byte(tmp_path):
     write_vector(VECTOR, tmp_path / "a.gguf")
     assert (tmp_path / "a.gguf").read_bytes() == gguf_file()
     assert same(read_vector(tmp_path / "a.gguf"), VECTOR)
+
+
+def test_the_vector_of_the_demo_model_is_written_again_byte_for_byte(tmp_path):
+    write_vector(read_vector(demo_model.VECTOR), tmp_path / "a.gguf")
+    assert (tmp_path / "a.gguf").read_bytes() == demo_model.VECTOR.read_bytes()
 
 
 def test_gguf_py_reads_the_same_keys_types_and_tensor(tmp_path):
