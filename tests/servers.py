@@ -122,9 +122,12 @@ class Server:
         return float(found[1])
 
 
-QUICK_PINGS = """
+STALLED = 5.0  # seconds
+QUICK = f"""
 import sse_starlette
+from mars_gguf.server import connections
 sse_starlette.EventSourceResponse.DEFAULT_PING_INTERVAL = 0.2
+connections.STALLED = {STALLED}
 from mars_gguf.server.__main__ import main
 main()
 """
@@ -132,10 +135,11 @@ main()
 
 @contextmanager
 def running(folder: Path, *arguments: str, api_key: str = "none") -> Iterator[Server]:
-    """The server, on a free port, with pings every 0.2 s. Settings in the environment of the tests
-    do not reach it, but an address that it could not listen at, over which flags win."""
+    """The server, on a free port, with pings every 0.2 s and little patience. Settings in the
+    environment of the tests do not reach it, but an address that it could not listen at, over which
+    flags win."""
     log = folder / "server.log"
-    command = [sys.executable, "-c", QUICK_PINGS, *arguments, "--host", "127.0.0.1", "--port", "0"]
+    command = [sys.executable, "-c", QUICK, *arguments, "--host", "127.0.0.1", "--port", "0"]
     known = {name.upper() for name in (*Settings.model_fields, "config_file")}
     environment = {name: value for name, value in os.environ.items() if name.upper() not in known}
     environment |= {"HOST": "192.0.2.1", "PORT": "99999"}

@@ -66,3 +66,17 @@ def test_a_model_that_cannot_be_loaded_any_more_is_a_500_without_its_path(
         assert " 500 " in configured.line(headers["X-Request-ID"])
     assert str(configured.log.with_name("gone.gguf")) in configured.log.read_text()
     assert chat(configured, [HARMFUL])["mars"]["alpha"] > 0
+
+
+def test_errors_of_every_kind_have_the_form_of_the_api(server: Server, configured: Server) -> None:
+    for reply, status in (
+        (server.send("/none", b"{}"), 404),
+        (server.send("/v1/models", b"{}"), 405),
+        (server.send("/v1/chat/completions", b"\xff\xfe{"), 400),
+        (server.send("/v1/chat/completions", b"{nope"), 422),
+        (server.send("/v1/embeddings", b'{"input": "Hello"}'), 400),
+        (configured.send("/v1/chat/completions", b"{}", Authorization="Bearer wrong"), 401),
+    ):
+        assert reply.status == status
+        assert reply.error.keys() == {"message", "type", "param", "code"}
+        assert reply.error["type"] == "invalid_request_error"

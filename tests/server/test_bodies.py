@@ -1,0 +1,127 @@
+"""Bodies: received within limits of size, time and room, and no larger than a request can need."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import anyio
+import pytest
+from starlette.types import Message
+
+from mars_gguf.server.bodies import MAX_TEXT, SMALL, Intake, require_modest
+from mars_gguf.server.checks import RequestError
+from mars_gguf.server.exchange import ClientGone
+from mars_gguf.server.settings import ServerSettings
+
+
+def intake(**settings: Any) -> Intake:
+    return Intake(ServerSettings(**{"max_media_bytes": 300_000, "max_held_bytes": 1} | settings))
+
+
+async def receive_all(intake: Intake, *pieces: bytes, ends: bool = True) -> bytes:
+    """The body that comes in ``pieces``, and a moment later no more of it, or never an end."""
+    waiting = [*pieces]
+
+    async def receive() -> Message:
+        if waiting:
+            more = bool(waiting[1:]) or not ends
+            return {"type": "http.request", "body": waiting.pop(0), "more_body": more}
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    async with intake.body(receive) as body:
+        return body
+
+
+def test_a_body_counts_as_held_until_it_is_answered() -> None:
+    async def hold() -> None:
+        small, pieces = intake(), [b"a" * 200_000, b"b" * 100_000]
+        messages: list[Message] = [
+            {"type": "http.request", "body": piece, "more_body": n == 0}
+            for n, piece in enumerate(pieces)
+        ]
+
+        async def receive() -> Message:
+            return messages.pop(0)
+
+        async with small.body(receive) as body:
+            assert (body, small.held) == (b"".join(pieces), 300_000)
+        assert small.held == 0
+
+    anyio.run(hold)
+
+
+def test_a_body_that_is_too_large_too_slow_or_one_too_many_is_refused() -> None:
+    largest = intake().largest
+    assert largest == 400_000 + MAX_TEXT
+    for settings, held, pieces, ends, status in (
+        ({}, 0, [b"a" * (largest + 1)], True, 413),
+        ({"body_timeout": 0.1}, 0, [b"a"], False, 408),
+        ({}, largest, [b"a" * (SMALL + 1)], True, 503),
+    ):
+        refusing = intake(**settings)
+        refusing.held = held
+        with pytest.raises(RequestError) as refused:
+            anyio.run(lambda r=refusing, p=pieces, e=ends: receive_all(r, *p, ends=e))
+        assert (refused.value.status, refusing.held) == (status, held)
+
+
+def test_a_small_body_is_taken_however_many_are_held() -> None:
+    full = intake()
+    full.held = full.room
+    assert anyio.run(receive_all, full, b"a" * SMALL) == b"a" * SMALL
+
+
+def test_a_client_that_leaves_while_it_sends_is_gone() -> None:
+    async def leave() -> None:
+        messages: list[Message] = [
+            {"type": "http.request", "body": b"a", "more_body": True},
+            {"type": "http.disconnect"},
+        ]
+
+        async def receive() -> Message:
+            return messages.pop(0)
+
+        async with intake().body(receive):
+            raise AssertionError
+
+    with pytest.raises(ClientGone):
+        anyio.run(leave)
+
+
+PIXELS = "data:image/png;base64," + "A" * (2 * MAX_TEXT)
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        ({"content": [{"type": "image_url", "image_url": {"url": PIXELS}}]}, None),
+        ({"content": [{"type": "image_url", "image_url": PIXELS}]}, None),
+        ({"content": [{"type": "video", "video": [PIXELS, PIXELS]}]}, None),
+        ({"content": PIXELS}, 413),
+        ({"tokens": [1] * 200_000}, None),
+        ({"tokens": [True] * 200_000}, 413),
+        ({"messages": [{}] * 1024}, None),
+        ({"messages": [{}] * 1025}, 400),
+        ({"a": "b" * (MAX_TEXT + 1)}, 413),
+        ({"b" * (MAX_TEXT + 1): 1}, 413),
+        ([[]] * 60_000, 413),
+    ],
+    ids=lambda value: f"{value!r:.40}",
+)
+def test_text_and_values_are_bounded_and_pictures_are_not_where_they_belong(
+    content: object, status: int | None
+) -> None:
+    body = json.dumps(content).encode()
+    if status is None:
+        require_modest(body)
+    else:
+        with pytest.raises(RequestError) as refused:
+            require_modest(body)
+        assert refused.value.status == status
+
+
+def test_what_is_no_json_is_left_to_the_application_to_refuse() -> None:
+    for body in (b"", b"{nope", b"\xff\xfe", b"[" * 100_000):
+        require_modest(body)

@@ -1,0 +1,62 @@
+"""Connections: how many, and how long one may be open without a request or a reader."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import time
+import uuid
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from servers import ENDLESS, HARMFUL, ONE_THREAD, STALLED, Server, chat, running
+
+CHAT, RAW = "/v1/chat/completions", "/v1/completions"
+
+POST = f"POST {CHAT} HTTP/1.1\nHost: localhost\nContent-Type: application/json\n"
+
+
+def test_a_body_in_tiny_chunks_is_not_listened_to(server: Server) -> None:
+    head = POST + "Transfer-Encoding: chunked\n\n"
+    with server.begin(head) as connection, suppress(ConnectionError):
+        for _ in range(100):
+            connection.sendall(b"1\r\n \r\n" * 50_000)
+        raise AssertionError("all of 5 million chunks were taken")
+    body = json.dumps({"messages": [HARMFUL], "max_tokens": 1}).encode()
+    whole = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    with server.begin(head, whole) as connection:
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+
+
+def test_connections_without_a_request_make_room_and_are_closed_in_the_end(
+    tmp_path: Path,
+) -> None:
+    def gone(connection: socket.socket) -> bool:
+        try:
+            return connection.recv(1) == b""
+        except TimeoutError:
+            return False
+        except ConnectionError:
+            return True
+
+    with running(tmp_path, "--demo", *ONE_THREAD) as server, ExitStack() as stack:
+        idle = [stack.enter_context(server.begin("GET / HTTP/1.1\n")) for _ in range(425)]
+        assert server.get("/v1/models")
+        for connection in idle:
+            connection.settimeout(0.001)
+        assert 160 <= sum(map(gone, idle)) <= 180
+        time.sleep(11)
+        assert all(map(gone, idle))
+
+
+def test_a_client_that_does_not_read_its_reply_is_given_up(server: Server) -> None:
+    many = {"logprobs": True, "top_logprobs": 300}  # more than what lies between us holds
+    body = {"messages": [HARMFUL], "max_tokens": 700, "stream": True, **many, **ENDLESS}
+    request_id, began = uuid.uuid4().hex, time.monotonic()
+    with server.post(body, request_id):
+        line = server.line(request_id)
+    assert STALLED - 1 < time.monotonic() - began < 6 * STALLED
+    tokens = re.search(r" 499 .*tokens=(\d+)", line)
+    assert tokens is not None and int(tokens[1]) < 700
+    assert chat(server, [HARMFUL])["mars"]["alpha"] > 0
