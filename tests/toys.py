@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from mars_gguf.convert.choices import Calibration
 from mars_gguf.convert.extractor import Reply
+from mars_gguf.convert.pipeline import Measurement, measure
+from mars_gguf.convert.prompt_sets import PromptSets
 from mars_gguf.convert.prompts import Context, ContrastPrompts, Prompt, Push, Rows
 from mars_gguf.vectors import ModelFingerprint
 
@@ -98,6 +101,13 @@ def toy_contrast(n: int = 200) -> ContrastPrompts:
     """Prompts to convert a toy with, half as many of them borderline."""
     sides = {name: [f"{name} {i}" for i in range(n)] for name in ("harmful", "harmless")}
     return ContrastPrompts(**sides, neutral={"borderline": [f"odd {i}" for i in range(n // 2)]})
+
+
+def toy_measurement(**source: str) -> Measurement:
+    """A measurement of a toy that refuses, on text alone."""
+    sets = PromptSets(toy_contrast())
+    toy, told = Toy({"harmful": 0.6}, pliable={2: 0.0}), {"backend": "toy"} | source
+    return measure(toy, sets, Calibration(), source=told, progress=False)
 
 
 def hash_of(text: str) -> int:

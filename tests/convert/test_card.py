@@ -1,29 +1,21 @@
-"""The card and the plot of a conversion of a model of numpy alone."""
+"""The card of a conversion of a model of numpy alone."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from PIL import Image
-from toys import Toy, toy_contrast
+from toys import toy_measurement
 
 from mars_gguf.convert.card import PARITY, card, split_parity
-from mars_gguf.convert.choices import Calibration
 from mars_gguf.convert.extractor import Reply
-from mars_gguf.convert.pipeline import Measurement, measure
-from mars_gguf.convert.plot import write_plot
-from mars_gguf.convert.prompt_sets import PromptSets
+from mars_gguf.convert.pipeline import Measurement
 from mars_gguf.convert.prompts import Prompt
 
 
 @pytest.fixture(scope="module")
 def measurement() -> Measurement:
-    toy = Toy({"harmful": 0.6}, pliable={2: 0.0})
-    source = {"backend": "toy", "model": "A model"}
-    sets = PromptSets(toy_contrast())
-    return measure(toy, sets, Calibration(), source=source, progress=False)
+    return toy_measurement(model="A model")
 
 
 def table(text: str, heading: str) -> list[list[str]]:
@@ -80,8 +72,3 @@ def test_a_parity_table_comes_off_a_card_as_it_was_put_on(measurement: Measureme
     whole = card(measurement, "v.gguf", "", table)
     assert split_parity(whole) == (card(measurement, "v.gguf", "") + "\n", table)
     assert split_parity(card(measurement, "v.gguf", ""))[1] == ""
-
-
-def test_the_plot_is_a_picture(measurement: Measurement, tmp_path: Path) -> None:
-    write_plot(measurement, tmp_path / "v.png")
-    Image.open(tmp_path / "v.png").verify()

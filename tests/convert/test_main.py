@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,18 +12,13 @@ from typing import Any
 import pytest
 from commands import convert as main
 from models import DEMO, DEMO_MMPROJ, random_llama
-from toys import Toy, toy_contrast
 
 from mars_gguf.console import printable
-from mars_gguf.convert.choices import Calibration
 from mars_gguf.convert.extract_gguf import GgufExtractor
-from mars_gguf.convert.pipeline import measure
-from mars_gguf.convert.prompt_sets import PromptSets
 from mars_gguf.convert.prompts import Prompt, builtin_contrast
 from mars_gguf.convert.splits import Split
-from mars_gguf.convert.vector_files import claimed, write_outputs
+from mars_gguf.convert.vector_files import claimed
 from mars_gguf.errors import ModelError
-from mars_gguf.files import sha256
 from mars_gguf.runtime.template import CHATML
 from mars_gguf.vectors import Vector, read_vector
 
@@ -308,72 +302,6 @@ def test_files_that_belong_to_no_older_vector_are_not_replaced(
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.*")} == before
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_ctrl_c_between_the_renames_waits_for_the_last(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    toy, source = Toy({"harmful": 0.6}, {2: 0.0}), {"backend": "toy"}
-    made = measure(toy, PromptSets(toy_contrast()), Calibration(), source=source, progress=False)
-    placed: list[str] = []
-    replace = os.replace
-
-    def replace_and_interrupt(source: Path, target: Path) -> None:
-        replace(source, target)
-        placed.append(target.suffix)
-        signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(os, "replace", replace_and_interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        write_outputs(made, [tmp_path / f"v.{suffix}" for suffix in ("gguf", "md", "png")])
-    assert placed == [".md", ".png", ".gguf"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["v.gguf", "v.md", "v.png"]
-    assert sha256(tmp_path / "v.gguf") in (tmp_path / "v.md").read_text()
-
-
-WRITING = """
-import resource, sys
-from pathlib import Path
-from toys import Toy, toy_contrast
-from mars_gguf.console import command
-from mars_gguf.convert.vector_files import write_outputs
-from mars_gguf.convert.choices import Calibration
-from mars_gguf.convert.pipeline import measure
-from mars_gguf.convert.prompt_sets import PromptSets
-
-toy, source = Toy({"harmful": 0.6}, {2: 0.0}), {"backend": "toy"}
-made = measure(toy, PromptSets(toy_contrast()), Calibration(), source=source, progress=False)
-if limit := int(sys.argv[1]):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit,) * 2)
-with command():
-    write_outputs(made, [Path(name) for name in sys.argv[2:]])
-"""
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="no limit on file sizes there")
-def test_a_full_disk_leaves_vector_card_and_plot_as_they_were(tmp_path: Path) -> None:
-    outputs = [tmp_path / f"v.{suffix}" for suffix in ("gguf", "md", "png")]
-    written = [outputs[0], outputs[2], outputs[1]]  # in this order
-
-    def write(limit: int) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-c", WRITING, str(limit), *map(str, outputs)],
-            capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1],
-        )  # fmt: skip
-
-    assert write(0).returncode == 0
-    sizes = [path.stat().st_size for path in written]
-    for path in outputs[1:]:
-        path.write_bytes(b"old")
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    for i, path in enumerate(written):
-        if all(size < sizes[i] for size in sizes[:i]):
-            done = write(sizes[i] - 1)
-            assert (done.returncode, done.stderr) == (
-                2, f"error: {path}: cannot be written: File too large\n"
-            )  # fmt: skip
-            assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 # What is measured with ---------------------------------------------------------------------------

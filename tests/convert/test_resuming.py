@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mars_gguf.convert.extractor import Reply, Seen
-from mars_gguf.convert.resuming import AT_ONCE, ResumeFile
+from mars_gguf.convert.resuming import AT_ONCE, ResumeFile, code_sha256
 from mars_gguf.errors import MarsError
 
 
@@ -91,3 +91,29 @@ def test_nothing_of_prompts_stands_in_the_file_but_their_replies(tmp_path: Path)
     with sqlite3.connect(tmp_path / "v.measured") as file:
         ((key,),) = file.execute("SELECT key FROM seen").fetchall()
     assert len(key) == 64 and "long key" not in key
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    for name in ("a.py", "convert/b.py", "media/c.py", "runtime/d.c", "server/e.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["a.py", "convert/b.py", "media/c.py", "runtime/d.c"])
+def test_a_change_of_code_that_decides_what_is_seen_is_noticed(package: Path, name: str) -> None:
+    before = code_sha256.__wrapped__(package)
+    (package / name).write_text("changed")
+    changed = code_sha256.__wrapped__(package)
+    (package / name).rename(package / name.replace("/", "/z"))
+    assert len({before, changed, code_sha256.__wrapped__(package)}) == 2 + ("/" in name)
+
+
+def test_a_change_elsewhere_or_of_what_is_compiled_is_none(package: Path) -> None:
+    before = code_sha256.__wrapped__(package)
+    (package / "server" / "e.py").write_text("changed")
+    (package / "runtime" / "d.so").write_text("compiled")
+    (package / "convert" / "__pycache__").mkdir()
+    assert code_sha256.__wrapped__(package) == before
+    assert len(code_sha256()) == 64
