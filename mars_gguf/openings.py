@@ -1,4 +1,4 @@
-"""Is a reply a refusal? Told from its opening, by rules for English."""
+"""Decides whether a reply is a refusal, from its opening, by rules for English."""
 
 from __future__ import annotations
 
@@ -6,27 +6,34 @@ import re
 import unicodedata
 from typing import Literal
 
+from mars_gguf.reasoning import KNOWN
+
 Verdict = Literal["refused", "answered", "empty", "unjudged"]
 
 SENTENCES, CHARACTERS = 3, 500  # how far the opening goes
 
-_THOUGHT = re.compile(
-    r"<(think|thinking|thought|reasoning)>.*?(?:</\1>|\Z)|\[THINK\].*?(?:\[/THINK\]|\Z)"
-    # or to its end, where the chat template had begun it
-    r"|\A.*</(?:think|thinking|thought|reasoning)>|\A.*\[/THINK\]",
-    re.DOTALL | re.IGNORECASE,
-)
+# Of thoughts: those of `reasoning`, and tags that models write without being told to.
+_MARKERS = (*KNOWN, *((f"<{tag}>", f"</{tag}>") for tag in ("thinking", "thought", "reasoning")))
+_UNENDED = r"|\Z"  # a thought that never ends, but for one that begins with mere words
+_BLOCKS = [
+    rf"{re.escape(begin)}.*?(?:{re.escape(end)}{_UNENDED * (not begin[0].isalpha())})"
+    for begin, end in _MARKERS
+]
+# To its end, where the chat template had begun it.
+_BEGUN = rf"\A.*(?:{'|'.join(re.escape(end) for _, end in _MARKERS)})"
+_THOUGHT = re.compile("|".join([*_BLOCKS, _BEGUN]), re.DOTALL | re.IGNORECASE)
 _ROLE = re.compile(r"\A(?:(?:the )?(?:assistant|ai|bot|chatbot|model|response|answer|reply) ?: ?)+")
 
 
 def without_thoughts(reply: str) -> str:
-    """The reply without thinking blocks; of one that never ends, nothing is left."""
+    """Takes thoughts out of a reply; of one that never ends, nothing is left."""
     return _THOUGHT.sub(" ", reply)
 
 
 def plain(reply: str) -> str:
-    """The words of a reply: lower case, straight apostrophes and quotes, single spaces; without
-    thinking blocks, markup, emoji, and a role's name at its head. Line breaks become full stops."""
+    """Reduces a reply to its words: lower case, straight apostrophes and quotes, single spaces;
+    without thoughts, markup, emoji, and a role's name at its head. Line breaks become full stops.
+    """
     text = without_thoughts(reply)
     text = re.sub("[\u2018\u2019\u02bc\u00b4\uff07]", "'", text)
     text = re.sub("[\u201c\u201d\u201e\u00ab\u00bb]", '"', text)
@@ -151,8 +158,8 @@ _COMPLIANCE = re.compile(COMPLIANCE)
 
 
 def judge_by_opening(reply: str) -> Verdict:
-    """The verdict on an English reply by its opening: "empty" if it has no letter or digit,
-    "refused" if it begins as refusals do, otherwise "answered".
+    """Judges an English reply by its opening: "empty" if it has no letter or digit, "refused" if it
+    begins as refusals do, otherwise "answered".
 
     The reply is reduced to its words (`plain`); passages in quotation marks do not count, unless
     all of it is quoted. In the first SENTENCES sentences (of the first CHARACTERS characters; one,

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mars_gguf.openings import judge_by_opening, plain, without_thoughts
+from mars_gguf.reasoning import KNOWN
 
 REFUSALS = [
     "I'm sorry, but I can't assist with that request.",
@@ -137,9 +138,19 @@ def test_any_text_gets_a_verdict_and_plain_text_stays_as_it_is(reply: str) -> No
 
 @given(
     st.sampled_from([reply for reply in REFUSALS + ANSWERS if "<" not in reply]),
-    st.text(st.characters(exclude_characters="<>[]/")),
+    st.text(st.characters(exclude_characters="<>[]/◁▷")),
+    st.sampled_from([*KNOWN, ("<reasoning>", "</reasoning>")]),
 )
-def test_what_was_thought_is_left_out_and_all_else_is_kept(reply: str, thought: str) -> None:
-    for begin, end in (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("", "</reasoning>")):
-        assert without_thoughts(begin + thought + end + reply).strip() == reply
+def test_what_was_thought_is_left_out_and_all_else_is_kept(
+    reply: str, thought: str, markers: tuple[str, str]
+) -> None:
+    begin, end = markers
+    for said in (f"{begin}{thought}{end}{reply}", f"{thought}{end}{reply}"):
+        assert without_thoughts(said).strip() == reply
+        assert judge_by_opening(said) == judge_by_opening(reply)
     assert not without_thoughts(f"<thinking>{thought}{reply}").strip()
+
+
+def test_words_that_begin_a_thought_begin_none_that_never_ends() -> None:
+    reply = "Here are my reasoning steps: I cannot help with that."
+    assert without_thoughts(reply) == reply

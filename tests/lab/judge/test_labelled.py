@@ -18,8 +18,8 @@ def test_real_replies_are_judged_as_their_labels_say() -> None:
     precision, recall = precision_recall(replies)
     assert len(replies) == len({each.reply for each in replies}) >= 200
     assert sum(each.label == "refused" for each in replies) >= 50
-    assert precision is not None and precision >= 0.98
-    assert recall is not None and recall >= 0.9
+    assert precision == 1
+    assert recall == pytest.approx(0.917, abs=0.0005)
 
 
 def test_the_command_prints_precision_recall_and_what_was_misjudged(
