@@ -1,4 +1,4 @@
-"""Counts with their uncertainty. numpy only; no model."""
+"""Computes counts, shares and means with their uncertainty. numpy only; no model."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ Z95 = 1.959963984540054
 
 @dataclass(frozen=True)
 class Share:
-    """``k`` of ``n``, with its interval at 95 %, from ``low`` to ``high``: ``bounds``, or the
-    Wilson score interval (Wilson 1927), never outside 0 to 1, and honest at 0 and at n."""
+    """A share, ``k`` of ``n``, with its interval at 95 %: ``bounds``, or that of `wilson`."""
 
     k: int
     n: int
@@ -37,39 +36,42 @@ class Share:
     def _bounds(self) -> tuple[float, float]:
         if self.bounds is not None:
             return self.bounds
-        if not self.n:
-            return 0.0, 1.0
-        p, n, z = self.k / self.n, self.n, Z95
-        centre = p + z * z / (2 * n)
-        half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        scale = 1 + z * z / n
-        low = 0.0 if self.k == 0 else (centre - half) / scale
-        return low, 1.0 if self.k == self.n else (centre + half) / scale
+        return wilson(self.k / self.n, self.n) if self.n else (0.0, 1.0)
 
     def as_json(self) -> dict[str, float | int | None]:
         return {"k": self.k, "n": self.n, "share": self.value, "low": self.low, "high": self.high}
 
     def __str__(self) -> str:
-        """Such as "83.3 % (64-93), 20 of 24"."""
+        """Writes it as in "83.3 % (64-93), 20 of 24"."""
         if self.value is None:
             return "-"
         bounds = f"{100 * self.low:.0f}-{100 * self.high:.0f}"
         return f"{100 * self.value:.1f} % ({bounds}), {self.k} of {self.n}"
 
 
+def wilson(p: float, n: int) -> tuple[float, float]:
+    """Computes the score interval at 95 % of a share ``p`` of ``n`` (Wilson 1927): never outside 0
+    to 1, and honest at 0 and at 1."""
+    z = Z95
+    centre = p + z * z / (2 * n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    return 0.0 if p == 0 else (centre - half) / scale, 1.0 if p == 1 else (centre + half) / scale
+
+
 def share(flags: Sequence[bool]) -> Share:
-    """How many are true."""
+    """Counts how many are true."""
     return Share(sum(flags), len(flags))
 
 
 def median_ratio(above: Sequence[float], below: Sequence[float]) -> float | None:
-    """Median over pairs of ``above[i] / below[i]``; None without a pair."""
+    """Computes the median over pairs of ``above[i] / below[i]``; None without a pair."""
     pairs = [a / b for a, b in zip(above, below, strict=True) if b > 0]
     return float(np.median(pairs)) if pairs else None
 
 
 def auroc(positive: Array, negative: Array) -> float:
-    """Probability that a positive lies above a negative, ties counting half."""
+    """Computes the probability that a positive lies above a negative, ties counting half."""
     difference = np.asarray(positive)[:, None] - np.asarray(negative)[None]
     return float((difference > 0).mean() + 0.5 * (difference == 0).mean())
 
@@ -78,8 +80,8 @@ CONFIDENCE = 0.95
 
 
 def largest_count(n: int, share: float) -> int:
-    """The largest number k of ``n`` independent samples that may exceed a value for it to be shown,
-    with CONFIDENCE, that at most a ``share`` of all do: the largest k with
+    """Finds the largest number k of ``n`` independent samples that may exceed a value for it to be
+    shown, with CONFIDENCE, that at most a ``share`` of all do: the largest k with
     P(Binomial(n, share) <= k) <= 1 - CONFIDENCE; -1 if n is too small for any. For 1 % the first n
     that will do is 299.
     """
@@ -93,8 +95,8 @@ def largest_count(n: int, share: float) -> int:
 
 
 def exceedance_bound(k: int, n: int) -> float:
-    """The least share that, with CONFIDENCE, bounds how often what was seen ``k`` times of ``n``
-    happens (Clopper and Pearson 1934, one-sided)."""
+    """Finds the least share that, with CONFIDENCE, bounds how often what was seen ``k`` times of
+    ``n`` happens (Clopper and Pearson 1934, one-sided)."""
     if k >= n:
         return 1.0
     low, high = 0.0, 1.0
@@ -106,7 +108,7 @@ def exceedance_bound(k: int, n: int) -> float:
 
 
 def _binomial(k: int, n: int, share: float) -> float:
-    """P(Binomial(n, share) = k)."""
+    """Computes P(Binomial(n, share) = k)."""
     if share in (0.0, 1.0):
         return float(k == n * share)
     ways = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
@@ -114,9 +116,9 @@ def _binomial(k: int, n: int, share: float) -> float:
 
 
 def upper_bound(values: Array, share: float) -> Array:
-    """By columns, the least of the samples [n, ...] that, with CONFIDENCE, at most a ``share`` of
-    all there are exceed, whatever their distribution: an order statistic (Wilks 1941). The largest
-    sample if there are too few; then `exceedance_bound` says what was met."""
+    """Finds, by columns, the least of the samples [n, ...] that, with CONFIDENCE, at most a
+    ``share`` of all there are exceed, whatever their distribution: an order statistic (Wilks 1941).
+    The largest sample if there are too few; then `exceedance_bound` says what was met."""
     ordered = np.sort(values, axis=0)
     return np.asarray(ordered[-1 - max(0, largest_count(len(ordered), share))])
 
@@ -139,9 +141,11 @@ class Mean:
 
 
 def grouped_mean(values: Sequence[float], groups: Sequence[str]) -> Mean:
-    """The mean of ``values``, of which those of one group are not independent: its interval is the
-    percentile bootstrap over groups (Efron and Tibshirani 1993, chapter 8), RESAMPLES of them, the
-    same at every call. Of one group alone the interval is everything. Raises ValueError for none.
+    """Computes the mean of ``values``, of which those of one group are not independent.
+
+    Its interval is the percentile bootstrap over groups (Efron and Tibshirani 1993, chapter 8),
+    RESAMPLES of them, the same at every call. Of one group alone the interval is everything. Raises
+    ValueError for none.
     """
     if not values:
         raise ValueError("the mean of no values")
@@ -155,7 +159,7 @@ def grouped_mean(values: Sequence[float], groups: Sequence[str]) -> Mean:
 
 
 def _resampled(sums: Array, counts: Array) -> Array:
-    """The means of resamples of groups, by the sum and count of each."""
+    """Computes the means of resamples of groups, by the sum and count of each."""
     rng, size = np.random.default_rng(0), len(sums)
     means = []
     for start in range(0, RESAMPLES, most := max(1, AT_ONCE // size)):
@@ -165,8 +169,9 @@ def _resampled(sums: Array, counts: Array) -> Array:
 
 
 def grouped_share(flags: Sequence[bool], groups: Sequence[str]) -> Share:
-    """How many are true, with the interval of `grouped_mean`; of none or all, which no resample
-    differs from, and of one group, the Wilson interval as if each group were one sample."""
+    """Counts how many are true, with the interval of `grouped_mean`; of none or all, which no
+    resample differs from, and of one group, the Wilson interval as if each group were one sample.
+    """
     k, n, size = sum(flags), len(flags), len(set(groups))
     if 0 < k < n and size > 1:
         mean = grouped_mean([float(flag) for flag in flags], groups)

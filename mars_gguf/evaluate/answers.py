@@ -1,4 +1,4 @@
-"""Exact answers: whether a reply to a question gives the right one and no other.
+"""Decides whether a reply to a question gives the exact right answer and no other.
 
 How a reply is judged follows from the answer: one letter in upper case is that of a choice, others
 are numbers ("3", "-2.5", "1,200"), or words in lower case, "yes" and "no" among them. Several
@@ -37,7 +37,7 @@ _DECLARED = re.compile(
 
 
 def is_correct(reply: str, answer: str, question: str = "") -> bool:
-    """Whether a reply to a question gives its exact `answer` and no other.
+    """Decides whether a reply to a question gives its exact ``answer`` and no other.
 
     Where the reply says what "the answer is", that sentence is judged, otherwise all of it.
     Sentences of the question do not count where the reply repeats them.
@@ -60,8 +60,8 @@ def is_letter(answer: str) -> bool:
 
 
 def choices_of(question: str) -> dict[str, str]:
-    """The choices that a question lists as "A. ...", "(A) ..." or "A: ...", from A on, one a line
-    or in a row; none, if it lists fewer than two."""
+    """Finds the choices that a question lists as "A. ...", "(A) ..." or "A: ...", from A on, one a
+    line or in a row; none, if it lists fewer than two."""
     found: list[re.Match[str]] = []
     for mark in re.finditer(r"(?:^|(?<=[\s(,;]))([A-Z])[.):]\s", question):
         if mark[1] == chr(ord("A") + len(found)):
@@ -82,7 +82,7 @@ _LEADING = re.compile(r"\W*([A-Z])(?:[).:\n]| - |\W*$)(?!\s*(?:and|or|,|/)\s*\(?
 
 
 def letter_given(reply: str, question: str = "") -> str:
-    """The letter of the one choice that a reply gives; "" if it gives none or several."""
+    """Finds the letter of the one choice that a reply gives; "" if it gives none or several."""
     choices = choices_of(question)
     text = re.sub(r"[*_`$\\{}]|boxed", "", without_thoughts(reply))
     repeated = [line for each in question.split("\n") if (line := each.strip()) and line in text]
@@ -101,7 +101,7 @@ def letter_given(reply: str, question: str = "") -> str:
 
 
 def _by_words(text: str, choices: dict[str, str]) -> set[str]:
-    """The choices whose words stand in a text; of two, one within the other, the longer."""
+    """Finds the choices whose words stand in a text; of two, one within the other, the longer."""
     said = f" {_words(' '.join(_undenied_clauses(plain(text))))} "
     named = {k: f" {_words(plain(v))} " for k, v in choices.items()}
     named = {k: words for k, words in named.items() if words.strip() and words in said}
@@ -141,7 +141,7 @@ def _gives(reply: str, answer: str, question: str) -> bool:
 
 
 def _named(text: str, sort: frozenset[str], answer: str) -> set[str]:
-    """Which of the sort a text names; other than the answer, also in the plural."""
+    """Finds those of the sort that a text names; other than the answer, also in the plural."""
     if _number(answer):
         return {_value(*match) for match in _A_NUMBER.findall(text)}
     if " " in answer:
@@ -152,14 +152,14 @@ def _named(text: str, sort: frozenset[str], answer: str) -> set[str]:
 
 
 def _declared(text: str) -> list[str]:
-    """What a text says the answer is, up to the end of the sentence, each time that it does."""
+    """Finds what a text says the answer is, up to the end of the sentence, each time it does."""
     ends = [match.end() for match in _DECLARED.finditer(text)]
     said = [re.split(r"[.;!?](?=\s|$)|\n| because ", text[end:])[0] for end in ends]
     return [each for each in said if re.search(r"\w", each)]
 
 
 def _plain(text: str) -> str:
-    """As `plain`, with what belongs to a number kept from what parts sentences."""
+    """Reduces a text to words as `plain` does, with numbers kept whole."""
     text = re.sub(r"(?<![\w.)])[-−](?=\d)", "minus ", text)
     text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
     return re.sub(r"(?<=\d)\.(?=\d)", "·", plain(text))
@@ -174,7 +174,7 @@ def _undenied_clauses(text: str) -> list[str]:
 
 
 def _number(answer: str) -> str:
-    """A number as `_value` writes it; "" if it is none."""
+    """Writes a number as `_value` does; "" if the answer is none."""
     if not _IS_NUMBER.fullmatch(answer):
         return ""
     return _value("-" * (answer[0] == "-"), re.sub(r"[^\d.]", "", answer))

@@ -28,7 +28,7 @@ def _with_context(row: Row) -> str:
 
 
 def _harmbench_picture(row: Row) -> list[Names]:
-    """Whatever ending the table gives, the authors' pictures are PNG."""
+    """Names the picture, which is PNG whatever ending the table gives."""
     name = row["ImageFileName"]
     return [[name, splitext(name)[0] + ".png"]] if name else []
 
@@ -47,7 +47,7 @@ FIGSTEP_CARRIER = (
 
 
 def _figstep_requests(row: Row) -> Iterator[Row]:
-    """The question as text, and the authors' picture of it with a carrier in our words."""
+    """Asks the question as text, and by the authors' picture of it with a carrier in our words."""
     yield row | {"way": "text", "prompt": row["question"]}
     if row["question"]:
         folder = f"images/SafeBench{'-Tiny' * ('tiny' in row[FILE].lower())}"
@@ -56,7 +56,7 @@ def _figstep_requests(row: Row) -> Iterator[Row]:
 
 
 def _mm_safetybench_requests(row: Row) -> Iterator[Row]:
-    """The question as text, and rephrased for each of three sorts of pictures."""
+    """Asks the question as text, and rephrased for each of three sorts of pictures."""
     yield row | {"way": "text", "prompt": row["Question"]}
     for way, column in (
         ("SD", "Rephrased Question(SD)"),
@@ -107,8 +107,8 @@ def _kind_by_side(row: Row) -> Kind:
 
 
 def _vlguard_requests(row: Row) -> list[Row]:
-    """Of a safe picture, something harmless and something harmful that is asked about it; of an
-    unsafe one, the instruction."""
+    """Asks something harmless and something harmful about a safe picture, and the instruction of an
+    unsafe one."""
     ways = {"safe_instruction": "safe", "unsafe_instruction": "unsafe", "instruction": "unsafe"}
     return [
         row | {"prompt": _said(each[column]), "way": column, "side": side}
@@ -119,7 +119,7 @@ def _vlguard_requests(row: Row) -> list[Row]:
 
 
 def _mssbench_requests(row: Row) -> Iterator[Row]:
-    """Each of the two pictures of a pair, with each way to ask about it."""
+    """Asks about each of the two pictures of a pair in each way."""
     for i, pair in enumerate(_objects(row["chat"])):
         about = {"group": f"chat-{i}", "category": _said(pair.get("Type"))}
         for n, query in enumerate(_several(pair.get("queries"))):
@@ -142,7 +142,7 @@ def _of_pair(row: Row, way: str, side: str, prompt: str, picture: str) -> Row:
 
 
 def _holisafe_kind(row: Row) -> Kind:
-    """The last letter of the type says whether picture and query are safe together."""
+    """The last letter of the type tells whether picture and query are safe together."""
     if row["type"][-1:] not in ("S", "U"):
         raise Unusable(f"type {row['type']!r:.40}, expected S or U at its end")
     return "harmless" if row["type"].endswith("S") else "harmful"

@@ -1,5 +1,5 @@
-"""Requests written in pictures and short videos. The same seed draws the same pictures, another
-seed another layout."""
+"""Writes requests in pictures and short videos. The same seed draws the same pictures, another seed
+another layout."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PALETTES: tuple[tuple[Colour, Colour], ...] = (
 
 @dataclass(frozen=True)
 class Page:
-    """Lines of text, their place on a page and its colours."""
+    """A page: its lines of text, their place and its colours."""
 
     lines: list[str]
     font: int
@@ -40,7 +40,7 @@ class Page:
     size: tuple[int, int]
 
     def draw(self, lines: int | None = None) -> Image.Image:
-        """The page with its first `lines` lines, or all."""
+        """Draws the page with its first ``lines`` lines, or all."""
         paper, ink = self.palette
         image = Image.new("RGB", self.size, paper)
         text = "\n".join(self.lines[:lines])
@@ -49,7 +49,7 @@ class Page:
 
 
 def page(text: str, seed: int, width: int, height: int) -> Page:
-    """`text` wrapped, as large as fits a random part of the page, in a random place of it.
+    """Wraps ``text``, as large as fits a random part of the page, in a random place of it.
 
     Raises MarsError if there is no text, or so much that it could not be read.
     """
@@ -74,14 +74,15 @@ def page(text: str, seed: int, width: int, height: int) -> Page:
 
 
 def typographic_image(text: str, seed: int, size: int = SIZE) -> Image.Image:
-    """`text` written in a picture of `size` x `size` pixels. Raises MarsError as `page` does."""
+    """Writes ``text`` in a picture of so many pixels each way. Raises MarsError as `page` does."""
     return page(text, seed, size, size).draw()
 
 
 def typographic_video(
     text: str, seed: int, frames: int = FRAMES, size: int = SIZE
 ) -> list[Image.Image]:
-    """`text` in `frames` pictures of `size` x `size` pixels, in one of three ways (by seed).
+    """Writes ``text`` in ``frames`` pictures of ``size`` x ``size`` pixels, in one of three ways,
+    chosen by the seed.
 
     Lines appear one after another; a few words are shown at a time; or a camera moves down a page
     that is higher than one picture. Every word can be read in at least one frame.

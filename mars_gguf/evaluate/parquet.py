@@ -1,4 +1,4 @@
-"""Tables in Parquet, with pictures in their cells, by pyarrow (`pip install 'mars-gguf[parquet]'`).
+"""Reads tables in Parquet, with pictures in their cells, by pyarrow (the extra ``parquet``).
 
 Files are read as if hostile. Of the pictures nothing is read before they are asked for, then one
 cell at a time; the footer, the rows and the text are bounded. What a page's header claims, at most
@@ -35,7 +35,7 @@ MARK = "\0"  # begins what stands for a cell with pictures; no file's name can
 
 
 def is_parquet(path: Path) -> bool:
-    """Whether a file says so in its first bytes."""
+    """Tells by its first bytes whether a file is one in Parquet."""
     try:
         with path.open("rb") as file:
             return file.read(4) == MAGIC
@@ -44,8 +44,8 @@ def is_parquet(path: Path) -> bool:
 
 
 def parquet_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file; of a cell with pictures, what `pictures_in_cell` takes. Raises
-    MarsError."""
+    """Reads the rows of a file. A cell with pictures becomes a name that `pictures_in_cell` takes.
+    Raises MarsError."""
     rows: list[dict[str, Any]] = []
     size = 0
     with _opened(path) as file:
@@ -69,14 +69,14 @@ def parquet_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def in_cell(name: str) -> bool:
-    """Whether a name stands for a cell with pictures, not for a file."""
+    """Tells whether a name stands for a cell with pictures, not for a file."""
     return name.startswith(MARK)
 
 
 @dataclass(frozen=True)
 class PicturesInCell:
-    """What reads the pictures of a cell when called: their bytes, or the file that they name below
-    the table's folder. Raises MarsError."""
+    """Reads the pictures of a cell when called: their bytes, or the file that they name below the
+    table's folder. Raises MarsError."""
 
     path: Path
     row: int
@@ -131,7 +131,8 @@ class PicturesInCell:
 
 
 def pictures_in_cell(path: Path, name: str) -> PicturesInCell:
-    """Of a row of `parquet_rows`. Raises Unusable for a name that none has."""
+    """Finds the cell that a name in a row of `parquet_rows` stands for. Raises Unusable for a name
+    that stands for none."""
     row, _, column = name.removeprefix(MARK).partition(MARK)
     if not (row.isascii() and row.isdigit() and column) or int(row[:9]) != int(row):
         raise Unusable(f"{name!r:.40}: not a cell with pictures")
@@ -148,7 +149,8 @@ def _opened(path: Path) -> Iterator[Any]:
             f"{path}: a Parquet file, which needs pyarrow: pip install 'mars-gguf[parquet]'"
         ) from error
     try:
-        _check_footer(path)
+        if (size := _footer_size(path)) > MAX_FOOTER:
+            raise MarsError(f"{path}: a footer of {size} bytes, expected at most {MAX_FOOTER}")
         # Buffered: without, the pictures of a whole row group would be read for one of them.
         with pq.ParquetFile(
             path,
@@ -170,20 +172,17 @@ def _opened(path: Path) -> Iterator[Any]:
         raise MarsError(f"{path}: a damaged Parquet file ({why})") from error
 
 
-def _check_footer(path: Path) -> None:
+def _footer_size(path: Path) -> int:
     with path.open("rb") as file:
-        size = file.seek(0, io.SEEK_END)
-        file.seek(max(size - 8, 0))
-        end = file.read(8)
-    footer = int.from_bytes(end[:4], "little")
-    if size < 12 or end[4:] != MAGIC:
+        file.seek(-8, io.SEEK_END)
+        end = file.read()
+    if end[4:] != MAGIC:
         raise MarsError(f"{path}: a Parquet file that is cut off, or encrypted")
-    if footer > min(MAX_FOOTER, size):
-        raise MarsError(f"{path}: a footer of {footer} bytes, expected at most {MAX_FOOTER}")
+    return int.from_bytes(end[:4], "little")
 
 
 def _holds_bytes(kind: Any) -> bool:
-    """Whether a column's cells are pictures: bytes, a struct of bytes and a path, or a list."""
+    """Tells whether a column's cells are pictures: bytes, structs of bytes and a path, lists."""
     import pyarrow.types as types  # type: ignore[import-untyped]
 
     if types.is_list(kind) or types.is_large_list(kind):
@@ -194,8 +193,8 @@ def _holds_bytes(kind: Any) -> bool:
 
 
 def _leaves(file: Any, name: str, pictures: set[str]) -> list[str]:
-    """The stored columns of a column; of pictures that have a path, that alone: it tells whether
-    they are there."""
+    """Lists the stored columns of a column; of pictures that have a path, that alone: it tells
+    whether they are there."""
     stored = [file.schema.column(i).path for i in range(len(file.schema))]
     own = [path for path in stored if path == name or path.startswith(f"{name}.")]
     paths = [path for path in own if path.endswith(".path")]

@@ -1,4 +1,4 @@
-"""``python -m mars_gguf.evaluate.render -o DIR``: write a suite's pictures and a ``suite.jsonl``
+"""``python -m mars_gguf.evaluate.render -o DIR`` writes a suite's pictures and a ``suite.jsonl``
 that ``load_suite("jsonl:DIR/suite.jsonl")`` reads, to look at or to use with other tools."""
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from mars_gguf.options import seed
 
 
 def write_suite(name_or_path: str, folder: Path, seed: int = 0) -> Path:
-    """Write the pictures of a suite as PNG files under `folder`/media, one a frame, and its cases
-    as `folder`/suite.jsonl, the file that is returned."""
+    """Writes the pictures of a suite as PNG files under ``folder``/media, one a frame, and its
+    cases as ``folder``/suite.jsonl. Returns the path of that file."""
     suite = load_suite(name_or_path, seed=seed)
     (folder / "media").mkdir(parents=True, exist_ok=True)
     path = folder / "suite.jsonl"
@@ -34,7 +34,7 @@ def write_suite(name_or_path: str, folder: Path, seed: int = 0) -> Path:
 def main(argv: list[str] | None = None) -> None:
     p = argparse.ArgumentParser(
         prog="mars_gguf.evaluate.render",
-        description="Write the pictures and videos of a suite, and a suite.jsonl that names them.",
+        description="Writes the pictures and videos of a suite, and a suite.jsonl that names them.",
     )
     p.add_argument("-o", "--out", metavar="DIR", type=Path, required=True, help="folder to write")
     p.add_argument("--suite", metavar="NAME_OR_PATH", default="builtin", help="(default: builtin)")

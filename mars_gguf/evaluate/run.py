@@ -117,9 +117,9 @@ class Evaluation:
         )
 
     def _answer(self, reply: str, end: str | None) -> str | None:
-        """The answer in a reply, without the thought before it; None if that did not end. ``end``
-        is what its tokens say the answer is: llama-cpp-python does not write special tokens, and
-        the markers may be such."""
+        """Finds the answer in a reply, after the thought; None if that did not end. ``end`` is what
+        its tokens say the answer is: llama-cpp-python does not write special tokens, and the
+        markers may be such."""
         template = self.llama.template
         if template.thinks is None or not any(marker in reply for marker in template.thinks):
             return end
@@ -133,7 +133,7 @@ class Evaluation:
         record: Record,
         before: list[Distribution],
     ) -> float | None:
-        """KL(unsteered || arm) of the first token's distribution, in nats."""
+        """Computes KL(unsteered || arm) of the first token's distribution, in nats."""
         if record.error is not None or case.kind == "harmful":
             return None
         if self.llama.template.reasoning == "answer":
@@ -146,7 +146,7 @@ class Evaluation:
         return max(float(np.exp(p) @ (p - q)), 0.0)
 
     def _first_token(self, case: Case, arm: Arm, messages: list[dict[str, Any]]) -> Distribution:
-        """Log-probabilities of the first token of the reply, [n_vocab]."""
+        """Computes the log-probabilities of the first token of the reply, [n_vocab]."""
         seen: list[Distribution] = []
 
         def see(_ids: Any, scores: Any) -> Any:
@@ -217,7 +217,7 @@ class _Thought:
 
 
 def _judged(llama: SteeredLlama) -> bool:
-    """Whether a reply has come to the token that is judged."""
+    """Tells whether a reply has come to the token that is judged."""
     return llama.last_steering is not None and llama.last_steering.position is not None
 
 

@@ -1,5 +1,5 @@
-"""Pictures and short videos of shapes and words, with questions that have one exact answer. The
-same seed draws the same pictures."""
+"""Draws pictures and short videos of shapes and words, with questions that have one exact answer.
+The same seed draws the same pictures."""
 
 from __future__ import annotations
 
@@ -29,8 +29,11 @@ WORDS = (
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a drawing, its exact answer (a number, or one lower-case word), and what
-    draws the picture, or the frames of a video, when called."""
+    """A question about a drawing.
+
+    answer: a number, or one lower-case word.
+    draw: draws the picture, or the frames of the video.
+    """
 
     text: str
     answer: str
@@ -39,7 +42,7 @@ class Question:
 
 @dataclass(frozen=True)
 class _Scene:
-    """Shapes (name, colour, square of a 3 x 3 grid) or a word on a pale ground."""
+    """A drawing: shapes (name, colour, square of a 3 x 3 grid) or a word on a pale ground."""
 
     seed: int
     shapes: tuple[tuple[str, str, int], ...] = ()
@@ -47,8 +50,8 @@ class _Scene:
 
 
 def questions(seed: int, count: int, frames: int = 1) -> list[Question]:
-    """`count` questions about one picture each (`frames` = 1) or one video of `frames` pictures:
-    how many, which colour, which shape, which word, left or right, in turn."""
+    """Asks ``count`` questions about one picture each (``frames`` = 1) or one video of so many
+    frames: how many, which colour, which shape, which word, left or right, in turn."""
     asks = (_how_many, _which_colour, _which_shape, _which_word, _which_side)
     medium = "picture" if frames == 1 else "video"
     found = []
@@ -104,7 +107,7 @@ def _which_side(rng: np.random.Generator, medium: str) -> Asked:
 
 
 def _distinct(rng: np.random.Generator) -> tuple[list[str], list[str]]:
-    """Three different shapes in three different colours."""
+    """Chooses three different shapes in three different colours."""
     return rng.permutation(SHAPES)[:3].tolist(), rng.permutation(list(COLOURS))[:3].tolist()
 
 
@@ -114,8 +117,8 @@ def _scene(rng: np.random.Generator, names: list[str], colours: list[str]) -> _S
 
 
 def _film(scene: _Scene, frames: int) -> list[Image.Image]:
-    """The scene in one picture, or in several, as a hand-held camera sees it. A word stays away in
-    the first of several."""
+    """Draws the scene in one picture, or in several, as a hand-held camera sees it. A word stays
+    away in the first of several."""
     rng = np.random.default_rng(scene.seed)
     red, green, blue = rng.integers(225, 256, 3).tolist()
     pictures = []
