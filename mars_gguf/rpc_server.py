@@ -1,4 +1,4 @@
-"""``python -m mars_gguf.rpc_server [HOST:PORT]``: lend this machine's GPUs, or its processors if it
+"""``python -m mars_gguf.rpc_server [HOST:PORT]`` lends this machine's GPUs, or its processors if it
 has none, to models that another machine loads with ``--rpc HOST:PORT``."""
 
 from __future__ import annotations

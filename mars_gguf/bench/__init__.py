@@ -1,1 +1,1 @@
-"""What the tool costs, against the limits of what it is built on."""
+"""The benchmark: the costs of the tool, against the limits of what it is built on."""

@@ -1,5 +1,5 @@
-"""``python -m mars_gguf.bench -m MODEL.gguf [--mmproj MMPROJ.gguf] --vector VECTOR.gguf``: what the
-tool costs, each figure held against the limit of what it is built on."""
+"""``python -m mars_gguf.bench -m MODEL.gguf [--mmproj MMPROJ.gguf] --vector VECTOR.gguf`` measures
+what the tool costs, each figure held against the limit of what it is built on."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def _subject(args: argparse.Namespace) -> Subject:
 
 
 def _report(args: argparse.Namespace, argv: Sequence[str], subject: Subject) -> dict[str, Any]:
-    """What the figures depend on."""
+    """All that the figures depend on."""
     files = [Path(p) for p in (subject.model, subject.mmproj, subject.vector) if p]
     report = {
         "command": shlex.join(["python", "-m", "mars_gguf.bench", *argv]),

@@ -1,5 +1,5 @@
-"""``python -m mars_gguf.bench.child TASK JSON``: one task in a process of its own, which prints the
-memory it took. Each task imports only what it is about."""
+"""``python -m mars_gguf.bench.child TASK JSON`` does one task in a process of its own, and prints
+the memory it took. Each task imports only what it is about."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What measuring hidden states costs, and a whole conversion, against llama.cpp's own work on the
-same prompts."""
+"""Measures what reading hidden states costs, and a whole conversion, against llama.cpp's own work
+on the same prompts."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class TimedDecoder(Decoder):
 
 
 class Limit(GgufExtractor):
-    """llama.cpp's own work on an extractor's prompts, in a context without a callback."""
+    """An extractor that does llama.cpp's own work alone, in a context without a callback."""
 
     context_overrides: ClassVar[dict[str, Any]] = GgufExtractor.context_overrides | {
         "cb_eval": lib.ggml_backend_sched_eval_callback()
@@ -73,7 +73,7 @@ class Limit(GgufExtractor):
             self.thinker.decoder = self.decoder
 
     def run(self, prompts: Sequence[Prompt]) -> float:
-        """Decode all of ``prompts``; the seconds spent on encoding pictures and on decoding."""
+        """Decodes all of ``prompts``; returns the seconds of encoding pictures and of decoding."""
         self.forget()  # the repetition before
         self.timed.n_tokens, before = 0, self._seconds()
         for _, session in self.sessions(prompts):
@@ -142,7 +142,7 @@ def picture_prompts(subject: Subject) -> list[Prompt]:
 
 
 def extract(extractor: GgufExtractor, prompts: Sequence[Prompt]) -> Rows:
-    """Hidden states of all ``prompts``, [n, n_layer, n_embd], as a conversion reads them."""
+    """Reads the hidden states of all ``prompts``, [n, n_layer, n_embd], as a conversion does."""
     extractor.forget()  # the repetition before
     states = np.empty((len(prompts), extractor.n_layer, extractor.n_embd), np.float32)
     for indices, session in extractor.sessions(prompts):
@@ -172,7 +172,7 @@ def _extracted(
 
 
 def converted(subject: Subject, calibration: Calibration) -> Figure:
-    """The figure of a whole conversion, once: it takes minutes."""
+    """Measures a whole conversion, once: it takes minutes."""
     figure = Figure(
         "conversion",
         "conversion, the model loaded",

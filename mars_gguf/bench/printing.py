@@ -103,7 +103,7 @@ def _table(figures: Sequence[Figure], repetitions: int) -> Table:
 
 
 def _notes(figures: Sequence[Figure], repetitions: int) -> list[str]:
-    """What was done for each figure, or why it was not measured."""
+    """A line on each figure: how it was measured, or why it was not."""
     lines = []
     for f in figures:
         parts = [f.failure, f.absent, f.note]

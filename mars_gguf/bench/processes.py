@@ -1,4 +1,4 @@
-"""What can only be measured of whole processes: memory, imports, and the conversion command."""
+"""Measures whole processes: memory, imports, and the conversion command."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class Processes:
     def _race(
         self, figure: Figure, repetitions: int, commands: dict[str, tuple[list[str], Path]]
     ) -> None:
-        """Time two commands, each with the file that it writes; how much longer the first takes."""
+        """Times two commands, each with the file that it writes, and takes their ratio."""
         runs = {name: partial(self._seconds, *command) for name, command in commands.items()}
         figure.values = interleaved(runs, repetitions, warmup=0)
         figure.samples = ratios(*figure.values.values())

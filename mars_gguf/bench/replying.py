@@ -1,5 +1,5 @@
-"""What steering costs while replying, against plain llama-cpp-python in the same process: time to
-the first token, and speed after it."""
+"""Measures what steering costs while replying, against plain llama-cpp-python in the same process:
+time to the first token, and speed after it."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def _take(
     trials: Sequence[Trial],
     repetitions: int,
 ) -> dict[Trial, list[Seconds]]:
-    """What `_seconds` says of each of ``trials``, ``repetitions`` times: the mean of two, there and
+    """Times each of ``trials`` by `_seconds`, ``repetitions`` times: the mean of two, there and
     back, so that a machine that becomes slower or faster meanwhile does so for all alike."""
     taken: dict[Trial, list[Seconds]] = {trial: [] for trial in trials}
     for turn in range(repetitions):

@@ -35,8 +35,8 @@ class Asked:
 
 @dataclass(frozen=True)
 class Subject:
-    """Files, what is converted with, and ``options``: those of SteeredLlama
-    (mars_gguf.options.llama_options)."""
+    """A model, how it runs, and what it is converted with. ``options``: those of SteeredLlama, as
+    mars_gguf.options.llama_options makes them."""
 
     model: str
     mmproj: str | None
@@ -62,7 +62,7 @@ class Subject:
 
 
 def demo_prompts(*, sees: bool) -> Prompts:
-    """What the demo model's own vector was measured with."""
+    """The choice of prompts that the demo model's own vector was measured with."""
     harmful, harmless, media = (
         demo_model.FOLDER / f"{name}.jsonl" for name in ("harmful", "harmless", "neutral")
     )

@@ -1,1 +1,1 @@
-"""Steered models behind the OpenAI API that llama-cpp-python serves (``llama_cpp.server``)."""
+"""The server: steered models behind the OpenAI API, as ``llama_cpp.server`` has it."""

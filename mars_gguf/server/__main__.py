@@ -1,5 +1,5 @@
-"""``python -m mars_gguf.server --model MODEL.gguf [--mmproj MMPROJ.gguf] --vector VECTOR.gguf``:
-llama-cpp-python's OpenAI-compatible server, steered."""
+"""``python -m mars_gguf.server --model MODEL.gguf [--mmproj MMPROJ.gguf] --vector VECTOR.gguf``
+serves steered models behind the OpenAI API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may ask: looked at before anything of a request is received but its head."""
+"""Decides who may ask, by the head of a request, before anything else of it is received."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Access:
         self.any_host = not self.hosts and (self.key is not None or not is_loopback(settings.host))
 
     def require(self, scope: Scope) -> None:
-        """Raise RequestError for a request without the key (401), or to another name (403)."""
+        """Raises RequestError for a request without the key (401), or to another name (403)."""
         headers = Headers(scope=scope)
         if self.key is not None:
             scheme, _, given = headers.get("authorization", "").partition(" ")
@@ -54,7 +54,7 @@ def _name(host: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether ``host`` is a name or an address that leads to this machine only."""
+    """Tells whether ``host``, a name or an address, leads to this machine only."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -18,7 +18,8 @@ from mars_gguf.server.settings import ModelSettings, ServerSettings
 
 
 def create_app(server: ServerSettings, models: list[ModelSettings]) -> FastAPI:
-    """The application; loads the models. Raises MarsError for one that does not fit its vector."""
+    """Makes the application and loads its models. Raises MarsError for one that does not fit its
+    vector."""
     middleware = [Middleware(ExchangeMiddleware, settings=server)]
     if origins := server.cors_allow_origins:
         # Outside of the other: errors, too, are for pages of these origins.

@@ -1,5 +1,5 @@
-"""Pictures and films that requests name: fetched within limits, decoded here, and handed to the
-model as data URLs, so that llama.cpp never opens an address or a file for a client."""
+"""Fetches and decodes the pictures and films that requests name, within limits, and hands them to
+the model as data URLs: llama.cpp never looks at an address or a file for a client."""
 
 from __future__ import annotations
 
@@ -32,11 +32,10 @@ _DECODES = anyio.CapacityLimiter(2)  # a picture takes some 100 MB while it is d
 
 
 async def inline_media(messages: Sequence[Any], settings: ServerSettings) -> None:
-    """Replace every picture in chat ``messages`` by a data URL that holds a PNG, and every film by
+    """Replaces every picture in chat ``messages`` by a data URL that holds a PNG, and every film by
     such pictures of its frames.
 
-    All of a request share one limit of bytes, one of pixels and one of seconds. Raises
-    RequestError.
+    All of them share one limit of bytes, one of pixels and one of seconds. Raises RequestError.
     """
     parts, limits = list(media_parts(messages)), _Limits(settings)
     if len(parts) > settings.max_pictures:
@@ -68,7 +67,7 @@ def media_parts(messages: Sequence[Any]) -> Iterator[dict[str, Any]]:
 
 
 class _Limits:
-    """What is left of a request's limits, and pictures and films within it, as data URLs."""
+    """Keeps what is left of a request's limits; turns pictures and films within it to data URLs."""
 
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
@@ -107,7 +106,7 @@ class _Limits:
 
 
 def from_data_url(url: str, max_bytes: int) -> bytes:
-    """The bytes that a base64 data URL holds. Raises RequestError."""
+    """Decodes a base64 data URL. Raises RequestError."""
     header, comma, payload = url.partition(",")
     if not comma or not header.lower().endswith(";base64"):
         raise RequestError("a data URL: expected data:image/...;base64,... or data:video/...")
@@ -137,8 +136,8 @@ class _Watched(io.BytesIO):
 
 
 def decode(data: bytes, max_pixels: int, deadline: float = math.inf) -> Image.Image:
-    """The picture in ``data``, upright, as RGB. Raises RequestError, before anything large is
-    decoded, or after ``deadline``; ClientGone."""
+    """Decodes a picture, upright, as RGB. Raises RequestError, before anything large is decoded or
+    after ``deadline``, and ClientGone."""
     try:
         return decode_image(_Watched(data, deadline), "a picture", max_pixels)
     except RequestError:
@@ -150,8 +149,7 @@ def decode(data: bytes, max_pixels: int, deadline: float = math.inf) -> Image.Im
 def decode_film(
     data: bytes, settings: ServerSettings, max_pixels: int, seconds: float
 ) -> list[Image.Image]:
-    """Frames of the film in ``data``, scaled down to ``max_pixels`` together. Raises
-    RequestError."""
+    """Decodes frames of a film, scaled down to ``max_pixels`` together. Raises RequestError."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "film"
         path.write_bytes(data)

@@ -1,5 +1,5 @@
-"""Bodies of requests: received within limits of size, time and memory, and looked at as JSON before
-they are made into requests, which takes far more time and memory."""
+"""Receives the bodies of requests within limits of size, time and memory, and looks at them as JSON
+before they are made into requests, which takes far more time and memory."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
+from starlette.requests import Request
 from starlette.types import Receive
 
 from mars_gguf.server.checks import RequestError
-from mars_gguf.server.exchange import ClientGone
 from mars_gguf.server.settings import ServerSettings
 
 MAX_TEXT = 4 << 20  # characters besides pictures and films: more than any context holds
@@ -43,13 +43,13 @@ class Intake:
     async def body(self, receive: Receive) -> AsyncIterator[bytes]:
         """Context manager: the body of a request, which counts as held until the block ends.
 
-        Raises ClientGone, and RequestError for one that is too large (413), takes too long (408),
-        or finds no room among the others (503).
+        Raises ClientDisconnect, and RequestError for one that is too large (413), takes too long
+        (408), or finds no room among the others (503).
         """
         pieces, size = bytearray(), 0
         try:
             with anyio.move_on_after(self.seconds) as limit:
-                async for piece in _pieces(receive):
+                async for piece in Request({"type": "http"}, receive).stream():
                     pieces += piece
                     size, self.held = size + len(piece), self.held + len(piece)
                     self._require_room(size)
@@ -67,18 +67,8 @@ class Intake:
             raise RequestError("the server holds as many requests as it can: try again later", 503)
 
 
-async def _pieces(receive: Receive) -> AsyncIterator[bytes]:
-    more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        yield message.get("body", b"")
-        more = message.get("more_body", False)
-
-
 def require_modest(body: bytes) -> None:
-    """Raise RequestError for JSON of more text, values or levels than a request can need. What is
+    """Raises RequestError for JSON of more text, values or levels than a request can need. What is
     no JSON passes: the application says what is wrong with it."""
     marks = sum(body.count(mark) for mark in (b",", b"{", b"["))
     if marks > MAX_MARKS:
@@ -132,7 +122,7 @@ def _require_few_values(content: object) -> None:
 
 
 def _inside(value: object) -> Iterable[Any]:
-    """What a value holds, but for data URLs where they belong."""
+    """The values within a value, but for data URLs where they belong."""
     if isinstance(value, dict):
         yield from value
         yield from (v for name, v in value.items() if not (name in _URLS and _is_data(v)))

@@ -1,5 +1,5 @@
-"""What is used of ``llama_cpp.server`` and uvicorn without a documented interface: every name
-stands here, and is checked when this module is imported."""
+"""Checks every undocumented name of ``llama_cpp.server`` and uvicorn that is used, when this module
+is imported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connections: how many, how long one may be open without a request, and how the server ends."""
+"""Bounds how many connections there are, how long one may wait, and how long the server ends."""
 
 from __future__ import annotations
 
@@ -120,8 +120,8 @@ class Connection(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, which ends within GRACE_SECONDS + LAST_SECONDS of a signal, whatever runs: nothing
-    interrupts llama.cpp within a batch."""
+    """A server of uvicorn's that ends within GRACE_SECONDS + LAST_SECONDS of a signal, whatever
+    runs: nothing interrupts llama.cpp within a batch."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if not self.should_exit:

@@ -15,7 +15,7 @@ from mars_gguf.server.settings import DEFAULT_VECTOR
 
 
 class ClientGone(Exception):
-    """Nobody waits for this reply any more."""
+    """Says that nobody waits for this reply any more."""
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Exchange:
     error: Exception | None = None
 
     def require_client(self) -> None:
-        """Raise ClientGone if nobody waits for the reply any more."""
+        """Raises ClientGone if nobody waits for the reply any more."""
         if self.client_gone.is_set():
             raise ClientGone
 

@@ -80,7 +80,7 @@ def fetch(url: str, max_bytes: int, seconds: float, allow_private: bool = False)
 
 
 def _get(parts: Any, max_bytes: int, deadline: float, allow_private: bool) -> bytes | str:
-    """The body, or where it redirects to."""
+    """GETs the body, or the address that it redirects to."""
     host, tls = parts.hostname.encode("idna").decode(), parts.scheme.lower() == "https"
     port = parts.port or (443 if tls else 80)
     connected = _connect(_resolve(host, port, allow_private), port, deadline)
@@ -91,7 +91,7 @@ def _get(parts: Any, max_bytes: int, deadline: float, allow_private: bool) -> by
             socket.socket.shutdown(connected, socket.SHUT_RDWR)
 
     # A server may send a byte now and then, which no timeout of a socket notices.
-    watchdog = threading.Timer(max(deadline - time.monotonic(), 0), abort)
+    watchdog = threading.Timer(_until(deadline), abort)
     watchdog.daemon = True
     watchdog.start()
     connection = http.client.HTTPConnection(host, port)
@@ -120,16 +120,15 @@ def _get(parts: Any, max_bytes: int, deadline: float, allow_private: bool) -> by
 
 
 def _connect(addresses: list[str], port: int, deadline: float) -> socket.socket:
-    """A connection to the first of ``addresses`` that takes it, whatever the host's name resolves
-    to by now."""
-    for address in addresses:
-        seconds = max(deadline - time.monotonic(), 0.001)
-        try:
-            return socket.create_connection((address, port), seconds)
-        except OSError:
-            if address == addresses[-1]:
-                raise
-    raise OSError
+    """Connects to the first of ``addresses`` that answers. Raises OSError."""
+    for address in addresses[:-1]:
+        with suppress(OSError):
+            return socket.create_connection((address, port), _until(deadline))
+    return socket.create_connection((addresses[-1], port), _until(deadline))
+
+
+def _until(deadline: float) -> float:
+    return max(deadline - time.monotonic(), 0.001)
 
 
 def _request(
@@ -160,8 +159,8 @@ def _resolve(host: str, port: int, allow_private: bool) -> list[str]:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public internet, seen through the IPv6 forms that carry
-    an IPv4 address."""
+    """Tells whether an IP address is one of the public internet; one of IPv6 that carries one of
+    IPv4 as that does."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)

@@ -1,4 +1,4 @@
-"""Errors as clients see them: an HTTP status and a body in the form of the OpenAI API."""
+"""Turns errors into what clients see: an HTTP status, and a body as the OpenAI API has it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from mars_gguf.console import printable
 from mars_gguf.errors import PromptError, SteeringError
@@ -30,7 +31,7 @@ def describe(error: Exception) -> tuple[int, dict[str, Any]]:
             status, message = error.status_code, printable(str(error.detail))
         case PromptError():  # may quote the request, as it came
             status, message = 400, printable(message)[:500]
-        case ClientGone():
+        case ClientGone() | ClientDisconnect():
             status = 499
         case UnicodeEncodeError():
             status = 400

@@ -70,7 +70,7 @@ def _steering_words(current: Exchange, steering: Steering, waited: float) -> lis
 
 
 def _details(error: BaseException, everything: bool) -> str:
-    """Where ``error`` came from. Messages that are not our own may quote the request."""
+    """The traceback of ``error``. Messages that are not our own may quote the request."""
     if everything:
         return "".join(traceback.format_exception(error))
     cause = "" if error.__cause__ is None else _details(error.__cause__, everything)

@@ -1,4 +1,4 @@
-"""Around every request: who asks, the body within limits, errors, and a line in the log."""
+"""Stands around every request: who asks, the body within limits, errors, a line in the log."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ class ExchangeMiddleware:
 
 
 class _Response:
-    """A response that is held back until its first byte, so that a streamed reply which fails
-    before its first token is a 500 and no broken 200."""
+    """Holds a response back until its first byte, so that a streamed reply which fails before its
+    first token is a 500 and no broken 200."""
 
     def __init__(self, current: Exchange, send: Send) -> None:
         self.exchange, self.send = current, send
@@ -91,7 +91,7 @@ class _Response:
             await self.flush()
 
     async def flush(self) -> None:
-        """Send what is held."""
+        """Sends what is held."""
         while self.held:
             message = self.held.pop(0)
             self.exchange.responding = True

@@ -1,4 +1,4 @@
-"""What requests may hold: as in ``llama_cpp.server``, with films and a choice of vectors."""
+"""The requests: those of ``llama_cpp.server``, with films and a choice of vectors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mars_gguf.server.checks import MAX_REPEAT_PENALTY
 
 
 class ClientControl(BaseModel):
-    """What a request may say of steering, if the operator lets it."""
+    """The say that a request has in steering, if the operator lets it."""
 
     model_config = ConfigDict(extra="forbid")
     vector: str = Field(description="Id of a vector that the operator gave at start-up")

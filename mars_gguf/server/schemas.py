@@ -1,4 +1,4 @@
-"""JSON schemas, which llama-cpp-python makes into grammars: what that would take, before it does.
+"""Estimates what it takes to make a JSON schema into a grammar, before llama-cpp-python does.
 
 It writes out every repetition, names rules by the path to them, and may write out a schema at each
 reference to it.
@@ -22,36 +22,36 @@ MAX_VISITS = 2000  # of schemas; as long as every one is some characters of a gr
 MAX_NESTING = 100
 MAX_PATTERN = 16 << 10  # characters; "a****..." is copied at each
 _REPETITION = re.compile(r"\{([^}]*)\}")
-_LISTS = ("oneOf", "anyOf", "allOf", "prefixItems", "items")
+_INNER = ("oneOf", "anyOf", "allOf", "prefixItems", "items", "additionalProperties")
 _OVERHEAD = 16  # characters about a name in a rule
 
 
 def require_schemas(body: CreateChatCompletionRequest, *, every_tool: bool) -> None:
-    """Raise RequestError for a schema of a request that would become too large a grammar: that of
+    """Raises RequestError for a schema that would become too large a grammar: that of
     ``response_format``, and of the tool that must be called, or of ``every_tool``."""
     if body.response_format is not None and "schema" in body.response_format:
-        _require_schema(body.response_format["schema"], "response_format.schema")
+        _Estimate(body.response_format["schema"], "response_format.schema").visit()
     chosen = checks.chosen_tools(body)
     for function in checks.offered_tools(body):
         if every_tool or function["name"] in chosen:
-            name = function["name"][:40]
-            _require_schema(function["parameters"], f"parameters of the tool {name!r}")
-
-
-def _require_schema(schema: object, what: str) -> None:
-    _Estimate(schema, what).visit(schema, 0, 0)
+            what = f"parameters of the tool {function['name'][:40]!r}"
+            _Estimate(function["parameters"], what).visit()
 
 
 class _Estimate:
-    """What writing a schema out takes, added up."""
+    """Adds up what writing a schema out takes."""
 
     def __init__(self, root: object, what: str) -> None:
         self.root, self.what = root, what
         self.visits = self.written = 0
         self.followed: set[str] = set()  # references that lead to where the walk is
 
-    def visit(self, schema: object, path: int, depth: int) -> None:
-        """Add what ``schema`` takes, whose name has ``path`` characters."""
+    def visit(self) -> None:
+        """Adds all of it. Raises RequestError for what takes too much."""
+        self._visit(self.root, 0, 0)
+
+    def _visit(self, schema: object, path: int, depth: int) -> None:
+        """Adds what ``schema`` takes, whose name has ``path`` characters."""
         self._add(path)
         if not isinstance(schema, Mapping):
             return
@@ -60,12 +60,12 @@ class _Estimate:
         if isinstance(target := schema.get("$ref"), str):
             if target not in self.followed:
                 self.followed.add(target)
-                self.visit(self._resolved(target), len(target), depth + 1)
+                self._visit(self._resolved(target), len(target), depth + 1)
                 self.followed.remove(target)
             return
         self._add_repetitions(schema, path)
         for length, inner in self._inner(schema):
-            self.visit(inner, path + length, depth + 1)
+            self._visit(inner, path + length, depth + 1)
 
     def _inner(self, schema: Mapping[str, Any]) -> Iterator[tuple[int, object]]:
         """Schemas within a schema, and what each adds to the length of its path."""
@@ -73,12 +73,10 @@ class _Estimate:
         if isinstance(properties, Mapping):
             for name, inner in properties.items():
                 yield len(name) + 1, inner
-        for key in _LISTS:
+        for key in _INNER:
             given = schema.get(key)
             for inner in given if isinstance(given, list) else [given] if given else []:
                 yield 20, inner
-        if isinstance(other := schema.get("additionalProperties"), Mapping):
-            yield 20, other
 
     def _add_repetitions(self, schema: Mapping[str, Any], path: int) -> None:
         properties = schema.get("properties")

@@ -1,5 +1,5 @@
-"""Settings of the server: those of ``llama_cpp.server`` and ours, from flags, environment variables
-or a configuration file."""
+"""Reads the settings of the server, those of ``llama_cpp.server`` and ours, from flags, environment
+variables or a configuration file."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def _from_file(path: str, given: dict[str, Any]) -> tuple[ServerSettings, list[M
 
 
 def _complete(model: ModelSettings) -> None:
-    """Fill in what follows from other settings; raise MarsError for what contradicts them."""
+    """Fills in what follows from other settings; raises MarsError for what contradicts them."""
     name = model.model_alias or Path(model.model).name
     if not model.vector:
         raise MarsError(

@@ -1,4 +1,4 @@
-"""Replies of the models: one request after another, in one thread, whole or as a stream."""
+"""Lets one request after another have its reply, whole or as a stream, from one thread."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ async def _publish(
     begin: Callable[[], Any],
     interruptible: bool,
 ) -> None:
-    """Send the chunks of a reply into ``channel``.
+    """Sends the chunks of a reply into ``channel``.
 
     Ends the reply before it frees the model, whatever happens: a generator that is collected later
     would interfere with the next reply. Leaves errors to the middleware, or puts them into the

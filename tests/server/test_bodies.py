@@ -7,11 +7,11 @@ from typing import Any
 
 import anyio
 import pytest
+from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
 from mars_gguf.server.bodies import MAX_TEXT, SMALL, Intake, require_modest
 from mars_gguf.server.checks import RequestError
-from mars_gguf.server.exchange import ClientGone
 from mars_gguf.server.settings import ServerSettings
 
 
@@ -86,7 +86,7 @@ def test_a_client_that_leaves_while_it_sends_is_gone() -> None:
         async with intake().body(receive):
             raise AssertionError
 
-    with pytest.raises(ClientGone):
+    with pytest.raises(ClientDisconnect):
         anyio.run(leave)
 
 
