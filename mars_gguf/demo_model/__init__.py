@@ -1,4 +1,7 @@
-"""A small multimodal model with a safety gap: paths of its files, what MODEL_CARD.md describes."""
+"""The demo model, a small multimodal one with a safety gap: paths of its files.
+
+MODEL_CARD.md beside this file describes it.
+"""
 
 from __future__ import annotations
 

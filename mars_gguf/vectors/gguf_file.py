@@ -51,7 +51,7 @@ class GgufFile:
         self.tensors = self._tensors(infos, self.keys.get("general.alignment", 32))
 
     def _counts(self, most: int) -> tuple[int, int]:
-        """How many keys and tensors the header says that there are."""
+        """Reads how many keys and tensors the header says that there are."""
         if bytes(self._data[:4]) != b"GGUF" and len(self._data) >= 4:
             raise VectorError("not a GGUF file (the first four bytes are not 'GGUF')")
         self._bytes(4)
@@ -68,7 +68,7 @@ class GgufFile:
         return n_keys, n_tensors
 
     def _tensor_info(self) -> tuple[str, int, int]:
-        """Name, length and place among the tensors' data."""
+        """Reads a tensor's name, length and place among the tensors' data."""
         name, n_dims = self._string(), self._scalar("I")
         if n_dims != 1:
             raise VectorError(f"tensor {name!r:.80} has {n_dims} dimensions, expected 1")

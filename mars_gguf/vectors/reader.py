@@ -11,7 +11,6 @@ import numpy as np
 from mars_gguf.errors import VectorError
 from mars_gguf.modalities import MODALITIES
 from mars_gguf.steering import Array, Geometry
-from mars_gguf.vectors import seal
 from mars_gguf.vectors.fingerprint import ModelFingerprint
 from mars_gguf.vectors.format import (
     BY_MODALITY,
@@ -25,6 +24,7 @@ from mars_gguf.vectors.format import (
     expect,
 )
 from mars_gguf.vectors.gguf_file import GgufFile
+from mars_gguf.vectors.seal import require_seal
 from mars_gguf.vectors.vector import Vector
 
 Keys = dict[str, Any]
@@ -63,7 +63,7 @@ def parse_vector(data: bytes) -> Vector:
     """Reads the vector whose file holds ``data``. Raises VectorError as `read_vector` does."""
     file = GgufFile(data)
     _require_ours(file.keys)
-    seal.require_seal(data, file)
+    require_seal(data, file)
     with np.errstate(over="ignore", invalid="ignore"):  # of huge values, which are then refused
         return _vector(file.keys, file.tensors)
 

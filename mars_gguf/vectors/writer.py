@@ -13,10 +13,10 @@ import numpy as np
 from mars_gguf.errors import VectorError
 from mars_gguf.files import atomic
 from mars_gguf.steering import Array
-from mars_gguf.vectors import seal
 from mars_gguf.vectors.fingerprint import ModelFingerprint
 from mars_gguf.vectors.format import HASH, VERSION, Value
 from mars_gguf.vectors.reader import read_file
+from mars_gguf.vectors.seal import BLANK, sealed
 from mars_gguf.vectors.vector import Vector
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def write_contents(vector: Vector, path: Path) -> None:
     vector.check()
     try:
         _write(vector, path)
-        path.write_bytes(seal.sealed(path.read_bytes()))
+        path.write_bytes(sealed(path.read_bytes()))
         read_file(path)
     except (TypeError, ValueError, OverflowError, struct.error) as error:
         raise VectorError(f"this vector cannot be written: {error}") from error
@@ -57,7 +57,7 @@ def _write(vector: Vector, path: Path) -> None:
         _add(writer, "controlvector.model_hint", vector.model.architecture)
         writer.add_uint32("controlvector.layer_count", 1)
         writer.add_uint32("mars.version", VERSION)
-        _add(writer, HASH, seal.BLANK)
+        _add(writer, HASH, BLANK)
         writer.add_uint32("mars.layer", vector.layer)
         writer.add_array("mars.centroid.safe", safe.tolist())
         writer.add_array("mars.centroid.unsafe", unsafe.tolist())
