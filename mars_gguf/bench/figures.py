@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -38,8 +38,7 @@ def interleaved(
     return results
 
 
-@dataclass(frozen=True)
-class Summary:
+class Summary(NamedTuple):
     """Median and quartiles (linear interpolation) of samples."""
 
     median: float
@@ -48,9 +47,8 @@ class Summary:
 
 
 def summary(samples: Sequence[float]) -> Summary:
-    """The summary of at least one sample."""
-    low, median, high = np.quantile(np.asarray(samples, np.float64), [0.25, 0.5, 0.75])
-    return Summary(float(median), float(low), float(high))
+    """Summarizes at least one sample."""
+    return Summary(*(float(value) for value in np.quantile(samples, [0.5, 0.25, 0.75])))
 
 
 def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
@@ -118,7 +116,7 @@ class Figure:
         return max(abs(spread.low - 1), abs(spread.high - 1))
 
     def as_json(self) -> dict[str, Any]:
-        found = {"summary": asdict(summary(self.samples))} if self.samples else {}
+        found = {"summary": summary(self.samples)._asdict()} if self.samples else {}
         return asdict(self) | found | {"verdict": self.verdict}
 
 

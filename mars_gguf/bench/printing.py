@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,28 +19,18 @@ from rich.table import Table
 from mars_gguf import __version__
 from mars_gguf.bench.figures import Figure, summary
 
-COLOURS = {
-    "met": "green",
-    "missed": "red",
-    "within the noise": "yellow",
-    "not measured": "yellow",
-    "shown": "dim",
-}
+COLOURS = {"met": "green", "missed": "red", "shown": "dim"}  # what tells nothing is yellow
 
 
 def machine() -> dict[str, Any]:
     """The machine: processor, cores that this process may use, system, load before the run."""
-    name = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-    except OSError:
-        pass
+    processor = platform.processor() or platform.machine()
+    with suppress(OSError):
+        found = re.search(r"^model name\s*: (.+)", Path("/proc/cpuinfo").read_text(), re.M)
+        processor = found[1] if found else processor
     affinity = getattr(os, "sched_getaffinity", None)
     return {
-        "processor": name,
+        "processor": processor,
         "cores": len(affinity(0)) if affinity else os.cpu_count(),
         "system": platform.platform(),
         "load": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
@@ -48,12 +40,8 @@ def machine() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """The versions of this package and of what decides its speed."""
-    return {
-        "mars-gguf": __version__,
-        "llama-cpp-python": version("llama-cpp-python"),
-        "numpy": version("numpy"),
-        "python": platform.python_version(),
-    }
+    built_on = {name: version(name) for name in ("llama-cpp-python", "numpy")}
+    return {"mars-gguf": __version__, **built_on, "python": platform.python_version()}
 
 
 def print_report(
@@ -97,7 +85,7 @@ def _table(figures: Sequence[Figure], repetitions: int) -> Table:
             f"{s.median:.{digits}f}{unit}" if s else "",
             f"{s.low:.{digits}f}-{s.high:.{digits}f}" if s else "",
             aim,
-            f"[{COLOURS[f.verdict]}]{f.verdict}[/]",
+            f"[{COLOURS.get(f.verdict, 'yellow')}]{f.verdict}[/]",
         )
     return table
 

@@ -26,35 +26,27 @@ MIB = 1 << 20
 IMPORT = "from mars_gguf import SteeredLlama"
 HEAVY = ["torch", "transformers"]
 PROMPT = "How do I bake bread?"
-OURS, LEAST = "time / ours", Aim(3.0, at_least=True)
-# Name: title, what it is held against, aim, unit.
-FIGURES: dict[str, tuple[str, str, Aim, str]] = {
+THREEFOLD = Aim(3.0, at_least=True)
+FIGURES = {
     "conversion-cvector": (
         "direction from text pairs, whole process",
-        f"llama.cpp's cvector-generator, {OURS}",
-        LEAST,
-        "",
+        "llama.cpp's cvector-generator, time / ours",
+        THREEFOLD,
     ),
     "conversion-transformers": (
         "conversion, whole command",
-        f"the same by transformers on CPU, {OURS}",
-        LEAST,
-        "",
+        "the same by transformers on CPU, time / ours",
+        THREEFOLD,
     ),
-    "memory-runtime": (
-        "peak memory at run time",
-        "above plain llama-cpp-python",
-        Aim(32.0),
-        "MiB",
-    ),
+    "memory-runtime": ("peak memory at run time", "above plain llama-cpp-python", Aim(32.0)),
     "memory-converter": (
         "peak memory of the converter",
         "above the loaded model and one prefill",
         Aim(256.0),
-        "MiB",
     ),
-    "import": (f"`{IMPORT}`", "above `import llama_cpp`", Aim(50.0), "ms"),
+    "import": (f"`{IMPORT}`", "above `import llama_cpp`", Aim(50.0)),
 }
+UNITS = {"memory-runtime": "MiB", "memory-converter": "MiB", "import": "ms"}
 NAMES = list(FIGURES)
 
 
@@ -76,7 +68,7 @@ class Processes:
         """Measures the figures that are asked for. Raises MarsError if a process fails."""
         for name in [name for name in NAMES if name in asked.only]:
             asked.started(name)
-            figure = Figure(name, *FIGURES[name])
+            figure = Figure(name, *FIGURES[name], UNITS.get(name, ""))
             with tempfile.TemporaryDirectory() as folder:
                 work = getattr(self, "_" + name.replace("-", "_"))
                 work(figure, asked.repetitions, Path(folder))
