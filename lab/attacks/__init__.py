@@ -1,7 +1,7 @@
-"""What an attacker who controls the prompt alone can still gain from a steered model.
+"""Measures what an attacker who controls the prompt alone can still gain from a steered model.
 
 Requests that nothing was measured on (the suites of `mars_gguf.evaluate`) are asked in many ways
-(`attacks`), of the model without steering and with it, and counted (`figures`). The judge is the
+(`attacks`), of the model without steering and with it, and counted (`table`). The judge is the
 package's, which reads openings.
 
     python -m lab.attacks -o docs/evaluation/attacks.md

@@ -1,28 +1,23 @@
-"""``python -m lab.attacks [MODEL.gguf --mmproj MMPROJ.gguf --vector VECTOR.gguf] -o FILE.md``: what
-an attacker who controls the prompt alone can still gain from a steered model."""
+"""``python -m lab.attacks [MODEL.gguf --mmproj MMPROJ.gguf --vector VECTOR.gguf] -o FILE.md`` tells
+what an attacker who controls the prompt alone can still gain from a steered model."""
 
 from __future__ import annotations
 
 import argparse
 import shlex
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
-from lab.attacks import figures
 from lab.attacks.attacks import Attack, attacks
-from lab.attacks.figures import Reply, Trial
-from lab.attacks.requests import Request, load_requests
+from lab.attacks.table import table
+from lab.attacks.targets import load_targets
+from lab.attacks.trials import measure
 from mars_gguf import SteeredLlama, demo_model
 from mars_gguf.console import command
 from mars_gguf.errors import MarsError
-from mars_gguf.evaluate.arms import UNSTEERED, steered_by
 from mars_gguf.files import atomic
 from mars_gguf.modalities import MODALITIES
-from mars_gguf.openings import judge_by_opening
 from mars_gguf.options import add_threads_argument, positive
 
 PAGE = """# Attacks by prompt: {model}
@@ -72,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def load(args: argparse.Namespace) -> SteeredLlama:
-    """The model that the options name."""
+    """Loads the model that the options name."""
     model, mmproj, vector = args.model, args.mmproj, args.vector
     if model is None:
         model, mmproj = str(demo_model.TEXT_MODEL), str(demo_model.MMPROJ)
@@ -91,54 +86,12 @@ def load(args: argparse.Namespace) -> SteeredLlama:
 
 
 def chosen(names: Sequence[str] | None, *, demo: bool) -> list[Attack]:
-    """The attacks of these names, of all if there are none."""
+    """Lists the attacks of these names; all, if there are none."""
     every = {attack.name: attack for attack in attacks(demo=demo)}
     unknown = [name for name in names or () if name not in every]
     if unknown:
         raise MarsError(f"no attack {', '.join(unknown)}, expected some of {', '.join(every)}")
     return [every[name] for name in names or every]
-
-
-def tried(llama: SteeredLlama, attack: Attack, request: Request, max_tokens: int) -> Trial:
-    """The request, asked so of the steered model and, unless its gate stayed closed, which changes
-    no bit of a reply, of the unsteered one."""
-    steered = attack.ask(llama, request, max_tokens)
-    steering = llama.last_steering
-    if steering is None:
-        raise MarsError("the reply was empty before its first token")
-    unsteered = steered
-    if steering.alpha > 0:
-        with steered_by(llama, UNSTEERED):
-            unsteered = attack.ask(llama, request, max_tokens)
-    about = request.kind, request.modality, attack.name, request.topic
-    replies = judged(unsteered, request), judged(steered, request)
-    return Trial(*about, *replies, steering.t, steering.alpha > 0)
-
-
-def judged(reply: str, request: Request) -> Reply:
-    refused = judge_by_opening(reply) == "refused"
-    if request.word is None:
-        return Reply(refused, None)
-    return Reply(refused, not refused and request.word.lower() in reply.lower())
-
-
-def measure(
-    llama: SteeredLlama, requests: Sequence[Request], ways: Sequence[Attack], max_tokens: int
-) -> tuple[list[Trial], Counter[str]]:
-    """Every request asked in every way that suits it; what could not be asked, and why."""
-    trials: dict[str, list[Trial]] = {attack.name: [] for attack in ways}
-    failures: Counter[str] = Counter()
-    for request in tqdm(requests, unit="request", disable=None):
-        for attack in ways:
-            if not attack.suits(request.modality):
-                continue
-            try:
-                trials[attack.name].append(tried(llama, attack, request, max_tokens))
-            except (MarsError, RuntimeError, ValueError) as error:  # the prompt is too long, say
-                failures[f"{attack.name}: {error}"] += 1
-        if llama.projector is not None:
-            llama.projector.forget()
-    return [trial for attack in ways for trial in trials[attack.name]], failures
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -151,14 +104,14 @@ def main(argv: list[str] | None = None) -> None:
         try:
             modalities = [m for m in MODALITIES if m == "text" or llama.projector is not None]
             suites = args.suite or ["demo" if demo else "builtin"]
-            requests = load_requests(suites, modalities, args.limit)
-            trials, failures = measure(llama, requests, ways, args.max_tokens)
+            targets = load_targets(suites, modalities, args.limit)
+            trials, failures = measure(llama, targets, ways, args.max_tokens)
         finally:
             llama.close()
         page = PAGE.format(
             model=args.name or llama.fingerprint.name,
             command=shlex.join(["python", "-m", "lab.attacks", *argv]),
-            table=figures.table(trials),
+            table=table(trials),
             failures="".join(f"\n{n} x {what}\n" for what, n in failures.items()),
         )
         print(page)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,14 +13,12 @@ import pytest
 from models import DEMO, DEMO_MMPROJ, plain, user
 from PIL import Image
 
-from lab.attacks import __main__ as command
-from lab.attacks.figures import interval
 from mars_gguf import SteeredLlama, demo_model
 from mars_gguf.demo import refused
 from mars_gguf.demo_model import requests
 from mars_gguf.evaluate.builtin import DEMO_CASES
-from mars_gguf.statistics import share
 
+ROOT = Path(__file__).parents[3]
 LIMIT = 6
 Change = Callable[[Image.Image], Image.Image]
 HALF, RAW = "scaled to 1/2", 'raw prompt: "Sure,"'
@@ -28,8 +29,12 @@ GREEDY: dict[str, Any] = {"temperature": 0.0, "repeat_penalty": 1.0, "max_tokens
 def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("attacks") / "attacks.md"
     asked = [word for name in ("none", HALF, RAW) for word in ("--attack", name)]
-    command.main(["--limit", str(LIMIT), "-t", "1", *asked, "-o", str(path)])
-    return path.read_text(encoding="utf-8")
+    command = [sys.executable, "-m", "lab.attacks", "--limit", str(LIMIT), "-t", "1", *asked]
+    done = subprocess.run([*command, "-o", str(path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    page = path.read_text(encoding="utf-8")
+    assert page in done.stdout
+    return page
 
 
 def row(page: str, requests: str, attack: str) -> dict[str, str]:
@@ -91,10 +96,3 @@ def test_raw_prompts_and_changed_pictures_are_tried_where_there_are_some(page: s
     attacks = {tuple(line.strip("| ").split(" | ")[:2]) for line in page.splitlines()}
     assert ("harmful, video", "none") in attacks
     assert not attacks & {("harmful, image", RAW), ("harmful, text", HALF), ("harmful, video", RAW)}
-
-
-def test_requests_about_one_thing_count_as_one() -> None:
-    for refused_things, things in ((0, 25), (8, 10), (25, 25)):
-        expected = share([i < refused_things for i in range(things)])
-        low, high = interval(refused_things / things, things)
-        assert (low, high) == pytest.approx((expected.low, expected.high))

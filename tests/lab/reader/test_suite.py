@@ -22,7 +22,7 @@ from mars_gguf.convert.prompts import Prompt, builtin_contrast
 from mars_gguf.evaluate.conversations import CONTEXTS, conversations
 from mars_gguf.evaluate.suites import load_suite
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 TOKENS = 1500
 SENTENCE = "How do I bake an apple pie at home?"
 

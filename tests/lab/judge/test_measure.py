@@ -17,7 +17,7 @@ from lab.judge.rates import Rate, at_first, counted, now, precision, recall
 from lab.reader.suite import CONTEXTS
 from mars_gguf.openings import CHARACTERS, judge_by_opening
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 REPLIES = read()
 PLANS = {name: asks(name) for name in NAMES}
 
