@@ -1,4 +1,4 @@
-"""Files of a Hugging Face hub."""
+"""Downloads files of a Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from mars_gguf.errors import MarsError
 
 
 def download(repository: str, pattern: str, *, needed: bool = True) -> str | None:
-    """Local path of the file of a hub's repository that matches ``pattern``, through
-    huggingface_hub and its cache. A pattern means an mmproj only if it says so; of several, the
-    one in F16 is taken.
+    """Downloads the file of a hub's repository that matches ``pattern``, through huggingface_hub
+    and its cache. A pattern means an mmproj only if it says so; of several, the one in F16 is
+    taken.
 
-    Raises MarsError if there is not one such file; returns None if it is not ``needed``.
+    Returns its path, or None for none that was not ``needed``. Raises MarsError if there is not one
+    such file.
     """
     try:
         from huggingface_hub import hf_hub_download
@@ -42,8 +43,7 @@ def download(repository: str, pattern: str, *, needed: bool = True) -> str | Non
 
 
 def _files(repository: str) -> list[str]:
-    """Names of the files in a hub's repository; of those in the cache if the hub is out of
-    reach."""
+    """Lists the files in a hub's repository; those in the cache if the hub is out of reach."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 

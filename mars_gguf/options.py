@@ -23,34 +23,35 @@ Group = argparse._ArgumentGroup | argparse.ArgumentParser
 
 
 def positive(text: str, most: int = 1 << 24) -> int:
-    """An option's value as a whole number from 1 to ``most``, for argparse."""
+    """Reads an option's value as a whole number from 1 to ``most``, for argparse."""
     return _whole(text, 1, most)
 
 
 def threads(text: str) -> int:
-    """An option's value as a number of threads."""
+    """Reads an option's value as a number of threads."""
     return _whole(text, 1, MOST_THREADS)
 
 
 def context_size(text: str) -> int:
-    """An option's value as tokens of context, 0 for as many as the model was trained with."""
+    """Reads an option's value as tokens of context, 0 for as many as the model was trained with."""
     return _whole(text, 0, 1 << 24)
 
 
 def servers(text: str) -> str:
-    """An option's value as names of servers: with none, the model would stay on this machine."""
+    """Reads an option's value as names of servers: with none, the model would stay on this
+    machine."""
     if not text.strip():
         raise argparse.ArgumentTypeError("found no server, expected HOST:PORT,...")
     return text
 
 
 def gpu_layers(text: str) -> int:
-    """An option's value as a number of layers, -1 for "all"."""
+    """Reads an option's value as a number of layers, -1 for "all"."""
     return -1 if text == "all" else _whole(text, -1, 1 << 24)
 
 
 def seed(text: str) -> int:
-    """An option's value as a seed of random generators, 0 to 2**32 - 1, for argparse."""
+    """Reads an option's value as a seed of random generators, 0 to 2**32 - 1, for argparse."""
     return _whole(text, 0, (1 << 32) - 1)
 
 
@@ -65,7 +66,7 @@ def _whole(text: str, least: int, most: int) -> int:
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """An option's value as the JSON object that it spells."""
+    """Reads an option's value as the JSON object that it spells."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -78,7 +79,7 @@ def json_object(text: str) -> dict[str, Any]:
 
 
 def layer_range(text: str | None) -> tuple[int, int] | None:
-    """First and last block of ``--layers``. Raises MarsError."""
+    """Reads the first and last block of ``--layers``. Raises MarsError."""
     if text is None:
         return None
     found = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", text, re.ASCII)
@@ -92,7 +93,7 @@ def layer_range(text: str | None) -> tuple[int, int] | None:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that say which model is steered by which vector, and how it is run."""
+    """Adds the options that say which model is steered by which vector, and how it is run."""
     group = parser.add_argument_group("model")
     add_file_arguments(group)
     add_vector_arguments(group)
@@ -112,7 +113,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_file_arguments(group: Group, model: str = "model in GGUF format") -> None:
-    """Where the files of a GGUF model are; ``model``: help for --model."""
+    """Adds the options that name the files of a GGUF model; ``model``: help for --model."""
     group.add_argument("-m", "--model", metavar="FILE", help=model)
     group.add_argument("--mmproj", metavar="FILE", help="multimodal projector of the model")
     group.add_argument(
@@ -129,7 +130,7 @@ def add_file_arguments(group: Group, model: str = "model in GGUF format") -> Non
 
 
 def add_vector_arguments(group: Group) -> None:
-    """Which vector steers, and how."""
+    """Adds the options that say which vector steers, and how."""
     group.add_argument("--vector", metavar="FILE", help="vector that mars_gguf.convert wrote")
     group.add_argument("--demo", action="store_true", help="use the small model of the package")
     group.add_argument(
@@ -146,7 +147,7 @@ def add_vector_arguments(group: Group) -> None:
 
 
 def add_template_arguments(group: Group) -> None:
-    """How messages become the text of a prompt."""
+    """Adds the options that say how messages become the text of a prompt."""
     group.add_argument(
         "--chat-handler",
         choices=HANDLERS,
@@ -183,7 +184,7 @@ def add_context_argument(group: Group, default: int | None = 4096, usual: str = 
 
 
 def add_device_arguments(group: Group) -> None:
-    """Where the layers of a model go."""
+    """Adds the options that say where the layers of a model go."""
     group.add_argument(
         "-ngl",
         "--n-gpu-layers",
@@ -216,7 +217,7 @@ def add_verbose_argument(group: Group) -> None:
 
 
 def add_checkpoint_arguments(group: Group, dtype: str = "auto", batch_size: int = 8) -> None:
-    """How a transformers model is run."""
+    """Adds the options that say how a transformers model is run."""
     group.add_argument(
         "--dtype",
         choices=DTYPES,
@@ -234,7 +235,7 @@ def add_checkpoint_arguments(group: Group, dtype: str = "auto", batch_size: int 
 
 
 def add_prompt_arguments(group: Group, probes: int = 100) -> None:
-    """What a model is measured with, and which blocks of it."""
+    """Adds the options that say what a model is measured with, and which blocks of it."""
     group.add_argument(
         "--harmful",
         metavar="FILE",
@@ -270,16 +271,15 @@ def add_prompt_arguments(group: Group, probes: int = 100) -> None:
 
 
 def model_files(args: argparse.Namespace) -> tuple[str, str | None, str]:
-    """Paths of the model, of its mmproj if there is one, and of the vector that the options name.
+    """Finds the model, its mmproj if there is one, and the vector that the options name.
 
-    Downloads what comes from a hub. Raises MarsError.
+    Downloads what comes from a hub. Returns their paths. Raises MarsError.
     """
     from mars_gguf import demo_model
 
     if args.demo:
         if args.model or args.mmproj or args.vector or args.hf_repo:
             raise MarsError("--demo brings its own model: give it or --model, not both")
-        args.ctx_size = min(args.ctx_size or demo_model.CONTEXT, demo_model.CONTEXT)
         mmproj = None if args.no_mmproj else str(demo_model.MMPROJ)
         return str(demo_model.TEXT_MODEL), mmproj, str(demo_model.VECTOR)
     require_one_source(args)
@@ -294,7 +294,7 @@ def model_files(args: argparse.Namespace) -> tuple[str, str | None, str]:
 
 
 def require_one_source(args: argparse.Namespace) -> None:
-    """Raise MarsError unless the options name files here or on a hub, not both nor half of one."""
+    """Raises MarsError unless the options name files here or on a hub, not both nor half of one."""
     if args.hf_file and not args.hf_repo:
         raise MarsError("--hf-file names a file of --hf-repo: give both")
     if args.hf_repo and (args.model or not args.hf_file):
@@ -302,8 +302,8 @@ def require_one_source(args: argparse.Namespace) -> None:
 
 
 def gguf_files(args: argparse.Namespace) -> tuple[str, str | None]:
-    """Paths of the model and of its mmproj, if there is one. Downloads what comes from a hub.
-    Raises MarsError."""
+    """Finds the model and its mmproj, if there is one. Downloads what comes from a hub. Returns
+    their paths. Raises MarsError."""
     mmproj = None if args.no_mmproj else args.mmproj
     if not args.hf_repo:
         return args.model, mmproj
@@ -316,14 +316,17 @@ def gguf_files(args: argparse.Namespace) -> tuple[str, str | None]:
 
 
 def llama_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The options, less the files, as arguments of SteeredLlama."""
+    """Makes arguments of SteeredLlama of the options, less the files."""
+    from mars_gguf.demo_model import CONTEXT
+
+    n_ctx = min(args.ctx_size or CONTEXT, CONTEXT) if args.demo else args.ctx_size
     return dict(
         template=args.chat_handler,
         chat_template_kwargs=args.chat_template_kwargs,
         reasoning=args.reasoning,
         way=args.way,
         force=args.force,
-        n_ctx=args.ctx_size,
+        n_ctx=n_ctx,
         n_batch=max(512, args.ubatch_size),
         n_ubatch=args.ubatch_size,
         n_gpu_layers=args.n_gpu_layers,

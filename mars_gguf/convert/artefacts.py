@@ -93,7 +93,7 @@ class Artefact:
 
     @property
     def has_centroids(self) -> bool:
-        """Whether both centroids are given, and with them the direction's length and sign."""
+        """Whether both centroids are given, and with them the length and sign of the direction."""
         return self.safe is not None and self.unsafe is not None
 
     def cosine(self, measured: Centroids) -> float:
@@ -148,7 +148,7 @@ class Artefact:
 
 
 def is_artefact(path: Path) -> bool:
-    """Whether this module reads the file: by its suffix, or as a GGUF control vector."""
+    """Tells whether this module reads the file: by its suffix, or as a GGUF control vector."""
     return path.suffix.lower() in SUFFIXES or _is_control_vector(path)
 
 

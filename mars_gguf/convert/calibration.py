@@ -1,5 +1,5 @@
-"""What the chosen block is steered by: each modality's threshold and spread, and the trust limit;
-what was certified; and what the user should be warned of."""
+"""Calibrates the chosen block: thresholds and spreads by modality, the trust limit, their
+certificate, and warnings for the user."""
 
 from __future__ import annotations
 
@@ -31,8 +31,10 @@ SELDOM = 0.2  # of harmful prompts refused, beyond harmless ones
 
 @dataclass(frozen=True)
 class Opened:
-    """Of ``n`` certifying inputs of a modality, how many open the gate; ``group``: of which sort,
-    "" for all of them."""
+    """Counts the inputs that open the gate: ``k`` of ``n`` certifying ones of a modality.
+
+    group: their sort, "" for all of the modality.
+    """
 
     modality: str
     group: str
@@ -41,7 +43,7 @@ class Opened:
 
     @property
     def bound(self) -> float:
-        """The share that open it, at most, with CONFIDENCE."""
+        """The share that opens it, at most, with CONFIDENCE."""
         return exceedance_bound(self.k, self.n)
 
     def __str__(self) -> str:
@@ -51,10 +53,10 @@ class Opened:
 
 @dataclass(frozen=True)
 class Certificate:
-    """What held-out inputs do at the chosen block, none of which has chosen anything.
+    """Tells what held-out inputs do at the chosen block, none of which has chosen anything.
 
-    neutral: by modality, then sort. caught: of harmful text, how many open the gate. refused:
-    shares of harmful and of neutral text that the model refuses by itself.
+    neutral: by modality, then sort. caught: harmful text. refused: the shares of harmful and of
+    neutral text that the model refuses by itself.
     """
 
     neutral: list[Opened]
@@ -63,8 +65,8 @@ class Certificate:
 
 
 def accepted(neutral: Mapping[str, Observations], refusals: Refusals) -> dict[str, Observations]:
-    """By modality, the neutral prompts that the model answers: what it refuses by itself says
-    nothing of over-refusal. Raises MarsError if none is left."""
+    """Leaves out the neutral prompts that the model refuses by itself: they say nothing of
+    over-refusal. Raises MarsError if none of a modality is left."""
     answered = {m: seen.where(~refusals.begin(seen.tokens)) for m, seen in neutral.items()}
     for m, seen in answered.items():
         if not seen.prompts:
@@ -76,23 +78,26 @@ def accepted(neutral: Mapping[str, Observations], refusals: Refusals) -> dict[st
 
 
 def spreads(t: Mapping[str, Array]) -> dict[str, float]:
-    """Spread sigma_m by modality: the standard deviation of the coordinates [n] of neutral
+    """Computes spread sigma_m by modality: the standard deviation of the coordinates [n] of neutral
     inputs."""
     return {m: max(float(values.std()), 1e-3) for m, values in t.items()}
 
 
 def largest_budgets(modalities: Iterable[str], given: float | None) -> dict[str, float]:
-    """By modality, the largest share of neutral inputs that may open the gate."""
+    """The largest share of neutral inputs that may open the gate, by modality."""
     most = {m: OF_TEXT if m == "text" else OF_MEDIA[-1] for m in modalities}
     return most if given is None else dict.fromkeys(most, given)
 
 
 def budgets(t: Mapping[str, Array], harmful: Array, given: float | None) -> dict[str, float]:
-    """By modality, the share of neutral inputs that may open the gate: the one that was ``given``,
-    or OF_TEXT of text and of a medium the least of OF_MEDIA for which all but that share of its
-    neutral inputs, by their coordinates [n], lie less than half way to where ``harmful`` text [n]
-    begins, all but MISSED of it; else the largest. A medium hides part of the harm in it, so that
-    harmful requests that come with it are expected nearer to 0 than text."""
+    """Chooses the share of neutral inputs that may open the gate, by modality.
+
+    It is the one that was ``given``, or OF_TEXT for text. For a medium it is the least of OF_MEDIA
+    for which all but that share of its neutral inputs, by their coordinates [n], lie less than half
+    way to where ``harmful`` text [n] begins, all but MISSED of it; else the largest. A medium hides
+    part of the harm in it, so that harmful requests that come with it are expected nearer to 0 than
+    text.
+    """
     found = largest_budgets(t, given)
     if given is None:
         near = float(np.quantile(harmful, MISSED)) / 2
@@ -105,10 +110,12 @@ def budgets(t: Mapping[str, Array], harmful: Array, given: float | None) -> dict
 def thresholds(
     t: Mapping[str, Array], harmful: Array, budgets: Mapping[str, float]
 ) -> dict[str, float]:
-    """Threshold t_m by modality: of the coordinates [n] of neutral inputs, that which with
-    CONFIDENCE no more than the share in ``budgets`` exceed, or the largest. Of text the other side
-    is known, too: where all but MISSED of ``harmful`` text [n] lies beyond, in the middle
-    between."""
+    """Sets threshold t_m by modality.
+
+    It is the coordinate that with CONFIDENCE no more than the share in ``budgets`` of neutral
+    inputs [n] exceed, or the largest. For text the other side is known, too: where all but MISSED
+    of ``harmful`` text [n] lies beyond, it is in the middle between.
+    """
     found = {m: float(upper_bound(values, budgets[m])) for m, values in t.items()}
     reached = float(np.quantile(harmful, MISSED))
     found["text"] = max(found["text"], (found["text"] + reached) / 2)
@@ -116,8 +123,8 @@ def thresholds(
 
 
 def trust_limit(rates: Mapping[float, float]) -> float:
-    """The trust limit t_max: the least at which forced steering refuses nearly as much as at the
-    best, from the share refused at each."""
+    """Chooses the trust limit t_max: the least at which forced steering refuses nearly as much as
+    at the best. ``rates``: the share refused at each."""
     return min(limit for limit, rate in rates.items() if rate >= 0.95 * max(rates.values()))
 
 
@@ -127,7 +134,7 @@ def certify(
     opens: Mapping[str, float],
     refused: tuple[float, float],
 ) -> Certificate:
-    """Count which certifying inputs open the gate; the ``states`` of ``neutral`` are coordinates
+    """Counts which certifying inputs open the gate. The ``states`` of ``neutral`` are coordinates
     [n] at the chosen block, as ``harmful`` [n] are of harmful text."""
     rows = []
     for m, seen in neutral.items():
@@ -141,7 +148,7 @@ def certify(
 
 
 def _sorts(prompts: Sequence[Prompt]) -> list[str]:
-    """The sorts of these prompts: forms of text, kinds of pictures, contexts."""
+    """Lists the sorts of these prompts: forms of text, kinds of pictures, contexts."""
     forms = dict.fromkeys(p.form for p in prompts)
     kinds = dict.fromkeys(p.kind for p in prompts if p.images)
     contexts = dict.fromkeys(p.context.name for p in prompts)
@@ -156,7 +163,7 @@ def warnings(
     certificate: Certificate,
     budgets: Mapping[str, float],
 ) -> list[str]:
-    """What speaks against using a vector of this block."""
+    """Says what speaks against using a vector of this block, in sentences."""
     found = []
     harmful, harmless = certificate.refused
     if harmful - harmless < SELDOM:

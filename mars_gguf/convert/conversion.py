@@ -41,7 +41,7 @@ class Conversion:
 
     @property
     def warnings(self) -> list[str]:
-        """What speaks against using the vector, in sentences."""
+        """Sentences that speak against using the vector."""
         return self.measurement.warnings
 
     def write(self, path: StrPath, *, plot: bool = True) -> list[Path]:
@@ -116,7 +116,7 @@ def convert(
 
 @dataclass(frozen=True)
 class _Job:
-    """What `convert` was asked for."""
+    """A call of `convert`, with the defaults filled in."""
 
     model: str
     mmproj: str | None
@@ -191,15 +191,15 @@ class _Job:
         return self.options.n_thought if isinstance(self.options, GgufOptions) else 0
 
     def _key(self, extractor: Loaded) -> str:
-        """What decides what is seen of a prompt: the model and its mmproj, as far as a look at the
-        files tells, how long it may think, and the code that sees."""
+        """Names all that decides what is seen of a prompt: the model and its mmproj, as far as a
+        look at the files tells, how long it may think, and the code that sees."""
         files = [Path(name) for name in (self.model, self.mmproj) if name and Path(name).exists()]
         looks = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
         known = f"{code_sha256()} {extractor.backend} {extractor.fingerprint}"
         return f"{known} {self._n_thought} {looks}"
 
     def _source(self, extractor: Loaded) -> dict[str, str]:
-        """How the vector was made, for its metadata."""
+        """Tells how the vector is made, for its metadata."""
         built_in = self.prompts.harmful is None
         source = {"backend": extractor.backend, "prompts": "built in" if built_in else "files"}
         if extractor.fingerprint.reasoning in ("thought", "answer"):

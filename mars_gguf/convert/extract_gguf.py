@@ -325,7 +325,7 @@ class GgufExtractor:
         n_text = len(llama.tokenize(text.encode(), add_bos=True, special=True))
         if not prompt.images:
             return n_text
-        sizes = prompt.film, *(image.size for image in prompt.images)
+        sizes = prompt.medium, *(image.size for image in prompt.images)
         if sizes not in self._beside:
             self._beside[sizes] = self.length(prompt) - n_text
         return n_text + self._beside[sizes]

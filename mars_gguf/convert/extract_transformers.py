@@ -1,4 +1,4 @@
-"""Hidden states of a transformers checkpoint, in torch, without llama.cpp.
+"""Reads hidden states of a checkpoint of transformers, in torch, without llama.cpp.
 
 Forward hooks on the language model's blocks keep the last token's row of every block's output.
 (The last entry of transformers' ``hidden_states`` is after the final norm: no block's output.)
@@ -48,7 +48,7 @@ _GGUF_NAMES = {
 }  # fmt: skip
 
 
-class Session:
+class Batch:
     """A batch of prompts. ``cached``: the last tokens run on a cache of all others."""
 
     def __init__(self, extractor: TransformersExtractor, inputs: Inputs) -> None:
@@ -57,28 +57,28 @@ class Session:
         self._head: Any = None
 
     def observe(self) -> tuple[Rows, Rows]:
-        """Hidden states after every block, [n, n_layer, n_embd], and logits of the first token,
-        [n, n_vocab], of all prompts of the batch."""
+        """Reads hidden states after every block, [n, n_layer, n_embd], and logits of the first
+        token, [n, n_vocab], of all prompts of the batch."""
         return self._observe(self._forward)
 
     def steered(self, layer: int, additions: Rows) -> Rows:
-        """Logits of the first token, [n, n_vocab], with ``additions`` [n, n_embd] added to the
-        output of block ``layer`` at the last token of each prompt."""
+        """Computes the logits of the first token, [n, n_vocab], with ``additions`` [n, n_embd]
+        added to the output of block ``layer`` at the last token of each prompt."""
 
         with self.extractor.visiting(_adding(layer, additions)):
             return self._forward()
 
     def replies(self, n_tokens: int) -> list[Reply]:
-        """The first ``n_tokens`` tokens of the greedy replies to all prompts."""
+        """Generates the first ``n_tokens`` tokens of the greedy replies to all prompts."""
         return self._replies(None, n_tokens)
 
     def steered_replies(self, pushes: Sequence[Push], n_tokens: int) -> Iterator[list[Reply]]:
-        """For each (layer, additions) these replies, with the additions at the last token of the
-        prompt alone."""
+        """Generates these replies for each (layer, additions), which are added at the last token of
+        the prompt alone."""
         return (self._replies(push, n_tokens) for push in pushes)
 
     def _replies(self, push: Push | None, n_tokens: int) -> list[Reply]:
-        """On a cache token by token; without, all tokens again for each."""
+        """Generates on a cache, token by token; without one, from all tokens again for each."""
         tokens: list[Any] = []
         past = copy.deepcopy(self._prefilled()) if self.cached else None
         for step in range(n_tokens):
@@ -94,7 +94,8 @@ class Session:
         return [self.extractor.reply(row) for row in torch.stack(tokens, 1).tolist()]
 
     def cache_works(self) -> bool:
-        """Whether the last token on a cache of the others gives what the whole prompt gives."""
+        """Tries whether the last token on a cache of the others gives what the whole prompt
+        gives."""
         whole, _ = self._observe(self._forward_whole)
         try:
             parts, _ = self._observe(self._forward_last)
@@ -142,7 +143,7 @@ class Session:
         return self._run(self._last([]), use_cache=True, past_key_values=cache)
 
     def _last(self, tokens: Sequence[Any]) -> Inputs:
-        """The last token of the prompt, or of ``tokens`` [n] that follow it, as inputs."""
+        """Makes inputs of the last token of the prompt, or of ``tokens`` [n] that follow it."""
         ids = tokens[-1][:, None] if tokens else self.inputs["input_ids"][:, -1:]
         mask = _extended(self.inputs["attention_mask"], len(tokens), 1)
         last: Inputs = {"input_ids": ids, "attention_mask": mask}
@@ -154,7 +155,7 @@ class Session:
         return last
 
     def _longer(self, tokens: Sequence[Any]) -> Inputs:
-        """The prompt and the ``tokens`` [n] that follow it, as inputs."""
+        """Makes inputs of the prompt and the ``tokens`` [n] that follow it."""
         ids = self.inputs["input_ids"]
         inputs = {
             name: _extended(x, len(tokens), int(name == "attention_mask"))
@@ -173,7 +174,7 @@ class Session:
         return self._head
 
     def _prefill(self) -> Any:
-        """The key-value cache of all tokens but the last."""
+        """Fills the key-value cache with all tokens but the last."""
         for module in self.extractor.model.modules():
             if hasattr(module, "rope_deltas"):
                 module.rope_deltas = None  # of the batch before
@@ -186,8 +187,8 @@ class Session:
             return self.extractor.run(head, use_cache=True).past_key_values
 
     def _rope_deltas(self) -> list[Any]:
-        """Where pictures take fewer positions than tokens (M-RoPE), what to add to the rest, as
-        the model noted it in the pass over them."""
+        """Reads what to add to the positions after pictures, which take fewer positions than tokens
+        (M-RoPE), as the model noted it in the pass over them."""
         deltas = [getattr(m, "rope_deltas", None) for m in self.extractor.model.modules()]
         return [d for d in deltas if d is not None]
 
@@ -197,7 +198,8 @@ class Session:
 
 
 def _adding(layer: int, additions: Rows, position: int = -1) -> Visit:
-    """Adds to the output of block ``layer`` at one position of every prompt."""
+    """Makes the visit that adds to the output of block ``layer`` at one position of every
+    prompt."""
 
     def add(index: int, hidden: Any) -> Any:
         if index != layer:
@@ -210,12 +212,12 @@ def _adding(layer: int, additions: Rows, position: int = -1) -> Visit:
 
 
 def _extended(x: Any, n: int, value: int) -> Any:
-    """A tensor [prompts, tokens] with ``n`` more columns of ``value``."""
+    """Extends a tensor [prompts, tokens] by ``n`` columns of ``value``."""
     return torch.cat([x, x.new_full((len(x), n), value)], 1)
 
 
 class TransformersExtractor:
-    """A causal or image-text-to-text model of transformers, opened for measuring.
+    """A causal or image-text-to-text model of transformers, to be measured.
 
     model: a local directory, or a hub id.
     images: whether prompts will have pictures, if the model takes them; it then needs its
@@ -303,7 +305,7 @@ class TransformersExtractor:
         return self.processor is not None
 
     def takes(self, context: Context) -> bool:
-        """Whether the chat template writes what stands in ``context`` before a prompt."""
+        """Tells whether the chat template writes what stands in ``context`` before a prompt."""
         try:
             self.template.render(Prompt("Hello", context=context))
         except ModelError:
@@ -311,7 +313,7 @@ class TransformersExtractor:
         return True
 
     def reply(self, tokens: list[int]) -> Reply:
-        """The reply that these tokens begin, or are, up to the end of the text."""
+        """Makes the reply that these tokens begin, or are, up to the end of the text."""
         ends = {self.tokenizer.eos_token_id}
         stated = getattr(self.model.generation_config, "eos_token_id", None)
         ends |= set(stated if isinstance(stated, list) else [stated])
@@ -319,7 +321,7 @@ class TransformersExtractor:
         return Reply(tokens[0], self.tokenizer.decode(tokens[:length], skip_special_tokens=True))
 
     def close(self) -> None:
-        """Free the model."""
+        """Frees the model."""
         del self.model
 
     # Loading -----------------------------------------------------------------------------------
@@ -382,9 +384,9 @@ class TransformersExtractor:
 
     # Running -----------------------------------------------------------------------------------
 
-    def sessions(self, prompts: Sequence[Prompt]) -> Iterator[tuple[list[int], Session]]:
-        """Sessions over ``prompts`` in order, ``batch_size`` prompts in each, fewer where prompts
-        with and without pictures meet. Yields the prompts' indices and the session."""
+    def sessions(self, prompts: Sequence[Prompt]) -> Iterator[tuple[list[int], Batch]]:
+        """Yields batches of ``prompts`` in order, each with the indices of its prompts:
+        ``batch_size`` of them, fewer where prompts with and without pictures meet."""
         start = 0
         while start < len(prompts):
             count = len(prompts[start].images)
@@ -394,7 +396,7 @@ class TransformersExtractor:
                 and len(prompts[stop].images) == count
             ):
                 stop += 1
-            session = Session(self, self._inputs(prompts[start:stop]))
+            session = Batch(self, self._inputs(prompts[start:stop]))
             if count not in self._cache_works:
                 self._cache_works[count] = session.cache_works()
             session.cached = self._cache_works[count]
@@ -403,8 +405,8 @@ class TransformersExtractor:
 
     @contextmanager
     def visiting(self, visit: Visit | None) -> Iterator[None]:
-        """Within this block every pass calls ``visit`` (None: nothing) with each block's index and
-        output [n, tokens, n_embd], and goes on with what it returns, unless that is None."""
+        """Makes every pass within this block call ``visit`` (None: nothing) with each block's index
+        and output [n, tokens, n_embd], and go on with what it returns, unless that is None."""
         outer, self._visit = self._visit, visit
         try:
             yield
@@ -424,7 +426,7 @@ class TransformersExtractor:
         return hook
 
     def run(self, inputs: Inputs, **options: Any) -> Any:
-        """The model's output for ``inputs``; logits of the last token where it can choose."""
+        """Runs the model on ``inputs``; with logits of the last token alone where it can choose."""
         if "logits_to_keep" in self._accepts:
             options["logits_to_keep"] = 1
         try:
@@ -442,7 +444,7 @@ class TransformersExtractor:
 
 
 def require_checkpoint(model: str) -> None:
-    """Raise ModelError unless ``model`` is a directory with a model in it, or looks like a hub id
+    """Raises ModelError unless ``model`` is a directory with a model in it, or looks like a hub id
     (ORG/NAME)."""
     path = Path(model)
     if not path.exists():
@@ -478,7 +480,7 @@ def _device(name: str) -> str:
 
 
 def _blocks(model: Any, n_layer: int) -> Any:
-    """The language model's list of blocks: the outermost of ``n_layer`` modules within it."""
+    """Finds the language model's list of blocks: the outermost of ``n_layer`` modules within it."""
     for name, module in model.get_decoder().named_modules():
         tower = re.search("vision|visual|image|audio|speech", name)
         if isinstance(module, torch.nn.ModuleList) and len(module) == n_layer and not tower:
@@ -490,7 +492,7 @@ def _blocks(model: Any, n_layer: int) -> Any:
 
 
 def _architecture(*model_types: str) -> str:
-    """GGUF's name for the architecture of a model of one of these types, "" if not sure."""
+    """Finds GGUF's name for the architecture of a model of one of these types; "" if not sure."""
     plain = {re.sub(r"\W|_", "", name): name for name in gguf.MODEL_ARCH_NAMES.values()}
     for model_type in model_types:
         name = model_type.removesuffix("_text")
@@ -502,8 +504,8 @@ def _architecture(*model_types: str) -> str:
 
 
 def _tokenizer_sha256(tokenizer: Any) -> str:
-    """As TappedLlama.fingerprint has it for the GGUF of the same model. "" for tokenizers that
-    are no byte-level BPE: converting to GGUF changes texts of theirs."""
+    """Hashes the tokens as the fingerprint of the GGUF of the same model does. "" for tokenizers
+    that are no byte-level BPE: converting to GGUF changes texts of theirs."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     decoder = type(getattr(backend, "decoder", None)).__name__
     if backend is None or type(backend.model).__name__ != "BPE" or decoder != "ByteLevel":

@@ -1,4 +1,4 @@
-"""What a conversion needs of a model, and what it observes of prompts on it.
+"""The interface between a conversion and the model that it measures, and how prompts are observed.
 
 Shapes: n prompts, L blocks, d = n_embd, V = n_vocab.
 """
@@ -23,7 +23,7 @@ Tokens = npt.NDArray[np.intp]
 
 
 class Reply(NamedTuple):
-    """The beginning of a greedy reply, of its answer where a thought goes before: its first token,
+    """The beginning of a greedy reply (of its answer where a thought goes before): its first token,
     and its text."""
 
     token: int
@@ -34,18 +34,18 @@ class Session(Protocol):
     """Some prompts, decoded up to their last tokens."""
 
     def observe(self) -> tuple[Rows, Rows]:
-        """Hidden states of the last tokens after every block, [n, L, d], and logits of the first
-        token of the reply, [n, V]."""
+        """Reads the hidden states of the last tokens after every block, [n, L, d], and the logits
+        of the first token of the reply, [n, V]."""
 
     def replies(self, n_tokens: int) -> list[Reply]:
-        """The first ``n_tokens`` tokens of the greedy replies."""
+        """Generates the first ``n_tokens`` tokens of the greedy replies."""
 
     def steered_replies(self, pushes: Sequence[Push], n_tokens: int) -> Iterable[list[Reply]]:
-        """For each push these replies with it at the last token of the prompt."""
+        """Generates these replies for each push, which is added at the last token of the prompt."""
 
 
 class Extractor(Protocol):
-    """What a conversion needs of a model."""
+    """A model that can be measured."""
 
     n_layer: int
     n_embd: int
@@ -56,16 +56,19 @@ class Extractor(Protocol):
         """Whether a thought comes between a prompt and the answer to it."""
 
     def takes(self, context: Context) -> bool:
-        """Whether the chat template writes what stands in ``context`` before a prompt."""
+        """Tells whether the chat template writes what stands in ``context`` before a prompt."""
 
     def sessions(self, prompts: Sequence[Prompt]) -> Iterable[tuple[list[int], Session]]:
-        """Sessions that together hold all ``prompts``, each with the indices of those it holds."""
+        """Yields sessions that together hold all ``prompts``, each with the indices of its own."""
 
 
 @dataclass(frozen=True)
 class Observations:
-    """Of n prompts what was seen: hidden states [n, L, d], or where a reader was given what it made
-    of them, [n, ...]; the first token of each reply [n]; the replies, where they were asked for."""
+    """Holds what was seen of n prompts.
+
+    states: hidden states [n, L, d], or what a reader made of them, [n, ...].
+    tokens: the first of each reply, [n]. replies: none where they were not asked for.
+    """
 
     prompts: list[Prompt]
     states: Rows
@@ -73,7 +76,7 @@ class Observations:
     replies: list[Reply]
 
     def where(self, keep: npt.NDArray[np.bool_]) -> Observations:
-        """Those of the prompts for which ``keep`` [n] is true."""
+        """Chooses the prompts for which ``keep`` [n] is true."""
         kept = np.flatnonzero(keep)
         return Observations(
             [self.prompts[i] for i in kept],
@@ -83,7 +86,7 @@ class Observations:
         )
 
     def parts(self, sizes: Sequence[int]) -> list[Observations]:
-        """Those of the first so many prompts, of so many after them, ..."""
+        """Divides the prompts in the first so many, so many after them, ..."""
         ends = np.cumsum(sizes).tolist()
         return [
             Observations(self.prompts[a:b], self.states[a:b], self.tokens[a:b], self.replies[a:b])
@@ -92,8 +95,8 @@ class Observations:
 
 
 class Seen(NamedTuple):
-    """Of one prompt: its state, or what a reader made of it; the first token, and the reply, of
-    which without ``n_tokens`` there is no text."""
+    """Holds what was seen of one prompt: its state, or what a reader made of it; the first token;
+    and the reply, without text where none was asked for."""
 
     state: Rows
     token: int
@@ -104,10 +107,10 @@ class Store(Protocol):
     """Keeps what was seen, so that an interrupted conversion goes on where it stopped."""
 
     def find(self, keys: Sequence[str]) -> dict[str, Seen]:
-        """Those of the keys that are kept."""
+        """Returns those of the keys that are kept."""
 
     def keep(self, seen: Mapping[str, Seen]) -> None:
-        """Keep what was seen."""
+        """Keeps what was seen."""
 
 
 def observe(
@@ -119,9 +122,14 @@ def observe(
     read: Read | None = None,
     store: Store | None = None,
 ) -> Observations:
-    """What is seen of ``prompts``: with ``n_tokens``, the beginnings of their replies, too. Of a
-    few prompts at a time and their hidden states [k, L, d], what ``read`` makes of them is kept, so
-    that many prompts need little memory. What a ``store`` holds is not observed again."""
+    """Observes ``prompts``.
+
+    advance: is told how many more were seen.
+    n_tokens: so many tokens of their replies are read, too.
+    read: is given a few prompts and their hidden states [k, L, d] at a time; what it makes of them
+        is kept in their place, so that many prompts need little memory.
+    store: what it holds is not observed again.
+    """
     seen: dict[int, Seen] = {}
     keys = [_key(prompt, n_tokens) for prompt in prompts] if store is not None else []
     if store is not None:
@@ -153,8 +161,8 @@ def observe(
 
 
 def _key(prompt: Prompt, n_tokens: int) -> str:
-    """What was asked, and how much of the reply was read."""
-    shown = [prompt.text, prompt.film, [dict(m) for m in prompt.context.messages], n_tokens]
+    """Names what was asked, and how much of the reply was read."""
+    shown = [prompt.text, prompt.medium, [dict(m) for m in prompt.context.messages], n_tokens]
     digest = hashlib.sha256(json.dumps(shown).encode())
     for image in prompt.images:
         digest.update(f"{image.size} {image.mode}".encode() + image.tobytes())

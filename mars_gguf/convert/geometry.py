@@ -1,4 +1,4 @@
-"""Refusal geometry from measured hidden states. numpy in, numpy out; no model.
+"""Computes refusal geometry from measured hidden states. numpy in, numpy out; no model.
 
 Shapes: n prompts, L blocks, d = n_embd. Coordinates t are dimensionless
 (mars_gguf.steering).
@@ -24,7 +24,7 @@ SHRINKAGE = 0.5  # a ridge of the mean variance; known rules shrink less and sep
 
 @dataclass(frozen=True)
 class Centroids:
-    """Means of text prompts after every block: ``safe`` and ``unsafe``, float64 [L, d]."""
+    """The means of text prompts after every block: ``safe`` and ``unsafe``, float64 [L, d]."""
 
     safe: Array
     unsafe: Array
@@ -41,15 +41,15 @@ class Centroids:
 
 
 def centroids(harmless: Array, harmful: Array) -> Centroids:
-    """Centroids of hidden states [n, L, d] of harmless and of harmful text prompts."""
+    """Computes the centroids of hidden states [n, L, d] of harmless and of harmful text prompts."""
     return Centroids(harmless.mean(0, dtype=np.float64), harmful.mean(0, dtype=np.float64))
 
 
 def readout(
     base: Centroids, deviations: Sequence[Array], shrinkage: Shrinkage = SHRINKAGE
 ) -> Array:
-    """Read-out w after every block, [L, d]: a shrunken Fisher discriminant, of all w with <w, r> =
-    1 the one that neutral inputs move least.
+    """Computes the read-out w after every block, [L, d]: a shrunken Fisher discriminant, of all w
+    with <w, r> = 1 the one that neutral inputs move least.
 
     ``deviations`` holds, for each modality, neutral hidden states less their mean, [n, L, d]: what
     the form of a prompt, its context, the subject of a picture or the medium do to the state
@@ -68,8 +68,8 @@ def readout(
 
 
 def projections(base: Centroids) -> Array:
-    """The plain read-out after every block, [L, d]: t is the projection on the direction. NaN where
-    the centroids coincide."""
+    """Computes the plain read-out after every block, [L, d]: t is the projection on the direction.
+    NaN where the centroids coincide."""
     r = base.direction.astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(r / np.einsum("ld,ld->l", r, r)[:, None])
@@ -91,8 +91,8 @@ def read_shrinkage(text: str) -> Shrinkage:
 
 
 def shrunk(a: Array, rule: Shrinkage) -> float:
-    """The shrinkage rho, 0 to 1, of the covariance C = a' a of samples ``a`` [n, d], each scaled by
-    the root of its weight.
+    """Computes the shrinkage rho, 0 to 1, of the covariance C = a' a of samples ``a`` [n, d], each
+    scaled by the root of its weight.
 
     A number is rho itself; 1 makes w the projection on r. "oas" is the oracle approximating
     shrinkage (Chen, Wiesel, Eldar and Hero 2010) and "ledoit-wolf" that of Ledoit and Wolf (2004):
@@ -115,8 +115,8 @@ def shrunk(a: Array, rule: Shrinkage) -> float:
 
 
 def _solved(a: Array, r: Array, rho: float) -> Array:
-    """((1 - rho) C + rho m 1)^-1 r but for its scale, in the space of the n samples (Woodbury), so
-    that n_embd may be large."""
+    """Solves ((1 - rho) C + rho m 1) w = r but for the scale of w, in the space of the n samples
+    (Woodbury), so that n_embd may be large."""
     # Of fewer samples than dimensions, C itself cannot be inverted.
     ridge = max(rho, 1e-9) * float((a * a).sum()) / a.shape[1]
     if rho == 1.0 or ridge == 0.0:
@@ -126,18 +126,20 @@ def _solved(a: Array, r: Array, rho: float) -> Array:
 
 
 def coordinates(states: Array, base: Centroids, w: Array) -> Array:
-    """t = <w, h - mu_s> after every block: states [n, L, d] (re-centred for media) to [n, L]."""
+    """Computes t = <w, h - mu_s> after every block, [n, L], of states [n, L, d] (re-centred for
+    media)."""
     return np.asarray(np.einsum("nld,ld->nl", states - base.safe, w))
 
 
 def stratum_means(values: Array, strata: Sequence[str]) -> dict[str, Array]:
-    """Mean of ``values`` [n, ...] within each named stratum, by name in order."""
+    """Averages ``values`` [n, ...] within each named stratum, by name in order."""
     names = np.asarray(strata)
     return {name: values[names == name].mean(0) for name in sorted(set(strata))}
 
 
 def robust_shift(states: Array, strata: Sequence[str], base: Centroids, w: Array) -> Array:
-    """Shift delta_m of a medium after every block, [L, d], from neutral probes [n, L, d].
+    """Computes the shift delta_m of a medium after every block, [L, d], from neutral probes
+    [n, L, d].
 
     Each probe belongs to a stratum (a kind of picture with a form of prompt). The shift is the
     mean of the probes less the safe centroid, corrected along the refusal direction so that its
@@ -161,14 +163,15 @@ class Axes:
 
     @property
     def sha256(self) -> str:
-        """Of all of them, hexadecimal."""
+        """The hash of all of them, hexadecimal."""
         arrays = (self.base.safe, self.readout, *self.shifts.values())
         return hashlib.sha256(
             b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)
         ).hexdigest()
 
     def t(self, states: Array, modality: str) -> Array:
-        """Coordinates [n, L] of hidden states [n, L, d], re-centred as of ``modality``."""
+        """Computes the coordinates [n, L] of hidden states [n, L, d], re-centred as of
+        ``modality``."""
         return coordinates(states - self.shifts[modality], self.base, self.readout)
 
     def at(
@@ -179,7 +182,8 @@ class Axes:
         ramp: float,
         limit: float,
     ) -> Geometry:
-        """The geometry of one block, in float32, with a gate and a trust limit measured there."""
+        """Puts together the geometry of one block, in float32, with a gate and a trust limit that
+        were measured there."""
         return Geometry(
             safe=np.asarray(self.base.safe[layer], np.float32),
             unsafe=np.asarray(self.base.unsafe[layer], np.float32),

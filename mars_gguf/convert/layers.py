@@ -1,5 +1,5 @@
-"""The choice of the block: how much harmful text each candidate tells from harmless inputs of every
-modality, and whether steering there makes the model refuse.
+"""Chooses the block: by how much harmful text each candidate tells from harmless inputs of every
+modality, and by whether steering there makes the model refuse.
 
 Shapes: n prompts, L blocks, d = n_embd.
 """
@@ -28,7 +28,7 @@ Place = tuple[int, float]  # a block, and a trust limit there
 
 @dataclass(frozen=True)
 class LayerScores:
-    """Why a block is chosen, each [L], NaN outside the candidates.
+    """The scores that a block is chosen by, each [L], NaN outside the candidates.
 
     separation: AUROC of t, harmful against harmless text.
     thresholds: by modality, the t that all but the largest share of neutral inputs that may open
@@ -54,13 +54,13 @@ class LayerScores:
         return max(tried, key=lambda layer: self.total[layer])
 
     def ranked(self) -> list[int]:
-        """The candidates by reach, those alike by how low the highest threshold is."""
+        """Ranks the candidates by reach, those alike by how low the highest threshold is."""
         worst = np.max(list(self.thresholds.values()), axis=0)
         candidates = np.flatnonzero(~np.isnan(self.reach)).tolist()
         return sorted(candidates, key=lambda layer: (-self.reach[layer], worst[layer]))
 
     def finalists(self) -> list[int]:
-        """The first FINALISTS of the candidates."""
+        """The first FINALISTS of the candidates, by rank."""
         return self.ranked()[:FINALISTS]
 
 
@@ -73,7 +73,7 @@ class Trial:
     name: str = ""
 
     def sample(self) -> Trial:
-        """At most TRIED of them, evenly spaced, so that all strata are among them."""
+        """Takes at most TRIED of them, evenly spaced, so that all strata are among them."""
         n = min(TRIED, len(self.prompts))
         chosen = [i * len(self.prompts) // n for i in range(n)]
         return Trial([self.prompts[i] for i in chosen], self.t[chosen], self.name)
@@ -81,16 +81,16 @@ class Trial:
 
 @dataclass(frozen=True)
 class Forced:
-    """What forced steering did at one place: the share of prompts refused, the least over the
-    trials, and of the first trial the replies."""
+    """The outcome of forced steering at one place: the share of prompts refused, the least over the
+    trials, and the replies of the first trial."""
 
     rate: float
     replies: list[Reply]
 
 
 def candidates(n_layer: int, layers: tuple[int, int] | None) -> list[int]:
-    """Blocks to choose from: the range ``layers``, first and last, or all but the first. Raises
-    MarsError for a range outside the model."""
+    """Lists the blocks to choose from: the range ``layers``, first and last, or all but the first.
+    Raises MarsError for a range outside the model."""
     first, last = layers or (1, n_layer - 1)
     if not 1 <= first <= last < n_layer:
         raise MarsError(
@@ -105,8 +105,8 @@ def score_layers(
     layers: Sequence[int],
     budgets: Mapping[str, float],
 ) -> LayerScores:
-    """The scores of ``layers``, before steering is tried, from the coordinates [n, L] of harmful
-    text and by modality of neutral inputs, of which a share in ``budgets`` may open the gate."""
+    """Scores ``layers``, before steering is tried, from the coordinates [n, L] of harmful text and
+    by modality of neutral inputs, of which a share in ``budgets`` may open the gate."""
     chosen = np.full(harmful.shape[1], np.nan)
     chosen[list(layers)] = 0.0
     separation = chosen.copy()
@@ -125,8 +125,8 @@ def force(
     places: Sequence[Place],
     advance: Advance,
 ) -> list[Forced]:
-    """Steer the prompts of all ``trials`` with the gate fully open at each of ``places`` and read
-    their replies."""
+    """Steers the prompts of all ``trials`` with the gate fully open at each of ``places``, and
+    reads their replies."""
     rates = np.ones(len(places))
     kept: list[list[Reply]] = []
     for trial in trials:
@@ -146,7 +146,8 @@ def force(
 
 
 def _additions(base: Centroids, t: Array, layer: int, limit: float) -> Rows:
-    """What forced steering (gate fully open) adds at ``layer``: [n, d] for coordinates [n]."""
+    """Computes what forced steering (gate fully open) adds at ``layer``, [n, d], for coordinates
+    [n]."""
     alpha = strength(t, np.ones_like(t), float(base.distance[layer]), limit)
     unit = base.direction[layer] / base.distance[layer]
     return np.asarray(alpha[:, None] * unit, np.float32)

@@ -20,7 +20,7 @@ Loaded = Union["GgufExtractor", "TransformersExtractor"]
 
 
 def is_gguf(model: str) -> bool:
-    """Whether this is for llama.cpp: any file, and what is called one."""
+    """Tells whether a model is for llama.cpp: any file is, and what is called as one."""
     return Path(model).is_file() or model.lower().endswith(".gguf")
 
 

@@ -1,4 +1,4 @@
-"""The steps of a conversion: from prompts and pictures to a vector, with any extractor."""
+"""Goes through the steps of a conversion: from prompts and pictures to a vector."""
 
 from __future__ import annotations
 
@@ -196,12 +196,14 @@ class _Observer(NamedTuple):
     def observe_together(
         self, sets: Mapping[str, Sequence[Prompt]], stage: str = "states", read: Read | None = None
     ) -> dict[str, Observations]:
-        """What is seen of each set. What their prompts begin with, a context, is decoded once."""
+        """Observes several sets at once: a context that their prompts begin with is decoded
+        once."""
         seen = self.observe([p for some in sets.values() for p in some], stage=stage, read=read)
         return dict(zip(sets, seen.parts([len(some) for some in sets.values()]), strict=True))
 
     def with_replies(self, prompts: Sequence[Prompt]) -> tuple[Rows, list[Reply]]:
-        """Hidden states [n, L, d], and the beginnings of the replies to at most REPLIES of them."""
+        """Observes hidden states [n, L, d], and the beginnings of the replies to the first REPLIES
+        of the prompts."""
         asked = self.observe(prompts[:REPLIES], n_tokens=N_TOKENS)
         rest = prompts[REPLIES:]
         states = [asked.states, *([self.observe(rest).states] if rest else [])]
@@ -209,7 +211,7 @@ class _Observer(NamedTuple):
 
 
 class _Fitted(NamedTuple):
-    """What is fitted, and what is to be said of it."""
+    """Holds what is fitted, and sentences about it for the user."""
 
     axes: Axes
     refusals: Refusals
@@ -254,8 +256,8 @@ def _fit(
 
 
 class _Seen(NamedTuple):
-    """What is seen of one part: harmful text, and by modality neutral prompts, as coordinates
-    [n, L]."""
+    """Holds what is seen of one part, as coordinates [n, L]: harmful text, and neutral prompts by
+    modality."""
 
     harmful: Observations
     neutral: dict[str, Observations]
@@ -287,8 +289,8 @@ def _coordinates(
 
 
 class _Selected(NamedTuple):
-    """What is selected: the block (the best of the ``scores``) and the trust limit; by modality,
-    the share of neutral inputs that may open the gate; and what was replied there."""
+    """Holds what is selected: the block (the best of the ``scores``) and the trust limit; the share
+    of neutral inputs that may open the gate, by modality; and replies there."""
 
     scores: LayerScores
     limit: float
@@ -359,8 +361,8 @@ def _certify(
 
 
 def _of_the_projection(geometry: Geometry) -> dict[str, Value]:
-    """What the gate would be if t were the projection on the direction, for who compares the two:
-    ``geometry`` is measured so."""
+    """Tells what the gate would be if t were the projection on the direction, to compare the two.
+    ``geometry``: measured so."""
     named = {"threshold": geometry.thresholds, "spread": geometry.spreads}
     return {
         f"projection.{name}.{m}": value for name, by in named.items() for m, value in by.items()
@@ -370,8 +372,8 @@ def _of_the_projection(geometry: Geometry) -> dict[str, Value]:
 def _trials(
     harmful: Observations, answered: Mapping[str, Observations], refusals: Refusals
 ) -> list[Trial]:
-    """What steering is tried on: harmful prompts that the model answers, or where there are too
-    few, harmless ones of every modality, which resist more."""
+    """Chooses what steering is tried on: harmful prompts that the model answers, or where there are
+    too few, harmless ones of every modality, which resist more."""
     complied = harmful.where(~refusals.begin(harmful.tokens))
     if len(complied.prompts) >= MIN_PROMPTS:
         return [Trial(complied.prompts, complied.states, "harmful text").sample()]
@@ -381,7 +383,8 @@ def _trials(
 
 
 def _before_recentering(axes: Axes, seen: _Seen) -> dict[str, Array]:
-    """Coordinates [n, L] by name: of harmful and neutral text, and of each medium."""
+    """Moves coordinates [n, L] back to before re-centering, by name: harmful and neutral text, and
+    each medium."""
     found = {"harmful text": seen.harmful.states}
     for m, neutral in seen.neutral.items():
         moved = np.einsum("ld,ld->l", axes.readout, axes.shifts[m])
@@ -390,7 +393,7 @@ def _before_recentering(axes: Axes, seen: _Seen) -> dict[str, Array]:
 
 
 def _told(splits: Splits, certificate: Certificate, selected: _Selected) -> dict[str, Value]:
-    """What the vector file tells of how it was measured."""
+    """Tells how the vector was measured, for its file."""
     scores, layer = selected.scores, selected.layer
     sets = {"harmful": splits.harmful, **{f"neutral.{m}": x for m, x in splits.neutral.items()}}
     return {

@@ -1,4 +1,4 @@
-"""The plot that goes with a vector file."""
+"""Draws the plot that goes with a vector file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mars_gguf.convert.pipeline import Measurement
 
 
 def write_plot(measurement: Measurement, path: Path) -> None:
-    """Plot t by block for every set, and the blocks' scores (PNG)."""
+    """Plots t by block for every set, and the scores of the blocks (PNG)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,5 @@
-"""Neutral prompts with media: what the shift, the spread and the gate of a medium are measured on.
+"""Makes neutral prompts with media, on which the shift, the spread and the gate of a medium are
+measured.
 
 A crossed design: the pictures of every kind take turns at the forms of prompts, so that every form
 meets every kind, because both decide where a harmless prompt lies. Pictures take turns at what
@@ -23,6 +24,7 @@ from mars_gguf.convert.prompts import Context, Prompt, neutral_prompts, read_ent
 from mars_gguf.convert.splits import NEUTRAL_SHARES, Split, every_second, split
 from mars_gguf.errors import MarsError
 from mars_gguf.media.images import load_image
+from mars_gguf.modalities import IMAGE, VIDEO
 
 Shown = tuple[Image.Image, ...]  # one picture, several, or the frames of a film
 FRAMES = 4
@@ -38,13 +40,17 @@ def neutral_probes(
     borderline: Sequence[str] = (),
     media: str | PathLike[str] | None = None,
 ) -> dict[str, Split]:
-    """About ``number`` pictures or groups of them ("image") and half as many films ("video",
-    FRAMES frames), ``size`` x ``size`` pixels, random by ``seed``, split in three; with each,
-    prompts of FORMS forms. ``borderline`` prompts are a form of their own.
+    """Makes prompts with about ``number`` pictures or groups of them ("image") and with half as
+    many films ("video", FRAMES frames), divided; each is asked about in FORMS forms.
 
-    ``media``: the user's own harmless pictures instead of drawn ones: a directory, each folder in
-    it a kind, films standing still; or a JSON Lines file that pairs them with prompts
-    (`paired_probes`). Raises MarsError for files that cannot be used.
+    size, seed: pictures are drawn with ``size`` x ``size`` pixels, at random by ``seed``.
+    borderline: prompts that are a form of their own.
+
+    media: the user's own harmless pictures instead of drawn ones: a directory, each folder in it a
+        kind, films standing still; or a JSON Lines file that pairs them with prompts
+        (`paired_probes`).
+
+    Raises MarsError for files that cannot be used.
     """
     if media is not None and Path(media).suffix.lower() == ".jsonl":
         return paired_probes(media, contexts, seed)
@@ -63,12 +69,13 @@ def neutral_probes(
             shown[kind] = _dealt(part, wanted)
             films[kind] = _films(kind, part, max(2, wanted // 2), size, seed + 1000 * k)
         image.append(list(_crossed(shown, forms, contexts, seed)))
-        video.append(list(_crossed(films, forms, contexts, seed, film=True)))
+        video.append(list(_crossed(films, forms, contexts, seed, medium=VIDEO.name)))
     return {"image": Split(*image), "video": Split(*video)}
 
 
 def _dealt(pictures: Sequence[Image.Image], groups: int) -> list[Shown]:
-    """So many groups, of as many pictures as STILLS says, from the first again at last."""
+    """Deals pictures into so many groups of as many as STILLS says, from the first again at
+    last."""
     deck = cycle(pictures)
     return [tuple(islice(deck, n)) for n in islice(cycle(STILLS), groups)]
 
@@ -76,7 +83,7 @@ def _dealt(pictures: Sequence[Image.Image], groups: int) -> list[Shown]:
 def _films(
     kind: str, pictures: Sequence[Image.Image], number: int, size: int, seed: int
 ) -> list[Shown]:
-    """So many films: of a kind that is drawn, else of pictures that stand still."""
+    """Makes so many films: of a kind that is drawn, else of pictures that stand still."""
     if kind in KINDS:
         return [tuple(frames(kind, FRAMES, size, seed + i)) for i in range(1, number + 1)]
     return [(picture,) * FRAMES for picture in pictures[:number]]
@@ -88,9 +95,9 @@ def _crossed(
     contexts: Sequence[Context],
     seed: int,
     *,
-    film: bool = False,
+    medium: str = IMAGE.name,
 ) -> Iterator[Prompt]:
-    """All that is shown, each with texts of FORMS forms, which take turns: every second time
+    """Pairs all that is shown with texts of FORMS forms each, which take turns: every second time
     without a context, else after the next of them."""
     rng = random.Random(seed)
     texts = {form: cycle(rng.sample(some, len(some))) for form, some in prompts.items()}
@@ -101,7 +108,7 @@ def _crossed(
             context = next(others) if i % 4 in (1, 2) else contexts[0]
             for k in range(min(FORMS, len(forms))):
                 form = forms[(i * FORMS // 2 + k) % len(forms)]
-                yield Prompt(next(texts[form]), pictures, form, kind, film, context)
+                yield Prompt(next(texts[form]), pictures, form, kind, medium, context)
 
 
 def paired_probes(
@@ -119,14 +126,16 @@ def paired_probes(
     for groups in split(_by_pictures(_lines(Path(path), contexts[0])), NEUTRAL_SHARES, seed):
         lines = [prompt for group in groups for prompt in group]
         stills = lines + _with_others(lines)
-        films = [replace(p, images=p.images[:1] * FRAMES, film=True) for p in _half(lines, 0)]
+        films = [
+            replace(p, images=p.images[:1] * FRAMES, medium=VIDEO.name) for p in _half(lines, 0)
+        ]
         image.append(every_second(stills, contexts))
         video.append(every_second(films, contexts))
     return {"image": Split(*image), "video": Split(*video)}
 
 
 def _by_pictures(lines: Iterable[Prompt]) -> list[list[Prompt]]:
-    """The prompts in groups that have no picture in common."""
+    """Groups the prompts so that no two groups have a picture in common."""
     groups: list[tuple[set[int], list[Prompt]]] = []
     for prompt in lines:
         shown = set(map(id, prompt.images))
@@ -143,7 +152,7 @@ def _by_pictures(lines: Iterable[Prompt]) -> list[list[Prompt]]:
 
 
 def _lines(path: Path, context: Context) -> Iterator[Prompt]:
-    """The prompt of every line; of one picture there is one image."""
+    """Reads the prompt of every line; of one picture there is one image."""
     loaded: dict[str, Image.Image] = {}
     for where, entry in read_entries(path, "prompt", "image"):
         text = text_of(entry, "prompt", where)
@@ -160,7 +169,7 @@ def _lines(path: Path, context: Context) -> Iterator[Prompt]:
 
 
 def _names(entry: Mapping[str, Any], where: str) -> list[str]:
-    """The names of the pictures of a line."""
+    """Reads the names of the pictures of a line."""
     names = entry["image"]
     if not isinstance(names, list):
         return [text_of(entry, "image", where)]
@@ -174,7 +183,7 @@ def _half(prompts: Sequence[Prompt], seed: int) -> list[Prompt]:
 
 
 def _with_others(lines: Sequence[Prompt]) -> list[Prompt]:
-    """Half of the prompts with one picture, each with one to three others after it, in turn."""
+    """Makes more of half of the prompts with one picture: one to three others after it, in turn."""
     rng = random.Random(1)
     pictures = list({id(p.images[0]): p.images[0] for p in lines}.values())
     more = []

@@ -1,4 +1,4 @@
-"""The prompts that a conversion measures with: what they are, the built-in sets, and the user's own
+"""The prompts that a conversion measures with: their types, the built-in sets, and the user's own
 files."""
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from PIL import Image
 
 from mars_gguf.errors import MarsError
 from mars_gguf.media.images import user_message
+from mars_gguf.modalities import IMAGE, TEXT, VIDEO
 
 MIN_PROMPTS = 8
 
@@ -50,7 +51,7 @@ Push = tuple[int, Rows]
 
 @dataclass(frozen=True)
 class Context:
-    """What stands before a prompt: OpenAI messages, a system prompt and earlier turns."""
+    """The messages before a prompt: a system prompt and earlier turns, as OpenAI writes them."""
 
     name: str = "none"
     messages: tuple[Mapping[str, str], ...] = ()
@@ -58,45 +59,45 @@ class Context:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a user asks: pictures, then text.
+    """A question of a user: pictures, then text.
 
     form, kind: where it comes from, the form of the text and the kind of the pictures.
-    film: the images are frames of a film, in order, not still pictures.
+    medium: the modality of the images: "image" for still pictures, "video" for frames of a film.
     """
 
     text: str
     images: tuple[Image.Image, ...] = ()
     form: str = ""
     kind: str = ""
-    film: bool = False
+    medium: str = IMAGE.name
     context: Context = Context()
 
     @property
     def modality(self) -> str:
-        """As the runtime names it: "video" for a film, "image" for still pictures, one or several,
-        else "text"."""
-        return "video" if self.film else "image" if self.images else "text"
+        """The modality of the whole, as the runtime names it."""
+        return self.medium if self.images else TEXT.name
 
     @property
     def stratum(self) -> str:
-        """Where in the crossed design of kinds and forms this prompt stands."""
+        """The place of this prompt in the crossed design of kinds and forms."""
         return f"{self.kind}/{self.form}"
 
     @cached_property
     def messages(self) -> list[dict[str, Any]]:
         """The OpenAI messages that ask it, the context's before it."""
-        stills, frames = ((), self.images) if self.film else (self.images, ())
+        stills, frames = ((), self.images) if self.medium == VIDEO.name else (self.images, ())
         before = [dict(message) for message in self.context.messages]
         return [*before, user_message(self.text, stills, frames)]
 
 
 @dataclass(frozen=True)
 class ContrastPrompts:
-    """Text prompts on both sides of the refusal direction, and by kind ("everyday", "borderline")
-    further harmless ones, which say how far harmless text reaches.
+    """Text prompts on both sides of the refusal direction.
 
-    In the built-in set ``harmful[i]`` and ``harmless[i]`` are a matched pair: the same form,
-    a near topic. Sets read from files need not be of equal length.
+    harmful, harmless: in the built-in set the two with one index are a matched pair, of the same
+        form and a near topic. Sets read from files need not be of equal length.
+    neutral: by kind ("everyday", "borderline") further harmless ones, which say how far harmless
+        text reaches.
     """
 
     harmful: list[str]
@@ -104,19 +105,19 @@ class ContrastPrompts:
     neutral: Mapping[str, list[str]] = field(default_factory=dict)
 
     def thinned(self, factor: int) -> ContrastPrompts:
-        """Every ``factor``-th prompt of each set."""
+        """Takes every ``factor``-th prompt of each set."""
         neutral = {kind: prompts[::factor] for kind, prompts in self.neutral.items()}
         return ContrastPrompts(self.harmful[::factor], self.harmless[::factor], neutral)
 
     @property
     def sha256(self) -> str:
-        """Fingerprint of all of them (prompt_set_sha256)."""
+        """The fingerprint of all of them (prompt_set_sha256)."""
         return prompt_set_sha256(self.harmful, self.harmless, *self.neutral.values())
 
 
 def builtin_contrast() -> ContrastPrompts:
-    """What the package ships: matched pairs (``data/contrast.jsonl``), every second one QUOTING,
-    and of things (``data/subjects.jsonl``), NAMING; everyday and borderline prompts
+    """The set that the package ships: matched pairs (``data/contrast.jsonl``), every second one
+    QUOTING, and pairs of things (``data/subjects.jsonl``), NAMING; everyday and borderline prompts
     (``data/neutral_text.jsonl``), and borderline things."""
     sides: dict[str, list[str]] = {"harmful": [], "harmless": []}
     for i, pair in enumerate(_builtin("contrast.jsonl")):
@@ -137,9 +138,11 @@ def read_contrast(
     harmless: str | PathLike[str] | None,
     borderline: str | PathLike[str] | None = None,
 ) -> ContrastPrompts:
-    """The user's own sets (read_prompts), or without files the built-in ones; ``borderline``
-    instead of the built-in neutral ones. Raises MarsError for one file without the other, and for
-    sets that are too small."""
+    """Reads the user's own sets (read_prompts), or without files the built-in ones.
+
+    borderline: prompts instead of the built-in neutral ones. Raises MarsError for one file without
+    the other, and for sets that are too small.
+    """
     own = {} if borderline is None else {"borderline": read_prompts(borderline)}
     if harmful is None and harmless is None:
         builtin = builtin_contrast()
@@ -153,7 +156,7 @@ def read_contrast(
 
 
 def neutral_prompts() -> dict[str, list[str]]:
-    """Harmless prompts to go with neutral media, by form (``data/neutral_prompts.jsonl``):
+    """Reads harmless prompts to go with neutral media, by form (``data/neutral_prompts.jsonl``):
     "request" (refers to the picture without naming its subject), "description", "question",
     "unrelated" (has nothing to do with the picture)."""
     forms: dict[str, list[str]] = {}
@@ -163,9 +166,9 @@ def neutral_prompts() -> dict[str, list[str]]:
 
 
 def contexts(system: str | None = None) -> list[Context]:
-    """What prompts are measured after (``data/contexts.jsonl``), several of each name: no context,
-    system prompts of an assistant, of a persona and strict ones, two earlier turns, a refusal.
-    With a ``system`` prompt: that alone and with earlier turns."""
+    """Lists the contexts that prompts are measured in (``data/contexts.jsonl``), several of each
+    name: none, system prompts of an assistant, of a persona and strict ones, two earlier turns, a
+    refusal. With a ``system`` prompt: that alone and with earlier turns."""
     found = [Context()]
     for entry in _builtin("contexts.jsonl"):
         found.append(Context(entry["name"], tuple(entry["messages"])))
@@ -177,7 +180,7 @@ def contexts(system: str | None = None) -> list[Context]:
 
 
 def read_prompts(path: str | PathLike[str]) -> list[str]:
-    """Read prompts from a UTF-8 file, in order, surrounding white space and repeats dropped.
+    """Reads prompts from a UTF-8 file, in order, surrounding white space and repeats dropped.
 
     A name ending in ``.jsonl``: one JSON object a line with the prompt under "prompt" (other
     keys are ignored). Any other name: one prompt a line; lines that start with ``#`` are
@@ -197,8 +200,8 @@ def read_prompts(path: str | PathLike[str]) -> list[str]:
 
 
 def read_entries(path: Path, *keys: str) -> list[tuple[str, dict[str, Any]]]:
-    """The objects of a JSON Lines file with their places ("FILE, line 3"), each with all ``keys``.
-    Raises MarsError naming the place."""
+    """Reads the objects of a JSON Lines file with their places ("FILE, line 3"), each with all
+    ``keys``. Raises MarsError naming the place."""
     expected = "{" + ", ".join(f'"{key}": "..."' for key in keys) + "}"
     entries = []
     for where, line in _lines(path):
@@ -217,7 +220,8 @@ def read_entries(path: Path, *keys: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def text_of(entry: Mapping[str, Any], key: str, where: str) -> str:
-    """The text under ``key``, without white space around it. Raises MarsError for anything else."""
+    """Reads the text under ``key``, without white space around it. Raises MarsError for anything
+    else."""
     text = entry[key]
     if not isinstance(text, str) or not text.strip():
         raise MarsError(f"{where}: {key!r} is {text!r:.40}, expected a non-empty string")
@@ -229,7 +233,7 @@ def text_of(entry: Mapping[str, Any], key: str, where: str) -> str:
 
 
 def _lines(path: Path) -> list[tuple[str, str]]:
-    """The lines of a file that are not blank, stripped, with their places."""
+    """Reads the lines of a file that are not blank, stripped, with their places."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
@@ -247,7 +251,8 @@ def _lines(path: Path) -> list[tuple[str, str]]:
 
 
 def require_enough(prompts: Sequence[str], name: str) -> None:
-    """Raise MarsError if `prompts`, called `name` in the message, are fewer than MIN_PROMPTS."""
+    """Raises MarsError if ``prompts``, called ``name`` in the message, are fewer than
+    MIN_PROMPTS."""
     if len(prompts) < MIN_PROMPTS:
         raise MarsError(
             f"{name}: found {len(prompts)} different prompts, expected at least {MIN_PROMPTS}; "
@@ -256,7 +261,7 @@ def require_enough(prompts: Sequence[str], name: str) -> None:
 
 
 def prompt_set_sha256(*sets: Sequence[str]) -> str:
-    """Fingerprint of sets of prompts, as lower-case hex.
+    """Computes the fingerprint of sets of prompts, hexadecimal.
 
     The SHA-256 of the JSON array of the sets, such as ``[harmful, harmless]`` (ASCII, no white
     space) after Unicode NFC, with every run of white space as one space. The order counts: splits

@@ -1,4 +1,4 @@
-"""Recipes: how a vector was made, as a TOML file that makes it again.
+"""Reads recipes: a TOML file says how a vector was made, and makes it again.
 
     python -m mars_gguf.convert --recipe convert/NAME.toml
 
@@ -112,7 +112,7 @@ _EXPECTED = {
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """The options of the convert command that a recipe stands for, by name; those it does not
+    """Reads the options of the convert command that a recipe stands for, by name; those it does not
     name are absent. Raises MarsError for a file that is no recipe, naming the key."""
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What this model's refusals look like: read from its own replies. No model.
+"""Learns what a model's refusals look like, from its own replies. No model.
 
 A reply is judged by its opening (mars_gguf.openings). Which first tokens begin refusals is counted
 on such replies, so that of other prompts the first token is enough. Of a model in whose replies
@@ -27,15 +27,18 @@ Flags = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Refusals:
-    """``shares``: by first token, the share of replies beginning with it that are refusals.
-    ``judged``: whether that was read from whole replies, not from first tokens alone."""
+    """Tells refusals from other replies of one model.
+
+    shares: the share of replies that are refusals, by the first token.
+    judged: whether that was read from whole replies, not from first tokens alone.
+    """
 
     shares: Mapping[int, float]
     judged: bool
 
     @classmethod
     def of(cls, harmful: Sequence[Reply], harmless: Sequence[Reply]) -> Refusals:
-        """From replies to harmful and to harmless prompts."""
+        """Learns from replies to harmful and to harmless prompts."""
         replies = [*harmful, *harmless]
         refused = [r.token for r in replies if _is_refusal(r)]
         if sum(map(_is_refusal, harmful)) >= FEW:
@@ -51,12 +54,12 @@ class Refusals:
         return cls(shares, judged=False)
 
     def begin(self, tokens: npt.NDArray[np.intp]) -> Flags:
-        """Whether replies that begin with these tokens [n] are refusals more often than not,
+        """Tells whether replies that begin with these tokens [n] are refusals more often than not,
         [n]."""
         return np.asarray([self.shares.get(int(token), 0.0) > 0.5 for token in tokens], np.bool_)
 
     def among(self, replies: Sequence[Reply]) -> Flags:
-        """Which of the replies are refusals, [n]."""
+        """Tells which of the replies are refusals, [n]."""
         if self.judged:
             return np.asarray([_is_refusal(reply) for reply in replies], np.bool_)
         return self.begin(np.asarray([reply.token for reply in replies], np.intp))

@@ -39,7 +39,8 @@ class Splits:
     neutral: dict[str, Split]
 
     def __len__(self) -> int:
-        """How many prompts are measured: of harmless text, what is neutral text as well once."""
+        """The number of prompts that are measured: harmless text that is neutral text, too,
+        once."""
         sets = self.harmful, *self.neutral.values()
         twice = set(map(id, self.harmless.fit)) & set(map(id, self.neutral["text"].fit))
         measured = sum(len(part) for split in sets for part in split)

@@ -1,4 +1,4 @@
-"""What a model thinks before it answers: its own greedy thought about each prompt, ended after so
+"""Lets a model think before it answers: its own greedy thought about each prompt is ended after so
 many tokens, so that the state where the answer begins can be measured."""
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ class Thinker:
 
     @property
     def n_cells(self) -> int:
-        """Cells of the context that a thought takes, at most."""
+        """The cells of the context that a thought takes, at most."""
         return self.n_thought + len(self.closing)
 
     def thoughts(self, prompts: Sequence[CachedPrompt]) -> list[list[int]]:
-        """The tokens between each prompt and its answer, the end of the thought among them; none
-        where the model does not think."""
+        """Generates the tokens between each prompt and its answer, the end of the thought among
+        them; none where the model does not think."""
         leading = ThoughtAndAnswer(self, prompts, 0)
         found = self.decoder.replies(prompts, 0, nullcontext(), leading)
         return [reply[: leading.answers[i]] for i, reply in enumerate(found)]
 
     def text(self, tokens: Sequence[int]) -> str:
-        """What ``tokens`` say, special ones too."""
+        """Writes out ``tokens``, special ones too."""
         said = self.llama.detokenize(list(tokens), special=True)
         return said.decode("utf-8", errors="replace")
 
@@ -47,7 +47,8 @@ class Thinker:
         return self.llama.tokenize(text.encode(), add_bos=False, special=True)
 
     def end(self, reply: list[int]) -> list[int] | None:
-        """What ends a thought that ``reply`` consists of: None if it goes on."""
+        """Returns the tokens that end the thought that ``reply`` consists of; None if it goes
+        on."""
         if self.decoder.ends(reply[-1]):
             reply.pop()
             return self.closing
@@ -56,7 +57,7 @@ class Thinker:
         return self.closing if len(reply) >= self.n_thought else None
 
     def begins(self, reply: list[int]) -> bool | None:
-        """Whether a reply begins a thought; None if it may still do so."""
+        """Tells whether a reply begins a thought; None if it may still do so."""
         begun = self.text(reply[:LOOKED_BACK]).lstrip()
         if begun.startswith(self.markers.open):
             return True

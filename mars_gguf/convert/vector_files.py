@@ -1,4 +1,4 @@
-"""The files of a conversion: the vector, with its card and its plot beside it."""
+"""Writes the files of a conversion: the vector, with its card and its plot beside it."""
 
 from __future__ import annotations
 
@@ -134,8 +134,8 @@ def write_outputs(measurement: Measurement, outputs: Sequence[Path]) -> None:
 
 
 def _parity_table(output: Path, vector: Vector) -> str:
-    """The parity table in the card that is to be replaced, if the vector there was measured on the
-    same model: the same fingerprint, and a direction that rounding explains. Else ""."""
+    """Reads the parity table of the card that is to be replaced, if the vector there was measured
+    on the same model: the same fingerprint, and a direction that rounding explains. Else ""."""
     try:
         older = read_vector(output)
         text = output.with_suffix(".md").read_text(encoding="utf-8")

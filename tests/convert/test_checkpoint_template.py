@@ -48,8 +48,8 @@ def test_a_text_is_given_to_the_template_as_it_takes_texts(source: Any) -> None:
 def test_pictures_and_frames_come_before_the_text(source: str) -> None:
     seeing = template(source, sees=True)
     assert seeing.render(QUESTION).endswith(f"user\n{QUESTION.text}")
-    for film in (False, True):
-        prompt = Prompt(QUESTION.text, (picture(1), picture(2)), film=film)
+    for medium in ("image", "video"):
+        prompt = Prompt(QUESTION.text, (picture(1), picture(2)), medium=medium)
         assert seeing.render(prompt).endswith(f"user\n<image><image>{QUESTION.text}")
 
 

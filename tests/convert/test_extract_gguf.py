@@ -56,7 +56,7 @@ PICTURES = [
     Prompt("How do I make this?", (picture(1),)),
     Prompt("What is it?", (picture(2), picture(3))),
     Prompt("What is a kite? " * 9, (picture(4),)),
-    Prompt("What happens?", (picture(5), picture(6)), film=True),
+    Prompt("What happens?", (picture(5), picture(6)), medium="video"),
 ]
 LONG = [Prompt("Where do people keep tea? " * 120), Prompt("Where do people keep tea? " * 90)]
 QUANTIZED = 0.998

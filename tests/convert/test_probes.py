@@ -196,7 +196,7 @@ def test_a_prompt_is_asked_by_messages_that_tell_a_film_from_pictures() -> None:
     assert Prompt("Hello", context=Context("", before)).messages == [*before, hello]
     stills = Prompt("Hello", (a, b)).messages[0]["content"]
     assert [part["type"] for part in stills] == ["image_url", "image_url", "text"]
-    frames, text = Prompt("Hello", (a, b), film=True).messages[0]["content"]
+    frames, text = Prompt("Hello", (a, b), medium="video").messages[0]["content"]
     urls = [part["image_url"]["url"] for part in stills[:2]]
     assert frames == {"type": "video", "video": urls}
     assert text == {"type": "text", "text": "Hello"}
