@@ -11,7 +11,7 @@ import pytest
 from commands import convert
 
 from lab.reader import build, neutral
-from lab.reader.cells import Writer
+from lab.reader.grid import Writer
 from lab.reader.projector import known_tokens
 from mars_gguf import SteeredLlama
 from mars_gguf.convert.prompts import Prompt

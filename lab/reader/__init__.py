@@ -1,9 +1,9 @@
 """Eyes in closed form: a projector that lets a text model read pictures of words, without training.
 
-A picture is a grid of cells, one token of the model a cell (`cells`). The projector, a LLaVA "mlp",
+A picture is a grid of cells, one token of the model a cell (`grid`). The projector, a LLaVA "mlp",
 recognises each token's cell by a matched filter and answers with that token's own input embedding
 (`projector`). So a real language model with real refusals reads real picture tokens, through
-libmtmd, like any other. It is an instrument, brittle by construction: it reads what `cells` draws
+libmtmd, like any other. It is an instrument, brittle by construction: it reads what `grid` draws
 and takes everything else for blank.
 
     python -m lab.reader.build MODEL.gguf -o mmproj.gguf

@@ -11,7 +11,7 @@ import numpy as np
 from llama_cpp import Llama
 from llama_cpp import llama_cpp as lib
 
-from lab.reader.cells import is_readable
+from lab.reader.grid import is_readable
 from lab.reader.projector import Array, Gap, matched_filters, tensors, write
 from mars_gguf.console import command
 from mars_gguf.runtime.model import require_gguf

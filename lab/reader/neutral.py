@@ -13,7 +13,7 @@ from pathlib import Path
 
 from llama_cpp import Llama
 
-from lab.reader.cells import TooLong, Writer
+from lab.reader.grid import TooLong, Writer
 from lab.reader.projector import known_tokens
 from mars_gguf.console import command
 from mars_gguf.runtime.model import require_gguf

@@ -27,7 +27,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from lab.reader.cells import GRID, SIDE, draw_cell, ink, jittered
+from lab.reader.grid import GRID, SIDE, draw_cell, ink, jittered
 
 JITTER = 2.0  # weight of jittered cells in C
 SAMPLES = 3000  # of them
@@ -73,7 +73,7 @@ def matched_filters(texts: Sequence[str], features: int) -> Filters:
 
 
 def _whitening(cells: Array, features: int) -> Array:
-    """The first principal components of ``cells`` [n, pixels], scaled to second moment 1."""
+    """The first principal components of ``grid`` [n, pixels], scaled to second moment 1."""
     n, pixels = cells.shape
     if n < pixels:
         values, left = np.linalg.eigh(cells @ cells.T / n)

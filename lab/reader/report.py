@@ -22,7 +22,7 @@ import numpy as np
 from llama_cpp import Llama
 
 from lab.reader import build, neutral, suite
-from lab.reader.cells import Writer
+from lab.reader.grid import Writer
 from lab.reader.projector import known_tokens
 from mars_gguf.console import command
 from mars_gguf.convert import Prompts

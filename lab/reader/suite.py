@@ -24,7 +24,7 @@ from typing import Any
 
 from llama_cpp import Llama
 
-from lab.reader.cells import TooLong, Writer
+from lab.reader.grid import TooLong, Writer
 from lab.reader.projector import known_tokens
 from mars_gguf.console import command
 from mars_gguf.evaluate.conversations import conversations

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from lab.reader import report, suite
 from lab.reader.ceilings import ALLOWED, FOLDS, ceilings
-from lab.reader.cells import TooLong, Writer
+from lab.reader.grid import TooLong, Writer
 from lab.reader.projector import known_tokens
 from lab.reader.rules import BUDGETS, Rule, coordinate, judged, middle_blocks, refused, rules
 from lab.reader.states import LAST, Name, Seen, TailExtractor, measure
