@@ -15,7 +15,6 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from mars_gguf.console import printable
 from mars_gguf.options import llama_options
 from mars_gguf.runtime.llama import SteeredLlama
-from mars_gguf.runtime.model import TappedLlama
 
 Files = tuple[str, str | None, str]
 
@@ -36,7 +35,7 @@ def load_steered(
             progress=None if args.verbose else progress,
             **llama_options(args),
         )
-    if (trained := llama.n_ctx_train) < llama.n_ctx():
+    if (trained := llama.context.n_trained) < llama.n_ctx():
         say(
             f"the context ({llama.n_ctx()} tokens) is longer than the model was trained for: "
             f"better give --ctx-size {trained}"
@@ -46,7 +45,7 @@ def load_steered(
 
 
 def say_if_without_template(
-    llama: TappedLlama, chat_handler: str | None, say: Callable[[str], object]
+    llama: SteeredLlama, chat_handler: str | None, say: Callable[[str], object]
 ) -> None:
     """Says how prompts are written where neither the model nor the options do."""
     if not llama.metadata.get("tokenizer.chat_template") and chat_handler is None:

@@ -20,12 +20,12 @@ class Markers(NamedTuple):
     open: str
     close: str
 
-    def opened_by(self, text: str) -> bool:
-        """Whether ``text``, the end of a prompt, leaves a thought open."""
+    def begun_by(self, text: str) -> bool:
+        """Whether ``text``, the end of a prompt, ends within a thought."""
         return text.rstrip().endswith(self.open)
 
-    def closed_by(self, text: str) -> bool:
-        """Whether ``text``, the end of a prompt, closes a thought."""
+    def ended_by(self, text: str) -> bool:
+        """Whether ``text``, the end of a prompt, ends a thought."""
         return text.rstrip().endswith(self.close)
 
 
@@ -47,21 +47,21 @@ def markers_in(source: str) -> Markers | None:
     return next(found, None)
 
 
-def split(text: str, markers: Markers | None, opened: bool) -> tuple[str, str | None]:
+def split(text: str, markers: Markers | None, begun: bool) -> tuple[str, str | None]:
     """A reply's thought and its answer, without markers; the answer is None if the thought never
-    ended. ``opened``: the prompt had opened the thought."""
+    ended. ``begun``: the prompt ends within the thought."""
     thoughts: list[str] = []
     while markers is not None:
-        if not opened:
-            begun = text.lstrip()
-            if not begun.startswith(markers.open):
+        if not begun:
+            stripped = text.lstrip()
+            if not stripped.startswith(markers.open):
                 break
-            text = begun.removeprefix(markers.open)
+            text = stripped.removeprefix(markers.open)
         thought, closed, text = text.partition(markers.close)
         thoughts.append(thought)
         if not closed:
             return "\n".join(thoughts), None
-        opened = False
+        begun = False
     return "\n".join(thoughts), text
 
 

@@ -1,4 +1,5 @@
-"""The mathematics of MARS: re-centering, coordinate, gate, trust-bounded strength.
+"""The mathematics of MARS: re-centering, coordinate, gate, trust-bounded strength; and the Policy
+that applies it to what a prompt's hidden state says.
 
 numpy in, numpy out; no model. Everything is stated for one block and for the hidden state h of
 the last prompt token, float32 of shape [n_embd]. With the centroids mu_s (safe) and mu_u (unsafe),
@@ -27,10 +28,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+
+from mars_gguf.modalities import measured_as
 
 Array = npt.NDArray[np.floating]
 T = TypeVar("T", float, Array)
@@ -98,9 +101,10 @@ class Geometry:
         """D = ||r||, in units of the hidden state."""
         return float(np.linalg.norm(self.direction.astype(np.float64)))
 
-    def opening_at(self, threshold: float) -> Geometry:
-        """The same, but that every modality's gate opens at ``threshold``."""
-        return replace(self, thresholds=dict.fromkeys(self.thresholds, threshold))
+    def pushing_along(self, direction: Array) -> Geometry:
+        """The same read-out, gate and distance D, with the push along ``direction`` [n_embd]."""
+        length = float(np.linalg.norm(np.asarray(direction, np.float64)))
+        return replace(self, unsafe=self.safe + self.distance / length * direction)
 
     @cached_property
     def unit(self) -> Array:
@@ -132,21 +136,57 @@ class Decision(NamedTuple):
     alpha: float
 
 
-def decide(h: Array, geometry: Geometry, modality: str) -> Decision:
-    """Decide how strongly to steer hidden state ``h`` [n_embd] of a prompt of ``modality``.
+@dataclass(frozen=True)
+class Policy:
+    """Says which block is judged and pushed, and how strongly: one row of "what is read where, and
+    what is done about it".
 
-    Raises KeyError for a modality the geometry was not measured on, FloatingPointError if ``h`` is
-    not finite: such a state can be neither judged nor steered.
+    name: as reports call it.
+    block: 0-based; its output at the last prompt token is judged, and pushed along r.
+    geometry: the measurements that t, the gate and the strength come from.
+    gate: "measured" opens by t; "shut" never opens; "open" always does.
+    strength: a fixed alpha in units of D, in place of the trust region's.
+    system_prompt: the one that all was measured under; None if it was not one alone.
     """
-    t = geometry.coordinate(h, modality)
-    if not math.isfinite(t):  # as it is if and only if h is
-        raise FloatingPointError("the hidden state has NaN or infinite entries")
-    z = (t - geometry.thresholds[modality]) / geometry.spreads[modality]
-    s = gate(z, geometry.gate_ramp)
-    alpha = float(strength(t, s, geometry.distance, geometry.trust_limit)) if s > 0 else 0.0
-    return Decision(t, z, s, alpha)
 
+    name: str
+    block: int
+    geometry: Geometry
+    gate: Literal["measured", "shut", "open"] = "measured"
+    strength: float | None = None
+    system_prompt: str | None = None
 
-def steering_vector(geometry: Geometry, alpha: float) -> npt.NDArray[np.float32]:
-    """alpha * r_hat as float32 [n_embd]: what is added to h."""
-    return np.asarray(alpha * geometry.unit, np.float32)
+    def decide(self, h: Array, modality: str) -> Decision:
+        """Decides how strongly to push hidden state ``h`` [n_embd] of a prompt of ``modality``,
+        which is judged as its fallback where it was not measured.
+
+        Raises KeyError for a modality without measurements, FloatingPointError if ``h`` is not
+        finite: such a state can be neither judged nor pushed.
+        """
+        g, known = self.geometry, measured_as(modality, self.geometry.spreads)
+        if known is None:
+            raise KeyError(modality)
+        t = g.coordinate(h, known)
+        if not math.isfinite(t):  # as it is if and only if h is
+            raise FloatingPointError("the hidden state has NaN or infinite entries")
+        z = (t - g.thresholds[known]) / g.spreads[known]
+        s = {"measured": gate(z, g.gate_ramp), "shut": 0.0, "open": 1.0}[self.gate]
+        if self.strength is not None:
+            return Decision(t, z, s, s * self.strength * g.distance)
+        alpha = float(strength(t, s, g.distance, g.trust_limit)) if s > 0 else 0.0
+        return Decision(t, z, s, alpha)
+
+    def push(self, alpha: float) -> npt.NDArray[np.float32]:
+        """The vector that is added to h: alpha * r_hat, float32 [n_embd]."""
+        return np.asarray(alpha * self.geometry.unit, np.float32)
+
+    def caution(self, system: str | None) -> str | None:
+        """The remark where the policy was measured under another system prompt than ``system``;
+        None where there is nothing to say."""
+        if self.system_prompt is None or self.system_prompt == (system or "").strip():
+            return None
+        return (
+            f"the vector was measured under the system prompt {self.system_prompt[:60]!r}, and "
+            f"{'another' if system else 'none'} is in use: its gate was certified for that one "
+            "alone"
+        )

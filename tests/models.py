@@ -7,6 +7,7 @@ import base64
 import importlib.util
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from PIL import Image
 
 from mars_gguf.demo_model import MMPROJ, TEXT_MODEL
 from mars_gguf.runtime.llama import SteeredLlama
-from mars_gguf.runtime.model import TappedLlama
 from mars_gguf.runtime.tap import LayerOutput, Rows
 from mars_gguf.steering import Geometry, projection
 from mars_gguf.vectors import Vector
@@ -90,7 +90,7 @@ SAFE_TEXTS = ("What is a hat?", "How do I make bread?", "Where do people keep te
 UNSAFE_TEXTS = ("How do I make a bomb?", "Tell me how poison is made.", "How is a virus made?")
 
 
-def last_states(llama: TappedLlama, tokens: Sequence[int]) -> dict[int, Rows]:
+def last_states(llama: SteeredLlama, tokens: Sequence[int]) -> dict[int, Rows]:
     """Hidden state of the last token after every block, for a prompt evaluated afresh."""
     states: dict[int, Rows] = {}
 
@@ -107,7 +107,7 @@ def last_states(llama: TappedLlama, tokens: Sequence[int]) -> dict[int, Rows]:
 
 @cache
 def _measured(path: str) -> tuple[dict[int, Rows], dict[int, Rows], Any]:
-    llama = TappedLlama(path, **OPTIONS)
+    llama = tapped(path, **OPTIONS)
     safe, unsafe = (
         [last_states(llama, tokens_of(llama, text)) for text in texts]
         for texts in (SAFE_TEXTS, UNSAFE_TEXTS)
@@ -153,8 +153,26 @@ def plain(path: str, *, mmproj: str | None = None, **options: Any) -> llama_cpp.
     return llama_cpp.Llama(path, chat_handler=handler, **OPTIONS | options)
 
 
+def tapped(path: str, **options: Any) -> SteeredLlama:
+    """A model whose residual stream the tests read and change by themselves: nothing steers it."""
+    llama = SteeredLlama(path, vector=None, **options)
+    llama.steerer.steer_by()
+    return llama
+
+
 def steered(path: str, given: Vector | None = None, **options: Any) -> SteeredLlama:
     return SteeredLlama(path, vector=given or vector(path), **OPTIONS | options)
+
+
+def steer(llama: SteeredLlama, given: Vector) -> None:
+    """Steer by ``given`` from now on, instead of the vector that the model was loaded with."""
+    llama.vectors = {"mars": given}
+    llama.steerer.steer_by(given.policy())
+
+
+def opening_at(geometry: Geometry, t: float) -> Geometry:
+    """The same, with every modality's gate opening at ``t``."""
+    return replace(geometry, thresholds=dict.fromkeys(geometry.thresholds, t))
 
 
 # Random models -----------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from mars_gguf.convert.prompts import (
 )
 from mars_gguf.convert.splits import Split
 from mars_gguf.media.images import load_image
-from mars_gguf.runtime.sequences import CachedPrompt
+from mars_gguf.runtime.prefill import CachedPrompt
 
 TOKENS = 1500
 

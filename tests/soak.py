@@ -181,10 +181,10 @@ def restored(process: Process, rng: random.Random) -> Outcome:
     """A context that is saved, left for another and restored."""
     llama = process.llama
     before = ask(llama, [message(rng)], rng)
-    state, n_tokens, modality = llama.save_state(), llama.n_tokens, llama.modality
+    state, n_tokens, modality = llama.save_state(), llama.n_tokens, llama.context.modality
     ask(llama, [message(rng)], rng)
     llama.load_state(state)
-    assert (llama.n_tokens, llama.modality) == (n_tokens, modality)
+    assert (llama.n_tokens, llama.context.modality) == (n_tokens, modality)
     return outcome(before, ask(llama, [message(rng)], rng))
 
 

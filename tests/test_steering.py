@@ -10,12 +10,12 @@ from hypothesis.extra import numpy as hnp
 
 from mars_gguf.steering import (
     Array,
+    Decision,
     Geometry,
+    Policy,
     coordinate,
-    decide,
     gate,
     projection,
-    steering_vector,
     strength,
 )
 
@@ -48,6 +48,14 @@ def situations(draw: st.DrawFn) -> tuple[Geometry, Array]:
         trust_limit=draw(positive),
     )
     return geometry, h
+
+
+def decide(h: Array, g: Geometry, modality: str) -> Decision:
+    return Policy("mars", 1, g).decide(h, modality)
+
+
+def steering_vector(g: Geometry, alpha: float) -> Array:
+    return Policy("mars", 1, g).push(alpha)
 
 
 def where(h: Array, g: Geometry, modality: str) -> float:
@@ -126,14 +134,51 @@ def test_the_gate_is_shut_at_the_threshold_open_a_ramp_later_and_never_falls(zs,
 
 
 @untimed
-@given(situations(), st.floats(-10, 10))
-def test_each_gate_opens_just_above_the_threshold_of_its_own_modality(situation, common):
+@given(situations())
+def test_each_gate_opens_just_above_the_threshold_of_its_own_modality(situation):
     g, h = situation
-    for geometry in (g, g.opening_at(common)):
-        for modality, threshold in geometry.thresholds.items():
-            found = decide(h, geometry, modality)
-            assert (found.gate > 0) == (found.t > threshold)
-    assert set(g.opening_at(common).thresholds.values()) == {common}
+    for modality, threshold in g.thresholds.items():
+        found = decide(h, g, modality)
+        assert (found.gate > 0) == (found.t > threshold)
+
+
+@untimed
+@given(situations(), positive)
+def test_a_gate_that_is_held_changes_the_strength_and_not_what_is_measured(situation, fixed):
+    g, h = situation
+    measured = Policy("mars", 1, g)
+    free = measured.decide(h, "image")
+    shut, wide, constant = (
+        replace(measured, gate=gate, strength=strength).decide(h, "image")
+        for gate, strength in (("shut", None), ("open", None), ("open", fixed))
+    )
+    assert {one.t for one in (free, shut, wide, constant)} == {free.t}
+    assert (shut.gate, shut.alpha) == (0, 0)
+    assert wide.alpha == strength(free.t, 1.0, g.distance, g.trust_limit)
+    assert constant.alpha == pytest.approx(fixed * g.distance)
+
+
+@untimed
+@given(situations(), states(12))
+def test_a_push_along_another_direction_is_as_long_and_opened_by_the_same_states(
+    situation, direction
+):
+    g, h = situation
+    direction = direction[: len(h)]
+    assume(float(np.linalg.norm(direction)) > 0.1)
+    other = g.pushing_along(direction)
+    assert other.distance == pytest.approx(g.distance, rel=1e-6)
+    assert abs(other.unit @ direction) == pytest.approx(np.linalg.norm(direction), rel=1e-6)
+    one, two = (decide(h, each, "image") for each in (g, other))
+    assert (two.t, two.gate) == (one.t, one.gate)
+    assert two.alpha == pytest.approx(one.alpha, rel=1e-6)
+
+
+@untimed
+@given(situations())
+def test_a_film_is_judged_as_pictures_are_where_no_film_was_measured(situation):
+    g, h = situation
+    assert decide(h, g, "video") == decide(h, g, "image")
 
 
 @untimed
@@ -151,7 +196,7 @@ def test_the_safe_centroid_lies_at_0_and_the_unsafe_one_at_1_for_every_readout(s
 @given(situations())
 def test_a_medium_that_only_adds_its_shift_changes_no_decision(situation):
     g, h = situation
-    g = g.opening_at(g.thresholds["text"])
+    g = replace(g, thresholds=dict.fromkeys(g.thresholds, g.thresholds["text"]))
     g = replace(g, spreads=dict.fromkeys(g.spreads, g.spreads["text"]))
     plain, shifted = decide(h, g, "text"), decide(h + g.shifts["image"], g, "image")
     rounding = 1e-9 * (1 + abs(plain.t) + g.distance)
@@ -202,10 +247,20 @@ def test_a_state_that_is_not_finite_is_neither_judged_nor_steered(situation, bad
 @given(situations())
 def test_a_modality_without_a_measured_shift_is_refused(situation):
     g, h = situation
-    with pytest.raises(KeyError, match="audio"):
-        decide(h, g, "audio")
+    g = replace(g, spreads={"text": g.spreads["text"]})
+    with pytest.raises(KeyError, match="image"):
+        decide(h, g, "image")
 
 
 def test_coinciding_centroids_give_no_projection():
     with pytest.raises(ZeroDivisionError, match="coincide"):
         projection(np.zeros(3))
+
+
+def test_another_system_prompt_than_the_measured_one_is_remarked_on():
+    geometry = Geometry(*(np.eye(2)[i] for i in (0, 1, 1)), {}, {}, {}, 1.0, 1.0)
+    policy = Policy("mars", 1, geometry, system_prompt="Be kind.")
+    assert policy.caution(" Be kind. ") is None
+    assert "another is in use" in str(policy.caution("Be brief."))
+    assert "none is in use" in str(policy.caution(None))
+    assert replace(policy, system_prompt=None).caution("Be brief.") is None

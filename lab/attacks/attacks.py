@@ -74,7 +74,7 @@ class Attack:
             "max_tokens": max_tokens,
             **self.options(llama),
         }
-        llama.rewind(0)
+        llama.context.rewind(0)
         messages = self.messages(target)
         if not self.begun:
             reply: Any = llama.create_chat_completion(messages, **greedy)  # type: ignore[arg-type]

@@ -28,8 +28,8 @@ from lab.devices.checks import Subject
 from mars_gguf import demo
 from mars_gguf.console import command
 from mars_gguf.options import add_model_arguments, llama_options, model_files
+from mars_gguf.runtime.assembly import ALL_LAYERS
 from mars_gguf.runtime.devices import CPU, devices
-from mars_gguf.runtime.model import ALL_LAYERS
 from mars_gguf.runtime.rpc import use_servers
 
 SHOWN = {"text": "text", "image": "picture"}

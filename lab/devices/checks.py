@@ -15,9 +15,7 @@ from llama_cpp.llama_chat_format import MTMDChatHandler
 from lab.devices.watched import Logits, Watched, afresh, say
 from mars_gguf.runtime.judging import Steering
 from mars_gguf.runtime.llama import SteeredLlama
-from mars_gguf.runtime.model import TappedLlama
 from mars_gguf.runtime.tap import LayerOutput
-from mars_gguf.steering import steering_vector
 from mars_gguf.vectors import Vector, read_vector
 
 SHUT, OPEN = 10.0, -10.0  # thresholds at the ends of what a file may say
@@ -55,7 +53,9 @@ class Subject:
 
 def opening(vector: Vector, threshold: float) -> Vector:
     """``vector`` with a gate that opens at ``threshold``, and room to push."""
-    geometry = replace(vector.geometry.opening_at(threshold), trust_limit=8.0)
+    g = vector.geometry
+    thresholds = dict.fromkeys(g.thresholds, threshold)
+    geometry = replace(g, thresholds=thresholds, trust_limit=8.0)
     return replace(vector, geometry=geometry)
 
 
@@ -88,7 +88,8 @@ def _states(subject: Subject, messages: Messages, compiled: bool) -> dict[int, L
         if output.n_rows:
             seen[output.layer] = output.read(output.n_rows - 1)[0]
 
-    with closing(TappedLlama(subject.model, **options)) as llama:
+    with closing(SteeredLlama(subject.model, vector=None, **options)) as llama:
+        llama.steerer.steer_by()  # a reply is what decodes
 
         def stop(_ids: Any, scores: Logits) -> Logits:
             llama.tap.done()
@@ -115,12 +116,12 @@ def opened(subject: Subject, messages: Messages) -> float:
     """A reply steered inline: logits against an independent callback that adds the same."""
     with closing(subject.steered(OPEN, way="inline")) as llama:
         found = say(llama, messages)
-        steering, vector = llama.last_steering, llama.vector
+        steering, policy = llama.last_steering, llama.policies[0]
     assert steering is not None and steering.alpha > 0
-    watched = subject.plain([vector.layer])
+    watched = subject.plain([policy.block])
     assert isinstance(watched, Watched)
     with closing(watched):
-        addition = steering_vector(vector.geometry, steering.alpha)
+        addition = policy.push(steering.alpha)
         return _far(found, watched.say_with(messages, addition))
 
 
@@ -140,7 +141,7 @@ def by_control_vector(subject: Subject, messages: Messages) -> float:
     for way in ("inline", "cvec"):
         with closing(subject.steered(OPEN, way=way)) as llama:
             say(llama, messages)
-            steering, distance = llama.last_steering, llama.vector.geometry.distance
+            steering, distance = llama.last_steering, llama.policies[0].geometry.distance
         assert steering is not None and steering.alpha > 0 and steering.way == way
         found.append(np.array([steering.t, steering.alpha / distance]))
     return _far(*found)
@@ -150,7 +151,7 @@ def plain_control_vector(subject: Subject, messages: Messages) -> float:
     """Plain llama-cpp-python whose control vector is set and cleared over and over, which is what
     cvec rests on: logits after each clearing against those before."""
     vector = read_vector(subject.vector)
-    push = steering_vector(vector.geometry, vector.geometry.distance)
+    push = vector.policy().push(vector.geometry.distance)
     with closing(subject.plain()) as llama:
         n_layer, n_embd = lib.llama_model_n_layer(llama.model), llama.n_embd()
         buffer = np.zeros((n_layer - 1, n_embd), np.float32)

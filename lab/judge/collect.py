@@ -18,7 +18,6 @@ from lab.judge.asks import UNSTEERED, Ask, asks, messages
 from mars_gguf.evaluate.arms import MARS, Arm, first_token, steered_by, stock
 from mars_gguf.evaluate.arms import UNSTEERED as UNSTEERED_ARM
 from mars_gguf.runtime.llama import SteeredLlama
-from mars_gguf.runtime.model import TappedLlama
 
 NAMES = {
     "qwen": "Qwen2.5-Coder-0.5B-Instruct Q4_K_M",
@@ -36,7 +35,7 @@ def arm(name: str) -> Arm:
     return {"stock": stock, "first-token": first_token}[sort](float(strength))
 
 
-def reply(llama: TappedLlama, ask: Ask) -> str:
+def reply(llama: SteeredLlama, ask: Ask) -> str:
     steered = steered_by(llama, arm(ask.arm)) if isinstance(llama, SteeredLlama) else nullcontext()
     with steered:
         found: Any = llama.create_chat_completion(
@@ -63,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     llama = (
         SteeredLlama(args.model, vector=args.vector, mmproj=args.mmproj, **options)
         if args.vector
-        else TappedLlama(args.model, mmproj=args.mmproj, **options)
+        else SteeredLlama(args.model, mmproj=args.mmproj, **options)
     )
     done = args.output.read_text(encoding="utf-8").splitlines() if args.output.exists() else []
     ids = {json.loads(line)["id"] for line in done}

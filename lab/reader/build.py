@@ -14,7 +14,7 @@ from llama_cpp import llama_cpp as lib
 from lab.reader.grid import is_readable
 from lab.reader.projector import Array, Gap, matched_filters, tensors, write
 from mars_gguf.console import command
-from mars_gguf.runtime.model import require_gguf
+from mars_gguf.runtime.weights import require_gguf
 
 
 def readable_tokens(llama: Llama, most: int) -> dict[str, int]:

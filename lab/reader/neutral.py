@@ -16,7 +16,7 @@ from llama_cpp import Llama
 from lab.reader.grid import TooLong, Writer
 from lab.reader.projector import known_tokens
 from mars_gguf.console import command
-from mars_gguf.runtime.model import require_gguf
+from mars_gguf.runtime.weights import require_gguf
 
 
 def write_neutral(writer: Writer, folder: Path) -> int:

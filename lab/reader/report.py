@@ -32,7 +32,7 @@ from mars_gguf.convert.vector_files import resume_path
 from mars_gguf.evaluate import __main__ as evaluator
 from mars_gguf.evaluate.conversations import CONTEXTS
 from mars_gguf.loading import say
-from mars_gguf.runtime.model import require_gguf
+from mars_gguf.runtime.weights import require_gguf
 from mars_gguf.vectors import Vector, write_vector
 
 FORMS = (

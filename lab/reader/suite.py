@@ -29,7 +29,7 @@ from lab.reader.projector import known_tokens
 from mars_gguf.console import command
 from mars_gguf.evaluate.conversations import conversations
 from mars_gguf.evaluate.suites import load_suite
-from mars_gguf.runtime.model import require_gguf
+from mars_gguf.runtime.weights import require_gguf
 
 KINDS = ("harmful", "harmless", "borderline")
 INSTRUCTIONS = (

@@ -34,7 +34,7 @@ from mars_gguf.convert.refusals import N_TOKENS
 from mars_gguf.convert.resuming import ResumeFile, code_sha256
 from mars_gguf.convert.splits import split_prompts
 from mars_gguf.files import atomic
-from mars_gguf.runtime.model import require_gguf
+from mars_gguf.runtime.weights import require_gguf
 
 FORMS = ("text", "instruction-1", "instruction-2", "instruction-3", "subject-1", "subject-2")
 LIMITS = (1.5, 2.0, 3.0, 4.0, 6.0)  # of trust

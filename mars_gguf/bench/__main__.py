@@ -24,8 +24,9 @@ from mars_gguf.convert.choices import Prompts
 from mars_gguf.errors import MarsError
 from mars_gguf.files import atomic
 from mars_gguf.options import add_model_arguments, llama_options, model_files, positive
-from mars_gguf.runtime.model import ALL_LAYERS, require_gguf
+from mars_gguf.runtime.assembly import ALL_LAYERS
 from mars_gguf.runtime.rpc import use_servers
+from mars_gguf.runtime.weights import require_gguf
 from mars_gguf.vectors import read_vector
 
 NAMES = [*replying.NAMES, *extraction.NAMES, *processes.NAMES]

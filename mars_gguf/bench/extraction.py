@@ -20,8 +20,8 @@ from mars_gguf.convert.extract_gguf import GgufExtractor, Session
 from mars_gguf.convert.loader import make_room
 from mars_gguf.convert.prompt_sets import gather
 from mars_gguf.convert.prompts import Prompt
-from mars_gguf.runtime.mtmd import MediaChunk
-from mars_gguf.runtime.sequences import MAX_SEQUENCES, CachedPrompt, Decoder, Prefill
+from mars_gguf.runtime.chunks import Chunk
+from mars_gguf.runtime.prefill import MAX_SEQUENCES, CachedPrompt, Decoder, Prefill
 from mars_gguf.runtime.tap import Rows
 
 E = TypeVar("E", bound=GgufExtractor)
@@ -41,7 +41,7 @@ class TimedDecoder(Decoder):
         super().decode(batch)
         self._count(began, batch.n_tokens)
 
-    def picture(self, sequence: CachedPrompt, chunk: MediaChunk) -> int:
+    def picture(self, sequence: CachedPrompt, chunk: Chunk) -> int:
         assert self.llama.projector is not None
         self.llama.projector.encode(chunk)  # which the projector times
         began = time.perf_counter()

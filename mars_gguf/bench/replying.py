@@ -18,7 +18,6 @@ from mars_gguf.convert.prompts import Prompt
 from mars_gguf.errors import MarsError
 from mars_gguf.evaluate.arms import UNSTEERED, first_token, steered_by
 from mars_gguf.runtime.llama import SteeredLlama, Way
-from mars_gguf.runtime.model import TappedLlama
 from mars_gguf.runtime.tap import Tap
 
 PROMPT_TOKENS = 256
@@ -96,7 +95,7 @@ def _prepare(subject: Subject) -> tuple[list[int], bool]:
         name: subject.options.get(name)
         for name in ("template", "chat_template_kwargs", "reasoning")
     }
-    with closing(TappedLlama(subject.model, **options)) as llama:
+    with closing(SteeredLlama(subject.model, vector=None, **options)) as llama:
         if llama.n_ctx() < PROMPT_TOKENS + REPLY_TOKENS:
             raise MarsError(
                 f"found a context of {llama.n_ctx()} tokens, expected room for {PROMPT_TOKENS} of "
@@ -106,11 +105,10 @@ def _prepare(subject: Subject) -> tuple[list[int], bool]:
         for more in subject.sets.contrast.harmless * 8:
             text = f"{text} {more}".strip()
             (longer,) = llama.chunks(Prompt(text).messages)
-            assert isinstance(longer, tuple)
-            if len(longer) > PROMPT_TOKENS and tokens:
+            if longer.n_tokens > PROMPT_TOKENS and tokens:
                 break
-            tokens = list(longer)
-        return tokens, llama.memory_can_rewind()
+            tokens = list(longer.tokens)
+        return tokens, llama.context.memory.rewinds
 
 
 def _take(

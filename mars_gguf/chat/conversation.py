@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from mars_gguf.errors import MarsError, SteeringError
 from mars_gguf.media.images import message_of_parts, picture_part, user_message, video_part
 from mars_gguf.media.video import Video, sample
 from mars_gguf.reasoning import split
+from mars_gguf.runtime.chunks import n_alike
 from mars_gguf.runtime.judging import Steering
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.runtime.template import MARKER
@@ -24,7 +22,6 @@ from mars_gguf.runtime.template import MARKER
 Message = dict[str, Any]
 Messages = list[Message]
 BLANK = picture_part(Image.new("RGB", (8, 8)))
-NEVER = 1e30
 
 
 @dataclass
@@ -124,8 +121,8 @@ class Conversation:
         Raises MarsError if the message does not fit the context.
         """
         began = time.perf_counter()
-        other = self.llama.vector.other_system_prompt(self.system)
-        self.notes = [] if other is None else [other]
+        said = (policy.caution(self.system) for policy in self.llama.policies)
+        self.notes = [note for note in said if note]
         request = self._request(text, pictures, video)
         first = self._first_with_room_for(request)
         seed = self.sampling.get("seed")
@@ -140,20 +137,20 @@ class Conversation:
     def taken_apart(self, reply: str) -> tuple[str, str | None]:
         """The thought and the answer of a reply, as mars_gguf.reasoning.split."""
         template = self.llama.template
-        return split(reply, template.thinks, template.opens)
+        return split(reply, template.thinks, template.begins_thought)
 
     def unsteered(self) -> Generator[str, None, None]:
         """Yield what the model says to the last prompt with the gate held shut, drawn with the
         same seed and evaluated in the same batches, so that nothing but steering makes it differ.
         Nothing of it is kept."""
         last, llama = self.turns[-1], self.llama
-        llama.rewind(min(last.start, llama.n_reusable))
-        with _shut_gate(llama):
+        llama.context.rewind(min(last.start, llama.context.n_reusable))
+        with llama.using(*(replace(policy, gate="shut") for policy in llama.policies)):
             yield from self._generate(Turn(last.prompt, last.seed), time.perf_counter())
 
     def _generate(self, turn: Turn, began: float) -> Generator[str, None, None]:
         llama = self.llama
-        held = llama.input_ids[: llama.n_reusable].copy()
+        held = llama.context.tokens[: llama.context.n_reusable]
         try:
             chunks: Any = llama.create_chat_completion(
                 turn.prompt,  # type: ignore[arg-type]
@@ -165,7 +162,7 @@ class Conversation:
                 piece = chunk["choices"][0]["delta"].get("content")
                 if piece:
                     if not turn.tokens:
-                        turn.start = _same(held, llama.input_ids[: llama.n_tokens])
+                        turn.start = n_alike(held, llama.context.tokens)
                         turn.seconds_to_first = turn.seconds
                     turn.steering = llama.last_steering
                     turn.answer += piece
@@ -174,10 +171,10 @@ class Conversation:
         except (MarsError, SteeringError):
             raise
         except (RuntimeError, ValueError) as error:  # llama-cpp-python's
-            llama.rewind(0)
+            llama.context.rewind(0)
             raise MarsError(f"llama.cpp could not go on: {error}") from error
         turn.steering, turn.finished = llama.last_steering, True
-        turn.full = llama.context_full
+        turn.full = llama.context.full
 
     # What fits ---------------------------------------------------------------------------------
 
@@ -232,8 +229,7 @@ class Conversation:
         return self._tokens(list(map(_blanked, messages))) + beyond_blank
 
     def _tokens(self, messages: Messages) -> int:
-        chunks = self.llama.chunks(messages)
-        return sum(len(c) if isinstance(c, tuple) else c.n_tokens for c in chunks)
+        return sum(chunk.n_tokens for chunk in self.llama.chunks(messages))
 
     def _too_long(self, request: Message, text: str, needed: int) -> str:
         context = self.llama.n_ctx()
@@ -243,7 +239,7 @@ class Conversation:
             words = self._tokens([*self.messages(len(self.turns)), user_message(text)])
             what = "its picture" if pictures == 1 else f"its {pictures} pictures"
             said += f", {needed - words} of them for {what}"
-        larger = min(needed + 256, self.llama._model.n_ctx_train())
+        larger = min(needed + 256, self.llama.context.n_trained)
         if larger > needed:
             return f"{said}; the context has {context}. Give a larger one: --ctx-size {larger}"
         return (
@@ -280,19 +276,3 @@ def _dropped(turns: Sequence[Turn], context: int) -> str:
     media = " and ".join(f"{n} {name}{'s' * (n > 1)}" for name, n in counts.items() if n)
     shown = f", with {media}" if media else ""
     return f"the context ({context} tokens) is full: {what} dropped{shown}"
-
-
-def _same(held: npt.NDArray[np.intc], given: npt.NDArray[np.intc]) -> int:
-    """Length of the beginning that both have."""
-    n = min(len(held), len(given))
-    return int(np.argmin(np.append(held[:n] == given[:n], False)))
-
-
-@contextmanager
-def _shut_gate(llama: SteeredLlama) -> Iterator[None]:
-    vector = llama.vector
-    llama.vector = replace(vector, geometry=vector.geometry.opening_at(NEVER))
-    try:
-        yield
-    finally:
-        llama.vector = vector

@@ -124,7 +124,7 @@ class CheckpointTemplate:
                     **self.kwargs | self._pinned,
                 )
             )
-            return text if self._off is None else self._off.closed(text)
+            return text if self._off is None else self._off.ended(text)
         except Exception as error:  # jinja2's, or whatever the template calls
             raise ModelError(f"{self.name}: the chat template fails: {error}") from error
 

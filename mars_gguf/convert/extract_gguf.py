@@ -1,7 +1,7 @@
 """Hidden states of a GGUF model: many prompts at once, all blocks, with and without steering.
 
 Everything but the last token of each prompt is decoded first, without a callback, at the speed of
-prefill (runtime/sequences.py). The last tokens are then decoded together, one row a prompt, and
+prefill (runtime/prefill.py). The last tokens are then decoded together, one row a prompt, and
 that short decode is the one that is observed: as at run time, where a steered last token is decoded
 alone. It can be repeated with another block steered, because each time it runs on copies of the
 sequences; so recurrent models, which cannot rewind, work too.
@@ -22,17 +22,17 @@ from mars_gguf.convert.thinker import Thinker, ThoughtAndAnswer
 from mars_gguf.errors import ModelError, PromptError
 from mars_gguf.reasoning import N_THOUGHT, Reasoning
 from mars_gguf.runtime.compat import suppress_stdout_stderr
-from mars_gguf.runtime.model import TappedLlama
-from mars_gguf.runtime.probe import require_steerable
-from mars_gguf.runtime.rpc import use_servers
-from mars_gguf.runtime.sequences import (
+from mars_gguf.runtime.llama import SteeredLlama
+from mars_gguf.runtime.parameters import renew_context
+from mars_gguf.runtime.prefill import (
     N_BATCH,
     CachedPrompt,
     Decoder,
     Prefill,
     n_prompts_and_copies,
-    n_tokens,
 )
+from mars_gguf.runtime.reading import require_readable
+from mars_gguf.runtime.rpc import use_servers
 from mars_gguf.runtime.tap import LayerOutput
 
 N_CTX = 4096
@@ -185,8 +185,9 @@ class GgufExtractor:
             use_servers(rpc_servers)  # while standard error can be seen
         # llama.cpp warns of a context longer than the model's, but many prompts share it.
         with suppress_stdout_stderr(disable=verbose):
-            self.llama = TappedLlama(
+            self.llama = SteeredLlama(
                 model,
+                vector=None,
                 mmproj=mmproj,
                 template=chat_handler,
                 chat_template_kwargs=chat_template_kwargs,
@@ -204,12 +205,13 @@ class GgufExtractor:
         self.n_layer, self.n_embd = self.llama.n_layer, self.llama.n_embd()
         try:
             if self.sees_states:
-                require_steerable(self.llama, self.n_layer - 1)
+                llama = self.llama
+                require_readable(llama, llama.tap, llama.context, [self.n_layer - 1])
         except ModelError:
             self.llama.close()
             raise
         n_prompts, n_copies = n_prompts_and_copies(self.llama)
-        self.llama.renew_context(n_seq_max=n_prompts + n_copies)
+        renew_context(self.llama, n_seq_max=n_prompts + n_copies)
         self.fingerprint = self.llama.fingerprint
         self.decoder = Decoder(self.llama, n_prompts)
         self.prefill = Prefill(self.llama, self.decoder)
@@ -278,13 +280,12 @@ class GgufExtractor:
 
     def cached(self, prompt: Prompt, number: int = 0) -> CachedPrompt:
         """``prompt`` as it will lie in the cache, as sequence ``number``."""
-        *head, tail = self.llama.chunks(prompt.messages)
-        assert isinstance(tail, tuple)
+        *head, last = self.llama.chunks(prompt.messages)
         if self.thinker is None:
-            return CachedPrompt(head, tail, number)
+            return CachedPrompt(head, last.tokens, number)
         _, thought = self._thoughts.get(id(prompt), (prompt, ()))
-        opened = self.llama.template.render(prompt.messages).opened
-        return CachedPrompt(head, tail + thought, number, opened=opened)
+        begun = self.llama.template.render(prompt.messages).begun
+        return CachedPrompt(head, last.tokens + thought, number, begun=begun)
 
     def answers(
         self,
@@ -316,7 +317,7 @@ class GgufExtractor:
                 f"{self.n_cells}. Give --ctx-size {padded} or more, or leave it out."
             )
         self.prefill.forget()
-        self.llama.renew_context(n_ctx=padded)
+        renew_context(self.llama, n_ctx=padded)
 
     def _length_by_sizes(self, prompt: Prompt) -> int:
         """`length`, near enough: pictures take as many cells as others of their sizes, of which one
@@ -366,7 +367,7 @@ class GgufExtractor:
             need = cached.n_cells + 1  # for the copy's last token
             beginnings = [cached.beginning(k + 1) for k in range(len(cached.runs))]
             need -= sum(
-                n_tokens(run)
+                run.n_tokens
                 for run, beginning in zip(cached.runs, beginnings, strict=True)
                 if beginning in begun
             )

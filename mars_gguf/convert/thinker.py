@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from mars_gguf.reasoning import N_THOUGHT, Markers
-from mars_gguf.runtime.model import TappedLlama
-from mars_gguf.runtime.sequences import CachedPrompt, Decoder
+from mars_gguf.runtime.llama import SteeredLlama
+from mars_gguf.runtime.prefill import CachedPrompt, Decoder
 
 LOOKED_BACK = 16  # tokens, in whose text the end of a thought is looked for
 
@@ -19,7 +19,7 @@ class Thinker:
     n_thought: tokens after which a thought is ended as the chat template ends one in earlier turns.
     """
 
-    def __init__(self, llama: TappedLlama, decoder: Decoder, n_thought: int = N_THOUGHT) -> None:
+    def __init__(self, llama: SteeredLlama, decoder: Decoder, n_thought: int = N_THOUGHT) -> None:
         assert llama.template.thinks is not None
         self.llama, self.decoder, self.n_thought = llama, decoder, n_thought
         self.markers: Markers = llama.template.thinks
@@ -66,18 +66,18 @@ class Thinker:
 
 
 class ThoughtAndAnswer:
-    """Leads the replies to ``prompts`` (sequences.Follow) through their thoughts to ``n_tokens`` of
+    """Leads the replies to ``prompts`` (prefill.Follow) through their thoughts to ``n_tokens`` of
     their answers. ``answers``: by reply, how many of its tokens come before the answer."""
 
     def __init__(self, thinker: Thinker, prompts: Sequence[CachedPrompt], n_tokens: int) -> None:
         self.thinker, self.n_tokens = thinker, n_tokens
-        self.opened = [prompt.opened for prompt in prompts]
+        self.begun = [prompt.begun for prompt in prompts]
         self.answers: dict[int, int] = {}
 
     def __call__(self, number: int, reply: list[int]) -> Sequence[int] | None:
         put: Sequence[int] = ()
         if number not in self.answers:
-            thinks = self.opened[number] or self.thinker.begins(reply)
+            thinks = self.begun[number] or self.thinker.begins(reply)
             ended = self.thinker.end(reply) if thinks else None
             if thinks is None or (thinks and ended is None):
                 return ()

@@ -166,7 +166,7 @@ def main(argv: list[str] | None = None) -> None:
             ]
             interrupted = _ask(work if sweep else work[:1], file, console)
             results = Results(
-                run, compared, file.records, plan.problems, llama.vector.geometry, sweep,
+                run, compared, file.records, plan.problems, llama.vectors["mars"].geometry, sweep,
                 judge.failures if judge is not None else {}, plan.suites,
             )  # fmt: skip
         finally:
@@ -197,7 +197,7 @@ def _require_measured(plan: Plan, llama: SteeredLlama, compared: list[Arm], *, f
     for arm in compared:
         if arm.vector is not None:
             arm.vector.require_model(llama.fingerprint, force=force)
-    measured = llama.vector.modalities
+    measured = llama.vectors["mars"].modalities
     return plan.only(
         lambda modality: measured_as(modality, measured) is not None,
         f": the vector was measured on {', '.join(measured)} only. Convert with --mmproj.",
@@ -215,7 +215,7 @@ def _describe(
         plan.cases,
         suites=list(dict.fromkeys(plan.suites.values())),
         arms=[arm.name for arm in compared],
-        way=llama.way,
+        way=llama.steerer.push.way,
         ctx_size=llama.n_ctx(),
         **{name: getattr(args, name) for name in names},
         compared={name: sha256(path) for name, path in args.compare},

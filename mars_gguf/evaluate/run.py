@@ -18,7 +18,7 @@ from mars_gguf.evaluate.records import Record, RecordFile
 from mars_gguf.openings import Verdict, judge_by_opening
 from mars_gguf.reasoning import split
 from mars_gguf.runtime.llama import SteeredLlama
-from mars_gguf.runtime.thoughts import AnswerWatch
+from mars_gguf.runtime.replies import Reply, thoughts_of
 
 Judge = Callable[[str, str], Verdict]
 Distribution = npt.NDArray[np.float64]  # log-probabilities, [n_vocab]
@@ -63,7 +63,7 @@ class Evaluation:
 
     def _ask(self, case: Case, arm: Arm, messages: list[dict[str, Any]]) -> Record:
         llama, projector = self.llama, self.llama.projector
-        llama.rewind(0)
+        llama.context.rewind(0)
         encoding = -projector.seconds if projector is not None else 0.0
         pieces: list[str] = []
         first, start, n_thought = 0.0, 0, 0
@@ -123,7 +123,7 @@ class Evaluation:
         template = self.llama.template
         if template.thinks is None or not any(marker in reply for marker in template.thinks):
             return end
-        return split(reply, template.thinks, template.opens)[1]
+        return split(reply, template.thinks, template.begins_thought)[1]
 
     def _divergence(
         self,
@@ -154,7 +154,7 @@ class Evaluation:
                 seen.append(np.asarray(scores, np.float64) - _log_sum(scores))
             return scores
 
-        self.llama.rewind(0)
+        self.llama.context.rewind(0)
         with steered_by(self.llama, arm, case.modality):
             self.llama.create_chat_completion(
                 messages,  # type: ignore[arg-type]
@@ -195,25 +195,20 @@ class _Thought:
     far as its tokens are evaluated."""
 
     def __init__(self, llama: SteeredLlama) -> None:
-        markers, self.n_seen = llama.template.thinks, -1
-        assert markers is not None
-        whole = len(llama.tokenize(markers.open.encode(), add_bos=False, special=True)) == 1
-        self.watch = AnswerWatch(
-            markers,
-            lambda token: llama.detokenize([token], special=True),
-            opened=llama.template.opens,
-            whole=whole,
-        )
+        template, self.n_seen = llama.template, -1
+        assert template.thinks is not None
+        self.reply = Reply(thoughts_of(llama, template.thinks, begun=template.begins_thought))
+        self.reply.begin()
 
     def __call__(self, ids: Any, scores: Any) -> Any:
         for token in ids[self.n_seen :] if self.n_seen >= 0 else ():
-            self.watch.take(int(token))
+            self.reply.take(int(token))
         self.n_seen = len(ids)
         return scores
 
     @property
     def lasts(self) -> bool:
-        return self.watch.state in ("thought", "opening")
+        return self.reply.state in ("thought", "marker")
 
 
 def _judged(llama: SteeredLlama) -> bool:

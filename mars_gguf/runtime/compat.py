@@ -116,6 +116,7 @@ ATTRIBUTES = (
     "_chat_handlers", "_n_ctx", "_requires_eval",
 )  # fmt: skip
 HANDLER_ATTRIBUTES = ("_mtmd_cpp", "clip_model_path")
+GRAMMAR_ATTRIBUTES = ("_grammar",)
 
 
 def require_names(
@@ -175,6 +176,7 @@ require_names(
     {},
     {
         Llama.__init__: ATTRIBUTES,
+        LlamaGrammar.__init__: GRAMMAR_ATTRIBUTES,
         llama_chat_format.MTMDChatHandler.__init__: HANDLER_ATTRIBUTES,
     },
 )

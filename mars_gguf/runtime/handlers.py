@@ -1,57 +1,60 @@
-"""Chat handlers of steered models: a conversation with pictures into the context, and a report of
-what steering did with every completion."""
+"""Handles chats with a SteeredLlama: brings a conversation with pictures into its context, and adds
+to every completion a report of what steering did."""
 
 from __future__ import annotations
 
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llama_cpp import Llama, LlamaGrammar
-from llama_cpp.llama_chat_format import chat_formatter_to_chat_completion_handler
+from llama_cpp.llama_chat_format import (
+    chat_formatter_to_chat_completion_handler,
+    get_chat_completion_handler,
+)
 from llama_cpp.llama_grammar import JSON_GBNF
 
 from mars_gguf.errors import PromptError
+from mars_gguf.runtime.chunks import Chunk, n_alike
 from mars_gguf.runtime.compat import (
     convert_completion_to_chat,
     convert_completion_to_chat_function,
     grammar_for_response_format,
 )
-from mars_gguf.runtime.mtmd import Chunk
-from mars_gguf.runtime.sequences import n_alike
-
-if TYPE_CHECKING:
-    from mars_gguf.runtime.judging import Account
-    from mars_gguf.runtime.llama import SteeredLlama
-    from mars_gguf.runtime.template import ChatTemplate
+from mars_gguf.runtime.context import Context
+from mars_gguf.runtime.mtmd import chunks_of, guard
+from mars_gguf.runtime.replies import Reply
+from mars_gguf.runtime.template import ChatTemplate
 
 _SAMPLING = inspect.signature(Llama.create_completion).parameters.keys()
 
 
-def own_handler(llama: SteeredLlama, *, keep_turns: bool) -> Callable[..., Any]:
-    """The chat handler of a model that was given none: with its mmproj, or for text alone."""
-    return PictureHandler(keep_turns=keep_turns) if llama.projector is not None else text_handler
+def own_handler(sees: bool, *, keep_turns: bool) -> Callable[..., Any]:
+    """The chat handler of a model that was given none; ``sees``: it has an mmproj."""
+    return PictureHandler(keep_turns=keep_turns) if sees else text_handler
 
 
-def text_handler(*, llama: SteeredLlama, **kwargs: Any) -> Any:
+def text_handler(*, llama: Llama, **kwargs: Any) -> Any:
     """The chat handler of a SteeredLlama without mmproj: llama-cpp-python's own, with the prompts
     of ``llama.template``."""
     template = _template_for(llama, **kwargs)
 
     def formatter(*, messages: Sequence[Mapping[str, Any]], **variables: Any) -> Any:
         rendered = template.render(messages, **variables)
-        llama.asked = rendered.opened if template is llama.template else None
-        return rendered.without_media()
+        llama.begun = rendered.begun if template is llama.template else None
+        response = rendered.without_media()
+        llama.vocabulary.require_fits(response.prompt.encode(), llama.n_ctx())
+        return response
 
     try:
         return chat_formatter_to_chat_completion_handler(formatter)(llama=llama, **kwargs)
     finally:
-        llama.asked = None  # of a request that failed, nothing is left for the next
+        llama.begun = None  # of a request that failed, nothing is left for the next
 
 
 def _template_for(
-    llama: SteeredLlama,
+    llama: Llama,
     *,
     functions: list[Any] | None = None,
     function_call: Any = None,
@@ -83,7 +86,7 @@ class PictureHandler:
     def __call__(
         self,
         *,
-        llama: SteeredLlama,
+        llama: Llama,
         messages: Sequence[Mapping[str, Any]],
         functions: list[Any] | None = None,
         function_call: Any = None,
@@ -105,13 +108,13 @@ class PictureHandler:
         bound = {"response_format": response_format, "grammar": grammar}
         template = _template_for(llama, **asked, **bound)
         rendered = template.render(messages, **asked | variables)
-        prompt = self.lay(llama, llama.chunks_of(rendered))
+        prompt = self.lay(llama, chunks_of(llama, llama.projector, rendered))
         if response_format is not None and response_format["type"] == "json_object":
             grammar = grammar_for_response_format(response_format)
         tool = _chosen_tool(**asked)
         if tool is not None:
             grammar = _grammar_of(tool, llama.verbose)
-        llama.asked = rendered.opened if template is llama.template else None
+        llama.begun = rendered.begun if template is llama.template else None
         try:
             completion = llama.create_completion(
                 prompt,
@@ -121,58 +124,56 @@ class PictureHandler:
                 **kwargs,
             )
         finally:
-            llama.asked = None
+            llama.begun = None
         if tool is not None:
             return convert_completion_to_chat_function(tool["name"], completion, stream)
         return convert_completion_to_chat(completion, stream=stream)
 
-    def lay(self, llama: SteeredLlama, chunks: Sequence[Chunk]) -> list[int]:
+    def lay(self, llama: Llama, chunks: Sequence[Chunk]) -> list[int]:
         """Lay a prompt into the context, all but its last run of text; the whole prompt as tokens,
         pictures by their marks. Raises ValueError if it does not fit."""
-        assert llama.projector is not None
-        common, rest = self._held(list(chunks), llama, llama.n_reusable)
-        held = llama.rewind(common)
+        context = llama.context
+        common, rest = self._held(list(chunks), context, context.n_reusable)
+        held = context.rewind(common)
         if held < common:
-            _, rest = self._held(list(chunks), llama, held)
-        *head, tail = rest
+            _, rest = self._held(list(chunks), context, held)
+        *head, last = rest
         for chunk in head:
-            text = isinstance(chunk, tuple)
-            _require_room(llama, len(chunk) if text else chunk.n_tokens)  # type: ignore
-            if isinstance(chunk, tuple):
-                llama.eval(chunk)
+            _require_room(llama, chunk.n_tokens)
+            if chunk.is_text:
+                llama.eval(chunk.tokens)
             else:
-                llama.place(chunk, llama.projector.decode(llama.ctx, chunk, llama.n_tokens))
-        assert isinstance(tail, tuple)
-        _require_room(llama, len(tail))
-        again = max(0, common - llama.n_tokens)  # of what the context held
+                end = llama.projector.decode(llama.ctx, chunk, context.n_tokens)
+                context.announce(chunk.modality, chunk.identity)
+                llama.n_tokens = end
+        _require_room(llama, last.n_tokens)
+        again = max(0, common - context.n_tokens)  # of what the context held
         if again:
-            llama.eval(tail[:again])
-        llama.keep()
-        tail = tail[again:]
-        return [*llama.input_ids[: llama.n_tokens].tolist(), *tail]
+            llama.eval(last.tokens[:again])
+        context.keep()
+        return [*context.tokens, *last.tokens[again:]]
 
-    def _held(self, chunks: list[Chunk], llama: SteeredLlama, end: int) -> tuple[int, list[Chunk]]:
+    def _held(self, chunks: list[Chunk], context: Context, end: int) -> tuple[int, list[Chunk]]:
         """How many positions of the context up to ``end`` the prompt begins with, but for its last
         token, and what follows them."""
         if not self.keep_turns:
             return 0, chunks
-        position = 0
+        position, known = 0, context.tokens
         for i, chunk in enumerate(chunks):
-            if isinstance(chunk, tuple):
+            if chunk.is_text:
                 last = i == len(chunks) - 1
-                ids = llama.input_ids[position:end].tolist()
-                same = n_alike(chunk[:-1] if last else chunk, ids)
+                same = n_alike(chunk.tokens[:-1] if last else chunk.tokens, known[position:end])
                 position += same
-                if same < len(chunk):
-                    return position, [chunk[same:], *chunks[i + 1 :]]
-            elif position + chunk.n_positions <= end and llama.holds(chunk, position):
+                if same < chunk.n_tokens:
+                    return position, [chunk.after(same), *chunks[i + 1 :]]
+            elif position + chunk.n_positions <= end and context.holds(chunk, position):
                 position += chunk.n_positions
             else:
                 return position, chunks[i:]
         raise AssertionError("a prompt ends with text")
 
 
-def _require_room(llama: SteeredLlama, n_tokens: int) -> None:
+def _require_room(llama: Llama, n_tokens: int) -> None:
     needed = llama.n_tokens + n_tokens
     if needed > llama.n_ctx():
         raise ValueError(f"Prompt exceeds n_ctx: {needed} > {llama.n_ctx()}")
@@ -215,23 +216,40 @@ class ReportingHandler:
             raise AttributeError(name)
         return getattr(self.handler, name)
 
-    def __call__(self, *, llama: SteeredLlama, **kwargs: Any) -> Any:
+    def __call__(self, *, llama: Llama, **kwargs: Any) -> Any:
+        messages = kwargs.get("messages", ())
         if llama.brought:
-            _require_no_film(kwargs.get("messages", ()))
-        note = llama.vector.other_system_prompt(_system(kwargs.get("messages", ())))
-        reply = self.handler(llama=llama, **kwargs)
-        if isinstance(reply, dict):
-            return reply | {"mars": _report(llama.account, note)}
-        return self._stream(llama, reply, note)
+            _require_no_film(messages)
+        system = _system(messages)
+        notes = [said for policy in llama.policies if (said := policy.caution(system))]
+        completion = self.handler(llama=llama, **kwargs)
+        if isinstance(completion, dict):
+            return completion | {"mars": _report(llama.steerer.reply, notes)}
+        return self._stream(llama, completion, notes)
 
     @staticmethod
-    def _stream(llama: SteeredLlama, chunks: Iterator[Any], note: str | None) -> Iterator[Any]:
-        account = None
+    def _stream(llama: Llama, chunks: Iterator[Any], notes: list[str]) -> Iterator[Any]:
+        reply = None
         for chunk in chunks:
-            account = account or llama.account  # by the end, another reply may have begun
+            reply = reply or llama.steerer.reply  # by the end, another one may have begun
             if any(choice.get("finish_reason") for choice in chunk["choices"]):
-                chunk = chunk | {"mars": _report(account, note)}
+                chunk = chunk | {"mars": _report(reply, notes)}
             yield chunk
+
+
+class Reported:
+    """Data descriptor: the ``chat_handler`` of a Llama, as one that reports."""
+
+    def __get__(self, llama: Any, owner: type | None = None) -> Any:
+        if llama._chat_handler is None and llama.chat_format is None:
+            return None  # Llama.__init__ has yet to choose a format
+        given = llama._chat_handler or llama._chat_handlers.get(llama.chat_format)
+        return ReportingHandler(given or get_chat_completion_handler(llama.chat_format))
+
+    def __set__(self, llama: Any, handler: Any) -> None:
+        handler = handler.handler if isinstance(handler, ReportingHandler) else handler
+        guard(handler, llama.context.announce)
+        llama._chat_handler = handler
 
 
 def _system(messages: Sequence[Any]) -> str | None:
@@ -253,11 +271,10 @@ def _require_no_film(messages: Sequence[Any]) -> None:
                 raise PromptError("this chat handler shows no films: give mmproj instead of it")
 
 
-def _report(account: Account, note: str | None) -> dict[str, Any] | None:
-    """What steering did; with a ``note`` where the vector was measured under another system
-    prompt."""
-    if account.steering is None:
+def _report(reply: Reply, notes: Sequence[str]) -> dict[str, Any] | None:
+    """The report of a reply, with ``notes`` besides its own."""
+    if reply.steering is None:
         return None
-    report = account.steering.report()
-    notes = [said for said in (report.get("note"), note) if said]
+    report = reply.steering.report()
+    notes = [note for note in (report.get("note"), *notes) if note]
     return report | ({"note": "; ".join(notes)} if notes else {})

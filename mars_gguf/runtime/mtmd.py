@@ -1,5 +1,5 @@
-"""Pictures and films into the context, by libmtmd: cut, encoded once, decoded; with a look at what
-llama.cpp would abort over."""
+"""Brings pictures and films into the context, by libmtmd: cuts them, encodes each once, decodes
+them; and refuses what llama.cpp would abort over."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -22,33 +23,16 @@ from llama_cpp import llama_cpp as lib
 
 from mars_gguf.errors import ModelError, PromptError
 from mars_gguf.interrupts import interrupts_held
+from mars_gguf.modalities import IMAGE, VIDEO
+from mars_gguf.runtime.chunks import Chunk, text_chunk
 from mars_gguf.runtime.compat import llama_log_callback, suppress_stdout_stderr
-from mars_gguf.runtime.template import Medium
+from mars_gguf.runtime.template import ADVICE, Medium, Rendered
 
 MAX_EMBEDDINGS = 64 << 20  # bytes of encoded pictures that are kept
+MAX_BYTES = 64 << 20  # of a picture that an address answers with
+SECONDS = 20.0  # that each read from it may take
 SIDES = ((2048, 2048), (2048, 512), (512, 2048))  # of pictures that take the most tokens
 Embeddings = npt.NDArray[np.float32]
-
-
-class MediaChunk:
-    """A picture, a slice of one, or a frame, as libmtmd cut it for a model.
-
-    n_tokens: cells of the context that it takes; n_positions: positions, fewer with M-RoPE.
-    picture: which of the prompt's pictures it belongs to. film: whether that is a frame.
-    identity: what it shows, the same for the same slice of an equal picture.
-    """
-
-    def __init__(
-        self, chunk: Any, medium: Medium, picture: int, identity: tuple[bytes, int]
-    ) -> None:
-        self.pointer = mtmd_cpp.mtmd_input_chunk_copy(chunk)
-        weakref.finalize(self, mtmd_cpp.mtmd_input_chunk_free, self.pointer)
-        self.n_tokens = int(mtmd_cpp.mtmd_input_chunk_get_n_tokens(self.pointer))
-        self.n_positions = int(mtmd_cpp.mtmd_input_chunk_get_n_pos(self.pointer))
-        self.picture, self.film, self.identity = picture, medium.film is not None, identity
-
-
-Chunk = tuple[int, ...] | MediaChunk  # a run of text tokens, or a medium
 
 
 class Projector:
@@ -127,11 +111,21 @@ class Projector:
         if mtmd_cpp.mtmd_input_chunk_get_type(chunk) == mtmd_cpp.MTMD_INPUT_CHUNK_TYPE_TEXT:
             count = ctypes.c_size_t()
             tokens = mtmd_cpp.mtmd_input_chunk_get_tokens_text(chunk, ctypes.byref(count))
-            return tuple(tokens[: count.value])
+            return text_chunk(tokens[: count.value])
         number, _, content = (mtmd_cpp.mtmd_input_chunk_get_id(chunk) or b"").partition(b":")
         picture = int(number)
         slices[picture] += 1
-        return MediaChunk(chunk, media[picture], picture, (content, slices[picture]))
+        pointer = mtmd_cpp.mtmd_input_chunk_copy(chunk)
+        found = Chunk(
+            media[picture].modality,
+            int(mtmd_cpp.mtmd_input_chunk_get_n_tokens(pointer)),
+            int(mtmd_cpp.mtmd_input_chunk_get_n_pos(pointer)),
+            (content, slices[picture]),
+            pointer=pointer,
+            picture=picture,
+        )
+        weakref.finalize(found, mtmd_cpp.mtmd_input_chunk_free, pointer)
+        return found
 
     def _bitmap(self, data: bytes, name: str) -> Any:
         """libmtmd's picture, to be freed, whose id is the hash of what it shows."""
@@ -168,7 +162,7 @@ class Projector:
             raise PromptError(f"{name}: libmtmd could not decode it; save it as PNG or JPEG")
         return bitmap
 
-    def encode(self, chunk: MediaChunk) -> Embeddings:
+    def encode(self, chunk: Chunk) -> Embeddings:
         """The embeddings of a medium, [n_tokens, n_embd_input]; those used last are kept."""
         if chunk.identity in self._embeddings:
             self._embeddings.move_to_end(chunk.identity)
@@ -197,7 +191,7 @@ class Projector:
         """Let go of all encoded pictures."""
         self._embeddings.clear()
 
-    def decode(self, context: Any, chunk: MediaChunk, start: int, sequence: int = 0) -> int:
+    def decode(self, context: Any, chunk: Chunk, start: int, sequence: int = 0) -> int:
         """Decode a medium into ``sequence`` from position ``start`` on; the position after it.
 
         Raises ModelError for one that would make llama.cpp abort the process, ValueError if the
@@ -216,7 +210,7 @@ class Projector:
         require_decoded(code, context)
         return int(after.value)
 
-    def decodes_alone(self, chunk: MediaChunk) -> bool:
+    def decodes_alone(self, chunk: Chunk) -> bool:
         """Whether a medium must be decoded in libmtmd's own way: its positions are not those of
         text, or its tokens attend to one another."""
         return self.mrope or mtmd_cpp.mtmd_decode_use_non_causal(self.context, chunk.pointer)
@@ -236,7 +230,7 @@ class Projector:
                 chunks = self._tokenize(marker, [blank], media)
             finally:
                 mtmd_cpp.mtmd_bitmap_free(blank)
-            counts += [chunk.n_tokens for chunk in chunks if isinstance(chunk, MediaChunk)]
+            counts += [chunk.n_tokens for chunk in chunks if not chunk.is_text]
         return max(counts)
 
 
@@ -300,23 +294,42 @@ def require_decoded(code: int, context: Any) -> None:
         raise ModelError(f"llama.cpp could not decode a picture (code {code})")
 
 
-def load_url(url: str) -> bytes:
-    """What a URL names: the content of a data URL, or what the address answers. Raises PromptError
-    for a data URL that is damaged, OSError for an address that does not answer."""
-    if not url.startswith("data:"):
-        import urllib.request  # takes a moment to import, and is seldom needed
+def load_url(url: str, *, allow_local_files: bool = False) -> bytes:
+    """The content of a data URL, or the answer of an http or https address; with
+    ``allow_local_files``, of a regular file, too. At most MAX_BYTES, within SECONDS a read.
 
-        with urllib.request.urlopen(url) as answer:
-            return bytes(answer.read())
+    Raises PromptError for another URL or a larger picture, OSError for an address that does not
+    answer.
+    """
     header, _, content = url.partition(",")
-    if not header.endswith(";base64"):
-        raise PromptError(
-            f"a picture's data URL: found {header:.40}, expected data:image/...;base64"
-        )
-    try:
-        return base64.b64decode(content)
-    except binascii.Error as error:
-        raise PromptError(f"a picture's data URL is not base64: {error}") from error
+    scheme = url.partition(":")[0].lower()
+    if scheme == "data" and header.endswith(";base64"):
+        try:
+            return base64.b64decode(content)
+        except binascii.Error as error:
+            raise PromptError(f"a picture's data URL is not base64: {error}") from error
+    import urllib.request  # takes a moment to import, and is seldom needed
+
+    if scheme in ("http", "https"):
+        with urllib.request.urlopen(url, timeout=SECONDS) as answer:
+            return _bounded(answer)
+    if scheme == "file" and allow_local_files:
+        path = Path(urllib.request.url2pathname(url.removeprefix("file://")))
+        if not path.is_file():  # a device or a pipe may never end
+            raise PromptError(f"a picture's address: {path} is no file")
+        with path.open("rb") as file:
+            return _bounded(file)
+    raise PromptError(
+        f"a picture's address: found {header:.40}, expected data:image/...;base64, http:// or "
+        "https:// (or file:// with allow_local_files=True)"
+    )
+
+
+def _bounded(file: Any) -> bytes:
+    content = bytes(file.read(MAX_BYTES + 1))
+    if len(content) > MAX_BYTES:
+        raise PromptError(f"a picture of more than {MAX_BYTES} bytes: show a smaller one")
+    return content
 
 
 def silence_mtmd() -> None:
@@ -325,10 +338,28 @@ def silence_mtmd() -> None:
     mtmd_cpp.mtmd_helper_log_set(llama_log_callback, cast(Any, None))
 
 
+def chunks_of(llama: Llama, projector: Projector | None, rendered: Rendered) -> list[Chunk]:
+    """The runs that a prompt is made of. Raises PromptError for one that ends with a medium, or
+    shows any where nothing is seen; ValueError for a text that cannot fit the context."""
+    llama.vocabulary.require_fits(rendered.text.encode(), llama.n_ctx())
+    if projector is None:
+        response = rendered.without_media()
+        text, add_bos = response.prompt.encode(), not response.added_special
+        return [text_chunk(llama.tokenize(text, add_bos=add_bos, special=True))]
+    llama.vocabulary.require_tokenizable(rendered.text.encode(), special=True)
+    chunks = projector.tokenize(rendered.text, rendered.media)
+    if not chunks or not chunks[-1].is_text:
+        raise PromptError(
+            "the chat template puts nothing after a picture, where llama.cpp has no logits. "
+            f"{ADVICE}."
+        )
+    return chunks
+
+
 # Handlers of llama-cpp-python's -----------------------------------------------------------------
 
 
-Note = Callable[[bool], None]  # told of each picture that is decoded, whether it is of a film
+Note = Callable[[str], None]  # told of each medium that is decoded, its modality
 
 
 class _Guarded:
@@ -352,7 +383,7 @@ class _Guarded:
         require_decoded(code, context)
         # libmtmd names the frames of a film by its hash, a plus and their number.
         film = b"+" in (mtmd_cpp.mtmd_input_chunk_get_id(chunk) or b"")
-        self._note(film)
+        self._note(VIDEO.name if film else IMAGE.name)
         return code
 
 

@@ -1,139 +1,216 @@
-"""One reply at a time, whatever threads ask for: a context has room for one."""
+"""A reply, followed token by token: where it stands, and where its answer begins.
+
+The states, and what leads from one to the next (drawn in docs/ARCHITECTURE.md):
+
+    prompt      nothing is sampled yet: the end of the context is judged before anything is
+    thought     within a thought
+    candidate   the answer, or a thought, begins with the next token that is not blank
+    marker      it began with what may become the marker of a thought
+    answer      the answer has begun; without thoughts, it does with the first token
+    over        another prompt uses the context: the reply cannot go on
+
+Thoughts are told by the texts of the tokens that are generated, never by what the prompt says.
+"""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Generator, Iterator, Sequence
-from typing import Any
+import ctypes
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
 
 from llama_cpp import Llama
+from llama_cpp import llama_cpp as lib
 
-from mars_gguf.errors import ModelError, PromptError, SteeringError
-from mars_gguf.runtime.alone import alone
-from mars_gguf.runtime.context import ContextLlama
+from mars_gguf.reasoning import Markers
+from mars_gguf.runtime.judging import Steering, Verdict
 
-OVERTAKEN = (
-    "a reply cannot go on: another prompt has used its context since. Read one to its end before "
-    "the next, or load the model twice."
-)
-_GENERATE = inspect.signature(Llama.generate)
+State = Literal["prompt", "thought", "candidate", "marker", "answer", "over"]
+Meaning = Literal["blank", "thought", "answer"]
 
 
-class ReplyingLlama(ContextLlama):
-    """A ContextLlama whose replies do not mix.
+@dataclass(frozen=True)
+class Thoughts:
+    """How the thoughts of one model are told.
 
-    ``asked`` is for chat handlers to say, right before they ask for a completion, whether the
-    prompt that they wrote by ``template`` ends within a thought; None: it was not written so.
-    ``_opened`` says the same of the reply that begins.
+    piece: the text of a token, special ones too. begun: the prompt ends within a thought. whole:
+    the marker that begins a thought is one token, so that no other token begins it, and so is the
+    one that ends it.
     """
 
-    asked: bool | None = None
-    _opened: bool | None = None
+    markers: Markers
+    piece: Callable[[int], bytes]
+    begun: bool
+    whole: bool
 
-    @alone
-    def create_completion(self, *args: Any, **kwargs: Any) -> Any:
-        """As ``Llama.create_completion``. Threads take turns: for a reply, or a chunk of a stream,
-        which ends with a SteeringError if another prompt came in between."""
-        self._opened, self.asked = self.asked, None
-        opened = self._opened
+
+def thoughts_of(llama: Llama, markers: Markers, *, begun: bool) -> Thoughts:
+    """How the thoughts of ``llama``'s replies are told; ``begun``: the prompt ends within one."""
+    vocab = lib.llama_model_get_vocab(llama.model)
+
+    def piece(token: int) -> bytes:
+        size = 64
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            n = lib.llama_token_to_piece(vocab, token, buffer, size, 0, True)
+            if n >= 0:
+                return buffer.raw[:n]
+            size = -n
+
+    whole = len(llama.tokenize(markers.open.encode(), add_bos=False, special=True)) == 1
+    return Thoughts(markers, piece, begun, whole)
+
+
+class Reply:
+    """One reply, from its prompt on.
+
+    thoughts: how its thoughts are told, None if it has none.
+    steering: what steering did, None before the first token.
+    last: the token that was sampled last, and the position it belongs to.
+    doubt: the verdict on the state from which a ``marker`` began.
+    answered: whether an answer has begun since the last thought did.
+    after_thought: whether a thought has ended.
+    in_step: whether `Llama.generate` is at its next token, so that what moves is drafts.
+    unjudged: something was taken back in such a step, and nothing evaluated since.
+    """
+
+    def __init__(self, thoughts: Thoughts | None = None) -> None:
+        self.state: State = "prompt"
+        self.thoughts = thoughts
+        self.steering: Steering | None = None
+        self.last: tuple[int, int] | None = None
+        self.doubt: Verdict | None = None
+        self.answered = self.after_thought = self.in_step = self.unjudged = False
+        self._text = b""  # since the state began; in a thought and an answer, the end of it
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Context manager: within it `Llama.generate` comes to its next token."""
+        self.in_step = True
         try:
-            reply = super().create_completion(*args, **kwargs)
+            yield
         finally:
-            self._opened = None
-        return self._stream(reply, opened) if isinstance(reply, Iterator) else reply
+            self.in_step = False
 
-    def _stream(self, chunks: Iterator[Any], opened: bool | None) -> Iterator[Any]:
-        """``chunks`` of a reply that begins with the first of them."""
-        self._opened = opened
-        try:
-            first = next(chunks, None)
-        finally:
-            self._opened = None
-        if first is not None:
-            yield first
-            yield from chunks
+    def by_hand(self) -> Reply:
+        """The reply that goes on from here where the caller evaluates by hand, without thoughts;
+        this one is over."""
+        other = Reply()
+        if self.state != "prompt":
+            other.state = "answer"
+        other.steering, other.last = self.steering, self.last
+        self.state = "over"
+        return other
 
-    @alone
-    def create_chat_completion(self, *args: Any, **kwargs: Any) -> Any:
-        """As ``Llama.create_chat_completion``; threads take turns as in `create_completion`."""
-        return super().create_chat_completion(*args, **kwargs)
+    def record(self, steering: Steering) -> None:
+        """Write down what was found; that a token was steered stays there."""
+        known = self.steering
+        if known is None or known.alpha == 0 or steering.alpha > 0:
+            self.steering = steering
 
-    def generate(
-        self, tokens: Sequence[int], *args: Any, **kwargs: Any
-    ) -> Generator[int, Sequence[int] | None, None]:
-        """As ``Llama.generate``; the first token it yields is steered if the gate opens. Ends where
-        pictures have filled the context, which may be sooner than ``n_tokens`` tells. Raises
-        SteeringError if something else has used the context since it yielded last."""
-        prompt, mine = list(tokens), object()
-        given_arguments = _GENERATE.bind(self, prompt, *args, **kwargs).arguments
-        resets = bool(given_arguments.get("reset", True))
-        reply = super().generate(prompt, *args, **kwargs)
-        token, given, begun = None, None, False
-        try:
-            while not begun or token is not None:
-                with self.lock:
-                    if not begun:
-                        self._begin(prompt, mine, reset=resets)
-                    elif self._generating is not mine:
-                        raise SteeringError(OVERTAKEN)
-                    token, begun = self._step(reply, given), True
-                if token is not None:
-                    given = yield token
-        finally:
-            reply.close()
-            # One that was given up may be collected in the middle of the next.
-            if self._generating is mine:
-                self._generating, self._reading_prompt = None, False
+    # Thoughts ------------------------------------------------------------------------------------
 
-    def _begin(self, tokens: list[int], mine: object, *, reset: bool) -> None:
-        """Make ready for the reply ``mine`` to a prompt, which with ``reset`` is all of the context
-        that it continues."""
-        if tokens and tokens[-1] < 0:
-            raise ModelError(
-                "the prompt ends with an image, expected text after it: llama.cpp has no logits "
-                "there. Use a chat template, or add text."
-            )
-        if min(tokens, default=0) < 0:
-            self._require_shown(tokens)
-        if reset:
-            self.resume(tokens)
-        self._pending, self._no_cell_left = True, False
-        self._generating, self._reading_prompt = mine, True
+    @property
+    def waits(self) -> bool:
+        """Whether the answer has yet to begin."""
+        return self.state != "answer"
 
-    def _step(
-        self, reply: Generator[int, Sequence[int] | None, None], given: Sequence[int] | None
-    ) -> int | None:
-        """The next token of a reply, None at its end."""
-        self._generating_step = True
-        try:
-            return reply.send(given)
-        except StopIteration:
-            return None
-        except RuntimeError as error:
-            if self._pending or not self.no_cell_for(1, error):  # pending: nothing is said yet
-                raise
-            self._no_cell_left = True
-            return None
-        finally:
-            self._generating_step = False
+    @property
+    def reads(self) -> bool:
+        """Whether the answer may begin with the token after the next one: then the state of that
+        next one is needed, which was not evaluated yet."""
+        # One token may end the marker and begin the answer.
+        if self.thoughts is None:
+            return False
+        if self.state == "thought":
+            return self._closes(self._text)
+        return self.state == "candidate" or (self.state == "answer" and self._goes_on(self._text))
 
-    def _require_shown(self, tokens: list[int]) -> None:
-        """Raise ModelError unless the pictures of a prompt, by their marks, are those that the
-        context begins with."""
-        known = self.input_ids[: self._n_tokens].tolist()
-        pairs = enumerate(zip(tokens, known, strict=False))
-        same = next((i for i, (a, b) in pairs if a != b), min(len(tokens), len(known)))
-        self.require_text(tokens[same:])
+    def begin(self) -> None:
+        """Come from the prompt to the first token."""
+        begun = self.thoughts is not None and self.thoughts.begun
+        self._go("answer" if self.thoughts is None else "thought" if begun else "candidate", b"")
 
-    @alone
-    def embed(self, input: str | list[str], *args: Any, **kwargs: Any) -> Any:
-        """As ``Llama.embed``, which clears the context. Raises PromptError for a text of no tokens,
-        over which llama-cpp-python writes beside its memory."""
-        texts = [input] if isinstance(input, str) else input
-        if not texts or any(text == "" and not self.tokenize(b"") for text in texts):
-            raise PromptError("found a text of no tokens, expected some")
-        try:
-            return super().embed(input, *args, **kwargs)
-        except BaseException:
-            self.take_back(0)
-            raise
+    def begins_answer(self, token: int) -> bool:
+        """Whether the answer begins with ``token``, the next one, or begins anew after a marker
+        within the answer."""
+        if self.state == "answer":
+            _, _, after = (self._text + self._piece(token)).partition(self._close)
+            return self._goes_on(self._text) and bool(after.strip())
+        return self.meaning(token) == "answer"
+
+    def meaning(self, token: int) -> Meaning:
+        """The part of the reply that ``token``, the next one, would belong to."""
+        assert self.thoughts is not None
+        piece = self._piece(token)
+        if self.state == "thought":
+            _, closed, after = (self._text + piece).partition(self._close)
+            return "answer" if closed and after.strip() else "thought"
+        text = (self._text + piece).lstrip()
+        if self.state == "answer" or not text:
+            return "answer" if self.state == "answer" else "blank"
+        begun = text.startswith(self._open) or (
+            self._open.startswith(text) and not (self.thoughts.whole and self.state == "candidate")
+        )
+        return "thought" if begun else "answer"
+
+    def take(self, token: int, *, over: bool = False) -> None:
+        """Go on with ``token``, the next one. ``over``: if it begins no thought, the answer has
+        begun."""
+        meaning, text = self.meaning(token), self._text + self._piece(token)
+        if self.state in ("thought", "answer"):
+            _, closed, after = text.partition(self._close)
+            if closed:
+                self.after_thought = True
+                self._go("answer" if after.strip() else "candidate", b"")
+            else:
+                self._text = text[1 - len(self._close) :]
+        elif meaning == "answer" or (over and meaning == "blank"):
+            self._go("answer", b"")
+        elif meaning == "thought":
+            whole = text.lstrip().startswith(self._open)
+            self.answered = False
+            self._go("thought" if whole else "marker", b"" if whole else text)
+
+    def alone(self, tokens: list[int]) -> list[int]:
+        """Of a token that was taken and what a draft says after it, those that can be evaluated at
+        once: one while the answer has yet to begin, and none by which it may begin anew."""
+        if self.thoughts is None:
+            return tokens
+        if self.waits or self.reads:
+            return tokens[:1]
+        text, kept = self._text, tokens[:1]
+        for token in tokens[1:]:
+            text += self._piece(token)
+            if self._close in text or self._goes_on(text):
+                break
+            kept.append(token)
+        return kept
+
+    def _go(self, state: State, text: bytes) -> None:
+        self.state, self._text = state, text
+        self.answered = self.answered or state == "answer"
+
+    def _piece(self, token: int) -> bytes:
+        assert self.thoughts is not None
+        return self.thoughts.piece(token)
+
+    @property
+    def _open(self) -> bytes:
+        assert self.thoughts is not None
+        return self.thoughts.markers.open.encode()
+
+    @property
+    def _close(self) -> bytes:
+        assert self.thoughts is not None
+        return self.thoughts.markers.close.encode()
+
+    def _closes(self, text: bytes) -> bool:
+        """Whether ``text`` ends with a part of the marker that ends a thought."""
+        return any(text.endswith(self._close[:n]) for n in range(1, len(self._close)))
+
+    def _goes_on(self, text: bytes) -> bool:
+        """Whether an answer may begin anew within the token after ``text``."""
+        assert self.thoughts is not None
+        return not self.thoughts.whole and self._closes(text)

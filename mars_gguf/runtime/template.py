@@ -22,6 +22,7 @@ from llama_cpp.llama_chat_format import ChatFormatter, ChatFormatterResponse, Ji
 
 from mars_gguf.errors import ModelError, PromptError
 from mars_gguf.formats import HANDLERS, PICTURE_FORMATS
+from mars_gguf.modalities import BY_PART, IMAGE, TEXT, VIDEO
 from mars_gguf.reasoning import KNOWN, Markers, Reasoning, markers_in, said
 
 Messages = Sequence[Mapping[str, Any]]
@@ -65,15 +66,19 @@ class Medium:
     url: str
     film: int | None = None
 
+    @property
+    def modality(self) -> str:
+        return IMAGE.name if self.film is None else VIDEO.name
+
 
 @dataclass(frozen=True)
 class Rendered:
     """The text of a prompt, with a MARKER for each of ``media``; ``response`` is all that
-    llama-cpp-python wants to know of it. ``opened``: it ends within a thought."""
+    llama-cpp-python wants to know of it. ``begun``: it ends within a thought."""
 
     response: ChatFormatterResponse
     media: tuple[Medium, ...]
-    opened: bool = False
+    begun: bool = False
 
     @property
     def text(self) -> str:
@@ -155,17 +160,17 @@ class ChatTemplate:
         # Once more with numbers, to see which texts and pictures are there, and in which order.
         numbered = self._as_taken(_numbered(messages), map(_mark, count()))
         order = _require_all(messages, len(media), self._format(numbered, **kwargs).prompt)
-        opened = False
+        begun = False
         if self.thinks is not None:
             own = {name: value for name, value in kwargs.items() if name in OFFERED}
-            response, opened = self._ended(response, _tail(self._format(numbered, **own).prompt))
+            response, begun = self._ended(response, _tail(self._format(numbered, **own).prompt))
         found = response.prompt.count(MARKER)
         if found != len(media):
             raise PromptError(
                 f"the chat template shows {found} of the {len(media)} pictures in the messages. "
                 f"{ADVICE}."
             )
-        return Rendered(response, tuple(media[n] for n in order), opened)
+        return Rendered(response, tuple(media[n] for n in order), begun)
 
     def takes(self, role: str) -> frozenset[Form]:
         """The forms in which the template shows the content of a message of ``role``; of roles that
@@ -203,13 +208,11 @@ class ChatTemplate:
         return frozenset(found)
 
     @cached_property
-    def opens(self) -> bool:
+    def begins_thought(self) -> bool:
         """Whether prompts end within a thought."""
         if self.thinks is None:
             return False
-        return self.render(
-            [{"role": "user", "content": _content(PROBE, self.takes("user"))}]
-        ).opened
+        return self.render([{"role": "user", "content": _content(PROBE, self.takes("user"))}]).begun
 
     @cached_property
     def thoughtless(self) -> ChatTemplate:
@@ -235,12 +238,12 @@ class ChatTemplate:
         except (ModelError, PromptError):
             return None, "off"  # it shows nothing: said when it is used
         tails = [prompt.rpartition(PROBE)[2] for prompt in (plain, off, on)]
-        written = (m for m in KNOWN for t in tails if m.opened_by(t) or m.closed_by(t))
+        written = (m for m in KNOWN for t in tails if m.begun_by(t) or m.ended_by(t))
         markers = next(written, None) or markers_in(self.source)
         if markers is None:
             return None, "off"
         self._no_switch = on == off
-        asked_for = plain == off and (on != off or markers.closed_by(tails[0]))
+        asked_for = plain == off and (on != off or markers.ended_by(tails[0]))
         return markers, "off" if asked_for else "answer"
 
     def _switched(self, on: bool) -> dict[str, Any]:
@@ -254,9 +257,9 @@ class ChatTemplate:
     def _ended(
         self, response: ChatFormatterResponse, tail: str
     ) -> tuple[ChatFormatterResponse, bool]:
-        """A prompt that must end with ``tail``, and whether it leaves a thought open: closed where
-        the model shall not think. Raises PromptError for another end: then something in the
-        request had told the template otherwise."""
+        """A prompt that must end with ``tail``, and whether that is within a thought, which is
+        ended where the model shall not think. Raises PromptError for another end: then something in
+        the request had told the template otherwise."""
         thinks = self.thinks
         assert thinks is not None
         if not response.prompt.endswith(tail):
@@ -264,17 +267,17 @@ class ChatTemplate:
                 "something in the messages, or a variable for the chat template, changes whether "
                 f"the model thinks: --reasoning {self.reasoning} says that. Leave it out."
             )
-        more = self.closed(tail).removeprefix(tail) if self.reasoning == "off" else ""
-        opened = thinks.opened_by(tail) and not more
-        return replace(response, prompt=response.prompt + more) if more else response, opened
+        more = self.ended(tail).removeprefix(tail) if self.reasoning == "off" else ""
+        begun = thinks.begun_by(tail) and not more
+        return replace(response, prompt=response.prompt + more) if more else response, begun
 
-    def closed(self, prompt: str) -> str:
+    def ended(self, prompt: str) -> str:
         """A prompt as it is for a model that shall not think: the thought ended that it would
         begin."""
         thinks = self.thinks
-        if thinks is None or thinks.closed_by(prompt):
+        if thinks is None or thinks.ended_by(prompt):
             return prompt
-        if thinks.opened_by(prompt):
+        if thinks.begun_by(prompt):
             return prompt + self.closing
         return prompt + thinks.open + self.closing if self._no_switch else prompt
 
@@ -409,15 +412,15 @@ def _checked(number: int, message: Any) -> dict[str, Any]:
 
 def _require_known(where: str, part: Any) -> None:
     kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-    if kind not in ("text", "image_url", "video"):
+    if kind not in BY_PART:
         raise PromptError(
-            f"{where}: found a part of type {kind!r:.40}, expected text, image_url or video"
+            f"{where}: found a part of type {kind!r:.40}, expected one of {', '.join(BY_PART)}"
         )
     given = part.get(kind)
     good: object
-    if kind == "text":
+    if kind == TEXT.part:
         good = isinstance(given, str)
-    elif kind == "image_url":
+    elif kind == IMAGE.part:
         good = isinstance(given.get("url") if isinstance(given, Mapping) else given, str)
     else:
         good = isinstance(given, list) and given and all(isinstance(url, str) for url in given)
@@ -450,7 +453,7 @@ def _media(messages: Messages) -> Iterator[Medium]:
     for message in messages:
         content = message.get("content", "")
         for part in content if isinstance(content, list) else []:
-            film = next(films) if part["type"] == "video" else None
+            film = next(films) if part["type"] == VIDEO.part else None
             yield from (Medium(url, film) for url in _urls(part))
 
 

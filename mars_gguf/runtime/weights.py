@@ -1,9 +1,10 @@
-"""What tells the weights of one GGUF file from those of another, without reading all of them."""
+"""Fingerprints a model: tells its weights from others without reading all of them."""
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -11,8 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from llama_cpp import Llama
+from llama_cpp import llama_cpp as lib
+
 from mars_gguf.errors import ModelError
 from mars_gguf.runtime.compat import GgufParams, ggml
+from mars_gguf.runtime.template import ChatTemplate
+from mars_gguf.vectors import ModelFingerprint
 
 SAMPLES, SAMPLE_BYTES = 4, 64  # of each tensor
 U16 = 2  # GGUF's type
@@ -77,3 +83,61 @@ def _opened(path: str) -> Iterator[Any]:
         yield pointer
     finally:
         ggml.gguf_free(pointer)
+
+
+def require_gguf(path: str) -> None:
+    """Raise ModelError unless ``path`` is a file that starts like a GGUF."""
+    file = Path(path)
+    if not file.exists():
+        raise ModelError(f"{path}: no such file")
+    if not file.is_file():
+        raise ModelError(f"{path}: not a file. Give a model in GGUF format.")
+    with file.open("rb") as stream:
+        magic = stream.read(4)
+    if magic != b"GGUF":
+        raise ModelError(
+            f"{path}: not a GGUF file (it starts with {magic!r}, expected b'GGUF'). "
+            "Give a model in GGUF format."
+        )
+
+
+_FILE_TYPES = {
+    getattr(lib, name): re.sub(r"^LLAMA_FTYPE_(MOSTLY_|ALL_)?", "", name)
+    for name in dir(lib)
+    if name.startswith("LLAMA_FTYPE_")
+}
+
+
+def quantization_name(file_type: str | None) -> str:
+    """``general.file_type`` as people write it: "15" -> "Q4_K_M"; "" if not known."""
+    return _FILE_TYPES.get(int(file_type), "") if file_type and file_type.isdecimal() else ""
+
+
+def fingerprint_of(llama: Llama, template: ChatTemplate, mmproj: str | None) -> ModelFingerprint:
+    """The fingerprint of a loaded model and its mmproj. The tokenizer's hash is over the texts of
+    all tokens that are in use, by id; padding that converters add does not count."""
+    tokens = hashlib.sha256()
+    vocab = lib.llama_model_get_vocab(llama.model)
+    for token in range(llama.n_vocab()):
+        if not lib.llama_vocab_get_attr(vocab, token) & lib.LLAMA_TOKEN_ATTR_UNUSED:
+            tokens.update(lib.llama_vocab_get_text(vocab, token) + b"\n")
+    return ModelFingerprint(
+        architecture=llama.metadata.get("general.architecture", ""),
+        name=llama.metadata.get("general.name", ""),
+        n_layer=lib.llama_model_n_layer(llama.model),
+        n_embd=llama.n_embd(),
+        quantization=quantization_name(llama.metadata.get("general.file_type")),
+        chat_template_sha256=template.sha256,
+        tokenizer_sha256=tokens.hexdigest(),
+        chat_template_kwargs=json.dumps(template.kwargs, sort_keys=True),
+        weights_sha256=_all_weights_sha256(llama),
+        mmproj_sha256=weights_sha256([mmproj]) if mmproj else "",
+        reasoning=template.reasoning or "",
+    )
+
+
+def _all_weights_sha256(llama: Llama) -> str:
+    if not llama.lora_path:
+        return weights_sha256([llama.model_path])
+    both = weights_sha256([llama.model_path, llama.lora_path])
+    return hashlib.sha256(f"{both} {llama.lora_scale}".encode()).hexdigest()

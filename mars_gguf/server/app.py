@@ -12,8 +12,8 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from mars_gguf.server.middleware import ExchangeMiddleware
-from mars_gguf.server.model import SteeredProxy
 from mars_gguf.server.routes import router
+from mars_gguf.server.served import SteeredProxy
 from mars_gguf.server.settings import ModelSettings, ServerSettings
 
 

@@ -6,17 +6,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llama_cpp import llama_cpp as lib
 from llama_cpp.server.types import CreateChatCompletionRequest
 
 from mars_gguf.errors import MarsError
-from mars_gguf.runtime.compat import suppress_stdout_stderr
 
-MAX_GRAMMAR = 32 << 10  # characters; llama.cpp unrolls {1000}, to 260 MB at this length
-MAX_PARENTHESES = 1000  # llama.cpp's parser recurses at each; 20,000 overflow its stack
 MAX_BIASED = 256  # characters, of which each key is tokenized while all requests wait
-MAX_BIAS = 1e6  # of a logit; if all that a grammar allows became -inf, llama.cpp would abort
-MAX_REPEAT_PENALTY = 100.0  # a factor of logits, for the same reason
+# A factor of logits: if all that a grammar allows became -inf, llama.cpp would abort.
+MAX_REPEAT_PENALTY = 100.0
 
 
 class RequestError(MarsError):
@@ -70,25 +66,6 @@ def require_free_reply(body: CreateChatCompletionRequest) -> None:
             raise RequestError(f"this server lets no request say how replies begin ({name})", 403)
 
 
-def require_grammar(llama: Any, grammar: str) -> None:
-    """Raise RequestError for a grammar that llama.cpp cannot parse."""
-    for what, found, limit in (
-        ("characters", len(grammar), MAX_GRAMMAR),
-        ("parentheses", grammar.count("("), MAX_PARENTHESES),
-    ):
-        if found > limit:
-            raise RequestError(f"grammar: found {found} {what}, expected at most {limit}")
-    with suppress_stdout_stderr(disable=llama.verbose):  # it would quote the grammar
-        vocab = lib.llama_model_get_vocab(llama.model)
-        sampler = lib.llama_sampler_init_grammar(vocab, grammar.encode(), b"root")
-    if not sampler:
-        raise RequestError(
-            "grammar: not valid, expected GBNF with a rule 'root', every rule defined and none "
-            "left-recursive"
-        )
-    lib.llama_sampler_free(sampler)
-
-
 def require_short_biases(bias: Mapping[str, float] | None) -> None:
     """Raise RequestError for a bias of a text that is much longer than a token."""
     for text in bias or ():
@@ -96,20 +73,6 @@ def require_short_biases(bias: Mapping[str, float] | None) -> None:
             raise RequestError(
                 f"logit_bias: found a key of {len(text)} characters, expected at most {MAX_BIASED}"
             )
-
-
-def require_logit_bias(llama: Any, bias: Mapping[str, float]) -> None:
-    """Raise RequestError for a bias of what is no token, or one that is no sensible number."""
-    n_vocab = llama.n_vocab()
-    for token, value in bias.items():
-        known = token.isascii() and token.isdigit() and len(token) < 20 and int(token) < n_vocab
-        if not known:
-            raise RequestError(
-                f"logit_bias: found the key {token[:20]!r}, expected token ids from 0 to "
-                f"{n_vocab - 1}, or text with logit_bias_type 'tokens'"
-            )
-        if not abs(value) <= MAX_BIAS:  # NaN neither
-            raise RequestError(f"logit_bias: found {value}, expected at most {MAX_BIAS:.0f}")
 
 
 def require_tokens(llama: Any, tokens: list[int]) -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 from typing import Any
 
 import uvicorn
-from llama_cpp import LlamaGrammar
 from llama_cpp.server.app import prepare_request_resources
 from llama_cpp.server.cli import add_args_from_model
 from llama_cpp.server.model import LlamaProxy
@@ -25,7 +24,6 @@ _USED: dict[Any, tuple[str, ...]] = {
     LlamaProxy.load_llama_from_model_settings: (
         "Llama", "chat_format", "clip_model_path", "chat_template_kwargs",
     ),
-    LlamaGrammar.__init__: ("_grammar",),
 }  # fmt: skip
 
 require_names({}, _USED)

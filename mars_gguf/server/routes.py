@@ -15,13 +15,14 @@ from llama_cpp.server.types import (
 )
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.server import checks
 from mars_gguf.server.attachments import MEDIA, inline_media, media_parts
 from mars_gguf.server.checks import RequestError
 from mars_gguf.server.exchange import current_exchange
-from mars_gguf.server.model import NamedVector, ServedLlama
 from mars_gguf.server.request_types import ChatRequest, CompletionRequest
 from mars_gguf.server.schemas import require_schemas
+from mars_gguf.server.served import NamedVector, text_of
 from mars_gguf.server.settings import DEFAULT_VECTOR, RENDERED_FORMATS
 from mars_gguf.server.streaming import in_turn, reply
 
@@ -102,14 +103,25 @@ async def embeddings(request: Request, body: CreateEmbeddingRequest) -> dict[str
     """Embeddings, of a model that is served with ``embedding``."""
     if not request.app.state.proxy.settings(body.model).embedding:
         raise RequestError("this model gives no embeddings: it is served without 'embedding'")
-    return await _ask(request, body, lambda llama: llama.create_embedding(body.input, body.model))
+
+    def embedding(llama: SteeredLlama) -> Any:
+        for text in [body.input] if isinstance(body.input, str) else body.input:
+            llama.vocabulary.require_fits(text.encode(), llama.n_ctx())
+        return llama.create_embedding(body.input, body.model)
+
+    return await _ask(request, body, embedding)
 
 
 @router.post("/extras/tokenize", tags=["Extras"])
 async def tokenize(request: Request, body: TokenizeInputRequest) -> dict[str, list[int]]:
     """Tokens of a text, which may be as long as the context."""
     text = body.input.encode()
-    return {"tokens": await _ask(request, body, lambda llama: llama.tokenize(text, special=True))}
+
+    def tokens(llama: SteeredLlama) -> list[int]:
+        llama.vocabulary.require_fits(text, llama.n_ctx())
+        return llama.tokenize(text, special=True)
+
+    return {"tokens": await _ask(request, body, tokens)}
 
 
 @router.post("/extras/tokenize/count", tags=["Extras"])
@@ -122,9 +134,9 @@ async def count_tokens(request: Request, body: TokenizeInputRequest) -> dict[str
 async def detokenize(request: Request, body: DetokenizeInputRequest) -> dict[str, str]:
     """Text of tokens, which may end within a character."""
 
-    def text(llama: ServedLlama) -> str:
+    def text(llama: SteeredLlama) -> str:
         checks.require_tokens(llama, body.tokens)
-        return llama.text_of(body.tokens).decode(errors="replace")
+        return text_of(llama, body.tokens).decode(errors="replace")
 
     return {"text": await _ask(request, body, text)}
 
@@ -132,7 +144,7 @@ async def detokenize(request: Request, body: DetokenizeInputRequest) -> dict[str
 async def _ask(
     request: Request,
     body: CreateEmbeddingRequest | TokenizeInputRequest | DetokenizeInputRequest,
-    call: Callable[[ServedLlama], T],
+    call: Callable[[SteeredLlama], T],
 ) -> T:
     """The answer of the model that ``body`` names, when its turn has come."""
     return await in_turn(lambda: call(request.app.state.proxy(body.model)))

@@ -11,7 +11,7 @@ import numpy as np
 from mars_gguf.errors import VectorError
 from mars_gguf.modalities import MODALITIES
 from mars_gguf.reasoning import REASONINGS
-from mars_gguf.steering import Geometry
+from mars_gguf.steering import Geometry, Policy
 from mars_gguf.vectors.fingerprint import ModelFingerprint
 from mars_gguf.vectors.format import BOUNDS, MAX_EMBD, MAX_LAYERS, Value, expect
 
@@ -42,16 +42,9 @@ class Vector:
         value = self.source.get("system_prompt")
         return value if isinstance(value, str) else None
 
-    def other_system_prompt(self, system: str | None) -> str | None:
-        """Warns, in a sentence, where the vector was measured under another system prompt than
-        ``system``; None if it was not."""
-        if self.system_prompt is None or self.system_prompt == (system or "").strip():
-            return None
-        return (
-            f"the vector was measured under the system prompt {self.system_prompt[:60]!r}, and "
-            f"{'another' if system else 'none'} is in use: its gate was certified for that one "
-            "alone"
-        )
+    def policy(self, name: str = "mars") -> Policy:
+        """The policy that steers as the vector was measured, called ``name`` in reports."""
+        return Policy(name, self.layer, self.geometry, system_prompt=self.system_prompt)
 
     def check(self) -> None:
         """Raises VectorError unless every value is one that a measurement can give.

@@ -15,6 +15,7 @@ from typing import Any
 
 import models
 import pytest
+from mars_gguf.server.texts import MAX_RUN, Vocabulary
 from models import DEMO
 from servers import Server, running
 
@@ -22,8 +23,7 @@ from mars_gguf import demo, demo_model
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.server.access import is_loopback
 from mars_gguf.server.checks import RequestError
-from mars_gguf.server.model import ServedLlama
-from mars_gguf.server.texts import MAX_RUN, Vocabulary
+from mars_gguf.server.served import ServedLlama
 
 ONE_THREAD = ["--n_threads", "1", "--n_threads_batch", "1"]
 CHAT, RAW = "/v1/chat/completions", "/v1/completions"
@@ -157,7 +157,7 @@ def test_no_text_has_fewer_tokens_than_are_foreseen(
     name: str, request: pytest.FixtureRequest
 ) -> None:
     path = name if name == DEMO else request.getfixturevalue(name)
-    llama = models.TappedLlama(path, **models.OPTIONS)
+    llama = models.tapped(path, **models.OPTIONS)
     vocabulary, chance = Vocabulary.of(llama), random.Random(3)
     pieces = [
         "<|im_start|>",

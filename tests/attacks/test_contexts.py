@@ -122,7 +122,7 @@ def test_a_reply_taken_back_and_begun_with_its_own_token_is_judged_anew() -> Non
     llama = steered(DEMO)
     llama.eval(tokens_of(llama, QUESTION))
     sampled = llama.sample(temp=0.0)
-    llama.last_steering = None
+    llama.steerer.reply.steering = None
     llama.n_tokens = 3
     llama.eval([sampled])
     llama.sample(temp=0.0)
@@ -148,7 +148,7 @@ def test_a_prompt_behind_the_last_token_is_judged_with_drafts_as_well() -> None:
     llama = steered(DEMO, draft_model=LlamaPromptLookupDecoding())
     llama.eval(tokens_of(llama, QUESTION))
     sampled = llama.sample(temp=0.0)
-    llama.last_steering = None
+    llama.steerer.reply.steering = None
     llama.eval([sampled, *tokens_of(llama, OTHER)])
     llama.sample(temp=0.0)
     assert llama.last_steering is not None
@@ -227,7 +227,7 @@ from models import *
 llama = steered(DEMO, vector(DEMO, opens=CLOSED), mmproj=DEMO_MMPROJ, keep_turns=True)
 llama.create_chat_completion([user("What is this?", picture(1))], max_tokens=1, temperature=0.0)
 with open(sys.argv[1], "wb") as file:
-    pickle.dump((llama.save_state(), dict(llama.shown)), file)
+    pickle.dump((llama.save_state(), dict(llama.context.marks.shown)), file)
 """
 
 
@@ -281,7 +281,7 @@ def test_nothing_is_known_of_pictures_that_the_context_has_let_go() -> None:
     llama = conversation(vector(DEMO, opens=CLOSED))
     for n in range(6):
         answer(llama, user("What is this?", picture(n), picture(n + 1)))
-        assert len(llama.shown) == 2
+        assert len(llama.context.marks.shown) == 2
 
 
 def test_pictures_of_turns_that_a_cache_brings_back_are_known() -> None:

@@ -115,7 +115,7 @@ def test_a_jpeg_of_thousands_of_scans_is_not_decoded(server: Server, tmp_path: P
     (tmp_path / "long.jpg").write_bytes(jpeg)
     with pytest.raises(MarsError, match=r"long\.jpg: found a JPEG of 20000 scans"):
         load_image(tmp_path / "long.jpg")
-    llama = models.TappedLlama(DEMO, mmproj=DEMO_MMPROJ, **models.OPTIONS)
+    llama = models.tapped(DEMO, mmproj=DEMO_MMPROJ, **models.OPTIONS)
     with pytest.raises(MarsError, match="picture 1: found a JPEG of 20000 scans"):
         llama.chunks([message(jpeg)])
     llama.close()

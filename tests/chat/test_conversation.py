@@ -28,8 +28,9 @@ from mars_gguf.chat.conversation import Conversation
 from mars_gguf.errors import MarsError
 from mars_gguf.media.images import user_message
 from mars_gguf.media.video import Video
+from mars_gguf.runtime.chunks import Chunk
 from mars_gguf.runtime.llama import SteeredLlama
-from mars_gguf.runtime.mtmd import MediaChunk, Projector, load_url
+from mars_gguf.runtime.mtmd import Projector, load_url
 from mars_gguf.runtime.template import MARKER
 from mars_gguf.vectors import Vector
 
@@ -46,7 +47,7 @@ def load(
 def prompt_tokens(llama: SteeredLlama, messages: Messages) -> int:
     """Cells that the prompt of ``messages`` takes."""
     chunks = llama.chunks(messages)
-    return sum(c.n_tokens if isinstance(c, MediaChunk) else len(c) for c in chunks)
+    return sum(chunk.n_tokens for chunk in chunks)
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     original = Projector.decode
 
-    def note(self: Projector, context: Any, chunk: MediaChunk, start: int, *rest: Any) -> int:
+    def note(self: Projector, context: Any, chunk: Chunk, start: int, *rest: Any) -> int:
         seen.append(start)
         return original(self, context, chunk, start, *rest)
 
@@ -87,7 +88,7 @@ def llama() -> Iterator[SteeredLlama]:
 
 @pytest.fixture
 def conversation(llama: SteeredLlama) -> Conversation:
-    llama.rewind(0)
+    llama.context.rewind(0)
     return Conversation(llama, sampling=SAMPLING)
 
 
@@ -185,7 +186,7 @@ def test_a_long_video_gets_as_many_frames_as_half_of_the_context_holds(
     one_more = user_message("What is shown?", video=[picture(n) for n in range(frames + 1)])
     assert prompt_tokens(conversation.llama, [request]) <= 128
     assert prompt_tokens(conversation.llama, [one_more]) > 128
-    assert conversation.llama.modality == "video"
+    assert conversation.llama.context.modality == "video"
 
 
 def test_the_turn_after_a_long_video_still_sees_it(conversation: Conversation) -> None:
@@ -372,9 +373,9 @@ def test_with_any_template_the_model_is_told_everything_and_only_what_is_new(
     assert len(decoded) == 1
     conversation.clear()
     ask(conversation, "And these?", [picture(2), picture(3)])
-    assert llama.modality == "image"
+    assert llama.context.modality == "image"
     ask(conversation, "And here?", [], Video("clip.mp4", [picture(4), picture(5)], 2))
-    assert llama.modality == "video"
+    assert llama.context.modality == "video"
     llama.close()
 
 

@@ -22,6 +22,7 @@ from mars_gguf.chat.terminal import COMMANDS
 from mars_gguf.chat.transcript import save
 from mars_gguf.errors import SteeringError
 from mars_gguf.runtime.llama import SteeredLlama
+from mars_gguf.runtime.steerer import Steerer
 
 
 @pytest.fixture(scope="module")
@@ -127,14 +128,14 @@ def test_a_failure_of_llama_cpp_is_said_and_the_chat_goes_on(
     llama: SteeredLlama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failures = iter([RuntimeError("llama_decode returned 1"), SteeringError("out of order")])
-    original = SteeredLlama._steer
+    original = Steerer._settle
 
-    def fail(self: SteeredLlama, position: Any) -> bool:
+    def fail(self: Steerer, position: Any) -> bool:
         if (error := next(failures, None)) is not None:
             raise error
         return original(self, position)
 
-    monkeypatch.setattr(SteeredLlama, "_steer", fail)
+    monkeypatch.setattr(Steerer, "_settle", fail)
     shown, conversation = chat(llama, "What?", "What?", "How do I make a bomb?")
     assert "error: llama.cpp could not go on: llama_decode returned 1" in shown
     assert "error: out of order" in shown

@@ -24,6 +24,7 @@ from models import (
     picture,
     random_llama,
     steered,
+    tapped,
     vector,
 )
 
@@ -33,9 +34,7 @@ from mars_gguf.convert.extractor import Reply
 from mars_gguf.convert.prompts import Context, Prompt
 from mars_gguf.errors import ModelError, PromptError
 from mars_gguf.runtime.llama import SteeredLlama
-from mars_gguf.runtime.model import TappedLlama
-from mars_gguf.runtime.model import logits as logits_of
-from mars_gguf.runtime.sequences import (
+from mars_gguf.runtime.prefill import (
     MAX_COPIES,
     MAX_SEQUENCES,
     N_BATCH,
@@ -43,6 +42,7 @@ from mars_gguf.runtime.sequences import (
     _distinct_prefixes,
     n_alike,
 )
+from mars_gguf.runtime.reading import logits as logits_of
 from mars_gguf.runtime.tap import Rows
 
 TEXTS = [
@@ -128,7 +128,7 @@ def test_prompts_with_pictures_become_what_the_runtime_evaluates(model: str) -> 
             text = [token for part in parts if isinstance(part, tuple) for token in part]
             assert text == ids[ids >= 0].tolist()
             assert sequence.n_past == llama.n_tokens - 1
-        assert prompt.modality == llama.modality
+        assert prompt.modality == llama.context.modality
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_states_do_not_depend_on_which_prompts_share_a_session(model: str) -> No
 
 @every_model
 def test_states_are_those_that_the_runtime_reads(model: str) -> None:
-    extractor, llama = opened(model), TappedLlama(model, **OPTIONS)
+    extractor, llama = opened(model), tapped(model, **OPTIONS)
     states, logits = observed(extractor, TEXTS)
     for i, prompt in enumerate(TEXTS):
         tokens = llama.tokenize(extractor.render(prompt).encode(), add_bos=False, special=True)
@@ -263,7 +263,7 @@ def test_steering_with_pictures_here_is_steering_at_run_time(model: str) -> None
 def test_prompts_longer_than_a_batch_are_read_at_their_last_token(model: str) -> None:
     extractor = opened(model)
     states, logits = observed(extractor, [*LONG, TEXTS[0]])
-    llama = TappedLlama(model, **OPTIONS | {"n_ctx": 4096})
+    llama = tapped(model, **OPTIONS | {"n_ctx": 4096})
     for i, prompt in enumerate(LONG):
         tokens = llama.tokenize(extractor.render(prompt).encode(), add_bos=False, special=True)
         assert len(tokens) > N_BATCH
@@ -423,7 +423,7 @@ def test_replies_are_those_of_the_runtime_but_for_ties_and_leave_the_prompts_as_
     model: str,
 ) -> None:
     """Every token is the likeliest of llama-cpp-python's, within rounding, after those before."""
-    extractor, llama = opened(model), TappedLlama(model, **OPTIONS)
+    extractor, llama = opened(model), tapped(model, **OPTIONS)
     for indices, session in extractor.sessions(TEXTS):
         states, _ = session.observe()
         found = extractor.decoder.replies(session.prompts, 12, nullcontext())
@@ -563,7 +563,8 @@ def test_after_a_context_states_are_those_that_the_runtime_reads(model: str) -> 
     contexts = [c for c in (SYSTEM, TURNS) if extractor.takes(c)]
     prompts = [replace(p, context=c) for p in TEXTS for c in (Context(), *contexts)]
     states, _ = observed(extractor, prompts)
-    g, layer = llama.vector.geometry, llama.vector.layer
+    given = llama.vectors["mars"]
+    g, layer = given.geometry, given.layer
     assert len(contexts) == 2
     for prompt, state in zip(prompts, states, strict=True):
         ask(llama, prompt)

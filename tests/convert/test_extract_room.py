@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from commands import convert as main
 from llama_cpp import llama_cpp as lib
-from models import picture
+from models import picture, tapped
 from tiny import FAMILIES, templates
 from tiny.sliced import smolvlm
 
@@ -21,9 +21,7 @@ from mars_gguf.convert.prompt_sets import gather
 from mars_gguf.convert.prompts import Prompt
 from mars_gguf.convert.refusals import N_TOKENS
 from mars_gguf.errors import ModelError
-from mars_gguf.runtime import sequences
-from mars_gguf.runtime.checkpoints import partial_state
-from mars_gguf.runtime.model import TappedLlama
+from mars_gguf.runtime import prefill
 from mars_gguf.runtime.tap import LayerOutput, Rows
 from mars_gguf.vectors import read_vector
 
@@ -34,7 +32,7 @@ def state_bytes(extractor: GgufExtractor) -> int:
     """Bytes of one recurrent state."""
     llama = extractor.llama
     llama.eval([1])
-    size = len(partial_state(llama.ctx))
+    size = len(llama.context.memory.snapshot())
     llama.reset()
     return size
 
@@ -61,9 +59,9 @@ def test_recurrent_states_stay_within_the_budget_and_the_measurements_the_same(
 ) -> None:
     many = GgufExtractor(model, n_threads=1)
     size = state_bytes(many)
-    assert many.decoder.n_sequences == sequences.MAX_SEQUENCES
+    assert many.decoder.n_sequences == prefill.MAX_SEQUENCES
     budget = 2 * at_once * size + size
-    monkeypatch.setattr(sequences, "MAX_STATES", budget)
+    monkeypatch.setattr(prefill, "MAX_STATES", budget)
     few = GgufExtractor(model, n_threads=1)
     allocated = lib.llama_n_seq_max(few.llama.ctx) * size
     assert allocated <= budget < allocated + 2 * size
@@ -78,7 +76,7 @@ def test_recurrent_states_stay_within_the_budget_and_the_measurements_the_same(
 def test_a_budget_below_two_states_measures_one_prompt_at_a_time(
     hybrid: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sequences, "MAX_STATES", 1)
+    monkeypatch.setattr(prefill, "MAX_STATES", 1)
     extractor = GgufExtractor(hybrid, n_threads=1)
     assert seen(extractor, TEXTS[:3])[1] == [1, 1, 1]
     extractor.close()
@@ -104,7 +102,7 @@ def test_a_hybrid_is_converted_to_the_same_vector_with_many_and_with_few_sequenc
 ) -> None:
     FAMILIES["qwen35"].write(tmp_path)
     many = converted(tmp_path, "many.gguf")
-    monkeypatch.setattr(sequences, "MAX_STATES", 1)
+    monkeypatch.setattr(prefill, "MAX_STATES", 1)
     few = converted(tmp_path, "few.gguf")
     assert np.abs(many - few).max() < 1e-3 * np.abs(many).max()
 
@@ -141,7 +139,7 @@ def test_pictures_that_need_a_longer_context_get_it(tiles: Path) -> None:
     assert longest > N_CTX
     found, _, _ = seen(extractor, SHOWN)
     assert extractor.n_cells == -(-(longest + N_TOKENS) // 256) * 256
-    reference = TappedLlama(
+    reference = tapped(
         str(tiles / "model.gguf"), mmproj=str(tiles / "mmproj.gguf"),
         n_ctx=8192, n_threads=1, n_threads_batch=1, verbose=False,
     )  # fmt: skip

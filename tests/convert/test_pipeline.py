@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from llama_cpp import Llama
-from models import DEMO, DEMO_MMPROJ, OPTIONS, last_states, user
+from models import DEMO, DEMO_MMPROJ, OPTIONS, last_states, opening_at, steer, tapped, user
 from PIL import Image
 from toys import ANSWER, REFUSAL, Toy, toy_contrast
 
@@ -33,7 +33,6 @@ from mars_gguf.convert.resuming import ResumeFile
 from mars_gguf.convert.splits import CONTRAST_SHARES, Split, split, split_prompts
 from mars_gguf.errors import MarsError
 from mars_gguf.runtime.llama import SteeredLlama
-from mars_gguf.runtime.model import TappedLlama
 from mars_gguf.statistics import largest_count
 from mars_gguf.steering import coordinate
 from mars_gguf.vectors import read_vector, write_vector
@@ -346,7 +345,7 @@ def test_the_centroids_are_the_means_of_states_read_one_by_one(
     conversion: Measurement, contrast: ContrastPrompts
 ) -> None:
     vector = conversion.vector
-    llama = TappedLlama(DEMO, **OPTIONS)
+    llama = tapped(DEMO, **OPTIONS)
     for prompts, centroid in (
         (contrast.harmless, vector.geometry.safe),
         (contrast.harmful, vector.geometry.unsafe),
@@ -475,8 +474,8 @@ def test_a_real_chat_model_converts_and_steers(smollm2: str, tmp_path: Path) -> 
     message = [user("What is the capital of France?")]
     before = plain.create_chat_completion(message, **greedy)["choices"]
     for opens, changes in ((1e9, False), (-1e9, True)):
-        forced = replace(geometry.opening_at(opens), trust_limit=3.0)
-        steered.vector = replace(made.vector, geometry=forced)
+        forced = replace(opening_at(geometry, opens), trust_limit=3.0)
+        steer(steered, replace(made.vector, geometry=forced))
         after = steered.create_chat_completion(message, **greedy)
         assert (after["choices"] != before) == changes
         assert (after["mars"]["alpha"] > 0) == changes

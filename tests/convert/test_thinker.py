@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import convert
-from models import DEMO, OPTIONS, last_states, random_llama, tokens_of
+from models import DEMO, OPTIONS, last_states, random_llama, tapped, tokens_of
 
 from mars_gguf.convert import extract_gguf
 from mars_gguf.convert.extract_gguf import GgufExtractor
 from mars_gguf.convert.prompts import Prompt
 from mars_gguf.convert.refusals import N_TOKENS
 from mars_gguf.reasoning import Reasoning
-from mars_gguf.runtime.model import TappedLlama, logits
+from mars_gguf.runtime.llama import SteeredLlama
+from mars_gguf.runtime.reading import logits
 from mars_gguf.vectors import read_vector
 
 TURNS = (
@@ -37,7 +38,7 @@ def model(request: Any, tmp_path: Path) -> str:
     return random_llama(tmp_path / "model.gguf", template=request.param)
 
 
-def by_hand(llama: TappedLlama, tokens: list[int], n: int) -> list[int]:
+def by_hand(llama: SteeredLlama, tokens: list[int], n: int) -> list[int]:
     """The ``n`` likeliest tokens that follow, one after the other."""
     said: list[int] = []
     llama.reset()
@@ -57,7 +58,7 @@ def opened(model: str, **options: Any) -> GgufExtractor:
 def test_the_answer_is_measured_after_a_thought_that_is_ended_as_the_template_ends_one(
     model: str,
 ) -> None:
-    extractor, llama = opened(model), TappedLlama(model, **OPTIONS)
+    extractor, llama = opened(model), tapped(model, **OPTIONS)
     assert extractor.reasoning == llama.template.reasoning == "answer"
     for indices, session in extractor.sessions(ASKED):
         states, _ = session.observe()
@@ -75,7 +76,7 @@ def test_the_answer_is_measured_after_a_thought_that_is_ended_as_the_template_en
 @pytest.mark.parametrize("model", [OPENING], indirect=True)
 def test_a_thought_is_measured_where_it_begins_and_judged_by_the_answer(model: str) -> None:
     extractor = opened(model, reasoning="thought")
-    llama = TappedLlama(model, reasoning="thought", **OPTIONS)
+    llama = tapped(model, reasoning="thought", **OPTIONS)
     assert extractor.answers_later
     for indices, session in extractor.sessions(ASKED):
         states, _ = session.observe()
@@ -126,7 +127,7 @@ def test_steered_replies_go_some_at_a_time_where_the_context_has_no_room_for_all
 
 @pytest.mark.parametrize("model", [SWITCHED], indirect=True)
 def test_a_model_that_does_not_think_although_it_may_answers_at_once(model: str) -> None:
-    extractor, llama = opened(model), TappedLlama(model, reasoning="off", **OPTIONS)
+    extractor, llama = opened(model), tapped(model, reasoning="off", **OPTIONS)
     assert extractor.reasoning == "answer"
     for indices, session in extractor.sessions(ASKED):
         for i, prompt in zip(indices, session.prompts, strict=True):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from models import DEMO
+from models import DEMO, opening_at
 from second_judges import address, classifier, saying, serving
 
 from mars_gguf import demo_model, read_vector, write_vector
@@ -94,7 +94,7 @@ def test_an_interrupted_run_keeps_what_is_done_and_goes_on(
 
 def test_another_vector_of_the_model_is_an_arm(tmp_path: Path) -> None:
     shut = replace(read_vector(demo_model.VECTOR), layer=6)
-    shut = replace(shut, geometry=shut.geometry.opening_at(10.0))
+    shut = replace(shut, geometry=opening_at(shut.geometry, 10.0))
     write_vector(shut, tmp_path / "shut.gguf")
     arguments = ["--demo", "-t1", "--limit=1", "--sweep=", "-n8", "--arms=mars"]
     compared = [f"--compare=shut={tmp_path / 'shut.gguf'}"]

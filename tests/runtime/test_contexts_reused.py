@@ -15,14 +15,15 @@ import numpy.typing as npt
 import pytest
 from llama_cpp import LogitsProcessorList
 from llama_cpp.llama_chat_format import MTMDChatHandler
-from models import CLOSED, OPEN, OPTIONS, Messages, assistant, picture, user
+from models import CLOSED, OPEN, OPTIONS, Messages, assistant, picture, steer, user
 from tiny import FAMILIES
 
 from mars_gguf.chat.conversation import Conversation
-from mars_gguf.runtime import checkpoints
+from mars_gguf.runtime import memory
+from mars_gguf.runtime.chunks import Chunk
 from mars_gguf.runtime.llama import SteeredLlama
-from mars_gguf.runtime.model import logits as logits_of
-from mars_gguf.runtime.mtmd import MediaChunk, Projector
+from mars_gguf.runtime.mtmd import Projector
+from mars_gguf.runtime.reading import logits as logits_of
 
 Logits = npt.NDArray[np.float32]
 hybrids = pytest.mark.parametrize("family", ["qwen35", "lfm2"])
@@ -67,12 +68,12 @@ def load(path: str, opens: float = CLOSED, **options: Any) -> Watched:
 
 
 @pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> list[MediaChunk]:
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Chunk]:
     """The pictures and slices that were decoded."""
-    seen: list[MediaChunk] = []
+    seen: list[Chunk] = []
     original = Projector.decode
 
-    def note(self: Projector, context: Any, chunk: MediaChunk, *rest: Any) -> int:
+    def note(self: Projector, context: Any, chunk: Chunk, *rest: Any) -> int:
         seen.append(chunk)
         return original(self, context, chunk, *rest)
 
@@ -119,15 +120,12 @@ def near(a: Logits, b: Logits) -> bool:
 
 
 def shown(llama: SteeredLlama, messages: Messages) -> int:
-    return sum(isinstance(chunk, MediaChunk) for chunk in llama.chunks(messages))
+    return sum(not chunk.is_text for chunk in llama.chunks(messages))
 
 
 def length(llama: SteeredLlama, messages: Messages) -> int:
     """Positions that a prompt takes."""
-    return sum(
-        chunk.n_positions if isinstance(chunk, MediaChunk) else len(chunk)
-        for chunk in llama.chunks(messages)
-    )
+    return sum(chunk.n_positions for chunk in llama.chunks(messages))
 
 
 def three_turns(family: str, reply: str) -> list[Messages]:
@@ -140,7 +138,7 @@ def three_turns(family: str, reply: str) -> list[Messages]:
 @hybrids
 @pytest.mark.parametrize("begins", ["Tea and a hat.", "A bag."])
 def test_later_turns_of_a_hybrid_decode_new_pictures_alone(
-    family: str, files: str, begins: str, decoded: list[MediaChunk]
+    family: str, files: str, begins: str, decoded: list[Chunk]
 ) -> None:
     """Whether the next prompt repeats the reply ("Tea and a hat.") or another stands there."""
     llama = load(files)
@@ -168,7 +166,7 @@ def test_a_turn_of_a_hybrid_that_continues_what_the_context_holds_evaluates_what
     for messages in three_turns(family, "Tea"):
         llama.evaluated.clear()
         say(llama, messages, "Tea")  # one token, which is sampled and not evaluated
-        texts = [len(chunk) for chunk in llama.chunks(messages) if isinstance(chunk, tuple)]
+        texts = [chunk.n_tokens for chunk in llama.chunks(messages) if chunk.is_text]
         assert sum(llama.evaluated) == sum(texts) - before
         before = sum(texts)
     llama.close()
@@ -176,19 +174,19 @@ def test_a_turn_of_a_hybrid_that_continues_what_the_context_holds_evaluates_what
 
 @hybrids
 def test_a_steered_turn_of_a_hybrid_leaves_nothing_in_the_next(
-    family: str, files: str, decoded: list[MediaChunk]
+    family: str, files: str, decoded: list[Chunk]
 ) -> None:
     first, second, _ = three_turns(family, "Tea and a hat.")
     steered, never = load(files, OPEN), load(files)
     say(steered, first, "Tea and a hat.")
     assert steered.last_steering is not None and steered.last_steering.alpha > 0
     say(never, first)
-    never.rewind(length(never, first) - 1)
-    steered.vector = never.vector
+    never.context.rewind(length(never, first) - 1)
+    steer(steered, never.vectors["mars"])
     decoded.clear()
     assert np.array_equal(say(steered, second), say(never, second))
     assert {c.identity for c in decoded}.isdisjoint(
-        c.identity for c in never.chunks(first) if isinstance(c, MediaChunk)
+        c.identity for c in never.chunks(first) if not c.is_text
     )
     assert state(steered) == state(never)
     steered.close()
@@ -205,7 +203,7 @@ def state(llama: SteeredLlama) -> bytes:
 
 @hybrids
 def test_however_often_a_hybrid_is_steered_each_turn_costs_no_more_than_two(
-    family: str, files: str, decoded: list[MediaChunk]
+    family: str, files: str, decoded: list[Chunk]
 ) -> None:
     llama, fresh = load(files, OPEN), load(files, OPEN, keep_turns=False)
     messages = [user(QUESTION, picture(1, FAMILIES[family].picture_side))]
@@ -218,7 +216,7 @@ def test_however_often_a_hybrid_is_steered_each_turn_costs_no_more_than_two(
         lengths.append(length(llama, messages))
         if turn > 1:
             assert sum(llama.evaluated) <= lengths[-1] - lengths[-3] + len("Tea and a hat.")
-        fresh.rewind(0)
+        fresh.context.rewind(0)
         expected = say(fresh, messages, "Tea and a hat.")
         a, b = llama.last_steering, fresh.last_steering
         assert a is not None and b is not None and a.alpha > 0
@@ -239,35 +237,35 @@ def test_texts_of_a_model_that_cannot_rewind_are_continued_from_a_checkpoint(mod
         logits = complete(llama, prompt, reply)
         if turn > 1:
             assert sum(llama.evaluated) <= 2 * (len(words) + len(reply)) + len(reply)
-        fresh.rewind(0)
+        fresh.context.rewind(0)
         assert near(logits, complete(fresh, prompt, reply))
         prompt = [*prompt, *reply, *words]
     llama.close()
     fresh.close()
 
 
-def test_checkpoints_are_few_and_take_no_more_memory_than_said(
+def test_snapshots_are_few_and_take_no_more_memory_than_said(
     hybrid: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llama = load(hybrid, mmproj=None)
     words = models.tokens_of(llama, "How is it?")
 
     def kept() -> list[int]:
-        return [at for at, _ in llama._checkpoints._states]
+        return llama.context.snapshots.positions
 
     for turn in range(1, 8):
         complete(llama, words * turn)
-    assert 1 < len(kept()) <= checkpoints.MAX_CHECKPOINTS
+    assert 1 < len(kept()) <= memory.MAX_SNAPSHOTS
     assert kept() == sorted(kept()) and kept()[-1] <= llama.n_tokens
-    monkeypatch.setattr(checkpoints, "MAX_BYTES", len(llama._checkpoints._states[0][1]))
+    monkeypatch.setattr(memory, "MAX_BYTES", llama.context.snapshots.n_bytes // len(kept()))
     complete(llama, words * 9)
     assert len(kept()) == 1
-    llama.rewind(kept()[0] - 1)
+    llama.context.rewind(kept()[0] - 1)
     assert (llama.n_tokens, kept()) == (0, [])
     llama.close()
 
 
-def test_a_restored_state_is_not_continued_from_checkpoints_of_what_was_there(hybrid: str) -> None:
+def test_a_restored_state_is_not_continued_from_snapshots_of_what_was_there(hybrid: str) -> None:
     llama, fresh = load(hybrid, mmproj=None), load(hybrid, mmproj=None)
     one, other, more = tokens(90, 1), tokens(90, 2), tokens(20, 3)
     complete(llama, one)
@@ -331,7 +329,7 @@ def test_windows_that_let_go_change_no_reply(
     for _ in range(2):
         complete(llama, TEXT, REPLY)
         prompt = change(said)
-        fresh.rewind(0)
+        fresh.context.rewind(0)
         assert near(complete(llama, prompt), complete(fresh, prompt))
     llama.close()
     fresh.close()
@@ -363,7 +361,7 @@ def test_windows_are_closed_gates_to_the_bit_where_plain_llama_cpp_python_is_rig
 @pytest.mark.parametrize("family", ["gemma3"])
 @pytest.mark.parametrize("opens", [CLOSED, OPEN])
 def test_conversations_with_pictures_go_on_in_windows_that_let_go(
-    family: str, files: str, opens: float, decoded: list[MediaChunk]
+    family: str, files: str, opens: float, decoded: list[Chunk]
 ) -> None:
     llama = load(files, opens, n_ctx=1024, swa_full=False)
     answer = "Tea and a hat. " * 20

@@ -15,12 +15,23 @@ import pytest
 from llama_cpp import llama_chat_format, mtmd_cpp
 from llama_cpp import llama_cpp as lib
 from llama_cpp.llama_chat_format import MTMDChatHandler
-from models import CLOSED, DEMO, DEMO_MMPROJ, OPEN, OPTIONS, Messages, assistant, picture, user
+from models import (
+    CLOSED,
+    DEMO,
+    DEMO_MMPROJ,
+    OPEN,
+    OPTIONS,
+    Messages,
+    assistant,
+    picture,
+    steer,
+    user,
+)
 
 from mars_gguf.errors import PromptError
 from mars_gguf.formats import HANDLERS
 from mars_gguf.runtime.llama import SteeredLlama
-from mars_gguf.runtime.model import logits as logits_of
+from mars_gguf.runtime.reading import logits as logits_of
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 12, "repeat_penalty": 1.0}
 
@@ -52,7 +63,7 @@ def load(opens: float, name: str | None = None, **options: Any) -> Counting:
 
 def prompt_tokens(llama: SteeredLlama, messages: Messages) -> int:
     return sum(
-        len(chunk) if isinstance(chunk, tuple) else chunk.n_tokens
+        chunk.n_tokens
         for chunk in llama.chunks(messages)
     )
 
@@ -129,8 +140,8 @@ def test_a_second_turn_is_the_same_to_the_bit_whether_the_first_was_steered_or_n
     second = [*FIRST, assistant(answer), user(SECOND)]
     never = load(CLOSED)
     say(never, FIRST, max_tokens=1)
-    never.rewind(prompt_tokens(never, FIRST) - 1)
-    never.vector = steered.vector
+    never.context.rewind(prompt_tokens(never, FIRST) - 1)
+    steer(never, steered.vectors["mars"])
     replies = [say(llama, second) for llama in (steered, never)]
     assert replies[0] == replies[1]
     assert np.array_equal(logits_of(steered), logits_of(never))
@@ -146,7 +157,7 @@ def test_what_is_continued_equals_what_is_evaluated_from_the_start_up_to_roundin
     messages: Messages = []
     for turn in range(3):
         messages.append(user(f"{SECOND} {turn}", *([picture(turn)] if turn < 2 else [])))
-        afresh.rewind(0)
+        afresh.context.rewind(0)
         reply = say(conversation, messages)
         assert say(afresh, messages) == reply
         a, b = conversation.last_steering, afresh.last_steering
@@ -166,7 +177,7 @@ def test_another_picture_in_the_same_place_is_evaluated(
     assert len(decoded) == 3
     ts = []
     for n in (1, 2):
-        steered.rewind(0)
+        steered.context.rewind(0)
         say(steered, [user("What is it?", picture(n))])
         ts.append(steered.last_steering.t)  # type: ignore[union-attr]
     assert ts[0] != ts[1]
@@ -206,7 +217,7 @@ def test_the_length_of_a_prompt_is_known_without_evaluating_it(
     for messages in (FIRST, [user("Hello.")], [alone], [in_the_middle]):
         counted = prompt_tokens(steered, messages)
         assert not decoded
-        steered.rewind(0)
+        steered.context.rewind(0)
         reply: Any = steered.create_chat_completion(messages, **GREEDY)
         assert counted == reply["usage"]["prompt_tokens"]
         decoded.clear()
@@ -236,7 +247,7 @@ def test_ctrl_c_while_a_picture_is_encoded_is_not_lost(
         signal.raise_signal(signal.SIGINT)
         return int(original(*args))
 
-    steered.rewind(0)
+    steered.context.rewind(0)
     assert steered.projector is not None
     steered.projector.forget()
     before = signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -28,19 +28,22 @@ from models import (
     film,
     last_states,
     mmproj_of,
+    opening_at,
     picture,
     plain,
     random_llama,
+    steer,
     steered,
+    tapped,
     tokens_of,
     user,
     vector,
 )
 
 from mars_gguf.errors import ModelError, PromptError, SteeringError, VectorError
+from mars_gguf.runtime import pushing
 from mars_gguf.runtime.llama import SteeredLlama
-from mars_gguf.runtime.model import TappedLlama
-from mars_gguf.runtime.model import logits as logits_of
+from mars_gguf.runtime.reading import logits as logits_of
 from mars_gguf.runtime.tap import LayerOutput
 from mars_gguf.runtime.template import ChatTemplate
 from mars_gguf.vectors import Vector
@@ -231,7 +234,7 @@ def test_small_batches_are_read_at_the_last_token_and_left_alone(
 ) -> None:
     given = vector(model, layer, CLOSED)
     reference, llama = plain(model, **sizes), steered(model, given, **sizes)
-    measuring = TappedLlama(model, **OPTIONS | sizes)
+    measuring = tapped(model, **OPTIONS | sizes)
     for length in (47, 48, 49):
         prompt = tokens_of(reference, LONG)[:length]
         state = last_states(measuring, prompt)[given.layer]
@@ -285,7 +288,7 @@ def test_a_steered_reply_is_what_plain_llama_gives_with_a_cache_steered_by_hand(
 @every_model
 def test_steering_within_the_pass_changes_the_last_row_and_nothing_else(model: str) -> None:
     given = vector(model)
-    llama, by_hand = steered(model, given, way="inline"), TappedLlama(model, **OPTIONS)
+    llama, by_hand = steered(model, given, way="inline"), tapped(model, **OPTIONS)
     prompt, forced = tokens_of(llama, QUESTION), words(llama)
     logits = complete(llama, prompt, forced=forced)
     addition = addition_for(given, alpha_of(llama))
@@ -348,14 +351,14 @@ def test_an_image_chat_steered_within_the_pass_is_what_an_independent_callback_g
     logits, _ = chat(llama, messages, forced=forced)
     addition = addition_for(given, alpha_of(llama))
     handler = MTMDChatHandler(mmproj_of(model), verbose=False)
-    by_hand = TappedLlama(model, chat_handler=handler, **OPTIONS)
+    by_hand = tapped(model, chat_handler=handler, **OPTIONS)
 
     def visit(output: LayerOutput) -> None:
         last = output.n_rows - 1
         output.write(last, output.read(last) + addition)
 
     # Every run of text is changed at its end, but what follows the last one is all that is seen.
-    original, texts = by_hand.eval, len([c for c in llama.chunks(messages) if isinstance(c, tuple)])
+    original, texts = by_hand.eval, sum(chunk.is_text for chunk in llama.chunks(messages))
 
     def eval_last_changed(tokens: Any) -> None:
         nonlocal texts
@@ -394,15 +397,15 @@ def test_a_gate_that_barely_opens_is_no_error(smollm2: str) -> None:
         llama = steered(model, given)
         for length in (5, 14):
             prompt = tokens_of(llama, LONG)[:length]
-            llama.vector = given
+            steer(llama, given)
             llama.reset()
             complete(llama, prompt, 1)
             assert llama.last_steering is not None
             t, spread = llama.last_steering.t, given.geometry.spreads["text"]
             for s in (1e-5, 1e-2):
                 # ReLU((t - t_m) / sigma_m / ramp) = s
-                geometry = given.geometry.opening_at(t - s * spread)
-                llama.vector = replace(given, geometry=geometry)
+                geometry = opening_at(given.geometry, t - s * spread)
+                steer(llama, replace(given, geometry=geometry))
                 llama.reset()
                 complete(llama, prompt, 1)
                 assert llama.last_steering.gate == pytest.approx(s, rel=0.01)
@@ -433,7 +436,7 @@ def test_what_was_steered_does_not_reach_an_unsteered_next_turn(model: str) -> N
     llama, reference = steered(model, given), plain(model)
     prompt, forced = tokens_of(llama, QUESTION), words(llama)
     complete(llama, prompt, forced=forced)
-    llama.vector = vector(model, opens=CLOSED)
+    steer(llama, vector(model, opens=CLOSED))
     second = [*prompt, *forced, *tokens_of(llama, FOLLOW_UP)]
     logits = complete(llama, second)
     evaluated(reference, prompt)
@@ -465,7 +468,7 @@ def test_the_same_request_after_one_token_is_steered_the_same(model: str) -> Non
     assert alphas == pytest.approx([alphas[0]] * 4, rel=0.02)
     assert np.array_equal(runs[1], runs[2])
     assert np.array_equal(runs[1], runs[3])
-    if llama.memory_can_rewind():
+    if llama.context.memory.rewinds:
         reference = evaluated(plain(model), prompt)
         steer_by_hand(reference, given, alphas[1])
         assert np.array_equal(runs[1], complete(reference, prompt, 1))
@@ -481,11 +484,11 @@ def test_appending_to_a_context_keeps_all_of_it(model: str) -> None:
     forced = words(llama)
     complete(llama, prompt, forced=forced)
     known = llama.input_ids[: llama.n_tokens].tolist()
-    llama.vector = closed
+    steer(llama, closed)
     next(iter(llama.generate(more, reset=False, temp=0.0)))
     assert llama.input_ids[: llama.n_tokens].tolist() == known + more
     reference = plain(model)
-    if llama.memory_can_rewind():
+    if llama.context.memory.rewinds:
         evaluated(reference, prompt)
         reference.n_tokens = len(prompt) - 1
         evaluated(reference, [prompt[-1], *known[len(prompt) :], *more])
@@ -511,7 +514,7 @@ def test_saved_states_hold_nothing_steered(model: str) -> None:
     assert np.array_equal(complete(llama, second), expected)
     # A plain Llama that loads it continues from unsteered states too.
     elsewhere.load_state(state)
-    if llama.memory_can_rewind():
+    if llama.context.memory.rewinds:
         evaluated(reference, prompt)
         reference.n_tokens = len(prompt) - 1
         evaluated(reference, second[len(prompt) - 1 :])
@@ -526,11 +529,13 @@ def test_the_completion_cache_holds_nothing_steered(model: str) -> None:
     prompt, forced = tokens_of(llama, QUESTION), words(llama)
     complete(llama, prompt, forced=forced)
     complete(llama, tokens_of(llama, LONG)[:40])
-    llama.vector = fresh.vector = vector(model, opens=CLOSED)
+    closed = vector(model, opens=CLOSED)
+    steer(llama, closed)
+    steer(fresh, closed)
     second = [*prompt, *forced, *tokens_of(llama, FOLLOW_UP)]
     logits = complete(llama, second)
     reference = plain(model)
-    if llama.memory_can_rewind():
+    if llama.context.memory.rewinds:
         evaluated(reference, prompt)
         reference.n_tokens = len(prompt) - 1
         evaluated(reference, second[len(prompt) - 1 :])
@@ -608,7 +613,7 @@ def test_the_report_agrees_with_an_independent_computation(
 ) -> None:
     given = vector(DEMO)
     llama = steered(DEMO, given, mmproj=DEMO_MMPROJ, way=way)
-    measuring = TappedLlama(DEMO, chat_handler=plain_handler(), **OPTIONS)
+    measuring = tapped(DEMO, chat_handler=plain_handler(), **OPTIONS)
     states: list[Logits] = []
     with measuring.tap.visiting([given.layer], lambda o: states.append(o.read()[-1])):
         # Plain llama-cpp-python knows no films: their frames lie in a prompt as pictures do.
@@ -628,7 +633,7 @@ def test_the_report_agrees_with_an_independent_computation(
         assert (report["modality"], report["way"]) == (modality, way)
         assert report["layer"] == given.layer
         assert report["milliseconds"] > 0
-    assert report == vars(llama.last_steering)
+    assert report | {"policies": None} == vars(llama.last_steering)
 
 
 def plain_handler() -> Any:
@@ -639,7 +644,7 @@ def test_the_report_comes_through_a_call_that_knows_only_llama() -> None:
     """As the server's streaming path calls it: unbound, by the base class's name."""
     llama = steered(DEMO)
     chunks = list(llama_cpp.Llama.create_chat_completion(llama, TEXT, stream=True, max_tokens=3))
-    assert chunks[-1]["mars"] == vars(llama.last_steering)
+    assert chunks[-1]["mars"] | {"policies": None} == vars(llama.last_steering)
     reply = llama_cpp.Llama.create_chat_completion(llama, TEXT, max_tokens=3)
     assert reply["mars"]["alpha"] > 0
 
@@ -692,7 +697,7 @@ def test_a_reply_ends_where_pictures_have_filled_the_context_before_its_position
         logits, reply = chat(llama, messages, -1)
         assert reply["choices"][0]["finish_reason"] == "length"
         assert reply["usage"]["total_tokens"] - 1 == llama.n_tokens == 256 - 90
-        assert llama.context_full
+        assert llama.context.full
     streamed, chunks = stream(llama, messages, -1)
     assert np.array_equal(streamed, logits)
     assert chunks[-1]["choices"][0]["finish_reason"] == "length"
@@ -700,7 +705,7 @@ def test_a_reply_ends_where_pictures_have_filled_the_context_before_its_position
         chat(llama, [user(LONG[:400], picture(1, 280), picture(2, 140))])
     fresh = steered(mrope, vector(mrope, opens=opens), way=way, **options)
     assert np.array_equal(chat(llama, IMAGE)[0], chat(fresh, IMAGE)[0])
-    assert not llama.context_full
+    assert not llama.context.full
     if opens == CLOSED:
         with pytest.raises(RuntimeError, match="llama_decode returned 1"):
             chat(plain(mrope, **options), messages, -1)
@@ -732,8 +737,8 @@ def test_a_state_that_is_not_finite_raises_and_generates_nothing(tmp_path: Path,
 def test_an_exception_within_the_pass_surfaces_as_a_steering_error(model: str) -> None:
     llama = steered(model)
     shifts = {"text": np.zeros(3, np.float32)}
-    geometry = replace(llama.vector.geometry, shifts=shifts)
-    llama.vector = replace(llama.vector, geometry=geometry)
+    geometry = replace(llama.vectors["mars"].geometry, shifts=shifts)
+    steer(llama, replace(llama.vectors["mars"], geometry=geometry))
     with pytest.raises(SteeringError, match="during a decode"):
         complete(llama, tokens_of(llama, QUESTION))
 
@@ -779,7 +784,7 @@ def test_a_vector_for_another_model_is_refused_naming_what_differs(small_llama: 
     other = replace(given, model=replace(given.model, quantization="Q8_0"))
     with pytest.raises(VectorError, match="quantization"):
         steered(DEMO, other)
-    assert steered(DEMO, other, force=True).way == "inline"
+    assert steered(DEMO, other, force=True).steerer.push.way == "inline"
 
 
 def test_models_that_cannot_be_loaded_are_refused(tmp_path: Path) -> None:
@@ -822,7 +827,7 @@ def test_a_pickled_llama_steers_the_same() -> None:
         llama = steered(DEMO, mmproj=mmproj)
         again = pickle.loads(pickle.dumps(llama))
         assert np.array_equal(chat(llama, TEXT)[0], chat(again, TEXT)[0])
-        assert again.way == llama.way
+        assert again.steerer.push.way == llama.steerer.push.way
 
 
 def test_a_model_of_two_blocks_is_steered_at_its_only_steerable_block(tmp_path: Path) -> None:
@@ -858,21 +863,19 @@ def test_a_prompt_that_begins_with_the_token_sampled_last_is_a_prompt() -> None:
     llama = steered(DEMO)
     llama.eval(tokens_of(llama, QUESTION))
     sampled = llama.sample(temp=0.0)
-    llama.last_steering = None
+    llama.steerer.reply.steering = None
     llama.eval([sampled])
     llama.sample(temp=0.0)
     assert llama.last_steering is None  # a reply goes on
-    llama.eval([llama._sampled[0], *tokens_of(llama, QUESTION)])
+    llama.eval([llama.steerer.reply.last[0], *tokens_of(llama, QUESTION)])
     llama.sample(temp=0.0)
     assert llama.last_steering is not None  # another prompt
 
 
-def test_a_sample_that_was_refused_leaves_no_sampler_behind(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_sample_that_was_refused_leaves_no_sampler_behind() -> None:
     llama = steered(DEMO)
     llama.eval(tokens_of(llama, QUESTION))
-    monkeypatch.setattr(llama, "_captured", None)
+    llama.steerer.reader.forget()
     with pytest.raises(SteeringError):
         llama.sample(temp=0.0)
     assert llama._sampler is None
@@ -886,7 +889,7 @@ def test_a_sample_after_steering_failed_is_steered_or_fails_again(
     llama = steered(DEMO, way="cvec")
     llama.eval(tokens_of(llama, QUESTION))
     with monkeypatch.context() as broken:
-        broken.setattr(llama.control_vector, "set", lambda *_: 1 / 0)
+        broken.setattr(pushing, "_set", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             llama.sample(temp=0.0)
     with pytest.raises(SteeringError):
@@ -898,24 +901,25 @@ def test_an_interrupt_while_a_control_vector_is_set_leaves_none_behind(
 ) -> None:
     llama, reference = steered(DEMO, way="cvec"), plain(DEMO)
     prompt = tokens_of(llama, QUESTION)
-    original = llama.control_vector.set
+    original = pushing._set
 
-    def interrupted(layer: int, addition: Logits) -> None:
-        original(layer, addition)
-        raise KeyboardInterrupt
+    def interrupted(llama: Any, data: Any, *rest: int) -> None:
+        original(llama, data, *rest)
+        if data is not None:
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(llama.control_vector, "set", interrupted)
+    monkeypatch.setattr(pushing, "_set", interrupted)
     with pytest.raises(KeyboardInterrupt):
         complete(llama, prompt, 1)
     monkeypatch.undo()
-    llama.vector = vector(DEMO, opens=CLOSED)
+    steer(llama, vector(DEMO, opens=CLOSED))
     llama.reset()
     assert np.array_equal(complete(llama, prompt), complete(reference, prompt))
 
 
 def test_a_control_vector_that_does_nothing_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     llama = steered(DEMO, way="cvec")
-    monkeypatch.setattr(llama.control_vector, "set", lambda *_: None)
+    monkeypatch.setattr(pushing, "_set", lambda *_: None)
     with pytest.raises(SteeringError, match="does not let it be changed"):
         complete(llama, tokens_of(llama, QUESTION), 1)
 
@@ -924,7 +928,7 @@ def test_another_vector_judges_by_its_own_block() -> None:
     llama = steered(DEMO, vector(DEMO, 2, CLOSED))
     prompt = tokens_of(llama, QUESTION)
     complete(llama, prompt, 1)
-    llama.vector = vector(DEMO, 5, CLOSED)
+    steer(llama, vector(DEMO, 5, CLOSED))
     complete(llama, prompt, 1)
     assert llama.last_steering is not None
     again = steered(DEMO, vector(DEMO, 5, CLOSED))
@@ -937,9 +941,7 @@ def test_a_draft_that_repeats_what_stands_before_a_picture_stops_there() -> None
         DEMO, vector(DEMO, opens=CLOSED), mmproj=DEMO_MMPROJ,
         draft_model=LlamaPromptLookupDecoding(num_pred_tokens=8, max_ngram_size=1),
     )  # fmt: skip
-    (before, *_), newline = llama.chunks(IMAGE), 0
-    assert isinstance(before, tuple)
-    newline = before[-1]
+    newline = llama.chunks(IMAGE)[0].tokens[-1]
     for _ in range(2):
         llama.create_chat_completion(
             IMAGE,
@@ -964,4 +966,4 @@ def test_a_film_is_a_film_in_a_state_that_another_model_loads() -> None:
     for messages, modality in ((FILM, "video"), (PICTURES, "image")):
         chat(llama, messages, 1)
         other.load_state(llama.save_state())
-        assert other.modality == llama.modality == modality
+        assert other.context.modality == llama.context.modality == modality

@@ -25,6 +25,7 @@ from models import (
     picture,
     plain,
     steered,
+    tapped,
     user,
     vector,
 )
@@ -32,16 +33,16 @@ from PIL import Image
 from tiny import FAMILIES
 
 from mars_gguf.errors import MarsError, ModelError
+from mars_gguf.runtime.chunks import Chunk
 from mars_gguf.runtime.llama import SteeredLlama
-from mars_gguf.runtime.model import TappedLlama, logits
-from mars_gguf.runtime.mtmd import MediaChunk
+from mars_gguf.runtime.reading import logits
 
 
-def tiny_model(name: str) -> TappedLlama:
+def tiny_model(name: str) -> SteeredLlama:
     folder = Path(tempfile.mkdtemp())
     model, mmproj = FAMILIES[name].write(folder)
     try:
-        return TappedLlama(str(model), mmproj=str(mmproj), **OPTIONS | {"n_ctx": 2048})
+        return tapped(str(model), mmproj=str(mmproj), **OPTIONS | {"n_ctx": 2048})
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -114,8 +115,8 @@ def test_a_picture_that_cannot_be_encoded_is_not_taken_for_a_prompt_too_long(
     llama.close()
 
 
-def media(llama: TappedLlama, *messages: dict[str, Any]) -> list[MediaChunk]:
-    return [chunk for chunk in llama.chunks(messages) if isinstance(chunk, MediaChunk)]
+def media(llama: SteeredLlama, *messages: dict[str, Any]) -> list[Chunk]:
+    return [chunk for chunk in llama.chunks(messages) if not chunk.is_text]
 
 
 def test_it_is_known_which_cells_belong_to_which_picture_and_which_frame() -> None:
@@ -125,13 +126,13 @@ def test_it_is_known_which_cells_belong_to_which_picture_and_which_frame() -> No
         side = family.large_side
         found = media(llama, user("?", picture(1, side), picture(2, side), picture(1, side)))
         assert [chunk.picture for chunk in found] == sorted([0, 1, 2] * per_picture)
-        assert not any(chunk.film for chunk in found)
+        assert not any((chunk.modality == "video") for chunk in found)
         whats = [chunk.identity for chunk in found]
         assert whats[:per_picture] == whats[2 * per_picture :]  # the same picture
         assert len(set(whats)) == 2 * per_picture
         frames = media(llama, user("?", picture(9)), film("?", *map(picture, range(4))))
-        assert [chunk.film for chunk in frames if chunk.picture > 0].count(False) == 0
-        assert not frames[0].film
+        assert {chunk.modality for chunk in frames if chunk.picture > 0} == {"video"}
+        assert frames[0].modality == "image"
         llama.close()
 
 

@@ -6,12 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from models import DEMO, OPTIONS, RandomModel, last_states, plain, tokens_of
+from models import DEMO, OPTIONS, RandomModel, last_states, plain, tapped, tokens_of
 
 from mars_gguf.errors import ModelError, SteeringError
 from mars_gguf.runtime import tap
-from mars_gguf.runtime.model import TappedLlama, logits, quantization_name
+from mars_gguf.runtime.llama import SteeredLlama
+from mars_gguf.runtime.pushing import control_vector
+from mars_gguf.runtime.reading import logits
 from mars_gguf.runtime.tap import LayerOutput, Rows
+from mars_gguf.runtime.weights import quantization_name
 
 TEXT = "How do I make bread, and where do people keep it?"
 
@@ -22,13 +25,13 @@ def needs_the_c_callback() -> None:
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["compiled", "python"])
-def llama(request: pytest.FixtureRequest) -> TappedLlama:
+def llama(request: pytest.FixtureRequest) -> SteeredLlama:
     if request.param:
         needs_the_c_callback()
-    return TappedLlama(DEMO, compiled=request.param, **OPTIONS)
+    return tapped(DEMO, compiled=request.param, **OPTIONS)
 
 
-def afresh(llama: TappedLlama, tokens: list[int]) -> Rows:
+def afresh(llama: SteeredLlama, tokens: list[int]) -> Rows:
     llama.reset()
     llama.eval(tokens)
     return logits(llama)
@@ -38,7 +41,7 @@ def cosine(a: Any, b: Any) -> float:
     return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 
 
-def test_the_tap_sees_every_block_once_with_a_row_for_each_token(llama: TappedLlama) -> None:
+def test_the_tap_sees_every_block_once_with_a_row_for_each_token(llama: SteeredLlama) -> None:
     tokens, seen = tokens_of(llama, TEXT), []
     with llama.tap.visiting(range(llama.n_layer), lambda o: seen.append((o.layer, o.n_rows))):
         llama.reset()
@@ -48,7 +51,7 @@ def test_the_tap_sees_every_block_once_with_a_row_for_each_token(llama: TappedLl
     assert seen == list(enumerate(rows))
 
 
-def test_reading_changes_nothing_and_a_tap_outlives_its_block_idle(llama: TappedLlama) -> None:
+def test_reading_changes_nothing_and_a_tap_outlives_its_block_idle(llama: SteeredLlama) -> None:
     tokens, calls = tokens_of(llama, TEXT), []
     expected = afresh(llama, tokens)
     with llama.tap.visiting(range(llama.n_layer), lambda o: calls.append(o.read())):
@@ -61,13 +64,13 @@ def test_reading_changes_nothing_and_a_tap_outlives_its_block_idle(llama: Tapped
 def test_names_of_layers_are_compared_exactly(tmp_path: Path) -> None:
     """With more than ten blocks, l_out-1 is a prefix of l_out-10."""
     path = RandomModel.llama(n_layer=12, n_embd=32).write(tmp_path / "deep.gguf")
-    llama, seen = TappedLlama(path, **OPTIONS), []
+    llama, seen = tapped(path, **OPTIONS), []
     with llama.tap.visiting([1, 12, 99], lambda o: seen.append(o.layer)):
         llama.eval(tokens_of(llama, TEXT))
     assert seen == [1]
 
 
-def test_partial_reads_and_writes_touch_the_named_rows_alone(llama: TappedLlama) -> None:
+def test_partial_reads_and_writes_touch_the_named_rows_alone(llama: SteeredLlama) -> None:
     def visit(output: LayerOutput) -> None:
         whole = output.read()
         assert np.array_equal(output.read(2, 5), whole[2:5])
@@ -84,7 +87,7 @@ def test_partial_reads_and_writes_touch_the_named_rows_alone(llama: TappedLlama)
         llama.eval(tokens_of(llama, TEXT))
 
 
-def test_accesses_out_of_bounds_raise_and_do_not_reach_the_tensor(llama: TappedLlama) -> None:
+def test_accesses_out_of_bounds_raise_and_do_not_reach_the_tensor(llama: SteeredLlama) -> None:
     tokens, refused = tokens_of(llama, TEXT), []
     expected = afresh(llama, tokens)
 
@@ -108,7 +111,7 @@ def test_accesses_out_of_bounds_raise_and_do_not_reach_the_tensor(llama: TappedL
     assert len(refused) == 12
 
 
-def test_a_write_reaches_all_later_nodes_like_a_control_vector(llama: TappedLlama) -> None:
+def test_a_write_reaches_all_later_nodes_like_a_control_vector(llama: SteeredLlama) -> None:
     tokens = tokens_of(llama, TEXT)
     plainly = afresh(llama, tokens)
     for layer in range(1, llama.n_layer):
@@ -119,31 +122,28 @@ def test_a_write_reaches_all_later_nodes_like_a_control_vector(llama: TappedLlam
 
         with llama.tap.visiting([layer], visit):
             written = afresh(llama, tokens)
-        llama.control_vector.set(layer, addition)
-        assert np.array_equal(afresh(llama, tokens), written)
-        llama.control_vector.clear()
+        with control_vector(llama, layer, addition):
+            assert np.array_equal(afresh(llama, tokens), written)
         assert not np.array_equal(written, plainly)
     assert np.array_equal(afresh(llama, tokens), plainly)
 
 
-def test_a_control_vector_replaces_the_one_before(llama: TappedLlama) -> None:
+def test_a_control_vector_replaces_the_one_before(llama: SteeredLlama) -> None:
     tokens = tokens_of(llama, TEXT)
     ones = np.ones(llama.n_embd(), np.float32)
-    llama.control_vector.set(2, ones)
-    expected = afresh(llama, tokens)
-    llama.control_vector.set(1, 5 * ones)
-    llama.control_vector.set(2, ones)
-    assert np.array_equal(afresh(llama, tokens), expected)
-    llama.control_vector.clear()
+    with control_vector(llama, 2, ones):
+        expected = afresh(llama, tokens)
+    with control_vector(llama, 1, 5 * ones), control_vector(llama, 2, ones):
+        assert np.array_equal(afresh(llama, tokens), expected)
 
 
 def test_control_vectors_that_llama_cpp_would_ignore_or_overrun_are_refused(
-    llama: TappedLlama,
+    llama: SteeredLlama,
 ) -> None:
     good = np.zeros(llama.n_embd(), np.float32)
     for layer, vector in ((0, good), (llama.n_layer, good), (-1, good), (1, good[1:])):
-        with pytest.raises(ModelError, match="expected"):
-            llama.control_vector.set(layer, vector)
+        with pytest.raises(ModelError, match="expected"), control_vector(llama, layer, vector):
+            pass
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_control_vectors_that_llama_cpp_would_ignore_or_overrun_are_refused(
     ids=["any", "model", "interrupt"],
 )
 def test_what_a_visit_raises_is_raised_after_the_decode(
-    llama: TappedLlama, raised: BaseException, expected: Any
+    llama: SteeredLlama, raised: BaseException, expected: Any
 ) -> None:
     tokens, calls = tokens_of(llama, TEXT), []
     plainly = afresh(llama, tokens)
@@ -170,14 +170,14 @@ def test_what_a_visit_raises_is_raised_after_the_decode(
     assert np.array_equal(afresh(llama, tokens), plainly)
 
 
-def test_a_failing_decode_is_not_hidden_by_the_tap(llama: TappedLlama) -> None:
+def test_a_failing_decode_is_not_hidden_by_the_tap(llama: SteeredLlama) -> None:
     idle = llama.tap.visiting([1], lambda o: None)
-    with pytest.raises(RuntimeError, match="llama_decode"), idle:
+    with pytest.raises(ModelError, match="token id"), idle:
         afresh(llama, [llama.n_vocab() + 5])
 
 
 def test_a_residual_stream_of_another_width_is_refused(
-    llama: TappedLlama, monkeypatch: pytest.MonkeyPatch
+    llama: SteeredLlama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(llama.tap, "n_embd", llama.n_embd() - 1)
     narrow = llama.tap.visiting([1], lambda o: None)
@@ -185,7 +185,7 @@ def test_a_residual_stream_of_another_width_is_refused(
         afresh(llama, tokens_of(llama, TEXT))
 
 
-def test_an_idle_tap_changes_nothing(llama: TappedLlama) -> None:
+def test_an_idle_tap_changes_nothing(llama: SteeredLlama) -> None:
     tokens, reference = tokens_of(llama, TEXT), plain(DEMO)
     reference.eval(tokens)
     assert np.array_equal(afresh(llama, tokens), logits(reference))
@@ -206,7 +206,7 @@ def test_states_are_those_of_an_independent_implementation(smollm2: str) -> None
     reference = transformers.AutoModelForCausalLM.from_pretrained(
         str(path.parent), gguf_file=path.name, dtype=torch.float32
     )
-    llama = TappedLlama(str(path), **OPTIONS)
+    llama = tapped(str(path), **OPTIONS)
     for text in (TEXT, "A kite."):
         tokens = tokens_of(llama, text)
         ours = last_states(llama, tokens)
@@ -220,7 +220,7 @@ def test_states_are_those_of_an_independent_implementation(smollm2: str) -> None
 
 
 def test_ctrl_c_in_a_callback_is_raised_after_a_whole_decode() -> None:
-    llama = TappedLlama(DEMO, **OPTIONS)
+    llama = tapped(DEMO, **OPTIONS)
     tokens = tokens_of(llama, "How do I make bread?")
     expected = last_states(llama, tokens)
     seen: dict[int, Rows] = {}
@@ -246,7 +246,7 @@ def test_ctrl_c_in_a_callback_is_raised_after_a_whole_decode() -> None:
 
 def test_loading_tells_its_progress_and_can_be_interrupted() -> None:
     shares: list[float] = []
-    TappedLlama(DEMO, progress=shares.append, **OPTIONS).close()
+    tapped(DEMO, progress=shares.append, **OPTIONS).close()
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
 
@@ -254,7 +254,7 @@ def test_loading_tells_its_progress_and_can_be_interrupted() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        TappedLlama(DEMO, progress=interrupt, **OPTIONS)
+        tapped(DEMO, progress=interrupt, **OPTIONS)
 
 
 def test_without_the_compiled_callback_everything_seen_is_the_same() -> None:
@@ -262,7 +262,7 @@ def test_without_the_compiled_callback_everything_seen_is_the_same() -> None:
     for compiled in (True, False):
         if compiled:
             needs_the_c_callback()
-        llama, states = TappedLlama(DEMO, compiled=compiled, **OPTIONS), list[Any]()
+        llama, states = tapped(DEMO, compiled=compiled, **OPTIONS), list[Any]()
         with llama.tap.visiting([1, 3], lambda o, s=states: s.append((o.layer, o.read()))):
             llama.eval(tokens_of(llama, TEXT))
         seen[compiled] = states

@@ -299,7 +299,7 @@ def test_it_is_learnt_from_the_template_whether_the_model_thinks(
     ):  # fmt: skip
         template = ChatTemplate(source, reasoning=asked)  # type: ignore[arg-type]
         rendered = template.render(question)
-        assert (template.reasoning, rendered.opened) == (asked, leaves_open)
+        assert (template.reasoning, rendered.begun) == (asked, leaves_open)
         assert rendered.text.partition("What is 2 + 2?")[2].endswith(ends)
         assert rendered.text.endswith(ends)
     same = ChatTemplate(source, reasoning=learnt.reasoning).render(question)
@@ -310,7 +310,7 @@ def test_templates_without_thoughts_have_no_reasoning() -> None:
     for source in (JOINS, PARTS, CHATML, templates.QWEN_3_VL.template):
         template = ChatTemplate(source, reasoning="answer")
         assert (template.thinks, template.reasoning) == (None, None)
-        assert not template.render([user("<think>")]).opened
+        assert not template.render([user("<think>")]).begun
 
 
 def test_a_thought_is_closed_with_the_spaces_that_the_template_puts_around_the_marker() -> None:
@@ -328,7 +328,7 @@ def test_what_a_user_writes_opens_and_closes_no_thought(source: str, text: str) 
     for reasoning in ("off", "answer"):
         template = ChatTemplate(source, reasoning=reasoning)  # type: ignore[arg-type]
         plain, written = (template.render([user(said)]) for said in ("What?", text))
-        assert written.opened == plain.opened
+        assert written.begun == plain.begun
         tail = plain.text.rpartition("What?")[2]
         assert written.text.endswith(tail) and text.strip() in written.text.removesuffix(tail)
 
@@ -343,7 +343,7 @@ def test_no_request_switches_thinking(reasoning: Any, variables: dict[str, bool]
 def test_what_switches_it_in_another_way_is_refused() -> None:
     switched = HEAD + "{% if budget == 0 or '/no_think' in messages[-1].content %}"
     template = ChatTemplate(switched + "<think></think>{% else %}<think>{% endif %}")
-    assert template.render([user("What?")], tools=[], other=1).opened
+    assert template.render([user("What?")], tools=[], other=1).begun
     for text, variables in (("What?", {"budget": 0}), ("What? /no_think", {})):
         with pytest.raises(
             PromptError, match="changes whether the model thinks: --reasoning answer"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from llama_cpp import LogitsProcessorList
 from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
-from models import CLOSED, DEMO, DEMO_MMPROJ, OPEN, OPTIONS, assistant, picture, user
+from models import CLOSED, DEMO, DEMO_MMPROJ, OPEN, OPTIONS, assistant, picture, steer, tapped, user
 from models import vector as vector_of
 from templates import with_template
 from thinking import ALWAYS, BARE, Logits, Script, write_likely
@@ -21,10 +21,8 @@ from tiny import FAMILIES, Family, templates
 from mars_gguf.errors import ModelError, SteeringError, VectorError
 from mars_gguf.reasoning import KNOWN
 from mars_gguf.runtime.llama import SteeredLlama
-from mars_gguf.runtime.model import TappedLlama
+from mars_gguf.runtime.replies import Reply, Thoughts
 from mars_gguf.runtime.tap import LayerOutput, Rows
-from mars_gguf.runtime.thoughts import AnswerWatch
-from mars_gguf.steering import decide
 from mars_gguf.vectors import Vector
 
 THINK, CHANNEL = KNOWN[:2]
@@ -35,61 +33,62 @@ FOLLOW_UP = user("Where do people keep tea?")
 # Where the answer begins -------------------------------------------------------------------------
 
 
-def watch(*, opened: bool, whole: bool = False, markers: Any = THINK) -> AnswerWatch:
-    return AnswerWatch(
-        markers, lambda token: PIECES[token].encode(), opened=opened, whole=whole
-    )  # fmt: skip
+def reply(*, begun: bool, whole: bool = False, markers: Any = THINK) -> Reply:
+    """A reply that has come to its first token."""
+    made = Reply(Thoughts(markers, lambda token: PIECES[token].encode(), begun, whole))
+    made.begin()
+    return made
 
 
 PIECES = ["<think>", "</think>", "\n\n", " ", "Hm", "Tea", "<", "/", "think", ">", "</", ">\n",
           ">Yes", "<|channel>", "thought", "<channel|>", "final"]  # fmt: skip
 
 
-def told(reply: Sequence[str], **options: Any) -> list[str]:
-    """The state of a watch after each token of a reply."""
-    each, states = watch(**options), []
-    for piece in reply:
+def told(pieces: Sequence[str], **options: Any) -> list[str]:
+    """The state of a reply after each of its tokens."""
+    each, states = reply(**options), []
+    for piece in pieces:
         each.take(PIECES.index(piece))
         states.append(each.state)
     return states
 
 
 @pytest.mark.parametrize(
-    ("reply", "options", "states"),
+    ("pieces", "options", "states"),
     [
-        (["Hm", "</think>", "\n\n", "Tea", "Tea"], {"opened": True},
+        (["Hm", "</think>", "\n\n", "Tea", "Tea"], {"begun": True},
          ["thought", "candidate", "candidate", "answer", "answer"]),
-        (["Hm", "</", "think", ">", "Tea"], {"opened": True},
+        (["Hm", "</", "think", ">", "Tea"], {"begun": True},
          ["thought", "thought", "thought", "candidate", "answer"]),
-        (["</", "think", ">\n", "Tea"], {"opened": True},
+        (["</", "think", ">\n", "Tea"], {"begun": True},
          ["thought", "thought", "candidate", "answer"]),
-        (["</", "think", ">Yes"], {"opened": True}, ["thought", "thought", "answer"]),
-        (["Tea"], {"opened": False}, ["answer"]),
-        (["\n\n", "<think>", "Hm", "</think>", "Tea"], {"opened": False, "whole": True},
+        (["</", "think", ">Yes"], {"begun": True}, ["thought", "thought", "answer"]),
+        (["Tea"], {"begun": False}, ["answer"]),
+        (["\n\n", "<think>", "Hm", "</think>", "Tea"], {"begun": False, "whole": True},
          ["candidate", "thought", "thought", "candidate", "answer"]),
-        (["<", "think", ">", "Hm", "</think>"], {"opened": False},
-         ["opening", "opening", "thought", "thought", "candidate"]),
-        (["<", "Tea"], {"opened": False}, ["opening", "answer"]),
-        (["<", "Tea"], {"opened": False, "whole": True}, ["answer", "answer"]),
-        (["</think>", "<think>", "Hm", "</think>"], {"opened": True},
+        (["<", "think", ">", "Hm", "</think>"], {"begun": False},
+         ["marker", "marker", "thought", "thought", "candidate"]),
+        (["<", "Tea"], {"begun": False}, ["marker", "answer"]),
+        (["<", "Tea"], {"begun": False, "whole": True}, ["answer", "answer"]),
+        (["</think>", "<think>", "Hm", "</think>"], {"begun": True},
          ["candidate", "thought", "thought", "candidate"]),
         # A marker that closes nothing: what follows may be the true answer.
-        (["Tea", "</think>", " ", "Tea"], {"opened": False},
+        (["Tea", "</think>", " ", "Tea"], {"begun": False},
          ["answer", "candidate", "candidate", "answer"]),
         (["<|channel>", "thought", "\n\n", "Hm", "<channel|>", "Tea"],
-         {"opened": False, "markers": CHANNEL},
-         ["opening", "thought", "thought", "thought", "candidate", "answer"]),
-        (["<|channel>", "final"], {"opened": False, "markers": CHANNEL}, ["opening", "answer"]),
+         {"begun": False, "markers": CHANNEL},
+         ["marker", "thought", "thought", "thought", "candidate", "answer"]),
+        (["<|channel>", "final"], {"begun": False, "markers": CHANNEL}, ["marker", "answer"]),
     ],
 )  # fmt: skip
 def test_the_answer_begins_with_what_is_not_blank_after_the_marker(
-    reply: list[str], options: dict[str, Any], states: list[str]
+    pieces: list[str], options: dict[str, Any], states: list[str]
 ) -> None:
-    assert told(reply, **options) == states
+    assert told(pieces, **options) == states
 
 
 def test_of_a_draft_nothing_is_evaluated_by_which_the_answer_may_begin() -> None:
-    each = watch(opened=True)
+    each = reply(begun=True)
     draft = [PIECES.index(piece) for piece in ("Hm", "Tea", "Hm")]
     assert each.alone(draft) == draft[:1]
     for piece in ("</think>", "Tea"):
@@ -97,7 +96,7 @@ def test_of_a_draft_nothing_is_evaluated_by_which_the_answer_may_begin() -> None
     assert each.alone(draft) == draft
     closing = [PIECES.index(piece) for piece in ("Tea", "Hm", "</", "think", ">", "Tea")]
     assert each.alone(closing) == closing[:2]
-    apart = watch(opened=False, whole=True)
+    apart = reply(begun=False, whole=True)
     apart.take(PIECES.index("Tea"))
     assert apart.alone(closing) == closing[:4]
 
@@ -159,22 +158,22 @@ def steered(model: Model, opens: float, **options: Any) -> SteeredLlama:
     return llama
 
 
-def plain(model: Model, **options: Any) -> TappedLlama:
-    """A plain Llama in all that matters: a TappedLlama that writes prompts as they were."""
+def plain(model: Model, **options: Any) -> SteeredLlama:
+    """A plain Llama in all that matters: a SteeredLlama that writes prompts as they were."""
     reasoning = options.pop("reasoning", "answer")
     options = OPTIONS | {"mmproj": model.mmproj, "n_ctx": 1024} | options
-    return TappedLlama(model.path, reasoning=reasoning, **options)
+    return tapped(model.path, reasoning=reasoning, **options)
 
 
 def tokens_of(llama: llama_cpp.Llama, text: str) -> list[int]:
     return llama.tokenize(text.encode(), add_bos=False, special=True)
 
 
-def reply_of(llama: TappedLlama, blank: str = "\n") -> tuple[list[int], int]:
+def reply_of(llama: SteeredLlama, blank: str = "\n") -> tuple[list[int], int]:
     """Tokens of a thought and an answer, and how many of them stand before the answer."""
     markers = llama.template.thinks
     assert markers is not None
-    opened = llama.template.render(QUESTION).opened
+    opened = llama.template.render(QUESTION).begun
     thought = ("" if opened else markers.open) + "tea and hats" + markers.close
     before = tokens_of(llama, thought) + tokens_of(llama, blank) * bool(blank)
     return before + tokens_of(llama, "keep bread near the kite"), len(before)
@@ -194,7 +193,7 @@ def say(
 
 
 def say_plainly(
-    llama: TappedLlama, messages: Any, forced: Sequence[int] = (), n: int = 0
+    llama: SteeredLlama, messages: Any, forced: Sequence[int] = (), n: int = 0
 ) -> Logits:
     """The same, of a model without chat handlers: its prompt laid into the context chunk by
     chunk, as llama-cpp-python's handlers for pictures do."""
@@ -202,8 +201,8 @@ def say_plainly(
     llama.reset()
     llama._ctx.kv_cache_clear()
     for chunk in chunks:
-        if isinstance(chunk, tuple):
-            llama.eval(chunk)
+        if chunk.is_text:
+            llama.eval(chunk.tokens)
         else:
             assert llama.projector is not None
             end = llama.projector.decode(llama.ctx, chunk, llama.n_tokens)
@@ -218,7 +217,7 @@ def say_plainly(
     return np.stack(script.rows)
 
 
-def judged_at(llama: TappedLlama, rows: Logits, forced: Sequence[int], before: int) -> int:
+def judged_at(llama: SteeredLlama, rows: Logits, forced: Sequence[int], before: int) -> int:
     """How many tokens of a dictated reply stand before the one that is judged to begin the answer:
     the first after the thought that the model would not have blank."""
     blank = len(tokens_of(llama, "\n"))
@@ -235,12 +234,12 @@ def steering_of(llama: SteeredLlama) -> Any:
 
 
 def reading(
-    llama: TappedLlama, messages: Any, layer: int, at: Sequence[int], steer: Vector | None = None
+    llama: SteeredLlama, messages: Any, layer: int, at: Sequence[int], steer: Vector | None = None
 ) -> list[Rows]:
     """From now on, keep the state of the last row after block ``layer``, when the prompt (``at`` 0)
     or the token of that number is evaluated, and steer it there by ``steer``."""
     seen: list[Rows] = []
-    original, count = llama.eval, -sum(isinstance(c, tuple) for c in llama.chunks(messages))
+    original, count = llama.eval, -sum(c.is_text for c in llama.chunks(messages))
 
     def visit(output: LayerOutput) -> None:
         if output.n_rows:
@@ -248,7 +247,7 @@ def reading(
             seen.append(row[0])
             if steer is not None:
                 modality = "image" if messages is SEEING else "text"
-                decision = decide(row[0], steer.geometry, modality)
+                decision = steer.policy().decide(row[0], modality)
                 assert decision.alpha > 0
                 output.write(output.n_rows - 1, row + addition_for(steer, decision.alpha))
 
@@ -315,7 +314,7 @@ def test_a_closed_gate_is_llama_cpp_pythons_own_chat_to_the_bit(model: Model) ->
 @pytest.mark.parametrize("temperature", [0.7, 1.5])
 def test_a_closed_gate_draws_the_same_tokens(model: Model, temperature: float) -> None:
     reference, llama = plain(model), steered(model, CLOSED)
-    (tokens,) = reference.chunks(QUESTION)
+    tokens = reference.chunks(QUESTION)[0].tokens
     forced, _ = reply_of(reference)
     sampling = {"temperature": temperature, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": 3}
     for n in (len(forced), 5):
@@ -346,10 +345,10 @@ def test_what_is_judged_is_the_state_before_the_answer(
 ) -> None:
     reference, llama = plain(model), steered(model, CLOSED, layer=layer)
     forced, before = reply_of(reference)
-    seen = reading(reference, messages, llama.vector.layer, [before])
+    seen = reading(reference, messages, llama.vectors["mars"].layer, [before])
     say_plainly(reference, messages, forced)
     say(llama, messages, forced)
-    steering, given = steering_of(llama), llama.vector.geometry
+    steering, given = steering_of(llama), llama.vectors["mars"].geometry
     assert steering.position == "answer"
     assert steering.t == given.coordinate(seen[0], steering.modality)
     for each in (reference, llama):
@@ -360,20 +359,20 @@ def test_what_is_judged_is_the_state_before_the_answer(
 def test_an_open_gate_is_an_independent_callback_to_the_bit(model: Model, messages: Any) -> None:
     reference, llama = plain(model), steered(model, OPEN)
     forced, before = reply_of(reference)
-    opened = reference.template.render(messages).opened
+    opened = reference.template.render(messages).begun
     rows = say_plainly(reference, messages, forced)
     at = [judged_at(reference, rows, forced, before)]
     if not opened:
         at.append(0)  # where this model would not have begun a thought by itself
     logits, reply = say(llama, messages, forced)
     steering = steering_of(llama)
-    assert reply["mars"] == vars(steering)
+    assert reply["mars"] == steering.report()
     assert steering.alpha > 0 and (steering.position, steering.way) == ("answer", "inline")
-    reading(reference, messages, llama.vector.layer, at, llama.vector)
+    reading(reference, messages, llama.vectors["mars"].layer, at, llama.vectors["mars"])
     assert np.array_equal(logits, say_plainly(reference, messages, forced))
     _, chunks = say(llama, messages, forced, stream=True)
     assert chunks[-1]["mars"]["alpha"] == steering.alpha
-    if opened and llama.memory_can_rewind():
+    if opened and llama.context.memory.rewinds:
         other = steered(model, OPEN, way="cvec")
         again, _ = say(other, messages, forced)
         assert np.array_equal(again, logits) and steering_of(other).way == "cvec"
@@ -416,9 +415,10 @@ def test_an_unlikely_answer_is_judged_after_the_fact_and_drawn_again_if_the_gate
     assert steering_of(closed).position == "answer"
     logits, _ = say(llama, QUESTION, forced)
     assert steering_of(llama).alpha > 0
-    seen = reading(reference, QUESTION, llama.vector.layer, [before], llama.vector)
+    given = llama.vectors["mars"]
+    seen = reading(reference, QUESTION, given.layer, [before], given)
     assert np.array_equal(logits, say_plainly(reference, QUESTION, forced))
-    assert steering_of(llama).t == llama.vector.geometry.coordinate(seen[0], "text")
+    assert steering_of(llama).t == llama.vectors["mars"].geometry.coordinate(seen[0], "text")
     for each in (reference, llama, closed):
         each.close()
 
@@ -426,9 +426,9 @@ def test_an_unlikely_answer_is_judged_after_the_fact_and_drawn_again_if_the_gate
 def test_it_cannot_be_drawn_again_under_a_grammar_and_is_an_error(likely: Any) -> None:
     llama = steered(likely(NEWLINE, "<think>", "</think>"), OPEN)
     grammar = llama_cpp.LlamaGrammar.from_string("root ::= [^~]*", verbose=False)
-    (tokens,) = llama.chunks(QUESTION)
+    tokens = llama.chunks(QUESTION)[0].tokens
     processor = LogitsProcessorList([Script(tokens_of(llama, "keep tea"))])
-    llama.asked = False  # a chat handler's word that a thought may come
+    llama.begun = False  # a chat handler's word that a thought may come
     with pytest.raises(SteeringError, match="under a grammar"):
         llama.create_completion(list(tokens), grammar=grammar, logits_processor=processor)
     llama.close()
@@ -445,12 +445,12 @@ def test_what_began_like_a_thought_and_was_none_is_not_left_unjudged(
     assert rest
     forced = [first, *tokens_of(llama, "keep bread")]
     if opens == CLOSED:
-        seen = reading(reference, QUESTION, llama.vector.layer, [0])
+        seen = reading(reference, QUESTION, llama.vectors["mars"].layer, [0])
         expected = say_plainly(reference, QUESTION, forced)
         logits, _ = say(llama, QUESTION, forced)
         assert np.array_equal(logits, expected)
         assert steering_of(llama).position == "prompt"
-        assert steering_of(llama).t == llama.vector.geometry.coordinate(seen[0], "text")
+        assert steering_of(llama).t == llama.vectors["mars"].geometry.coordinate(seen[0], "text")
     else:
         with pytest.raises(SteeringError, match="where a thought was expected"):
             say(llama, QUESTION, forced)
@@ -478,9 +478,10 @@ def test_an_answer_that_begins_within_the_token_that_ends_the_marker_is_judged(
     forced = [*before, *tokens_of(llama, ">Yes, bread")]
     logits, _ = say(llama, QUESTION, forced)
     assert steering_of(llama).position == "answer"
-    seen = reading(reference, QUESTION, llama.vector.layer, [0, len(before)], llama.vector)
+    given = llama.vectors["mars"]
+    seen = reading(reference, QUESTION, given.layer, [0, len(before)], given)
     assert np.array_equal(logits, say_plainly(reference, QUESTION, forced))
-    assert steering_of(llama).t == llama.vector.geometry.coordinate(seen[-1], "text")
+    assert steering_of(llama).t == llama.vectors["mars"].geometry.coordinate(seen[-1], "text")
     for each in (reference, llama):
         each.close()
 
@@ -528,7 +529,7 @@ def test_the_report_of_a_stream_is_that_of_its_reply(demo: Model) -> None:
     assert steering_of(llama).position is None
     *_, last = chunks
     assert last["mars"]["position"] == "answer"
-    assert last["mars"] == vars(steering_of(llama))
+    assert last["mars"] == steering_of(llama).report()
     llama.close()
 
 
@@ -541,8 +542,9 @@ def test_the_turn_after_a_steered_one_is_plain(model: Model, keep_turns: bool) -
     forced, _ = reply_of(llama)
     for each in (llama, never):
         say(each, QUESTION, forced)
-    assert llama._steered_at is not None and llama.n_reusable <= llama._steered_at
-    llama.vector = never.vector
+    assert llama.context.steered_at is not None
+    assert llama.context.n_reusable <= llama.context.steered_at
+    steer(llama, never.vectors["mars"])
     messages = [*QUESTION, assistant("Thus."), FOLLOW_UP]
     logits, expected = (say(each, messages, forced)[0] for each in (llama, never))
     assert np.allclose(logits, expected, atol=0.05 if keep_turns else 0, rtol=0)
@@ -563,7 +565,7 @@ def test_a_saved_state_does_not_carry_what_steering_left(
     assert whole == llama.input_ids[: llama.n_tokens].tolist()
     state = llama.save_state()
     llama.load_state(state)
-    llama.vector = never.vector
+    steer(llama, never.vectors["mars"])
     more = tokens_of(llama, " and where?")
     script, expected = Script([]), Script([])
     for each, one in ((llama, script), (never, expected)):
@@ -587,10 +589,10 @@ def test_drafts_wait_until_the_answer_has_begun(demo: Model, opens: float) -> No
     original = drafting.eval
 
     def counted(tokens: Any) -> None:
-        watch, start = drafting._watch, drafting.n_tokens
-        waits = watch is not None and watch.waits
+        reply, start = drafting.steerer.reply, drafting.n_tokens
+        waits, begun = reply.waits, reply.state != "prompt"
         original(tokens)
-        if drafting._generating_step and not drafting._pending:
+        if reply.in_step and begun:
             grown.append((waits, drafting.n_tokens - start))
 
     drafting.eval = counted  # type: ignore[method-assign]
@@ -619,11 +621,11 @@ def test_otherwise_the_end_of_the_prompt_is_judged(
 ) -> None:
     llama = steered(demo, OPEN, vector=vector(demo, OPEN, reasoning=reasoning))
     reference = plain(demo, reasoning=reasoning)
-    seen = reading(reference, QUESTION, llama.vector.layer, [0])
+    seen = reading(reference, QUESTION, llama.vectors["mars"].layer, [0])
     say_plainly(reference, QUESTION, n=1)
     _, reply = say(llama, QUESTION, n=1)
     assert reply["mars"]["position"] == position and reply["mars"]["alpha"] > 0
-    assert reply["mars"]["t"] == llama.vector.geometry.coordinate(seen[0], "text")
+    assert reply["mars"]["t"] == llama.vectors["mars"].geometry.coordinate(seen[0], "text")
     for each in (reference, llama):
         each.close()
 
@@ -721,4 +723,4 @@ def test_prompts_of_other_code_are_refused_with_a_vector_of_a_model_that_thinks(
     ):
         steered(demo, OPEN, mmproj=None, chat_format="chatml")
     with pytest.raises(ModelError, match="this model's chat template knows no thoughts"):
-        TappedLlama(DEMO, reasoning="answer", **OPTIONS)
+        tapped(DEMO, reasoning="answer", **OPTIONS)

@@ -104,6 +104,6 @@ def test_a_vector_knows_the_weights_and_the_mmproj_that_it_was_measured_with() -
         arguments = {"vector": other, "mmproj": str(MMPROJ), "verbose": False, "n_ctx": 256}
         with pytest.raises(VectorError, match=f"{key}: the vector was made for 121212121212"):
             SteeredLlama(str(TEXT_MODEL), **arguments)
-        assert SteeredLlama(str(TEXT_MODEL), force=True, **arguments).way == "inline"
+        assert SteeredLlama(str(TEXT_MODEL), force=True, **arguments).steerer.push.way == "inline"
     textual = replace(vector, model=replace(model, mmproj_sha256="12" * 32))
     SteeredLlama(str(TEXT_MODEL), vector=textual, verbose=False, n_ctx=256)

@@ -27,9 +27,9 @@ from thinking import ALWAYS, write_likely
 
 from mars_gguf import demo_model
 from mars_gguf.runtime.llama import SteeredLlama
-from mars_gguf.server import model as served
+from mars_gguf.server import served
 from mars_gguf.server.exchange import Exchange, exchange
-from mars_gguf.server.model import SteeredProxy
+from mars_gguf.server.served import SteeredProxy
 from mars_gguf.server.settings import read_settings
 from mars_gguf.vectors import read_vector, write_vector
 

@@ -13,12 +13,10 @@ from typing import Any
 import llama_cpp
 import numpy as np
 from llama_cpp import llama_cpp as lib
-from models import CLOSED, OPEN, assistant, film, user
+from models import CLOSED, OPEN, assistant, film, steer, user
 
 from mars_gguf.errors import ModelError
 from mars_gguf.runtime.llama import SteeredLlama
-from mars_gguf.runtime.model import TappedLlama
-from mars_gguf.runtime.probe import eval_seen
 from mars_gguf.runtime.tap import Rows
 
 from .subject import Messages, Subject, Watch, any_vector, clear, say, say_with, vector
@@ -50,12 +48,12 @@ def alike(found: Rows, expected: Rows, what: str) -> None:
     require(difference < 0.002 * size, f"{what}: differs by {difference:.3g} of {size:.3g}")
 
 
-def decode(llama: TappedLlama, chunks: list[Any]) -> None:
+def decode(llama: SteeredLlama, chunks: list[Any]) -> None:
     """Decode the beginning of a prompt into an empty context."""
     clear(llama)
     for chunk in chunks:
-        if isinstance(chunk, tuple):
-            llama.eval(chunk)
+        if chunk.is_text:
+            llama.eval(chunk.tokens)
         else:
             assert llama.projector is not None
             llama.n_tokens = llama.projector.decode(llama.ctx, chunk, llama.n_tokens)
@@ -69,12 +67,9 @@ def probe(subject: Subject) -> None:
             *before, last = llama.chunks(messages)
             decode(other, other.chunks(messages))
             for layer in range(llama.n_layer):
-                seen: list[Rows] = []
                 decode(llama, before)
-                assert isinstance(last, tuple)
-                eval_seen(llama, layer, last, seen.append)
-                require(len(seen) == 1, f"l_out-{layer} was seen {len(seen)} times")
-                equal(seen[0], watch.last[layer], f"l_out-{layer}")
+                llama.steerer.reader.evaluate(list(last.tokens), [layer])
+                equal(llama.steerer.reader.states[layer], watch.last[layer], f"l_out-{layer}")
 
 
 def closed(subject: Subject, layer: int = 1, **options: Any) -> None:
@@ -99,7 +94,7 @@ def opened(subject: Subject, layer: int = 1, **options: Any) -> None:
         closing(subject.plain(llama, **options)) as by_hand,
     ):
         watch = Watch(by_hand)
-        given = llama.vector
+        given = llama.vectors["mars"]
         for messages in subject.conversation()[:2]:
             clear(by_hand)
             llama.reset()
@@ -109,7 +104,7 @@ def opened(subject: Subject, layer: int = 1, **options: Any) -> None:
             assert steering is not None
             require(steering.way == "inline", f"way {steering.way}")
             addition = (steering.alpha * given.geometry.unit).astype(np.float32)
-            runs = sum(isinstance(chunk, tuple) for chunk in llama.chunks(messages))
+            runs = sum(chunk.is_text for chunk in llama.chunks(messages))
             expected = say_with(by_hand, watch, messages, given.layer, addition, runs)
             equal(logits, expected, "logits")
 
@@ -129,7 +124,7 @@ def next_turn(subject: Subject) -> None:
         tokens = llama.tokenize(b"Where do people keep tea, and why?")
         complete(llama, tokens)
         require(llama.last_steering is not None and llama.last_steering.alpha > 0, "not steered")
-        llama.vector = vector(subject, 1, CLOSED)
+        steer(llama, vector(subject, 1, CLOSED))
         longer = [*tokens, *llama.tokenize(b" In a tin.", add_bos=False)]
         complete(llama, longer)
         complete(fresh, longer)
@@ -145,7 +140,7 @@ def next_turn_of(
     ):
         steered = say(llama, first)
         require(not np.array_equal(steered[0], say(fresh, first)[0]), "nothing was steered")
-        llama.vector = vector(subject, 1, CLOSED)
+        steer(llama, vector(subject, 1, CLOSED))
         clear(fresh)
         same(say(llama, last), say(fresh, last), f"logits {options or ''}")
 
@@ -163,9 +158,8 @@ def cvec(subject: Subject) -> None:
         raise NotHere(f"{NO_REWIND}: refused")
     text = [user("Where do people keep tea?")]
     with closing(subject.tapped()) as llama:
-        (tokens,) = llama.chunks(text)
-        assert isinstance(tokens, tuple)
-    both(subject, text, equal, n_batch=len(tokens) - 1)
+        (chunk,) = llama.chunks(text)
+    both(subject, text, equal, n_batch=chunk.n_tokens - 1)
     both(subject, subject.conversation()[1], alike)
 
 
@@ -185,7 +179,7 @@ def batches(subject: Subject) -> str | None:
     """A closed gate is exact with batches and micro-batches smaller than prompt and picture."""
     first = subject.conversation()[0]
     with closing(subject.tapped()) as llama:
-        cells = [c.n_tokens for c in llama.chunks(first) if not isinstance(c, tuple)]
+        cells = [c.n_tokens for c in llama.chunks(first) if not c.is_text]
     few = max(2, min([8, *(n // 2 for n in cells)]))
     small = {"n_batch": few, "n_ubatch": few}
     if not subject.family.non_causal:
@@ -295,7 +289,7 @@ def reuse(subject: Subject) -> None:
             decoded.clear()
             alike(say(llama, messages), say(afresh, messages), "logits")
             counts.append(len(decoded))
-            there.append(sum(not isinstance(chunk, tuple) for chunk in llama.chunks(messages)))
+            there.append(sum(not chunk.is_text for chunk in llama.chunks(messages)))
         first, both, _ = there
         require(counts == [first, both - first, 0], f"decoded {counts} of {there} pieces")
 

@@ -16,12 +16,11 @@ from gguf import GGUFReader
 from llama_cpp import LogitsProcessorList
 from llama_cpp import llama_cpp as lib
 from llama_cpp.llama_chat_format import MTMDChatHandler
-from models import OPTIONS, assistant, picture, user
+from models import OPTIONS, assistant, picture, tapped, user
 from PIL.Image import Image
 
 from mars_gguf.runtime.compat import LlamaContext, ggml
 from mars_gguf.runtime.llama import SteeredLlama
-from mars_gguf.runtime.model import TappedLlama
 from mars_gguf.steering import Geometry, projection
 from mars_gguf.vectors import ModelFingerprint, Vector
 
@@ -68,8 +67,8 @@ class Subject:
             return ""
         return str(GGUFReader(self.mmproj).fields["clip.projector_type"].contents())
 
-    def tapped(self, **options: Any) -> TappedLlama:
-        return TappedLlama(self.model, mmproj=self.mmproj, **OPTIONS | N_CTX | options)
+    def tapped(self, **options: Any) -> SteeredLlama:
+        return tapped(self.model, mmproj=self.mmproj, **OPTIONS | N_CTX | options)
 
     def steered(self, layer: int, opens: float, **options: Any) -> SteeredLlama:
         """Steered at ``layer``, from the last if negative, by a gate that opens at ``opens``."""

@@ -12,15 +12,15 @@ import ctypes
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from llama_cpp import llama_cpp as lib
 
 from mars_gguf.errors import ModelError
-from mars_gguf.runtime.checkpoints import partial_state
-from mars_gguf.runtime.model import TappedLlama
-from mars_gguf.runtime.mtmd import Chunk, MediaChunk
+from mars_gguf.runtime.chunks import Chunk, n_alike, text_chunk
+from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.runtime.tap import Rows
 
 MAX_SEQUENCES = 32
@@ -38,21 +38,21 @@ tokens that are put after them unasked, or None where the reply ends."""
 
 @dataclass
 class CachedPrompt:
-    """A prompt in the cache: everything but its last run of text, and that. ``opened``: it ends
+    """A prompt in the cache: everything but its last run of text, and that. ``begun``: it ends
     within a thought."""
 
     head: list[Chunk]
     tail: tuple[int, ...]  # at least one token
     number: int = 0  # in the context
     n_past: int = 0
-    opened: bool = False
+    begun: bool = False
     n_runs: int = 0  # that are decoded
-    n_begun: int = 0  # tokens that are decoded of the run after those
+    n_decoded: int = 0  # tokens of the run after those
 
-    @property
+    @cached_property
     def runs(self) -> list[Chunk]:
-        """What comes before its last token."""
-        return [*self.head, self.tail[:-1]]
+        """The runs that come before its last token."""
+        return [*self.head, text_chunk(self.tail[:-1])]
 
     @property
     def next(self) -> Chunk:
@@ -60,43 +60,31 @@ class CachedPrompt:
         return self.runs[self.n_runs]
 
     def beginning(self, n_runs: int) -> tuple[Any, ...]:
-        """What its first runs are; equal if and only if they are the same."""
-        return tuple(c if isinstance(c, tuple) else c.identity for c in self.runs[:n_runs])
+        """A key of its first runs; equal if and only if they are the same."""
+        return tuple(run.identity for run in self.runs[:n_runs])
 
     def shared(self, other: CachedPrompt) -> tuple[int, int]:
-        """What it begins with like another one: so many runs, and tokens of the run after those."""
+        """The beginning that it shares with another one: so many runs, and tokens of the run after
+        those."""
         for n_runs, (run, its) in enumerate(zip(self.runs, other.runs, strict=False)):
-            if isinstance(run, tuple) and isinstance(its, tuple):
-                if run != its:
-                    return n_runs, n_alike(run, its)
-            elif isinstance(run, tuple) or isinstance(its, tuple) or run.identity != its.identity:
-                return n_runs, 0
+            if run.identity != its.identity:
+                return n_runs, n_alike(run.tokens, its.tokens)
         return min(len(self.runs), len(other.runs)), 0
 
     @property
     def n_cells(self) -> int:
         """Cells of the context that it takes: with M-RoPE, more than positions."""
-        return len(self.tail) + sum(map(n_tokens, self.head))
+        return len(self.tail) + sum(chunk.n_tokens for chunk in self.head)
 
 
-def n_tokens(chunk: Chunk) -> int:
-    """Cells that a chunk takes."""
-    return len(chunk) if isinstance(chunk, tuple) else chunk.n_tokens
-
-
-def n_positions(chunk: Chunk) -> int:
-    """Positions that a chunk takes."""
-    return len(chunk) if isinstance(chunk, tuple) else chunk.n_positions
-
-
-def n_prompts_and_copies(llama: TappedLlama) -> tuple[int, int]:
+def n_prompts_and_copies(llama: SteeredLlama) -> tuple[int, int]:
     """How many prompts to decode at once, and how many copies of their sequences: MAX_SEQUENCES and
     MAX_COPIES; with recurrent states a copy of each, and fewer where those would take more than
     MAX_STATES bytes. The context is empty afterwards."""
-    if llama.memory_can_rewind():
+    if llama.context.memory.rewinds:
         return MAX_SEQUENCES, MAX_COPIES
     llama.eval([max(llama.token_bos(), 0)])
-    size = len(partial_state(llama.ctx))
+    size = len(llama.context.memory.snapshot())
     llama.reset()
     n = max(1, min(MAX_SEQUENCES, MAX_STATES // (2 * size)))
     return n, n
@@ -106,7 +94,7 @@ class Decoder:
     """Decodes batches of tokens and of pictures' embeddings, of several sequences: of
     ``n_sequences`` prompts, and of copies of those."""
 
-    def __init__(self, llama: TappedLlama, n_sequences: int) -> None:
+    def __init__(self, llama: SteeredLlama, n_sequences: int) -> None:
         self.llama, self.n_sequences = llama, n_sequences
         self._vocab = lib.llama_model_get_vocab(llama.model)
         self._batch: Any = lib.llama_batch_init(N_BATCH, 0, MAX_SEQUENCES)
@@ -115,8 +103,8 @@ class Decoder:
 
     @property
     def memory(self) -> Any:
-        """That of the context."""
-        return lib.llama_get_memory(self.llama.ctx)
+        """The memory of the context, as llama.cpp takes it."""
+        return self.llama.context.memory.handle
 
     @property
     def n_copies(self) -> int:
@@ -213,7 +201,7 @@ class Decoder:
             self._fill(entries[start : start + most])
             self.decode(self._batch)
 
-    def pictures(self, pictures: Sequence[tuple[CachedPrompt, MediaChunk]]) -> None:
+    def pictures(self, pictures: Sequence[tuple[CachedPrompt, Chunk]]) -> None:
         """Decode a picture of each sequence, several in a batch where that gives the same."""
         projector, batch = self.llama.projector, self._embedded
         assert projector is not None
@@ -229,7 +217,7 @@ class Decoder:
         if batch.n_tokens:
             self.decode(batch)
 
-    def picture(self, sequence: CachedPrompt, chunk: MediaChunk) -> int:
+    def picture(self, sequence: CachedPrompt, chunk: Chunk) -> int:
         """Decode a picture alone, in libmtmd's way; the position after it."""
         assert self.llama.projector is not None
         try:
@@ -254,7 +242,7 @@ class Decoder:
             for j, sequence in enumerate(sequences):
                 batch.seq_id[k][j] = sequence
 
-    def _append(self, sequence: CachedPrompt, chunk: MediaChunk) -> None:
+    def _append(self, sequence: CachedPrompt, chunk: Chunk) -> None:
         """Put a picture's embeddings into the batch, at the positions that follow."""
         assert self.llama.projector is not None
         embeddings, batch = self.llama.projector.encode(chunk), self._embedded
@@ -270,7 +258,7 @@ class Decoder:
 class Prefill:
     """Brings groups of sequences into the cache, one group after another."""
 
-    def __init__(self, llama: TappedLlama, decoder: Decoder) -> None:
+    def __init__(self, llama: SteeredLlama, decoder: Decoder) -> None:
         self.llama, self.decoder = llama, decoder
         self._last: CachedPrompt | None = None  # of the group before, if others can begin with it
 
@@ -282,7 +270,7 @@ class Prefill:
     @property
     def shares_tokens(self) -> bool:
         """Whether any number of tokens that prompts begin with can be shared."""
-        return self.llama.memory_can_rewind()
+        return self.llama.context.memory.rewinds
 
     def forget(self) -> None:
         """Let go of what the next group could begin with."""
@@ -299,8 +287,8 @@ class Prefill:
             self._share_prefix(group)
         for depth in range(max((len(s.runs) for s in group), default=0)):
             here = [s for s in group if s.n_runs == depth < len(s.runs)]
-            pictures = [s for s in here if isinstance(s.next, MediaChunk)]
-            self._texts([s for s in here if isinstance(s.next, tuple)])
+            pictures = [s for s in here if not s.next.is_text]
+            self._texts([s for s in here if s.next.is_text])
             self._pictures(pictures)
         if self.shares_tokens and group:
             self._last = group[-1]
@@ -312,8 +300,9 @@ class Prefill:
         lib.llama_memory_seq_cp(self.memory, last.number, spare, -1, -1)
         lib.llama_memory_seq_keep(self.memory, spare)
         for sequence in group:
-            sequence.n_runs, sequence.n_begun = sequence.shared(last)
-            sequence.n_past = sequence.n_begun + sum(map(n_positions, last.runs[: sequence.n_runs]))
+            sequence.n_runs, sequence.n_decoded = sequence.shared(last)
+            alike = last.runs[: sequence.n_runs]
+            sequence.n_past = sequence.n_decoded + sum(run.n_positions for run in alike)
             if sequence.n_past:
                 lib.llama_memory_seq_cp(self.memory, spare, sequence.number, 0, sequence.n_past)
         lib.llama_memory_seq_rm(self.memory, spare, -1, -1)
@@ -325,14 +314,12 @@ class Prefill:
         entries: list[Entry] = []
         for some in sets:
             owners = some if self.shares_tokens else some[:1]
-            missing = {
-                s.number: (run, s.n_begun) for s in owners if isinstance(run := s.next, tuple)
-            }
-            entries += _distinct_prefixes(missing, some[0].n_past - some[0].n_begun)
+            missing = {s.number: (s.next.tokens, s.n_decoded) for s in owners}
+            entries += _distinct_prefixes(missing, some[0].n_past - some[0].n_decoded)
         self.decoder.text(entries)
         for sequence in sequences:
-            sequence.n_past += n_tokens(sequence.next) - sequence.n_begun
-            sequence.n_runs, sequence.n_begun = sequence.n_runs + 1, 0
+            sequence.n_past += sequence.next.n_tokens - sequence.n_decoded
+            sequence.n_runs, sequence.n_decoded = sequence.n_runs + 1, 0
         if not self.shares_tokens:
             self._copy(sets)
 
@@ -342,8 +329,7 @@ class Prefill:
         if not sequences:
             return
         sets = _alike(sequences, 1)
-        shown = [(s, run) for s, *_ in sets if isinstance(run := s.next, MediaChunk)]
-        self.decoder.pictures(shown)
+        self.decoder.pictures([(first, first.next) for first, *_ in sets])
         for first, *others in sets:
             for sequence in (first, *others):
                 sequence.n_past, sequence.n_runs = first.n_past, sequence.n_runs + 1
@@ -357,14 +343,14 @@ class Prefill:
 
     def _share_prefix(self, group: Sequence[CachedPrompt]) -> None:
         """Decode what all prompts begin with, tokens, into every sequence."""
-        texts = [run for s in group if isinstance(run := s.runs[0], tuple)]
-        if len(group) < 2 or len(texts) < len(group):
+        texts = [s.runs[0].tokens for s in group]
+        if len(group) < 2 or not all(s.runs[0].is_text for s in group):
             return
         shared = min(n_alike(texts[0], other) for other in texts[1:])
         leader = group[0].number
         self.decoder.text(_distinct_prefixes({leader: (texts[0][:shared], 0)}))
         for sequence in group:
-            sequence.n_past = sequence.n_begun = shared
+            sequence.n_past = sequence.n_decoded = shared
         self._copy([group])
 
 
@@ -374,12 +360,6 @@ def _alike(sequences: Sequence[CachedPrompt], more: int) -> list[list[CachedProm
     for sequence in sequences:
         found.setdefault(sequence.beginning(sequence.n_runs + more), []).append(sequence)
     return list(found.values())
-
-
-def n_alike(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    pairs = enumerate(zip(a, b, strict=False))
-    return next((n for n, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
 def _distinct_prefixes(

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
-from operator import attrgetter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,11 @@ from mars_gguf.files import sha256
 from mars_gguf.hub import download
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.runtime.mtmd import load_url
-from mars_gguf.runtime.probe import self_test
-from mars_gguf.server import checks
+from mars_gguf.runtime.selftest import self_test
 from mars_gguf.server.checks import RequestError
 from mars_gguf.server.compat import LlamaProxy
 from mars_gguf.server.exchange import exchange, outside_exchange
 from mars_gguf.server.settings import DEFAULT_VECTOR, RENDERED_FORMATS, TEMPLATES, ModelSettings
-from mars_gguf.server.texts import Vocabulary
 from mars_gguf.vectors import Vector, read_vector
 
 DETOKENIZED = 1024  # tokens at a time
@@ -44,85 +41,6 @@ class NamedVector:
         return cls(Path(path).stem, sha256(path), vector)
 
 
-class ServedLlama(SteeredLlama):
-    """A SteeredLlama that takes note of what it does in the current exchange, stops when its
-    client is gone, and can change between vectors."""
-
-    _stopped = False
-
-    @cached_property
-    def vocabulary(self) -> Vocabulary:
-        """What is known of a text before it is tokenized."""
-        return Vocabulary.of(self)
-
-    def __init__(self, model_path: str, **kwargs: Any) -> None:
-        super().__init__(model_path, **kwargs)
-        if self.projector is not None:
-            self.projector.load = _load_checked
-
-    def _set_n_tokens(self, value: int) -> None:
-        # llama-cpp-python moves it after every batch.
-        current = exchange.get()
-        if value > self._n_tokens and current is not None:
-            self._stopped = current.client_gone.is_set()
-            current.require_client()
-        super()._set_n_tokens(value)
-
-    n_tokens = property(attrgetter("_n_tokens"), _set_n_tokens, doc=SteeredLlama.n_tokens.__doc__)
-
-    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
-        """As ``Llama.tokenize``. Raises ValueError for a text that cannot fit the context, and
-        RequestError for one that llama.cpp would take very long over, or end the process."""
-        self.vocabulary.require_fits(text, self.n_ctx(), special)
-        tokens: list[int] = super().tokenize(text, add_bos, special)
-        return tokens
-
-    def text_of(self, tokens: list[int]) -> bytes:
-        """As ``Llama.detokenize``, whose time grows with the square of what it is given."""
-        pieces = range(0, len(tokens), DETOKENIZED)
-        return b"".join(self.detokenize(tokens[at : at + DETOKENIZED]) for at in pieces)
-
-    def require_text_fits(self, text: str) -> None:
-        """As for `tokenize`."""
-        self.vocabulary.require_fits(text.encode(), self.n_ctx(), True)
-
-    def prepare(self, vector: Vector) -> None:
-        """Make ready for the next request, to be steered by ``vector``."""
-        if vector is not self.vector or self._stopped:
-            self.rewind(0)
-            self.vector, self._stopped = vector, False
-
-    def create_completion(
-        self, *args: Any, grammar: Any = None, logit_bias: Any = None, **kwargs: Any
-    ) -> Any:
-        """As ``Llama.create_completion``. Raises RequestError for what llama.cpp would end the
-        process over. What grammars come from (text, schemas, tools) meets here."""
-        if grammar is not None:
-            checks.require_grammar(self, grammar._grammar)
-        if logit_bias is not None:
-            checks.require_logit_bias(self, logit_bias)
-        return super().create_completion(*args, grammar=grammar, logit_bias=logit_bias, **kwargs)
-
-    def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Any:
-        """As ``SteeredLlama.generate``. Raises RequestError for a prompt of no tokens."""
-        if not tokens:
-            raise RequestError("prompt: found nothing, expected text")
-        return super().generate(tokens, *args, **kwargs)
-
-    def sample(self, *args: Any, **kwargs: Any) -> int:
-        """As ``SteeredLlama.sample``."""
-        token = super().sample(*args, **kwargs)
-        current = exchange.get()
-        if current is not None:
-            if self.last_steering is None:
-                raise SteeringError("a token was sampled that steering had not seen")
-            if current.tokens == 0:
-                current.first_token = time.perf_counter()
-            current.steering = self.last_steering
-            current.tokens += 1
-        return token
-
-
 class SteeredProxy(LlamaProxy):
     """The LlamaProxy of ``llama_cpp.server``, each model with its own vectors.
 
@@ -138,6 +56,7 @@ class SteeredProxy(LlamaProxy):
             }
             for settings in models
         }
+        self._stopped = False  # in the middle of a prompt
         for settings in models[1:]:
             self.load_llama_from_model_settings(settings).close()
         super().__init__(models)
@@ -147,30 +66,30 @@ class SteeredProxy(LlamaProxy):
         settings: ModelSettings = self._model_settings_dict.get(model, self._default_model_settings)
         return settings
 
-    def __call__(self, model: str | None = None) -> ServedLlama:
+    def __call__(self, model: str | None = None) -> SteeredLlama:
+        """The model that a request means by ``model``, steered by the vector that it asks for."""
         try:
-            llama: ServedLlama = super().__call__(model)
+            llama: SteeredLlama = super().__call__(model)
         except MarsError as error:  # its message names files
             raise RequestError("the model could not be loaded", 500) from error
         vector, current = DEFAULT_VECTOR, exchange.get()
         if current is not None:
             vector, current.model = current.vector, self._current_model_alias
-        llama.prepare(self.vectors[self._current_model_alias][vector].vector)
+        chosen = self.vectors[self._current_model_alias][vector].vector.policy()
+        if llama.policies != (chosen,) or self._stopped:
+            llama.context.rewind(0)
+            llama.steerer.steer_by(chosen)
+            self._stopped = False
         return llama
 
-    def load_llama_from_model_settings(self, settings: ModelSettings) -> ServedLlama:
+    def load_llama_from_model_settings(self, settings: ModelSettings) -> SteeredLlama:
         """The model of ``settings``, after each of its vectors was tried on it."""
         vectors = self.vectors[settings.model_alias]
         try:
             for_loader, arguments = _divided(settings)
-
-            class Configured(ServedLlama):
-                def __init__(self, model_path: str, **kwargs: Any) -> None:
-                    vector, force = vectors[DEFAULT_VECTOR].vector, settings.force_vector
-                    super().__init__(model_path, vector=vector, force=force, **arguments | kwargs)
-
-            with outside_exchange(), _llama_class(Configured):
-                llama: ServedLlama = LlamaProxy.load_llama_from_model_settings(for_loader)
+            own = {"vector": vectors[DEFAULT_VECTOR].vector, "force": settings.force_vector}
+            with outside_exchange(), _llama_class(_Loader(own | arguments)):
+                llama: SteeredLlama = LlamaProxy.load_llama_from_model_settings(for_loader)
                 if arguments:
                     llama.template.takes("user")  # raises ModelError if it shows no text
                 for name, named in vectors.items():
@@ -181,15 +100,59 @@ class SteeredProxy(LlamaProxy):
             raise ModelError(f"{settings.model_alias}: cannot be loaded: {error}") from error
         # What a completion calls its model if the request names none.
         llama.model_path = settings.model_alias
+        llama.on_batch, llama.on_token = self._after_batch, partial(_after_token, llama)
+        if llama.projector is not None:
+            llama.projector.load = _load_checked
         return llama
+
+    def _after_batch(self) -> None:
+        """End what nobody waits for any more."""
+        current = exchange.get()
+        if current is not None:
+            self._stopped = current.client_gone.is_set()
+            current.require_client()
+
+
+def _after_token(llama: SteeredLlama) -> None:
+    """Take note, in the current exchange, of a token and of what steering did."""
+    current = exchange.get()
+    if current is None:
+        return
+    if llama.last_steering is None:
+        raise SteeringError("a token was sampled that steering had not seen")
+    if current.tokens == 0:
+        current.first_token = time.perf_counter()
+    current.steering = llama.last_steering
+    current.tokens += 1
+
+
+def text_of(llama: SteeredLlama, tokens: list[int]) -> bytes:
+    """As ``Llama.detokenize``, whose time grows with the square of what it is given."""
+    pieces = range(0, len(tokens), DETOKENIZED)
+    return b"".join(llama.detokenize(tokens[at : at + DETOKENIZED]) for at in pieces)
+
+
+class _Loader:
+    """Stands for ``llama_cpp.Llama`` where ``llama_cpp.server`` loads a model: makes a SteeredLlama
+    with ``own`` arguments besides those that it is given."""
+
+    def __init__(self, own: dict[str, Any]) -> None:
+        self._own = own
+
+    def __call__(self, **arguments: Any) -> SteeredLlama:
+        return SteeredLlama(**self._own | arguments)
+
+    def from_pretrained(self, **arguments: Any) -> Any:
+        """As ``Llama.from_pretrained``: the model comes from a hub."""
+        return llama_cpp.Llama.from_pretrained.__func__(self, **arguments)
 
 
 @contextmanager
-def _llama_class(replacement: type[SteeredLlama]) -> Iterator[None]:
-    """Context manager: ``llama_cpp.server`` loads models of this class, for which it has no
+def _llama_class(loader: _Loader) -> Iterator[None]:
+    """Context manager: ``llama_cpp.server`` loads models by ``loader``, for which it has no
     setting."""
     original = llama_cpp.Llama
-    llama_cpp.Llama = replacement
+    llama_cpp.Llama = loader
     try:
         yield
     finally:
@@ -224,15 +187,12 @@ def _load_checked(url: str) -> bytes:
     return load_url(url)
 
 
-def _try_vector(llama: ServedLlama, name: str, vector: Vector, settings: ModelSettings) -> None:
+def _try_vector(llama: SteeredLlama, name: str, vector: Vector, settings: ModelSettings) -> None:
     if settings.clip_model_path and "image" not in vector.modalities:
         raise ModelError(
             f"vector {name!r} was measured on {', '.join(vector.modalities)} only, but the model "
             "is served with pictures. Convert with --mmproj, or serve without it."
         )
     vector.require_model(llama.fingerprint, force=settings.force_vector)
-    if vector is not llama.vector:
-        default = llama.vector
-        llama.prepare(vector)
-        self_test(llama)
-        llama.prepare(default)
+    with llama.using(vector.policy()):
+        self_test(llama, llama.steerer)

@@ -1,14 +1,16 @@
-"""Texts that would take llama.cpp very long to tokenize, or end the process: looked at before."""
+"""Tells of a text, before it is tokenized, whether llama.cpp would take very long over it, or end
+the process."""
 
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from llama_cpp import Llama
 from llama_cpp import llama_cpp as lib
 
-from mars_gguf.server.checks import RequestError
+from mars_gguf.errors import PromptError
 
 # llama.cpp walks a list from its beginning at each special token of a text: 16,384 take 3 seconds.
 MAX_SPECIAL = 16 << 10
@@ -24,7 +26,7 @@ _SPECIAL = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What is known of a text before it is tokenized.
+    """The tokens of a model, as far as they tell how a text will be cut.
 
     longest: bytes of the longest token; None if tokens may leave bytes out. defined: tokens that
     are found in a text before it is cut into words; special: those that are where special tokens
@@ -36,7 +38,8 @@ class Vocabulary:
     special: tuple[bytes, ...]
 
     @classmethod
-    def of(cls, llama: Any) -> Vocabulary:
+    def of(cls, llama: Llama) -> Vocabulary:
+        """That of a loaded model."""
         vocab = lib.llama_model_get_vocab(llama.model)
         texts = [lib.llama_vocab_get_text(vocab, token) for token in range(llama.n_vocab())]
         attributes = [lib.llama_vocab_get_attr(vocab, token) for token in range(len(texts))]
@@ -58,29 +61,36 @@ class Vocabulary:
                 text = text.replace(token, b"\0")
         return count
 
-    def require_fits(self, text: bytes, n_ctx: int, special: bool) -> None:
-        """Raise ValueError for a text of more tokens than ``n_ctx``, as far as that can be told,
-        RequestError for one that llama.cpp should not be given."""
-        if len(text) > min(n_ctx, MAX_SPECIAL):  # a token has a byte or more
-            fewest = 0 if self.longest is None else -(-len(text) // self.longest)
-            if fewest <= n_ctx:
-                fewest = max(fewest, found := self.count_special(text, special))
-                if found > MAX_SPECIAL:
-                    raise RequestError(
-                        f"found {found} special tokens in a text, expected at most {MAX_SPECIAL}"
-                    )
-            if fewest > n_ctx:
-                raise ValueError(f"Prompt exceeds n_ctx: at least {fewest} tokens > {n_ctx}")
+    def require_tokenizable(self, text: bytes, special: bool) -> None:
+        """Raise PromptError for a text that llama.cpp should not be given."""
+        if len(text) > MAX_SPECIAL and (n := self.count_special(text, special)) > MAX_SPECIAL:
+            raise PromptError(f"found {n} special tokens in a text, expected at most {MAX_SPECIAL}")
         if len(text) > MAX_RUN:
             _require_breaks(text.decode(errors="replace"))
 
+    def require_fits(self, text: bytes, n_ctx: int, special: bool = True) -> None:
+        """Raise ValueError for a text of more tokens than ``n_ctx``, as far as that can be told."""
+        if len(text) <= n_ctx:  # a token has a byte or more
+            return
+        fewest = 0 if self.longest is None else -(-len(text) // self.longest)
+        if fewest <= n_ctx:
+            fewest = max(fewest, self.count_special(text, special))
+        if fewest > n_ctx:
+            raise ValueError(f"Prompt exceeds n_ctx: at least {fewest} tokens > {n_ctx}")
+
+
+def require_tokens(llama: Llama, texts: Sequence[str]) -> None:
+    """Raise PromptError for no text, or one of no tokens."""
+    if not texts or any(text == "" and not llama.tokenize(b"") for text in texts):
+        raise PromptError("found a text of no tokens, expected some")
+
 
 def _require_breaks(text: str) -> None:
-    """Raise RequestError for any run of twice MAX_RUN characters: it covers a whole window."""
+    """Raise PromptError for any run of twice MAX_RUN characters: it covers a whole window."""
     for start in range(0, len(text) - MAX_RUN + 1, MAX_RUN):
         kinds = {_kind(character) for character in set(text[start : start + MAX_RUN])}
         if len(kinds) == 1:
-            raise RequestError(
+            raise PromptError(
                 f"found {MAX_RUN} {kinds.pop()} in a text without a break, expected fewer"
             )
 

@@ -1,0 +1,120 @@
+"""Loads the parts of a SteeredLlama: the model, its mmproj, its template and its vectors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from llama_cpp import Llama
+from llama_cpp import llama_cpp as lib
+
+from mars_gguf.errors import ModelError
+from mars_gguf.runtime.mtmd import Projector
+from mars_gguf.runtime.parameters import Extras, renew_context
+from mars_gguf.runtime.rpc import use_servers
+from mars_gguf.runtime.template import ChatTemplate, chat_template
+from mars_gguf.runtime.weights import require_gguf
+from mars_gguf.vectors import Vector, read_vector
+
+ALL_LAYERS = -1
+AnyVector = str | os.PathLike[str] | Vector
+
+
+def read_vectors(given: AnyVector | Mapping[str, AnyVector] | None) -> dict[str, Vector]:
+    """The vectors that a model is to be steered by, by name, checked. Raises VectorError."""
+    if given is None:
+        return {}
+    named = given if isinstance(given, Mapping) else {"mars": given}
+    vectors = {k: v if isinstance(v, Vector) else read_vector(v) for k, v in named.items()}
+    for vector in vectors.values():
+        vector.check()
+    return vectors
+
+
+def is_brought(
+    plain: Mapping[str, Any], written: Mapping[str, Any], vectors: Mapping[str, Vector]
+) -> bool:
+    """Whether prompts are written by a chat handler of llama-cpp-python's among the ``plain``
+    arguments. Raises ModelError where that cannot be, with arguments that say how prompts are
+    ``written`` or for a vector of a model that thinks: such handlers do not keep to it."""
+    if not (plain.get("chat_handler") or plain.get("chat_format")):
+        return False
+    if any(written.values()):
+        raise ModelError(f"give {', '.join(written)}, or chat_handler or chat_format: not both")
+    for vector in vectors.values():
+        if vector.model.reasoning:
+            raise ModelError(
+                f"the vector was measured with reasoning {vector.model.reasoning!r}, which no "
+                "chat_handler or chat_format of llama-cpp-python's keeps to: leave it out, and "
+                "prompts are written by the model's own template"
+            )
+    return True
+
+
+def load(
+    llama: Llama, extras: Extras, model_path: str, rpc_servers: str | None, arguments: Any
+) -> None:
+    """Run ``Llama.__init__`` with ``arguments``, completed by ``extras``. Raises ModelError for a
+    file that llama.cpp does not load."""
+    require_gguf(model_path)
+    if arguments.get("n_ctx"):
+        # llama.cpp pads the context to a multiple of 256, llama-cpp-python's buffers are not.
+        arguments["n_ctx"] = -(-arguments["n_ctx"] // 256) * 256
+    if rpc_servers:
+        use_servers(rpc_servers)
+        arguments["n_gpu_layers"] = arguments.get("n_gpu_layers") or ALL_LAYERS
+    with extras.loading(model_path):
+        Llama.__init__(llama, model_path, **arguments)
+    if len(llama.input_ids) < llama.n_ctx():  # where the context is as long as the model's own
+        llama.input_ids = np.zeros(llama.n_ctx(), np.intc)
+    extras.tap.n_embd = llama.n_embd()
+
+
+def add_projector(llama: Llama, mmproj: str) -> Projector:
+    """The projector of ``llama``, whose micro-batches are made as large as pictures need it. Raises
+    ModelError."""
+    require_gguf(mmproj)
+    projector = Projector(mmproj, llama, verbose=llama.verbose)
+    # Some models must decode a whole picture in one micro-batch.
+    needed = min(projector.most_tokens_at_once(), lib.llama_n_ctx(llama.ctx))
+    if needed > lib.llama_n_ubatch(llama.ctx):
+        n_batch = max(llama.context_params.n_batch, needed)
+        renew_context(llama, n_ubatch=needed, n_batch=n_batch)
+    return projector
+
+
+def template_of(
+    llama: Llama, written: Mapping[str, Any], vectors: Mapping[str, Vector]
+) -> ChatTemplate:
+    """How prompts are written, by the arguments ``written``, or with the reasoning that the vectors
+    were measured with. Raises ModelError for thoughts that the template does not know."""
+    tokens, pictures = (llama.token_bos(), llama.token_eos()), bool(written["mmproj"])
+
+    def text(token: int) -> str:
+        if token == -1:
+            return ""
+        # As llama-cpp-python does: libmtmd adds these tokens by itself.
+        if pictures:
+            return llama.detokenize([token]).decode(errors="ignore")
+        vocab = lib.llama_model_get_vocab(llama.model)
+        return lib.llama_vocab_get_text(vocab, token).decode(errors="ignore")
+
+    asked = written["reasoning"]
+    measured: Any = next((vector.model.reasoning for vector in vectors.values()), None)
+    template = chat_template(
+        llama.metadata,
+        written["template"],
+        (text(tokens[0]), text(tokens[1])),
+        pictures=pictures,
+        eos_id=tokens[1],
+        kwargs=written["chat_template_kwargs"],
+        reasoning=asked or measured or None,
+    )
+    if asked in ("thought", "answer") and template.reasoning is None:
+        raise ModelError(
+            f"reasoning: found {asked!r}, but this model's chat template knows no thoughts. Leave "
+            "it out."
+        )
+    return template

@@ -1,0 +1,117 @@
+"""The memory of a model: its cells by sequence and position, how far it can be rewound, and
+snapshots of the part that cannot.
+
+Recurrent memory holds nothing but its last state, and sliding windows let go of what has left them.
+llama.cpp copies that part alone, without the rest of the cache (PARTIAL_ONLY in include/llama.h).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+from llama_cpp import Llama
+from llama_cpp import llama_cpp as lib
+
+from mars_gguf.errors import SteeringError
+
+MAX_SNAPSHOTS = 4
+MAX_BYTES = 256 << 20  # of all together; the newest is kept whatever it takes
+_PARTIAL = lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
+
+
+class Memory:
+    """The memory of the context of ``llama``, whichever that is by now."""
+
+    def __init__(self, llama: Llama) -> None:
+        self._llama = llama
+
+    @property
+    def handle(self) -> Any:
+        """The memory as llama.cpp takes it."""
+        return lib.llama_get_memory(self._llama.ctx)
+
+    @property
+    def n_held(self) -> int:
+        """Positions of sequence 0 up to its end."""
+        return int(lib.llama_memory_seq_pos_max(self.handle, 0)) + 1
+
+    @property
+    def first_held(self) -> int:
+        """The first position of sequence 0 of which every layer holds something."""
+        return int(lib.llama_memory_seq_pos_min(self.handle, 0))
+
+    @property
+    def rewinds(self) -> bool:
+        """Whether single tokens can be taken back: not from recurrent or hybrid memory."""
+        model = self._llama.model
+        return not (lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model))
+
+    @property
+    def rewinds_far(self) -> bool:
+        """Whether any number of tokens can be taken back: not where the memory lets go of what has
+        left sliding windows either."""
+        lets_go = self.window > 0 and not self._llama.context_params.swa_full
+        return self.rewinds and not lets_go
+
+    @property
+    def window(self) -> int:
+        """Tokens that the sliding windows span, 0 without such."""
+        return int(lib.llama_model_n_swa(self._llama.model))
+
+    def clear(self) -> None:
+        """Empty all sequences."""
+        lib.llama_memory_clear(self.handle, True)
+
+    def cut(self, position: int) -> None:
+        """Remove sequence 0 from ``position`` on. Raises SteeringError if llama.cpp refuses."""
+        if not lib.llama_memory_seq_rm(self.handle, 0, position, -1):
+            raise SteeringError(f"llama.cpp could not rewind the context to position {position}")
+
+    def snapshot(self) -> Any:
+        """A copy of the part of sequence 0 that cannot be rewound."""
+        size = lib.llama_state_seq_get_size_ext(self._llama.ctx, 0, _PARTIAL)
+        buffer = (ctypes.c_uint8 * size)()
+        if lib.llama_state_seq_get_data_ext(self._llama.ctx, buffer, size, 0, _PARTIAL) != size:
+            raise SteeringError("llama.cpp could not copy the state of the memory")
+        return buffer
+
+    def restore(self, snapshot: Any) -> None:
+        """Put back a `snapshot`."""
+        size = len(snapshot)
+        if lib.llama_state_seq_set_data_ext(self._llama.ctx, snapshot, size, 0, _PARTIAL) != size:
+            raise SteeringError("llama.cpp could not restore the state of the memory")
+
+
+class Snapshots:
+    """The newest few snapshots, by the position that they were taken at."""
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[int, Any]] = []  # positions rise
+
+    def keep(self, position: int, memory: Memory) -> None:
+        """Keep the state at ``position``, the end of what ``memory`` holds."""
+        if self._kept and self._kept[-1][0] == position:
+            return
+        self._kept.append((position, memory.snapshot()))
+        while len(self._kept) > 1 and (len(self._kept) > MAX_SNAPSHOTS or self.n_bytes > MAX_BYTES):
+            del self._kept[0]
+
+    def drop_beyond(self, position: int) -> None:
+        """Let go of later positions: something else may stand there from now on."""
+        self._kept = [(at, state) for at, state in self._kept if at <= position]
+
+    def newest(self, position: int) -> tuple[int, Any]:
+        """The last kept position up to ``position``, and the snapshot; 0 and None without one."""
+        kept = [(at, state) for at, state in self._kept if at <= position]
+        return kept[-1] if kept else (0, None)
+
+    @property
+    def positions(self) -> list[int]:
+        """The positions that are kept, rising."""
+        return [at for at, _ in self._kept]
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all that is kept."""
+        return sum(len(state) for _, state in self._kept)

@@ -1,0 +1,120 @@
+"""Takes turns: one reply at a time, whatever threads ask for. A context has room for one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from llama_cpp import Llama
+
+from mars_gguf.errors import PromptError, SteeringError
+from mars_gguf.runtime.context import Context
+from mars_gguf.runtime.replies import Reply, Thoughts, thoughts_of
+
+OVERTAKEN = (
+    "a reply cannot go on: another prompt has used its context since. Read one to its end before "
+    "the next, or load the model twice."
+)
+Steps = Generator[int, Sequence[int] | None, None]
+
+
+class Turns:
+    """The reply that ``llama`` (a SteeredLlama) is at, and its beginning, going on and end."""
+
+    def __init__(self, llama: Llama, context: Context) -> None:
+        self.llama, self.context = llama, context
+        self.reply = Reply()
+        self._begun: bool | None = None  # whether the prompt ends within a thought
+
+    def moved(self) -> None:
+        """Take note that something else than evaluation moved the end of the context."""
+        if self.reply.in_step:  # drafts are taken back, and the reply goes on
+            self.reply.unjudged = True
+            return
+        reply = Reply()
+        reply.steering, self.reply.state = self.reply.steering, "over"
+        self.reply = reply
+
+    def give_up(self) -> None:
+        """End the reply that another thread is at, as soon as it comes to its next token."""
+        self.reply.state = "over"
+
+    def hand_over(self, ask: Callable[[], Any]) -> Any:
+        """The completion that ``ask`` returns, whole or as a stream, with what the chat handler
+        said of its prompt handed over to the reply that begins."""
+        begun, self.llama.begun = self.llama.begun, None
+        with self._beginning(begun):
+            completion = ask()
+        return self._stream(completion, begun) if isinstance(completion, Iterator) else completion
+
+    def _stream(self, chunks: Iterator[Any], begun: bool | None) -> Iterator[Any]:
+        with self._beginning(begun):
+            first = next(chunks, None)
+        if first is not None:
+            yield first
+            yield from chunks
+
+    @contextmanager
+    def _beginning(self, begun: bool | None) -> Iterator[None]:
+        self._begun = begun
+        try:
+            yield
+        finally:
+            self._begun = None
+
+    def generate(
+        self, steps: Steps, prompt: list[int], is_read: Callable[[], bool], *, reset: bool
+    ) -> Steps:
+        """The tokens of a reply to ``prompt`` by llama-cpp-python's generator, each sampled while
+        the model's lock is held. ``is_read``: whether the states of the end of the context are
+        known. With ``reset`` the prompt is all of the context that it continues.
+
+        Raises SteeringError if something else has used the context since the last token.
+        """
+        reply, given = None, None
+        try:
+            while True:
+                with self.llama.lock:
+                    reply = reply or self._begin(prompt, is_read(), reset=reset)
+                    token = self._step(reply, steps, given)
+                if token is None:
+                    return
+                given = yield token
+        finally:
+            steps.close()
+
+    def _begin(self, tokens: list[int], is_read: bool, *, reset: bool) -> Reply:
+        if not tokens:
+            raise PromptError("prompt: found nothing, expected text")
+        if self.context.steered_at is not None or not is_read:
+            self.llama._requires_eval = True
+        self.context.require_prompt(tokens)
+        if reset:
+            self.context.resume(tokens)
+        self.context.no_cell_left = False
+        self.reply.state = "over"
+        self.reply = Reply(self._thoughts())
+        return self.reply
+
+    def _thoughts(self) -> Thoughts | None:
+        """How thoughts of the reply that begins are told, if its answer is waited for."""
+        template = self.llama.template
+        if self._begun is None or template.reasoning != "answer" or self.llama.brought:
+            return None
+        return thoughts_of(self.llama, template.thinks, begun=self._begun)
+
+    def _step(self, reply: Reply, steps: Steps, given: Sequence[int] | None) -> int | None:
+        """The next token of ``reply``, None at its end."""
+        if self.reply is not reply or reply.state == "over":
+            raise SteeringError(OVERTAKEN)
+        try:
+            with reply.step():
+                return steps.send(given)
+        except StopIteration:
+            return None
+        except RuntimeError as error:
+            if reply.last is None or not self.context.no_cell_for(1, error):
+                raise
+            self.context.no_cell_left = True
+            return None
