@@ -15,7 +15,7 @@ N_THOUGHT = 64  # tokens of a thought, after which the converter ends it
 
 
 class Markers(NamedTuple):
-    """What a thought begins and ends with."""
+    """The texts that a thought begins and ends with."""
 
     open: str
     close: str
@@ -66,7 +66,7 @@ def split(text: str, markers: Markers | None, begun: bool) -> tuple[str, str | N
 
 
 def said(text: str) -> str:
-    """What of an assistant's earlier reply every chat template shows: not what it thought."""
+    """The part of an assistant's earlier reply that chat templates show: not what it thought."""
     ends = (text.rfind(m.close) + len(m.close) for m in KNOWN if m.close in text)
     after = text[max(ends, default=0) :].strip()
     return "" if any(after.startswith(m.open) for m in KNOWN) else after

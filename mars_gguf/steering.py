@@ -78,9 +78,12 @@ def strength(t: T, s: T, distance: float, limit: float) -> T:
 
 @dataclass(frozen=True)
 class Geometry:
-    """What steering needs to know of one block: centroids and read-out [n_embd]; for each modality
-    its shift delta_m [n_embd], the threshold t_m at which its gate opens and the spread sigma_m > 0
-    (both units of t); the ramp and the trust limit. See the module docstring for the symbols."""
+    """The measurements of one block that steering needs.
+
+    safe, unsafe, readout: centroids and w, [n_embd]. By modality: shifts delta_m [n_embd]; the
+    thresholds t_m at which the gate opens and the spreads sigma_m > 0, both in units of t.
+    gate_ramp, trust_limit: see the module docstring.
+    """
 
     safe: Array
     unsafe: Array
@@ -128,7 +131,7 @@ class Geometry:
 
 
 class Decision(NamedTuple):
-    """What the mathematics says of one hidden state: t, z, gate s and alpha (units of h)."""
+    """The decision on one hidden state: t, z, gate s and alpha (units of h)."""
 
     t: float
     z: float

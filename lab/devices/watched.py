@@ -1,4 +1,4 @@
-"""Watches plain llama-cpp-python by an eval callback of its own, to hold the runtime against."""
+"""Plain llama-cpp-python with an eval callback of its own, to hold the runtime against."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ class Watched(llama_cpp.Llama):
         return True
 
     def prompt_rows(self, messages: list[Any]) -> dict[int, Logits]:
-        """Reads the state of the last prompt token after each of the blocks."""
+        """The state of the last prompt token after each of the blocks."""
         return dict(self.seen[: self._before_sampling(messages)])
 
     def say_with(self, messages: list[Any], addition: Logits) -> Logits:
-        """Replies as `say`, with ``addition`` to the last prompt token's state after the only block
+        """What `say` gives with ``addition`` to the last prompt token's state after the only block
         that is watched."""
         assert len(self.wanted) == 1
         self.change = self._before_sampling(messages) - 1, addition
@@ -65,7 +65,7 @@ class Watched(llama_cpp.Llama):
             self.change = None
 
     def _before_sampling(self, messages: list[Any]) -> int:
-        """Counts how often a node is seen while the prompt is evaluated."""
+        """How often a node is seen while the prompt is evaluated."""
         counts: list[int] = []
 
         def count(_ids: Any, scores: Logits) -> Logits:
@@ -79,13 +79,13 @@ class Watched(llama_cpp.Llama):
 
 
 def afresh(llama: llama_cpp.Llama) -> None:
-    """Forgets what was evaluated."""
+    """Forget what was evaluated."""
     llama.reset()
     llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(llama.ctx), True)
 
 
 def say(llama: llama_cpp.Llama, messages: list[Any], *processors: Any) -> Logits:
-    """Reads the logits of a greedy reply of N_REPLY tokens at most, [n, n_vocab]."""
+    """The logits of a greedy reply of N_REPLY tokens at most, [n, n_vocab]."""
     rows: list[Logits] = []
 
     def keep(_ids: Any, scores: Logits) -> Logits:

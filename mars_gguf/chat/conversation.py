@@ -1,4 +1,4 @@
-"""Keeps a conversation with a steered model, and gives the model what of it fits the context."""
+"""A conversation with a steered model: what was said, and what of it still fits the context."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mars_gguf.reasoning import split
 from mars_gguf.runtime.chunks import n_alike
 from mars_gguf.runtime.judging import Steering
 from mars_gguf.runtime.llama import SteeredLlama
-from mars_gguf.runtime.template import MARKER
+from mars_gguf.runtime.messages import MARKER
 
 Message = dict[str, Any]
 Messages = list[Message]
@@ -26,11 +26,8 @@ BLANK = picture_part(Image.new("RGB", (8, 8)))
 
 @dataclass
 class Turn:
-    """A request and its answer.
-
-    prompt: all that the model was given. seed: its tokens were drawn with it. steering: None until
-    the first token was sampled.
-    """
+    """A request and its answer; ``steering`` is None until the first token was sampled.
+    ``prompt`` is all that the model was given, ``seed`` what its tokens were drawn with."""
 
     prompt: Messages
     seed: int
@@ -45,7 +42,7 @@ class Turn:
 
     @property
     def request(self) -> Message:
-        """The message of the user."""
+        """The message with which the user said and showed something."""
         return self.prompt[-1]
 
     @property
@@ -56,20 +53,18 @@ class Turn:
 
     @property
     def pictures(self) -> int:
-        """Counts the still pictures that the request shows."""
+        """How many still pictures the request shows."""
         return sum(part["type"] == "image_url" for part in _media(self.request))
 
     @property
     def frames(self) -> int:
-        """Counts the frames of a film that the request shows."""
+        """How many frames of a film the request shows."""
         return sum(len(p["video"]) for p in _media(self.request) if p["type"] == "video")
 
     @property
     def messages(self) -> Messages:
-        """The turn as later prompts show it.
-
-        Should the model have said what stands for a picture in prompts, it is written otherwise.
-        """
+        """The turn as later prompts show it. What stands for a picture in the text of a prompt is
+        written otherwise, should the model have said it."""
         answer = self.answer.replace(MARKER, MARKER.replace("<", "< "))
         return [self.request, {"role": "assistant", "content": answer}]
 
@@ -79,17 +74,17 @@ class Turn:
 
     @property
     def tokens_per_second(self) -> float:
-        """The speed of the tokens after the first."""
+        """The rate of the tokens after the first."""
         spent = self.seconds - self.seconds_to_first
         return (self.tokens - 1) / spent if self.tokens > 1 and spent > 0 else 0.0
 
 
 class Conversation:
-    """Asks the model in turns, and keeps them, the newest last.
+    """Turns of one conversation, the newest last. When the context is full the model is not given
+    the oldest any longer: ``first`` is the index of the first that it is given.
 
-    When the context is full the model is not given the oldest any longer: ``first`` is the index of
-    the first that it is given. ``sampling`` are arguments of ``Llama.create_chat_completion``.
-    ``notes`` says in words what had to be left out for the latest reply.
+    ``sampling`` are arguments of ``Llama.create_chat_completion``. ``notes`` says in words what
+    had to be left out for the latest reply.
     """
 
     def __init__(
@@ -99,19 +94,19 @@ class Conversation:
         self.clear()
 
     def clear(self) -> None:
-        """Forgets what was said; the system prompt stays."""
+        """Forget what was said; the system prompt stays."""
         self.turns: list[Turn] = []
         self.first = 0
         self.notes: list[str] = []
         self._sizes: dict[tuple[str, ...], int] = {}  # tokens of media, see _count
 
     def require_sight(self) -> None:
-        """Raises MarsError if the model sees no pictures."""
+        """Raise MarsError if the model sees no pictures."""
         if self.llama.projector is None:
             raise MarsError("the model sees no pictures: it was loaded without --mmproj")
 
     def messages(self, first: int | None = None) -> Messages:
-        """Gathers the messages that the model is given: the turns from index ``first`` on."""
+        """The messages that the model is given, the turns from index ``first`` on."""
         start = [{"role": "system", "content": self.system}] if self.system else []
         kept = self.turns[self.first if first is None else first :]
         return start + [m for turn in kept for m in turn.messages]
@@ -119,10 +114,11 @@ class Conversation:
     def reply(
         self, text: str, pictures: Sequence[Image.Image] = (), video: Video | None = None
     ) -> Generator[str, None, None]:
-        """Yields the reply piece by piece, and keeps what was said, also if the caller stops early.
+        """Yield the reply piece by piece. What was said is kept, also if the caller stops early;
+        a message that fails, or is stopped before its first token, leaves the conversation as it
+        was.
 
-        A message that fails, or is stopped before its first token, leaves the conversation as it
-        was. Raises MarsError if the message does not fit the context.
+        Raises MarsError if the message does not fit the context.
         """
         began = time.perf_counter()
         said = (policy.caution(self.system) for policy in self.llama.policies)
@@ -139,16 +135,14 @@ class Conversation:
                 self.turns, self.first = [*self.turns, turn], first
 
     def taken_apart(self, reply: str) -> tuple[str, str | None]:
-        """Takes a reply apart into its thought and its answer (mars_gguf.reasoning.split)."""
+        """The thought and the answer of a reply, as mars_gguf.reasoning.split."""
         template = self.llama.template
         return split(reply, template.thinks, template.begins_thought)
 
     def unsteered(self) -> Generator[str, None, None]:
-        """Yields what the model says to the last prompt with the gate held shut.
-
-        It is drawn with the same seed and evaluated in the same batches, so that nothing but
-        steering makes it differ. Nothing of it is kept.
-        """
+        """Yield what the model says to the last prompt with the gate held shut, drawn with the
+        same seed and evaluated in the same batches, so that nothing but steering makes it differ.
+        Nothing of it is kept."""
         last, llama = self.turns[-1], self.llama
         llama.context.rewind(min(last.start, llama.context.n_reusable))
         with llama.using(*(replace(policy, gate="shut") for policy in llama.policies)):
@@ -185,8 +179,8 @@ class Conversation:
     # What fits ---------------------------------------------------------------------------------
 
     def _request(self, text: str, pictures: Sequence[Image.Image], video: Video | None) -> Message:
-        """Makes the user's message, with as many frames of the film as half of the context has room
-        for: the other half is left to the turns that follow."""
+        """The user's message, with as many frames of the film as half of the context has room for:
+        the other half is left to the turns that follow."""
         if pictures or video:
             self.require_sight()
         context, before = self.llama.n_ctx(), self.messages(len(self.turns))
@@ -208,7 +202,7 @@ class Conversation:
         return request
 
     def _first_with_room_for(self, request: Message) -> int:
-        """Finds the first turn that can stay with the request, by its index."""
+        """Index of the first turn that can stay with the request."""
         context, wanted = self.llama.n_ctx(), self.sampling["max_tokens"]
         # Room for a reply: all it may need, but no more than a quarter of the context.
         limit = context - (min(wanted, context // 4) if wanted > 0 else context // 4)
@@ -224,11 +218,8 @@ class Conversation:
         return first
 
     def _count(self, messages: Messages) -> int:
-        """Counts the tokens of a prompt.
-
-        Cutting up a picture takes long, so it is done once, not with every prompt that it is in: it
-        takes as many tokens more than a blank one wherever it stands.
-        """
+        """Tokens of a prompt. Cutting up a picture takes long, so it is done once, not with every
+        prompt that it is in: it takes as many tokens more than a blank one wherever it stands."""
         media = [part for message in messages for part in _media(message)]
         for part in media:
             if _urls(part) not in self._sizes:
@@ -258,18 +249,18 @@ class Conversation:
 
 
 def _media(message: Message) -> list[dict[str, Any]]:
-    """Picks the pictures and films among the parts of a message."""
+    """The pictures and films among the parts of a message."""
     content = message["content"]
     return [] if isinstance(content, str) else [p for p in content if p["type"] != "text"]
 
 
 def _urls(part: dict[str, Any]) -> tuple[str, ...]:
-    """Reads the URLs of a picture, or of the frames of a film."""
+    """The URLs of a picture, or of the frames of a film."""
     return tuple(part["video"]) if part["type"] == "video" else (part["image_url"]["url"],)
 
 
 def _blanked(message: Message) -> Message:
-    """Puts a blank picture in the place of each of the message's pictures and films."""
+    """The message with a blank picture in the place of each of its pictures and films."""
     if not _media(message):
         return message
     parts = [part if part["type"] == "text" else BLANK for part in message["content"]]

@@ -9,18 +9,18 @@ sequences; so recurrent models, which cannot rewind, work too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import numpy as np
 
+from mars_gguf.convert.choices import GgufOptions
 from mars_gguf.convert.extractor import Reply
 from mars_gguf.convert.prompts import Context, Prompt, Push, Rows
 from mars_gguf.convert.refusals import N_TOKENS
 from mars_gguf.convert.thinker import Thinker, ThoughtAndAnswer
 from mars_gguf.errors import ModelError, PromptError
-from mars_gguf.reasoning import N_THOUGHT, Reasoning
 from mars_gguf.runtime.compat import suppress_stdout_stderr
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.runtime.parameters import renew_context
@@ -96,8 +96,8 @@ class Session:
             yield from (found[i : i + n] for i in range(0, len(found), n))
 
     def thoughts(self) -> list[list[int]]:
-        """What the model thinks about all prompts, in tokens, the end of each thought among them,
-        as many prompts at a time as there is room for."""
+        """Has the model think about all prompts, as many at a time as there is room for; returns
+        the tokens of each thought, its end among them."""
         thinker = self.extractor.thinker
         assert thinker is not None
         at_once, found = max(1, self._free // thinker.n_cells), []
@@ -153,10 +153,7 @@ class GgufExtractor:
     """A quantized model, opened for measuring. Raises ModelError for files that do not fit, and for
     a model that cannot be steered.
 
-    n_ctx: tokens of context, 0 for as many as the model was trained with; None for N_CTX, or as
-    many as the prompts turn out to need.
-    ``reasoning``: of a model that thinks, whether prompts end where its thought begins or, after a
-    thought of its own of at most ``n_thought`` tokens, where its answer does.
+    options: fields of `choices.GgufOptions`.
     """
 
     backend = "llama.cpp"
@@ -166,39 +163,28 @@ class GgufExtractor:
     context_overrides: ClassVar[dict[str, Any]] = {"n_seq_max": 2, "kv_unified": True}
 
     def __init__(
-        self,
-        model: str,
-        mmproj: str | None = None,
-        *,
-        chat_handler: str | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-        reasoning: Reasoning | None = None,
-        n_thought: int = N_THOUGHT,
-        n_gpu_layers: int = 0,
-        rpc_servers: str | None = None,
-        n_threads: int | None = None,
-        n_ctx: int | None = None,
-        verbose: bool = False,
+        self, model: str, mmproj: str | None = None, *, verbose: bool = False, **options: Any
     ) -> None:
-        self.grows, n_ctx = n_ctx is None, N_CTX if n_ctx is None else n_ctx
-        if rpc_servers:
-            use_servers(rpc_servers)  # while standard error can be seen
+        chosen = GgufOptions(**options)
+        self.grows, n_ctx = chosen.n_ctx is None, N_CTX if chosen.n_ctx is None else chosen.n_ctx
+        if chosen.rpc_servers:
+            use_servers(chosen.rpc_servers)  # while standard error can be seen
         # llama.cpp warns of a context longer than the model's, but many prompts share it.
         with suppress_stdout_stderr(disable=verbose):
             self.llama = SteeredLlama(
                 model,
                 vector=None,
                 mmproj=mmproj,
-                template=chat_handler,
-                chat_template_kwargs=chat_template_kwargs,
-                reasoning=reasoning,
+                template=chosen.chat_handler,
+                chat_template_kwargs=chosen.chat_template_kwargs,
+                reasoning=chosen.reasoning,
                 # llama-cpp-python caps n_batch at n_ctx, and a longer batch aborts the process.
                 n_ctx=n_ctx and max(n_ctx, N_BATCH),
                 n_batch=N_BATCH,
-                n_gpu_layers=n_gpu_layers,
-                rpc_servers=rpc_servers,
-                n_threads=n_threads,
-                n_threads_batch=n_threads,
+                n_gpu_layers=chosen.n_gpu_layers,
+                rpc_servers=chosen.rpc_servers,
+                n_threads=chosen.n_threads,
+                n_threads_batch=chosen.n_threads,
                 verbose=verbose,
                 context_overrides=self.context_overrides,
             )
@@ -213,27 +199,20 @@ class GgufExtractor:
         n_prompts, n_copies = n_prompts_and_copies(self.llama)
         renew_context(self.llama, n_seq_max=n_prompts + n_copies)
         self.fingerprint = self.llama.fingerprint
+        self.sees_images = self.llama.projector is not None
+        self.reasoning = self.llama.template.reasoning  # which token counts, if the model thinks
+        self.answers_later = self.reasoning == "thought"  # other tokens come before the answer
         self.decoder = Decoder(self.llama, n_prompts)
         self.prefill = Prefill(self.llama, self.decoder)
         self._beside: dict[Any, int] = {}  # cells of pictures beside the text, by their sizes
-        thinks = self.llama.template.reasoning in ("thought", "answer")
-        self.thinker = Thinker(self.llama, self.decoder, n_thought) if thinks else None
+        thinks = self.reasoning in ("thought", "answer")
+        self.thinker = Thinker(self.llama, self.decoder, chosen.n_thought) if thinks else None
         self._thoughts: dict[int, tuple[Prompt, tuple[int, ...]]] = {}
 
     @property
     def n_cells(self) -> int:
         """Tokens of context."""
         return self.llama.n_ctx()
-
-    @property
-    def reasoning(self) -> Reasoning | None:
-        """Which token of a reply counts, where the model thinks."""
-        return self.llama.template.reasoning
-
-    @property
-    def answers_later(self) -> bool:
-        """Whether other tokens come between what is steered and the answer."""
-        return self.reasoning == "thought"
 
     def reply_cells(self, n_tokens: int) -> int:
         """Cells of the context that a reply with so many tokens of an answer takes."""
@@ -243,11 +222,6 @@ class GgufExtractor:
     def _reserve(self) -> int:
         """Cells of the context that are left for all that follows a prompt."""
         return N_TOKENS + (self.thinker.n_cells if self.thinker else 0)
-
-    @property
-    def sees_images(self) -> bool:
-        """Whether prompts may have pictures."""
-        return self.llama.projector is not None
 
     def close(self) -> None:
         """Free the model."""
@@ -340,7 +314,7 @@ class GgufExtractor:
             some = [prompts[i] for i in order[: self.decoder.n_sequences]]
             if self.reasoning == "answer":
                 self._think([p for p in some if id(p) not in self._thoughts])
-            group, n_cells = self._group(some, self.reply_cells(N_TOKENS))
+            group, n_cells = self.group(some, self.reply_cells(N_TOKENS))
             indices, order = order[: len(group)], order[len(group) :]
             self.prefill.run(group)
             yield indices, Session(self, group, n_cells)
@@ -348,15 +322,15 @@ class GgufExtractor:
     def _think(self, prompts: list[Prompt]) -> None:
         """Have the model think about ``prompts``."""
         while prompts:
-            group, n_cells = self._group(prompts, self._reserve)
+            group, n_cells = self.group(prompts, self._reserve)
             self.prefill.run(group)
             found = zip(prompts, Session(self, group, n_cells).thoughts(), strict=False)
             self._thoughts |= {id(prompt): (prompt, tuple(said)) for prompt, said in found}
             prompts = prompts[len(group) :]
 
-    def _group(self, prompts: Sequence[Prompt], reserve: int) -> tuple[list[CachedPrompt], int]:
+    def group(self, prompts: Sequence[Prompt], reserve: int) -> tuple[list[CachedPrompt], int]:
         """As many of ``prompts`` as fit into a session with ``reserve`` cells for what follows, at
-        least one; and how many cells they take, what several begin with once."""
+        least one; and how many cells they take, with what several begin with counted once."""
         group: list[CachedPrompt] = []
         cells, begun = 0, set[tuple[Any, ...]]()
         for prompt in prompts:
@@ -364,22 +338,29 @@ class GgufExtractor:
             if not group:
                 self._make_room(cached.n_cells + reserve)
             room = min(self.n_cells - reserve, max(MIN_CELLS, int(MAX_CELLS * self.n_embd)))
-            need = cached.n_cells + 1  # for the copy's last token
-            beginnings = [cached.beginning(k + 1) for k in range(len(cached.runs))]
-            need -= sum(
-                run.n_tokens
-                for run, beginning in zip(cached.runs, beginnings, strict=True)
-                if beginning in begun
-            )
-            if group and self.prefill.shares_tokens:
-                n_runs, alike = cached.shared(group[-1])
-                need -= alike if beginnings[n_runs:] and beginnings[n_runs] not in begun else 0
-            begun.update(beginnings)
+            before = group[-1] if group and self.prefill.shares_tokens else None
+            need = _cells_beyond(cached, begun, before) + 1  # for the copy's last token
             if group and cells + need > room:
                 break
             group.append(cached)
             cells += need
         return group, cells
+
+
+def _cells_beyond(
+    prompt: CachedPrompt, begun: set[tuple[Any, ...]], before: CachedPrompt | None
+) -> int:
+    """Cells that ``prompt`` takes beyond those of prompts before it, whose beginnings are
+    ``begun``, to which its own are added; ``before`` is the last of them if tokens can be shared
+    with it."""
+    beginnings = [prompt.beginning(k + 1) for k in range(len(prompt.runs))]
+    pairs = zip(prompt.runs, beginnings, strict=True)
+    need = prompt.n_cells - sum(run.n_tokens for run, beginning in pairs if beginning in begun)
+    if before is not None:
+        n_runs, alike = prompt.shared(before)
+        need -= alike if beginnings[n_runs:] and beginnings[n_runs] not in begun else 0
+    begun.update(beginnings)
+    return need
 
 
 def _side_by_side(prompts: Sequence[Prompt]) -> list[int]:

@@ -45,7 +45,7 @@ class Arm:
     system: str | None = None
 
     def messages(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """What is asked, as this arm asks it."""
+        """The messages that are asked, as this arm asks them."""
         asked = [dict(message) for message in messages]
         if self.system is None:
             return asked

@@ -15,7 +15,7 @@ R = TypeVar("R")
 
 
 class Lockable(Protocol):
-    """What has a lock, one that its holder may take again, and can be closed."""
+    """An object with a lock, which its holder may take again, that can be closed."""
 
     lock: AbstractContextManager[Any]
     closed: bool

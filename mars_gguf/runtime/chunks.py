@@ -36,7 +36,7 @@ class Chunk:
         return self.modality == TEXT.name
 
     def after(self, n: int) -> Chunk:
-        """What of a text follows its first ``n`` tokens."""
+        """The rest of a text after its first ``n`` tokens."""
         return text_chunk(self.tokens[n:])
 
 

@@ -1,6 +1,5 @@
-"""What is used of llama-cpp-python, its undocumented interface above all, and what of ggml beyond
-what it wraps: every such name stands here, and is checked before anything else of the runtime is
-imported."""
+"""Lists the names of llama-cpp-python and ggml that are used here, the undocumented ones above all,
+and checks them before anything else of the runtime is imported."""
 
 from __future__ import annotations
 

@@ -11,9 +11,9 @@ from llama_cpp import llama_cpp as lib
 
 from mars_gguf.errors import ModelError, SteeringError
 from mars_gguf.modalities import MEDIA
-from mars_gguf.runtime.chunks import Chunk, n_alike
+from mars_gguf.runtime.chunks import n_alike
 from mars_gguf.runtime.marks import Marks
-from mars_gguf.runtime.memory import Memory, Snapshots
+from mars_gguf.runtime.memory import Memory
 
 
 class Context:
@@ -32,10 +32,8 @@ class Context:
         self.marks = Marks()
         self.steered_at: int | None = None
         self.before: tuple[int, Any] | None = None
-        self.snapshots = Snapshots()
         self.no_cell_left = False
         self.counting = False  # positions are added by eval, which says itself what they hold
-        self._in_order = True  # windows let go of the earliest positions first
         self._announced: tuple[str, Any] = (MEDIA[0], None)  # the medium that is decoded next
 
     # What it holds -------------------------------------------------------------------------------
@@ -52,10 +50,8 @@ class Context:
     def move(self, end: int) -> None:
         """Take note that the context ends at position ``end`` now."""
         before, self.n_tokens = self.n_tokens, end
-        if end < before:
-            self._in_order = end == 0 or (self._in_order and self.memory.first_held == 0)
         if end <= before:
-            self.snapshots.drop_beyond(end)
+            self.memory.note_end(before, end)
             if self.marks.shown:
                 self.marks.cut(end, self.llama.input_ids)
             if self.steered_at is not None and end <= self.steered_at:
@@ -68,11 +64,6 @@ class Context:
     def announce(self, modality: str, identity: Any = None) -> None:
         """Say what is decoded next by something else than eval: a medium."""
         self._announced = modality, identity
-
-    def holds(self, chunk: Chunk, start: int) -> bool:
-        """Whether the context shows the medium ``chunk`` from position ``start`` on."""
-        end = min(start + chunk.n_positions, self.n_tokens)
-        return self.marks.stand_for(chunk, self.llama.input_ids[start:end])
 
     @property
     def modality(self) -> str:
@@ -111,26 +102,14 @@ class Context:
         full = str(error) == "llama_decode returned 1"  # llama-cpp-python's LlamaContext.decode
         return full and self.n_tokens + n_tokens <= self.llama.n_ctx()
 
-    def require_text(self, tokens: Sequence[int]) -> None:
-        """Raise ModelError unless all ``tokens`` are of the vocabulary."""
-        n_vocab = self.llama.n_vocab()
-        odd = [token for token in tokens if not 0 <= token < n_vocab]
-        if odd:
-            raise ModelError(
-                f"the prompt has token id {odd[0]}, expected ids from 0 to {n_vocab - 1}: "
-                "pictures enter through a chat handler, and no other prompt may come in between."
+    def require_known(self) -> None:
+        """Raise SteeringError unless the memory holds as many positions as were evaluated."""
+        held = self.memory.n_held
+        if held != self.n_tokens:
+            raise SteeringError(
+                f"the context holds {held} positions, expected {self.n_tokens}: something else "
+                "than eval has changed it. Nothing was generated."
             )
-
-    def require_prompt(self, tokens: Sequence[int]) -> None:
-        """Raise ModelError for a prompt that ends with a picture, or whose pictures, by their
-        marks, are not those that the context begins with."""
-        if tokens and tokens[-1] < 0:
-            raise ModelError(
-                "the prompt ends with an image, expected text after it: llama.cpp has no logits "
-                "there. Use a chat template, or add text."
-            )
-        if min(tokens, default=0) < 0:
-            self.require_text(tokens[n_alike(tokens, self.tokens) :])
 
     @contextmanager
     def emptied_on_error(self) -> Iterator[None]:
@@ -152,7 +131,7 @@ class Context:
             return
         if snapshot is not None:
             self.memory.restore(snapshot)
-            self._in_order = False  # its cells may lie anywhere
+            self.memory.forget_order()
         self.memory.cut(position)
 
     def rewind(self, position: int) -> int:
@@ -160,7 +139,7 @@ class Context:
         as the memory can be brought back to; return where it ends now."""
         if not 0 <= position <= self.n_reusable:
             raise ValueError(f"position {position}, expected 0 to {self.n_reusable}")
-        position, snapshot = self._nearest(position)
+        position, snapshot = self.memory.nearest(position)
         # n_tokens first: what lies beyond it is never relied on.
         self.take_back(position, snapshot)
         if position == 0:
@@ -169,21 +148,10 @@ class Context:
         self.llama._requires_eval = True  # the logits are those of a later position
         return position
 
-    def _nearest(self, position: int) -> tuple[int, Any]:
-        """The last position up to ``position`` where the context can be made to end, and the
-        snapshot that `take_back` needs for it."""
-        if self.memory.n_held - 1 < position or self.memory.rewinds_far:
-            return position, None
-        # A cell that has left the windows is used again when another is needed.
-        held = self.memory.first_held <= max(0, position - self.memory.window)
-        if held and self._in_order and self.memory.rewinds:
-            return position, None
-        return self.snapshots.newest(position)
-
     def take_back_steered(self) -> list[int]:
         """Take back the steered token and what follows it; return the tokens to evaluate anew."""
         assert self.steered_at is not None
-        start, snapshot = self._nearest(self.steered_at)
+        start, snapshot = self.memory.nearest(self.steered_at)
         tokens = self.tokens[start:]
         if min(tokens) < 0:
             raise SteeringError(
@@ -224,13 +192,13 @@ class Context:
         """Keep a snapshot of the end of the context, if turns are kept and that takes one."""
         kept = self.keep_turns and self.n_tokens > 0 and self.steered_at is None
         if kept and not self.memory.rewinds_far:
-            self.snapshots.keep(self.n_tokens, self.memory)
+            self.memory.keep(self.n_tokens)
 
     # States that are saved -----------------------------------------------------------------------
 
     def added_to(self, state: Any) -> Any:
-        """What ``Llama.save_state`` returned, with what the media show, and without the steered
-        token in what a plain ``Llama`` reads of it."""
+        """Adds to what ``Llama.save_state`` returned what the media show, and hides the steered
+        token from a plain ``Llama`` that reads it."""
         state.shown, state.held = dict(self.marks.shown), self.n_tokens
         if self.steered_at is not None:
             state.n_tokens = self.steered_at
@@ -239,7 +207,50 @@ class Context:
 
     def restored(self, state: Any) -> None:
         """Take note that ``Llama.load_state`` has put ``state`` in the place of the context."""
-        self._in_order, self.before, self.snapshots = False, None, Snapshots()
+        self.before = None
+        self.memory.forget_order()
+        self.memory.drop_snapshots()
         n_plain, self.n_tokens = self.n_tokens, getattr(state, "held", self.n_tokens)
         self.steered_at = n_plain if n_plain < self.n_tokens else None
         self.marks.read(self.llama.input_ids[: self.n_tokens], getattr(state, "shown", {}))
+
+
+@contextmanager
+def explaining(context: Context, tokens: Sequence[int]) -> Iterator[None]:
+    """Context manager: explains the errors of llama.cpp over ``tokens`` of a prompt that are
+    evaluated within. Raises ValueError where the context is full, ModelError for tokens that are
+    not of the vocabulary."""
+    start, llama = context.n_tokens, context.llama
+    try:
+        yield
+    except (RuntimeError, OverflowError) as error:
+        if context.no_cell_for(len(tokens), error):
+            raise ValueError(
+                f"Prompt exceeds n_ctx: {start + len(tokens)} positions, and more cells than "
+                f"{llama.n_ctx()} with those that its pictures take"
+            ) from error
+        require_text(llama, tokens)
+        raise
+
+
+def require_text(llama: Llama, tokens: Sequence[int]) -> None:
+    """Raise ModelError unless all ``tokens`` are of the vocabulary."""
+    n_vocab = llama.n_vocab()
+    odd = [token for token in tokens if not 0 <= token < n_vocab]
+    if odd:
+        raise ModelError(
+            f"the prompt has token id {odd[0]}, expected ids from 0 to {n_vocab - 1}: "
+            "pictures enter through a chat handler, and no other prompt may come in between."
+        )
+
+
+def require_prompt(llama: Llama, tokens: Sequence[int], known: Sequence[int]) -> None:
+    """Raise ModelError for a prompt that ends with a picture, or whose pictures, by their marks,
+    are not those that the context begins with, whose ids are ``known``."""
+    if tokens and tokens[-1] < 0:
+        raise ModelError(
+            "the prompt ends with an image, expected text after it: llama.cpp has no logits "
+            "there. Use a chat template, or add text."
+        )
+    if min(tokens, default=0) < 0:
+        require_text(llama, tokens[n_alike(tokens, known) :])

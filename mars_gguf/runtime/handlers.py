@@ -6,6 +6,8 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from llama_cpp import Llama, LlamaGrammar
@@ -22,7 +24,7 @@ from mars_gguf.runtime.compat import (
     convert_completion_to_chat_function,
     grammar_for_response_format,
 )
-from mars_gguf.runtime.context import Context
+from mars_gguf.runtime.messages import Messages
 from mars_gguf.runtime.mtmd import chunks_of, guard
 from mars_gguf.runtime.replies import Reply
 from mars_gguf.runtime.template import ChatTemplate
@@ -35,12 +37,81 @@ def own_handler(sees: bool, *, keep_turns: bool) -> Callable[..., Any]:
     return PictureHandler(keep_turns=keep_turns) if sees else text_handler
 
 
+@dataclass(frozen=True)
+class Bonds:
+    """The fields of a request that bind its reply to a form: tools and grammars, as
+    ``Llama.create_chat_completion`` takes them."""
+
+    functions: list[Any] | None = None
+    function_call: Any = None
+    tools: list[Any] | None = None
+    tool_choice: Any = None
+    response_format: Any = None
+    grammar: Any = None
+
+    @classmethod
+    def among(cls, arguments: Mapping[str, Any]) -> Bonds:
+        """Those among the ``arguments`` of a request."""
+        names = cls.__dataclass_fields__
+        return cls(**{name: value for name, value in arguments.items() if name in names})
+
+    @property
+    def offered(self) -> dict[str, Any]:
+        """The tools, as variables for a chat template."""
+        names = ("functions", "function_call", "tools", "tool_choice")
+        return {name: getattr(self, name) for name in names}
+
+    @cached_property
+    def tool(self) -> dict[str, Any] | None:
+        """The function that the request wants called, if it names one; as llama-cpp-python reads
+        it. Raises PromptError for one that it does not offer."""
+        offered = self.functions
+        if offered is None:
+            offered = [tool["function"] for tool in self.tools or []]
+        name = None
+        if isinstance(self.function_call, dict):
+            name = self.function_call.get("name")
+        elif isinstance(self.tool_choice, dict):
+            name = self.tool_choice["function"]["name"]
+        if name is None or not offered:
+            return None
+        for function in offered:
+            if function["name"] == name:
+                return dict(function)
+        raise PromptError(
+            f"tool_choice: found {name!r:.40}, expected one of the tools of the request"
+        )
+
+    def grammar_for(self, verbose: bool) -> Any:
+        """The grammar that the reply follows, None if it is free."""
+        if self.tool is not None:
+            try:
+                schema = json.dumps(self.tool["parameters"])
+                return LlamaGrammar.from_json_schema(schema, verbose=verbose)
+            except Exception:  # one that llama-cpp-python cannot express: any JSON, as there
+                return LlamaGrammar.from_string(JSON_GBNF, verbose=verbose)
+        if self._wants_json:
+            return grammar_for_response_format(self.response_format)
+        return self.grammar
+
+    @property
+    def _wants_json(self) -> bool:
+        return self.response_format is not None and self.response_format["type"] == "json_object"
+
+    def template_of(self, llama: Llama) -> ChatTemplate:
+        """How the prompt is written. A reply that follows a grammar has no thought, else it would
+        be taken for one that does not end."""
+        bound = self.grammar is not None or self.tool is not None or self._wants_json
+        template: ChatTemplate = llama.template
+        return template.thoughtless if bound else template
+
+
 def text_handler(*, llama: Llama, **kwargs: Any) -> Any:
     """The chat handler of a SteeredLlama without mmproj: llama-cpp-python's own, with the prompts
     of ``llama.template``."""
-    template = _template_for(llama, **kwargs)
+    template = Bonds.among(kwargs).template_of(llama)
 
-    def formatter(*, messages: Sequence[Mapping[str, Any]], **variables: Any) -> Any:
+    def formatter(*, messages: Messages, **variables: Any) -> Any:
         rendered = template.render(messages, **variables)
         llama.begun = rendered.begun if template is llama.template else None
         response = rendered.without_media()
@@ -51,25 +122,6 @@ def text_handler(*, llama: Llama, **kwargs: Any) -> Any:
         return chat_formatter_to_chat_completion_handler(formatter)(llama=llama, **kwargs)
     finally:
         llama.begun = None  # of a request that failed, nothing is left for the next
-
-
-def _template_for(
-    llama: Llama,
-    *,
-    functions: list[Any] | None = None,
-    function_call: Any = None,
-    tools: list[Any] | None = None,
-    tool_choice: Any = None,
-    response_format: Any = None,
-    grammar: Any = None,
-    **_: Any,
-) -> ChatTemplate:
-    """How the prompt of a request is written. A reply that follows a grammar has no thought, else
-    it would be taken for one that does not end."""
-    tool = _chosen_tool(functions, function_call, tools, tool_choice)
-    json_wanted = response_format is not None and response_format["type"] == "json_object"
-    bound = grammar is not None or tool is not None or json_wanted
-    return llama.template.thoughtless if bound else llama.template
 
 
 class PictureHandler:
@@ -87,56 +139,40 @@ class PictureHandler:
         self,
         *,
         llama: Llama,
-        messages: Sequence[Mapping[str, Any]],
-        functions: list[Any] | None = None,
-        function_call: Any = None,
-        tools: list[Any] | None = None,
-        tool_choice: Any = None,
-        response_format: Any = None,
-        grammar: Any = None,
+        messages: Messages,
         logprobs: bool | None = None,
         top_logprobs: int | None = None,
         stream: bool = False,
         **kwargs: Any,
     ) -> Any:
+        bonds = Bonds.among(kwargs)
         kwargs = {"max_tokens": None, "temperature": 0.2, "repeat_penalty": 1.1} | kwargs
-        variables = {name: kwargs.pop(name) for name in list(kwargs) if name not in _SAMPLING}
-        asked = {
-            "functions": functions, "function_call": function_call,
-            "tools": tools, "tool_choice": tool_choice,
-        }  # fmt: skip
-        bound = {"response_format": response_format, "grammar": grammar}
-        template = _template_for(llama, **asked, **bound)
-        rendered = template.render(messages, **asked | variables)
+        sampling = {name: value for name, value in kwargs.items() if name in _SAMPLING}
+        bound = (*_SAMPLING, *Bonds.__dataclass_fields__)
+        variables = {name: value for name, value in kwargs.items() if name not in bound}
+        template = bonds.template_of(llama)
+        rendered = template.render(messages, **bonds.offered | variables)
         prompt = self.lay(llama, chunks_of(llama, llama.projector, rendered))
-        if response_format is not None and response_format["type"] == "json_object":
-            grammar = grammar_for_response_format(response_format)
-        tool = _chosen_tool(**asked)
-        if tool is not None:
-            grammar = _grammar_of(tool, llama.verbose)
+        sampling["grammar"] = bonds.grammar_for(llama.verbose)
         llama.begun = rendered.begun if template is llama.template else None
         try:
             completion = llama.create_completion(
-                prompt,
-                grammar=grammar,
-                logprobs=top_logprobs if logprobs else None,
-                stream=stream,
-                **kwargs,
+                prompt, logprobs=top_logprobs if logprobs else None, stream=stream, **sampling
             )
         finally:
             llama.begun = None
-        if tool is not None:
-            return convert_completion_to_chat_function(tool["name"], completion, stream)
+        if bonds.tool is not None:
+            return convert_completion_to_chat_function(bonds.tool["name"], completion, stream)
         return convert_completion_to_chat(completion, stream=stream)
 
     def lay(self, llama: Llama, chunks: Sequence[Chunk]) -> list[int]:
         """Lay a prompt into the context, all but its last run of text; the whole prompt as tokens,
         pictures by their marks. Raises ValueError if it does not fit."""
         context = llama.context
-        common, rest = self._held(list(chunks), context, context.n_reusable)
+        common, rest = self._held(list(chunks), llama, context.n_reusable)
         held = context.rewind(common)
         if held < common:
-            _, rest = self._held(list(chunks), context, held)
+            _, rest = self._held(list(chunks), llama, held)
         *head, last = rest
         for chunk in head:
             _require_room(llama, chunk.n_tokens)
@@ -153,12 +189,12 @@ class PictureHandler:
         context.keep()
         return [*context.tokens, *last.tokens[again:]]
 
-    def _held(self, chunks: list[Chunk], context: Context, end: int) -> tuple[int, list[Chunk]]:
+    def _held(self, chunks: list[Chunk], llama: Llama, end: int) -> tuple[int, list[Chunk]]:
         """How many positions of the context up to ``end`` the prompt begins with, but for its last
         token, and what follows them."""
         if not self.keep_turns:
             return 0, chunks
-        position, known = 0, context.tokens
+        position, known = 0, llama.context.tokens
         for i, chunk in enumerate(chunks):
             if chunk.is_text:
                 last = i == len(chunks) - 1
@@ -166,10 +202,12 @@ class PictureHandler:
                 position += same
                 if same < chunk.n_tokens:
                     return position, [chunk.after(same), *chunks[i + 1 :]]
-            elif position + chunk.n_positions <= end and context.holds(chunk, position):
-                position += chunk.n_positions
-            else:
+                continue
+            after = position + chunk.n_positions
+            ids = llama.input_ids[position:after]
+            if after > end or not llama.context.marks.stand_for(chunk, ids):
                 return position, chunks[i:]
+            position = after
         raise AssertionError("a prompt ends with text")
 
 
@@ -177,31 +215,6 @@ def _require_room(llama: Llama, n_tokens: int) -> None:
     needed = llama.n_tokens + n_tokens
     if needed > llama.n_ctx():
         raise ValueError(f"Prompt exceeds n_ctx: {needed} > {llama.n_ctx()}")
-
-
-def _chosen_tool(
-    functions: list[Any] | None, function_call: Any, tools: list[Any] | None, tool_choice: Any
-) -> dict[str, Any] | None:
-    """The function that the request wants called, if it names one; as llama-cpp-python reads it."""
-    offered = [tool["function"] for tool in tools or []] if functions is None else functions
-    name = None
-    if isinstance(function_call, dict):
-        name = function_call.get("name")
-    elif isinstance(tool_choice, dict):
-        name = tool_choice["function"]["name"]
-    if name is None or not offered:
-        return None
-    for function in offered:
-        if function["name"] == name:
-            return dict(function)
-    raise PromptError(f"tool_choice: found {name!r:.40}, expected one of the tools of the request")
-
-
-def _grammar_of(tool: Mapping[str, Any], verbose: bool) -> Any:
-    try:
-        return LlamaGrammar.from_json_schema(json.dumps(tool["parameters"]), verbose=verbose)
-    except Exception:  # a schema that llama-cpp-python cannot express: JSON of any shape, as there
-        return LlamaGrammar.from_string(JSON_GBNF, verbose=verbose)
 
 
 class ReportingHandler:
@@ -224,14 +237,14 @@ class ReportingHandler:
         notes = [said for policy in llama.policies if (said := policy.caution(system))]
         completion = self.handler(llama=llama, **kwargs)
         if isinstance(completion, dict):
-            return completion | {"mars": _report(llama.steerer.reply, notes)}
+            return completion | {"mars": _report(llama.steerer.turns.reply, notes)}
         return self._stream(llama, completion, notes)
 
     @staticmethod
     def _stream(llama: Llama, chunks: Iterator[Any], notes: list[str]) -> Iterator[Any]:
         reply = None
         for chunk in chunks:
-            reply = reply or llama.steerer.reply  # by the end, another one may have begun
+            reply = reply or llama.steerer.turns.reply  # by the end, another one may have begun
             if any(choice.get("finish_reason") for choice in chunk["choices"]):
                 chunk = chunk | {"mars": _report(reply, notes)}
             yield chunk

@@ -83,7 +83,7 @@ def _judged(policy: Policy, state: Rows, modality: str) -> Judged:
 
 @dataclass(frozen=True)
 class Steering:
-    """What happened at the token of a reply that counts: the first, or the first of its answer.
+    """The record of what happened at the token that counts: the first of a reply, or of its answer.
 
     modality: "text"; "image" if the context shows still pictures, one or several; "video" if it
     shows a film.

@@ -19,7 +19,7 @@ import threading
 import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, Literal
 
 from llama_cpp import Llama
@@ -39,13 +39,13 @@ from mars_gguf.runtime.chunks import Chunk
 from mars_gguf.runtime.context import Context
 from mars_gguf.runtime.handlers import Reported, own_handler
 from mars_gguf.runtime.judging import Steering, Way
+from mars_gguf.runtime.messages import Messages
 from mars_gguf.runtime.mtmd import Projector, chunks_of, load_url
 from mars_gguf.runtime.parameters import Completed, Extras
 from mars_gguf.runtime.sampling import require_sampling
 from mars_gguf.runtime.selftest import self_test
 from mars_gguf.runtime.steerer import ContextEnd, Steerer
 from mars_gguf.runtime.tap import Tap
-from mars_gguf.runtime.template import Messages
 from mars_gguf.runtime.vocabulary import Vocabulary, require_tokens
 from mars_gguf.runtime.weights import fingerprint_of
 from mars_gguf.steering import Policy
@@ -61,9 +61,8 @@ class SteeredLlama(Llama):
     vector: a file written by mars_gguf.convert, or a Vector; or several by name, as a mapping: each
         is judged, and the strongest that opens is followed. None: to be measured, not sampled from.
     mmproj: multimodal projector (GGUF).
-    template, chat_template_kwargs: how prompts are written (`template.NAMES`; default: as the GGUF
-        says), and variables for it. A ``chat_handler`` or ``chat_format`` of llama-cpp-python's can
-        be given instead, where the vector is not of a model that thinks.
+    template, chat_template_kwargs: how prompts are written (`formats.HANDLERS`; default: as the
+        GGUF says), and variables for it; or a ``chat_handler`` of llama-cpp-python's.
     reasoning: whether the model thinks, and which token counts (mars_gguf.reasoning); default: the
         vector's, else as the chat template suggests.
     way: "inline" (as "auto") adds to the state within the pass, for every kind of memory; "cvec"
@@ -77,22 +76,20 @@ class SteeredLlama(Llama):
     progress: called with the share of the model that is loaded, 0 to 1.
     compiled: whether the tap answers in C; default: where that was built.
 
-    ``on_batch`` is called after every batch that is evaluated, ``on_token`` after every token that
-    is sampled. ``begun`` is for chat handlers to say, right before they ask for a completion,
-    whether the prompt ends within a thought; None: it was not written by ``template``.
+    ``on_batch`` is called after every evaluated batch, ``on_token`` after every sampled token;
+    ``begun``: whether the prompt that a chat handler asks to complete ends within a thought.
 
     Raises VectorError for a vector that is damaged or made for another model, ModelError for a
     model or mmproj that does not load or cannot be read and steered. While generating, raises
     SteeringError rather than return an unsteered token.
     """
 
-    input_ids: Any
     context_params: Any = Completed(Extras.add_to_context)
     model_params: Any = Completed(Extras.add_to_model)
     n_tokens: Any = ContextEnd()
     chat_handler: Any = Reported()
-    on_batch: Callable[[], object] | None = None
-    on_token: Callable[[], object] | None = None
+    on_batch: Callable[[], object] = staticmethod(lambda: None)
+    on_token: Callable[[], object] = staticmethod(lambda: None)
     begun: bool | None = None
 
     def __init__(
@@ -115,6 +112,7 @@ class SteeredLlama(Llama):
         **kwargs: Any,
     ) -> None:
         self.lock, self.closed = threading.RLock(), False
+        self.vocabulary = Vocabulary(self)
         self.vectors = read_vectors(vector)
         written: dict[str, Any] = dict(
             mmproj=mmproj, template=template, chat_template_kwargs=chat_template_kwargs,
@@ -163,7 +161,7 @@ class SteeredLlama(Llama):
     @property
     def last_steering(self) -> Steering | None:
         """The record of what steering did to the latest reply."""
-        return self.steerer.reply.steering
+        return self.steerer.turns.reply.steering
 
     reset = alone(Llama.reset)
     create_chat_completion = alone(Llama.create_chat_completion)
@@ -179,10 +177,7 @@ class SteeredLlama(Llama):
         """As ``Llama.sample``; before the first token of a reply, steers. Raises SteeringError if
         the end of the context was not evaluated by `eval`: it cannot be judged."""
         draw = partial(super().sample, *args, **kwargs)
-        token = self.steerer.sample(draw, kwargs.get("idx"), grammar=bool(kwargs.get("grammar")))
-        if self.on_token is not None:
-            self.on_token()
-        return token
+        return self.steerer.sample(draw, kwargs.get("idx"), grammar=bool(kwargs.get("grammar")))
 
     def generate(
         self, tokens: Sequence[int], *args: Any, **kwargs: Any
@@ -191,16 +186,14 @@ class SteeredLlama(Llama):
         pictures have filled the context, which may be sooner than ``n_tokens`` tells. Raises
         PromptError for a prompt of no tokens, SteeringError if something else has used the context
         since it yielded last."""
-        prompt = list(tokens)
-        reset = _GENERATE.bind(self, prompt, *args, **kwargs).arguments.get("reset", True)
-        steps = super().generate(prompt, *args, **kwargs)
-        yield from self.steerer.generate(steps, prompt, reset=bool(reset))
+        reset = _GENERATE.bind(self, tokens, *args, **kwargs).arguments.get("reset", True)
+        steps = super().generate(tokens, *args, **kwargs)
+        yield from self.steerer.turns.generate(steps, list(tokens), reset=bool(reset))
 
     @alone
     def create_completion(self, prompt: str | list[int], *args: Any, **kwargs: Any) -> Any:
-        """As ``Llama.create_completion``: for a reply, or for a chunk of a stream, which ends with
-        a SteeringError if another prompt came in between. Raises PromptError for a text, a grammar
-        or a bias that llama.cpp would end the process over."""
+        """As ``Llama.create_completion``; a stream ends with a SteeringError if another prompt came
+        in between. Raises PromptError for what llama.cpp would end the process over."""
         if isinstance(prompt, str):
             self.vocabulary.require_fits(prompt.encode(), self.n_ctx())
         require_sampling(self, **_COMPLETION.bind(self, prompt, *args, **kwargs).arguments)
@@ -214,11 +207,6 @@ class SteeredLlama(Llama):
         require_tokens(self, [input] if isinstance(input, str) else input)
         with self.context.emptied_on_error():
             return super().embed(input, *args, **kwargs)
-
-    @cached_property
-    def vocabulary(self) -> Vocabulary:
-        """Tells of a text, before it is tokenized, what llama.cpp would make of it."""
-        return Vocabulary.of(self)
 
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
         """As ``Llama.tokenize``. Raises PromptError for a text that llama.cpp would take very long

@@ -21,10 +21,13 @@ _PARTIAL = lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
 
 
 class Memory:
-    """The memory of the context of ``llama``, whichever that is by now."""
+    """The memory of the context of ``llama``, whichever that is by now, and the newest few
+    snapshots of it by the positions that they were taken at."""
 
     def __init__(self, llama: Llama) -> None:
         self._llama = llama
+        self._kept: list[tuple[int, Any]] = []  # positions rise
+        self._in_order = True  # windows let go of the earliest positions first
 
     @property
     def handle(self) -> Any:
@@ -82,36 +85,49 @@ class Memory:
         if lib.llama_state_seq_set_data_ext(self._llama.ctx, snapshot, size, 0, _PARTIAL) != size:
             raise SteeringError("llama.cpp could not restore the state of the memory")
 
+    def note_end(self, before: int, end: int) -> None:
+        """Take note that sequence 0, which ended at position ``before``, ends at ``end``."""
+        if end < before:
+            self._in_order = end == 0 or (self._in_order and self.first_held == 0)
+        # Something else may stand at later positions from now on.
+        self._kept = [(at, snapshot) for at, snapshot in self._kept if at <= end]
 
-class Snapshots:
-    """The newest few snapshots, by the position that they were taken at."""
+    def forget_order(self) -> None:
+        """Take note that the cells may lie anywhere: they were restored."""
+        self._in_order = False
 
-    def __init__(self) -> None:
-        self._kept: list[tuple[int, Any]] = []  # positions rise
-
-    def keep(self, position: int, memory: Memory) -> None:
-        """Keep the state at ``position``, the end of what ``memory`` holds."""
-        if self._kept and self._kept[-1][0] == position:
-            return
-        self._kept.append((position, memory.snapshot()))
-        while len(self._kept) > 1 and (len(self._kept) > MAX_SNAPSHOTS or self.n_bytes > MAX_BYTES):
-            del self._kept[0]
-
-    def drop_beyond(self, position: int) -> None:
-        """Let go of later positions: something else may stand there from now on."""
-        self._kept = [(at, state) for at, state in self._kept if at <= position]
-
-    def newest(self, position: int) -> tuple[int, Any]:
-        """The last kept position up to ``position``, and the snapshot; 0 and None without one."""
-        kept = [(at, state) for at, state in self._kept if at <= position]
+    def nearest(self, position: int) -> tuple[int, Any]:
+        """The last position up to ``position`` where sequence 0 can be made to end, and the
+        snapshot that is needed for it, None if none is."""
+        if self.n_held - 1 < position or self.rewinds_far:
+            return position, None
+        # A cell that has left the windows is used again when another is needed.
+        held = self.first_held <= max(0, position - self.window)
+        if held and self._in_order and self.rewinds:
+            return position, None
+        kept = [(at, snapshot) for at, snapshot in self._kept if at <= position]
         return kept[-1] if kept else (0, None)
 
+    def keep(self, position: int) -> None:
+        """Keep a snapshot of ``position``, the end of sequence 0; the oldest make room for it."""
+        if self.snapshot_positions[-1:] == [position]:
+            return
+        self._kept.append((position, self.snapshot()))
+        while len(self._kept) > 1 and (
+            len(self._kept) > MAX_SNAPSHOTS or self.snapshot_bytes > MAX_BYTES
+        ):
+            del self._kept[0]
+
+    def drop_snapshots(self) -> None:
+        """Let go of all snapshots."""
+        self._kept = []
+
     @property
-    def positions(self) -> list[int]:
-        """The positions that are kept, rising."""
+    def snapshot_positions(self) -> list[int]:
+        """The positions of the snapshots, rising."""
         return [at for at, _ in self._kept]
 
     @property
-    def n_bytes(self) -> int:
-        """Bytes of all that is kept."""
-        return sum(len(state) for _, state in self._kept)
+    def snapshot_bytes(self) -> int:
+        """Bytes of all snapshots."""
+        return sum(len(snapshot) for _, snapshot in self._kept)

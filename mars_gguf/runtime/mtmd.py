@@ -26,7 +26,8 @@ from mars_gguf.interrupts import interrupts_held
 from mars_gguf.modalities import IMAGE, VIDEO
 from mars_gguf.runtime.chunks import Chunk, text_chunk
 from mars_gguf.runtime.compat import llama_log_callback, suppress_stdout_stderr
-from mars_gguf.runtime.template import ADVICE, Medium, Rendered
+from mars_gguf.runtime.messages import ADVICE, Medium
+from mars_gguf.runtime.template import Rendered
 
 MAX_EMBEDDINGS = 64 << 20  # bytes of encoded pictures that are kept
 MAX_BYTES = 64 << 20  # of a picture that an address answers with

@@ -29,7 +29,7 @@ MAX_STATES = 512 << 20  # bytes of recurrent states, one for each sequence and e
 N_BATCH = 512
 
 Entry = tuple[int, int, tuple[int, ...], bool]
-"""Of a batch: token, position, the sequences it belongs to, whether logits are wanted."""
+"""An entry of a batch: token, position, the sequences it belongs to, whether logits are wanted."""
 
 Follow = Callable[[int, list[int]], Sequence[int] | None]
 """Given a reply by its number and its tokens so far, of which it may take the last one back: the
@@ -365,8 +365,8 @@ def _alike(sequences: Sequence[CachedPrompt], more: int) -> list[list[CachedProm
 def _distinct_prefixes(
     sequences: Mapping[int, tuple[tuple[int, ...], int]], start: int = 0
 ) -> list[Entry]:
-    """What to decode for all ``sequences`` at once, by number its tokens from position ``start`` on
-    and how many of them are decoded: what several begin with, only once.
+    """The entries to decode for all ``sequences`` at once: what several begin with, only once. By
+    number, ``sequences`` are tokens from position ``start`` on, and how many of them are decoded.
 
     By position, because sequences may share a token only as long as all before it was shared
     (src/llama-batch.cpp), in this batch and in those before.

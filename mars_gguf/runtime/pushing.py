@@ -4,9 +4,10 @@ llama.cpp's control vector ("cvec"); and proves that it moved."""
 from __future__ import annotations
 
 import ctypes
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from llama_cpp import Llama
@@ -26,28 +27,36 @@ class Push:
     """Pushes the state at the end of a context along a policy's direction, one ``way`` or the
     other; what it leaves in the memory, the context remembers as steered."""
 
-    def __init__(self, llama: Llama, context: Context, reader: Reader, way: Way) -> None:
-        self.llama, self.context, self.reader, self.way = llama, context, reader, way
+    def __init__(
+        self, llama: Llama, context: Context, reader: Reader, way: Way | Literal["auto"]
+    ) -> None:
+        if way not in ("auto", "cvec", "inline"):
+            raise ModelError(f"way: found {way!r}, expected 'auto', 'cvec' or 'inline'")
+        self.llama, self.context, self.reader = llama, context, reader
+        self.way: Way = "inline" if way == "auto" else way
 
     def in_pass(
         self, tokens: list[int], blocks: list[int], judge: Callable[[Mapping[int, Rows]], Verdict]
-    ) -> Verdict:
+    ) -> tuple[Verdict, float]:
         """Evaluate ``tokens``, judge the states of the last one after ``blocks`` and push the one
         that is chosen, all in one pass; in a second one if a block before the last is chosen.
-        Raises SteeringError if the state did not move."""
+        Returns the verdict, and the seconds that it took. Raises SteeringError if the state did not
+        move."""
         states: dict[int, Rows] = {}
-        found: list[Verdict] = []
+        found: list[tuple[Verdict, float]] = []
 
         def change(block: int, row: Rows) -> Rows | None:
             states[block] = row
             if block != blocks[-1]:
                 return None
-            found.append(judge(states))
-            return self._pushed(found[0].chosen, block, row, self.context.n_tokens + size - 1)
+            began = time.perf_counter()
+            verdict = judge(states)
+            found.append((verdict, time.perf_counter() - began))
+            return self._pushed(verdict.chosen, block, row, self.context.n_tokens + size - 1)
 
         size = len(tokens[(len(tokens) - 1) // self.llama.n_batch * self.llama.n_batch :])
         after = self.reader.evaluate(tokens, blocks, change)
-        chosen = found[0].chosen
+        chosen = found[0][0].chosen
         if chosen.opens and chosen.policy.block != blocks[-1]:
             self.again(chosen)
         elif chosen.opens:

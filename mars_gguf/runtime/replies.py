@@ -93,6 +93,12 @@ class Reply:
         finally:
             self.in_step = False
 
+    def goes_on(self, tokens: list[int], position: int, *, drafts: bool) -> bool:
+        """Whether ``tokens`` that are evaluated at ``position`` are the one that was sampled last,
+        in a step with ``drafts`` behind it."""
+        alone = len(tokens) == 1 or (drafts and self.in_step)
+        return alone and self.last == (tokens[0], position)
+
     def by_hand(self) -> Reply:
         """The reply that goes on from here where the caller evaluates by hand, without thoughts;
         this one is over."""
@@ -174,8 +180,8 @@ class Reply:
             self._go("thought" if whole else "marker", b"" if whole else text)
 
     def alone(self, tokens: list[int]) -> list[int]:
-        """Of a token that was taken and what a draft says after it, those that can be evaluated at
-        once: one while the answer has yet to begin, and none by which it may begin anew."""
+        """The tokens that can be evaluated at once, of one that was taken and a draft after it: one
+        while the answer has yet to begin, and none by which it may begin anew."""
         if self.thoughts is None:
             return tokens
         if self.waits or self.reads:

@@ -80,5 +80,5 @@ def _require_hooked(llama: Llama, steerer: Steerer) -> None:
     steerer.context.take_back(0)
     llama.eval([max(llama.token_bos(), 0)])
     llama.sample(temp=0.0)
-    if steerer.reply.steering is None:
+    if steerer.turns.reply.steering is None:
         raise SteeringError("llama-cpp-python sampled a token in a way that is not hooked")

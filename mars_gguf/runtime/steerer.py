@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from llama_cpp import Llama
 
-from mars_gguf.errors import ModelError, SteeringError
-from mars_gguf.runtime.context import Context
+from mars_gguf.errors import SteeringError
+from mars_gguf.runtime.context import Context, explaining
 from mars_gguf.runtime.judging import (
     Position,
     Steering,
@@ -25,10 +25,14 @@ from mars_gguf.runtime.judging import (
 )
 from mars_gguf.runtime.pushing import Push
 from mars_gguf.runtime.reading import Reader, logits
-from mars_gguf.runtime.replies import Reply
 from mars_gguf.runtime.tap import Rows, Tap
-from mars_gguf.runtime.turns import Steps, Turns
+from mars_gguf.runtime.turns import Turns
 from mars_gguf.steering import Policy
+
+UNFORESEEN = (
+    "the answer began where a thought was expected, and cannot be taken back{}. Ask again, or let "
+    "the model not think (reasoning off)."
+)
 
 
 class Steerer:
@@ -41,26 +45,13 @@ class Steerer:
     def __init__(
         self, llama: Llama, context: Context, tap: Tap, way: Way | Literal["auto"]
     ) -> None:
-        if way not in ("auto", "cvec", "inline"):
-            raise ModelError(f"way: found {way!r}, expected 'auto', 'cvec' or 'inline'")
         self.llama, self.context = llama, context
         self.reader = Reader(llama, tap, context)
-        self.push = Push(llama, context, self.reader, "inline" if way == "auto" else way)
-        self.turns = Turns(llama, context)
+        self.push = Push(llama, context, self.reader, way)
+        self.turns = Turns(llama, context, lambda: self.reader.knows(self.blocks))
         self.policies: tuple[Policy, ...] | None = None
         self.blocks: list[int] = []
         self._found: tuple[Verdict, float] | None = None  # within the pass; the seconds it took
-
-    @property
-    def reply(self) -> Reply:
-        """The reply that the model is at."""
-        return self.turns.reply
-
-    @property
-    def _first(self) -> Position:
-        """The token that counts where no thought comes before the answer."""
-        thought = self.llama.template.reasoning == "thought" and not self.llama.brought
-        return "thought" if thought else "prompt"
 
     def steer_by(self, *policies: Policy) -> None:
         """Steer by ``policies`` from now on. Raises ValueError for two of one name."""
@@ -90,15 +81,13 @@ class Steerer:
     def eval(self, tokens: list[int]) -> None:
         """Evaluate tokens, and read the states of the last one unless they continue a reply (are
         the token that was sampled last, and its drafts)."""
-        if not self.reply.in_step:
-            self.turns.reply = self.reply.by_hand()
-        reply, end = self.reply, self.context.n_tokens
-        drafts = self.llama.draft_model is not None and reply.in_step
-        goes_on = bool(tokens) and reply.last == (tokens[0], end) and (len(tokens) == 1 or drafts)
+        if not self.turns.reply.in_step:
+            self.turns.reply = self.turns.reply.by_hand()
+        reply, drafts = self.turns.reply, self.llama.draft_model is not None
         with self.context.evaluating():
             if not tokens:
                 self.reader.pass_over(tokens)
-            elif goes_on:
+            elif reply.goes_on(tokens, self.context.n_tokens, drafts=drafts):
                 # A draft may repeat the mark of a picture, which is no token.
                 tokens = reply.alone(list(takewhile(lambda token: token >= 0, tokens)))
                 reply.unjudged = False
@@ -110,7 +99,7 @@ class Steerer:
                 self._eval_prompt(tokens)
 
     def _eval_prompt(self, tokens: list[int]) -> None:
-        reply = self.reply
+        reply = self.turns.reply
         if reply.thoughts is None:
             reply.state = "prompt"
         reply.last = None
@@ -120,18 +109,8 @@ class Steerer:
         # taken back and evaluated again, steered.
         early = reply.in_step and reply.state == "prompt" and reply.thoughts is None
         within = early and self.push.way == "inline"
-        start = self.context.n_tokens
-        try:
+        with explaining(self.context, tokens):
             self._read(tokens, again=not early or len(self.blocks) > 1, push=within)
-        except BaseException as error:
-            if self.context.no_cell_for(len(tokens), error):
-                raise ValueError(
-                    f"Prompt exceeds n_ctx: {start + len(tokens)} positions, and more cells than "
-                    f"{self.llama.n_ctx()} with those that its pictures take"
-                ) from error
-            if isinstance(error, (RuntimeError, OverflowError)):
-                self.context.require_text(tokens)
-            raise
 
     def _read(self, tokens: list[int], *, again: bool, push: bool = False) -> None:
         """Evaluate ``tokens`` and read the states of the last one. ``again``: they may have to be
@@ -141,25 +120,10 @@ class Steerer:
             self.reader.pass_over(tokens)
             return
         self.context.mark_beginning(again=again)
-        if not push:
+        if push:
+            self._found = self.push.in_pass(tokens, self.blocks, self._judge)
+        else:
             self.reader.evaluate(tokens, self.blocks)
-            return
-        seconds = 0.0
-
-        def judge_in_time(states: Mapping[int, Rows]) -> Verdict:
-            nonlocal seconds
-            began = time.perf_counter()
-            verdict = judge(self.policies or (), states, self.context.modality)
-            seconds = time.perf_counter() - began
-            return verdict
-
-        self._found = self.push.in_pass(tokens, self.blocks, judge_in_time), seconds
-
-    def generate(self, steps: Steps, prompt: list[int], *, reset: bool) -> Steps:
-        """As `Turns.generate`."""
-        return self.turns.generate(
-            steps, prompt, lambda: self.reader.knows(self.blocks), reset=reset
-        )
 
     # Judgement -----------------------------------------------------------------------------------
 
@@ -167,31 +131,26 @@ class Steerer:
         """A token of ``draw``; before the one that counts, judges and has pushed. ``index``: the
         position that it is drawn after, None for the end. Raises SteeringError if the end of the
         context was not evaluated by `eval`: it cannot be judged."""
-        held, end = self.context.memory.n_held, self.context.n_tokens
-        if held != end:
-            raise SteeringError(
-                f"the context holds {held} positions, expected {end}: something else "
-                "than eval has changed it. Nothing was generated."
-            )
-        if index not in (None, end - 1) and not self.reply.in_step:
+        self.context.require_known()
+        end = self.context.n_tokens
+        if index not in (None, end - 1) and not self.turns.reply.in_step:
             raise SteeringError(
                 f"idx: found {index}, expected {end - 1}, the end of what was judged. "
                 "Nothing was generated."
             )
         pushed = self._before_token()
         token = self._after_token(draw(), pushed, draw, grammar=grammar)
-        self.reply.last = token, end if index is None else index + 1
+        self.turns.reply.last = token, end if index is None else index + 1
+        self.llama.on_token()
         return token
 
     def _before_token(self) -> bool | None:
         """Judge, and have pushed if a gate opens, where the token that counts comes next; whether
         it was, None where it does not come next. Raises SteeringError if the end of the context
         cannot be judged."""
-        reply = self.reply
+        reply = self.turns.reply
         if self.policies is None:
-            raise SteeringError(
-                "the model was loaded without a vector, to be measured: nothing can be sampled"
-            )
+            raise SteeringError("loaded without a vector, to be measured: nothing can be sampled")
         if not self.policies:
             return None
         if reply.thoughts is None:
@@ -199,7 +158,7 @@ class Steerer:
                 return None
             if reply.state == "prompt":
                 reply.steering = None
-            pushed = self._settle(self._first)
+            pushed = self._settle(self.llama.template.first_position)
             reply.state, reply.unjudged = "answer", False
             return pushed
         if reply.state == "prompt":
@@ -216,7 +175,7 @@ class Steerer:
     ) -> int:
         """Follow a reply with thoughts past ``token``, and return it; another one of ``sample``
         where the answer began with it unforeseen, and the gate opened."""
-        reply = self.reply
+        reply = self.turns.reply
         if reply.thoughts is None or not self.policies:
             return token
         if pushed is None and reply.begins_answer(token):
@@ -234,7 +193,7 @@ class Steerer:
         """The answer began with a token that was not the most probable one: judge, and have pushed,
         after the fact; whether it was, and the token has to be sampled anew. Raises SteeringError
         where it cannot be."""
-        reply = self.reply
+        reply = self.turns.reply
         before = not reply.after_thought and reply.state in ("candidate", "marker")
         position: Position = "prompt" if before else "answer"
         begun = reply.state == "marker"
@@ -246,11 +205,7 @@ class Steerer:
             self._record(verdict, 0.0, position)
             return False
         if begun or grammar:
-            raise SteeringError(
-                "the answer began where a thought was expected, and cannot be taken back"
-                + (" under a grammar" if grammar else "")
-                + ". Ask again, or let the model not think (reasoning off)."
-            )
+            raise SteeringError(UNFORESEEN.format(" under a grammar" if grammar else ""))
         return self._settle(position)
 
     def _weigh(self) -> Verdict:
@@ -259,7 +214,10 @@ class Steerer:
             raise SteeringError(
                 "no hidden state was read for the last prompt token. Nothing was generated."
             )
-        return judge(self.policies or (), self.reader.states, self.context.modality)
+        return self._judge(self.reader.states)
+
+    def _judge(self, states: Mapping[int, Rows]) -> Verdict:
+        return judge(self.policies or (), states, self.context.modality)
 
     def _settle(self, position: Position) -> bool:
         """Judge the end of the context and push it if a gate opens; whether one did."""
@@ -276,7 +234,7 @@ class Steerer:
 
     def _record(self, verdict: Verdict, seconds: float, position: Position) -> None:
         modality, way = self.context.modality, self.push.way
-        self.reply.record(steering_of(verdict, modality, way, seconds, position))
+        self.turns.reply.record(steering_of(verdict, modality, way, seconds, position))
 
 
 class ContextEnd:
@@ -291,5 +249,5 @@ class ContextEnd:
         if not llama.context.counting:
             llama.steerer.moved()
         llama.context.move(value)
-        if grown and llama.on_batch is not None:
+        if grown:
             llama.on_batch()

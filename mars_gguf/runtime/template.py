@@ -10,39 +10,39 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count, repeat
 from typing import Any, Literal
 
-from llama_cpp import llama_chat_format, mtmd_cpp
+from llama_cpp import llama_chat_format
 from llama_cpp.llama_chat_format import ChatFormatter, ChatFormatterResponse, Jinja2ChatFormatter
 
 from mars_gguf.errors import ModelError, PromptError
 from mars_gguf.formats import HANDLERS, PICTURE_FORMATS
-from mars_gguf.modalities import BY_PART, IMAGE, TEXT, VIDEO
-from mars_gguf.reasoning import KNOWN, Markers, Reasoning, markers_in, said
+from mars_gguf.reasoning import Markers, Reasoning
+from mars_gguf.runtime.messages import (
+    ADVICE,
+    MARKER,
+    Form,
+    Medium,
+    Messages,
+    as_taken,
+    checked,
+    content_of,
+    mark,
+    media_of,
+    numbered,
+    require_all,
+    tail_of,
+)
+from mars_gguf.runtime.thinking import Thinking
 
-Messages = Sequence[Mapping[str, Any]]
-Form = Literal["string", "parts"]
-
-MARKER = mtmd_cpp.mtmd_default_marker().decode()  # stands for a picture in the text of a prompt
 PROBE = "zq7 mars probe 5x"
-ADVICE = "Choose another template with --chat-handler (in the server --chat_format)"
 RESERVED = {"messages", "add_generation_prompt", "bos_token", "eos_token"}  # of a template
 OFFERED = {"functions", "function_call", "tools", "tool_choice"}  # what requests give a template
-
-# The variables by which templates are told to let the model think, and what they are if it shall
-# not, or shall.
-SWITCHES: dict[str, tuple[Any, Any]] = {
-    "enable_thinking": (False, True),
-    "thinking": (False, True),
-    "reasoning": (False, True),
-    "thinking_option": ("off", "on"),
-    "thinking_mode": ("disabled", "enabled"),
-}
 
 # What llama.cpp writes prompts in where a GGUF has no template (common/chat.cpp).
 CHATML = llama_chat_format.CHATML_CHAT_TEMPLATE
@@ -57,18 +57,6 @@ _FORMATTERS: dict[str | None, ChatFormatter] = {
     "mistral-instruct": llama_chat_format.format_mistral_instruct,
     "llama-3": llama_chat_format.format_llama3,
 }
-
-
-@dataclass(frozen=True)
-class Medium:
-    """One picture of a prompt, by its URL; ``film`` numbers the film that it is a frame of."""
-
-    url: str
-    film: int | None = None
-
-    @property
-    def modality(self) -> str:
-        return IMAGE.name if self.film is None else VIDEO.name
 
 
 @dataclass(frozen=True)
@@ -107,9 +95,6 @@ class ChatTemplate:
         name: str = "mtmd",
         *,
         formatter: ChatFormatter | None = None,
-        bos: str = "",
-        eos: str = "",
-        stop_token_ids: list[int] | None = None,
         default_system: str | None = None,
         url_parts: bool = False,
         kwargs: Mapping[str, Any] | None = None,
@@ -119,18 +104,13 @@ class ChatTemplate:
         if ours := sorted(RESERVED & self.kwargs.keys()):
             raise ModelError(f"chat template kwargs: {', '.join(ours)} cannot be set")
         self.default_system, self.url_parts = default_system, url_parts
-        try:
-            self._formatter = formatter or Jinja2ChatFormatter(
-                source, eos, bos, stop_token_ids=stop_token_ids
-            )
-        except Exception as error:
-            raise ModelError(f"the chat template {name!r} is no Jinja template: {error}") from error
+        self._formatter = formatter or jinja_formatter(source, name)
         self.pinned: dict[str, Any] = {}
-        self._no_switch = False
-        self.thinks, by_default = self._learn_thoughts()
-        self.reasoning = (reasoning or by_default) if self.thinks else None
-        if self.reasoning:
-            self.pinned = self._switched(self.reasoning != "off")
+        self.thinking = Thinking.learnt(source, self._end_under)
+        self.reasoning: Reasoning | None = None
+        if self.thinking is not None:
+            self.reasoning = reasoning or self.thinking.default
+            self.pinned = self.thinking.off if self.reasoning == "off" else self.thinking.on
         for name, value in self.pinned.items():
             if self.kwargs.get(name, value) != value:
                 raise ModelError(
@@ -140,7 +120,7 @@ class ChatTemplate:
 
     @cached_property
     def sha256(self) -> str:
-        """Of the source, hexadecimal."""
+        """The hash of the source, hexadecimal."""
         return hashlib.sha256(self.source.encode()).hexdigest()
 
     def __call__(self, *, messages: Messages, **kwargs: Any) -> ChatFormatterResponse:
@@ -154,16 +134,16 @@ class ChatTemplate:
         Raises PromptError if the template refuses the messages, or if a text or a picture of theirs
         is not in what it writes; ModelError if it shows no text at all.
         """
-        messages = [_checked(n, m) for n, m in enumerate(messages)]
-        media = list(_media(messages))
-        response = self._format(self._as_taken(messages, repeat(MARKER)), **kwargs)
+        messages = [checked(n, m) for n, m in enumerate(messages)]
+        media = list(media_of(messages))
+        response = self._format(self._taken_from(messages, repeat(MARKER)), **kwargs)
         # Once more with numbers, to see which texts and pictures are there, and in which order.
-        numbered = self._as_taken(_numbered(messages), map(_mark, count()))
-        order = _require_all(messages, len(media), self._format(numbered, **kwargs).prompt)
+        counted = self._taken_from(numbered(messages), map(mark, count()))
+        order = require_all(messages, len(media), self._format(counted, **kwargs).prompt)
         begun = False
         if self.thinks is not None:
             own = {name: value for name, value in kwargs.items() if name in OFFERED}
-            response, begun = self._ended(response, _tail(self._format(numbered, **own).prompt))
+            response, begun = self._ended(response, tail_of(self._format(counted, **own).prompt))
         found = response.prompt.count(MARKER)
         if found != len(media):
             raise PromptError(
@@ -185,7 +165,7 @@ class ChatTemplate:
                 f"the chat template {self.name!r} shows no text of a user, neither as a string nor "
                 f"as typed parts. {ADVICE}."
             )
-        question = {"role": "user", "content": _content("question", user)}
+        question = {"role": "user", "content": content_of("question", user)}
         answered = self._learn([question], "assistant", [question])
         return {
             "user": user,
@@ -197,7 +177,7 @@ class ChatTemplate:
         forms: tuple[Form, ...] = ("string", "parts")
         found: set[Form] = set()
         for form in forms:
-            message = {"role": role, "content": _content(PROBE, {form})}
+            message = {"role": role, "content": content_of(PROBE, {form})}
             try:
                 text = self._format([*before, message, *after]).prompt
             except PromptError:
@@ -212,7 +192,15 @@ class ChatTemplate:
         """Whether prompts end within a thought."""
         if self.thinks is None:
             return False
-        return self.render([{"role": "user", "content": _content(PROBE, self.takes("user"))}]).begun
+        return self.render(
+            [{"role": "user", "content": content_of(PROBE, self.takes("user"))}]
+        ).begun
+
+    @property
+    def first_position(self) -> Literal["thought", "prompt"]:
+        """The first token of a reply that counts, where none is waited for: of a thought, or of
+        what answers the prompt."""
+        return "thought" if self.reasoning == "thought" else "prompt"
 
     @cached_property
     def thoughtless(self) -> ChatTemplate:
@@ -221,38 +209,21 @@ class ChatTemplate:
         if self.reasoning != "answer":
             return self
         other = copy(self)
-        other.reasoning, other.pinned = "off", self._switched(False)
+        assert self.thinking is not None
+        other.reasoning, other.pinned = "off", self.thinking.off
         return other
 
     # Thoughts ------------------------------------------------------------------------------------
 
-    def _learn_thoughts(self) -> tuple[Markers | None, Reasoning]:
-        """The markers of thoughts that the template writes or looks for, None if it knows none; and
-        how it lets the model begin if it is told nothing."""
-        if not any(m.open in self.source or m.close in self.source for m in KNOWN):
-            return None, "off"
-        try:
-            asked = [{"role": "user", "content": _content(PROBE, self.takes("user"))}]
-            plain = self._format(asked).prompt
-            off, on = (self._format(asked, **self._switched(to)).prompt for to in (False, True))
-        except (ModelError, PromptError):
-            return None, "off"  # it shows nothing: said when it is used
-        tails = [prompt.rpartition(PROBE)[2] for prompt in (plain, off, on)]
-        written = (m for m in KNOWN for t in tails if m.begun_by(t) or m.ended_by(t))
-        markers = next(written, None) or markers_in(self.source)
-        if markers is None:
-            return None, "off"
-        self._no_switch = on == off
-        asked_for = plain == off and (on != off or markers.ended_by(tails[0]))
-        return markers, "off" if asked_for else "answer"
+    @property
+    def thinks(self) -> Markers | None:
+        """The markers of thoughts, None if the template knows none."""
+        return None if self.thinking is None else self.thinking.markers
 
-    def _switched(self, on: bool) -> dict[str, Any]:
-        """The variables that tell the template whether the model shall think."""
-        return {
-            name: values[on]
-            for name, values in SWITCHES.items()
-            if re.search(rf"\b{name}\b", self.source)
-        }
+    def _end_under(self, variables: dict[str, Any]) -> str:
+        """The end of the prompt of a question, under ``variables``."""
+        asked = [{"role": "user", "content": content_of(PROBE, self.takes("user"))}]
+        return self._format(asked, **variables).prompt.rpartition(PROBE)[2]
 
     def _ended(
         self, response: ChatFormatterResponse, tail: str
@@ -274,20 +245,15 @@ class ChatTemplate:
     def ended(self, prompt: str) -> str:
         """A prompt as it is for a model that shall not think: the thought ended that it would
         begin."""
-        thinks = self.thinks
-        if thinks is None or thinks.ended_by(prompt):
-            return prompt
-        if thinks.begun_by(prompt):
-            return prompt + self.closing
-        return prompt + thinks.open + self.closing if self._no_switch else prompt
+        return prompt if self.thinking is None else self.thinking.ended(prompt, self.closing)
 
     @cached_property
     def closing(self) -> str:
-        """What ends a thought of nothing: the marker, spaced as the template does in earlier
-        turns; as most do, where it shows none."""
+        """The text that ends a thought of nothing: the marker, spaced as the template does it in
+        earlier turns; as most do, where it shows none."""
         assert self.thinks is not None
-        reply = {"role": "assistant", "content": _content(PROBE, self.takes("assistant"))}
-        asked = {"role": "user", "content": _content("question", self.takes("user"))}
+        reply = {"role": "assistant", "content": content_of(PROBE, self.takes("assistant"))}
+        asked = {"role": "user", "content": content_of("question", self.takes("user"))}
         thought = PROBE.upper()
         close = self.thinks.close
         try:
@@ -304,32 +270,13 @@ class ChatTemplate:
         except Exception as error:  # a template is a program of its own
             raise PromptError(f"the chat template refuses the messages: {error}") from error
 
-    def _as_taken(self, messages: Messages, marks: Iterator[str]) -> list[dict[str, Any]]:
-        """``messages`` with their contents in forms that the template takes, and one of ``marks``
-        for each picture; begun by the default system prompt where they have none."""
+    def _taken_from(self, messages: Messages, marks: Iterator[str]) -> list[dict[str, Any]]:
+        """``messages`` as the template takes them, begun by the default system prompt where they
+        have none."""
         said = any(m["role"] == "system" and m["content"] for m in messages)
         if self.default_system is not None and not said:
             messages = [{"role": "system", "content": self.default_system}, *messages]
-        return [{**m, **self._content(m, marks)} for m in messages]
-
-    def _content(self, message: Mapping[str, Any], marks: Iterator[str]) -> dict[str, Any]:
-        if "content" not in message:
-            return {}
-        content, forms = message["content"], self.takes(message["role"])
-        if isinstance(content, str):
-            return {"content": _content(content, forms)}
-        parts = [shown for part in content for shown in self._parts(part, marks)]
-        if "parts" in forms:
-            return {"content": parts}
-        return {"content": "\n".join(text for part in parts if (text := _shown(part)))}
-
-    def _parts(self, part: Mapping[str, Any], marks: Iterator[str]) -> list[dict[str, Any]]:
-        """What stands for one part of a message: itself, or a mark for each of its pictures."""
-        if part["type"] == "text":
-            return [dict(part)]
-        if self.url_parts:
-            return [{"type": "image_url", "image_url": {"url": next(marks)}} for _ in _urls(part)]
-        return [{"type": "text", "text": next(marks)} for _ in _urls(part)]
+        return as_taken(messages, self.takes, marks, url_parts=self.url_parts)
 
 
 def chat_template(
@@ -349,24 +296,41 @@ def chat_template(
     a template. pictures: whether libmtmd tokenizes the prompt. Raises ModelError for a name that is
     none.
     """
-    bos, eos = tokens
-    options: dict[str, Any] = {"bos": bos, "eos": eos, "kwargs": kwargs, "reasoning": reasoning}
-    if not pictures:
-        options["stop_token_ids"] = [eos_id]
+    given: dict[str, Any] = {"kwargs": kwargs, "reasoning": reasoning}
+    stop_token_ids = None if pictures else [eos_id]
     if name in _PICTURE_HANDLERS:
         handler = _PICTURE_HANDLERS[name]
-        system = handler.DEFAULT_SYSTEM_MESSAGE
+        source, system = handler.CHAT_FORMAT, handler.DEFAULT_SYSTEM_MESSAGE
+        formatter = jinja_formatter(source, name, tokens, stop_token_ids)
         return ChatTemplate(
-            handler.CHAT_FORMAT, name, default_system=system, url_parts=True, **options
+            source, name, formatter=formatter, default_system=system, url_parts=True, **given
         )
     if name not in (None, *HANDLERS):
         raise ModelError(f"chat handler: found {name!r}, expected one of {', '.join(HANDLERS)}")
     own = metadata.get("tokenizer.chat_template")
     if name == "chatml" or not own:
-        return ChatTemplate(CHATML, "chatml", **options)
+        formatter = jinja_formatter(CHATML, "chatml", tokens, stop_token_ids)
+        return ChatTemplate(CHATML, "chatml", formatter=formatter, **given)
     if not pictures and (formatter := recognised(own)) is not None:
         return ChatTemplate(own, formatter=formatter, kwargs=kwargs)
-    return ChatTemplate(own, **options)
+    return ChatTemplate(
+        own, formatter=jinja_formatter(own, "mtmd", tokens, stop_token_ids), **given
+    )
+
+
+def jinja_formatter(
+    source: str,
+    name: str,
+    tokens: tuple[str, str] = ("", ""),
+    stop_token_ids: list[int] | None = None,
+) -> ChatFormatter:
+    """llama-cpp-python's formatter of the Jinja template ``source``, called ``name``; ``tokens``
+    begin and end a sequence. Raises ModelError for one that is no Jinja."""
+    bos, eos = tokens
+    try:
+        return Jinja2ChatFormatter(source, eos, bos, stop_token_ids=stop_token_ids)
+    except Exception as error:
+        raise ModelError(f"the chat template {name!r} is no Jinja template: {error}") from error
 
 
 def recognised(source: str) -> ChatFormatter | None:
@@ -376,157 +340,3 @@ def recognised(source: str) -> ChatFormatter | None:
         {"tokenizer.chat_template": source}
     )
     return _FORMATTERS.get(name)
-
-
-def _content(text: str, forms: Collection[Form]) -> Any:
-    return text if "string" in forms else [{"type": "text", "text": text}]
-
-
-def _shown(part: Mapping[str, Any]) -> str:
-    return str(part["text"] if part["type"] == "text" else part["image_url"]["url"])
-
-
-def _checked(number: int, message: Any) -> dict[str, Any]:
-    """A message with its content a string or a list of known parts. Raises PromptError for one with
-    something in it that no prompt can show."""
-    where = f"messages[{number}]"
-    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-        raise PromptError(f"{where}: found no role, expected system, user, ...")
-    checked = dict(message)
-    content = checked.get("content")
-    if content is None and (checked.get("tool_calls") or checked.get("function_call")):
-        # As the OpenAI API writes a message that only calls tools; templates would write "None".
-        return checked | {"content": ""} if "content" in checked else checked
-    if isinstance(content, tuple):
-        content = list(content)
-    if not isinstance(content, str | list):
-        raise PromptError(f"{where}: found {content!r:.40} for content, expected text or parts")
-    for part in content if isinstance(content, list) else []:
-        _require_known(where, part)
-    if any(MARKER in text for text in _texts({"content": content})):
-        raise PromptError(
-            f"{where}: found {MARKER} in a text: it stands for pictures, write it otherwise"
-        )
-    return checked | {"content": content}
-
-
-def _require_known(where: str, part: Any) -> None:
-    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-    if kind not in BY_PART:
-        raise PromptError(
-            f"{where}: found a part of type {kind!r:.40}, expected one of {', '.join(BY_PART)}"
-        )
-    given = part.get(kind)
-    good: object
-    if kind == TEXT.part:
-        good = isinstance(given, str)
-    elif kind == IMAGE.part:
-        good = isinstance(given.get("url") if isinstance(given, Mapping) else given, str)
-    else:
-        good = isinstance(given, list) and given and all(isinstance(url, str) for url in given)
-    if not good:
-        raise PromptError(
-            f"{where}: found {given!r:.40} in a part of type {kind}, expected "
-            + {"text": "a string", "image_url": "a URL", "video": "a list of URLs"}[str(kind)]
-        )
-
-
-def _texts(message: Mapping[str, Any]) -> Iterator[str]:
-    content = message.get("content", "")
-    if isinstance(content, str):
-        yield content
-    else:
-        yield from (part["text"] for part in content if part["type"] == "text")
-
-
-def _urls(part: Mapping[str, Any]) -> Iterator[str]:
-    """The URLs of the pictures in one part of a message: of a picture, or of a film's frames."""
-    if part["type"] == "image_url":
-        given = part["image_url"]
-        yield given["url"] if isinstance(given, Mapping) else given
-    elif part["type"] == "video":
-        yield from part["video"]
-
-
-def _media(messages: Messages) -> Iterator[Medium]:
-    films = count()
-    for message in messages:
-        content = message.get("content", "")
-        for part in content if isinstance(content, list) else []:
-            film = next(films) if part["type"] == VIDEO.part else None
-            yield from (Medium(url, film) for url in _urls(part))
-
-
-# The proof that nothing is lost: digits, which no template trims, escapes or writes otherwise, in
-# place of every text, and a mark of its own for every picture.
-
-
-def _number(index: int) -> str:
-    return f"70{index:06}07"
-
-
-def _mark(index: int) -> str:
-    return f"<__media_{index}__>"
-
-
-def _tail(prompt: str) -> str:
-    """What follows the last text or picture in the prompt of numbered messages."""
-    last = "70[0-9]{6}07|" + _mark(0).replace("0", "[0-9]+")
-    return re.split(last, prompt)[-1]
-
-
-def _said(text: str, role: str) -> str:
-    """What of a text a template must show: it may leave out what an assistant thought."""
-    return said(text) if role == "assistant" else text.strip()
-
-
-def _numbered(messages: Messages) -> list[dict[str, Any]]:
-    """``messages`` with a number in place of each text."""
-    numbers = map(_number, count())
-
-    def instead(text: str, role: str) -> str:
-        said = _said(text, role)
-        return text[: len(text) - len(said)] + next(numbers) if said else text
-
-    numbered = []
-    for message in messages:
-        role, content = message["role"], message.get("content", "")
-        if isinstance(content, str):
-            content = instead(content.rstrip(), role)
-        else:
-            content = [
-                {**part, "text": instead(part["text"].rstrip(), role)}
-                if part["type"] == "text" else part
-                for part in content
-            ]  # fmt: skip
-        numbered.append({**message, **({"content": content} if "content" in message else {})})
-    return numbered
-
-
-def _called(message: Mapping[str, Any]) -> Iterator[str]:
-    """The names of the tools that a message calls."""
-    for call in message.get("tool_calls") or []:
-        function = call.get("function") if isinstance(call, Mapping) else None
-        yield str(function.get("name", "")) if isinstance(function, Mapping) else ""
-
-
-def _require_all(messages: Messages, n_media: int, prompt: str) -> list[int]:
-    """Which picture stands first, second, ... in ``prompt``, that of numbered messages. Raises
-    PromptError for a text, a call of a tool or a picture that is not there."""
-    numbers = map(_number, count())
-    for index, message in enumerate(messages):
-        said = [text for t in _texts(message) if (text := _said(t, message["role"]))]
-        lost = [text for text in said if next(numbers) not in prompt]
-        lost += [name for name in _called(message) if name not in prompt]
-        if lost:
-            raise PromptError(
-                f"the chat template drops the text of messages[{index}] "
-                f"({message['role']}: {lost[0]:.40}). Leave that message out. {ADVICE}."
-            )
-    order = [int(n) for n in re.findall(_mark(0).replace("0", r"(\d+)"), prompt)]
-    if sorted(order) != list(range(n_media)):
-        raise PromptError(
-            f"the chat template shows {len(order)} of the {n_media} pictures in the messages. "
-            f"{ADVICE}."
-        )
-    return order

@@ -9,7 +9,7 @@ from typing import Any
 from llama_cpp import Llama
 
 from mars_gguf.errors import PromptError, SteeringError
-from mars_gguf.runtime.context import Context
+from mars_gguf.runtime.context import Context, require_prompt
 from mars_gguf.runtime.replies import Reply, Thoughts, thoughts_of
 
 OVERTAKEN = (
@@ -20,10 +20,13 @@ Steps = Generator[int, Sequence[int] | None, None]
 
 
 class Turns:
-    """The reply that ``llama`` (a SteeredLlama) is at, and its beginning, going on and end."""
+    """The reply that ``llama`` (a SteeredLlama) is at, and its beginning, going on and end.
 
-    def __init__(self, llama: Llama, context: Context) -> None:
-        self.llama, self.context = llama, context
+    is_read: whether the states at the end of the context are known.
+    """
+
+    def __init__(self, llama: Llama, context: Context, is_read: Callable[[], bool]) -> None:
+        self.llama, self.context, self._is_read = llama, context, is_read
         self.reply = Reply()
         self._begun: bool | None = None  # whether the prompt ends within a thought
 
@@ -63,12 +66,9 @@ class Turns:
         finally:
             self._begun = None
 
-    def generate(
-        self, steps: Steps, prompt: list[int], is_read: Callable[[], bool], *, reset: bool
-    ) -> Steps:
+    def generate(self, steps: Steps, prompt: list[int], *, reset: bool) -> Steps:
         """The tokens of a reply to ``prompt`` by llama-cpp-python's generator, each sampled while
-        the model's lock is held. ``is_read``: whether the states of the end of the context are
-        known. With ``reset`` the prompt is all of the context that it continues.
+        the model's lock is held. With ``reset`` the prompt is all of the context that it continues.
 
         Raises SteeringError if something else has used the context since the last token.
         """
@@ -76,7 +76,7 @@ class Turns:
         try:
             while True:
                 with self.llama.lock:
-                    reply = reply or self._begin(prompt, is_read(), reset=reset)
+                    reply = reply or self._begin(prompt, reset=reset)
                     token = self._step(reply, steps, given)
                 if token is None:
                     return
@@ -84,12 +84,12 @@ class Turns:
         finally:
             steps.close()
 
-    def _begin(self, tokens: list[int], is_read: bool, *, reset: bool) -> Reply:
+    def _begin(self, tokens: list[int], *, reset: bool) -> Reply:
         if not tokens:
             raise PromptError("prompt: found nothing, expected text")
-        if self.context.steered_at is not None or not is_read:
+        if self.context.steered_at is not None or not self._is_read():
             self.llama._requires_eval = True
-        self.context.require_prompt(tokens)
+        require_prompt(self.llama, tokens, self.context.tokens)
         if reset:
             self.context.resume(tokens)
         self.context.no_cell_left = False

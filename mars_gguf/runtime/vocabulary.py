@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cached_property
 
 from llama_cpp import Llama
 from llama_cpp import llama_cpp as lib
@@ -24,33 +24,41 @@ _DEFINED = lib.LLAMA_TOKEN_ATTR_USER_DEFINED
 _SPECIAL = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
 
 
-@dataclass(frozen=True)
 class Vocabulary:
-    """The tokens of a model, as far as they tell how a text will be cut.
+    """The tokens of a model, as far as they tell how a text will be cut; looked at when a text is
+    long enough to matter."""
 
-    longest: bytes of the longest token; None if tokens may leave bytes out. defined: tokens that
-    are found in a text before it is cut into words; special: those that are where special tokens
-    are read as such. Both from the longest to the shortest.
-    """
+    def __init__(self, llama: Llama) -> None:
+        self._llama = llama
 
-    longest: int | None
-    defined: tuple[bytes, ...]
-    special: tuple[bytes, ...]
+    @cached_property
+    def _tokens(self) -> list[tuple[bytes, int]]:
+        """Text and attributes of all tokens."""
+        vocab = lib.llama_model_get_vocab(self._llama.model)
+        return [
+            (lib.llama_vocab_get_text(vocab, token), lib.llama_vocab_get_attr(vocab, token))
+            for token in range(self._llama.n_vocab())
+        ]
 
-    @classmethod
-    def of(cls, llama: Llama) -> Vocabulary:
-        """That of a loaded model."""
-        vocab = lib.llama_model_get_vocab(llama.model)
-        texts = [lib.llama_vocab_get_text(vocab, token) for token in range(llama.n_vocab())]
-        attributes = [lib.llama_vocab_get_attr(vocab, token) for token in range(len(texts))]
+    @cached_property
+    def longest(self) -> int | None:
+        """Bytes of the longest token; None if tokens may leave bytes out."""
+        whole = lib.llama_vocab_type(lib.llama_model_get_vocab(self._llama.model)) in _WHOLE
+        return max(len(text) for text, _ in self._tokens) if whole else None
 
-        def having(attribute: int) -> tuple[bytes, ...]:
-            found = {t for t, a in zip(texts, attributes, strict=True) if t and a & attribute}
-            return tuple(sorted(found, key=len, reverse=True))
+    @cached_property
+    def defined(self) -> tuple[bytes, ...]:
+        """Tokens that are found in a text before it is cut into words, the longest first."""
+        return self._having(_DEFINED)
 
-        whole = lib.llama_vocab_type(vocab) in _WHOLE
-        longest = max(map(len, texts)) if whole else None
-        return cls(longest, having(_DEFINED), having(_DEFINED | _SPECIAL))
+    @cached_property
+    def special(self) -> tuple[bytes, ...]:
+        """Tokens that are found so where special tokens are read as such, the longest first."""
+        return self._having(_DEFINED | _SPECIAL)
+
+    def _having(self, attribute: int) -> tuple[bytes, ...]:
+        found = {text for text, attributes in self._tokens if text and attributes & attribute}
+        return tuple(sorted(found, key=len, reverse=True))
 
     def count_special(self, text: bytes, special: bool) -> int:
         """How many special tokens llama.cpp finds in ``text``."""

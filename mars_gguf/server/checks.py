@@ -1,5 +1,5 @@
-"""What a request must be before the model sees it. llama.cpp ends the process over some of what a
-client can send; the rest would be reported as failures of the server."""
+"""Checks a request before the model sees it: the rest of what llama.cpp or llama-cpp-python would
+fail over, or report as failures of the server."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ def test_no_text_has_fewer_tokens_than_are_foreseen(
 ) -> None:
     path = name if name == DEMO else request.getfixturevalue(name)
     llama = models.tapped(path, **models.OPTIONS)
-    vocabulary, chance = Vocabulary.of(llama), random.Random(3)
+    vocabulary, chance = Vocabulary(llama), random.Random(3)
     pieces = [
         "<|im_start|>",
         "<|im_end|>",

@@ -122,7 +122,7 @@ def test_a_reply_taken_back_and_begun_with_its_own_token_is_judged_anew() -> Non
     llama = steered(DEMO)
     llama.eval(tokens_of(llama, QUESTION))
     sampled = llama.sample(temp=0.0)
-    llama.steerer.reply.steering = None
+    llama.steerer.turns.reply.steering = None
     llama.n_tokens = 3
     llama.eval([sampled])
     llama.sample(temp=0.0)
@@ -148,7 +148,7 @@ def test_a_prompt_behind_the_last_token_is_judged_with_drafts_as_well() -> None:
     llama = steered(DEMO, draft_model=LlamaPromptLookupDecoding())
     llama.eval(tokens_of(llama, QUESTION))
     sampled = llama.sample(temp=0.0)
-    llama.steerer.reply.steering = None
+    llama.steerer.turns.reply.steering = None
     llama.eval([sampled, *tokens_of(llama, OTHER)])
     llama.sample(temp=0.0)
     assert llama.last_steering is not None

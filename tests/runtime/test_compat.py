@@ -176,12 +176,3 @@ def test_the_check_comes_before_anything_that_would_fail_without_a_word_about_ve
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     said = done.stderr.strip().splitlines()[-1]
     assert re.match(r"ImportError: found llama-cpp-python .*get_chat_completion_handler", said)
-
-
-def test_what_is_installed_is_what_is_said_to_be_supported() -> None:
-    root = PACKAGE.parent
-    requirement = f"llama-cpp-python{compat.SUPPORTED}"
-    assert f'"{requirement}"' in (root / "setup.py").read_text("utf-8")
-    assert f'"{requirement.replace("python", "python[server]", 1)}"' in (
-        root / "setup.py"
-    ).read_text("utf-8")

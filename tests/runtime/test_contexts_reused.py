@@ -251,13 +251,13 @@ def test_snapshots_are_few_and_take_no_more_memory_than_said(
     words = models.tokens_of(llama, "How is it?")
 
     def kept() -> list[int]:
-        return llama.context.snapshots.positions
+        return llama.context.memory.snapshot_positions
 
     for turn in range(1, 8):
         complete(llama, words * turn)
     assert 1 < len(kept()) <= memory.MAX_SNAPSHOTS
     assert kept() == sorted(kept()) and kept()[-1] <= llama.n_tokens
-    monkeypatch.setattr(memory, "MAX_BYTES", llama.context.snapshots.n_bytes // len(kept()))
+    monkeypatch.setattr(memory, "MAX_BYTES", llama.context.memory.snapshot_bytes // len(kept()))
     complete(llama, words * 9)
     assert len(kept()) == 1
     llama.context.rewind(kept()[0] - 1)

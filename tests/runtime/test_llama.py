@@ -863,11 +863,11 @@ def test_a_prompt_that_begins_with_the_token_sampled_last_is_a_prompt() -> None:
     llama = steered(DEMO)
     llama.eval(tokens_of(llama, QUESTION))
     sampled = llama.sample(temp=0.0)
-    llama.steerer.reply.steering = None
+    llama.steerer.turns.reply.steering = None
     llama.eval([sampled])
     llama.sample(temp=0.0)
     assert llama.last_steering is None  # a reply goes on
-    llama.eval([llama.steerer.reply.last[0], *tokens_of(llama, QUESTION)])
+    llama.eval([llama.steerer.turns.reply.last[0], *tokens_of(llama, QUESTION)])
     llama.sample(temp=0.0)
     assert llama.last_steering is not None  # another prompt
 

@@ -589,7 +589,7 @@ def test_drafts_wait_until_the_answer_has_begun(demo: Model, opens: float) -> No
     original = drafting.eval
 
     def counted(tokens: Any) -> None:
-        reply, start = drafting.steerer.reply, drafting.n_tokens
+        reply, start = drafting.steerer.turns.reply, drafting.n_tokens
         waits, begun = reply.waits, reply.state != "prompt"
         original(tokens)
         if reply.in_step and begun:

@@ -1,0 +1,222 @@
+"""The messages of a chat: checked, in forms that a chat template takes, and with a proof that each
+text and each picture of theirs is in the prompt that it writes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, Literal
+
+from llama_cpp import mtmd_cpp
+
+from mars_gguf.errors import PromptError
+from mars_gguf.modalities import BY_PART, IMAGE, TEXT, VIDEO
+from mars_gguf.reasoning import said
+
+Messages = Sequence[Mapping[str, Any]]
+Form = Literal["string", "parts"]
+Takes = Callable[[str], Collection[Form]]
+"""Given a role, the forms in which the template shows the content of its messages."""
+
+MARKER = mtmd_cpp.mtmd_default_marker().decode()  # stands for a picture in the text of a prompt
+ADVICE = "Choose another template with --chat-handler (in the server --chat_format)"
+
+
+@dataclass(frozen=True)
+class Medium:
+    """One picture of a prompt, by its URL; ``film`` numbers the film that it is a frame of."""
+
+    url: str
+    film: int | None = None
+
+    @property
+    def modality(self) -> str:
+        return IMAGE.name if self.film is None else VIDEO.name
+
+
+def as_taken(
+    messages: Messages, takes: Takes, marks: Iterator[str], *, url_parts: bool
+) -> list[dict[str, Any]]:
+    """``messages`` with their contents in forms that the template ``takes``, and one of ``marks``
+    for each picture: in an image_url part with ``url_parts``, else in a text part."""
+    return [{**message, **_taken(message, takes, marks, url_parts)} for message in messages]
+
+
+def _taken(
+    message: Mapping[str, Any], takes: Takes, marks: Iterator[str], url_parts: bool
+) -> dict[str, Any]:
+    if "content" not in message:
+        return {}
+    content, forms = message["content"], takes(message["role"])
+    if isinstance(content, str):
+        return {"content": content_of(content, forms)}
+    parts: list[dict[str, Any]] = []
+    for part in content:
+        if part["type"] == TEXT.part:
+            parts.append(dict(part))
+        elif url_parts:
+            parts += [{"type": IMAGE.part, IMAGE.part: {"url": next(marks)}} for _ in _urls(part)]
+        else:
+            parts += [{"type": TEXT.part, "text": next(marks)} for _ in _urls(part)]
+    if "parts" in forms:
+        return {"content": parts}
+    return {"content": "\n".join(text for part in parts if (text := _shown(part)))}
+
+
+def content_of(text: str, forms: Collection[Form]) -> Any:
+    """``text`` as the content of a message, in one of ``forms``."""
+    return text if "string" in forms else [{"type": "text", "text": text}]
+
+
+def _shown(part: Mapping[str, Any]) -> str:
+    return str(part["text"] if part["type"] == "text" else part["image_url"]["url"])
+
+
+def checked(number: int, message: Any) -> dict[str, Any]:
+    """A message with its content a string or a list of known parts. Raises PromptError for one with
+    something in it that no prompt can show."""
+    where = f"messages[{number}]"
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        raise PromptError(f"{where}: found no role, expected system, user, ...")
+    checked = dict(message)
+    content = checked.get("content")
+    if content is None and (checked.get("tool_calls") or checked.get("function_call")):
+        # As the OpenAI API writes a message that only calls tools; templates would write "None".
+        return checked | {"content": ""} if "content" in checked else checked
+    if isinstance(content, tuple):
+        content = list(content)
+    if not isinstance(content, str | list):
+        raise PromptError(f"{where}: found {content!r:.40} for content, expected text or parts")
+    for part in content if isinstance(content, list) else []:
+        _require_known(where, part)
+    if any(MARKER in text for text in _texts({"content": content})):
+        raise PromptError(
+            f"{where}: found {MARKER} in a text: it stands for pictures, write it otherwise"
+        )
+    return checked | {"content": content}
+
+
+def _require_known(where: str, part: Any) -> None:
+    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+    if kind not in BY_PART:
+        raise PromptError(
+            f"{where}: found a part of type {kind!r:.40}, expected one of {', '.join(BY_PART)}"
+        )
+    given = part.get(kind)
+    good: object
+    if kind == TEXT.part:
+        good = isinstance(given, str)
+    elif kind == IMAGE.part:
+        good = isinstance(given.get("url") if isinstance(given, Mapping) else given, str)
+    else:
+        good = isinstance(given, list) and given and all(isinstance(url, str) for url in given)
+    if not good:
+        raise PromptError(
+            f"{where}: found {given!r:.40} in a part of type {kind}, expected "
+            + {"text": "a string", "image_url": "a URL", "video": "a list of URLs"}[str(kind)]
+        )
+
+
+def _texts(message: Mapping[str, Any]) -> Iterator[str]:
+    content = message.get("content", "")
+    if isinstance(content, str):
+        yield content
+    else:
+        yield from (part["text"] for part in content if part["type"] == "text")
+
+
+def _urls(part: Mapping[str, Any]) -> Iterator[str]:
+    """The URLs of the pictures in one part of a message: of a picture, or of a film's frames."""
+    if part["type"] == "image_url":
+        given = part["image_url"]
+        yield given["url"] if isinstance(given, Mapping) else given
+    elif part["type"] == "video":
+        yield from part["video"]
+
+
+def media_of(messages: Messages) -> Iterator[Medium]:
+    """The pictures of checked ``messages``, in order."""
+    films = count()
+    for message in messages:
+        content = message.get("content", "")
+        for part in content if isinstance(content, list) else []:
+            film = next(films) if part["type"] == VIDEO.part else None
+            yield from (Medium(url, film) for url in _urls(part))
+
+
+# The proof that nothing is lost: digits, which no template trims, escapes or writes otherwise, in
+# place of every text, and a mark of its own for every picture.
+
+
+def _number(index: int) -> str:
+    return f"70{index:06}07"
+
+
+def mark(index: int) -> str:
+    """A mark of its own for the picture ``index``, in the place of MARKER."""
+    return f"<__media_{index}__>"
+
+
+def tail_of(prompt: str) -> str:
+    """The end of the prompt of numbered messages, after the last text or picture."""
+    last = "70[0-9]{6}07|" + mark(0).replace("0", "[0-9]+")
+    return re.split(last, prompt)[-1]
+
+
+def _said(text: str, role: str) -> str:
+    """The part of a text that a template must show: not what an assistant thought."""
+    return said(text) if role == "assistant" else text.strip()
+
+
+def numbered(messages: Messages) -> list[dict[str, Any]]:
+    """``messages`` with a number in place of each text."""
+    numbers = map(_number, count())
+
+    def instead(text: str, role: str) -> str:
+        said = _said(text, role)
+        return text[: len(text) - len(said)] + next(numbers) if said else text
+
+    numbered = []
+    for message in messages:
+        role, content = message["role"], message.get("content", "")
+        if isinstance(content, str):
+            content = instead(content.rstrip(), role)
+        else:
+            content = [
+                {**part, "text": instead(part["text"].rstrip(), role)}
+                if part["type"] == "text" else part
+                for part in content
+            ]  # fmt: skip
+        numbered.append({**message, **({"content": content} if "content" in message else {})})
+    return numbered
+
+
+def _called(message: Mapping[str, Any]) -> Iterator[str]:
+    """The names of the tools that a message calls."""
+    for call in message.get("tool_calls") or []:
+        function = call.get("function") if isinstance(call, Mapping) else None
+        yield str(function.get("name", "")) if isinstance(function, Mapping) else ""
+
+
+def require_all(messages: Messages, n_media: int, prompt: str) -> list[int]:
+    """Which picture stands first, second, ... in ``prompt``, that of numbered messages. Raises
+    PromptError for a text, a call of a tool or a picture that is not there."""
+    numbers = map(_number, count())
+    for index, message in enumerate(messages):
+        said = [text for t in _texts(message) if (text := _said(t, message["role"]))]
+        lost = [text for text in said if next(numbers) not in prompt]
+        lost += [name for name in _called(message) if name not in prompt]
+        if lost:
+            raise PromptError(
+                f"the chat template drops the text of messages[{index}] "
+                f"({message['role']}: {lost[0]:.40}). Leave that message out. {ADVICE}."
+            )
+    order = [int(n) for n in re.findall(mark(0).replace("0", r"(\d+)"), prompt)]
+    if sorted(order) != list(range(n_media)):
+        raise PromptError(
+            f"the chat template shows {len(order)} of the {n_media} pictures in the messages. "
+            f"{ADVICE}."
+        )
+    return order
