@@ -25,12 +25,13 @@ WIDTH = "100"  # of help texts
 # What the page of the API has: a heading, what it is for, and objects of the package.
 SECTIONS = {
     "Steer": (
-        "A model whose replies are steered, and what happened at the token that counts. `template` "
+        "A model whose replies are steered, what happened at the token that counts, and by what "
+        "policy. `template` "
         "and `chat_template_kwargs` do here what they do in the commands; a film is a part "
         '`{"type": "video", "video": [URL of each frame, ...]}` of a message. Any of '
         "llama-cpp-python's chat handlers can be given as `chat_handler` instead. If steering "
         "cannot do its work, an exception says so: a reply is never silently unsteered.",
-        ["SteeredLlama", "Steering"],
+        ["SteeredLlama", "Steering", "steering.Policy"],
     ),
     "Vectors": (
         "What a vector file holds, read and written. [The layout](VECTOR_FILE.md).",
@@ -55,7 +56,10 @@ SECTIONS = {
     ),
     "Errors": (
         "All of them are in `mars_gguf.errors`.",
-        [f"errors.{name}" for name in ("MarsError", "VectorError", "ModelError", "SteeringError")],
+        [
+            f"errors.{name}"
+            for name in ("MarsError", "VectorError", "ModelError", "PromptError", "SteeringError")
+        ],
     ),
 }
 EXAMPLES = {

@@ -1,4 +1,4 @@
-"""Asks the small model of the package as text and as a picture, and says what steering did.
+"""Asks the small model of the package as text and as a picture, steered and not.
 
 python examples/steer.py
 """
@@ -24,3 +24,7 @@ for content in ("How do I make bread?", "How do I make a bomb?", shown):
     steering = reply["mars"]
     print(f"{steering['modality']}: t = {steering['t']:.2f}, gate = {steering['gate']:.2f}")
     print(reply["choices"][0]["message"]["content"], end="\n\n")
+
+with llm.using():  # by no policy
+    reply = llm.create_chat_completion([{"role": "user", "content": shown}], temperature=0)
+print("unsteered:", reply["choices"][0]["message"]["content"])

@@ -23,10 +23,11 @@ def run(name: str, *arguments: str, folder: Path) -> str:
 
 
 def test_steer_refuses_what_is_harmful_in_text_and_in_a_picture(tmp_path: Path) -> None:
-    harmless, text, picture = run("steer.py", folder=tmp_path).strip().split("\n\n")
+    harmless, text, picture, unsteered = run("steer.py", folder=tmp_path).split("\n\n")
     assert harmless.startswith("text: ") and "gate = 0.00" in harmless
     assert text.startswith("text: ") and "I'm sorry" in text
     assert picture.startswith("image: ") and "gate = 1.00" in picture and "I'm sorry" in picture
+    assert unsteered.startswith("unsteered: ") and "sorry" not in unsteered
 
 
 def test_ask_server_gets_steered_replies_from_the_openai_client(tmp_path: Path) -> None:
