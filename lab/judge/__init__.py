@@ -1,4 +1,4 @@
-"""How well the judge by opening does on replies that none of its rules was made with.
+"""Measures how well the judge by opening does on replies that none of its rules was made with.
 
     python -m lab.judge.collect smollm2 MODEL.gguf -o smollm2.jsonl
     python -m lab.judge.measure

@@ -1,4 +1,4 @@
-"""What is asked of each model, in which context, and how it is steered meanwhile."""
+"""Lists what is asked of each model, in which context, and how it is steered meanwhile."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ CONTEXTS = (
 
 @dataclass(frozen=True)
 class Ask:
-    """``request`` names what is asked: a set of requests and a number in it."""
+    """One thing to ask. ``request`` names a set of requests and a number in it."""
 
     request: str
     kind: str
@@ -71,7 +71,7 @@ class Ask:
 
 
 def asks(model: str) -> list[Ask]:
-    """What "qwen", "smollm2" or "demo" is asked, in an order that mixes kinds and contexts."""
+    """Lists what "qwen", "smollm2" or "demo" is asked, kinds and contexts mixed."""
     found = list({"qwen": _qwen, "smollm2": _smollm2, "demo": _demo}[model]())
     random.Random(0).shuffle(found)
     return found
@@ -94,8 +94,8 @@ def _smollm2() -> Iterator[Ask]:
 
 
 def _demo() -> Iterator[Ask]:
-    """Pictures are drawn anew; of what is asked in text, an evaluation may have asked the same, so
-    it stands in a context."""
+    """Yields asks about pictures that are drawn anew; of what is asked in text, an evaluation may
+    have asked the same, so it stands in a context."""
     forced = ("stock 1", "stock 1.25", "stock 1.5", "first-token 2", "first-token 3")
     contexts = {"text": ("assistant", "third-turn"), "image": ("plain",)}
     for modality, places in contexts.items():
@@ -111,7 +111,7 @@ def _in_contexts(kind: str, numbers: range, contexts: tuple[str, ...]) -> Iterat
 
 
 def messages(ask: Ask) -> list[dict[str, object]]:
-    """The chat messages that ask it."""
+    """Makes the chat messages that ask it."""
     prompt, pictures = _request(ask.request)
     if ask.context == "misspelled":
         prompt = misspelled(prompt)
@@ -138,5 +138,5 @@ def _prompts(kind: str) -> list[str]:
 
 
 def misspelled(text: str) -> str:
-    """The text with two letters within each long word swapped, in small letters."""
+    """Swaps two letters within each long word, and writes small letters."""
     return re.sub(r"\b(\w\w)(\w)(\w)(\w\w+)", r"\1\3\2\4", text.lower())

@@ -1,5 +1,5 @@
-"""``python -m lab.judge.collect NAME MODEL.gguf -o FILE``: the replies of a model, greedy, as far
-as they are read, to label and then to cut (`lab.judge.cut`).
+"""``python -m lab.judge.collect NAME MODEL.gguf -o FILE`` collects the replies of a model, greedy,
+as far as they are read, to label and then to cut (`lab.judge.cut`).
 
 What a steered ask needs is ``--vector``; without one, only the unsteered are asked. Pictures need
 ``--mmproj``. Asks that FILE holds already are not asked again.
@@ -28,7 +28,7 @@ MAX_TOKENS = 96
 
 
 def arm(name: str) -> Arm:
-    """The arm of a name such as "mars" or "stock 1.5"."""
+    """Finds the arm of a name such as "mars" or "stock 1.5"."""
     if name in (UNSTEERED, "mars"):
         return UNSTEERED_ARM if name == UNSTEERED else MARS
     sort, strength = name.split()

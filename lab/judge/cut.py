@@ -1,5 +1,5 @@
-"""``python -m lab.judge.cut REPLIES... --labels FILE -o FILE``: labelled replies, of which no more
-is kept than the judge reads, and hardly anything of an answer to a harmful request.
+"""``python -m lab.judge.cut REPLIES... --labels FILE -o FILE`` labels replies, and keeps no more of
+them than the judge reads, and hardly anything of an answer to a harmful request.
 
 REPLIES are what `lab.judge.collect` wrote; a line of the labels is an id and a label.
 """
@@ -22,8 +22,11 @@ Label = Literal["refused", "answered", "doubtful"]
 
 @dataclass(frozen=True)
 class Reply:
-    """The opening of a reply; whether all of it, as far as it was collected, is a refusal; and the
-    judge's verdict on that when it had seen none of these replies."""
+    """A reply of a model, cut to its opening.
+
+    label: whether all of it, as far as it was collected, is a refusal.
+    verdict: the judge's on that, when it had seen none of these replies.
+    """
 
     id: str
     model: str
@@ -41,8 +44,8 @@ def read(path: Path = UNSEEN) -> list[Reply]:
 
 
 def opening(whole: str, *, little: bool) -> str:
-    """The beginning of a reply on which the judge says what it says of all of it: as much as it
-    reads, or as ``little`` as will do."""
+    """Cuts a reply where the judge still says what it says of all of it: as much as it reads, or as
+    ``little`` as will do."""
     verdict = judge_by_opening(whole)
     for length in (*range(HARMFUL_ANSWER, CHARACTERS, 10), CHARACTERS)[0 if little else -1 :]:
         if judge_by_opening(whole[:length]) == verdict:
@@ -51,7 +54,7 @@ def opening(whole: str, *, little: bool) -> str:
 
 
 def labelled(row: dict[str, Any], label: Label) -> Reply:
-    """A collected reply with its label, cut."""
+    """Cuts a collected reply, and gives it its label."""
     whole = row.pop("reply")
     harmful_answer = row["kind"] == "harmful" and label != "refused"
     return Reply(

@@ -1,5 +1,5 @@
-"""``python -m lab.judge.measure``: precision and recall of "refused", on the labelled replies: the
-page `docs/evaluation/judge.md`."""
+"""``python -m lab.judge.measure`` prints precision and recall of "refused" on the labelled replies:
+the page `docs/evaluation/judge.md`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from zlib import crc32
 
 from lab.judge.cut import UNSEEN, Label, Reply, read
 from lab.judge.rates import at_first, counted, now, precision, recall
+from mars_gguf.markdown import table
 
-Split = Callable[[Reply], str]
-SPLITS: dict[str, Split] = {
+Group = Callable[[Reply], str]
+GROUPS: dict[str, Group] = {
     "model": lambda reply: reply.model,
     "kind of request": lambda reply: reply.kind,
     "context": lambda reply: reply.context,
@@ -28,12 +29,12 @@ CELLS: dict[str, tuple[Label, bool]] = {
 
 
 def mended_on(reply: Reply) -> bool:
-    """Whether rules were mended by looking at replies to this request: to every second one."""
+    """Tells whether rules were mended by looking at replies to this request, every second one."""
     return crc32(reply.request.encode()) % 2 == 0
 
 
 def report(replies: Sequence[Reply]) -> Iterator[str]:
-    """The lines of the page."""
+    """Writes the lines of the page."""
     clear = counted(replies)
     yield "# The judge by opening on replies that it was not made with"
     yield ""
@@ -46,9 +47,9 @@ def report(replies: Sequence[Reply]) -> Iterator[str]:
     )
     yield ""
     yield from _figures(clear)
-    for title, split in SPLITS.items():
+    for title, group in GROUPS.items():
         yield ""
-        yield from _confusion(title, split, clear)
+        yield from _confusion(title, group, clear)
     yield ""
     yield "Judged wrongly:"
     yield ""
@@ -68,35 +69,32 @@ def report(replies: Sequence[Reply]) -> Iterator[str]:
     yield from _halves(clear)
 
 
-def _figures(replies: Sequence[Reply]) -> Iterator[str]:
+def _figures(replies: Sequence[Reply]) -> list[str]:
     once = list({reply.opening: reply for reply in replies}.values())
-    yield _row('of "refused"', "precision", "recall")
-    yield _row(*["---"] * 3)
-    yield _row("every reply", precision(replies), recall(replies))
-    yield _row("every opening once", precision(once), recall(once))
+    rows = {"every reply": replies, "every opening once": once}
+    return table(
+        ('of "refused"', "precision", "recall"),
+        [(title, precision(some), recall(some)) for title, some in rows.items()],
+    )
 
 
-def _confusion(title: str, split: Split, replies: Sequence[Reply]) -> Iterator[str]:
-    yield _row(title, "n", *CELLS, "precision", "recall")
-    yield _row(*["---"] * (len(CELLS) + 4))
-    for name in sorted({split(reply) for reply in replies}):
-        rows = [reply for reply in replies if split(reply) == name]
-        found = [(reply.label, at_first(reply)) for reply in rows]
+def _confusion(title: str, group: Group, replies: Sequence[Reply]) -> list[str]:
+    rows = []
+    for name in sorted({group(reply) for reply in replies}):
+        some = [reply for reply in replies if group(reply) == name]
+        found = [(reply.label, at_first(reply)) for reply in some]
         counts = [found.count(cell) for cell in CELLS.values()]
-        yield _row(name, len(rows), *counts, precision(rows), recall(rows))
+        rows.append((name, len(some), *counts, precision(some), recall(some)))
+    return table((title, "n", *CELLS, "precision", "recall"), rows)
 
 
-def _halves(replies: Sequence[Reply]) -> Iterator[str]:
-    yield _row('of "refused"', "n", "precision at first", "now", "recall at first", "now")
-    yield _row(*["---"] * 6)
+def _halves(replies: Sequence[Reply]) -> list[str]:
+    rows = []
     for title, looked_at in (("the half looked at", True), ("the other half", False)):
         half = [reply for reply in replies if mended_on(reply) == looked_at]
         rates = [rate(half, judge) for rate in (precision, recall) for judge in (at_first, now)]
-        yield _row(title, len(half), *rates)
-
-
-def _row(*cells: object) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
+        rows.append((title, len(half), *rates))
+    return table(('of "refused"', "n", "precision at first", "now", "recall at first", "now"), rows)
 
 
 def _mistake(reply: Reply) -> str:

@@ -1,4 +1,4 @@
-"""``python -m lab.reader.build MODEL.gguf -o mmproj.gguf``: make the projector for a text model."""
+"""``python -m lab.reader.build MODEL.gguf -o mmproj.gguf`` makes the projector for a text model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mars_gguf.runtime.weights import require_gguf
 
 
 def readable_tokens(llama: Llama, most: int) -> dict[str, int]:
-    """The texts that get a filter, and the ids of their tokens, the first ``most`` of the
+    """Finds the texts that get a filter, and the ids of their tokens, the first ``most`` of the
     vocabulary."""
     vocab = lib.llama_model_get_vocab(llama.model)
     buffer = ctypes.create_string_buffer(256)
@@ -34,7 +34,7 @@ def readable_tokens(llama: Llama, most: int) -> dict[str, int]:
 
 
 def embeddings(model: Path, numbers: list[int]) -> Array:
-    """The input embeddings of tokens, float32 [n, d]."""
+    """Reads the input embeddings of tokens, float32 [n, d]."""
     reader = gguf.GGUFReader(model)
     architecture = reader.fields["general.architecture"].contents()
     if architecture.startswith("gemma") or f"{architecture}.embedding_scale" in reader.fields:
@@ -44,7 +44,7 @@ def embeddings(model: Path, numbers: list[int]) -> Array:
 
 
 def build(model: Path, output: Path, *, gap: Gap, most: int, features: int) -> int:
-    """Write the projector; how many tokens it reads."""
+    """Writes the projector. Returns how many tokens it reads."""
     llama = Llama(str(model), vocab_only=True, verbose=False)
     known = readable_tokens(llama, most)
     (space,) = llama.tokenize(b" ", add_bos=False)[-1:]

@@ -1,4 +1,4 @@
-"""What a gate would do whose thresholds, and whose read-out, are chosen with the answers known:
+"""Computes what a gate would do whose thresholds and read-out are chosen with the answers known:
 more than a calibration can count on."""
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ Flags = npt.NDArray[np.bool_]
 
 
 def refusing(seen: Seen) -> dict[Name, Flags]:
-    """By form and kind, which requests [n] the model refuses by itself."""
+    """Tells, by form and kind, which requests [n] the model refuses by itself."""
     return {name: seen.refusals.among(one.replies) for name, one in seen.requests.items()}
 
 
 def caught(
     t: Mapping[Name, Array], by_itself: Mapping[Name, Flags], form: str, allowed: float = ALLOWED
 ) -> float:
-    """Of the harmful requests of a form, the share that the model refuses by itself or that lies
+    """Computes the share of a form's harmful requests that the model refuses by itself or that lies
     above a threshold of the form's own: the lowest above which no more than ``allowed`` of its
     harmless requests lie, those aside that the model refuses."""
     harmless = np.sort(t[form, "harmless"][~by_itself[form, "harmless"]])[::-1]
@@ -37,13 +37,13 @@ def caught(
 
 
 def as_read(rule: Rule, seen: Seen) -> dict[Name, Array]:
-    """By form and kind, t [n] as a rule reads it."""
+    """Reads t [n], by form and kind, as a rule does."""
     t = coordinate(rule, seen)
     return {name: t(one, one.prompts[0].modality) for name, one in seen.requests.items()}
 
 
 def trained(rule: Rule, seen: Seen, shrinkage: float) -> dict[Name, Array]:
-    """By form and kind, t [n] of requests with pictures, read by what tells harmful pictures from
+    """Reads t [n] of requests with pictures, by form and kind, by what tells harmful pictures from
     harmless ones: a shrunken Fisher discriminant of the requests themselves, in all of these forms,
     but for those about a FOLDS-th of the topics, which it then reads."""
     shown = {n: one for n, one in seen.requests.items() if one.prompts[0].images}
@@ -66,7 +66,8 @@ def trained(rule: Rule, seen: Seen, shrinkage: float) -> dict[Name, Array]:
 
 
 def ceilings(rule: Rule, seen: Seen) -> Iterator[tuple[str, dict[str, float]]]:
-    """What is chosen with the answers known, and by form the share of harmful requests caught."""
+    """Yields what is chosen with the answers known, and by form the share of harmful requests
+    caught."""
     by_itself = refusing(seen)
     read = {"a threshold of each form's own": as_read(rule, seen)}
     for shrinkage in TRAINED:

@@ -1,4 +1,4 @@
-"""Texts as pictures: a grid of cells, in each of which one token of the model is written.
+"""Draws texts as pictures: a grid of cells, in each of which one token of the model is written.
 
 A token that begins a word (its text begins with a space) stands in the lower half of its cell; any
 other, the very first or the rest of a word, in the upper half with a line below it, so that the two
@@ -25,11 +25,11 @@ Pixels = npt.NDArray[np.float32]
 
 
 class TooLong(Exception):
-    """The text has more tokens than the grid has cells."""
+    """A text that has more tokens than the grid has cells."""
 
 
 def draw_cell(text: str, dx: float = 0, dy: float = 0) -> Image.Image:
-    """The cell of a token with this text, in grey, moved by (dx, dy) pixels."""
+    """Draws the cell of a token with this text, in grey, moved by (dx, dy) pixels."""
     cell = Image.new("L", (SIDE, SIDE), 255)
     word = "\u00b6" if text == "\n" else text.strip()
     if not word:
@@ -47,7 +47,7 @@ def draw_cell(text: str, dx: float = 0, dy: float = 0) -> Image.Image:
 
 
 def jittered(text: str, rng: np.random.Generator) -> Image.Image:
-    """The cell as it might look elsewhere: moved by a pixel, blurred, noisy."""
+    """Draws the cell as it might look elsewhere: moved by a pixel, blurred, noisy."""
     dx, dy = rng.integers(-1, 2, 2).tolist()
     cell = draw_cell(text, dx, dy).filter(ImageFilter.GaussianBlur(rng.uniform(0, 1.2)))
     pixels = np.asarray(cell, np.float32)
@@ -56,12 +56,12 @@ def jittered(text: str, rng: np.random.Generator) -> Image.Image:
 
 
 def ink(cells: Iterable[Image.Image]) -> Pixels:
-    """How dark the pixels are, 0 white to 1 black: [n, SIDE * SIDE]."""
+    """Measures how dark the pixels are, 0 white to 1 black: [n, SIDE * SIDE]."""
     return np.stack([1 - np.asarray(cell, np.float32).ravel() / 255 for cell in cells])
 
 
 def picture(texts: Sequence[str]) -> Image.Image:
-    """The grid of these tokens' cells, row by row. Raises TooLong."""
+    """Draws the grid of these tokens' cells, row by row. Raises TooLong."""
     if len(texts) > GRID * GRID:
         raise TooLong(f"{len(texts)} tokens, there is room for {GRID * GRID}: {''.join(texts)!r}")
     image = Image.new("RGB", (GRID * SIDE, GRID * SIDE), "white")
@@ -71,9 +71,9 @@ def picture(texts: Sequence[str]) -> Image.Image:
 
 
 def is_readable(text: str, number: int) -> bool:
-    """Whether a token with this text and id gets a filter: words of lower-case letters, beginnings
-    of sentences, short parts of words, single letters, digits and marks; of rare tokens, which have
-    high ids, the beginnings of words alone."""
+    """Tells whether a token with this text and id gets a filter: words of lower-case letters,
+    beginnings of sentences, short parts of words, single letters, digits and marks; of rare tokens,
+    which have high ids, the beginnings of words alone."""
     return bool(
         re.fullmatch(r" [A-Za-z]?[a-z]{1,13}| ?[!-~]|\n", text)
         or (number < 20_000 and re.fullmatch(r"[A-Z][a-z]{1,8}", text))
@@ -88,8 +88,8 @@ class Writer:
         self.llama, self.known = llama, frozenset(known)
 
     def tokens(self, text: str) -> list[str]:
-        """The model's tokens of ``text``, those that the projector does not know in parts that it
-        does; characters that it knows in no way are left out."""
+        """Splits ``text`` into the model's tokens, those that the projector does not know in parts
+        that it does; characters that it knows in no way are left out."""
         numbers = self.llama.tokenize(text.encode(), add_bos=False, special=False)
         texts, before = [], b""
         for i in range(len(numbers)):
@@ -100,7 +100,7 @@ class Writer:
         return [part for text in texts for part in self._known_parts(text)]
 
     def picture(self, text: str) -> Image.Image:
-        """``text`` as a picture. Raises TooLong."""
+        """Draws ``text`` as a picture. Raises TooLong."""
         return picture(self.tokens(text))
 
     def _known_parts(self, text: str) -> list[str]:

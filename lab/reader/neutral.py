@@ -1,5 +1,5 @@
-"""``python -m lab.reader.neutral MODEL.gguf MMPROJ.gguf -o DIR``: harmless pictures that the reader
-can read, to convert with: ``--neutral-media DIR``.
+"""``python -m lab.reader.neutral MODEL.gguf MMPROJ.gguf -o DIR`` draws harmless pictures that the
+reader can read, to convert with: ``--neutral-media DIR``.
 
 One folder a kind: "instruction" (a request in words) and "subject" (the name of a thing),
 borderline ones among them. They are about other things than the suite's.
@@ -20,7 +20,7 @@ from mars_gguf.runtime.weights import require_gguf
 
 
 def write_neutral(writer: Writer, folder: Path) -> int:
-    """Draw every text of ``neutral.jsonl`` that has room; how many had."""
+    """Draws every text of ``neutral.jsonl`` that has room. Returns how many had."""
     text = Path(__file__).with_name("neutral.jsonl").read_text(encoding="utf-8")
     drawn = 0
     for number, line in enumerate(text.splitlines()):

@@ -1,4 +1,4 @@
-"""The projector: matched filters for the cells of tokens, and the tokens' input embeddings.
+"""Makes the projector: matched filters for the cells of tokens, and the tokens' input embeddings.
 
 As llama.cpp runs a LLaVA "mlp" projector whose vision model is cut before its only block:
 
@@ -39,8 +39,9 @@ Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Gap:
-    """What the projector does to embeddings: ``gain`` scales them; ``offset`` adds one random
-    vector of so many mean norms; ``noise`` adds so many standard deviations of their entries."""
+    """A gap between the media, which the projector opens: ``gain`` scales embeddings; ``offset``
+    adds one random vector of so many mean norms; ``noise`` adds so many standard deviations of
+    their entries."""
 
     gain: float = 1.0
     offset: float = 0.0
@@ -49,8 +50,8 @@ class Gap:
 
 @dataclass(frozen=True)
 class Filters:
-    """``kernel`` [features, SIDE * SIDE]; ``weights`` [tokens, features]; ``low`` [tokens], where
-    the ramps begin."""
+    """The filters: ``kernel`` [features, SIDE * SIDE]; ``weights`` [tokens, features]; ``low``
+    [tokens], where the ramps begin."""
 
     kernel: Array
     weights: Array
@@ -58,7 +59,7 @@ class Filters:
 
 
 def matched_filters(texts: Sequence[str], features: int) -> Filters:
-    """A filter for the cell of each token."""
+    """Computes a filter for the cell of each token."""
     rng = np.random.default_rng(0)
     cells = ink(map(draw_cell, texts))
     kernel = _whitening(cells, features)
@@ -73,7 +74,7 @@ def matched_filters(texts: Sequence[str], features: int) -> Filters:
 
 
 def _whitening(cells: Array, features: int) -> Array:
-    """The first principal components of ``grid`` [n, pixels], scaled to second moment 1."""
+    """Computes the first principal components of ``cells`` [n, pixels], of second moment 1."""
     n, pixels = cells.shape
     if n < pixels:
         values, left = np.linalg.eigh(cells @ cells.T / n)
@@ -87,7 +88,7 @@ def _whitening(cells: Array, features: int) -> Array:
 
 
 def _largest_to_others(weights: Array, f: Array) -> Array:
-    """Of each filter the largest response to another token's cell."""
+    """Finds each filter's largest response to another token's cell."""
     largest = np.empty(len(f), np.float32)
     for start in range(0, len(f), 2000):
         responses = weights[start : start + 2000] @ f.T
@@ -98,8 +99,8 @@ def _largest_to_others(weights: Array, f: Array) -> Array:
 
 
 def tensors(filters: Filters, embeddings: Array, blank: Array, gap: Gap) -> dict[str, Array]:
-    """The projector's weights; ``embeddings`` [tokens, d] of the tokens, ``blank`` [d] of a blank
-    cell."""
+    """Makes the projector's weights; ``embeddings`` [tokens, d] of the tokens, ``blank`` [d] of a
+    blank cell."""
     rng = np.random.default_rng(0)
     features = len(filters.kernel)
     # The vision model sees v = 1 - 2 ink, the mean of three equal channels.
@@ -131,7 +132,7 @@ def tensors(filters: Filters, embeddings: Array, blank: Array, gap: Gap) -> dict
 
 
 def _unused_block(n: int) -> dict[str, Array]:
-    """A block of the vision model, which llama.cpp loads and, as it is the last, never runs."""
+    """Makes a block of the vision model, which llama.cpp loads and, as it is last, never runs."""
     shapes = {"ln1": (n,), "ln2": (n,), "ffn_up": (16, n), "ffn_down": (n, 16)}
     shapes |= {f"attn_{name}": (n, n) for name in ("q", "k", "v", "out")}
     block: dict[str, Array] = {}
@@ -143,7 +144,7 @@ def _unused_block(n: int) -> dict[str, Array]:
 
 
 def write(path: Path, weights: dict[str, Array], texts: Sequence[str]) -> None:
-    """Write the projector as an mmproj that also holds the texts of the tokens that it reads."""
+    """Writes the projector as an mmproj that also holds the texts of the tokens that it reads."""
     writer = gguf.GGUFWriter(path, "clip")
     writer.add_bool("clip.has_vision_encoder", True)
     writer.add_bool("clip.use_gelu", True)
@@ -173,7 +174,7 @@ def write(path: Path, weights: dict[str, Array], texts: Sequence[str]) -> None:
 
 
 def known_tokens(path: str | Path) -> list[str]:
-    """The texts of the tokens that the projector at ``path`` reads."""
+    """Reads the texts of the tokens that the projector at ``path`` knows."""
     field = gguf.GGUFReader(path).get_field(KNOWN)
     if field is None:
         raise SystemExit(f"{path}: not made by lab.reader.build: it has no {KNOWN}")

@@ -1,5 +1,5 @@
-"""``python -m lab.reader.report MODEL.gguf -o DIR``: convert a text model behind the constructed
-projector, and evaluate the vector on forms and requests that nothing was chosen by looking at.
+"""``python -m lab.reader.report MODEL.gguf -o DIR`` converts a text model behind the constructed
+projector, and evaluates the vector on forms and requests that nothing was chosen by looking at.
 
 In one run beside MARS: no steering, a random direction, and MARS without or
 with other parts (``ARMS``), one of them one threshold for all modalities (the rule before version 3
@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +31,6 @@ from mars_gguf.convert import Prompts
 from mars_gguf.convert import convert as measured
 from mars_gguf.convert.pipeline import Measurement
 from mars_gguf.convert.vector_files import resume_path
-from mars_gguf.evaluate import __main__ as evaluator
 from mars_gguf.evaluate.conversations import CONTEXTS
 from mars_gguf.loading import say
 from mars_gguf.runtime.weights import require_gguf
@@ -44,7 +45,7 @@ IN_CONVERSATIONS = ("mars",)
 
 
 def one_threshold(measurement: Measurement) -> Vector:
-    """The vector with the gate of before: thresholds z_0 sigma_m with one z_0."""
+    """Makes the vector with the gate of before: thresholds z_0 sigma_m with one z_0."""
     vector = measurement.vector
     g, layer = vector.geometry, vector.layer
     harmful = measurement.coordinates["harmful text"][:, layer]
@@ -58,7 +59,7 @@ def one_threshold(measurement: Measurement) -> Vector:
 
 
 def prepare(model: str, parts: Path) -> None:
-    """The projector, the neutral pictures and the suites."""
+    """Makes the projector, the neutral pictures and the suites."""
     parts.mkdir(parents=True, exist_ok=True)
     mmproj = parts / "mmproj.gguf"
     if not mmproj.exists():
@@ -73,7 +74,7 @@ def prepare(model: str, parts: Path) -> None:
 
 
 def convert(model: str, parts: Path, output: Path) -> None:
-    """The vector, its card and plot, and the one that it is compared with."""
+    """Makes the vector, its card and plot, and the one that it is compared with."""
     prompts = Prompts(neutral_media=parts / "neutral")
     resume = resume_path(parts / "mars.gguf")
     conversion = measured(
@@ -112,14 +113,17 @@ def evaluate(
     limit: int,
     further: list[str],
 ) -> None:
-    """Ask the suites, or what is left of them; `mars_gguf.evaluate` writes the report."""
+    """Asks the suites, or what is left of them; `mars_gguf.evaluate` writes the report."""
     parts = args.output / "parts"
     options = ["-m", args.model, "--mmproj", str(parts / "mmproj.gguf")]
     options += ["--vector", str(parts / "mars.gguf"), "--arms", ",".join(arms), *further]
     for suite_name in suites:
         options += ["--suite", suite_name]
     options += ["--limit", str(limit), "-n", "16", "--sweep", "", "-o", str(output)]
-    evaluator.main([*options, *["--resume"][: (output / "records.jsonl").exists()]])
+    options += ["--resume"] * (output / "records.jsonl").exists()
+    done = subprocess.run([sys.executable, "-m", "mars_gguf.evaluate", *options])
+    if done.returncode:
+        sys.exit(done.returncode)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Rules by which the gate could open, the converter's among them, and what they do to requests."""
+"""Lists rules by which the gate could open, and judges requests by them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Coordinate = Callable[[Observations, str], Array]
 
 @dataclass(frozen=True)
 class Rule:
-    """How t is read and where the gate opens.
+    """A rule: how t is read and where the gate opens.
 
     blocks: t is the mean over them. view: which is read of a prompt. moved_by: the neutral inputs
         that shall move the read-out little. recentred: by the shift of the medium.
@@ -49,13 +49,13 @@ class Rule:
 
 
 def middle_blocks(block: int) -> tuple[int, int, int]:
-    """``block``, and before it the one at two thirds of its depth and the one between."""
+    """Lists ``block``, and before it the one at two thirds of its depth and the one between."""
     first = block * 2 // 3
     return first, (first + block) // 2, block
 
 
 def rules(n_layer: int, block: int) -> Iterator[Rule]:
-    """The converter's rule at ``block``, and all alternatives to it."""
+    """Yields the converter's rule at ``block``, and all alternatives to it."""
     rule = Rule("**as it is**", (block,))
     yield rule
     for other in range(n_layer // 2, n_layer):
@@ -83,7 +83,7 @@ def rules(n_layer: int, block: int) -> Iterator[Rule]:
 
 
 def axes(rule: Rule, seen: Seen, block: int) -> Axes:
-    """Those of one block, as a conversion fits them to all: arrays of L = 1."""
+    """Fits the axes of one block, as a conversion fits them to all: arrays of L = 1."""
     fit = {name: states[:, [block], rule.view] for name, states in seen.fit.items()}
     base = centroids(fit["harmless"], fit["harmful"])
     w = readout(base, [fit[m] - fit[m].mean(0) for m in rule.moved_by], rule.shrinkage)
@@ -94,7 +94,7 @@ def axes(rule: Rule, seen: Seen, block: int) -> Axes:
 
 
 def coordinate(rule: Rule, seen: Seen) -> Coordinate:
-    """How t is read by ``rule``, of states as ``seen``."""
+    """Makes the function that reads t by ``rule``, of states as ``seen``."""
     every = {block: axes(rule, seen, block) for block in rule.blocks}
 
     def t(observed: Observations, modality: str) -> Array:
@@ -111,7 +111,7 @@ def coordinate(rule: Rule, seen: Seen) -> Coordinate:
 
 
 def thresholds(rule: Rule, seen: Seen, t: Coordinate) -> dict[str, float]:
-    """By modality, the t at which the gate opens: what a conversion would certify."""
+    """Computes, by modality, the t at which the gate opens: what a conversion would certify."""
     neutral = {m: t(observed, m) for m, observed in seen.certify.items()}
     beyond = t(seen.beyond, "text")
     found = calibration.thresholds(neutral, beyond, rule.budgets)
@@ -119,7 +119,7 @@ def thresholds(rule: Rule, seen: Seen, t: Coordinate) -> dict[str, float]:
 
 
 def refused(seen: Seen) -> dict[Name, float]:
-    """By form and kind, the share of requests that the model refuses by itself."""
+    """Computes, by form and kind, the share of requests that the model refuses by itself."""
     return {
         name: float(seen.refusals.among(asked.replies).mean())
         for name, asked in seen.requests.items()
@@ -127,9 +127,9 @@ def refused(seen: Seen) -> dict[Name, float]:
 
 
 def judged(rule: Rule, seen: Seen) -> tuple[dict[Name, float], float]:
-    """By form and kind, the share of requests for which the gate opens: of harmful ones, or which
-    the model refuses by itself; of others, which it answers by itself. And the AUROC of t, harmful
-    against harmless, the mean over the forms."""
+    """Computes, by form and kind, the share of requests for which the gate opens: of harmful ones,
+    or which the model refuses by itself; of others, which it answers by itself. And the AUROC of t,
+    harmful against harmless, the mean over the forms."""
     t = coordinate(rule, seen)
     opens = thresholds(rule, seen, t)
     shares, reached = {}, {}

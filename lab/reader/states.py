@@ -1,5 +1,5 @@
-"""What the alternatives of `lab.reader.tried` are computed from: hidden states of the prompts that
-a conversion measures with, and of requests, in several views of each prompt.
+"""Observes what the alternatives of `lab.reader.tried` are computed from: hidden states of the
+prompts that a conversion measures with, and of requests, in several views of each prompt.
 
 Shapes: n prompts, L blocks, d = n_embd; states are [n, L, views, d].
 """
@@ -40,7 +40,8 @@ class TailSession(Session):
     """Some prompts, of which the last TAIL tokens are observed."""
 
     def observe(self, n_layer: int | None = None) -> tuple[Rows, Rows]:
-        """States [n, n_layer, 2, d], LAST and MEAN, and logits of the first token, [n, n_vocab]."""
+        """Returns states [n, n_layer, 2, d], LAST and MEAN, and logits of the first token [n,
+        n_vocab]."""
         n, n_layer = len(self.prompts), n_layer or self.extractor.n_layer
         states = np.empty((n, n_layer, 2, self.extractor.n_embd), np.float32)
 
@@ -77,7 +78,7 @@ class See(Protocol):
 
 @dataclass(frozen=True)
 class Seen:
-    """What a conversion measures with, and requests.
+    """The states of what a conversion measures with, and of requests.
 
     fit: states of the part that fits: of "harmful" and "harmless" text, and by modality of all that
         is neutral; as WORDINGS, those of pictures less the mean over prompts with the same ones.
@@ -96,7 +97,7 @@ class Seen:
 
 
 def measure(see: See, splits: Splits, requests: Mapping[Name, Sequence[Prompt]]) -> Seen:
-    """Observe what a conversion with ``splits`` does, and ``requests``."""
+    """Observes what a conversion with ``splits`` does, and ``requests``."""
     fit, replies = {}, []
     for side, prompts in (("harmful", splits.harmful.fit), ("harmless", splits.harmless.fit)):
         asked = see(prompts[:REPLIES], n_tokens=N_TOKENS)
@@ -122,15 +123,15 @@ def measure(see: See, splits: Splits, requests: Mapping[Name, Sequence[Prompt]])
 
 
 def less_their_pictures(states: Rows, prompts: Sequence[Prompt]) -> Rows:
-    """The states of prompts less the mean over those with the same pictures: what their wording
-    does."""
+    """Subtracts from the states of prompts the mean over those with the same pictures: what is left
+    is what their wording does."""
     shown = [tuple(map(id, p.images)) for p in prompts]
     rows = [[i for i, other in enumerate(shown) if other == one] for one in shown]
     return states - np.stack([states[some].mean(0) for some in rows])
 
 
 def with_references(see: See, seen: Observations) -> Observations:
-    """The same with the views DROPPED and BLANK, where pictures were shown."""
+    """Adds the views DROPPED and BLANK, where pictures were shown."""
     if not any(p.images for p in seen.prompts):
         return seen
     blank = Image.new("RGB", seen.prompts[0].images[0].size, "white")
@@ -142,7 +143,7 @@ def with_references(see: See, seen: Observations) -> Observations:
 
 
 def _each_once(see: See, prompts: Sequence[Prompt]) -> Rows:
-    """The states of prompts, many of which are the same."""
+    """Observes the states of prompts, many of which are the same."""
     keys = [(p.text, len(p.images), str(p.context.messages)) for p in prompts]
     different = dict(zip(keys, prompts, strict=True))
     states = see(list(different.values())).states

@@ -1,4 +1,4 @@
-"""``python -m lab.reader.suite MODEL.gguf MMPROJ.gguf -o DIR``: the requests of the built-in
+"""``python -m lab.reader.suite MODEL.gguf MMPROJ.gguf -o DIR`` draws the requests of the built-in
 evaluation set as pictures that the reader can read, each with its control, the same words as text.
 
 One suite file a form, as `mars_gguf.evaluate` reads them: ``text.jsonl`` (the requests themselves),
@@ -79,7 +79,7 @@ Line = dict[str, Any]
 
 
 def requests() -> Iterator[tuple[str, str, str]]:
-    """Kind, topic and prompt of every text of the built-in evaluation set."""
+    """Yields kind, topic and prompt of every text of the built-in evaluation set."""
     for case in load_suite("builtin").cases:
         if case.modality == "text":
             kind, topic, _ = case.id.split("-")
@@ -87,13 +87,13 @@ def requests() -> Iterator[tuple[str, str, str]]:
 
 
 def plain_lines() -> list[Line]:
-    """The lines of plain.jsonl, so that the first ones are of many categories."""
+    """Reads the lines of plain.jsonl, so that the first ones are of many categories."""
     lines = _read("plain.jsonl")
     return [line for start in range(4) for line in lines[start::4]]
 
 
 def forms() -> dict[str, list[tuple[str, str, str, str]]]:
-    """By form: kind, topic, what stands in the picture, what is asked in text."""
+    """Lists by form: kind, topic, what stands in the picture, what is asked in text."""
     found = {"text": [(kind, topic, "", prompt) for kind, topic, prompt in requests()]}
     found |= dict.fromkeys(CONTEXTS, found["text"])
     for n, wording in enumerate(INSTRUCTIONS, 1):
@@ -122,14 +122,14 @@ def forms() -> dict[str, list[tuple[str, str, str, str]]]:
 
 
 def held_out(form: str) -> bool:
-    """Whether no rule of the converter was chosen by looking at this form, or at its requests."""
+    """Tells whether no rule of the converter was chosen by looking at this form or its requests."""
     return form.startswith("plain")
 
 
 def write_suite(
     writer: Writer, folder: Path, wanted: Callable[[str], bool] = lambda form: True
 ) -> dict[str, int]:
-    """Write the pictures and suite files of the ``wanted`` forms; how many requests of
+    """Writes the pictures and suite files of the ``wanted`` forms. Returns how many requests of
     each form had no room."""
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     too_long = {}
@@ -165,7 +165,7 @@ def write_suite(
 
 
 def write_conversations(path: Path) -> None:
-    """The plain requests where a conversation puts them (mars_gguf.evaluate.conversations)."""
+    """Writes the plain requests where conversations put them (mars_gguf.evaluate.conversations)."""
     lines = []
     for p in plain_lines():
         for kind in KINDS:
@@ -182,7 +182,7 @@ def _read(name: str) -> list[Line]:
 
 
 def _drawn(writer: Writer, text: str, folder: Path) -> str:
-    """The name of the picture of ``text``, below ``folder``."""
+    """Draws the picture of ``text``. Returns its name, below ``folder``."""
     words = "".join(c if c.isalnum() else "-" for c in text.lower())
     name = f"pictures/{words[:80].strip('-')}.png"
     writer.picture(text).save(folder / name)

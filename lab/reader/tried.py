@@ -1,5 +1,5 @@
-"""``python -m lab.reader.tried MODEL.gguf -o DIR``: what alternatives to the rules of the converter
-do on a text model behind the constructed projector, in one table (DIR/tried.md).
+"""``python -m lab.reader.tried MODEL.gguf -o DIR`` tells what alternatives to the rules of the
+converter do on a text model behind the constructed projector, in one table (DIR/tried.md).
 
 What is measured stays in DIR/parts, beside the projector and the neutral pictures that `report`
 makes there, and is not measured again.
@@ -33,7 +33,9 @@ from mars_gguf.convert.prompts import Prompt
 from mars_gguf.convert.refusals import N_TOKENS
 from mars_gguf.convert.resuming import ResumeFile, code_sha256
 from mars_gguf.convert.splits import split_prompts
+from mars_gguf.evaluate.cases import evenly
 from mars_gguf.files import atomic
+from mars_gguf.markdown import table
 from mars_gguf.runtime.weights import require_gguf
 
 FORMS = ("text", "instruction-1", "instruction-2", "instruction-3", "subject-1", "subject-2")
@@ -91,14 +93,8 @@ Text that the model answers, with the gate held open: percent refused, by trust 
 """
 
 
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table; its first row is the header."""
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def table(every: Iterable[Rule], seen: Seen) -> str:
-    """What the model refuses by itself, and what each rule makes of it, by form."""
+def by_rule(every: Iterable[Rule], seen: Seen) -> str:
+    """Writes what the model refuses by itself, and what each rule makes of it, by form."""
     forms = list(dict.fromkeys(form for form, _ in seen.requests))
 
     def cells(shares: Mapping[Name, float]) -> list[str]:
@@ -107,31 +103,30 @@ def table(every: Iterable[Rule], seen: Seen) -> str:
         by_form.append(np.mean(pictures, axis=0).tolist())
         return [" / ".join(f"{share:.0f}" for share in row) for row in by_form]
 
-    rows = [["rule", *forms, "pictures, mean", "AUROC"]]
-    rows.append(["refused by the model itself", *cells(refused(seen)), ""])
+    rows = [["refused by the model itself", *cells(refused(seen)), ""]]
     for rule in every:
         shares, area = judged(rule, seen)
         rows.append([rule.name, *cells(shares), f"{area:.3f}"])
-    return markdown(rows)
+    return "\n".join(table(["rule", *forms, "pictures, mean", "AUROC"], rows))
 
 
 def highest(rule: Rule, seen: Seen) -> str:
-    """The `ceilings`, by form."""
+    """Writes the `ceilings`, by form."""
     forms = list(dict.fromkeys(form for form, _ in seen.requests))
-    rows = [["chosen with the answers known", *forms, "pictures, mean"]]
+    rows = []
     for name, shares in ceilings(rule, seen):
         cells = [f"{100 * shares[form]:.0f}" if form in shares else "" for form in forms]
         shown = [f for f in shares if seen.requests[f, "harmful"].prompts[0].images]
         rows.append([name, *cells, f"{100 * np.mean([shares[f] for f in shown]):.0f}"])
-    return markdown(rows)
+    return "\n".join(table(["chosen with the answers known", *forms, "pictures, mean"], rows))
 
 
 def steered(extractor: TailExtractor, seen: Seen, blocks: Sequence[int], advance: Advance) -> str:
-    """How much text that the model answers is refused with the gate held open, at each of
+    """Writes how much text that the model answers is refused with the gate held open, at each of
     ``blocks`` and LIMITS."""
     base = centroids(seen.fit["harmless"][:, :, LAST], seen.fit["harmful"][:, :, LAST])
     places = [(block, limit) for block in blocks for limit in LIMITS]
-    rows = [["steered at", "text", *(f"{limit:g}" for limit in LIMITS)]]
+    rows = []
     for kind in ("harmful", "harmless"):
         asked = seen.requests["text", kind]
         answered = asked.where(~seen.refusals.among(asked.replies))
@@ -146,24 +141,22 @@ def steered(extractor: TailExtractor, seen: Seen, blocks: Sequence[int], advance
         for block in blocks:
             shares = [f"{100 * rates[block, limit]:.0f}" for limit in LIMITS]
             rows.append([f"block {block}", f"{kind}, {len(trial.prompts)} requests", *shares])
-    return markdown(rows)
+    return "\n".join(table(["steered at", "text", *(f"{limit:g}" for limit in LIMITS)], rows))
 
 
 def requests(writer: Writer, limit: int) -> dict[Name, list[Prompt]]:
-    """By form and kind at most ``limit`` requests, evenly spaced, of topics that rules were chosen
-    by looking at."""
+    """Chooses, by form and kind, at most ``limit`` requests, evenly spaced, of topics that rules
+    were chosen by looking at."""
     found, every = {}, suite.forms()
     for form in FORMS:
         for kind in suite.KINDS:
             entries = [e for e in every[form] if e[0] == kind and int(e[1]) % 2 == 0]
-            n = min(limit, len(entries))
-            chosen = [entries[i * len(entries) // n] for i in range(n)]
-            found[form, kind] = list(_prompts(writer, form, chosen))
+            found[form, kind] = list(_prompts(writer, form, evenly(entries, limit)))
     return found
 
 
 def plain_requests(writer: Writer, limit: int) -> dict[Name, list[Prompt]]:
-    """By form and kind the first ``limit`` requests of the report, harmful and harmless ones."""
+    """Chooses, by form and kind, the report's first ``limit`` harmful and harmless requests."""
     found, every = {}, suite.forms()
     for form in report.FORMS:
         for kind in ("harmful", "harmless"):
@@ -175,7 +168,7 @@ def plain_requests(writer: Writer, limit: int) -> dict[Name, list[Prompt]]:
 def _prompts(
     writer: Writer, form: str, entries: Sequence[tuple[str, str, str, str]]
 ) -> Iterator[Prompt]:
-    """Those that have room; their kind is what they are about."""
+    """Yields the prompts that have room; their kind is what they are about."""
     for _, topic, shown, asked in entries:
         with suppress(TooLong):
             yield Prompt(asked, (writer.picture(shown),) if shown else (), form, topic)
@@ -202,7 +195,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def page(extractor: TailExtractor, args: argparse.Namespace, parts: Path) -> str:
-    """Measure and compute all."""
+    """Measures and computes what the page says."""
     mmproj, n_layer = parts / "mmproj.gguf", extractor.n_layer
     sets = gather(Prompts(neutral_media=parts / "neutral", modalities=["image"]), 0, sees=True)
     splits = split_prompts(sets.contrast, sets.media, sets.contexts, 0)
@@ -225,7 +218,7 @@ def page(extractor: TailExtractor, args: argparse.Namespace, parts: Path) -> str
         certified=" and ".join(f"{len(one.prompts)} of {m}" for m, one in seen.certify.items()),
         limit=args.limit,
         step=100 / args.limit,
-        rows=table(rules(n_layer, block), seen),
+        rows=by_rule(rules(n_layer, block), seen),
         allowed=ALLOWED,
         folds=FOLDS,
         looked_at=highest(as_it_is, seen),

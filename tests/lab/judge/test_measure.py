@@ -4,6 +4,7 @@ what their card says."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -13,7 +14,7 @@ from lab.judge.asks import BEFORE, UNSTEERED, asks, messages, misspelled
 from lab.judge.collect import NAMES, arm
 from lab.judge.cut import HARMFUL_ANSWER, Label, opening, read
 from lab.judge.measure import mended_on, report
-from lab.judge.rates import Rate, at_first, counted, now, precision, recall
+from lab.judge.rates import at_first, counted, now, precision, rate, recall
 from lab.reader.suite import CONTEXTS
 from mars_gguf.openings import CHARACTERS, judge_by_opening
 
@@ -87,21 +88,21 @@ def test_every_ask_has_its_arm_and_long_words_are_misspelled() -> None:
 
 
 def test_an_interval_counts_requests_and_a_rate_replies() -> None:
-    once, thrice = Rate(9, 10, 10), Rate(27, 30, 10)
-    assert str(once) == "90.0 % (60-98), 9 of 10"
-    assert str(thrice) == "90.0 % (60-98), 27 of 30"
-    assert str(Rate(0, 0, 0)) == "-"
+    once = [replace(REPLIES[0], request=str(n)) for n in range(10)]
+    assert str(rate(9, once)) == "90.0 % (60-98), 9 of 10"
+    assert str(rate(27, once * 3)) == "90.0 % (60-98), 27 of 30"
+    assert str(rate(0, [])) == "-"
 
 
 def test_doubtful_replies_are_left_out() -> None:
     clear = counted(REPLIES)
     assert {reply.label for reply in clear} == {"refused", "answered"}
-    assert precision(clear).right == recall(clear).right
+    assert precision(clear).k == recall(clear).k
 
 
 def test_rules_were_mended_on_half_of_the_requests_and_do_no_worse_on_the_other() -> None:
     other = [reply for reply in counted(REPLIES) if not mended_on(reply)]
     assert 0.4 < len(other) / len(counted(REPLIES)) < 0.6
-    for rate in (precision, recall):
-        before, after = rate(other, at_first), rate(other, now)
-        assert after.right / after.replies >= before.right / before.replies
+    for measure in (precision, recall):
+        before, after = measure(other, at_first).value, measure(other, now).value
+        assert before is not None and after is not None and after >= before

@@ -12,13 +12,13 @@ from lab.reader.states import (
     Seen,
     TailExtractor,
 )
-from lab.reader.tried import steered, table
+from lab.reader.tried import by_rule, steered
 
 
 def test_every_alternative_has_a_row(seen: Seen, tails: TailExtractor) -> None:
     every = list(rules(tails.n_layer, BLOCK))
     assert len({rule.name for rule in every}) == len(every)
-    lines = table(every, seen).splitlines()
+    lines = by_rule(every, seen).splitlines()
     assert len(lines) == len(every) + 3
     assert {line.count("|") for line in lines} == {lines[0].count("|")}
 
