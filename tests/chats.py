@@ -30,10 +30,10 @@ def chat(llama: SteeredLlama, *lines: str, **sampling: Any) -> tuple[str, Conver
             raise KeyboardInterrupt
         return line
 
-    def open_video(path: str) -> Video:
+    def read_video(path: str) -> Video:
         if path != "clip.mp4":
             raise MarsError(f"{path}: no such file; expected a video")
         return Video(path, [picture(1), picture(2)], 2)
 
-    Terminal(conversation, console, read_line, open_video).run()
+    Terminal(conversation, console, read_line, read_video).run()
     return text_of(console), conversation

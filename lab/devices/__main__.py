@@ -1,5 +1,5 @@
-"""``python -m lab.devices [-ngl all] [--rpc HOST:PORT]``: check steering on the device that
-llama.cpp computes on, and print a row of the table in docs/DEVICES.md.
+"""``python -m lab.devices [-ngl all] [--rpc HOST:PORT]`` checks steering on the device that
+llama.cpp computes on, and prints a row of the table in docs/DEVICES.md.
 
 Without options that is the CPU; ``-ngl all`` puts all layers on the first GPU of this build of
 llama.cpp (Vulkan, CUDA, Metal, ...), ``--rpc`` on another machine. The model is the package's
@@ -92,7 +92,7 @@ def _subject(args: argparse.Namespace) -> Subject:
 
 
 def _device(n_gpu_layers: int, note: str) -> str:
-    """The device that all layers are on: with llama.cpp's order, servers before GPUs."""
+    """Names the device that all layers are on: with llama.cpp's order, servers before GPUs."""
     found = [d for d in devices() if (d.type == CPU) == (n_gpu_layers == 0)]
     servers = [d for d in found if d.name.startswith("RPC")]
     device = (servers or found)[0]

@@ -1,5 +1,8 @@
-"""Each check in a process of its own: models of earlier ones leave nothing on the device, and one
-that dies is told from one that finds a difference."""
+"""Runs each check in a process of its own.
+
+So models of earlier ones leave nothing on the device, and one that dies is told from one that finds
+a difference.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,8 @@ _kept: list[Any] = []  # callbacks that llama.cpp holds
 
 
 def alone(check: Check, subject: Subject, shown: str, servers: str | None) -> tuple[Any, str]:
-    """What ``check`` finds of a prompt, in a process of its own; and how many layers are offloaded.
-    A process that dies has found NaN."""
+    """Runs ``check`` on a prompt in a process of its own: what it finds, and how many layers are
+    offloaded. A process that dies has found NaN."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         try:
             return process.submit(_checked, check, subject, shown, servers).result()

@@ -1,4 +1,4 @@
-"""What has to hold on a device, as differences: 0 is equal to the bit."""
+"""Measures differences that must not be on a device: 0 is equal to the bit."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ class Subject:
     prompts: dict[str, Messages]
 
     def handler(self) -> MTMDChatHandler | None:
-        """llama-cpp-python's own, for pictures."""
+        """Makes llama-cpp-python's own handler, for pictures."""
         return MTMDChatHandler(self.mmproj, verbose=False) if self.mmproj else None
 
     def plain(self, layers: list[int] | None = None) -> Llama:
-        """The model in llama-cpp-python; with ``layers`` watched."""
+        """Loads the model in llama-cpp-python, with ``layers`` watched."""
         options = self.options | {"chat_handler": self.handler()}
         if layers is None:
             return Llama(self.model, **options)
         return Watched(self.model, layers, **options)
 
     def steered(self, threshold: float | None = None, **options: Any) -> SteeredLlama:
-        """The steered model; its gate opens at ``threshold``, as the vector says without."""
+        """Loads the steered model; its gate opens at ``threshold``, as the vector says without."""
         given = read_vector(self.vector)
         if threshold is not None:
             given = opening(given, threshold)
@@ -52,7 +52,7 @@ class Subject:
 
 
 def opening(vector: Vector, threshold: float) -> Vector:
-    """``vector`` with a gate that opens at ``threshold``, and room to push."""
+    """Gives ``vector`` a gate that opens at ``threshold``, and room to push."""
     g = vector.geometry
     thresholds = dict.fromkeys(g.thresholds, threshold)
     geometry = replace(g, thresholds=thresholds, trust_limit=8.0)
@@ -60,7 +60,7 @@ def opening(vector: Vector, threshold: float) -> Vector:
 
 
 def decision(subject: Subject, messages: Messages) -> Steering:
-    """What the vector as it is decides."""
+    """Reads what the vector as it is decides."""
     with closing(subject.steered()) as llama:
         say(llama, messages)
         assert llama.last_steering is not None
@@ -68,8 +68,8 @@ def decision(subject: Subject, messages: Messages) -> Steering:
 
 
 def rows(subject: Subject, messages: Messages) -> float:
-    """The state of the last prompt token after every block, seen by the callback in C, by the one
-    in Python and by an independent one."""
+    """Compares the states of the last prompt token after every block as the callback in C, the one
+    in Python and an independent one see them."""
     found = [_states(subject, messages, compiled) for compiled in (True, False)]
     layers = list(found[0])
     watched = subject.plain(layers)
@@ -102,7 +102,7 @@ def _states(subject: Subject, messages: Messages, compiled: bool) -> dict[int, L
 
 
 def shut(subject: Subject, messages: Messages) -> float:
-    """A reply and the next turn, the gate shut: logits against plain llama-cpp-python."""
+    """Compares logits of a reply and the next turn, the gate shut, with plain llama-cpp-python."""
     found = []
     for llama in (subject.plain(), subject.steered(SHUT)):
         with closing(llama):
@@ -113,7 +113,7 @@ def shut(subject: Subject, messages: Messages) -> float:
 
 
 def opened(subject: Subject, messages: Messages) -> float:
-    """A reply steered inline: logits against an independent callback that adds the same."""
+    """Compares logits of a reply steered inline with an independent callback that adds the same."""
     with closing(subject.steered(OPEN, way="inline")) as llama:
         found = say(llama, messages)
         steering, policy = llama.last_steering, llama.policies[0]
@@ -126,7 +126,7 @@ def opened(subject: Subject, messages: Messages) -> float:
 
 
 def in_c_and_python(subject: Subject, messages: Messages) -> float:
-    """A reply steered inline: logits with the callback in C against the one in Python."""
+    """Compares logits of a reply steered inline by the callback in C with the one in Python."""
     found = []
     for compiled in (True, False):
         with closing(subject.steered(OPEN, way="inline", compiled=compiled)) as llama:
@@ -135,8 +135,8 @@ def in_c_and_python(subject: Subject, messages: Messages) -> float:
 
 
 def by_control_vector(subject: Subject, messages: Messages) -> float:
-    """t and alpha / D of a reply steered by cvec, against one steered inline. (That the state moved
-    by alpha, the runtime checks of every reply.)"""
+    """Compares t and alpha / D of a reply steered by cvec with one steered inline. (That the state
+    moved by alpha, the runtime checks of every reply.)"""
     found = []
     for way in ("inline", "cvec"):
         with closing(subject.steered(OPEN, way=way)) as llama:
@@ -148,8 +148,8 @@ def by_control_vector(subject: Subject, messages: Messages) -> float:
 
 
 def plain_control_vector(subject: Subject, messages: Messages) -> float:
-    """Plain llama-cpp-python whose control vector is set and cleared over and over, which is what
-    cvec rests on: logits after each clearing against those before."""
+    """Compares logits of plain llama-cpp-python before and after its control vector is set and
+    cleared over and over, which is what cvec rests on."""
     vector = read_vector(subject.vector)
     push = vector.policy().push(vector.geometry.distance)
     with closing(subject.plain()) as llama:
@@ -172,7 +172,7 @@ def _more() -> dict[str, Any]:
 
 
 def _far(a: Logits, b: Logits) -> float:
-    """The largest difference; infinite for what is not finite or of another length."""
+    """Measures the largest difference; infinite for what is not finite or of another length."""
     if a.shape != b.shape or not (np.isfinite(a).all() and np.isfinite(b).all()):
         return float("inf")
     return float(np.abs(a - b).max())

@@ -1,4 +1,4 @@
-"""Plain llama-cpp-python with an eval callback of its own, to hold the runtime against."""
+"""Watches plain llama-cpp-python by an eval callback of its own, to hold the runtime against."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ class Watched(llama_cpp.Llama):
         return True
 
     def prompt_rows(self, messages: list[Any]) -> dict[int, Logits]:
-        """The state of the last prompt token after each of the blocks."""
+        """Reads the state of the last prompt token after each of the blocks."""
         return dict(self.seen[: self._before_sampling(messages)])
 
     def say_with(self, messages: list[Any], addition: Logits) -> Logits:
-        """What `say` gives with ``addition`` to the last prompt token's state after the only block
+        """Replies as `say`, with ``addition`` to the last prompt token's state after the only block
         that is watched."""
         assert len(self.wanted) == 1
         self.change = self._before_sampling(messages) - 1, addition
@@ -65,7 +65,7 @@ class Watched(llama_cpp.Llama):
             self.change = None
 
     def _before_sampling(self, messages: list[Any]) -> int:
-        """How often a node is seen while the prompt is evaluated."""
+        """Counts how often a node is seen while the prompt is evaluated."""
         counts: list[int] = []
 
         def count(_ids: Any, scores: Logits) -> Logits:
@@ -79,13 +79,13 @@ class Watched(llama_cpp.Llama):
 
 
 def afresh(llama: llama_cpp.Llama) -> None:
-    """Forget what was evaluated."""
+    """Forgets what was evaluated."""
     llama.reset()
     llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(llama.ctx), True)
 
 
 def say(llama: llama_cpp.Llama, messages: list[Any], *processors: Any) -> Logits:
-    """The logits of a greedy reply of N_REPLY tokens at most, [n, n_vocab]."""
+    """Reads the logits of a greedy reply of N_REPLY tokens at most, [n, n_vocab]."""
     rows: list[Logits] = []
 
     def keep(_ids: Any, scores: Logits) -> Logits:

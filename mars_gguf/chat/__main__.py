@@ -81,8 +81,8 @@ def main(argv: list[str] | None = None) -> None:
     with command():
         prompt = one_prompt(args.prompt, shows=bool(args.image or args.video), as_json=args.json)
         system = args.system_prompt and require_utf8(args.system_prompt, "--system-prompt")
-        open_video = partial(load_video, fps=args.fps, max_frames=args.max_frames)
-        pictures, video = _attached(args, open_video)
+        read_video = partial(load_video, fps=args.fps, max_frames=args.max_frames)
+        pictures, video = _attached(args, read_video)
         with closing(load_steered(args, model_files(args), keep_turns=True)) as llama:
             conversation = Conversation(llama, system=system, sampling=_sampling(args))
             if prompt is not None:
@@ -90,13 +90,13 @@ def main(argv: list[str] | None = None) -> None:
                 answer_once(conversation, pieces, as_json=args.json)
                 return
             read_line = line_editor(COMMANDS) if sys.stdout.isatty() else read_plainly
-            terminal = Terminal(conversation, Console(highlight=False), read_line, open_video)
+            terminal = Terminal(conversation, Console(highlight=False), read_line, read_video)
             terminal.pictures, terminal.video = pictures, video
             terminal.run()
 
 
 def _attached(
-    args: argparse.Namespace, open_video: Callable[[str], Video]
+    args: argparse.Namespace, read_video: Callable[[str], Video]
 ) -> tuple[list[Image.Image], Video | None]:
     """Reads the pictures and the video of the options, before the model is loaded."""
     pictures = [load_image(path, SHOWN_SIDE) for path in args.image]
@@ -106,7 +106,7 @@ def _attached(
     if not args.video:
         return pictures, None
     with Console(stderr=True).status("reading the video"):
-        return pictures, open_video(args.video)
+        return pictures, read_video(args.video)
 
 
 def _sampling(args: argparse.Namespace) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""A conversation with a steered model: what was said, and what of it still fits the context."""
+"""Keeps a conversation with a steered model, and gives the model what of it fits the context."""
 
 from __future__ import annotations
 
@@ -26,8 +26,11 @@ BLANK = picture_part(Image.new("RGB", (8, 8)))
 
 @dataclass
 class Turn:
-    """A request and its answer; ``steering`` is None until the first token was sampled.
-    ``prompt`` is all that the model was given, ``seed`` what its tokens were drawn with."""
+    """A request and its answer.
+
+    prompt: all that the model was given. seed: its tokens were drawn with it. steering: None until
+    the first token was sampled.
+    """
 
     prompt: Messages
     seed: int
@@ -42,7 +45,7 @@ class Turn:
 
     @property
     def request(self) -> Message:
-        """The message with which the user said and showed something."""
+        """The message of the user."""
         return self.prompt[-1]
 
     @property
@@ -53,18 +56,20 @@ class Turn:
 
     @property
     def pictures(self) -> int:
-        """How many still pictures the request shows."""
+        """Counts the still pictures that the request shows."""
         return sum(part["type"] == "image_url" for part in _media(self.request))
 
     @property
     def frames(self) -> int:
-        """How many frames of a film the request shows."""
+        """Counts the frames of a film that the request shows."""
         return sum(len(p["video"]) for p in _media(self.request) if p["type"] == "video")
 
     @property
     def messages(self) -> Messages:
-        """The turn as later prompts show it. What stands for a picture in the text of a prompt is
-        written otherwise, should the model have said it."""
+        """The turn as later prompts show it.
+
+        Should the model have said what stands for a picture in prompts, it is written otherwise.
+        """
         answer = self.answer.replace(MARKER, MARKER.replace("<", "< "))
         return [self.request, {"role": "assistant", "content": answer}]
 
@@ -74,17 +79,17 @@ class Turn:
 
     @property
     def tokens_per_second(self) -> float:
-        """The rate of the tokens after the first."""
+        """The speed of the tokens after the first."""
         spent = self.seconds - self.seconds_to_first
         return (self.tokens - 1) / spent if self.tokens > 1 and spent > 0 else 0.0
 
 
 class Conversation:
-    """Turns of one conversation, the newest last. When the context is full the model is not given
-    the oldest any longer: ``first`` is the index of the first that it is given.
+    """Asks the model in turns, and keeps them, the newest last.
 
-    ``sampling`` are arguments of ``Llama.create_chat_completion``. ``notes`` says in words what
-    had to be left out for the latest reply.
+    When the context is full the model is not given the oldest any longer: ``first`` is the index of
+    the first that it is given. ``sampling`` are arguments of ``Llama.create_chat_completion``.
+    ``notes`` says in words what had to be left out for the latest reply.
     """
 
     def __init__(
@@ -94,19 +99,19 @@ class Conversation:
         self.clear()
 
     def clear(self) -> None:
-        """Forget what was said; the system prompt stays."""
+        """Forgets what was said; the system prompt stays."""
         self.turns: list[Turn] = []
         self.first = 0
         self.notes: list[str] = []
         self._sizes: dict[tuple[str, ...], int] = {}  # tokens of media, see _count
 
     def require_sight(self) -> None:
-        """Raise MarsError if the model sees no pictures."""
+        """Raises MarsError if the model sees no pictures."""
         if self.llama.projector is None:
             raise MarsError("the model sees no pictures: it was loaded without --mmproj")
 
     def messages(self, first: int | None = None) -> Messages:
-        """The messages that the model is given, the turns from index ``first`` on."""
+        """Gathers the messages that the model is given: the turns from index ``first`` on."""
         start = [{"role": "system", "content": self.system}] if self.system else []
         kept = self.turns[self.first if first is None else first :]
         return start + [m for turn in kept for m in turn.messages]
@@ -114,11 +119,10 @@ class Conversation:
     def reply(
         self, text: str, pictures: Sequence[Image.Image] = (), video: Video | None = None
     ) -> Generator[str, None, None]:
-        """Yield the reply piece by piece. What was said is kept, also if the caller stops early;
-        a message that fails, or is stopped before its first token, leaves the conversation as it
-        was.
+        """Yields the reply piece by piece, and keeps what was said, also if the caller stops early.
 
-        Raises MarsError if the message does not fit the context.
+        A message that fails, or is stopped before its first token, leaves the conversation as it
+        was. Raises MarsError if the message does not fit the context.
         """
         began = time.perf_counter()
         said = (policy.caution(self.system) for policy in self.llama.policies)
@@ -135,14 +139,16 @@ class Conversation:
                 self.turns, self.first = [*self.turns, turn], first
 
     def taken_apart(self, reply: str) -> tuple[str, str | None]:
-        """The thought and the answer of a reply, as mars_gguf.reasoning.split."""
+        """Takes a reply apart into its thought and its answer (mars_gguf.reasoning.split)."""
         template = self.llama.template
         return split(reply, template.thinks, template.begins_thought)
 
     def unsteered(self) -> Generator[str, None, None]:
-        """Yield what the model says to the last prompt with the gate held shut, drawn with the
-        same seed and evaluated in the same batches, so that nothing but steering makes it differ.
-        Nothing of it is kept."""
+        """Yields what the model says to the last prompt with the gate held shut.
+
+        It is drawn with the same seed and evaluated in the same batches, so that nothing but
+        steering makes it differ. Nothing of it is kept.
+        """
         last, llama = self.turns[-1], self.llama
         llama.context.rewind(min(last.start, llama.context.n_reusable))
         with llama.using(*(replace(policy, gate="shut") for policy in llama.policies)):
@@ -179,8 +185,8 @@ class Conversation:
     # What fits ---------------------------------------------------------------------------------
 
     def _request(self, text: str, pictures: Sequence[Image.Image], video: Video | None) -> Message:
-        """The user's message, with as many frames of the film as half of the context has room for:
-        the other half is left to the turns that follow."""
+        """Makes the user's message, with as many frames of the film as half of the context has room
+        for: the other half is left to the turns that follow."""
         if pictures or video:
             self.require_sight()
         context, before = self.llama.n_ctx(), self.messages(len(self.turns))
@@ -202,7 +208,7 @@ class Conversation:
         return request
 
     def _first_with_room_for(self, request: Message) -> int:
-        """Index of the first turn that can stay with the request."""
+        """Finds the first turn that can stay with the request, by its index."""
         context, wanted = self.llama.n_ctx(), self.sampling["max_tokens"]
         # Room for a reply: all it may need, but no more than a quarter of the context.
         limit = context - (min(wanted, context // 4) if wanted > 0 else context // 4)
@@ -218,8 +224,11 @@ class Conversation:
         return first
 
     def _count(self, messages: Messages) -> int:
-        """Tokens of a prompt. Cutting up a picture takes long, so it is done once, not with every
-        prompt that it is in: it takes as many tokens more than a blank one wherever it stands."""
+        """Counts the tokens of a prompt.
+
+        Cutting up a picture takes long, so it is done once, not with every prompt that it is in: it
+        takes as many tokens more than a blank one wherever it stands.
+        """
         media = [part for message in messages for part in _media(message)]
         for part in media:
             if _urls(part) not in self._sizes:
@@ -249,18 +258,18 @@ class Conversation:
 
 
 def _media(message: Message) -> list[dict[str, Any]]:
-    """The pictures and films among the parts of a message."""
+    """Picks the pictures and films among the parts of a message."""
     content = message["content"]
     return [] if isinstance(content, str) else [p for p in content if p["type"] != "text"]
 
 
 def _urls(part: dict[str, Any]) -> tuple[str, ...]:
-    """The URLs of a picture, or of the frames of a film."""
+    """Reads the URLs of a picture, or of the frames of a film."""
     return tuple(part["video"]) if part["type"] == "video" else (part["image_url"]["url"],)
 
 
 def _blanked(message: Message) -> Message:
-    """The message with a blank picture in the place of each of its pictures and films."""
+    """Puts a blank picture in the place of each of the message's pictures and films."""
     if not _media(message):
         return message
     parts = [part if part["type"] == "text" else BLANK for part in message["content"]]

@@ -38,7 +38,7 @@ COMMANDS = {
 class Terminal:
     """Reads lines until they end, and shows on ``console`` what the conversation answers.
 
-    ``read_line`` gets the words to prompt with; it raises EOFError at the end. ``open_video`` turns
+    ``read_line`` gets the words to prompt with; it raises EOFError at the end. ``read_video`` turns
     a path into a Video. ``pictures`` and ``video`` are attached to the next message.
     """
 
@@ -47,10 +47,10 @@ class Terminal:
         conversation: Conversation,
         console: Console,
         read_line: ReadLine,
-        open_video: Callable[[str], Video],
+        read_video: Callable[[str], Video],
     ) -> None:
         self.conversation, self.console = conversation, console
-        self.read_line, self.open_video = read_line, open_video
+        self.read_line, self.read_video = read_line, read_video
         self.pictures: list[Image.Image] = []
         self.video: Video | None = None
 
@@ -109,7 +109,7 @@ class Terminal:
             case "/video" if argument:
                 conversation.require_sight()
                 with without_echo(), self.console.status("reading the video"):
-                    self.video = self.open_video(typed_path(argument, name))
+                    self.video = self.read_video(typed_path(argument, name))
             case "/image":
                 self.pictures = []
             case "/video":

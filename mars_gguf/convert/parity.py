@@ -227,7 +227,7 @@ def run(args: argparse.Namespace) -> Parity:
             )
         names = (
             f"llama.cpp {quantized.fingerprint.quantization}",
-            f"transformers {str(checkpoint.model.dtype).removeprefix('torch.')}",
+            f"transformers {str(checkpoint.checkpoint.model.dtype).removeprefix('torch.')}",
         )
         return compare(
             quantized,

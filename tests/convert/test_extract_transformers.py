@@ -25,8 +25,8 @@ from models import picture, random_llama
 
 from mars_gguf.convert.choices import CheckpointOptions
 from mars_gguf.convert.extract_gguf import GgufExtractor
-from mars_gguf.convert.extract_transformers import TransformersExtractor
-from mars_gguf.convert.prompts import Context, Prompt, builtin_contrast
+from mars_gguf.convert.extract_transformers import Batch, TransformersExtractor, _adding
+from mars_gguf.convert.prompts import Context, Prompt, Rows, builtin_contrast
 from mars_gguf.errors import ModelError
 from mars_gguf.runtime.template import CHATML
 from mars_gguf.vectors import read_vector
@@ -72,17 +72,23 @@ def prompts_for(extractor: TransformersExtractor) -> list[Prompt]:
     ]
 
 
+def pushed(batch: Batch, layer: int, additions: Rows) -> Rows:
+    """Logits of the first token, with ``additions`` at the last token of each prompt."""
+    with batch.extractor.visiting(_adding(layer, additions)):
+        return batch._forward(batch.cached)
+
+
 def reference(extractor: TransformersExtractor, prompt: Prompt) -> tuple[Any, Any]:
     """(hidden_states of the last token, logits) as transformers itself gives them, for one prompt
     alone: no padding, no cache, no hooks."""
-    text = extractor.template.render(prompt)
-    encode = extractor.processor if prompt.images else extractor.tokenizer
+    text = extractor.checkpoint.template.render(prompt)
+    encode = extractor.checkpoint.processor if prompt.images else extractor.checkpoint.tokenizer
     images = {"images": [list(prompt.images)]} if prompt.images else {}
     inputs = encode(text=[text], add_special_tokens=False, return_tensors="pt", **images)
     if not prompt.images:
         inputs.pop("token_type_ids", None)
     with torch.inference_mode():
-        output = extractor.model(**inputs, output_hidden_states=True, use_cache=False)
+        output = extractor.checkpoint.model(**inputs, output_hidden_states=True, use_cache=False)
     return [x[0, -1] for x in output.hidden_states], output.logits[0, -1]
 
 
@@ -104,7 +110,9 @@ def test_block_outputs_are_transformers_hidden_states_and_the_last_is_before_the
                     states[row, block], hidden[block + 1].numpy(), rtol=1e-3, atol=1e-4
                 )
             with torch.inference_mode():
-                normed = extractor.model.get_decoder().norm(torch.from_numpy(states[row, -1]))
+                normed = extractor.checkpoint.model.get_decoder().norm(
+                    torch.from_numpy(states[row, -1])
+                )
             np.testing.assert_allclose(normed.numpy(), hidden[-1].numpy(), rtol=1e-3, atol=1e-4)
             assert not np.allclose(states[row, -1], hidden[-1].numpy(), rtol=1e-2)
             np.testing.assert_allclose(logits[row], last.numpy(), rtol=1e-3, atol=1e-3)
@@ -121,20 +129,20 @@ def test_steering_adds_to_one_block_at_the_last_token_with_and_without_a_cache(
     for indices, session in extractor.sessions(prompts_for(extractor)):
         additions = rng.normal(size=(len(indices), WIDTH)).astype(np.float32)
         states, plain = session.observe()
-        np.testing.assert_array_equal(session.steered(1, 0 * additions), plain)
+        np.testing.assert_array_equal(pushed(session, 1, 0 * additions), plain)
         # After the last block only the norm and the head remain: computed here by hand.
         with torch.inference_mode():
             moved = torch.from_numpy(states[:, -1] + additions)
-            head = extractor.model.get_output_embeddings()
-            expected = head(extractor.model.get_decoder().norm(moved)).numpy()
+            head = extractor.checkpoint.model.get_output_embeddings()
+            expected = head(extractor.checkpoint.model.get_decoder().norm(moved)).numpy()
         np.testing.assert_allclose(
-            session.steered(BLOCKS - 1, additions), expected, rtol=1e-3, atol=1e-3
+            pushed(session, BLOCKS - 1, additions), expected, rtol=1e-3, atol=1e-3
         )
-        steered = session.steered(1, additions)
+        steered = pushed(session, 1, additions)
         assert abs(steered - plain).max() > 0.05
-        np.testing.assert_array_equal(session.steered(1, additions), steered)
+        np.testing.assert_array_equal(pushed(session, 1, additions), steered)
         session.cached = False
-        np.testing.assert_allclose(session.steered(1, additions), steered, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(pushed(session, 1, additions), steered, rtol=1e-3, atol=1e-3)
 
 
 def greedy(
@@ -142,8 +150,8 @@ def greedy(
 ) -> list[int]:
     """The tokens of a reply as transformers alone gives them, all evaluated again for each, with
     ``added`` at the last token of the prompt."""
-    text = extractor.template.render(prompt)
-    encode = extractor.processor if prompt.images else extractor.tokenizer
+    text = extractor.checkpoint.template.render(prompt)
+    encode = extractor.checkpoint.processor if prompt.images else extractor.checkpoint.tokenizer
     images = {"images": [list(prompt.images)]} if prompt.images else {}
     inputs = encode(text=[text], add_special_tokens=False, return_tensors="pt", **images)
     length = inputs["input_ids"].shape[1]
@@ -154,11 +162,11 @@ def greedy(
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     tokens: list[int] = []
-    handle = extractor.model.get_decoder().layers[layer].register_forward_hook(hook)
+    handle = extractor.checkpoint.model.get_decoder().layers[layer].register_forward_hook(hook)
     try:
         for _ in range(n_tokens):
             with torch.inference_mode():
-                logits = extractor.model(**inputs, use_cache=False).logits[0, -1]
+                logits = extractor.checkpoint.model(**inputs, use_cache=False).logits[0, -1]
             tokens.append(int(logits.argmax()))
             for name, value in (("input_ids", tokens[-1]), ("attention_mask", 1)):
                 more = torch.tensor([[value]])
@@ -178,7 +186,10 @@ def test_replies_are_those_of_transformers_alone_steered_and_not(
 ) -> None:
     extractor = TransformersExtractor(checkpoint, CheckpointOptions(batch_size=4))
     prompts, rng = prompts_for(extractor), np.random.default_rng(3)
-    config, head = extractor.model.config, extractor.model.get_output_embeddings()
+    config, head = (
+        extractor.checkpoint.model.config,
+        extractor.checkpoint.model.get_output_embeddings(),
+    )
     for name in ("image_token_id", "image_token_index"):  # which no reply may hold
         if (token := getattr(config, name, None)) is not None:
             head.weight.data[token] = 0
@@ -194,7 +205,7 @@ def test_replies_are_those_of_transformers_alone_steered_and_not(
         for (layer, rows), replies in zip(pushes, steered, strict=True):
             for index, row, reply in zip(indices, rows, replies, strict=True):
                 expected = greedy(extractor, prompts[index], 4, layer, row)
-                assert reply == extractor.reply(expected)
+                assert reply == extractor.checkpoint.reply(expected)
         np.testing.assert_array_equal(session.observe()[0], states)
     assert len(said) > len(prompts)  # some pushes tell
 
@@ -202,11 +213,11 @@ def test_replies_are_those_of_transformers_alone_steered_and_not(
 @LLAMA
 def test_a_reply_ends_where_the_model_ends_it(checkpoint: str) -> None:
     extractor = TransformersExtractor(checkpoint)
-    end = extractor.tokenizer.eos_token_id
-    tokens = extractor.tokenizer(TEXTS[0], add_special_tokens=False)["input_ids"]
-    said = extractor.tokenizer.decode(tokens)
-    assert extractor.reply([*tokens, end, *tokens]) == (tokens[0], said)
-    assert extractor.reply([end]) == (end, "")
+    end = extractor.checkpoint.tokenizer.eos_token_id
+    tokens = extractor.checkpoint.tokenizer(TEXTS[0], add_special_tokens=False)["input_ids"]
+    said = extractor.checkpoint.tokenizer.decode(tokens)
+    assert extractor.checkpoint.reply([*tokens, end, *tokens]) == (tokens[0], said)
+    assert extractor.checkpoint.reply([end]) == (end, "")
 
 
 @pytest.mark.parametrize(
@@ -237,7 +248,7 @@ def test_a_cache_that_does_not_repeat_the_plain_pass_is_noticed(checkpoint: str)
         assert sessions[0].inputs[module_input].shape == sessions[1].inputs[module_input].shape
     sessions[1].inputs["input_ids"] = sessions[1].inputs["input_ids"].flip(0)
     sessions[1].observe()
-    sessions[0]._head = sessions[1]._head
+    sessions[0]._prefilled = sessions[1]._prefilled
     assert not sessions[0].cache_works()
 
 
@@ -246,7 +257,9 @@ def test_both_extractors_write_a_prompt_alike(template: str, tmp_path: Path) -> 
     extractor = TransformersExtractor(checkpoints.llama(tmp_path / "hf", template))
     other = GgufExtractor(random_llama(tmp_path / "m.gguf", template=template), n_threads=1)
     prompt = Prompt(TEXTS[0])
-    assert other.llama.template.render(prompt.messages).text == extractor.template.render(prompt)
+    assert other.llama.template.render(
+        prompt.messages
+    ).text == extractor.checkpoint.template.render(prompt)
     assert not extractor.fingerprint.differing(
         replace(
             other.fingerprint, name="", quantization="", n_layer=4, n_embd=32, tokenizer_sha256=""
@@ -273,7 +286,7 @@ def test_prompts_with_and_without_pictures_keep_their_order(checkpoint: str) -> 
 def test_half_precision_is_close(checkpoint: str) -> None:
     full = TransformersExtractor(checkpoint)
     half = TransformersExtractor(checkpoint, CheckpointOptions(dtype="bfloat16"))
-    assert half.model.dtype == torch.bfloat16
+    assert half.checkpoint.model.dtype == torch.bfloat16
     prompts = prompts_for(full)
     pairs = zip(full.sessions(prompts), half.sessions(prompts), strict=True)
     for (_, a), (_, b) in pairs:

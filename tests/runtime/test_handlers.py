@@ -62,10 +62,7 @@ def load(opens: float, name: str | None = None, **options: Any) -> Counting:
 
 
 def prompt_tokens(llama: SteeredLlama, messages: Messages) -> int:
-    return sum(
-        chunk.n_tokens
-        for chunk in llama.chunks(messages)
-    )
+    return sum(chunk.n_tokens for chunk in llama.chunks(messages))
 
 
 @pytest.fixture

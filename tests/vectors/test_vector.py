@@ -41,9 +41,11 @@ def test_a_vector_of_an_unknown_modality_is_refused():
         replace(VECTOR, geometry=geometry).check()
 
 
-def test_another_system_prompt_than_was_measured_under_is_warned_of():
-    vector = replace(VECTOR, source={"system_prompt": "Be kind."})
-    assert VECTOR.other_system_prompt("Be kind.") is None
-    assert vector.other_system_prompt(" Be kind.\n") is None
+def test_a_policy_steers_as_the_vector_was_measured_and_knows_its_system_prompt():
+    policy = replace(VECTOR, source={"system_prompt": "Be kind."}).policy("ours")
+    assert (policy.name, policy.block, policy.geometry) == ("ours", 3, GEOMETRY)
+    assert (policy.gate, policy.strength) == ("measured", None)
+    assert VECTOR.policy().caution("Be kind.") is None
+    assert policy.caution(" Be kind.\n") is None
     for system, word in (("Be brief.", "another"), (None, "none"), ("", "none")):
-        assert f"and {word} is in use" in str(vector.other_system_prompt(system))
+        assert f"and {word} is in use" in str(policy.caution(system))
