@@ -19,7 +19,7 @@ SENTENCE = "How do I bake an apple pie at home?"
 def read(extractor: GgufExtractor, writer: Writer, text: str) -> np.ndarray:
     """What libmtmd gives the model to see of the picture of ``text``, [cells, d]."""
     chunks = extractor.cached(Prompt("What is it?", (writer.picture(text),))).head
-    (picture,) = [chunk for chunk in chunks if not isinstance(chunk, tuple)]
+    (picture,) = [chunk for chunk in chunks if not chunk.is_text]
     return np.array(extractor.llama.projector.encode(picture))
 
 
