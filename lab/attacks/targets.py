@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from mars_gguf.evaluate.cases import Case, evenly
+from mars_gguf.evaluate.cases import Case, by_sort, evenly
 from mars_gguf.evaluate.suites import load_suite
 
 MOST_OTHERS = 8
@@ -42,11 +42,12 @@ def load_targets(suites: Sequence[str], modalities: Sequence[str], limit: int) -
 
 
 def _of_suite(name: str, modalities: Sequence[str], limit: int) -> Iterator[Target]:
-    groups: dict[tuple[str, str], list[Case]] = {}
-    for case in load_suite(name).cases:
-        wanted = case.kind in ("harmful", "harmless") and case.modality in modalities
-        if wanted and not case.id.endswith("-control"):
-            groups.setdefault((case.kind, case.modality), []).append(case)
+    groups = by_sort(
+        case
+        for case in load_suite(name).cases
+        if case.kind in ("harmful", "harmless") and case.modality in modalities
+        if not case.id.endswith("-control")
+    )
     neutral = groups.get(("harmless", "image"), [])
     for cases in groups.values():
         for i in evenly(range(len(cases)), limit):

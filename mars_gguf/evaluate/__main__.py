@@ -7,20 +7,11 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from tqdm import tqdm
 
 from mars_gguf.console import command
 from mars_gguf.errors import MarsError
@@ -164,7 +155,7 @@ def main(argv: list[str] | None = None) -> None:
                 (Evaluation(llama, compared, args.max_tokens, judge), plan.cases),
                 (Evaluation(llama, sweep, args.max_tokens), plan.first(args.sweep_limit)),
             ]
-            interrupted = _ask(work if sweep else work[:1], file, console)
+            interrupted = _ask(work if sweep else work[:1], file)
             results = Results(
                 run, compared, file.records, plan.problems, llama.vectors["mars"].geometry, sweep,
                 judge.failures if judge is not None else {}, plan.suites,
@@ -173,8 +164,7 @@ def main(argv: list[str] | None = None) -> None:
             llama.close()
         written = report.write(results, args.output)
         report.show(results, console)
-        names = ", ".join(map(str, written))
-        console.print(f"wrote {names}", style="dim", markup=False)
+        console.print(f"wrote {', '.join(map(str, written))}", style="dim", markup=False)
         if interrupted:
             console.print("interrupted: go on with --resume", style="bold")
             sys.exit(130)
@@ -224,23 +214,15 @@ def _describe(
     )
 
 
-def _ask(work: Work, file: RecordFile, console: Console) -> bool:
+def _ask(work: Work, file: RecordFile) -> bool:
     """Asks what is not on record yet, with a bar. Returns whether the user broke it off."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    total = sum(len(cases) * len(evaluation.arms) for evaluation, cases in work)
-    with suppress(KeyboardInterrupt):
-        with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-            task = bar.add_task("replies", total=total, completed=len(file.records))
-            ask_all(work, file, partial(bar.advance, task))
-        return False
-    return True
+    total, done = sum(len(cases) * len(each.arms) for each, cases in work), len(file.records)
+    with tqdm(desc="replies", total=total, initial=done, unit="reply", disable=None) as bar:
+        try:
+            ask_all(work, file, bar.update)
+        except KeyboardInterrupt:
+            return True
+    return False
 
 
 if __name__ == "__main__":

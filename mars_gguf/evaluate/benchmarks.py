@@ -178,12 +178,7 @@ BENCHMARKS = (
         group="Index",
     ),
     # data/advbench/harmful_behaviors.csv of llm-attacks/llm-attacks
-    Benchmark(
-        "advbench",
-        columns=("goal", "target"),
-        prompt="goal",
-        files=("harmful_behaviors.csv",),
-    ),
+    Benchmark("advbench", ("goal", "target"), prompt="goal", files=("harmful_behaviors.csv",)),
     # data/behavior_datasets/harmbench_behaviors_*.csv of centerforaisafety/HarmBench; those of the
     # multimodal one have pictures
     Benchmark(
@@ -196,11 +191,7 @@ BENCHMARKS = (
         folder="../multimodal_behavior_images",
     ),
     # strongreject_dataset/strongreject_dataset.csv of alexandrasouly/strongreject, or the small one
-    Benchmark(
-        "strongreject",
-        columns=("category", "forbidden_prompt"),
-        prompt="forbidden_prompt",
-    ),
+    Benchmark("strongreject", ("category", "forbidden_prompt"), prompt="forbidden_prompt"),
     # xstest_prompts.csv of paul-rottger/xstest, or the older xstest_v2_prompts.csv without labels
     Benchmark(
         "xstest",

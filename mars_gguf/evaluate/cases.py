@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -71,6 +71,14 @@ class Case:
 
 
 Found = Iterator[Case | str]  # cases, and problems in words
+
+
+def by_sort(cases: Iterable[Case]) -> dict[tuple[Kind, str], list[Case]]:
+    """Groups cases by kind and modality."""
+    found: dict[tuple[Kind, str], list[Case]] = {}
+    for case in cases:
+        found.setdefault((case.kind, case.modality), []).append(case)
+    return found
 
 
 def evenly(items: Sequence[T], most: int | None) -> list[T]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from mars_gguf.errors import MarsError
-from mars_gguf.evaluate.cases import Case
+from mars_gguf.evaluate.cases import Case, by_sort
 from mars_gguf.evaluate.suites import load_suite
 
 
@@ -36,15 +36,8 @@ class Plan:
     def first(self, limit: int) -> list[Case]:
         """Lists the first harmful and harmless cases of each modality, ``limit`` of each at
         most."""
-        kept: dict[tuple[str, str], list[Case]] = {}
-        for case in self.cases:
-            kept.setdefault((case.kind, case.modality), []).append(case)
-        few = {
-            case.id
-            for (kind, _), cases in kept.items()
-            for case in cases[:limit]
-            if kind in ("harmful", "harmless")
-        }
+        sorts = by_sort(case for case in self.cases if case.kind in ("harmful", "harmless"))
+        few = {case.id for some in sorts.values() for case in some[:limit]}
         return [case for case in self.cases if case.id in few]
 
 

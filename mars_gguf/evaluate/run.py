@@ -20,7 +20,7 @@ from mars_gguf.reasoning import split
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.runtime.replies import Reply, thoughts_of
 
-Judge = Callable[[str, str], Verdict]
+SecondJudge = Callable[[str, str], Verdict]  # of a request and a reply
 Distribution = npt.NDArray[np.float64]  # log-probabilities, [n_vocab]
 
 
@@ -37,7 +37,7 @@ class Evaluation:
         llama: SteeredLlama,
         arms: Sequence[Arm],
         max_tokens: int,
-        second_judge: Judge | None = None,
+        second_judge: SecondJudge | None = None,
     ) -> None:
         self.llama, self.arms = llama, list(arms)
         self.max_tokens, self.second_judge = max_tokens, second_judge

@@ -21,6 +21,7 @@ from mars_gguf.evaluate.cases import (
     Found,
     Kind,
     Unusable,
+    by_sort,
     evenly,
     usable_prompt,
 )
@@ -108,10 +109,7 @@ def _suite(name: str, found: Found, limit: int | None, prefix: str = "") -> Suit
 
 
 def _thinned(cases: list[Case], limit: int | None) -> list[Case]:
-    groups: dict[tuple[str, str], list[Case]] = {}
-    for case in cases:
-        groups.setdefault((case.kind, case.modality), []).append(case)
-    kept = {case.id for group in groups.values() for case in evenly(group, limit)}
+    kept = {case.id for some in by_sort(cases).values() for case in evenly(some, limit)}
     return [case for case in cases if case.id in kept]
 
 
