@@ -3,10 +3,11 @@
 The interface for code, typed (py.typed):
 
     SteeredLlama       a llama_cpp.Llama whose replies are steered by a vector
-    Steering           what happened at the token that counts (SteeredLlama.last_steering)
-    Vector             what a vector file holds
-    read_vector        a vector file, checked
-    write_vector       and written
+    Steering           the record of what happened at the token that counts (last_steering)
+    Policy             says which block is judged and pushed, and how strongly
+    Vector             the content of a vector file; its policy() steers as it was measured
+    read_vector        reads a vector file and checks it
+    write_vector       writes one
     errors             mars_gguf.errors: MarsError and its kinds, SteeringError
 """
 
@@ -19,12 +20,14 @@ from mars_gguf import errors
 if TYPE_CHECKING:
     from mars_gguf.runtime.judging import Steering
     from mars_gguf.runtime.llama import SteeredLlama
+    from mars_gguf.steering import Policy
     from mars_gguf.vectors import Vector, read_vector, write_vector
 
 __version__ = "0.2.0"
-__all__ = ["SteeredLlama", "Steering", "Vector", "errors", "read_vector", "write_vector"]
+__all__ = ["Policy", "SteeredLlama", "Steering", "Vector", "errors", "read_vector", "write_vector"]
 
 _HOMES = {
+    "Policy": "mars_gguf.steering",
     "SteeredLlama": "mars_gguf.runtime.llama",
     "Steering": "mars_gguf.runtime.judging",
     "Vector": "mars_gguf.vectors",
