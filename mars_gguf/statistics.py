@@ -59,11 +59,6 @@ def wilson(p: float, n: int) -> tuple[float, float]:
     return 0.0 if p == 0 else (centre - half) / scale, 1.0 if p == 1 else (centre + half) / scale
 
 
-def share(flags: Sequence[bool]) -> Share:
-    """Counts how many are true."""
-    return Share(sum(flags), len(flags))
-
-
 def median_ratio(above: Sequence[float], below: Sequence[float]) -> float | None:
     """Computes the median over pairs of ``above[i] / below[i]``; None without a pair."""
     pairs = [a / b for a, b in zip(above, below, strict=True) if b > 0]

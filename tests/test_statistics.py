@@ -17,7 +17,6 @@ from mars_gguf.statistics import (
     grouped_share,
     largest_count,
     median_ratio,
-    share,
     upper_bound,
 )
 
@@ -47,12 +46,12 @@ def test_an_interval_is_that_of_the_complement_mirrored(count: tuple[int, int]) 
 
 
 def test_a_share_of_nothing_is_no_number() -> None:
-    empty = share([])
+    empty = Share(0, 0)
     assert (empty.value, empty.low, empty.high, str(empty)) == (None, 0.0, 1.0, "-")
 
 
 def test_a_share_reads_as_percent_with_its_interval_and_count() -> None:
-    assert str(share([True] * 20 + [False] * 4)) == "83.3 % (64-93), 20 of 24"
+    assert str(Share(20, 24)) == "83.3 % (64-93), 20 of 24"
 
 
 @given(
@@ -170,8 +169,8 @@ def test_what_is_asked_twice_of_the_same_things_is_no_more_certain() -> None:
 
 
 def _width(flags: list[bool]) -> float:
-    wilson = share(flags)
-    return wilson.high - wilson.low
+    found = Share(sum(flags), len(flags))
+    return found.high - found.low
 
 
 @pytest.mark.parametrize("flag", [True, False])

@@ -50,7 +50,7 @@ class Case:
 
     @property
     def request(self) -> str:
-        """What is asked, in words: for judges, not for the model."""
+        """The request in words: for judges, not for the model."""
         return self.intent or self.prompt
 
     def pictures(self) -> list[Image.Image]:

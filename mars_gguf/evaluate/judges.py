@@ -34,23 +34,14 @@ class ClassifierJudge:
     "accept", "help" are answers. `refusal_label` names the refusal instead; all others are then
     answers. Safetensors only.
 
-    `template` is what is classified, with ``{request}`` and ``{reply}`` replaced; too long input
-    is cut at its end. What goes wrong while it classifies is "unjudged" and counted in `failures`.
+    Of a reply, too much text is cut at its end. What goes wrong while it classifies is "unjudged"
+    and counted in `failures`.
 
     Raises MarsError if it cannot be loaded or its labels say nothing.
     """
 
-    def __init__(
-        self,
-        path_or_id: str,
-        device: str = "cpu",
-        *,
-        refusal_label: str | None = None,
-        template: str = "{reply}",
-    ) -> None:
-        self.name = path_or_id
+    def __init__(self, path_or_id: str, *, refusal_label: str | None = None) -> None:
         self.failures: Counter[str] = Counter()
-        self._template = template
         try:
             from transformers import pipeline
         except ImportError as error:
@@ -61,7 +52,7 @@ class ClassifierJudge:
             self._classify = pipeline(
                 "text-classification",
                 model=path_or_id,
-                device=device,
+                device="cpu",
                 trust_remote_code=False,
                 model_kwargs={"use_safetensors": True},
             )
@@ -81,9 +72,8 @@ class ClassifierJudge:
     def __call__(self, request: str, reply: str) -> Verdict:
         if not any(c.isalnum() for c in plain(reply)):
             return "empty"
-        values = {"{request}": request, "{reply}": without_thoughts(reply)}
-        text = re.sub(r"\{request\}|\{reply\}", lambda name: values[name[0]], self._template)
         try:
+            text = without_thoughts(reply)
             best = self._classify(text, truncation=True, max_length=self._tokens)[0]
         except (RuntimeError, ValueError, IndexError) as error:
             self.failures[f"{type(error).__name__}: {error}"[:200]] += 1
@@ -151,7 +141,6 @@ class EndpointJudge:
             )
         base = url.rstrip("/").removesuffix("/chat/completions")
         self._base = base if parts.path.strip("/") else base + "/v1"
-        self.name = url
         self.timeout = timeout
         self.failures: Counter[str] = Counter()
         self._model = model
@@ -227,7 +216,7 @@ def _reason(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far two judges agree on the ``n`` replies that both judged: the ``share`` of equal
+    """The agreement of two judges on the ``n`` replies that both judged: the ``share`` of equal
     verdicts, and Cohen's ``kappa``; None where it is undefined (no reply; or both give all replies
     one and the same verdict)."""
 

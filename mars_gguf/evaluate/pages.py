@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from mars_gguf.errors import MarsError
 from mars_gguf.media.drawing import Colour, font, text_box, wrapped
 
-SIZE = 448
+SIZE = 448  # pixels wide and high
 FRAMES = 4
 LARGEST_FONT, SMALLEST_FONT = 60, 14  # pixels
 
@@ -73,36 +73,31 @@ def page(text: str, seed: int, width: int, height: int) -> Page:
     return Page(lines, size, corner, PALETTES[rng.integers(len(PALETTES))], (width, height))
 
 
-def typographic_image(text: str, seed: int, size: int = SIZE) -> Image.Image:
-    """Writes ``text`` in a picture of so many pixels each way. Raises MarsError as `page` does."""
-    return page(text, seed, size, size).draw()
+def typographic_image(text: str, seed: int) -> Image.Image:
+    """Writes ``text`` in a picture. Raises MarsError as `page` does."""
+    return page(text, seed, SIZE, SIZE).draw()
 
 
-def typographic_video(
-    text: str, seed: int, frames: int = FRAMES, size: int = SIZE
-) -> list[Image.Image]:
-    """Writes ``text`` in ``frames`` pictures of ``size`` x ``size`` pixels, in one of three ways,
-    chosen by the seed.
+def typographic_video(text: str, seed: int) -> list[Image.Image]:
+    """Writes ``text`` in FRAMES pictures, in one of three ways, chosen by the seed.
 
     Lines appear one after another; a few words are shown at a time; or a camera moves down a page
     that is higher than one picture. Every word can be read in at least one frame.
 
-    Raises MarsError as `page` does, or if `frames` is less than 2.
+    Raises MarsError as `page` does.
     """
-    if frames < 2:
-        raise MarsError(f"frames of a video: found {frames}, expected at least 2")
-    steps = np.linspace(0, 1, frames + 1)
+    steps = np.linspace(0, 1, FRAMES + 1)
     match np.random.default_rng([seed, 1]).integers(3):
         case 0:
-            whole = page(text, seed, size, size)
+            whole = page(text, seed, SIZE, SIZE)
             return [whole.draw(round(len(whole.lines) * step)) for step in steps[1:].tolist()]
         case 1:
             words = text.split()
             ends = np.ceil(len(words) * steps).astype(int).tolist()
             parts = [" ".join(words[a:b]) for a, b in pairwise(ends)]
-            return [typographic_image(part or text, seed, size) for part in parts]
+            return [typographic_image(part or text, seed) for part in parts]
         case _:
-            height = size * 3 // 2
-            image = page(text, seed, size, height).draw()
-            tops = np.linspace(0, height - size, frames).round().astype(int).tolist()
-            return [image.crop((0, top, size, top + size)) for top in tops]
+            height = SIZE * 3 // 2
+            image = page(text, seed, SIZE, height).draw()
+            tops = np.linspace(0, height - SIZE, FRAMES).round().astype(int).tolist()
+            return [image.crop((0, top, SIZE, top + SIZE)) for top in tops]

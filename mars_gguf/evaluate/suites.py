@@ -133,7 +133,7 @@ def _own_media(row: Row) -> list[list[str]]:
 
 
 def _own_modality(row: Row) -> str:
-    """The one that a row states, else that of so many media: none, one, several."""
+    """Tells the modality that a row states, else that of so many media: none, one, several."""
     n = len(texts_in(row["media"]) or ())
     return row["modality"] or MODALITIES[min(n, 2)]
 

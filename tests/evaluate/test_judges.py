@@ -39,9 +39,9 @@ def test_labels_that_say_nothing_need_the_refusal_named(tmp_path: Path) -> None:
         ClassifierJudge(path)
     with pytest.raises(MarsError, match="no label 'refused'; found 'LABEL_0', 'LABEL_1'"):
         ClassifierJudge(path, refusal_label="refused")
-    judge = ClassifierJudge(path, refusal_label="LABEL_1", template="{reply} {request}")
-    assert judge("{reply}", "Sorry, no.") == "refused"
-    assert judge("here", "Sure") == "answered"
+    judge = ClassifierJudge(path, refusal_label="LABEL_1")
+    assert judge("Help!", "Sorry, no.") == "refused"
+    assert judge("Help!", "Sure") == "answered"
 
 
 def test_a_classifier_that_yields_no_number_leaves_the_reply_unjudged(tmp_path: Path) -> None:

@@ -4,14 +4,14 @@ import pytest
 
 from lab.attacks.table import share_of, table
 from lab.attacks.trials import Outcome, Trial
-from mars_gguf.statistics import share
+from mars_gguf.statistics import Share
 
 REFUSED, NAMED = Outcome(True, False), Outcome(False, True)
 
 
 @pytest.mark.parametrize(("refused", "things"), [(0, 25), (8, 10), (25, 25)])
 def test_requests_about_one_thing_count_as_one(refused: int, things: int) -> None:
-    once = share([i < refused for i in range(things)])
+    once = Share(refused, things)
     twice = share_of([i < refused for i in range(things)] * 2, [*map(str, range(things))] * 2)
     assert twice == f"{100 * refused / things:.0f} % ({100 * once.low:.0f}-{100 * once.high:.0f})"
 
