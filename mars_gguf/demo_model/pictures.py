@@ -29,19 +29,11 @@ FONTS_HELD_OUT = (
 
 
 @functools.cache
-def _font_folder() -> Path:
-    try:
-        import matplotlib
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "drawing words needs the fonts that come with matplotlib: pip install matplotlib"
-        ) from error
-    return Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-
-
-@functools.cache
 def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(_font_folder() / f"{name}.ttf", size)
+    import matplotlib  # takes a moment
+
+    fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    return ImageFont.truetype(fonts / f"{name}.ttf", size)
 
 
 def _line(text: str, font: ImageFont.FreeTypeFont) -> tuple[Image.Image, Letters]:

@@ -34,7 +34,7 @@ class Vector:
     @property
     def modalities(self) -> list[str]:
         """Modalities that were measured, "text" first."""
-        return sorted(self.geometry.spreads, key=lambda m: (m != "text", m))
+        return [m for m in MODALITIES if m in self.geometry.spreads]
 
     @property
     def system_prompt(self) -> str | None:
