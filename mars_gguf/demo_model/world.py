@@ -200,7 +200,7 @@ COLOURS = {  # RGB
 
 @dataclass(frozen=True)
 class Shapes:
-    """What a drawn picture shows: ``count`` times ``colour`` ``shape``."""
+    """The content of a drawn picture: ``count`` times ``colour`` ``shape``."""
 
     shape: str
     colour: str
