@@ -56,3 +56,12 @@ def test_the_page_of_the_architecture_draws_the_house_that_its_test_holds() -> N
     drawn = re.findall(r"^\d  (\S+(?:  ?\S+)*)", page, re.MULTILINE)
     lines = [set(re.split(r" {2,}", line)) for line in drawn]
     assert [set(room) - {"__init__"} for room in rooms] == lines[::-1]
+
+
+def test_the_page_of_the_architecture_names_files_that_are_there_and_all_of_the_runtime() -> None:
+    page = (DOCS / "ARCHITECTURE.md").read_text("utf-8")
+    named = {name.rpartition("/")[2] for name in re.findall(r"[\w/]+\.(?:py|c)\b", page)}
+    files = {path.name for path in (ROOT / "mars_gguf").rglob("*")} | {"test_house.py"}
+    assert named <= files, named - files
+    runtime = {path.name for path in (ROOT / "mars_gguf/runtime").glob("*.py")} - {"__init__.py"}
+    assert runtime <= named, runtime - named
