@@ -1,4 +1,5 @@
-"""The shipped model with other chat templates in its GGUF."""
+"""Chat templates that take the content of a message in one form or another; and the shipped model
+with other chat templates in its GGUF."""
 
 from __future__ import annotations
 
@@ -14,6 +15,20 @@ LISTS_AS_TEXT = _EACH + "{{ m['content'] }}" + _END  # writes out a list of part
 PARTS = _EACH + "{% for part in m['content'] %}{{ part.text }}{% endfor %}" + _END  # drops a string
 NO_SYSTEM = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system prompts') }}{% endif %}"
+)
+# Strings, written out or joined; both; and parts.
+JOINS = (
+    "{% for m in messages %}{{ '<' + m['role'] + '>' + m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+WRITES = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
+BOTH = (
+    "{% for m in messages %}{{ m.role }}: {% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for p in m.content %}{{ p.text }}{% endfor %}{% endif %}\n{% endfor %}assistant: "
+)
+WALKS = (
+    "{% for m in messages %}{{ m.role }}: {% for p in m.content %}{% if p.type == 'text' %}"
+    "{{ p.text }}{% else %}[{{ p.type }}]{% endif %}{% endfor %}\n{% endfor %}assistant: "
 )
 
 

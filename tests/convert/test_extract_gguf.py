@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from llama_cpp import llama_chat_format
 from llama_cpp import llama_cpp as lib
 from models import (
@@ -39,8 +37,6 @@ from mars_gguf.runtime.prefill import (
     MAX_SEQUENCES,
     N_BATCH,
     CachedPrompt,
-    _distinct_prefixes,
-    n_alike,
 )
 from mars_gguf.runtime.reading import logits as logits_of
 from mars_gguf.runtime.tap import Rows
@@ -634,28 +630,6 @@ def test_a_session_given_up_leaves_nothing_behind(model: str) -> None:
         with pytest.raises((RuntimeError, ValueError)):
             list(session.steered_replies([(1, wrong)], 3))
         assert np.array_equal(session.observe()[0], expected[indices])
-
-
-short_texts = st.lists(st.integers(0, 2), max_size=6).map(tuple)
-
-
-@given(st.lists(short_texts, min_size=1, max_size=5), short_texts)
-def test_what_several_prompts_begin_with_is_decoded_once(
-    prompts: list[tuple[int, ...]], before: tuple[int, ...]
-) -> None:
-    decoded = [n_alike(tokens, before) for tokens in prompts]
-    for tokens, n in zip(prompts, decoded, strict=True):
-        assert tokens[:n] == before[:n] and tokens[n : n + 1] != (before[n : n + 1] or (None,))
-    entries = _distinct_prefixes(dict(enumerate(zip(prompts, decoded, strict=True))))
-    rebuilt = [list(tokens[:n]) for tokens, n in zip(prompts, decoded, strict=True)]
-    for token, position, owners, _ in entries:
-        assert len({tuple(rebuilt[i]) for i in owners}) == 1
-        for i in owners:
-            assert position == len(rebuilt[i])
-            rebuilt[i].append(token)
-    assert [tuple(tokens) for tokens in rebuilt] == prompts
-    distinct = {tokens[:end] for tokens in prompts for end in range(1, len(tokens) + 1)}
-    assert len(entries) == len(distinct - {before[:end] for end in range(1, len(before) + 1)})
 
 
 def test_closing_twice_and_contexts_as_short_as_the_model_was_trained_for(tmp_path: Path) -> None:

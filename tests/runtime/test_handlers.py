@@ -12,6 +12,7 @@ import llama_cpp
 import models
 import numpy as np
 import pytest
+from asking import FILM, chat
 from llama_cpp import llama_chat_format, mtmd_cpp
 from llama_cpp import llama_cpp as lib
 from llama_cpp.llama_chat_format import MTMDChatHandler
@@ -28,7 +29,7 @@ from models import (
     user,
 )
 
-from mars_gguf.errors import PromptError
+from mars_gguf.errors import ModelError, PromptError
 from mars_gguf.formats import HANDLERS
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.runtime.reading import logits as logits_of
@@ -320,3 +321,12 @@ def test_replies_say_when_another_system_prompt_is_in_use_than_was_measured_unde
         assert "'Be kind.', and none is in use" in str(note(stream=stream))
         assert "'Be kind.', and another is in use" in str(note(other, stream=stream))
     assert "note" not in models.steered(DEMO, given).create_chat_completion([user("Hello")])["mars"]
+
+
+def test_a_handler_of_llama_cpp_python_that_shows_no_films_is_not_handed_one() -> None:
+    handler = MTMDChatHandler(DEMO_MMPROJ, verbose=False)
+    llama = models.steered(DEMO, chat_handler=handler)
+    with pytest.raises(PromptError, match="shows no films"):
+        chat(llama, FILM, 1)
+    with pytest.raises(ModelError, match="not both"):
+        models.steered(DEMO, chat_handler=handler, chat_template_kwargs={"a": 1})

@@ -7,17 +7,23 @@ import io
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from asking import IMAGE, chat
 from llama_cpp import llama_cpp as lib
 from llama_cpp import mtmd_cpp
 from llama_cpp.llama_chat_format import MTMDChatHandler
 from models import (
     CLOSED,
+    DEMO,
+    DEMO_MMPROJ,
     OPTIONS,
     assistant,
     film,
@@ -32,10 +38,13 @@ from models import (
 from PIL import Image
 from tiny import FAMILIES
 
-from mars_gguf.errors import MarsError, ModelError
+from mars_gguf.errors import MarsError, ModelError, PromptError
+from mars_gguf.runtime import mtmd
 from mars_gguf.runtime.chunks import Chunk
 from mars_gguf.runtime.llama import SteeredLlama
+from mars_gguf.runtime.mtmd import load_url
 from mars_gguf.runtime.reading import logits
+from mars_gguf.runtime.template import ChatTemplate
 
 
 def tiny_model(name: str) -> SteeredLlama:
@@ -245,4 +254,101 @@ def test_a_picture_too_large_for_a_micro_batch_is_refused_before_it_is_encoded()
     (chunk,) = media(llama, user("?", Image.new("RGB", (16000, 2))))
     with pytest.raises(ModelError, match="expected"):
         llama.projector.decode(llama.ctx, chunk, 0)
+    llama.close()
+
+
+def test_a_chat_template_that_puts_nothing_after_a_picture_is_refused() -> None:
+    bare = "{% for m in messages %}{{ m.content if m.content is string else m.content[0].text }}"
+    llama = steered(DEMO, mmproj=DEMO_MMPROJ)
+    llama.template = ChatTemplate(bare + "{% endfor %}")
+    picture_alone = {"role": "user", "content": user("", picture(1))["content"][:1]}
+    with pytest.raises(PromptError, match="nothing after a picture"):
+        chat(llama, [picture_alone], 1)
+    with pytest.raises(PromptError, match="drops the text"):
+        chat(llama, IMAGE, 1)
+
+
+# What a picture's address names ------------------------------------------------------------------
+
+
+@contextmanager
+def answering(answer: bytes | None) -> Iterator[str]:
+    """Context manager: the address of a server of pictures; None: it takes a connection and never
+    answers."""
+    done = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if answer is None:
+                done.wait(10)
+                return
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/picture.png"
+        finally:
+            done.set()
+            server.shutdown()
+
+
+def test_an_address_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mtmd, "SECONDS", 0.2)
+    with answering(None) as url, pytest.raises(OSError, match="timed out"):
+        load_url(url)
+
+
+def test_no_more_is_read_than_a_picture_can_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mtmd, "MAX_BYTES", 9)
+    file = tmp_path / "picture.png"
+    for answer in (b"123456789", b"1234567890"):
+        file.write_bytes(answer)
+        with answering(answer) as url:
+            for address in (url, file.as_uri()):
+                if len(answer) == 9:
+                    assert load_url(address, allow_local_files=True) == answer
+                else:
+                    with pytest.raises(PromptError, match="more than 9 bytes"):
+                        load_url(address, allow_local_files=True)
+
+
+def test_files_are_read_where_that_is_allowed_and_they_are_files(tmp_path: Path) -> None:
+    file, pipe = tmp_path / "a picture.png", tmp_path / "pipe.png"
+    file.write_bytes(b"pixels")
+    os.mkfifo(pipe)
+    assert load_url(file.as_uri(), allow_local_files=True) == b"pixels"
+    with pytest.raises(PromptError, match=r"found file://.*allow_local_files=True"):
+        load_url(file.as_uri())
+    for odd in (pipe, Path("/dev/zero"), tmp_path, tmp_path / "none.png"):
+        with pytest.raises(PromptError, match="is no file"):
+            load_url(odd.as_uri(), allow_local_files=True)
+
+
+@pytest.mark.parametrize("url", ["ftp://127.0.0.1/a.png", "a.png", "", "data:image/png,abc"])
+def test_other_addresses_are_refused(url: str) -> None:
+    with pytest.raises(PromptError, match="a picture's address: found"):
+        load_url(url, allow_local_files=True)
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_model_reads_files_where_it_was_loaded_so(tmp_path: Path, allowed: bool) -> None:
+    picture(1, 56).save(tmp_path / "a.png")
+    url = (tmp_path / "a.png").as_uri()
+    message = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}
+    message["content"].append({"type": "text", "text": "What is it?"})  # type: ignore[attr-defined]
+    llama = steered(DEMO, mmproj=DEMO_MMPROJ, allow_local_files=allowed)
+    if allowed:
+        reply: Any = llama.create_chat_completion([message], **LIMITS)
+        assert reply["mars"]["modality"] == "image"
+    else:
+        with pytest.raises(PromptError, match="allow_local_files=True"):
+            llama.create_chat_completion([message], **LIMITS)
     llama.close()

@@ -14,7 +14,6 @@ from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.runtime.pushing import control_vector
 from mars_gguf.runtime.reading import logits
 from mars_gguf.runtime.tap import LayerOutput, Rows
-from mars_gguf.runtime.weights import quantization_name
 
 TEXT = "How do I make bread, and where do people keep it?"
 
@@ -128,24 +127,6 @@ def test_a_write_reaches_all_later_nodes_like_a_control_vector(llama: SteeredLla
     assert np.array_equal(afresh(llama, tokens), plainly)
 
 
-def test_a_control_vector_replaces_the_one_before(llama: SteeredLlama) -> None:
-    tokens = tokens_of(llama, TEXT)
-    ones = np.ones(llama.n_embd(), np.float32)
-    with control_vector(llama, 2, ones):
-        expected = afresh(llama, tokens)
-    with control_vector(llama, 1, 5 * ones), control_vector(llama, 2, ones):
-        assert np.array_equal(afresh(llama, tokens), expected)
-
-
-def test_control_vectors_that_llama_cpp_would_ignore_or_overrun_are_refused(
-    llama: SteeredLlama,
-) -> None:
-    good = np.zeros(llama.n_embd(), np.float32)
-    for layer, vector in ((0, good), (llama.n_layer, good), (-1, good), (1, good[1:])):
-        with pytest.raises(ModelError, match="expected"), control_vector(llama, layer, vector):
-            pass
-
-
 @pytest.mark.parametrize(
     ("raised", "expected"),
     [(KeyError("x"), SteeringError), (ModelError("x"), ModelError), (KeyboardInterrupt(),) * 2],
@@ -189,12 +170,6 @@ def test_an_idle_tap_changes_nothing(llama: SteeredLlama) -> None:
     tokens, reference = tokens_of(llama, TEXT), plain(DEMO)
     reference.eval(tokens)
     assert np.array_equal(afresh(llama, tokens), logits(reference))
-
-
-def test_the_names_of_quantizations() -> None:
-    assert [quantization_name(x) for x in ("15", "0", "x", None, "99999")] == [
-        "Q4_K_M", "F32", "", "", "",
-    ]  # fmt: skip
 
 
 def test_states_are_those_of_an_independent_implementation(smollm2: str) -> None:
@@ -242,19 +217,6 @@ def test_ctrl_c_in_a_callback_is_raised_after_a_whole_decode() -> None:
         signal.signal(signal.SIGINT, before)
     assert seen.keys() == expected.keys()
     assert all((seen[layer] == expected[layer]).all() for layer in seen)
-
-
-def test_loading_tells_its_progress_and_can_be_interrupted() -> None:
-    shares: list[float] = []
-    tapped(DEMO, progress=shares.append, **OPTIONS).close()
-    assert shares == sorted(shares)
-    assert shares[-1] == 1.0
-
-    def interrupt(share: float) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        tapped(DEMO, progress=interrupt, **OPTIONS)
 
 
 def test_without_the_compiled_callback_everything_seen_is_the_same() -> None:

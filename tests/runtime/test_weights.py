@@ -1,3 +1,5 @@
+"""A model is known by its weights, and a file that is none is refused."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -8,11 +10,18 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 import pytest
+from models import DEMO, steered, vector
 
 from mars_gguf.demo_model import MMPROJ, TEXT_MODEL, VECTOR
 from mars_gguf.errors import ModelError, VectorError
 from mars_gguf.runtime.llama import SteeredLlama
-from mars_gguf.runtime.weights import SAMPLE_BYTES, SAMPLES, shards, weights_sha256
+from mars_gguf.runtime.weights import (
+    SAMPLE_BYTES,
+    SAMPLES,
+    quantization_name,
+    shards,
+    weights_sha256,
+)
 from mars_gguf.vectors import read_vector
 
 Array = npt.NDArray[np.float32]
@@ -107,3 +116,25 @@ def test_a_vector_knows_the_weights_and_the_mmproj_that_it_was_measured_with() -
         assert SteeredLlama(str(TEXT_MODEL), force=True, **arguments).steerer.push.way == "inline"
     textual = replace(vector, model=replace(model, mmproj_sha256="12" * 32))
     SteeredLlama(str(TEXT_MODEL), vector=textual, verbose=False, n_ctx=256)
+
+
+def test_models_that_cannot_be_loaded_are_refused(tmp_path: Path) -> None:
+    given = vector(DEMO)
+    text, whole = tmp_path / "notes.gguf", Path(DEMO).read_bytes()
+    text.write_text("no model")
+    for part in (1000, len(whole) // 2):
+        (tmp_path / f"part{part}.gguf").write_bytes(whole[:part])
+        with pytest.raises(ModelError, match="whole"):
+            steered(str(tmp_path / f"part{part}.gguf"), given)
+    with pytest.raises(ModelError, match="not a GGUF"):
+        steered(str(text), given)
+    with pytest.raises(ModelError, match="no such file"):
+        steered(str(tmp_path / "none.gguf"), given)
+    with pytest.raises(ModelError, match="not a file"):
+        steered(str(tmp_path), given)
+
+
+def test_the_names_of_quantizations() -> None:
+    assert [quantization_name(x) for x in ("15", "0", "x", None, "99999")] == [
+        "Q4_K_M", "F32", "", "", "",
+    ]  # fmt: skip

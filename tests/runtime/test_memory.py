@@ -13,6 +13,8 @@ import models
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from llama_cpp import LogitsProcessorList
 from llama_cpp.llama_chat_format import MTMDChatHandler
 from models import CLOSED, OPEN, OPTIONS, Messages, assistant, picture, steer, user
@@ -228,7 +230,7 @@ def test_however_often_a_hybrid_is_steered_each_turn_costs_no_more_than_two(
 
 
 @pytest.mark.parametrize("model", ["hybrid", "recurrent"], indirect=True)
-def test_texts_of_a_model_that_cannot_rewind_are_continued_from_a_checkpoint(model: str) -> None:
+def test_texts_of_a_model_that_cannot_rewind_are_continued_from_a_snapshot(model: str) -> None:
     llama, fresh = load(model, OPEN, mmproj=None), load(model, OPEN, mmproj=None, keep_turns=False)
     words, reply = (models.tokens_of(llama, text) for text in ("How is it? " * 12, "A hat."))
     prompt = list(words)
@@ -397,3 +399,79 @@ def test_a_handler_of_llama_cpp_python_is_steered_in_windows_that_let_go(
     assert near(say(brought, messages), logits)
     own.close()
     brought.close()
+
+
+# How far it can be taken back --------------------------------------------------------------------
+
+
+class Toy(memory.Memory):
+    """A memory that holds positions ``first_held`` to ``n_held`` - 1; snapshots are of a byte."""
+
+    n_held: Any = 0
+    first_held: Any = 0
+    rewinds: Any = True
+    rewinds_far: Any = False
+    window: Any = 0
+
+    def snapshot(self) -> Any:
+        return b"."
+
+
+@given(
+    n_held=st.integers(0, 30), first=st.integers(0, 30), window=st.integers(1, 12),
+    kept=st.sets(st.integers(1, 30), max_size=memory.MAX_SNAPSHOTS),
+    in_order=st.booleans(), rewinds=st.booleans(), position=st.integers(0, 30),
+)  # fmt: skip
+def test_the_nearest_position_is_the_last_one_of_which_all_that_is_seen_is_held(
+    n_held: int, first: int, window: int, kept: set[int], in_order: bool, rewinds: bool,
+    position: int,
+) -> None:  # fmt: skip
+    toy = Toy(Any)  # type: ignore[arg-type]
+    toy.n_held, toy.first_held, toy.window, toy.rewinds = n_held, first, window, rewinds
+    for at in sorted(kept):
+        toy.keep(at)
+    if not in_order:
+        toy.forget_order()
+    held = set(range(first, n_held))
+    # The first token of what follows sees a window's length of those before it.
+    seen = set(range(max(0, position - window), position))
+    if position >= n_held or (rewinds and in_order and seen <= held):
+        assert toy.nearest(position) == (position, None)
+    else:
+        at = max((at for at in kept if at <= position), default=0)
+        assert toy.nearest(position) == (at, b"." if at else None)
+
+
+def test_what_can_be_rewound_ends_anywhere_without_a_snapshot() -> None:
+    llama = load(models.DEMO, mmproj=None)
+    said = tokens(40, 1)
+    llama.eval(said)
+    llama.context.keep()
+    assert llama.context.memory.snapshot_positions == []
+    for position in (33, 20, 1, 0):
+        assert llama.context.rewind(position) == position == llama.context.memory.n_held
+    with pytest.raises(ValueError, match="position 1, expected 0 to 0"):
+        llama.context.rewind(1)
+    llama.close()
+
+
+@pytest.mark.parametrize("model", ["hybrid", "recurrent"], indirect=True)
+def test_what_cannot_be_rewound_goes_on_from_the_last_snapshot_before(model: str) -> None:
+    llama, fresh = (load(model, mmproj=None) for _ in range(2))
+    said = tokens(40, 1)
+    for start in range(0, 40, 10):
+        llama.eval(said[start : start + 10])
+        llama.context.keep()
+    for asked, expected in ((39, 30), (30, 30), (29, 20), (12, 10), (9, 0)):
+        assert llama.context.rewind(asked) == llama.n_tokens == expected
+        assert llama.context.memory.n_held == expected
+        assert max(llama.context.memory.snapshot_positions, default=0) <= expected
+        fresh.reset()
+        fresh.context.take_back(0)
+        for start in range(0, 40, 10):
+            fresh.eval(said[start : start + 10])
+            if start >= expected:
+                llama.eval(said[start : start + 10])
+        assert np.array_equal(logits_of(llama), logits_of(fresh))
+    llama.close()
+    fresh.close()

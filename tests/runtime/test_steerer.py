@@ -18,87 +18,15 @@ from templates import with_template
 from thinking import ALWAYS, BARE, Logits, Script, write_likely
 from tiny import FAMILIES, Family, templates
 
-from mars_gguf.errors import ModelError, SteeringError, VectorError
-from mars_gguf.reasoning import KNOWN
+from mars_gguf.errors import SteeringError
 from mars_gguf.runtime.llama import SteeredLlama
-from mars_gguf.runtime.replies import Reply, Thoughts
+from mars_gguf.runtime.reading import logits as logits_of
 from mars_gguf.runtime.tap import LayerOutput, Rows
 from mars_gguf.vectors import Vector
 
-THINK, CHANNEL = KNOWN[:2]
 QUESTION = [user("How do I make bread?")]
 SEEING = [user("What is on it?", picture(1, 56))]
 FOLLOW_UP = user("Where do people keep tea?")
-
-# Where the answer begins -------------------------------------------------------------------------
-
-
-def reply(*, begun: bool, whole: bool = False, markers: Any = THINK) -> Reply:
-    """A reply that has come to its first token."""
-    made = Reply(Thoughts(markers, lambda token: PIECES[token].encode(), begun, whole))
-    made.begin()
-    return made
-
-
-PIECES = ["<think>", "</think>", "\n\n", " ", "Hm", "Tea", "<", "/", "think", ">", "</", ">\n",
-          ">Yes", "<|channel>", "thought", "<channel|>", "final"]  # fmt: skip
-
-
-def told(pieces: Sequence[str], **options: Any) -> list[str]:
-    """The state of a reply after each of its tokens."""
-    each, states = reply(**options), []
-    for piece in pieces:
-        each.take(PIECES.index(piece))
-        states.append(each.state)
-    return states
-
-
-@pytest.mark.parametrize(
-    ("pieces", "options", "states"),
-    [
-        (["Hm", "</think>", "\n\n", "Tea", "Tea"], {"begun": True},
-         ["thought", "candidate", "candidate", "answer", "answer"]),
-        (["Hm", "</", "think", ">", "Tea"], {"begun": True},
-         ["thought", "thought", "thought", "candidate", "answer"]),
-        (["</", "think", ">\n", "Tea"], {"begun": True},
-         ["thought", "thought", "candidate", "answer"]),
-        (["</", "think", ">Yes"], {"begun": True}, ["thought", "thought", "answer"]),
-        (["Tea"], {"begun": False}, ["answer"]),
-        (["\n\n", "<think>", "Hm", "</think>", "Tea"], {"begun": False, "whole": True},
-         ["candidate", "thought", "thought", "candidate", "answer"]),
-        (["<", "think", ">", "Hm", "</think>"], {"begun": False},
-         ["marker", "marker", "thought", "thought", "candidate"]),
-        (["<", "Tea"], {"begun": False}, ["marker", "answer"]),
-        (["<", "Tea"], {"begun": False, "whole": True}, ["answer", "answer"]),
-        (["</think>", "<think>", "Hm", "</think>"], {"begun": True},
-         ["candidate", "thought", "thought", "candidate"]),
-        # A marker that closes nothing: what follows may be the true answer.
-        (["Tea", "</think>", " ", "Tea"], {"begun": False},
-         ["answer", "candidate", "candidate", "answer"]),
-        (["<|channel>", "thought", "\n\n", "Hm", "<channel|>", "Tea"],
-         {"begun": False, "markers": CHANNEL},
-         ["marker", "thought", "thought", "thought", "candidate", "answer"]),
-        (["<|channel>", "final"], {"begun": False, "markers": CHANNEL}, ["marker", "answer"]),
-    ],
-)  # fmt: skip
-def test_the_answer_begins_with_what_is_not_blank_after_the_marker(
-    pieces: list[str], options: dict[str, Any], states: list[str]
-) -> None:
-    assert told(pieces, **options) == states
-
-
-def test_of_a_draft_nothing_is_evaluated_by_which_the_answer_may_begin() -> None:
-    each = reply(begun=True)
-    draft = [PIECES.index(piece) for piece in ("Hm", "Tea", "Hm")]
-    assert each.alone(draft) == draft[:1]
-    for piece in ("</think>", "Tea"):
-        each.take(PIECES.index(piece))
-    assert each.alone(draft) == draft
-    closing = [PIECES.index(piece) for piece in ("Tea", "Hm", "</", "think", ">", "Tea")]
-    assert each.alone(closing) == closing[:2]
-    apart = reply(begun=False, whole=True)
-    apart.take(PIECES.index("Tea"))
-    assert apart.alone(closing) == closing[:4]
 
 
 # Models ------------------------------------------------------------------------------------------
@@ -696,31 +624,62 @@ def test_no_request_switches_thinking(demo: Model, bare: Model) -> None:
         llama.close()
 
 
-def test_a_vector_measured_otherwise_is_refused_by_name(demo: Model) -> None:
-    for measured, asked, said in (
-        ("answer", "off", "reasoning: the vector was made for answer, this model has off"),
-        ("", None, "reasoning: the vector was made for none, this model has answer"),
-        ("off", "thought", "reasoning: the vector was made for off, this model has thought"),
-    ):
-        given = vector(demo, OPEN, reasoning=measured)
-        with pytest.raises(VectorError, match=said) as caught:
-            steered(demo, OPEN, vector=given, reasoning=asked)
-        assert "Convert this model, or pass --force" in str(caught.value)
-        forced = steered(demo, OPEN, vector=given, reasoning=asked, force=True)
-        assert forced.template.reasoning == (asked or "answer")
-        forced.close()
-    given = vector(demo, OPEN, reasoning="thought")
-    llama = steered(demo, OPEN, vector=given)
-    assert llama.template.reasoning == llama.fingerprint.reasoning == "thought"
-    llama.close()
+# Other policies ----------------------------------------------------------------------------------
 
 
-def test_prompts_of_other_code_are_refused_with_a_vector_of_a_model_that_thinks(
-    demo: Model,
-) -> None:
-    with pytest.raises(
-        ModelError, match="leave it out, and prompts are written by the model's own"
-    ):
-        steered(demo, OPEN, mmproj=None, chat_format="chatml")
-    with pytest.raises(ModelError, match="this model's chat template knows no thoughts"):
-        tapped(DEMO, reasoning="answer", **OPTIONS)
+def replied(llama: llama_cpp.Llama, n: int = 4) -> tuple[Logits, Any]:
+    llama.reset()
+    return say(llama, QUESTION, n=n)
+
+
+def test_other_policies_steer_within_a_block_and_the_models_own_after_it() -> None:
+    own, other = vector_of(DEMO, 2, OPEN), vector_of(DEMO, 5, OPEN)
+    llama = SteeredLlama(DEMO, vector=own, **OPTIONS)
+    expected, alone = replied(llama)[0], SteeredLlama(DEMO, vector=other, **OPTIONS)
+    before = llama.policies
+    assert [policy.name for policy in before] == ["mars"]
+    with llama.using(other.policy("other")):
+        assert [policy.name for policy in llama.policies] == ["other"]
+        logits, reply = replied(llama)
+        assert np.array_equal(logits, replied(alone)[0])
+        assert reply["mars"]["layer"] == 5 and reply["mars"]["alpha"] > 0
+        with llama.using(replace(own.policy(), gate="shut")):
+            assert replied(llama)[1]["mars"]["alpha"] == 0.0
+        assert np.array_equal(replied(llama)[0], logits)
+    assert llama.policies == before
+    assert np.array_equal(replied(llama)[0], expected)
+    with pytest.raises(KeyError), llama.using():
+        raise KeyError
+    assert llama.policies == before
+    with pytest.raises(ValueError, match="two of one name"), llama.using(*before, *before):
+        pass
+    assert llama.policies == before
+
+
+def test_without_policies_nothing_is_steered() -> None:
+    llama = SteeredLlama(DEMO, vector=vector_of(DEMO, 2, OPEN), **OPTIONS)
+    plainly = replied(llama_cpp.Llama(DEMO, **OPTIONS))[0]
+    expected = replied(llama)[0]
+    with llama.using():
+        logits, reply = replied(llama)
+        assert np.array_equal(logits, plainly)
+        assert reply.get("mars") is None and llama.last_steering is None
+    assert np.array_equal(replied(llama)[0], expected)
+    assert not np.array_equal(expected, plainly)
+
+
+def test_a_model_without_a_vector_is_measured_and_not_sampled_from() -> None:
+    llama, reference = SteeredLlama(DEMO, vector=None, **OPTIONS), llama_cpp.Llama(DEMO, **OPTIONS)
+    tokens = tokens_of(llama, "How do I make bread?")
+    for each in (llama, reference):
+        each.eval(tokens)
+    assert np.array_equal(logits_of(llama), logits_of(reference))
+    for ask in (llama.sample, lambda: replied(llama), lambda: next(llama.generate(tokens))):
+        with pytest.raises(SteeringError, match="without a vector, .* nothing can be sampled"):
+            ask()
+    given = vector_of(DEMO, 2, OPEN)
+    expected = replied(SteeredLlama(DEMO, vector=given, **OPTIONS))[0]
+    with llama.using(given.policy()):
+        assert np.array_equal(replied(llama)[0], expected)
+    with pytest.raises(SteeringError, match="without a vector"):
+        replied(llama)

@@ -1,0 +1,91 @@
+"""Sampling arguments that llama.cpp would end the process over are refused by the library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from llama_cpp import LlamaGrammar
+from models import DEMO, steered, user
+
+from mars_gguf.errors import PromptError
+from mars_gguf.runtime.llama import SteeredLlama
+from mars_gguf.runtime.sampling import MAX_BIAS, MAX_GRAMMAR, MAX_PARENTHESES
+
+QUESTION = "How do I make bread?"
+
+
+@pytest.fixture(scope="module")
+def llama() -> Iterator[SteeredLlama]:
+    llama = steered(DEMO)
+    yield llama
+    llama.close()
+
+
+def asked(llama: SteeredLlama, **arguments: Any) -> Iterator[Any]:
+    """Ask for a completion, a stream and a chat, one after the other."""
+    options: dict[str, Any] = {"max_tokens": 3, "temperature": 0.0} | arguments
+    yield lambda: llama.create_completion(QUESTION, **options)
+    yield lambda: list(llama.create_completion(QUESTION, stream=True, **options))
+    yield lambda: llama.create_chat_completion([user(QUESTION)], **options)
+
+
+@pytest.mark.parametrize(
+    ("grammar", "said"),
+    [
+        ("this is not", "not valid"),
+        ('foo ::= "a"', "not valid"),
+        ('root ::= root "a" | "a"', "not valid"),
+        ("root ::= foo", "not valid"),
+        (f'root ::= {"(" * (MAX_PARENTHESES + 1)}"a"{")" * (MAX_PARENTHESES + 1)}', "parentheses"),
+        (f'root ::= "{"a" * MAX_GRAMMAR}"', "characters"),
+    ],
+    ids=["no grammar", "no root", "left-recursive", "undefined", "deep", "long"],
+)
+def test_a_grammar_that_llama_cpp_cannot_parse_is_refused(
+    llama: SteeredLlama, grammar: str, said: str
+) -> None:
+    given = LlamaGrammar.from_string(grammar, verbose=False)
+    for ask in asked(llama, grammar=given):
+        with pytest.raises(PromptError, match=f"grammar: .*{said}"):
+            ask()
+
+
+def test_a_grammar_of_nested_rules_is_followed(llama: SteeredLlama) -> None:
+    nested = f'root ::= {"(" * 100}"tea"{")" * 100}'
+    whole, streamed, chat = (
+        ask() for ask in asked(llama, grammar=LlamaGrammar.from_string(nested, verbose=False))
+    )
+    assert "tea".startswith(whole["choices"][0]["text"]) and whole["choices"][0]["text"]
+    assert "".join(c["choices"][0]["text"] for c in streamed) == whole["choices"][0]["text"]
+    assert "tea".startswith(chat["choices"][0]["message"]["content"])
+
+
+@pytest.mark.parametrize(
+    ("bias", "said"),
+    [
+        ({"abc": 1}, "found the key 'abc', expected token ids from 0 to"),
+        ({"-1": 1}, "found the key '-1'"),
+        ({"999999999": 1}, "found the key '999999999'"),
+        ({"9" * 99: 1}, "found the key '9{20}'"),
+        ({"\u0663": 1}, "found the key"),  # a digit, but none that is meant
+        ({5: -1e39}, r"found -1e\+39, expected at most 1000000"),
+        ({"5": 2 * MAX_BIAS}, "found 2000000"),
+        ({"5": float("nan")}, "found nan"),
+        ({"5": float("-inf")}, "found -inf"),
+    ],
+    ids=str,
+)
+def test_a_bias_of_no_token_or_beyond_all_logits_is_refused(
+    llama: SteeredLlama, bias: dict[Any, float], said: str
+) -> None:
+    for ask in asked(llama, logit_bias=bias):
+        with pytest.raises(PromptError, match=f"logit_bias: {said}"):
+            ask()
+
+
+def test_a_bias_within_bounds_is_followed(llama: SteeredLlama) -> None:
+    token = llama.tokenize(b"tea", add_bos=False)[0]
+    whole, *_ = (ask() for ask in asked(llama, logit_bias={token: MAX_BIAS}))
+    assert whole["choices"][0]["text"] == 3 * llama.detokenize([token]).decode()
