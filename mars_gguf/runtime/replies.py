@@ -150,34 +150,36 @@ class Reply:
         """The part of the reply that ``token``, the next one, would belong to."""
         assert self.thoughts is not None
         piece = self._piece(token)
-        if self.state == "thought":
-            _, closed, after = (self._text + piece).partition(self._close)
-            return "answer" if closed and after.strip() else "thought"
         text = (self._text + piece).lstrip()
-        if self.state == "answer" or not text:
+        if self.state == "answer" or (self.state != "thought" and not text):
             return "answer" if self.state == "answer" else "blank"
-        begun = text.startswith(self._open) or (
-            self._open.startswith(text) and not (self.thoughts.whole and self.state == "candidate")
-        )
-        return "thought" if begun else "answer"
+        if self.state == "thought" or text.startswith(self._open):
+            _, closed, after = text.removeprefix(self._open).partition(self._close)
+            return "answer" if closed and after.strip() else "thought"
+        first = self.thoughts.whole and self.state == "candidate"
+        return "thought" if self._open.startswith(text) and not first else "answer"
 
     def take(self, token: int, *, over: bool = False) -> None:
         """Go on with ``token``, the next one. ``over``: if it begins no thought, the answer has
         begun."""
         meaning, text = self.meaning(token), self._text + self._piece(token)
-        if self.state in ("thought", "answer"):
-            _, closed, after = text.partition(self._close)
-            if closed:
-                self.after_thought = True
-                self._go("answer" if after.strip() else "candidate", b"")
-            else:
-                self._text = text[1 - len(self._close) :]
-        elif meaning == "answer" or (over and meaning == "blank"):
-            self._go("answer", b"")
-        elif meaning == "thought":
-            whole = text.lstrip().startswith(self._open)
-            self.answered = False
-            self._go("thought" if whole else "marker", b"" if whole else text)
+        if self.state not in ("thought", "answer"):
+            if not text.lstrip().startswith(self._open):
+                if meaning == "answer" or (over and meaning == "blank"):
+                    self._go("answer", b"")
+                elif meaning == "thought":
+                    self.answered = False
+                    self._go("marker", text)
+                return
+            # The token that ends the marker may go on with the thought, and end that, too.
+            text, self.answered = text.lstrip().removeprefix(self._open), False
+            self._go("thought", b"")
+        _, closed, after = text.partition(self._close)
+        if closed:
+            self.after_thought = True
+            self._go("answer" if after.strip() else "candidate", b"")
+        else:
+            self._text = text[1 - len(self._close) :]
 
     def alone(self, tokens: list[int]) -> list[int]:
         """The tokens that can be evaluated at once, of one that was taken and a draft after it: one

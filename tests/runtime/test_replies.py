@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mars_gguf.reasoning import KNOWN
+from mars_gguf.reasoning import KNOWN, Markers
 from mars_gguf.runtime.judging import Steering
 from mars_gguf.runtime.replies import Reply, Thoughts
 
@@ -80,6 +82,46 @@ def test_of_a_draft_nothing_is_evaluated_by_which_the_answer_may_begin() -> None
     apart = reply(begun=False, whole=True)
     apart.take(PIECES.index("Tea"))
     assert apart.alone(closing) == closing[:4]
+
+
+words = st.text("Tea hot", min_size=1, max_size=12).filter(str.strip)
+blanks = st.sampled_from(["", " ", "\n\n"])
+
+
+@st.composite
+def cut_replies(draw: st.DrawFn) -> tuple[Markers, bool, list[str], int]:
+    """Markers, whether the prompt begins the thought of a reply, the reply in tokens, and which of
+    them holds the first character of the answer that is not blank."""
+    markers, begun = draw(st.sampled_from(KNOWN[:2])), draw(st.booleans())
+    thought = draw(st.text("Tea <>/\n", max_size=10)) + markers.close
+    before = thought if begun else draw(blanks) + draw(st.sampled_from([markers.open, ""]))
+    if before.endswith(markers.open):
+        before += thought
+    before += draw(blanks)
+    text = before + draw(words).strip()
+    cuts = sorted(draw(st.sets(st.integers(1, len(text) - 1)))) if len(text) > 1 else []
+    pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    return markers, begun, pieces, sum(cut <= len(before) for cut in cuts)
+
+
+@given(cut_replies())
+def test_the_answer_begins_at_the_same_character_however_the_reply_is_cut_into_tokens(
+    case: tuple[Markers, bool, list[str], int],
+) -> None:
+    markers, begun, pieces, first = case
+    each = Reply(Thoughts(markers, lambda token: pieces[token].encode(), begun, whole=False))
+    each.begin()
+    for token, piece in enumerate(pieces[: first + 1]):
+        assert each.waits and not each.answered
+        assert each.begins_answer(token) == (token == first)
+        if token == first and markers.close not in piece:
+            # The state that the answer comes from was read, or weighed where the marker began.
+            assert each.reads or each.state == "marker"
+        each.take(token)
+    assert each.state == "answer" and each.answered
+    for token in range(first + 1, len(pieces)):
+        each.take(token)
+        assert each.state == "answer"
 
 
 def steering(alpha: float, t: float = 0.0) -> Steering:
