@@ -1,4 +1,4 @@
-"""The whole of a steered model: what is not steered is plain llama-cpp-python to the bit, and what is
+"""A whole steered model: what is not steered is plain llama-cpp-python to the bit, and what is
 steered is what an independent computation gives."""
 
 from __future__ import annotations
