@@ -12,7 +12,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from llama_cpp import llama_cpp as lib
 
-from mars_gguf.bench.figures import Aim, Figure, Run, interleaved, ratios, timed
+from mars_gguf.bench.figures import Aim, Figure, Row, Run, interleaved, ratios, timed
 from mars_gguf.bench.subject import Asked, Subject
 from mars_gguf.convert import pipeline
 from mars_gguf.convert.choices import Calibration
@@ -27,7 +27,25 @@ from mars_gguf.runtime.tap import Rows
 E = TypeVar("E", bound=GgufExtractor)
 
 PICTURES = 16
-NAMES = ["extraction-text", "extraction-images", "conversion"]
+NINE_TENTHS = Aim(0.90, at_least=True)
+FIGURES: dict[str, Row] = {
+    "extraction-text": (
+        "extraction of text, all blocks, prompt tokens a second",
+        "llama.cpp's prefill of the same tokens and batches",
+        NINE_TENTHS,
+    ),
+    "extraction-images": (
+        "extraction with pictures, all blocks, prompts a second",
+        "picture encoding + prefill, each alone",
+        NINE_TENTHS,
+    ),
+    "conversion": (
+        "conversion, the model loaded",
+        "llama.cpp's prefill of all its prompts, what they begin with once + picture encoding",
+        Aim(1.3),
+    ),
+}
+NAMES = list(FIGURES)
 
 
 class TimedDecoder(Decoder):
@@ -99,32 +117,17 @@ class Recorded(GgufExtractor):
 
 def measure(subject: Subject, asked: Asked) -> Iterator[Figure]:
     """Measures the figures that are asked for."""
-    if "extraction-text" in asked.only:
-        asked.started("extraction-text")
-        figure = Figure(
-            "extraction-text",
-            "extraction of text, all blocks, prompt tokens a second",
-            "llama.cpp's prefill of the same tokens and batches",
-            Aim(0.90, at_least=True),
-        )
-        prompts = text_prompts(subject)[:MAX_SEQUENCES]
-        yield _extracted(figure, subject, prompts, asked.repetitions)
-    if "extraction-images" in asked.only:
-        asked.started("extraction-images")
-        figure = Figure(
-            "extraction-images",
-            "extraction with pictures, all blocks, prompts a second",
-            "picture encoding + prefill, each alone",
-            Aim(0.90, at_least=True),
-        )
-        if subject.mmproj is None:
-            figure.absent = "no mmproj"
-            yield figure
+    for figure in asked.figures(FIGURES):
+        if figure.name == "conversion":
+            converted(figure, subject, Calibration())
+        elif figure.name == "extraction-text":
+            prompts = text_prompts(subject)[:MAX_SEQUENCES]
+            _extracted(figure, subject, prompts, asked.repetitions)
+        elif subject.mmproj is not None:
+            _extracted(figure, subject, picture_prompts(subject), asked.repetitions)
         else:
-            yield _extracted(figure, subject, picture_prompts(subject), asked.repetitions)
-    if "conversion" in asked.only:
-        asked.started("conversion")
-        yield converted(subject, Calibration())
+            figure.absent = "no mmproj"
+        yield figure
 
 
 def text_prompts(subject: Subject) -> list[Prompt]:
@@ -152,7 +155,7 @@ def extract(extractor: GgufExtractor, prompts: Sequence[Prompt]) -> Rows:
 
 def _extracted(
     figure: Figure, subject: Subject, prompts: Sequence[Prompt], repetitions: int
-) -> Figure:
+) -> None:
     with ExitStack() as stack:
         extractor = stack.enter_context(closing(_load(GgufExtractor, subject)))
         limit = stack.enter_context(closing(_load(Limit, subject)))
@@ -168,17 +171,10 @@ def _extracted(
         f"{len(prompts)} prompts, {n_tokens} tokens, {rate:.0f} a second; "
         "rendering and tokenizing included"
     )
-    return figure
 
 
-def converted(subject: Subject, calibration: Calibration) -> Figure:
+def converted(figure: Figure, subject: Subject, calibration: Calibration) -> None:
     """Measures a whole conversion, once: it takes minutes."""
-    figure = Figure(
-        "conversion",
-        "conversion, the model loaded",
-        "llama.cpp's prefill of all its prompts, what they begin with once + picture encoding",
-        Aim(1.3),
-    )
     sets = gather(subject.prompts, calibration.seed, sees=subject.mmproj is not None)
     with ExitStack() as stack:
         extractor = stack.enter_context(closing(_load(Recorded, subject)))
@@ -196,7 +192,6 @@ def converted(subject: Subject, calibration: Calibration) -> Figure:
         f"llama.cpp's prefill and encoding take {theirs:.0f} s; the rest are replies, plain and "
         "forced"
     )
-    return figure
 
 
 def _load(kind: type[E], subject: Subject) -> E:

@@ -72,6 +72,9 @@ class Aim:
         return median >= self.bound if self.at_least else median <= self.bound
 
 
+Row = tuple[str, str, Aim] | tuple[str, str, Aim, str]  # title, limit, aim, unit of a figure
+
+
 @dataclass
 class Figure:
     """One line of the table.

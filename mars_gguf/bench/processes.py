@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mars_gguf.bench.figures import Aim, Figure, Run, differences, interleaved, ratios
+from mars_gguf.bench.figures import Aim, Figure, Row, Run, differences, interleaved, ratios
 from mars_gguf.bench.subject import Asked, Subject
 from mars_gguf.convert.extract_gguf import GgufExtractor
 from mars_gguf.convert.prompts import Prompt
@@ -27,7 +27,7 @@ IMPORT = "from mars_gguf import SteeredLlama"
 HEAVY = ["torch", "transformers"]
 PROMPT = "How do I bake bread?"
 THREEFOLD = Aim(3.0, at_least=True)
-FIGURES = {
+FIGURES: dict[str, Row] = {
     "conversion-cvector": (
         "direction from text pairs, whole process",
         "llama.cpp's cvector-generator, time / ours",
@@ -38,15 +38,15 @@ FIGURES = {
         "the same by transformers on CPU, time / ours",
         THREEFOLD,
     ),
-    "memory-runtime": ("peak memory at run time", "above plain llama-cpp-python", Aim(32.0)),
+    "memory-runtime": ("peak memory at run time", "above plain llama-cpp-python", Aim(32.0), "MiB"),
     "memory-converter": (
         "peak memory of the converter",
         "above the loaded model and one prefill",
         Aim(256.0),
+        "MiB",
     ),
-    "import": (f"`{IMPORT}`", "above `import llama_cpp`", Aim(50.0)),
+    "import": (f"`{IMPORT}`", "above `import llama_cpp`", Aim(50.0), "ms"),
 }
-UNITS = {"memory-runtime": "MiB", "memory-converter": "MiB", "import": "ms"}
 NAMES = list(FIGURES)
 
 
@@ -66,11 +66,9 @@ class Processes:
 
     def measure(self, asked: Asked) -> Iterator[Figure]:
         """Measures the figures that are asked for. Raises MarsError if a process fails."""
-        for name in [name for name in NAMES if name in asked.only]:
-            asked.started(name)
-            figure = Figure(name, *FIGURES[name], UNITS.get(name, ""))
+        for figure in asked.figures(FIGURES):
             with tempfile.TemporaryDirectory() as folder:
-                work = getattr(self, "_" + name.replace("-", "_"))
+                work = getattr(self, "_" + figure.name.replace("-", "_"))
                 work(figure, asked.repetitions, Path(folder))
             yield figure
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from mars_gguf import demo_model
+from mars_gguf.bench.figures import Figure, Row
 from mars_gguf.convert.choices import Prompts
 from mars_gguf.convert.prompt_sets import PromptSets, gather
 
@@ -31,6 +32,13 @@ class Asked:
     only: Collection[str]
     repetitions: int = 15
     started: Callable[[str], object] = lambda name: None
+
+    def figures(self, table: Mapping[str, Row]) -> Iterator[Figure]:
+        """The figures of ``table`` that are asked for, still to be measured, one after another."""
+        for name, row in table.items():
+            if name in self.only:
+                self.started(name)
+                yield Figure(name, *row)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from models import DEMO, DEMO_MMPROJ, mmproj_of, picture
 from subjects import READING, subject
 
 from mars_gguf.bench import extraction
+from mars_gguf.bench.figures import Figure
 from mars_gguf.convert.choices import Calibration
 from mars_gguf.convert.extract_gguf import GgufExtractor
 from mars_gguf.convert.prompt_sets import gather
@@ -82,7 +83,8 @@ def test_each_repetition_decodes_as_many_tokens_and_so_does_the_limit(
 def test_a_conversion_is_held_against_the_prefill_of_all_its_prompts() -> None:
     given = subject(DEMO_MMPROJ)
     given = replace(given, prompts=replace(given.prompts, quick=True))
-    figure = extraction.converted(given, Calibration(layers=(6, 7)))
+    figure = Figure("conversion", *extraction.FIGURES["conversion"])
+    extraction.converted(figure, given, Calibration(layers=(6, 7)))
     (ours,), (theirs,) = figure.values["conversion"], figure.values["llama.cpp"]
     assert figure.samples == [ours / theirs]
     assert ours > theirs > 0
