@@ -128,7 +128,7 @@ def test_private_modules_of_llama_cpp_python_are_imported_in_one_place_of_each_r
         for name in imports(module)
         if name.startswith("llama_cpp.") and any(part[0] == "_" for part in name.split("."))
     }
-    assert private <= {"mars_gguf.runtime.compat", "mars_gguf.server.compat"}
+    assert private <= {"mars_gguf.runtime.compat"}
 
 
 @pytest.mark.parametrize("module", PURE)
@@ -184,8 +184,7 @@ def test_every_module_has_a_docstring() -> None:
 
 def test_no_two_files_have_one_name_where_one_can_be_renamed() -> None:
     names = [path.name for path in MODULES.values() if not path.name.startswith("__")]
-    # Each holds the names of llama-cpp-python's that its own room uses.
-    assert {name for name in names if names.count(name) > 1} <= {"compat.py"}
+    assert {name for name in names if names.count(name) > 1} == set()
 
 
 def test_a_modules_tests_are_where_its_name_says() -> None:

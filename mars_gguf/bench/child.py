@@ -51,12 +51,14 @@ def plain(
 
 def steered(model: str, vector: str, prompt: str, options: dict[str, Any]) -> None:
     """Loads the model as SteeredLlama and replies, steered whatever the prompt is."""
+    from dataclasses import replace
+
     from mars_gguf import SteeredLlama
-    from mars_gguf.evaluate.arms import first_token, steered_by
     from mars_gguf.media.images import user_message
 
     llama = SteeredLlama(model, vector=vector, **options)
-    with steered_by(llama, first_token(1.0)):
+    policy = llama.vectors["mars"].policy()
+    with llama.using(replace(policy, gate="open", strength=1.0)):
         _reply(llama, user_message(prompt), 16)
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llama_cpp import Llama
@@ -16,13 +16,11 @@ from mars_gguf.bench.figures import Aim, Figure, ratios
 from mars_gguf.bench.subject import Asked, Subject
 from mars_gguf.convert.prompts import Prompt
 from mars_gguf.errors import MarsError
-from mars_gguf.evaluate.arms import UNSTEERED, first_token, steered_by
 from mars_gguf.runtime.llama import SteeredLlama, Way
 from mars_gguf.runtime.tap import Tap
 
 PROMPT_TOKENS = 256
 REPLY_TOKENS = 64
-OPEN = first_token(1.0)  # steers whatever the prompt is
 Trial = tuple[str, Way | None]  # a model, and how it steers
 Seconds = tuple[float, float]  # to the first token, and for those after it
 
@@ -148,8 +146,9 @@ def _seconds(llama: Llama, way: Way | None, tokens: Sequence[int], n_reply: int)
     """As `_reply`; a steered model steers in ``way`` whatever the prompt is, without one never."""
     if not isinstance(llama, SteeredLlama):
         return _reply(llama, tokens, n_reply)
-    llama.way = way or "inline"
-    with steered_by(llama, OPEN if way else UNSTEERED):
+    llama.steerer.push.way = way or "inline"
+    policy = llama.vectors["mars"].policy()
+    with llama.using(replace(policy, gate="open" if way else "shut", strength=1.0)):
         seconds = _reply(llama, tokens, 0 if way else n_reply)
     assert llama.last_steering is not None and llama.last_steering.way == way
     return seconds

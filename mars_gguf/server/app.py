@@ -13,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from mars_gguf.server.middleware import ExchangeMiddleware
 from mars_gguf.server.routes import router
-from mars_gguf.server.served import SteeredProxy
+from mars_gguf.server.served import Models
 from mars_gguf.server.settings import ModelSettings, ServerSettings
 
 
@@ -34,7 +34,7 @@ def create_app(server: ServerSettings, models: list[ModelSettings]) -> FastAPI:
         exception_handlers={HTTPException: _raise, RequestValidationError: _raise},
     )
     app.include_router(router)
-    app.state.settings, app.state.proxy = server, SteeredProxy(models)
+    app.state.settings, app.state.models = server, Models(models)
     return app
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import h11
 import uvicorn
 
-from mars_gguf.server.compat import H11Protocol
+from mars_gguf.server.internals import H11Protocol
 
 MAX_CONNECTIONS = 256  # a quarter of the files that a process may commonly have open
 HEAD_SECONDS = 10.0  # for the head of a request to arrive, and for what is left of a refused body

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from uuid import uuid4
@@ -48,13 +46,3 @@ def current_exchange() -> Exchange:
     current = exchange.get()
     assert current is not None
     return current
-
-
-@contextmanager
-def outside_exchange() -> Iterator[None]:
-    """Context manager: what a model does in the block is no part of the current exchange."""
-    token = exchange.set(None)
-    try:
-        yield
-    finally:
-        exchange.reset(token)

@@ -22,7 +22,7 @@ from mars_gguf.server.checks import RequestError
 from mars_gguf.server.exchange import current_exchange
 from mars_gguf.server.request_types import ChatRequest, CompletionRequest
 from mars_gguf.server.schemas import require_schemas
-from mars_gguf.server.served import NamedVector, text_of
+from mars_gguf.server.served import NamedVector
 from mars_gguf.server.settings import DEFAULT_VECTOR, RENDERED_FORMATS
 from mars_gguf.server.streaming import in_turn, reply
 
@@ -34,7 +34,7 @@ router = APIRouter()
 @router.post("/v1/chat/completions", response_model=None, tags=["OpenAI V1"])
 async def chat_completions(request: Request, body: ChatRequest) -> Response:
     """Chat completion, steered. ``mars`` in the reply says what steering did."""
-    settings, proxy = request.app.state.settings, request.app.state.proxy
+    settings, served = request.app.state.settings, request.app.state.models
     _begin(request, body, body.messages)
     if settings.chat_only:
         checks.require_free_reply(body)
@@ -42,7 +42,7 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:
         body.max_tokens = body.max_completion_tokens
     checks.require_messages(body.messages)
     checks.require_tool(body)
-    model = proxy.settings(body.model)
+    model = served.settings(body.model)
     # Handlers that only llama-cpp-python has make a grammar of any tool.
     every_tool = model.chat_format not in RENDERED_FORMATS
     await to_thread.run_sync(partial(require_schemas, body, every_tool=every_tool))
@@ -84,7 +84,7 @@ def _begin(request: Request, body: ChatRequest | CompletionRequest, prompt: obje
     if body.mars is not None:
         if not state.settings.allow_client_control:
             raise RequestError("requests may not control steering on this server ('mars')", 403)
-        ids = state.proxy.vectors[state.proxy.settings(body.model).model_alias]
+        ids = state.models.vectors[state.models.settings(body.model).model_alias]
         if body.mars.vector not in ids:
             raise RequestError(f"mars.vector: no such id, expected one of {', '.join(ids)}")
         current.vector = body.mars.vector
@@ -101,7 +101,7 @@ def _without_pictures(prompt: object) -> object:
 @router.post("/v1/embeddings", tags=["OpenAI V1"])
 async def embeddings(request: Request, body: CreateEmbeddingRequest) -> dict[str, Any]:
     """Embeddings, of a model that is served with ``embedding``."""
-    if not request.app.state.proxy.settings(body.model).embedding:
+    if not request.app.state.models.settings(body.model).embedding:
         raise RequestError("this model gives no embeddings: it is served without 'embedding'")
 
     def embedding(llama: SteeredLlama) -> Any:
@@ -136,7 +136,9 @@ async def detokenize(request: Request, body: DetokenizeInputRequest) -> dict[str
 
     def text(llama: SteeredLlama) -> str:
         checks.require_tokens(llama, body.tokens)
-        return text_of(llama, body.tokens).decode(errors="replace")
+        # In pieces: the time that one takes grows with its square.
+        pieces = (body.tokens[at : at + 1024] for at in range(0, len(body.tokens), 1024))
+        return b"".join(map(llama.detokenize, pieces)).decode(errors="replace")
 
     return {"text": await _ask(request, body, text)}
 
@@ -147,7 +149,7 @@ async def _ask(
     call: Callable[[SteeredLlama], T],
 ) -> T:
     """The answer of the model that ``body`` names, when its turn has come."""
-    return await in_turn(lambda: call(request.app.state.proxy(body.model)))
+    return await in_turn(lambda: call(request.app.state.models(body.model)))
 
 
 @router.get("/v1/models", tags=["OpenAI V1"])
@@ -155,7 +157,7 @@ async def models(request: Request) -> dict[str, Any]:
     """The models, and by which vector each is steered."""
     state = request.app.state
     data = []
-    for alias, vectors in state.proxy.vectors.items():
+    for alias, vectors in state.models.vectors.items():
         described = {id: _description(named) for id, named in vectors.items()}
         mars: dict[str, Any] = {"steered": True, "vector": described[DEFAULT_VECTOR]}
         if state.settings.allow_client_control:

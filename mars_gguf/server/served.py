@@ -19,12 +19,10 @@ from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.runtime.mtmd import load_url
 from mars_gguf.runtime.selftest import self_test
 from mars_gguf.server.checks import RequestError
-from mars_gguf.server.compat import LlamaProxy
-from mars_gguf.server.exchange import exchange, outside_exchange
+from mars_gguf.server.exchange import exchange
+from mars_gguf.server.internals import load_llama
 from mars_gguf.server.settings import DEFAULT_VECTOR, RENDERED_FORMATS, TEMPLATES, ModelSettings
 from mars_gguf.vectors import Vector, read_vector
-
-DETOKENIZED = 1024  # tokens at a time
 
 
 @dataclass(frozen=True)
@@ -41,72 +39,87 @@ class NamedVector:
         return cls(Path(path).stem, sha256(path), vector)
 
 
-class SteeredProxy(LlamaProxy):
-    """The LlamaProxy of ``llama_cpp.server``, each model with its own vectors.
+class Models:
+    """Holds the model that was asked last, of those that are served, and the vectors of all.
 
     All models and vectors are loaded once at the start, so that one which does not fit is found
     then. Raises MarsError.
     """
 
     def __init__(self, models: list[ModelSettings]) -> None:
-        self.vectors: dict[str | None, dict[str, NamedVector]] = {
-            settings.model_alias: {
+        self._by_alias = {settings.model_alias: settings for settings in models}
+        self.vectors = {
+            alias: {
                 name: NamedVector.read(path)
                 for name, path in ({DEFAULT_VECTOR: settings.vector} | settings.vectors).items()
             }
-            for settings in models
+            for alias, settings in self._by_alias.items()
         }
         self._stopped = False  # in the middle of a prompt
         for settings in models[1:]:
-            self.load_llama_from_model_settings(settings).close()
-        super().__init__(models)
+            self._load(settings).close()
+        self._held = models[0]
+        self._llama: SteeredLlama | None = self._load(self._held)
+
+    def close(self) -> None:
+        """Frees the model that is held."""
+        if self._llama is not None:
+            self._llama.close()
+        self._llama = None
 
     def settings(self, model: str | None) -> ModelSettings:
-        """Settings of the model that a request means by ``model``."""
-        settings: ModelSettings = self._model_settings_dict.get(model, self._default_model_settings)
-        return settings
+        """The settings of the model that a request means by ``model``; the first if none has that
+        alias."""
+        return self._by_alias.get(model) or next(iter(self._by_alias.values()))
 
     def __call__(self, model: str | None = None) -> SteeredLlama:
-        """The model that a request means by ``model``, steered by the vector that it asks for."""
-        try:
-            llama: SteeredLlama = super().__call__(model)
-        except MarsError as error:  # its message names files
-            raise RequestError("the model could not be loaded", 500) from error
+        """The model that a request means by ``model``, steered by the vector that it asks for.
+
+        Raises RequestError if it cannot be loaded any more.
+        """
+        settings = self.settings(model)
+        if settings is not self._held or self._llama is None:
+            self.close()
+            try:
+                self._held, self._llama = settings, self._load(settings)
+            except MarsError as error:  # its message names files
+                raise RequestError("the model could not be loaded", 500) from error
         vector, current = DEFAULT_VECTOR, exchange.get()
         if current is not None:
-            vector, current.model = current.vector, self._current_model_alias
-        chosen = self.vectors[self._current_model_alias][vector].vector.policy()
-        if llama.policies != (chosen,) or self._stopped:
-            llama.context.rewind(0)
-            llama.steerer.steer_by(chosen)
+            vector, current.model = current.vector, settings.model_alias
+        chosen = self.vectors[settings.model_alias][vector].vector.policy()
+        if self._llama.policies != (chosen,) or self._stopped:
+            self._llama.context.rewind(0)
+            self._llama.steerer.steer_by(chosen)
             self._stopped = False
-        return llama
+        return self._llama
 
-    def load_llama_from_model_settings(self, settings: ModelSettings) -> SteeredLlama:
-        """The model of ``settings``, after each of its vectors was tried on it."""
+    def _load(self, settings: ModelSettings) -> SteeredLlama:
+        """Loads a model, and tries each of its vectors on it."""
         vectors = self.vectors[settings.model_alias]
         try:
             for_loader, arguments = _divided(settings)
             own = {"vector": vectors[DEFAULT_VECTOR].vector, "force": settings.force_vector}
-            with outside_exchange(), _llama_class(_Loader(own | arguments)):
-                llama: SteeredLlama = LlamaProxy.load_llama_from_model_settings(for_loader)
-                if arguments:
-                    llama.template.takes("user")  # raises ModelError if it shows no text
-                for name, named in vectors.items():
-                    _try_vector(llama, name, named.vector, settings)
+            with _llama_class(_Loader(own | arguments)):
+                llama: SteeredLlama = load_llama(for_loader)
+            if arguments:
+                llama.template.takes("user")  # raises ModelError if it shows no text
+            for name, named in vectors.items():
+                _try_vector(llama, name, named.vector, settings)
         except MarsError as error:
             raise type(error)(f"{settings.model_alias}: {error}") from error
         except (AssertionError, ValueError, OSError, ImportError) as error:
             raise ModelError(f"{settings.model_alias}: cannot be loaded: {error}") from error
         # What a completion calls its model if the request names none.
         llama.model_path = settings.model_alias
+        # From here on: what was decoded until now belongs to no request.
         llama.on_batch, llama.on_token = self._after_batch, partial(_after_token, llama)
         if llama.projector is not None:
             llama.projector.load = _load_checked
         return llama
 
     def _after_batch(self) -> None:
-        """End what nobody waits for any more."""
+        """Ends what nobody waits for any more."""
         current = exchange.get()
         if current is not None:
             self._stopped = current.client_gone.is_set()
@@ -114,7 +127,7 @@ class SteeredProxy(LlamaProxy):
 
 
 def _after_token(llama: SteeredLlama) -> None:
-    """Take note, in the current exchange, of a token and of what steering did."""
+    """Notes in the current exchange that there is a token, and what steering did."""
     current = exchange.get()
     if current is None:
         return
@@ -126,12 +139,6 @@ def _after_token(llama: SteeredLlama) -> None:
     current.tokens += 1
 
 
-def text_of(llama: SteeredLlama, tokens: list[int]) -> bytes:
-    """As ``Llama.detokenize``, whose time grows with the square of what it is given."""
-    pieces = range(0, len(tokens), DETOKENIZED)
-    return b"".join(llama.detokenize(tokens[at : at + DETOKENIZED]) for at in pieces)
-
-
 class _Loader:
     """Stands for ``llama_cpp.Llama`` where ``llama_cpp.server`` loads a model: makes a SteeredLlama
     with ``own`` arguments besides those that it is given."""
@@ -139,12 +146,12 @@ class _Loader:
     def __init__(self, own: dict[str, Any]) -> None:
         self._own = own
 
-    def __call__(self, **arguments: Any) -> SteeredLlama:
-        return SteeredLlama(**self._own | arguments)
+    def __call__(self, model_path: str, **arguments: Any) -> SteeredLlama:
+        return SteeredLlama(model_path, **self._own | arguments)
 
     def from_pretrained(self, **arguments: Any) -> Any:
         """As ``Llama.from_pretrained``: the model comes from a hub."""
-        return llama_cpp.Llama.from_pretrained.__func__(self, **arguments)
+        return SteeredLlama.from_pretrained.__func__(self, **arguments)
 
 
 @contextmanager
@@ -181,7 +188,7 @@ def _divided(settings: ModelSettings) -> tuple[ModelSettings, dict[str, Any]]:
 
 
 def _load_checked(url: str) -> bytes:
-    """The content of a data URL. The server has fetched and checked every picture by then."""
+    """The content of a data URL: the server has fetched and checked every picture by then."""
     if not url.startswith("data:"):
         raise SteeringError("a picture that was not checked reached the model")
     return load_url(url)

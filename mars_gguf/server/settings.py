@@ -17,7 +17,7 @@ from mars_gguf.errors import MarsError
 from mars_gguf.formats import HANDLERS
 from mars_gguf.options import servers
 from mars_gguf.reasoning import Reasoning
-from mars_gguf.server.compat import add_args_from_model
+from mars_gguf.server.internals import add_args_from_model
 
 DEFAULT_VECTOR = "default"
 # Values of chat_format: those that mean the chat template of the model's GGUF, those that name

@@ -15,9 +15,9 @@ from anyio.streams.memory import MemoryObjectSendStream
 from fastapi import Request, Response
 from sse_starlette import EventSourceResponse
 
-from mars_gguf.server.compat import prepare_request_resources
 from mars_gguf.server.exchange import ClientGone, Exchange, current_exchange
 from mars_gguf.server.http_errors import describe
+from mars_gguf.server.internals import prepare_request_resources
 from mars_gguf.server.request_types import ChatRequest, CompletionRequest
 
 T = TypeVar("T")
@@ -54,7 +54,7 @@ async def reply(request: Request, body: ChatRequest | CompletionRequest, method:
     arguments = body.model_dump(exclude=NOT_ARGUMENTS)
 
     def begin() -> Any:
-        llama = prepare_request_resources(body, state.proxy, body.model, arguments)
+        llama = prepare_request_resources(body, state.models, body.model, arguments)
         return getattr(llama, method)(**arguments)
 
     if not body.stream:

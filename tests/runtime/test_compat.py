@@ -21,7 +21,7 @@ from mars_gguf.runtime import compat
 
 PACKAGE = Path(mars_gguf.__file__).parent
 TREES = {path: ast.parse(path.read_text("utf-8")) for path in PACKAGE.rglob("*.py")}
-OWN_INTERFACE = {"server"}  # of llama_cpp.server, mars_gguf/server/compat.py has the names
+OWN_INTERFACE = {"server"}  # of llama_cpp.server, mars_gguf/server/internals.py has the names
 
 
 @pytest.fixture(autouse=True)

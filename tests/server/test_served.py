@@ -29,7 +29,7 @@ from mars_gguf import demo_model
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.server import served
 from mars_gguf.server.exchange import Exchange, exchange
-from mars_gguf.server.served import SteeredProxy
+from mars_gguf.server.served import Models
 from mars_gguf.server.settings import read_settings
 from mars_gguf.vectors import read_vector, write_vector
 
@@ -57,17 +57,17 @@ def test_a_model_and_its_mmproj_may_come_from_a_hub(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(served, "download", download)
     flags = ["--model", "*Q4*.gguf", "--mmproj", "mmproj*", "--hf_model_repo_id", "a/b"]
     flags += ["--vector", str(demo_model.VECTOR), "--chat_format", "mtmd"]
-    proxy = SteeredProxy(read_settings([*flags, *ONE_THREAD])[1])
+    models = Models(read_settings([*flags, *ONE_THREAD])[1])
     assert asked == [("a/b", "mmproj*"), ("a/b", "*Q4*.gguf")]
-    assert proxy().projector is not None
-    proxy.free()
+    assert models().projector is not None
+    models.close()
 
 
 def test_a_model_that_is_loaded_during_a_request_does_not_reply_to_it() -> None:
     request = Exchange()
     token = exchange.set(request)
     try:
-        SteeredProxy(read_settings(["--demo", *ONE_THREAD])[1]).free()
+        Models(read_settings(["--demo", *ONE_THREAD])[1]).close()
     finally:
         exchange.reset(token)
     assert (request.tokens, request.steering, request.first_token) == (0, None, None)

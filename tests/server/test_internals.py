@@ -9,7 +9,7 @@ import pytest
 import uvicorn
 from llama_cpp.server.model import LlamaProxy
 
-from mars_gguf.server import compat
+from mars_gguf.server import internals
 
 
 def test_a_version_that_lacks_a_name_is_refused_with_the_one_that_works(
@@ -20,11 +20,11 @@ def test_a_version_that_lacks_a_name_is_refused_with_the_one_that_works(
 
     for owner, name, missing in (
         (uvicorn.Server, "handle_exit", "other.should_exit; mars-gguf works with .* uvicorn=="),
-        (LlamaProxy, "__init__", "other._model_settings_dict.*llama-cpp-python=="),
+        (LlamaProxy, "load_llama_from_model_settings", "other.Llama,.*llama-cpp-python=="),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, other)
             with pytest.raises(ImportError) as refused:
-                importlib.reload(compat)
+                importlib.reload(internals)
             assert re.search(missing, str(refused.value))
-    importlib.reload(compat)
+    importlib.reload(internals)

@@ -15,18 +15,9 @@ from mars_gguf.runtime.compat import require_names
 
 UVICORN = "0.54.0"  # and what has the same names
 
-# Names by functions that read or set them.
-_USED: dict[Any, tuple[str, ...]] = {
-    LlamaProxy.__init__: (
-        "_model_settings_dict", "_default_model_settings", "_current_model_alias",
-        "load_llama_from_model_settings",
-    ),
-    LlamaProxy.load_llama_from_model_settings: (
-        "Llama", "chat_format", "clip_model_path", "chat_template_kwargs",
-    ),
-}  # fmt: skip
-
-require_names({}, _USED)
+load_llama = LlamaProxy.load_llama_from_model_settings
+# Names that are read by it: the first is replaced, the others are left out for SteeredLlama.
+require_names({}, {load_llama: ("Llama", "chat_format", "clip_model_path", "chat_template_kwargs")})
 
 # What is extended of uvicorn, and by which of its functions that is called or set.
 _EXTENDED: dict[Any, tuple[str, ...]] = {
@@ -46,4 +37,4 @@ if _missing := [
         f"{UVICORN}: pip install uvicorn=={UVICORN}"
     )
 
-__all__ = ["H11Protocol", "LlamaProxy", "add_args_from_model", "prepare_request_resources"]
+__all__ = ["H11Protocol", "add_args_from_model", "load_llama", "prepare_request_resources"]
