@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="?",
         metavar="MODEL",
         help="a GGUF file; a transformers directory or hub id (ORG/NAME); or a file with a "
-        "direction that was measured elsewhere (mars_gguf/convert/artefacts.py says how it looks)",
+        "direction that was measured elsewhere (docs/CONVERTING.md says how it looks)",
     )
     p.add_argument("--recipe", metavar="FILE", type=Path, help="convert as this TOML file says")
     p.add_argument(
