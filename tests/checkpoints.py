@@ -220,3 +220,9 @@ SEEING: dict[str, Callable[[Path], str]] = {
     "llava": llava, "qwen2_vl": qwen2_vl, "gemma3": gemma3, "idefics3": idefics3,
     "internvl": internvl, "smolvlm": smolvlm,
 }  # fmt: skip
+
+
+# Tests of every kind of checkpoint that is made here, and of one.
+EVERY = pytest.mark.parametrize("checkpoint", ["llama", *SEEING], indirect=True)
+LLAMA = pytest.mark.parametrize("checkpoint", ["llama"], indirect=True)
+LLAVA = pytest.mark.parametrize("checkpoint", ["llava"], indirect=True)

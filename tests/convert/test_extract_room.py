@@ -151,15 +151,14 @@ def test_pictures_that_need_a_longer_context_get_it(tiles: Path) -> None:
     assert reference.projector is not None
     *head, tail = reference.chunks(SHOWN[1].messages)
     for chunk in head:
-        if isinstance(chunk, tuple):
-            reference.eval(chunk)
+        if chunk.is_text:
+            reference.eval(chunk.tokens)
         else:
             reference.n_tokens = reference.projector.decode(
                 reference.ctx, chunk, reference.n_tokens
             )
-    assert isinstance(tail, tuple)
     with reference.tap.visiting(range(reference.n_layer), visit):
-        reference.eval(tail)
+        reference.eval(tail.tokens)
     expected = np.stack([states[layer] for layer in range(reference.n_layer)])
     assert np.abs(found[1] - expected).max() < 1e-2 * np.abs(expected).max()
     extractor.close()
