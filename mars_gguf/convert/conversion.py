@@ -102,11 +102,16 @@ def convert(
         direction,
     )
     sets, kept = job.gather(), None if resume is None else Path(resume)
-    account = dict(source or {})
     try:
         with closing(job.load(say, verbose=verbose)) as extractor:
-            job.require_quantized(extractor, quantization)
-            measurement = job.measure(extractor, sets, account, kept, say, progress=progress)
+            sets = job.fitting(extractor, sets, quantization)
+            make_room(extractor, sets, say)
+            account = job.source(extractor) | dict(source or {})
+            store = None if kept is None else ResumeFile(kept, job.key(extractor))
+            measurement = measure(
+                extractor, sets, job.calibration, source=account, given=direction, stores=store,
+                progress=progress,
+            )  # fmt: skip
     except MarsError:  # the same call would end alike
         if kept is not None:
             kept.unlink(missing_ok=True)
@@ -137,47 +142,23 @@ class _Job:
 
     def load(self, say: Say, *, verbose: bool) -> Loaded:
         wanted = self.prompts.modalities
+        images = wanted is None or set(wanted) != {TEXT.name}
         return load_extractor(
-            self.model,
-            self.mmproj,
-            self.options,
-            images=wanted is None or set(wanted) != {TEXT.name},
-            say=say,
-            verbose=verbose,
+            self.model, self.mmproj, self.options, images=images, say=say, verbose=verbose
         )
 
-    def require_quantized(self, extractor: Loaded, quantization: str | None) -> None:
-        """Raises MarsError for a model of another quantization than was asked for."""
+    def fitting(self, extractor: Loaded, sets: PromptSets, quantization: str | None) -> PromptSets:
+        """Leaves out of ``sets`` what the model does not see. Raises MarsError if it was asked for,
+        and for a model of another ``quantization``."""
         found = extractor.fingerprint.quantization
         if quantization not in (None, found):
             raise MarsError(
                 f"{self.model}: found quantization {found!r}, the recipe says {quantization!r}"
             )
-
-    def measure(
-        self,
-        extractor: Loaded,
-        sets: PromptSets,
-        account: dict[str, str],
-        kept: Path | None,
-        say: Say,
-        *,
-        progress: bool,
-    ) -> Measurement:
-        """Measures the model, with what was ``kept`` of an interrupted call."""
-        if not extractor.sees_images:
-            require_no_media(self.prompts)
-            sets = replace(sets, media={})
-        make_room(extractor, sets, say)
-        return measure(
-            extractor,
-            sets,
-            self.calibration,
-            source=self._source(extractor) | account,
-            given=self.direction,
-            stores=None if kept is None else ResumeFile(kept, self._key(extractor)),
-            progress=progress,
-        )
+        if extractor.sees_images:
+            return sets
+        require_no_media(self.prompts)
+        return replace(sets, media={})
 
     def files(self) -> tuple[str, ...]:
         """The files that were read."""
@@ -190,7 +171,7 @@ class _Job:
     def _n_thought(self) -> int:
         return self.options.n_thought if isinstance(self.options, GgufOptions) else 0
 
-    def _key(self, extractor: Loaded) -> str:
+    def key(self, extractor: Loaded) -> str:
         """Names all that decides what is seen of a prompt: the model and its mmproj, as far as a
         look at the files tells, how long it may think, and the code that sees."""
         files = [Path(name) for name in (self.model, self.mmproj) if name and Path(name).exists()]
@@ -198,7 +179,7 @@ class _Job:
         known = f"{code_sha256()} {extractor.backend} {extractor.fingerprint}"
         return f"{known} {self._n_thought} {looks}"
 
-    def _source(self, extractor: Loaded) -> dict[str, str]:
+    def source(self, extractor: Loaded) -> dict[str, str]:
         """Tells how the vector is made, for its metadata."""
         built_in = self.prompts.harmful is None
         source = {"backend": extractor.backend, "prompts": "built in" if built_in else "files"}
