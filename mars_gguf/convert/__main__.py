@@ -184,7 +184,7 @@ def run(args: argparse.Namespace, p: argparse.ArgumentParser) -> None:
     """Converts as the command line says. Raises MarsError for bad input, before anything is
     written."""
     from mars_gguf.convert.conversion import convert
-    from mars_gguf.convert.vector_files import claimed, output_paths, resume_path
+    from mars_gguf.convert.vector_files import claimed, output_paths, resume_path, write_outputs
     from mars_gguf.loading import say
     from mars_gguf.vectors.describe import describe
 
@@ -208,6 +208,7 @@ def run(args: argparse.Namespace, p: argparse.ArgumentParser) -> None:
     inputs = [named, model, *texts, args.neutral_media, mmproj, args.recipe]
     name = args.output or f"{_stem(named)}-mars.gguf"
     outputs = output_paths(name, [str(i) for i in inputs if i], plot=not args.no_plot)
+    resume = resume_path(outputs[0])
     with claimed(outputs[0]):
         conversion = convert(
             model,
@@ -218,14 +219,15 @@ def run(args: argparse.Namespace, p: argparse.ArgumentParser) -> None:
             options=_options(args, model),
             quantization=args.quantization,
             source={"recipe": printable(args.recipe.name)} if args.recipe else {},
-            resume=resume_path(outputs[0]),
+            resume=resume,
             progress=not args.quiet,
             say=say,
             verbose=args.verbose,
         )
         if args.untested:
             conversion.warnings.insert(0, f"The recipe was shipped untested: {args.untested}")
-        conversion.write_claimed(outputs)
+        write_outputs(conversion.measurement, outputs)
+        resume.unlink(missing_ok=True)
     print(describe(conversion.vector))
     for warning in conversion.warnings:
         print(f"warning: {warning}")

@@ -53,14 +53,10 @@ class Conversion:
         """
         outputs = output_paths(str(path), self.inputs, plot=plot)
         with claimed(outputs[0]):
-            self.write_claimed(outputs)
+            write_outputs(self.measurement, outputs)
+            if self.resume is not None:
+                self.resume.unlink(missing_ok=True)
         return outputs
-
-    def write_claimed(self, outputs: list[Path]) -> None:
-        """Writes to the paths of `output_paths`, the first of which is `claimed`."""
-        write_outputs(self.measurement, outputs)
-        if self.resume is not None:
-            self.resume.unlink(missing_ok=True)
 
 
 def convert(
