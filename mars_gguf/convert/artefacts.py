@@ -42,12 +42,13 @@ import numpy as np
 from mars_gguf.console import printable
 from mars_gguf.convert.geometry import Array, Centroids
 from mars_gguf.errors import MarsError
+from mars_gguf.modalities import MEDIA
 from mars_gguf.steering import coordinate, projection
 from mars_gguf.vectors import MAX_FILE_BYTES, VectorError
 from mars_gguf.vectors.gguf_file import MAX_ITEMS, GgufFile
 
 SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
-ARRAYS = ("direction", "centroid.safe", "centroid.unsafe", "shift.image", "shift.video")
+ARRAYS = ("direction", "centroid.safe", "centroid.unsafe", *(f"shift.{m}" for m in MEDIA))
 MIN_COSINE = 0.1
 DIRECTION = re.compile(r"direction\.(0|[1-9][0-9]{0,5})")
 MAX_DIRECTIONS = 4096
@@ -224,7 +225,7 @@ def _artefact(path: Path, values: Mapping[str, Any], layer: int | None) -> Artef
     assert direction is not None
     if not direction.any():
         raise MarsError(f"{path}: the direction at block {layer} is zero")
-    shifts = {m: arrays[f"shift.{m}"] for m in ("image", "video") if f"shift.{m}" in arrays}
+    shifts = {m: arrays[f"shift.{m}"] for m in MEDIA if f"shift.{m}" in arrays}
     return Artefact(layer, direction, safe, unsafe, shifts, n_layer, printable(path.name), path)
 
 

@@ -150,7 +150,7 @@ class Session:
 
 
 class GgufExtractor:
-    """A quantized model, opened for measuring. Raises ModelError for files that do not fit, and for
+    """A quantized model, to be measured. Raises ModelError for files that do not fit, and for
     a model that cannot be steered.
 
     options: fields of `choices.GgufOptions`.

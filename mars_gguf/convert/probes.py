@@ -114,11 +114,12 @@ def _crossed(
 def paired_probes(
     path: str | PathLike[str], contexts: Sequence[Context] = (Context(),), seed: int = 0
 ) -> dict[str, Split]:
-    """Neutral prompts from a JSON Lines file: "prompt", "image" (a name relative to the file, or a
-    list of names: several still pictures) and optionally "form". Split in three by picture.
+    """Reads neutral prompts from a JSON Lines file, and divides them by picture. A line holds
+    "prompt", "image" (a name relative to the file, or a list of names: several still pictures) and
+    optionally "form".
 
     "image" holds every line, and half of those with one picture again with one to three others of
-    the same third; "video" half of the lines with their first picture as a film that stands still,
+    the same part; "video" half of the lines with their first picture as a film that stands still,
     FRAMES frames. Every second line stands after one of ``contexts``. Raises MarsError naming the
     line.
     """
