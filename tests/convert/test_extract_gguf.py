@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +120,8 @@ def test_prompts_with_pictures_become_what_the_runtime_evaluates(model: str) -> 
         ids = llama.input_ids[: llama.n_tokens]
         for _, session in extractor.sessions([prompt]):
             (sequence,) = session.prompts
-            parts = [*sequence.head, sequence.tail]
-            text = [token for part in parts if isinstance(part, tuple) for token in part]
-            assert text == ids[ids >= 0].tolist()
+            runs = [*(run.tokens for run in sequence.head), sequence.tail]
+            assert list(chain.from_iterable(runs)) == ids[ids >= 0].tolist()
             assert sequence.n_past == llama.n_tokens - 1
         assert prompt.modality == llama.context.modality
 
@@ -344,10 +343,9 @@ def test_contexts_and_pictures_that_prompts_begin_with_are_decoded_once_for_all_
     for prompt in prompts:
         begun: tuple[Any, ...] = ()
         for run in extractor.cached(prompt).runs:
-            units = run if isinstance(run, tuple) else [run.identity]
-            for unit in units:
+            for unit in run.tokens or [run.identity]:
                 begun = *begun, unit
-                cells[begun] = 1 if isinstance(run, tuple) else run.n_tokens
+                cells[begun] = 1 if run.is_text else run.n_tokens
     tokens = decoded(monkeypatch, extractor)
     states, after = observed(extractor, prompts)
     # But for what ends a group as text, though not as tokens, unlike what the next one begins with.
