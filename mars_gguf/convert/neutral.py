@@ -123,13 +123,11 @@ def read_images(directory: str | PathLike[str]) -> dict[str, list[Image.Image]]:
 
 def _loaded(paths: Iterable[Path]) -> list[Image.Image]:
     """Loads those of the files that are pictures."""
-    images = []
-    for path in paths:
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith("."):
-            image = load_image(path)
-            image.thumbnail((MEASURED_SIDE, MEASURED_SIDE))
-            images.append(image)
-    return images
+    return [
+        load_image(path, MEASURED_SIDE)
+        for path in paths
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
+    ]
 
 
 def _painters(kind: str) -> tuple[Painter, ...]:
