@@ -95,7 +95,7 @@ setup(
             "hypothesis>=6",
             "atheris>=2.3; sys_platform == 'linux' and platform_machine == 'x86_64'",
             "mypy>=1.11",
-            "ruff>=0.6",
+            "ruff==0.17.*",
             "openai>=1.40",
             "av>=12",
             "pyarrow>=15",
