@@ -352,7 +352,7 @@ def test_the_centroids_are_the_means_of_states_read_one_by_one(
     ):
         fitted = split(prompts, CONTRAST_SHARES, Calibration().seed)[0]
         states = [
-            last_states(llama, *llama.chunks(Prompt(text).messages))[vector.layer]
+            last_states(llama, llama.chunks(Prompt(text).messages)[0].tokens)[vector.layer]
             for text in fitted
         ]
         mean = np.mean(states, axis=0, dtype=np.float64)
