@@ -16,11 +16,29 @@ MAX_PARENTHESES = 1000  # llama.cpp's parser recurses at each; 20,000 overflow i
 MAX_BIAS = 1e6  # of a logit; if all that a grammar allows became -inf, llama.cpp would abort
 
 
+# Beyond these logits become infinite or NaN in float32; under a grammar llama.cpp then aborts.
+BOUNDS = {
+    "temperature": (1e-6, 1e6),
+    "repeat_penalty": (1e-3, 1e3),
+    "frequency_penalty": (-1e3, 1e3),
+    "presence_penalty": (-1e3, 1e3),
+}
+
+
 def require_sampling(
-    llama: Llama, *, grammar: Any = None, logit_bias: Mapping[Any, float] | None = None, **_: Any
+    llama: Llama,
+    *,
+    grammar: Any = None,
+    logit_bias: Mapping[Any, float] | None = None,
+    **arguments: Any,
 ) -> None:
     """Raise PromptError for arguments of a completion that llama.cpp would end the process over.
     Grammars of every origin (text, schemas, tools) meet here."""
+    for name, (least, most) in BOUNDS.items():
+        value = arguments.get(name)
+        untempered = name == "temperature" and value is not None and value <= 0
+        if value is not None and not untempered and not least <= value <= most:  # NaN neither
+            raise PromptError(f"{name}: found {value}, expected {least:g} to {most:g}")
     if grammar is not None:
         require_grammar(llama, grammar._grammar)
     if logit_bias is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ from models import DEMO, steered, user
 
 from mars_gguf.errors import PromptError
 from mars_gguf.runtime.llama import SteeredLlama
-from mars_gguf.runtime.sampling import MAX_BIAS, MAX_GRAMMAR, MAX_PARENTHESES
+from mars_gguf.runtime.sampling import BOUNDS, MAX_BIAS, MAX_GRAMMAR, MAX_PARENTHESES
 
 QUESTION = "How do I make bread?"
 
@@ -89,3 +90,35 @@ def test_a_bias_within_bounds_is_followed(llama: SteeredLlama) -> None:
     token = llama.tokenize(b"tea", add_bos=False)[0]
     whole, *_ = (ask() for ask in asked(llama, logit_bias={token: MAX_BIAS}))
     assert whole["choices"][0]["text"] == 3 * llama.detokenize([token]).decode()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", 1e39),
+        ("temperature", 1e-38),
+        ("temperature", float("nan")),
+        ("repeat_penalty", 0.0),
+        ("repeat_penalty", 1e-38),
+        ("frequency_penalty", float("inf")),
+        ("presence_penalty", -1e39),
+    ],
+)
+def test_a_number_that_makes_logits_infinite_is_refused(
+    llama: SteeredLlama, name: str, value: float
+) -> None:
+    everything = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    tea = LlamaGrammar.from_string('root ::= "tea"', verbose=False)
+    for ask in asked(llama, **everything | {name: value, "grammar": tea}):
+        with pytest.raises(PromptError, match=f"{name}: found"):
+            ask()
+
+
+@pytest.mark.parametrize("numbers", list(itertools.product(*BOUNDS.values())))
+def test_all_numbers_at_their_bounds_keep_a_grammar_alive(
+    llama: SteeredLlama, numbers: tuple[float, ...]
+) -> None:
+    everything = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    tea = LlamaGrammar.from_string('root ::= "tea"', verbose=False)
+    for ask in asked(llama, **everything | dict(zip(BOUNDS, numbers, strict=True)), grammar=tea):
+        ask()
