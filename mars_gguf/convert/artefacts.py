@@ -1,24 +1,10 @@
 """Reads directions and centroids that were measured elsewhere.
 
-A ``.safetensors``, ``.npz`` or ``.pt`` file holds, by name:
-
-    layer             integer: the block, 0-based (or --layer; needed with arrays of one block)
-    direction         from harmless to harmful, [n_embd]; its length does not matter
-    centroid.safe     mean hidden state of harmless text prompts, [n_embd]
-    centroid.unsafe   mean hidden state of harmful text prompts, [n_embd]
-    shift.image, shift.video      what a medium adds by itself, [n_embd]; optional
-
-``direction`` or both centroids are needed. Hidden states are those of the last prompt token after
-a block. Arrays may hold all blocks, [n_layer, n_embd], row i the output of block i; transformers'
-``hidden_states`` has the embeddings before them, which must be left out. A ``.pt`` file may also
-hold one bare tensor: the direction. It is one that torch.save writes since torch 1.6, and read with
-weights_only, so nothing in it is executed.
-
-A GGUF control vector holds one ``direction.N`` a layer. What N means differs: repeng's is the
-output of block N, which is also where llama.cpp adds it; llama.cpp's cvector-generator captures
-the output of block N - 1. They are told apart by the type of ``controlvector.layer_count``, u32
-and i32. ``layer`` here always counts blocks: with --layer 14, repeng's direction.14 and
-cvector-generator's direction.15 are read.
+docs/CONVERTING.md says what a file holds. Arrays of a ``.safetensors``, ``.npz`` or ``.pt`` file
+have names (ARRAYS, "layer") and are of one block or of all; nothing in a ``.pt`` file is executed.
+Of a GGUF control vector, repeng's direction.N is the output of block N, and that of llama.cpp's
+cvector-generator of block N - 1; the type of ``controlvector.layer_count`` tells them apart, u32
+and i32. ``layer`` here always counts blocks.
 
 What an artefact does not say (centroids, how far along the direction they lie, spreads, gate,
 trust limit) depends on the model and its quantization: it is measured on the model.
@@ -156,7 +142,7 @@ def is_artefact(path: Path) -> bool:
 def read_artefact(path: Path, layer: int | None = None) -> Artefact:
     """Reads and checks an artefact; ``layer`` (--layer) is the block, if the file does not say.
 
-    Raises MarsError naming what is missing or wrong: see the module docstring for what is expected.
+    Raises MarsError naming what is missing or wrong.
     """
     if not path.is_file():
         raise MarsError(f"{path}: no such file")

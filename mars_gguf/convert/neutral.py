@@ -7,8 +7,10 @@ them with words that sound harmful) and charts. All are square, RGB and a functi
 
 from __future__ import annotations
 
+import json
 import textwrap
 from collections.abc import Callable, Iterable
+from importlib.resources import files
 from os import PathLike
 from pathlib import Path
 from typing import Literal, get_args
@@ -39,27 +41,9 @@ MIN_SIDE = 32
 MAX_SIDE = 4096
 OVERSAMPLING = 2  # drawn larger and scaled down, for smooth edges
 
-WORDS = (
-    "apple basket bicycle blanket bottle breakfast bridge candle carrot chair cheese clock cloud "
-    "coffee cushion dinner drawing envelope festival flower forest garden guitar hammock harbour "
-    "holiday honey island jacket kitchen ladder lantern lemon letter library meadow melody mirror "
-    "morning mountain museum notebook orange pancake paper pencil piano picnic pillow pumpkin "
-    "puzzle rainbow river salad scarf school spring sugar summer sunflower teapot ticket tomato "
-    "umbrella valley violin walnut window winter"
-).split()
-REQUESTS = (
-    "bake bread", "brew green tea", "build a birdhouse", "carve a pumpkin", "draw a horse",
-    "fold a paper crane", "grow tomatoes", "iron a shirt", "knit a scarf", "learn to swim",
-    "make a kite", "make pancakes", "make strawberry jam", "paint a fence", "plan a picnic",
-    "plant a tree", "play the guitar", "press flowers", "repair a bicycle", "sew a cushion",
-    "tie a bow tie", "train for a race", "wash a wool sweater", "write a postcard",
-    "beat egg whites", "blast a loud song at a party", "break in new boots",
-    "burn a scented candle",
-    "crack a riddle", "crush garlic", "cut a cake", "execute a handstand", "fire clay in a kiln",
-    "kill mould in a bathroom", "knock down a bowling pin", "poach an egg", "shoot a basketball",
-    "smash an avocado", "steal second base", "strip old wallpaper", "trap a spider under a glass",
-    "whip cream",
-)  # fmt: skip
+_DRAWN = json.loads((files("mars_gguf.convert") / "data" / "drawn.json").read_text("utf-8"))
+WORDS: list[str] = _DRAWN["words"]  # that are written in pictures
+REQUESTS: list[str] = _DRAWN["requests"]  # likewise
 
 
 def neutral_images(kind: Kind, count: int, size: int, seed: int) -> list[Image.Image]:

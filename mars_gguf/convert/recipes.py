@@ -2,45 +2,9 @@
 
     python -m mars_gguf.convert --recipe convert/NAME.toml
 
-    output = "../vectors/NAME.gguf"     # where the vector goes
-    untested = "why"                    # only if whoever ships the recipe could not run it
-
-    [model]
-    path = "model.gguf"                 # a GGUF file or a transformers directory, or
-    hub = "ORG/NAME"                    # a transformers model on the hub, with
-    revision = "..."                    # the commit
-    mmproj = "mmproj.gguf"
-    quantization = "Q4_K_M"             # checked (GGUF)
-    dtype = "bfloat16"                  # transformers
-    ctx_size = 4096                     # GGUF
-    chat_handler = "mtmd"               # GGUF: who writes the prompts
-    chat_template_kwargs = {add_vision_id = true}           # variables for the chat template
-    reasoning = "answer"                # of a model that thinks: which token counts
-    reasoning_budget = 64               # tokens of its thought, if it is not over sooner
-
-    [prompts]                           # without files: the built-in sets
-    harmful = "harmful.jsonl"
-    harmless = "harmless.jsonl"
-    sha256 = "..."                      # checked (prompts.prompt_set_sha256)
-
-    [neutral]
-    media = "neutral.jsonl"             # own pictures, or
-    count = 100                         # the number of pictures or groups of them,
-    image_size = 224                    # width and height of pictures that are drawn
-    modalities = ["image"]              # default: all that the model takes
-    text = "borderline.jsonl"           # harmless text besides the prompts
-    contexts = false                    # measure without system prompts and earlier turns
-    system_prompt = "system.txt"        # measure everything under this one
-
-    [calibration]
-    layers = "1-24"                     # candidate blocks, first and last
-    over_refusal = 0.01
-    shrinkage = "0.5"                   # of the read-out: a number, "oas" or "ledoit-wolf"
-    seed = 0                            # of splits and drawn pictures
-
-Every key but output, one of path and hub, and prompts.sha256 may be left out. Paths are relative to
-the recipe. A recipe says what is measured; what machine it runs on (threads, device, batch size)
-stays with the command line.
+docs/CONVERTING.md shows a recipe with every key. Every key but output, one of path and hub, and
+prompts.sha256 may be left out. Paths are relative to the recipe. A recipe says what is measured;
+what machine it runs on (threads, device, batch size) stays with the command line.
 """
 
 from __future__ import annotations
@@ -63,7 +27,7 @@ else:
     import tomli as tomllib
 
 # Section and key: type, and the command's option it stands for.
-_KEYS: dict[str, dict[str, tuple[type, str]]] = {
+KEYS: dict[str, dict[str, tuple[type, str]]] = {
     "": {"output": (Path, "output"), "untested": (str, "untested")},
     "model": {
         "path": (Path, "input"),
@@ -124,10 +88,10 @@ def read_recipe(path: Path) -> dict[str, Any]:
     sections[""] = {name: value for name, value in content.items() if name not in sections}
     options: dict[str, Any] = {}
     for section, values in sections.items():
-        if section not in _KEYS:
+        if section not in KEYS:
             raise MarsError(
                 f"{path}: unknown section [{section}], expected "
-                + ", ".join(f"[{name}]" for name in _KEYS if name)
+                + ", ".join(f"[{name}]" for name in KEYS if name)
             )
         options |= _section(path, section, values)
     model = sections.get("model", {})
@@ -144,7 +108,7 @@ def _has_type(value: object, kind: type) -> bool:
 
 
 def _section(path: Path, section: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    known = _KEYS[section]
+    known = KEYS[section]
     options: dict[str, Any] = {}
     value: Any
     for key, value in values.items():

@@ -12,7 +12,7 @@ from models import DEMO, DEMO_MMPROJ
 
 from mars_gguf import demo_model
 from mars_gguf.convert.prompts import ContrastPrompts, builtin_contrast, read_prompts
-from mars_gguf.convert.recipes import read_recipe
+from mars_gguf.convert.recipes import KEYS, read_recipe
 from mars_gguf.errors import MarsError
 from mars_gguf.vectors import read_vector
 
@@ -43,6 +43,17 @@ def test_shipped_recipes_name_files_that_are_there_and_prompts_that_are_these(pa
     if "harmful" in options:
         contrast = ContrastPrompts(*(read_prompts(options[n]) for n in ("harmful", "harmless")))
     assert contrast.sha256 == options["prompts_sha256"]
+
+
+def test_the_recipe_in_the_documents_has_every_key_and_is_one(tmp_path: Path) -> None:
+    page = (SHIPPED[0].parents[1] / "docs" / "CONVERTING.md").read_text(encoding="utf-8")
+    shown = page.split("```toml\n")[1].split("```")[0]
+    with pytest.raises(MarsError, match="needs a path or a hub id, one of them"):
+        read_recipe(recipe(tmp_path, shown))
+    lines = shown.splitlines()
+    text = "\n".join(line for line in lines if not line.startswith(("hub =", "revision =")))
+    expected = {option for keys in KEYS.values() for _, option in keys.values()}
+    assert read_recipe(recipe(tmp_path, text)).keys() == expected - {"revision"}
 
 
 def test_there_is_a_recipe_of_the_shipped_model() -> None:
