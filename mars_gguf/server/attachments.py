@@ -20,12 +20,13 @@ from PIL import Image
 from mars_gguf.errors import MarsError
 from mars_gguf.media.images import data_url, decode_image
 from mars_gguf.media.video import load_video
+from mars_gguf.modalities import IMAGE, VIDEO
 from mars_gguf.server.checks import RequestError
 from mars_gguf.server.exchange import exchange
 from mars_gguf.server.fetching import fetch_in_thread, too_large
 from mars_gguf.server.settings import ServerSettings
 
-MEDIA = ("image_url", "video_url", "video")  # types of parts, and the key of what they hold
+MEDIA = (IMAGE.part, "video_url", VIDEO.part)  # types of parts, and the key of what they hold
 BASE64 = 1 << 20  # characters that are decoded at a time
 SMALLEST_FRAME = 28 * 28  # pixels
 _DECODES = anyio.CapacityLimiter(2)  # a picture takes some 100 MB while it is decoded
@@ -44,17 +45,17 @@ async def inline_media(messages: Sequence[Any], settings: ServerSettings) -> Non
         )
     for part in parts:
         given = part[part["type"]]
-        if part["type"] == "image_url":
-            part["image_url"] = {"url": await limits.picture(given)}
-        elif part["type"] == "video":
+        if part["type"] == IMAGE.part:
+            part[IMAGE.part] = {"url": await limits.picture(given)}
+        elif part["type"] == VIDEO.part:
             if len(given) > settings.max_video_frames:
                 raise RequestError(
                     f"a film has {len(given)} frames, expected at most {settings.max_video_frames}"
                 )
-            part["video"] = [await limits.picture(url) for url in given]
+            part[VIDEO.part] = [await limits.picture(url) for url in given]
         else:
             del part["video_url"]
-            part |= {"type": "video", "video": await limits.film(given)}
+            part |= {"type": VIDEO.part, VIDEO.part: await limits.film(given)}
 
 
 def media_parts(messages: Sequence[Any]) -> Iterator[dict[str, Any]]:

@@ -24,7 +24,7 @@ class RequestError(MarsError):
 
 
 def require_messages(messages: Sequence[Any]) -> None:
-    """Raise RequestError for a chat message without content, unless it calls a tool."""
+    """Raises RequestError for a chat message without content, unless it calls a tool."""
     for n, message in enumerate(messages):
         calls = message.get("tool_calls") or message.get("function_call")
         if message.get("content") is None and not calls:
@@ -47,13 +47,13 @@ def chosen_tools(body: CreateChatCompletionRequest) -> set[str]:
 
 
 def require_tool(body: CreateChatCompletionRequest) -> None:
-    """Raise RequestError if a request wants a tool called that it does not bring."""
+    """Raises RequestError if a request wants a tool called that it does not bring."""
     if not chosen_tools(body) <= {function["name"] for function in offered_tools(body)}:
         raise RequestError("tool_choice: names none of the tools of the request")
 
 
 def require_free_reply(body: CreateChatCompletionRequest) -> None:
-    """Raise RequestError for what lets a client write the beginning of a reply, so that it is no
+    """Raises RequestError for what lets a client write the beginning of a reply, so that it is no
     refusal whatever the state it comes from."""
     for name, given in (
         ("grammar", body.grammar is not None),
@@ -67,7 +67,7 @@ def require_free_reply(body: CreateChatCompletionRequest) -> None:
 
 
 def require_short_biases(bias: Mapping[str, float] | None) -> None:
-    """Raise RequestError for a bias of a text that is much longer than a token."""
+    """Raises RequestError for a bias of a text that is much longer than a token."""
     for text in bias or ():
         if len(text) > MAX_BIASED:
             raise RequestError(
@@ -76,7 +76,7 @@ def require_short_biases(bias: Mapping[str, float] | None) -> None:
 
 
 def require_tokens(llama: Any, tokens: list[int]) -> None:
-    """Raise RequestError unless all of ``tokens`` are in the vocabulary."""
+    """Raises RequestError unless all of ``tokens`` are in the vocabulary."""
     n_vocab = llama.n_vocab()
     for token in tokens:
         if not 0 <= token < n_vocab:

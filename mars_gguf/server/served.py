@@ -15,6 +15,7 @@ import llama_cpp
 from mars_gguf.errors import MarsError, ModelError, SteeringError
 from mars_gguf.files import sha256
 from mars_gguf.hub import download
+from mars_gguf.modalities import IMAGE
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.runtime.mtmd import load_url
 from mars_gguf.runtime.selftest import self_test
@@ -195,7 +196,7 @@ def _load_checked(url: str) -> bytes:
 
 
 def _try_vector(llama: SteeredLlama, name: str, vector: Vector, settings: ModelSettings) -> None:
-    if settings.clip_model_path and "image" not in vector.modalities:
+    if settings.clip_model_path and IMAGE.name not in vector.modalities:
         raise ModelError(
             f"vector {name!r} was measured on {', '.join(vector.modalities)} only, but the model "
             "is served with pictures. Convert with --mmproj, or serve without it."
