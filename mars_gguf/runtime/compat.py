@@ -40,7 +40,7 @@ NAMES: dict[Any, tuple[str, ...]] = {
     ),
     Llama: (
         "close", "create_chat_completion", "create_completion", "detokenize", "embed", "eval",
-        "generate", "load_state", "reset", "sample", "save_state", "tokenize",
+        "generate", "load_state", "reset", "sample", "save_state", "tokenize", "_init_sampler",
     ),
     LlamaGrammar: ("from_json_schema", "from_string"),
     llama_chat_format: (

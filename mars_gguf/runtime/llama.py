@@ -42,7 +42,7 @@ from mars_gguf.runtime.judging import Steering, Way
 from mars_gguf.runtime.messages import Messages
 from mars_gguf.runtime.mtmd import Projector, chunks_of, load_url
 from mars_gguf.runtime.parameters import Completed, Extras
-from mars_gguf.runtime.sampling import require_sampling
+from mars_gguf.runtime.sampling import looking_at_arguments, require_bias
 from mars_gguf.runtime.selftest import self_test
 from mars_gguf.runtime.steerer import ContextEnd, Steerer
 from mars_gguf.runtime.tap import Tap
@@ -165,6 +165,7 @@ class SteeredLlama(Llama):
 
     reset = alone(Llama.reset)
     create_chat_completion = alone(Llama.create_chat_completion)
+    _init_sampler = looking_at_arguments(Llama._init_sampler)
 
     @alone
     def eval(self, tokens: Sequence[int]) -> None:
@@ -184,8 +185,8 @@ class SteeredLlama(Llama):
     ) -> Generator[int, Sequence[int] | None, None]:
         """As ``Llama.generate``; the first token it yields is steered if the gate opens. Ends where
         pictures have filled the context, which may be sooner than ``n_tokens`` tells. Raises
-        PromptError for a prompt of no tokens, SteeringError if something else has used the context
-        since it yielded last."""
+        PromptError for no tokens or arguments that llama.cpp would end the process over,
+        SteeringError if something else has used the context since it yielded last."""
         reset = _GENERATE.bind(self, tokens, *args, **kwargs).arguments.get("reset", True)
         steps = super().generate(tokens, *args, **kwargs)
         yield from self.steerer.turns.generate(steps, list(tokens), reset=bool(reset))
@@ -196,7 +197,7 @@ class SteeredLlama(Llama):
         in between. Raises PromptError for what llama.cpp would end the process over."""
         if isinstance(prompt, str):
             self.vocabulary.require_fits(prompt.encode(), self.n_ctx())
-        require_sampling(self, **_COMPLETION.bind(self, prompt, *args, **kwargs).arguments)
+        require_bias(self, **_COMPLETION.bind(self, prompt, *args, **kwargs).arguments)
         ask = partial(super().create_completion, prompt, *args, **kwargs)
         return self.steerer.turns.hand_over(ask)
 
@@ -212,8 +213,7 @@ class SteeredLlama(Llama):
         """As ``Llama.tokenize``. Raises PromptError for a text that llama.cpp would take very long
         over, or end the process."""
         self.vocabulary.require_tokenizable(text, special)
-        tokens: list[int] = super().tokenize(text, add_bos, special)
-        return tokens
+        return list(super().tokenize(text, add_bos, special))
 
     @alone
     def chunks(self, messages: Messages, **kwargs: Any) -> list[Chunk]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
 from typing import Any
 
 from llama_cpp import Llama
@@ -14,8 +15,6 @@ from mars_gguf.runtime.compat import suppress_stdout_stderr
 MAX_GRAMMAR = 32 << 10  # characters; llama.cpp unrolls {1000}, to 260 MB at this length
 MAX_PARENTHESES = 1000  # llama.cpp's parser recurses at each; 20,000 overflow its stack
 MAX_BIAS = 1e6  # of a logit; if all that a grammar allows became -inf, llama.cpp would abort
-
-
 # Beyond these logits become infinite or NaN in float32; under a grammar llama.cpp then aborts.
 BOUNDS = {
     "temperature": (1e-6, 1e6),
@@ -25,24 +24,24 @@ BOUNDS = {
 }
 
 
-def require_sampling(
-    llama: Llama,
-    *,
-    grammar: Any = None,
-    logit_bias: Mapping[Any, float] | None = None,
-    **arguments: Any,
-) -> None:
-    """Raise PromptError for arguments of a completion that llama.cpp would end the process over.
-    Grammars of every origin (text, schemas, tools) meet here."""
-    for name, (least, most) in BOUNDS.items():
-        value = arguments.get(name)
-        untempered = name == "temperature" and value is not None and value <= 0
-        if value is not None and not untempered and not least <= value <= most:  # NaN neither
-            raise PromptError(f"{name}: found {value}, expected {least:g} to {most:g}")
-    if grammar is not None:
-        require_grammar(llama, grammar._grammar)
-    if logit_bias is not None:
-        require_logit_bias(llama, logit_bias)
+def looking_at_arguments(init_sampler: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator of ``Llama._init_sampler``, where the arguments of completions, `generate` and
+    `sample` meet, and grammars of every origin (text, schemas, tools): raises PromptError for what
+    llama.cpp would end the process over."""
+
+    @wraps(init_sampler)
+    def looking(llama: Llama, *args: Any, grammar: Any = None, **kwargs: Any) -> Any:
+        for name, (least, most) in BOUNDS.items():
+            tempers = name == "temperature"
+            value = kwargs.get("temp" if tempers else name)
+            untempered = tempers and value is not None and value <= 0
+            if value is not None and not untempered and not least <= value <= most:  # NaN neither
+                raise PromptError(f"{name}: found {value}, expected {least:g} to {most:g}")
+        if grammar is not None:
+            require_grammar(llama, grammar._grammar)
+        return init_sampler(llama, *args, grammar=grammar, **kwargs)
+
+    return looking
 
 
 def require_grammar(llama: Llama, grammar: str) -> None:
@@ -64,10 +63,11 @@ def require_grammar(llama: Llama, grammar: str) -> None:
     lib.llama_sampler_free(sampler)
 
 
-def require_logit_bias(llama: Llama, bias: Mapping[Any, float]) -> None:
-    """Raise PromptError for a bias of what is no token, or one that is no sensible number."""
+def require_bias(llama: Llama, *, logit_bias: Mapping[Any, float] | None = None, **_: Any) -> None:
+    """Raise PromptError for arguments of a completion with a ``logit_bias`` of what is no token, or
+    one that is no sensible number."""
     n_vocab = llama.n_vocab()
-    for key, value in bias.items():
+    for key, value in (logit_bias or {}).items():
         token = str(key)
         known = token.isascii() and token.isdigit() and len(token) < 20 and int(token) < n_vocab
         if not known:

@@ -53,6 +53,26 @@ def test_a_grammar_that_llama_cpp_cannot_parse_is_refused(
             ask()
 
 
+def test_arguments_are_looked_at_however_it_is_sampled_by(llama: SteeredLlama) -> None:
+    tokens = llama.tokenize(QUESTION.encode())
+    wrong, right = (
+        LlamaGrammar.from_string(text, verbose=False) for text in ("root ::= foo", 'root ::= "tea"')
+    )
+    with pytest.raises(PromptError, match="grammar: not valid"):
+        next(llama.generate(tokens, grammar=wrong))
+    llama.eval(tokens)
+    with pytest.raises(PromptError, match="grammar: not valid"):
+        llama.sample(grammar=wrong)
+    for name, value in (("temp", 1e39), ("repeat_penalty", 0.0)):
+        with pytest.raises(PromptError, match=": found"):
+            next(llama.generate(tokens, **{name: value}))
+        llama.eval(tokens)
+        with pytest.raises(PromptError, match=": found"):
+            llama.sample(**{name: value})
+    said = llama.detokenize([llama.sample(grammar=right)]).decode()
+    assert said and "tea".startswith(said)
+
+
 def test_a_grammar_of_nested_rules_is_followed(llama: SteeredLlama) -> None:
     nested = f'root ::= {"(" * 100}"tea"{")" * 100}'
     whole, streamed, chat = (
