@@ -76,7 +76,7 @@ def strength(t: T, s: T, distance: float, limit: float) -> T:
     return s * distance * (max(rest, 0.0) if isinstance(rest, float) else np.maximum(rest, 0.0))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no one answer to ==: each is itself alone
 class Geometry:
     """The measurements of one block that steering needs.
 

@@ -264,3 +264,13 @@ def test_another_system_prompt_than_the_measured_one_is_remarked_on():
     assert "another is in use" in str(policy.caution("Be brief."))
     assert "none is in use" in str(policy.caution(None))
     assert replace(policy, system_prompt=None).caution("Be brief.") is None
+
+
+@untimed
+@given(situations())
+def test_policies_are_the_same_by_their_geometry_and_what_is_done_about_it(situation):
+    g, _ = situation
+    policy = Policy("mars", 1, g)
+    assert policy == Policy("mars", 1, g)
+    assert policy != replace(policy, gate="shut")
+    assert policy != Policy("mars", 1, replace(g, trust_limit=1.0))
