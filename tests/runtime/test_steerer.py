@@ -309,6 +309,30 @@ def test_an_open_gate_is_an_independent_callback_to_the_bit(model: Model, messag
         each.close()
 
 
+@pytest.mark.parametrize("layers", [(2, 5), (5, 2)], ids=str)
+def test_the_strongest_of_several_steers_the_answer_as_if_it_were_alone(
+    demo: Model, layers: tuple[int, int]
+) -> None:
+    vectors = {
+        name: replace(given, geometry=replace(given.geometry, trust_limit=limit))
+        for name, given, limit in zip(
+            "ab", (vector(demo, OPEN, layer) for layer in layers), (8.0, 4.0), strict=True
+        )
+    }
+    llama, alone = (steered(demo, OPEN, vector=given) for given in (vectors, vectors["a"]))
+    forced, _ = reply_of(llama)
+    for messages in (QUESTION, SEEING):
+        (logits, reply), (expected, single) = (
+            say(each, messages, forced) for each in (llama, alone)
+        )
+        assert np.array_equal(logits, expected)
+        assert reply["mars"]["position"] == "answer" and reply["mars"]["layer"] == layers[0]
+        assert reply["mars"]["alpha"] == single["mars"]["alpha"] > 0
+        assert [row["alpha"] > 0 for row in reply["mars"]["policies"].values()] == [True, True]
+    for each in (llama, alone):
+        each.close()
+
+
 # What the model would rather not say -------------------------------------------------------------
 
 
