@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mars_gguf.runtime.chunks import n_alike, text_chunk
@@ -10,6 +10,7 @@ from mars_gguf.runtime.chunks import n_alike, text_chunk
 texts = st.lists(st.integers(0, 2), max_size=8)
 
 
+@settings(deadline=None)
 @given(texts, st.integers(0, 9))
 def test_the_rest_of_a_text_is_the_text_of_the_tokens_that_are_left(
     tokens: list[int], n: int
@@ -20,6 +21,7 @@ def test_the_rest_of_a_text_is_the_text_of_the_tokens_that_are_left(
     assert rest.identity == expected.identity
 
 
+@settings(deadline=None)
 @given(texts, texts)
 def test_two_runs_are_alike_up_to_their_longest_common_beginning(
     a: list[int], b: list[int]

@@ -20,7 +20,7 @@ from asking import (
     stream,
     words_of_demo,
 )
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import (
     DEMO,
@@ -146,6 +146,7 @@ several = st.lists(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(several, st.tuples(numbers, numbers, numbers))
 def test_the_strongest_that_opens_is_followed_else_the_one_nearest_to_opening(
     rows: list[Any], ts: tuple[float, ...]

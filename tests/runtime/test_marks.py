@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from asking import IMAGE, QUESTION, chat, complete, evaluated
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import (
     CLOSED,
@@ -50,6 +50,7 @@ def shown(marks: Marks, ids: Ids, start: int, chunk: Chunk) -> bool:
     return marks.stand_for(chunk, ids[start : start + chunk.n_positions])
 
 
+@settings(deadline=None)
 @given(runs)
 def test_a_mark_is_no_token_and_stands_for_its_medium_alone(context: list[Run]) -> None:
     marks, ids, media = laid(context)
@@ -65,6 +66,7 @@ def test_a_mark_is_no_token_and_stands_for_its_medium_alone(context: list[Run]) 
         assert not Marks().stand_for(chunk, ids[start : start + chunk.n_positions])
 
 
+@settings(deadline=None)
 @given(runs, st.integers(0, 20))
 def test_media_that_begin_behind_the_end_are_forgotten(context: list[Run], end: int) -> None:
     marks, ids, media = laid(context)
@@ -74,6 +76,7 @@ def test_media_that_begin_behind_the_end_are_forgotten(context: list[Run], end: 
     assert marks.shown == {int(ids[start]): chunk.identity for start, chunk in kept}
 
 
+@settings(deadline=None)
 @given(runs)
 def test_a_restored_context_shows_what_it_says_and_nothing_twice_that_it_does_not_say(
     context: list[Run],

@@ -13,7 +13,7 @@ import models
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from llama_cpp import LogitsProcessorList
 from llama_cpp.llama_chat_format import MTMDChatHandler
@@ -417,6 +417,7 @@ class Toy(memory.Memory):
         return b"."
 
 
+@settings(deadline=None)
 @given(
     n_held=st.integers(0, 30), first=st.integers(0, 30), window=st.integers(1, 12),
     kept=st.sets(st.integers(1, 30), max_size=memory.MAX_SNAPSHOTS),

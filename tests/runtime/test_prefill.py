@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mars_gguf.runtime.chunks import Chunk, n_alike, text_chunk
@@ -13,6 +13,7 @@ from mars_gguf.runtime.prefill import CachedPrompt, _distinct_prefixes
 short_texts = st.lists(st.integers(0, 2), max_size=6).map(tuple)
 
 
+@settings(deadline=None)
 @given(st.lists(short_texts, min_size=1, max_size=5), short_texts)
 def test_what_several_prompts_begin_with_is_decoded_once(
     prompts: list[tuple[int, ...]], before: tuple[int, ...]
@@ -51,6 +52,7 @@ def units(prompt: CachedPrompt) -> list[Any]:
     return found
 
 
+@settings(deadline=None)
 @given(prompts(), prompts())
 def test_two_prompts_share_whole_runs_and_tokens_of_the_next(
     one: CachedPrompt, other: CachedPrompt

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mars_gguf.reasoning import KNOWN, Markers
@@ -104,6 +104,7 @@ def cut_replies(draw: st.DrawFn) -> tuple[Markers, bool, list[str], int]:
     return markers, begun, pieces, sum(cut <= len(before) for cut in cuts)
 
 
+@settings(deadline=None)
 @given(cut_replies())
 def test_the_answer_begins_at_the_same_character_however_the_reply_is_cut_into_tokens(
     case: tuple[Markers, bool, list[str], int],
