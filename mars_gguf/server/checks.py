@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llama_cpp import llama_cpp as lib
 from llama_cpp.server.types import CreateChatCompletionRequest
 
 from mars_gguf.errors import MarsError
@@ -72,6 +73,19 @@ def require_short_biases(bias: Mapping[str, float] | None) -> None:
         if len(text) > MAX_BIASED:
             raise RequestError(
                 f"logit_bias: found a key of {len(text)} characters, expected at most {MAX_BIASED}"
+            )
+
+
+def require_free_end(llama: Any, bias: Mapping[Any, float] | None) -> None:
+    """Raises RequestError for a bias against a token that ends replies: the model would go on
+    behind its refusal."""
+    vocab = lib.llama_model_get_vocab(llama.model)
+    for key, value in (bias or {}).items():
+        token = str(key)
+        known = token.isascii() and token.isdigit() and int(token) < llama.n_vocab()
+        if known and value < 0 and lib.llama_vocab_is_eog(vocab, int(token)):
+            raise RequestError(
+                f"logit_bias: found {value:g} for {token}, which ends replies; expected 0 or more"
             )
 
 

@@ -11,10 +11,15 @@ from functools import partial
 from typing import Any, TypeVar
 
 import anyio
+import numpy as np
 from anyio.streams.memory import MemoryObjectSendStream
 from fastapi import Request, Response
+from llama_cpp import LogitsProcessorList, MinTokensLogitsProcessor
+from numpy.typing import NDArray
 from sse_starlette import EventSourceResponse
 
+from mars_gguf.runtime.llama import SteeredLlama
+from mars_gguf.server.checks import require_free_end
 from mars_gguf.server.exchange import ClientGone, Exchange, current_exchange
 from mars_gguf.server.http_errors import describe
 from mars_gguf.server.internals import prepare_request_resources
@@ -26,6 +31,21 @@ T = TypeVar("T")
 NOT_ARGUMENTS = {"n", "best_of", "logit_bias_type", "user", "min_tokens"}
 _model_thread = ThreadPoolExecutor(1, "model")
 _turn = anyio.Lock()
+
+
+class _LongerUnlessSteered(MinTokensLogitsProcessor):  # type: ignore[misc]
+    """Forbids that a reply ends before ``min_tokens``, until the gate has opened: what was steered
+    into a refusal may end where the model ends it."""
+
+    def __init__(self, llama: SteeredLlama, min_tokens: int) -> None:
+        super().__init__(min_tokens, llama.token_eos())
+        self.llama = llama
+
+    def __call__(self, input_ids: NDArray[np.intc], scores: NDArray[np.single]) -> Any:
+        steering = self.llama.last_steering
+        if steering is not None and steering.alpha > 0:
+            return scores
+        return super().__call__(input_ids, scores)
 
 
 async def in_turn(call: Callable[[], T]) -> T:
@@ -54,7 +74,11 @@ async def reply(request: Request, body: ChatRequest | CompletionRequest, method:
     arguments = body.model_dump(exclude=NOT_ARGUMENTS)
 
     def begin() -> Any:
-        llama = prepare_request_resources(body, state.models, body.model, arguments)
+        llama: Any = prepare_request_resources(body, state.models, body.model, arguments)
+        require_free_end(llama, arguments["logit_bias"])
+        if body.min_tokens:
+            longer = _LongerUnlessSteered(llama, body.min_tokens)
+            arguments["logits_processor"] = LogitsProcessorList([longer])
         return getattr(llama, method)(**arguments)
 
     if not body.stream:
