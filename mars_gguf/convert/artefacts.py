@@ -20,6 +20,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -139,11 +140,12 @@ def is_artefact(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES or _is_control_vector(path)
 
 
-def read_artefact(path: Path, layer: int | None = None) -> Artefact:
+def read_artefact(path: str | PathLike[str], layer: int | None = None) -> Artefact:
     """Reads and checks an artefact; ``layer`` (--layer) is the block, if the file does not say.
 
     Raises MarsError naming what is missing or wrong.
     """
+    path = Path(path)
     if not path.is_file():
         raise MarsError(f"{path}: no such file")
     if path.stat().st_size > MAX_FILE_BYTES:

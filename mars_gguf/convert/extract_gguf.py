@@ -64,12 +64,6 @@ class Session:
             logits = self.extractor.decoder.last_tokens(self.prompts)
         return states, logits
 
-    def steered(self, layer: int, additions: Rows) -> Rows:
-        """Logits of the first token, [n, n_vocab], with ``additions`` [n, n_embd] added to the
-        output of block ``layer`` at the last token of each prompt."""
-        with self._pushing([(layer, additions)]):
-            return self.extractor.decoder.last_tokens(self.prompts)
-
     def replies(self, n_tokens: int) -> list[Reply]:
         """The first ``n_tokens`` tokens of the greedy replies to all prompts, of their answers
         where the model thinks first, as many prompts at a time as there is room for."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from extractors import pushed
 from llama_cpp import llama_chat_format
 from llama_cpp import llama_cpp as lib
 from models import (
@@ -193,7 +194,7 @@ def test_what_is_observed_twice_is_the_same_to_the_bit(model: str) -> None:
     extractor = opened(model)
     for _, session in extractor.sessions(TEXTS):
         states, logits = session.observe()
-        session.steered(1, 5 * states[:, 1])
+        pushed(session, 1, 5 * states[:, 1])
         for again in (session.observe(), session.observe()):
             assert np.array_equal(again[0], states)
             assert np.array_equal(again[1], logits)
@@ -206,10 +207,10 @@ def test_steering_by_nothing_changes_nothing_and_rows_do_not_mix(model: str) -> 
         states, logits = session.observe()
         zeros = np.zeros((len(TEXTS), extractor.n_embd), np.float32)
         for layer in (1, extractor.n_layer - 1):
-            assert np.array_equal(session.steered(layer, zeros), logits)
+            assert np.array_equal(pushed(session, layer, zeros), logits)
             one = zeros.copy()
             one[2] = 3 * states[0, layer]
-            changed = session.steered(layer, one)
+            changed = pushed(session, layer, one)
             others = [0, 1, 3, 4]
             assert np.array_equal(changed[others], logits[others])
             assert not np.array_equal(changed[2], logits[2])
@@ -230,7 +231,7 @@ def test_steering_here_is_steering_at_run_time(model: str) -> None:
             expected.append(logits_of(llama))
         additions = (np.array(alphas)[:, None] * direction).astype(np.float32)
         for indices, session in extractor.sessions(TEXTS):
-            logits, run_time = session.steered(given.layer, additions[indices]), np.stack(expected)
+            logits, run_time = pushed(session, given.layer, additions[indices]), np.stack(expected)
             assert cosines(logits, run_time[indices]).min() >= QUANTIZED
             for ours, theirs in zip(logits, run_time[indices], strict=True):
                 # The same first token, but for a tie within rounding.
@@ -250,7 +251,7 @@ def test_steering_with_pictures_here_is_steering_at_run_time(model: str) -> None
             assert llama.last_steering is not None
             additions.append(llama.last_steering.alpha * direction)
             expected.append(logits_of(llama))
-        logits = session.steered(2, np.array(additions, np.float32))
+        logits = pushed(session, 2, np.array(additions, np.float32))
         assert cosines(logits, np.stack(expected)).min() >= QUANTIZED
 
 
@@ -475,7 +476,7 @@ def test_several_pushes_at_once_are_what_they_are_one_after_the_other(model: str
         together = list(session.steered_replies(pushes, 1))
         assert len(together) == len(pushes) > MAX_COPIES // len(TEXTS)
         for (layer, additions), replies in zip(pushes, together, strict=True):
-            logits = session.steered(layer, additions)
+            logits = pushed(session, layer, additions)
             for reply, row in zip(replies, logits, strict=True):
                 assert row[reply.token] > row.max() - 0.5  # but for a tie within rounding
 
@@ -624,7 +625,7 @@ def test_a_session_given_up_leaves_nothing_behind(model: str) -> None:
     extractor.forget()
     for indices, session in extractor.sessions(PICTURES):
         with pytest.raises((RuntimeError, ValueError)):
-            session.steered(1, wrong)
+            pushed(session, 1, wrong)
         with pytest.raises((RuntimeError, ValueError)):
             list(session.steered_replies([(1, wrong)], 3))
         assert np.array_equal(session.observe()[0], expected[indices])

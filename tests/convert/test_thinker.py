@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import convert
+from extractors import pushed as steered
 from models import DEMO, OPTIONS, last_states, random_llama, tapped, tokens_of
 
 from mars_gguf.convert import extract_gguf
@@ -120,7 +121,7 @@ def test_steered_replies_go_some_at_a_time_where_the_context_has_no_room_for_all
         none, pushed = np.zeros_like(push), push.astype(np.float32)
         plain, other = session.steered_replies([(2, none), (2, pushed)], N_TOKENS)
         assert plain == session.replies(N_TOKENS) != other
-        first = [int(row.argmax()) for row in session.steered(2, pushed)]
+        first = [int(row.argmax()) for row in steered(session, 2, pushed)]
         assert reasoning == "thought" or [reply.token for reply in other] == first
     assert crowded
 
