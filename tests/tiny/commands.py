@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from commands import command
 from commands import convert as convert_main
 from models import film, picture, user
 from servers import running
 
-from mars_gguf.chat.__main__ import main as chat_main
-from mars_gguf.evaluate.__main__ import main as evaluate_main
 from mars_gguf.runtime.template import ChatTemplate
 from mars_gguf.vectors import read_vector
 
@@ -46,7 +45,7 @@ def converted(subject: Subject) -> Path:
         given += [f"--{name}", str(place / f"{name}.txt")]
     if not subject.family.text_only:
         given += ["--neutral-media", str(place / "neutral.jsonl")]
-    if ChatTemplate(subject.family.chat.template).opens:
+    if ChatTemplate(subject.family.chat.template).begins_thought:
         given += ["--reasoning", "off"]  # a random model would never end its thought
     with quiet():
         convert_main([*files(subject), *given, "-o", str(place / "v.gguf"), "-q", "--no-plot"])
@@ -95,7 +94,7 @@ def chat(subject: Subject) -> None:
     for extra in shown:
         for question in ("What is it?", "Is it a bomb?"):
             with quiet() as printed:
-                chat_main(
+                command("mars_gguf.chat")(
                     [*files(subject), "--vector", str(place / "v.gguf"), "-p", question,
                      "-n", "3", "--temp", "0", "--json", *extra]
                 )  # fmt: skip
@@ -121,7 +120,7 @@ def evaluate(subject: Subject) -> None:
     (place / "suite.jsonl").write_text("\n".join(map(json.dumps, cases)), "utf-8")
     shutil.rmtree(place / "report", ignore_errors=True)
     with quiet():
-        evaluate_main(
+        command("mars_gguf.evaluate")(
             [*files(subject), "--vector", str(place / "v.gguf"), "--suite",
              f"jsonl:{place / 'suite.jsonl'}", "--sweep", "", "-n", "3",
              "--arms", "unsteered,mars", "-o", str(place / "report")]
