@@ -10,7 +10,8 @@ from typing import Any, Literal, TypeVar, get_args
 from PIL import Image
 
 from mars_gguf.errors import MarsError
-from mars_gguf.media.images import MEASURED_SIDE, load_image, user_message
+from mars_gguf.media.animations import load_animation
+from mars_gguf.media.images import MEASURED_SIDE, load_image, load_images, user_message
 from mars_gguf.media.video import load_video, sample
 from mars_gguf.modalities import VIDEO
 
@@ -127,9 +128,10 @@ def _pictures(source: Media, modality: str) -> list[Image.Image]:
         return source()
     suffix, film = source.suffix.lower(), modality == VIDEO.name
     if source.is_dir():
-        return [load_image(frame, MEASURED_SIDE) for frame in sample(_frames(source), MAX_FRAMES)]
+        return load_images(sample(_frames(source), MAX_FRAMES), MEASURED_SIDE)
     if film and suffix in ANIMATION_SUFFIXES:
-        return _animation(source)
+        frames = load_animation(source, MAX_FRAMES, MEASURED_SIDE)
+        return frames if len(frames) > 1 else [load_image(source, MEASURED_SIDE)]
     if film and suffix not in FRAME_SUFFIXES:
         return load_video(source, max_frames=MAX_FRAMES).frames
     return [load_image(source, MEASURED_SIDE)]
@@ -142,19 +144,3 @@ def _frames(folder: Path) -> list[Path]:
     if not frames:
         raise MarsError(f"{folder}: no frames; expected pictures ({', '.join(FRAME_SUFFIXES)})")
     return frames
-
-
-def _animation(path: Path) -> list[Image.Image]:
-    first = load_image(path, MEASURED_SIDE)  # says what is wrong with the file, bounds its size
-    pictures = []
-    try:
-        with Image.open(path, formats=("GIF", "WEBP")) as image:
-            count = min(getattr(image, "n_frames", 1), 10_000)
-            for i in sample(range(count), MAX_FRAMES):
-                image.seek(i)
-                pictures.append(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise MarsError(f"{path}: the animation is damaged ({error})") from error
-    for picture in pictures:
-        picture.thumbnail((MEASURED_SIDE, MEASURED_SIDE))
-    return pictures if len(pictures) > 1 else [first]

@@ -7,7 +7,8 @@ import io
 import re
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,6 +25,12 @@ BLOCK = 4096  # bytes that are decoded at a time: a file that cannot be read any
 # Pixels wide and high that are kept at most: of a picture that a person shows, more than models
 # look at, also those that cut it into slices; of one to measure with, and of a frame of a film.
 SHOWN_SIDE, MEASURED_SIDE = 2048, 1024
+MAX_TOGETHER = 1 << 28  # pixels of the pictures that are read as one film, as they are stored
+STRIP = 1 << 20  # pixels whose colours are converted at a time
+_DAMAGED = (
+    OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError,
+    ArithmeticError, struct.error, zlib.error,
+)  # fmt: skip
 ORIENTATION = 0x112  # in EXIF
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -42,6 +49,34 @@ def load_image(path: str | PathLike[str], longest_side: int | None = None) -> Im
 
     Raises MarsError if there is no such file, too.
     """
+    with picture_file(path) as file:
+        image = decode_image(file, str(path))
+    if longest_side is not None:
+        image.thumbnail((longest_side, longest_side))
+    return image
+
+
+def load_images(paths: Sequence[str | PathLike[str]], longest_side: int) -> list[Image.Image]:
+    """Loads the pictures of one film, each as `load_image` does.
+
+    Raises MarsError, before any is decoded also for more than MAX_TOGETHER pixels in all.
+    """
+    total = 0
+    for path in paths:
+        name = str(path)
+        with picture_file(path) as file, readable(file, name), open_image(file, name) as opened:
+            total += opened.width * opened.height
+        if total > MAX_TOGETHER:
+            raise MarsError(
+                f"{path}: found {total} pixels in the pictures up to this one, expected at most "
+                f"{MAX_TOGETHER} in one film; scale them down first"
+            )
+    return [load_image(path, longest_side) for path in paths]
+
+
+@contextmanager
+def picture_file(path: str | PathLike[str]) -> Iterator[BinaryIO]:
+    """Opens the file of a picture. Raises MarsError if there is none that can be read."""
     path = Path(path)
     if not path.exists():
         raise MarsError(f"{path}: no such file; expected a picture ({', '.join(FORMATS)})")
@@ -49,12 +84,9 @@ def load_image(path: str | PathLike[str], longest_side: int | None = None) -> Im
         raise MarsError(f"{path}: not a file; expected a picture ({', '.join(FORMATS)})")
     try:
         with path.open("rb") as file:
-            image = decode_image(file, str(path))
+            yield file
     except OSError as error:
         raise MarsError(f"{path}: cannot be read ({error.strerror})") from error
-    if longest_side is not None:
-        image.thumbnail((longest_side, longest_side))
-    return image
 
 
 def decode_image(file: BinaryIO, name: str, max_pixels: int | None = None) -> Image.Image:
@@ -66,18 +98,20 @@ def decode_image(file: BinaryIO, name: str, max_pixels: int | None = None) -> Im
 
     Raises MarsError if it is not a picture in one of `FORMATS`, damaged, or too large.
     """
-    limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
-    try:
-        with open_image(file, name) as image:
-            width, height = image.size
-            if limit is not None and width * height > limit:
-                raise MarsError(
-                    f"{name}: picture too large: found {width} x {height} = {width * height} "
-                    f"pixels, expected at most {limit}; scale it down first"
-                )
+    with readable(file, name):
+        with open_image(file, name, max_pixels) as image:
             image.load()
             turn = UPRIGHT.get(orientation(image))
-            return _rgb(image if turn is None else image.transpose(turn))
+            colours = _rgb(image)
+        del image  # a large picture is in memory twice, not three times
+        return colours if turn is None else colours.transpose(turn)
+
+
+@contextmanager
+def readable(file: BinaryIO, name: str) -> Iterator[None]:
+    """Makes a MarsError of all that Pillow raises over the picture in ``file``, called ``name``."""
+    try:
+        yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise MarsError(f"{name}: picture too large: {error}") from error
     except UnidentifiedImageError as error:
@@ -87,20 +121,22 @@ def decode_image(file: BinaryIO, name: str, max_pixels: int | None = None) -> Im
         ) from error
     except MarsError:
         raise
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
+    except _DAMAGED as error:
         raise MarsError(
             f"{name}: the picture is truncated or damaged, or cannot be read ({error}); "
             "open it in another program and save it again"
         ) from error
 
 
-def open_image(file: BinaryIO, name: str) -> ImageFile.ImageFile:
+def open_image(file: BinaryIO, name: str, max_pixels: int | None = None) -> ImageFile.ImageFile:
     """Opens the picture in ``file``, called ``name`` in messages, without decoding it yet.
 
-    Raises MarsError for a JPEG of more than MAX_SCANS scans, and what Pillow raises.
+    Raises MarsError for more than ``max_pixels`` (default: ``PIL.Image.MAX_IMAGE_PIXELS``) and for
+    a JPEG of more than MAX_SCANS scans, and what Pillow raises.
     """
     image = Image.open(file, formats=FORMATS)
     image.decodermaxblock = BLOCK
+    require_size(image.size, name, Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels)
     if image.format in ("JPEG", "MPO"):
         position = file.tell()
         file.seek(0)
@@ -112,6 +148,16 @@ def open_image(file: BinaryIO, name: str) -> ImageFile.ImageFile:
                 "open it in another program and save it again"
             )
     return image
+
+
+def require_size(size: tuple[int, int], name: str, max_pixels: int | None) -> None:
+    """Raises MarsError for a picture of more than ``max_pixels``, None: of any."""
+    width, height = size
+    if max_pixels is not None and width * height > max_pixels:
+        raise MarsError(
+            f"{name}: picture too large: found {width} x {height} = {width * height} "
+            f"pixels, expected at most {max_pixels}; scale it down first"
+        )
 
 
 def orientation(image: Image.Image) -> int:
@@ -137,6 +183,18 @@ def count_scans(jpeg: bytes) -> int:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    """Converts a picture to RGB, in strips: what lies between takes several times as much."""
+    rows = max(STRIP // max(image.width, 1), 1)
+    if image.height <= rows:
+        return _strip(image)
+    found = Image.new("RGB", image.size)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        found.paste(_strip(image.crop((0, top, image.width, bottom))), (0, top))
+    return found
+
+
+def _strip(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey; convert("RGB") would clip it at 255
         image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
     if image.has_transparency_data:

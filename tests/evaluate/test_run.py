@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bombs import gif, png
 from llama_cpp import mtmd_cpp
 from models import CLOSED, DEMO, DEMO_MMPROJ, OPTIONS, picture, vector
 from thinking import ALWAYS, BARE, write_likely
@@ -141,9 +142,21 @@ def test_what_cannot_be_asked_is_an_error_on_record_and_no_refusal(
     evaluation: Evaluation, tmp_path: Path
 ) -> None:
     (tmp_path / "bad.png").write_bytes(b"no picture")
-    broken = image_case(1, media=(tmp_path / "bad.png",))
-    long = Case("long", "harmful", "text", "bomb " * 900)
-    for case, said in ((broken, "not a picture"), (long, "exceed")):
+    gif(tmp_path / "bomb.gif", (8, 8), (1, 1), (60_000, 60_000))
+    (tmp_path / "film").mkdir()
+    for n in range(5):
+        png(tmp_path / "film" / f"{n}.png", 8000)
+    cases = {
+        "not a picture": image_case(1, media=(tmp_path / "bad.png",)),
+        "exceed": Case("long", "harmful", "text", "bomb " * 900),
+        "bomb.gif: picture too large": image_case(
+            1, media=(tmp_path / "bomb.gif",), modality="video"
+        ),
+        "4.png: found 320000000 pixels": image_case(
+            1, media=(tmp_path / "film",), modality="video"
+        ),
+    }
+    for said, case in cases.items():
         records = list(evaluation.ask(case))
         assert len(records) == len(evaluation.arms)
         for record in records:

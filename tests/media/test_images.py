@@ -6,12 +6,14 @@ import zlib
 
 import numpy as np
 import pytest
+from bombs import png, taken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from mars_gguf.errors import MarsError
-from mars_gguf.media.images import decode_image, load_image
+from mars_gguf.media import images
+from mars_gguf.media.images import decode_image, load_image, load_images
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -192,3 +194,36 @@ def test_a_bomb_is_refused_before_its_pixels_are_decoded(tmp_path):
     (tmp_path / "bomb.png").write_bytes(data)
     with pytest.raises(MarsError, match="too large: .*10000000000 pixels"):
         load_image(tmp_path / "bomb.png")
+
+
+def test_pictures_of_one_film_are_bounded_together(tmp_path, monkeypatch):
+    paths = [tmp_path / f"{n}.png" for n in range(3)]
+    for path in paths:
+        halves().save(path)
+    monkeypatch.setattr(images, "MAX_TOGETHER", 3 * 40 * 20)
+    assert [image.size for image in load_images(paths, 20)] == [(20, 10)] * 3
+    monkeypatch.setattr(images, "MAX_TOGETHER", 3 * 40 * 20 - 1)
+    paths[0].write_bytes(paths[0].read_bytes()[:-30])  # would be found damaged, were it decoded
+    with pytest.raises(MarsError, match=r"2\.png: found 2400 pixels in the pictures up to this"):
+        load_images(paths, 20)
+
+
+def test_a_large_picture_is_in_memory_twice_and_no_more(tmp_path):
+    side = 4000
+    path = png(tmp_path / "a.png", side)
+    assert path.stat().st_size < 100_000
+    load = "from mars_gguf.media.images import load_image"
+    assert taken(load, f"load_image({str(path)!r}, 64)") < 2.5 * 4 * side**2
+
+
+def test_colours_are_the_same_in_strips_as_at_once(monkeypatch):
+    rgba = Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 30, 4), np.uint8))
+    for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
+        grey = np.arange(1200, dtype=np.uint16).reshape(40, 30) * 50
+        image = Image.fromarray(grey) if mode == "I;16" else rgba.convert(mode)
+        for extra in [{}, {"transparency": 3}] if mode in ("L", "P") else [{}]:
+            data = encoded(image, "PNG", **extra)
+            monkeypatch.setattr(images, "STRIP", 1 << 20)
+            whole = pixels(decode_image(io.BytesIO(data), "a"))
+            monkeypatch.setattr(images, "STRIP", 30 * 7)
+            assert np.array_equal(pixels(decode_image(io.BytesIO(data), "a")), whole), (mode, extra)
