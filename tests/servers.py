@@ -91,10 +91,16 @@ class Server:
         with self.client.with_options(base_url=self.url) as client:
             return client.post(f"/extras/{name}", body=body, cast_to=dict[str, Any])
 
-    def post(self, body: dict[str, Any], request_id: str) -> socket.socket:
-        """Send a chat completion request and return at once."""
+    def post(
+        self, body: dict[str, Any], request_id: str, window: int | None = None
+    ) -> socket.socket:
+        """Send a chat completion request and return at once. ``window``: bytes that may arrive
+        before any are read."""
         content = json.dumps({"model": "any", **body}).encode()
-        connection = socket.create_connection(("127.0.0.1", self.port))
+        connection = socket.socket()
+        if window is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
+        connection.connect(("127.0.0.1", self.port))
         connection.sendall(
             b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
             b"Content-Type: application/json\r\nX-Request-ID: %s\r\nContent-Length: %d\r\n\r\n%s"

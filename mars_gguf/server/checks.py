@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llama_cpp import llama_cpp as lib
-from llama_cpp.server.types import CreateChatCompletionRequest
+from llama_cpp.server.types import CreateChatCompletionRequest, CreateCompletionRequest
 
 from mars_gguf.errors import MarsError
 
 MAX_BIASED = 256  # characters, of which each key is tokenized while all requests wait
+# As the OpenAI API has them: more are megabytes a token, and hold the model while they are sorted.
+MAX_TOP_LOGPROBS, MAX_LOGPROBS = 20, 5
 # A factor of logits: if all that a grammar allows became -inf, llama.cpp would abort.
 MAX_REPEAT_PENALTY = 100.0
 
@@ -65,6 +67,15 @@ def require_free_reply(body: CreateChatCompletionRequest) -> None:
     ):
         if given:
             raise RequestError(f"this server lets no request say how replies begin ({name})", 403)
+
+
+def require_few_probabilities(body: CreateChatCompletionRequest | CreateCompletionRequest) -> None:
+    """Raises RequestError for more probabilities of other tokens than the OpenAI API gives."""
+    name, most = "top_logprobs", MAX_TOP_LOGPROBS
+    if isinstance(body, CreateCompletionRequest):
+        name, most = "logprobs", MAX_LOGPROBS
+    if (found := getattr(body, name) or 0) > most:
+        raise RequestError(f"{name}: found {found}, expected 0 to {most}")
 
 
 def require_short_biases(bias: Mapping[str, float] | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import threading
 from types import FrameType
 from typing import Any
@@ -18,6 +19,8 @@ HEAD_SECONDS = 10.0  # for the head of a request to arrive, and for what is left
 # Bytes about the chunks of a body, besides a sixteenth of it; each chunk takes 10 microseconds.
 MAX_FRAMING = 64 << 10
 SLICE = 16 << 10  # bytes after which that is looked at
+# Bytes that the system holds for a client; left alone, it would take megabytes.
+UNSENT = 128 << 10
 STALLED = 30.0  # seconds after which a client that does not read its reply is given up
 # Together they are within the 10 seconds after which Docker ends what it stops.
 GRACE_SECONDS, LAST_SECONDS = 5, 3
@@ -46,6 +49,7 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNSENT)
         self._wait()
         others = [c for c in self.connections if isinstance(c, Connection) and c is not self]
         if len(others) < MAX_CONNECTIONS:

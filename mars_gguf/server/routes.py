@@ -78,6 +78,7 @@ def _begin(request: Request, body: ChatRequest | CompletionRequest, prompt: obje
     current, state = current_exchange(), request.app.state
     if (body.n or 1) > 1:
         raise RequestError(f"n: found {body.n}, expected 1 reply a request")
+    checks.require_few_probabilities(body)
     checks.require_short_biases(body.logit_bias)
     if state.settings.log_prompts:
         current.prompt = _without_pictures(prompt)

@@ -59,3 +59,17 @@ def test_what_would_end_the_process_is_an_error_of_the_client(
     with pytest.raises(openai.APIStatusError, match=message):
         server.client.completions.create(model="any", prompt="Hello", extra_body=options)
     assert chat(server, [HARMFUL])["mars"]["alpha"] > 0
+
+
+def test_no_request_asks_for_more_probabilities_than_the_api_gives(server: Server) -> None:
+    for path, asked, most in (
+        ("chat/completions", {"messages": [HARMFUL], "logprobs": True}, {"top_logprobs": 20}),
+        ("completions", {"prompt": "Hello"}, {"logprobs": 5}),
+    ):
+        [(name, n)] = most.items()
+        for stream in (False, True):
+            body: dict[str, Any] = {**asked, "max_tokens": 2, "stream": stream}
+            for found, status in ((n, 200), (n + 1, 400), (1 << 40, 400)):
+                reply = server.send(f"/v1/{path}", json.dumps({**body, name: found}).encode())
+                assert reply.status == status
+        assert reply.error["message"].startswith(f"{name}: found")
