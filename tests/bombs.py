@@ -40,17 +40,12 @@ def gif(path: Path, canvas: tuple[int, int], *frames: tuple[int, int]) -> Path:
     return path
 
 
-def png(path: Path, side: int) -> Path:
-    """A square PNG, all of one transparent colour of a palette."""
+def png(path: Path, side: int, *, transparent: bool = True) -> Path:
+    """A square PNG, all of one colour of a palette."""
     head = struct.pack(">IIBBBBB", side, side, 8, 3, 0, 0, 0)
     pixels = zlib.compress(bytes(side * (side + 1)), 9)
-    chunks = (
-        (b"IHDR", head),
-        (b"PLTE", bytes(3)),
-        (b"tRNS", b"\x80"),
-        (b"IDAT", pixels),
-        (b"IEND", b""),
-    )
+    clear = [(b"tRNS", b"\x80")] if transparent else []
+    chunks = [(b"IHDR", head), (b"PLTE", bytes(3)), *clear, (b"IDAT", pixels), (b"IEND", b"")]
     path.write_bytes(
         b"\x89PNG\r\n\x1a\n"
         + b"".join(

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from llama_cpp import Llama, mtmd_cpp
 from llama_cpp import llama_cpp as lib
 
-from mars_gguf.errors import ModelError, PromptError
+from mars_gguf.errors import MarsError, ModelError, PromptError
 from mars_gguf.interrupts import interrupts_held
 from mars_gguf.modalities import IMAGE, VIDEO
 from mars_gguf.runtime.chunks import Chunk, text_chunk
@@ -129,13 +129,15 @@ class Projector:
         return found
 
     def _bitmap(self, data: bytes, name: str) -> Any:
-        """libmtmd's picture, to be freed, whose id is the hash of what it shows."""
+        """libmtmd's picture, to be freed, whose id is the hash of what it shows. Raises PromptError
+        for what is no picture or a larger one than `decode_image` takes: libmtmd takes it for a
+        sound or a film, or reads it at any size."""
         # Takes a moment to import: only who shows pictures pays for it.
-        from mars_gguf.media.images import decode_image, open_image, orientation
+        from mars_gguf.media.images import decode_image, open_image, orientation, readable
 
-        # libmtmd takes what is no picture for a sound or a film.
+        file = io.BytesIO(data)
         try:
-            with open_image(io.BytesIO(data), name) as image:
+            with readable(file, name), open_image(file, name) as image:
                 image.load()
                 # What libmtmd does not read by itself, or otherwise than people see it.
                 if (
@@ -146,9 +148,8 @@ class Projector:
                     buffer = io.BytesIO()
                     decode_image(io.BytesIO(data), name).save(buffer, "PNG", compress_level=1)
                     data = buffer.getvalue()
-        except Exception:
-            decode_image(io.BytesIO(data), name)  # says what is wrong
-            raise
+        except MarsError as error:
+            raise PromptError(str(error)) from error
         buffer_type = ctypes.c_uint8 * len(data)
         found = mtmd_cpp.mtmd_helper_bitmap_init_from_buf_wrapper(
             self.context, buffer_type.from_buffer_copy(data), len(data), False,

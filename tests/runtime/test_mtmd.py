@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 from asking import IMAGE, chat
+from bombs import png
+from exif import ODD, UPRIGHT
 from llama_cpp import llama_cpp as lib
 from llama_cpp import mtmd_cpp
 from llama_cpp.llama_chat_format import MTMDChatHandler
@@ -128,6 +130,11 @@ def media(llama: SteeredLlama, *messages: dict[str, Any]) -> list[Chunk]:
     return [chunk for chunk in llama.chunks(messages) if not chunk.is_text]
 
 
+def sent(data: bytes) -> dict[str, Any]:
+    url = "data:image/png;base64," + base64.b64encode(data).decode()
+    return {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}
+
+
 def test_it_is_known_which_cells_belong_to_which_picture_and_which_frame() -> None:
     for name, per_picture in (("smolvlm", 5), ("llava-hf", 1), ("minicpmv", 10)):
         family = FAMILIES[name]
@@ -185,7 +192,7 @@ def test_what_is_no_picture_is_refused_before_libmtmd_takes_it_for_something_els
     llama = tiny_model("llava-hf")
     url = "data:image/png;base64," + base64.b64encode(data).decode()
     message = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}
-    with pytest.raises(MarsError, match=said):
+    with pytest.raises(PromptError, match=said):
         llama.chunks([message])
     for odd in ("data:image/png,abc", "data:image/png;base64,a"):
         message["content"] = [{"type": "image_url", "image_url": {"url": odd}}]
@@ -245,6 +252,32 @@ def test_transparent_and_rotated_pictures_are_those_that_people_see() -> None:
         parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
         chunks = media(llama, {"role": "user", "content": parts})
         assert np.array_equal(*map(llama.projector.encode, chunks))
+    llama.close()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of damaged EXIF data
+def test_pictures_with_odd_exif_data_are_those_that_people_see() -> None:
+    llama = tiny_model("llava-hf")
+    assert llama.projector is not None
+    for data in [*ODD.values(), *UPRIGHT.values()]:
+        turned = picture(1, 56).transpose(Image.Transpose.ROTATE_270)
+        seen = turned if data in ODD.values() else picture(1, 56)
+        chunks = []
+        for image, extra in ((picture(1, 56), {"exif": data}), (seen, {})):
+            buffer = io.BytesIO()
+            image.save(buffer, "PNG", **extra)
+            chunks += media(llama, sent(buffer.getvalue()))
+        assert np.array_equal(*map(llama.projector.encode, chunks))
+    llama.close()
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_picture_larger_than_is_decoded_is_refused_before_it_is(tmp_path: Path) -> None:
+    llama = tiny_model("llava-hf")
+    assert llama.projector is not None
+    content = png(tmp_path / "a.png", 10_000, transparent=False).read_bytes()
+    with pytest.raises(PromptError, match="picture 1: picture too large: found 10000 x 10000"):
+        llama.chunks([sent(content)])
     llama.close()
 
 

@@ -13,6 +13,7 @@ import av
 import numpy as np
 import openai
 import pytest
+from exif import ODD
 from PIL import Image
 from servers import (
     HARMFUL,
@@ -29,6 +30,14 @@ from mars_gguf.server.checks import RequestError
 from mars_gguf.server.settings import read_settings
 
 PIXELS = base64.b64decode(PICTURE.partition(",")[2])  # the file in it
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of damaged EXIF data
+@pytest.mark.parametrize("data", ODD.values(), ids=ODD)
+def test_a_picture_with_odd_exif_data_is_decoded_upright(data: bytes) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (40, 20)).save(file, "PNG", exif=data)
+    assert attachments.decode(file.getvalue(), 1 << 20).size == (20, 40)
 
 
 @pytest.mark.parametrize(
