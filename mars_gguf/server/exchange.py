@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from uuid import uuid4
 
 from mars_gguf.runtime.judging import Steering
+from mars_gguf.server.checks import RequestError
 from mars_gguf.server.settings import DEFAULT_VECTOR
 
 
 class ClientGone(Exception):
     """Says that nobody waits for this reply any more."""
+
+
+class TooLate(RequestError):
+    """Says that a reply took longer than the settings allow."""
 
 
 @dataclass
@@ -23,6 +29,7 @@ class Exchange:
     request_id: str = field(default_factory=lambda: uuid4().hex)
     client_gone: asyncio.Event = field(default_factory=asyncio.Event)
     began: float = field(default_factory=time.perf_counter)
+    deadline: float = math.inf
     vector: str = DEFAULT_VECTOR
     model: str | None = None
     prompt: object = None
@@ -36,6 +43,11 @@ class Exchange:
         """Raises ClientGone if nobody waits for the reply any more."""
         if self.client_gone.is_set():
             raise ClientGone
+
+    def require_time(self) -> None:
+        """Raises TooLate after the deadline."""
+        if time.perf_counter() > self.deadline:
+            raise TooLate("the reply took too long: ask for fewer tokens, or for a stream")
 
 
 exchange: ContextVar[Exchange | None] = ContextVar("exchange", default=None)

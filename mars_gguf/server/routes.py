@@ -150,7 +150,8 @@ async def _ask(
     call: Callable[[SteeredLlama], T],
 ) -> T:
     """The answer of the model that ``body`` names, when its turn has come."""
-    return await in_turn(lambda: call(request.app.state.models(body.model)))
+    state = request.app.state
+    return await in_turn(state.settings, lambda: call(state.models(body.model)))
 
 
 @router.get("/v1/models", tags=["OpenAI V1"])

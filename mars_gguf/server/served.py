@@ -120,11 +120,13 @@ class Models:
         return llama
 
     def _after_batch(self) -> None:
-        """Ends what nobody waits for any more."""
+        """Ends what nobody waits for any more, and what takes too long."""
         current = exchange.get()
         if current is not None:
-            self._stopped = current.client_gone.is_set()
+            self._stopped = True
             current.require_client()
+            current.require_time()
+            self._stopped = False
 
 
 def _after_token(llama: SteeredLlama) -> None:

@@ -91,6 +91,12 @@ class ServerSettings(upstream.ServerSettings):
     max_held_bytes: int = Field(128 << 20, ge=1)
     """Most bytes of requests that are held at a time, those that wait for the model included; a
     request of 256 KiB or less, or one alone, is always taken."""
+    max_waiting: int = Field(128, ge=0)
+    """Most requests that wait for the model; further ones are refused (503)."""
+    reply_timeout: float = Field(900.0, gt=0)
+    """Seconds that the model works on one request; a stream ends then as at max_tokens."""
+    max_unread_bytes: int = Field(1 << 20, ge=1)
+    """Most bytes of a streamed reply that wait for its client; beyond, the reply is given up."""
     allowed_hosts: list[str] = Field([])
     """Names that requests may call the server by, besides those of this machine (default: any, or
     none if it listens on a loopback address without an api_key)."""

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from contextvars import copy_context
 from functools import partial
 from typing import Any, TypeVar
 
 import anyio
 import numpy as np
-from anyio.streams.memory import MemoryObjectSendStream
+from anyio.lowlevel import checkpoint
 from fastapi import Request, Response
 from llama_cpp import LogitsProcessorList, MinTokensLogitsProcessor
 from numpy.typing import NDArray
 from sse_starlette import EventSourceResponse
 
 from mars_gguf.runtime.llama import SteeredLlama
-from mars_gguf.server.checks import require_free_end
-from mars_gguf.server.exchange import ClientGone, Exchange, current_exchange
+from mars_gguf.server.checks import RequestError, require_free_end
+from mars_gguf.server.exchange import ClientGone, Exchange, TooLate, current_exchange
 from mars_gguf.server.http_errors import describe
 from mars_gguf.server.internals import prepare_request_resources
 from mars_gguf.server.request_types import ChatRequest, CompletionRequest
+from mars_gguf.server.settings import ServerSettings
 
 T = TypeVar("T")
 
@@ -48,11 +52,23 @@ class _LongerUnlessSteered(MinTokensLogitsProcessor):  # type: ignore[misc]
         return super().__call__(input_ids, scores)
 
 
-async def in_turn(call: Callable[[], T]) -> T:
+@asynccontextmanager
+async def _turn_of(settings: ServerSettings) -> AsyncIterator[None]:
+    """Context manager: within it, a request has the model, until the deadline that begins with it.
+    Raises RequestError (503) if too many wait for that, ClientGone if nobody waits by then."""
+    if _turn.locked() and _turn.statistics().tasks_waiting >= settings.max_waiting:
+        raise RequestError("too many requests wait for the model: try again later", 503)
+    async with _turn:
+        current = current_exchange()
+        current.require_client()
+        current.deadline = time.perf_counter() + settings.reply_timeout
+        yield
+
+
+async def in_turn(settings: ServerSettings, call: Callable[[], T]) -> T:
     """Runs ``call`` in the models' thread when the requests before are answered. Raises ClientGone
     if nobody waits for it by then."""
-    async with _turn:
-        current_exchange().require_client()
+    async with _turn_of(settings):
         return await _in_model_thread(call)
 
 
@@ -82,50 +98,77 @@ async def reply(request: Request, body: ChatRequest | CompletionRequest, method:
         return getattr(llama, method)(**arguments)
 
     if not body.stream:
-        return Response(_dumps(await in_turn(begin)), media_type="application/json")
-    channel, received = anyio.create_memory_object_stream[dict[str, str]](10)
+        whole = await in_turn(state.settings, begin)
+        return Response(_dumps(whole), media_type="application/json")
+    outbox = _Outbox(state.settings.max_unread_bytes)
     return EventSourceResponse(
-        received,
-        data_sender_callable=partial(_publish, channel, begin, state.settings.interrupt_requests),
+        outbox.events(),
+        data_sender_callable=partial(_publish, outbox, begin, state.settings),
         sep="\n",
         ping_message_factory=bytes if state.settings.disable_ping_events else None,  # type: ignore
     )
 
 
-async def _publish(
-    channel: MemoryObjectSendStream[dict[str, str]],
-    begin: Callable[[], Any],
-    interruptible: bool,
-) -> None:
-    """Sends the chunks of a reply into ``channel``.
+class _Outbox:
+    """The events of a reply that its client has yet to take: the model waits for no socket."""
 
-    Ends the reply before it frees the model, whatever happens: a generator that is collected later
-    would interfere with the next reply. Leaves errors to the middleware, or puts them into the
-    stream if that has begun.
-    """
-    current, sent = current_exchange(), False
+    def __init__(self, most: int) -> None:
+        self.most, self.held, self.begun = most, 0, False
+        self.channel, self._taken = anyio.create_memory_object_stream[dict[str, str]](math.inf)
 
-    async def push(data: str) -> None:
-        await channel.send({"data": data})
+    def put(self, data: str) -> None:
+        """Adds an event. Raises RequestError where the client leaves too much of them."""
+        self.held += len(data)
+        if self.held > self.most:
+            raise RequestError("the reply was given up: its client does not read it", 408)
+        self.channel.send_nowait({"data": data})
+        self.begun = True
 
-    async with channel, _turn:
+    async def events(self) -> AsyncIterator[dict[str, str]]:
+        """The events, as the client takes them."""
+        with self._taken:
+            async for event in self._taken:
+                self.held -= len(event["data"])
+                yield event
+
+
+async def _publish(outbox: _Outbox, begin: Callable[[], Any], settings: ServerSettings) -> None:
+    """Puts the chunks of a reply into ``outbox``. Leaves errors to the middleware, or puts them
+    into the stream if that has begun."""
+    current = current_exchange()
+    with outbox.channel:
         try:
-            current.require_client()
-            chunks = await _in_model_thread(begin)
-            try:
-                while (chunk := await _in_model_thread(next, chunks, None)) is not None:
-                    await push(_dumps(chunk))
-                    sent = True
-                    if interruptible and _turn.statistics().tasks_waiting:
-                        await push(_dumps(_cut_short(chunk, current)))
-                        break
-            finally:
-                chunks.close()
-            await push("[DONE]")
+            async with _turn_of(settings):
+                chunks = await _in_model_thread(begin)
+                try:
+                    await _put_all(chunks, outbox, interruptible=settings.interrupt_requests)
+                finally:  # collected later, it would interfere with the next reply
+                    chunks.close()
+            outbox.put("[DONE]")
         except Exception as error:
             current.error = error
-            if (sent or current.responding) and not isinstance(error, ClientGone):
-                await push(json.dumps(describe(error)[1]))
+            if (outbox.begun or current.responding) and not isinstance(error, ClientGone):
+                outbox.held = 0
+                outbox.put(json.dumps(describe(error)[1]))
+
+
+async def _put_all(chunks: Iterator[Any], outbox: _Outbox, *, interruptible: bool) -> None:
+    """Puts ``chunks`` into ``outbox``, and an end after those of a reply that is cut short, by the
+    deadline or, if ``interruptible``, by the next request."""
+    chunk = None
+    try:
+        while (following := await _in_model_thread(next, chunks, None)) is not None:
+            chunk = following
+            outbox.put(_dumps(chunk))
+            await checkpoint()  # where a client that has left ends this
+            if interruptible and _turn.statistics().tasks_waiting:
+                break
+        else:
+            return
+    except TooLate:
+        if chunk is None:
+            raise
+    outbox.put(_dumps(_cut_short(chunk, current_exchange())))
 
 
 def _cut_short(chunk: dict[str, Any], current: Exchange) -> dict[str, Any]:

@@ -50,13 +50,19 @@ def test_connections_without_a_request_make_room_and_are_closed_in_the_end(
         assert all(map(gone, idle))
 
 
-def test_a_client_that_does_not_read_its_reply_is_given_up(server: Server) -> None:
+def test_a_client_that_does_not_read_its_reply_keeps_nobody_waiting_and_is_given_up(
+    tmp_path: Path,
+) -> None:
     many = {"logprobs": True, "top_logprobs": 20}  # more than what lies between us holds
     body = {"messages": [HARMFUL], "max_tokens": 700, "stream": True, **many, **ENDLESS}
-    request_id, began = uuid.uuid4().hex, time.monotonic()
-    with server.post(body, request_id, window=4096):
-        line = server.line(request_id)
-    assert STALLED - 1 < time.monotonic() - began < 6 * STALLED
+    limit = ["--max_unread_bytes", "100000"]
+    with running(tmp_path, "--demo", *ONE_THREAD, *limit) as server:
+        request_id, began = uuid.uuid4().hex, time.monotonic()
+        with server.post(body, request_id, window=4096) as connection:
+            connection.recv(1, socket.MSG_PEEK)  # it has begun
+            assert chat(server, [HARMFUL])["mars"]["alpha"] > 0
+            assert time.monotonic() - began < STALLED - 1
+            line = server.line(request_id)
+        assert STALLED - 1 < time.monotonic() - began < 6 * STALLED
     tokens = re.search(r" 499 .*tokens=(\d+)", line)
     assert tokens is not None and int(tokens[1]) < 700
-    assert chat(server, [HARMFUL])["mars"]["alpha"] > 0

@@ -122,6 +122,37 @@ def test_a_bias_against_the_end_of_replies_is_refused(server: Server, kind: str 
     assert chat(server, [HARMFUL], extra_body={"logit_bias": {key: 1}, "logit_bias_type": kind})
 
 
+def test_a_reply_ends_at_its_deadline(tmp_path: Path) -> None:
+    options = {"max_tokens": 900, "extra_body": ENDLESS}
+    with running(tmp_path, "--demo", *ONE_THREAD, "--reply_timeout", "0.5") as server:
+        stream = server.client.chat.completions.create(
+            model="any", messages=[HARMFUL], stream=True, **options
+        )
+        chunks = [chunk.model_dump() for chunk in stream]
+        assert 1 < len(chunks) < 900
+        assert chunks[-1]["choices"][0]["finish_reason"] == "length"
+        assert chunks[-1]["mars"]["alpha"] > 0
+        with pytest.raises(openai.BadRequestError, match="took too long"):
+            chat(server, [HARMFUL], **options)
+        assert chat(server, [HARMFUL])["mars"]["alpha"] > 0
+
+
+def test_no_more_requests_wait_than_the_settings_say(tmp_path: Path) -> None:
+    def ask(_: int) -> openai.APIStatusError | None:
+        try:
+            chat(server, [HARMFUL], max_tokens=200, extra_body=ENDLESS)
+        except openai.APIStatusError as error:
+            return error
+        return None
+
+    with running(tmp_path, "--demo", *ONE_THREAD, "--max_waiting", "2") as server:
+        with ThreadPoolExecutor(6) as pool:
+            refused = [error for error in pool.map(ask, range(6)) if error is not None]
+        assert 1 <= len(refused) <= 3
+        assert {error.status_code for error in refused} == {503}
+        assert {error.response.headers["Retry-After"] for error in refused} == {"5"}
+
+
 def test_a_reply_that_is_interrupted_ends_with_what_steering_did(tmp_path: Path) -> None:
     with running(tmp_path, "--demo", *ONE_THREAD, "--interrupt_requests", "true") as server:
         with server.client.chat.completions.create(
