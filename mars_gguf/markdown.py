@@ -1,12 +1,26 @@
-"""Markdown tables, as cards, reports and the commands of lab/ write them."""
+"""Markdown tables, as cards, reports and the commands of lab/ write them, and text in Markdown."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from mars_gguf.console import printable
 
+# An underscore within a word, as names of files have it, is one anyway.
+_SPECIAL = re.compile(r"[\\`*\[\]<>&~$#]|(?<![^\W_])_|_(?![^\W_])|^[-+=]")
+_NUMBERED = re.compile(r"^(\d{1,9})([.)])")  # would begin a list
 RULES = {"left": "---", "right": "---:", "centre": ":---:"}
+
+
+def as_text(value: object) -> str:
+    """Escapes what ``str`` makes of a value, in one line, so that Markdown reads it as that text:
+    no markup, no HTML, no links, no pictures, no control characters.
+
+    For what is not ours: names, replies, what files say. In a `table`, bars are escaped by it.
+    """
+    line = _SPECIAL.sub(r"\\\g<0>", _one_line(value))
+    return _NUMBERED.sub(r"\1\\\2", line)
 
 
 def table(
@@ -35,4 +49,8 @@ def _line(cells: Iterable[object]) -> str:
 
 
 def _cell(value: object) -> str:
-    return printable(" ".join(str(value).split())).replace("|", "\\|")
+    return _one_line(value).replace("|", "\\|")
+
+
+def _one_line(value: object) -> str:
+    return printable(" ".join(str(value).split()))

@@ -6,7 +6,7 @@ import numpy as np
 
 from mars_gguf.console import printable
 from mars_gguf.convert.pipeline import Measurement
-from mars_gguf.markdown import table
+from mars_gguf.markdown import as_text, table
 from mars_gguf.statistics import CONFIDENCE
 from mars_gguf.vectors import Vector
 from mars_gguf.vectors.describe import describe
@@ -50,8 +50,8 @@ def _head(vector: Vector, name: str) -> list[str]:
     return [
         f"# {name}",
         "",
-        f"A refusal-steering vector for **{model_name(vector)}** "
-        f"({vector.model.quantization or vector.source['backend']}), made by "
+        f"A refusal-steering vector for **{as_text(model_name(vector))}** "
+        f"({as_text(vector.model.quantization or vector.source['backend'])}), made by "
         f"{vector.source['tool']}.",
         "",
         "```",
@@ -75,7 +75,7 @@ def _coordinates(measurement: Measurement) -> list[str]:
         "",
     ]
     rows = [
-        (group, f"{t[:, layer].mean():.3f}", f"{t[:, layer].std():.3f}")
+        (as_text(group), f"{t[:, layer].mean():.3f}", f"{t[:, layer].std():.3f}")
         for group, t in measurement.coordinates.items()
     ]
     return lines + table(["set", "mean t", "spread"], rows)
@@ -125,7 +125,7 @@ def _promise(measurement: Measurement) -> list[str]:
     ]
     rows = [
         (
-            f"{row.modality}, {row.group}" if row.group else f"**{row.modality}**",
+            f"{row.modality}, {as_text(row.group)}" if row.group else f"**{row.modality}**",
             row,
             f"{row.bound:.1%}",
         )

@@ -17,7 +17,7 @@ from mars_gguf.console import printable
 from mars_gguf.evaluate.plots import plots, write_plots
 from mars_gguf.evaluate.results import Means, Results, Shares, cost, judges, separation
 from mars_gguf.files import atomic
-from mars_gguf.markdown import table
+from mars_gguf.markdown import as_text, table
 from mars_gguf.statistics import Mean, Share
 
 MOST_PROBLEMS = 50  # named in the Markdown
@@ -133,11 +133,12 @@ def markdown(results: Results) -> str:
 
 def _head(results: Results) -> Iterator[str]:
     run, model = results.run, results.run["model"]
-    yield f"# Evaluation of {_model(results)}\n"
+    yield f"# Evaluation of {as_text(_model(results))}\n"
     yield f"Made by `{run['command']}` (mars-gguf {run['version']}).\n"
     yield (
-        f"Model {model['architecture']}, {model['n_layer']} blocks, {model['quantization']}; "
-        f"vector sha256 `{run['vector_sha256'][:16]}`; suites: {', '.join(run['suites'])}; "
+        f"Model {as_text(model['architecture'])}, {model['n_layer']} blocks, "
+        f"{as_text(model['quantization'])}; vector sha256 `{run['vector_sha256'][:16]}`; "
+        f"suites: {', '.join(map(as_text, run['suites']))}; "
         f"greedy, at most {run['max_tokens']} tokens. "
         "Refusals are judged by their opening (`mars_gguf/openings.py`); what is no "
         "refusal need not make sense: fixed strengths garble replies, which shows in those "
@@ -145,15 +146,15 @@ def _head(results: Results) -> Iterator[str]:
         "not over requests (of none or all, Wilson's).\n"
     )
     for arm in results.arms:
-        said = f': "{arm.system}"' if arm.system else ""
-        yield f"- **{arm.name}**: {arm.title}{said}"
+        said = f': "{as_text(arm.system)}"' if arm.system else ""
+        yield f"- **{as_text(arm.name)}**: {as_text(arm.title)}{said}"
     yield ""
 
 
 def _suites(results: Results) -> Iterator[str]:
     for name, part in results.parts().items():
         if name:
-            yield f"\n## Suite {name}\n"
+            yield f"\n## Suite {as_text(name)}\n"
         yield from _refusals(part)
         yield from _by_arm(
             "MARS less each other arm, in points, on the same requests",
@@ -183,7 +184,10 @@ def _refusals(results: Results) -> Iterator[str]:
     for modality, by_measure in _by_modality(results).items():
         counts = {measure: _most(shares) for measure, shares in by_measure.items()}
         rows = [
-            [arm.name, *(_cell(x[arm.name], counts[measure]) for measure, x in by_measure.items())]
+            [
+                as_text(arm.name),
+                *(_cell(x[arm.name], counts[measure]) for measure, x in by_measure.items()),
+            ]
             for arm in results.arms
         ]
         yield ""
@@ -195,7 +199,8 @@ def _section(
 ) -> Iterator[str]:
     if rows:
         yield f"\n### {title}\n"
-        yield from table(["", *head], [[name, *cells] for name, cells in rows.items()])
+        names = ["", *map(as_text, head)]
+        yield from table(names, [[as_text(name), *cells] for name, cells in rows.items()])
 
 
 def _by_arm(
@@ -237,15 +242,15 @@ def _judges(results: Results) -> Iterator[str]:
         return
     second = said["second"]
     n, share, kappa = _numbers(second["agreement"], "n", "share", "kappa")
-    yield f"By {second['name']}: {_counted(second['verdicts'])}."
+    yield f"By {as_text(second['name'])}: {_counted(second['verdicts'])}."
     yield f"They agree on {share} of {n} replies (Cohen's kappa {kappa})."
     for reason, times in second["failures"].items():
-        yield f"\nNot judged: {times} x {reason}."
+        yield f"\nNot judged: {times} x {as_text(reason)}."
 
 
 def _plots(results: Results) -> Iterator[str]:
     yield "\n## Plots\n"
-    yield "\n\n".join(f"![{title}]({name})" for name, (_, title) in plots(results).items())
+    yield "\n\n".join(f"![{as_text(title)}]({name})" for name, (_, title) in plots(results).items())
 
 
 def _left_out(results: Results) -> Iterator[str]:
@@ -254,7 +259,7 @@ def _left_out(results: Results) -> Iterator[str]:
     if not problems:
         return
     yield f"\n## Left out\n\n{len(problems)} problems; nothing of these was counted:\n"
-    yield from (f"- {problem}" for problem in problems[:MOST_PROBLEMS])
+    yield from (f"- {as_text(problem)}" for problem in problems[:MOST_PROBLEMS])
     if len(problems) > MOST_PROBLEMS:
         yield f"- and {len(problems) - MOST_PROBLEMS} more"
 

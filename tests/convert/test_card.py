@@ -59,6 +59,11 @@ def test_what_a_model_replies_cannot_break_out_of_its_line_of_a_card(
     assert r"- `a 'b'\nc` -> `'|\n# Heading\n\x1b[2J</script>`" + "\n" in card(shown, "v.gguf", "")
 
 
+def test_the_name_of_a_model_is_text() -> None:
+    text = card(toy_measurement(model="<b>![](http://a/b.png)\n# A"), "v.gguf", "")
+    assert r"for **\<b\>!\[\](http://a/b.png) \# A** (toy)" in text
+
+
 def test_warnings_stand_on_a_card_before_any_number(measurement: Measurement) -> None:
     assert "## Warnings" not in card(measurement, "v.gguf", "")
     measurement.warnings.append("Look out.")

@@ -1,17 +1,20 @@
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 from PIL import Image
 from recorded import GEOMETRY, RUN, recorded
 from rich.console import Console
 
 from mars_gguf.evaluate import report
 from mars_gguf.evaluate.arms import MARS, UNSTEERED
+from mars_gguf.evaluate.plots import plots
 from mars_gguf.evaluate.report import rows_as_json
 from mars_gguf.evaluate.results import Results
 
@@ -88,3 +91,38 @@ def test_no_figure_is_quoted_over_several_suites(results: Results, tmp_path: Pat
     report.show(both, console)
     shown = console.export_text()
     assert "tiny, ours: percent" in shown and "tiny, theirs: percent" in shown
+
+
+HOSTILE = (
+    "<img src=x onerror=alert(1)> ![](https://example.org/a.png)\n\n# Heading | \x1b[2J **bold**"
+)
+
+
+def test_nothing_that_a_suite_or_a_model_says_is_more_than_text(results: Results) -> None:
+    said = [replace(r, category=f"{HOSTILE} {r.case[-1]}") for r in results.records]
+    failing = [replace(r, error=HOSTILE) for r in said[:1]]
+    model = dict.fromkeys(("name", "architecture", "quantization"), HOSTILE)
+    hostile = replace(
+        results,
+        run=RUN | {"model": RUN["model"] | model, "suites": [HOSTILE, "b"], "judge": HOSTILE},
+        arms=[replace(arm, title=HOSTILE, system=HOSTILE) for arm in results.arms],
+        records=[*failing, *said[1:]],
+        problems=[HOSTILE],
+        judge_failures={HOSTILE: 1},
+        suites={r.case: HOSTILE if r.modality == "image" else "b" for r in results.records},
+    )
+    page = report.markdown(hostile)
+    assert page.count("alert") > 20
+    assert "\x1b" not in page
+    tokens = MarkdownIt("commonmark").enable("table").parse(page)
+    parts = [part for token in tokens for part in token.children or []]
+    assert not {"html_block", "html_inline", "link_open"} & {x.type for x in [*tokens, *parts]}
+    shown = {part.attrs["src"] for part in parts if part.type == "image"}
+    assert shown == set(plots(hostile))
+    headings = {
+        token.content
+        for before, token in itertools.pairwise(tokens)
+        if before.type == "heading_open"
+    }
+    assert not any(heading.startswith("Heading") for heading in headings)
+    assert {"Cost", "Judges", "Plots", "Left out", "Refused, by category"} <= headings
