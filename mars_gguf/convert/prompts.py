@@ -23,6 +23,7 @@ from mars_gguf.media.images import user_message
 from mars_gguf.modalities import IMAGE, TEXT, VIDEO
 
 MIN_PROMPTS = 8
+MAX_BYTES, MAX_LINES = 64 << 20, 200_000  # of a file of prompts; each takes a model some time
 
 # A request that is quoted, and a thing that is named before what is to be done with it: as requests
 # arrive with pictures, in text alone.
@@ -187,7 +188,8 @@ def read_prompts(path: str | PathLike[str]) -> list[str]:
     comments, so a prompt that starts with ``#`` needs a ``.jsonl`` file. Blank lines are skipped
     in both.
 
-    Raises MarsError naming the file, and the line where there is one.
+    Raises MarsError naming the file, and the line where there is one; also for more than MAX_BYTES
+    or MAX_LINES.
     """
     path = Path(path)
     if path.suffix.lower() == ".jsonl":
@@ -235,7 +237,11 @@ def text_of(entry: Mapping[str, Any], key: str, where: str) -> str:
 def _lines(path: Path) -> list[tuple[str, str]]:
     """Reads the lines of a file that are not blank, stripped, with their places."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise MarsError(f"{path}: more than {MAX_BYTES} bytes; expected prompts, split them")
+        text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError as error:
         raise MarsError(f"{path}: no such file; expected prompts, one a line") from error
     except UnicodeDecodeError as error:
@@ -245,6 +251,8 @@ def _lines(path: Path) -> list[tuple[str, str]]:
         ) from error
     except OSError as error:
         raise MarsError(f"{path}: cannot be read ({error.strerror})") from error
+    if (n_lines := text.count("\n")) > MAX_LINES:
+        raise MarsError(f"{path}: found {n_lines} lines, expected at most {MAX_LINES}; split them")
     # Not splitlines(): JSON strings may hold U+2028 and other characters that it splits at.
     lines = enumerate(text.split("\n"), 1)
     return [(f"{path}, line {n}", line.strip()) for n, line in lines if line.strip()]

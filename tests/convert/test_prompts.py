@@ -245,6 +245,18 @@ def test_a_bad_prompt_file_is_refused_naming_the_place(tmp_path, name, content, 
         read_prompts(written(tmp_path, content, name))
 
 
+@pytest.mark.parametrize("name", ["p.txt", "p.jsonl"])
+def test_a_file_of_too_many_bytes_or_lines_is_refused(tmp_path, name):
+    path = tmp_path / name
+    with path.open("wb") as file:
+        file.truncate(65 << 20)  # zeros, which take no room on the disk
+    with pytest.raises(MarsError, match=rf"{name}: more than 67108864 bytes"):
+        read_prompts(path)
+    path.write_bytes(b"\n" * 200_001)
+    with pytest.raises(MarsError, match=rf"{name}: found 200001 lines, expected at most 200000"):
+        read_prompts(path)
+
+
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     with pytest.raises(MarsError, match=r"gone\.txt: no such file"):
         read_prompts(tmp_path / "gone.txt")
