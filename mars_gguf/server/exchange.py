@@ -58,3 +58,11 @@ def current_exchange() -> Exchange:
     current = exchange.get()
     assert current is not None
     return current
+
+
+def require_wanted() -> None:
+    """Raises ClientGone or TooLate if the request that is being answered need not be any more."""
+    current = exchange.get()
+    if current is not None:
+        current.require_client()
+        current.require_time()

@@ -20,7 +20,7 @@ from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.runtime.mtmd import load_url
 from mars_gguf.runtime.selftest import self_test
 from mars_gguf.server.checks import RequestError
-from mars_gguf.server.exchange import exchange
+from mars_gguf.server.exchange import exchange, require_wanted
 from mars_gguf.server.internals import load_llama
 from mars_gguf.server.settings import DEFAULT_VECTOR, RENDERED_FORMATS, TEMPLATES, ModelSettings
 from mars_gguf.vectors import Vector, read_vector
@@ -121,11 +121,9 @@ class Models:
 
     def _after_batch(self) -> None:
         """Ends what nobody waits for any more, and what takes too long."""
-        current = exchange.get()
-        if current is not None:
+        if exchange.get() is not None:
             self._stopped = True
-            current.require_client()
-            current.require_time()
+            require_wanted()
             self._stopped = False
 
 

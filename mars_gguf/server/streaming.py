@@ -26,6 +26,7 @@ from mars_gguf.server.checks import RequestError, require_free_end
 from mars_gguf.server.exchange import ClientGone, Exchange, TooLate, current_exchange
 from mars_gguf.server.http_errors import describe
 from mars_gguf.server.internals import prepare_request_resources
+from mars_gguf.server.probabilities import row_by_row
 from mars_gguf.server.request_types import ChatRequest, CompletionRequest
 from mars_gguf.server.settings import ServerSettings
 
@@ -78,7 +79,7 @@ async def _in_model_thread(call: Callable[..., T], *args: Any) -> T:
     In changing threads llama.cpp leaves a team of OpenMP threads, and malloc an arena, behind in
     each.
     """
-    work = partial(copy_context().run, call, *args)
+    work = partial(copy_context().run, row_by_row, call, *args)
     with anyio.CancelScope(shield=True):
         result = await asyncio.get_running_loop().run_in_executor(_model_thread, work)
     return result
