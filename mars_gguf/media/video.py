@@ -24,6 +24,7 @@ from mars_gguf.errors import MarsError
 from mars_gguf.media.images import MEASURED_SIDE
 
 FPS, MAX_FRAMES = 4.0, 32
+MAX_PIXELS = 1 << 25  # of a frame: 8K has less. Decoders take some 20 bytes for each
 # Of libavformat. No playlists: those name further files and addresses.
 CONTAINERS = "mov,matroska,avi,mpeg,mpegts,flv,ogg,asf,gif,mxf,nut,ivf,h264,hevc"
 T = TypeVar("T")
@@ -56,7 +57,7 @@ def load_video(
     *,
     fps: float = FPS,
     max_frames: int = MAX_FRAMES,
-    max_pixels: int = 1 << 26,
+    max_pixels: int = MAX_PIXELS,
     seconds: float = 3600.0,
 ) -> Video:
     """Loads frames of a video file at ``fps`` a second, at most ``max_frames``, evenly spaced and

@@ -11,6 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from bombs import gif
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -129,6 +130,12 @@ def test_decoding_has_limits(decoder: str, tmp_path: Path) -> None:
     with pytest.raises(MarsError, match="too long"):
         load_video(path, seconds=0.3)
     assert time.monotonic() < began + 3
+
+
+def test_a_small_file_of_huge_frames_is_refused(decoder: str, tmp_path: Path) -> None:
+    assert load_video(gif(tmp_path / "small.mp4", (4000, 100), (1, 1))).frames
+    with pytest.raises(MarsError, match="expected a video of at most|cannot read it"):
+        load_video(gif(tmp_path / "huge.mp4", (9000, 9000), (1, 1)))
 
 
 def test_a_file_without_pictures_is_a_clear_error(decoder: str, tmp_path: Path) -> None:
