@@ -21,6 +21,7 @@ _TOO_LONG = re.compile(r"exceeds? (context window|n_ctx)")
 
 def describe(error: Exception) -> tuple[int, dict[str, Any]]:
     """HTTP status and body of an error."""
+    error = _refusal(error) or error
     status, message, code = 500, str(error) or type(error).__name__, None
     match error:
         case RequestError():
@@ -54,6 +55,13 @@ def error_response(error: Exception) -> JSONResponse:
     status, content = describe(error)
     headers = getattr(error, "headers", None) or _HEADERS.get(status)
     return JSONResponse(content, status, headers)
+
+
+def _refusal(error: Exception) -> RequestError | None:
+    """The RequestError that was raised while a request was held against its type."""
+    found = error.errors() if isinstance(error, RequestValidationError) else ()
+    causes = (each.get("ctx", {}).get("error") for each in found)
+    return next((cause for cause in causes if isinstance(cause, RequestError)), None)
 
 
 def _mistakes(error: RequestValidationError) -> str:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from llama_cpp import llama_types
-from llama_cpp.server.types import CreateChatCompletionRequest, CreateCompletionRequest
+from llama_cpp.server.types import (
+    CreateChatCompletionRequest,
+    CreateCompletionRequest,
+    CreateEmbeddingRequest,
+)
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
 from mars_gguf.server.checks import MAX_REPEAT_PENALTY
+from mars_gguf.server.fields import Route, require_known
 
 
 class ClientControl(BaseModel):
@@ -51,21 +56,29 @@ class UserMessage(TypedDict):
     )
 
 
-class SteeredRequest(BaseModel):
-    """A request for a steered reply. Null stands for the default in it, as in the OpenAI API."""
+class KnownRequest(BaseModel):
+    """A request of fields that are known. Null stands for the default, as in the OpenAI API."""
 
-    mars: ClientControl | None = Field(default=None, exclude=True)
-    repeat_penalty: float = Field(default=1.1, ge=0.0, le=MAX_REPEAT_PENALTY)
+    route: ClassVar[Route]
 
     @model_validator(mode="before")
     @classmethod
-    def drop_nulls(cls, data: Any) -> Any:
+    def require_known(cls, data: Any) -> Any:
+        """Leaves out what is null. Raises RequestError for a field that is not known."""
         if not isinstance(data, dict):
             return data
         given = {name: value for name, value in data.items() if value is not None}
+        require_known(cls.route, given)
         if isinstance(messages := given.get("messages"), list):
             given["messages"] = [_without_nulls(message) for message in messages]
         return given
+
+
+class SteeredRequest(KnownRequest):
+    """A request for a steered reply."""
+
+    mars: ClientControl | None = Field(default=None, exclude=True)
+    repeat_penalty: float = Field(default=1.1, ge=0.0, le=MAX_REPEAT_PENALTY)
 
 
 def _without_nulls(message: Any) -> Any:
@@ -79,6 +92,7 @@ def _without_nulls(message: Any) -> Any:
 class ChatRequest(SteeredRequest, CreateChatCompletionRequest):
     """A request for a reply to messages."""
 
+    route = "chat"
     messages: list[  # type: ignore[assignment]
         llama_types.ChatCompletionRequestSystemMessage
         | UserMessage
@@ -91,3 +105,11 @@ class ChatRequest(SteeredRequest, CreateChatCompletionRequest):
 
 class CompletionRequest(SteeredRequest, CreateCompletionRequest):
     """A request for the completion of a raw prompt."""
+
+    route = "completion"
+
+
+class EmbeddingRequest(KnownRequest, CreateEmbeddingRequest):
+    """A request for the embeddings of texts."""
+
+    route = "embedding"

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 from anyio import to_thread
 from fastapi import APIRouter, Request, Response
 from llama_cpp.server.types import (
-    CreateEmbeddingRequest,
     DetokenizeInputRequest,
     TokenizeInputRequest,
 )
@@ -20,7 +19,7 @@ from mars_gguf.server import checks
 from mars_gguf.server.attachments import MEDIA, inline_media, media_parts
 from mars_gguf.server.checks import RequestError
 from mars_gguf.server.exchange import current_exchange
-from mars_gguf.server.request_types import ChatRequest, CompletionRequest
+from mars_gguf.server.request_types import ChatRequest, CompletionRequest, EmbeddingRequest
 from mars_gguf.server.schemas import require_schemas
 from mars_gguf.server.served import NamedVector
 from mars_gguf.server.settings import DEFAULT_VECTOR, RENDERED_FORMATS
@@ -100,7 +99,7 @@ def _without_pictures(prompt: object) -> object:
 
 
 @router.post("/v1/embeddings", tags=["OpenAI V1"])
-async def embeddings(request: Request, body: CreateEmbeddingRequest) -> dict[str, Any]:
+async def embeddings(request: Request, body: EmbeddingRequest) -> dict[str, Any]:
     """Embeddings, of a model that is served with ``embedding``."""
     if not request.app.state.models.settings(body.model).embedding:
         raise RequestError("this model gives no embeddings: it is served without 'embedding'")
@@ -146,7 +145,7 @@ async def detokenize(request: Request, body: DetokenizeInputRequest) -> dict[str
 
 async def _ask(
     request: Request,
-    body: CreateEmbeddingRequest | TokenizeInputRequest | DetokenizeInputRequest,
+    body: EmbeddingRequest | TokenizeInputRequest | DetokenizeInputRequest,
     call: Callable[[SteeredLlama], T],
 ) -> T:
     """The answer of the model that ``body`` names, when its turn has come."""
