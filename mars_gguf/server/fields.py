@@ -51,7 +51,7 @@ TABLE = (
     Row("n", REPLIES, "1"),
     Row("logprobs", REPLIES, "a boolean; of a completion 0 to 5"),
     Row("top_logprobs", ("chat",), "0 to 20"),
-    Row("temperature", REPLIES, "1e-6 to 1e6; 0 or less is greedy"),
+    Row("temperature", REPLIES, "1e-6 to 1e6; 0 is greedy, less draws untempered"),
     Row("top_p min_p", REPLIES, "0 to 1"),
     Row("top_k", REPLIES, "0 or more"),
     Row("presence_penalty frequency_penalty", REPLIES, "-2 to 2"),
