@@ -30,14 +30,14 @@ def test_a_reply_is_taken_apart_where_its_thought_ends(markers: Markers) -> None
 
 
 @each
-def test_the_end_of_a_prompt_opens_or_closes_a_thought_whatever_spaces_follow(
+def test_the_end_of_a_prompt_begins_or_ends_a_thought_whatever_spaces_follow(
     markers: Markers,
 ) -> None:
     for space in ("", "\n", " \n\n"):
         opened, closed = f"Hello {markers.open}{space}", f"Hello {markers.close}{space}"
-        assert (markers.opened_by(opened), markers.closed_by(opened)) == (True, False)
-        assert (markers.opened_by(closed), markers.closed_by(closed)) == (False, True)
-        assert not markers.opened_by(opened + "Hm.") and not markers.closed_by(closed + "Hm.")
+        assert (markers.begun_by(opened), markers.ended_by(opened)) == (True, False)
+        assert (markers.begun_by(closed), markers.ended_by(closed)) == (False, True)
+        assert not markers.begun_by(opened + "Hm.") and not markers.ended_by(closed + "Hm.")
 
 
 @each

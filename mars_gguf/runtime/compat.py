@@ -40,7 +40,8 @@ NAMES: dict[Any, tuple[str, ...]] = {
     ),
     Llama: (
         "close", "create_chat_completion", "create_completion", "detokenize", "embed", "eval",
-        "generate", "load_state", "reset", "sample", "save_state", "tokenize", "_init_sampler",
+        "generate", "load_state", "logits_to_logprobs", "reset", "sample", "save_state",
+        "tokenize", "_create_completion", "_init_sampler",
     ),
     LlamaGrammar: ("from_json_schema", "from_string"),
     llama_chat_format: (

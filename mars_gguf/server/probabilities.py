@@ -17,7 +17,7 @@ from mars_gguf.server.exchange import require_wanted
 
 T = TypeVar("T")
 
-require_names({Llama: ("logits_to_logprobs",)}, {Llama._create_completion: ("logits_to_logprobs",)})
+require_names({}, {Llama._create_completion: ("logits_to_logprobs",)})
 _at_once = Llama.logits_to_logprobs
 
 

@@ -145,8 +145,8 @@ def measured(subject: Subject) -> tuple[Rows, Rows, ModelFingerprint]:
             states = []
             for text in texts:
                 clear(llama)
-                (tokens,) = llama.chunks([user(text)])
-                llama.eval(tokens)  # type: ignore[arg-type]
+                (chunk,) = llama.chunks([user(text)])
+                llama.eval(chunk.tokens)
                 states.append([watch.last[layer] for layer in range(llama.n_layer)])
             sides.append(np.mean(states, axis=0, dtype=np.float32))
         return sides[0], sides[1], at_once(llama.fingerprint)
