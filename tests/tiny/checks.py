@@ -190,7 +190,7 @@ def batches(subject: Subject) -> str | None:
         closing(subject.steered(-1, CLOSED, **small)) as llama,
         closing(llama_cpp.Llama(subject.model, **small, n_ctx=512, verbose=False)) as plain,
     ):
-        text = llama.chunks([user("Where do people keep tea?")])[0]
+        text = llama.chunks([user("Where do people keep tea?")])[0].tokens
         llama.eval(text)
         plain.eval(text)
         equal(last_logits(llama), last_logits(plain), "logits of text")
