@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from chats import chat
 from exif import ODD
-from models import DEMO, DEMO_MMPROJ, OPTIONS, picture, vector
+from models import DEMO, OPTIONS, picture, vector
 from PIL import Image
 from templates import with_template
 from thinking import ALWAYS, Script
@@ -24,22 +24,6 @@ from mars_gguf.chat.transcript import save
 from mars_gguf.errors import SteeringError
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.runtime.steerer import Steerer
-
-
-@pytest.fixture(scope="module")
-def llama() -> Iterator[SteeredLlama]:
-    llama = SteeredLlama(
-        DEMO, vector=demo_model.VECTOR, mmproj=DEMO_MMPROJ, keep_turns=True, **OPTIONS
-    )
-    yield llama
-    llama.close()
-
-
-@pytest.fixture
-def png(tmp_path: Path) -> Path:
-    path = tmp_path / "a picture.png"
-    picture(1).save(path)
-    return path
 
 
 def test_a_reply_is_followed_by_what_steering_did(llama: SteeredLlama) -> None:
