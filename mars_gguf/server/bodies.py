@@ -46,18 +46,20 @@ class Intake:
         Raises ClientDisconnect, and RequestError for one that is too large (413), takes too long
         (408), or finds no room among the others (503).
         """
-        pieces, size = bytearray(), 0
+        pieces, size = list[bytes](), 0
         try:
             with anyio.move_on_after(self.seconds) as limit:
                 async for piece in Request({"type": "http"}, receive).stream():
-                    pieces += piece
+                    pieces.append(piece)
                     size, self.held = size + len(piece), self.held + len(piece)
                     self._require_room(size)
             if limit.cancelled_caught:
                 raise RequestError(f"the request took more than {self.seconds:g} s to arrive", 408)
-            body, pieces = bytes(pieces), bytearray()
+            body = b"".join(pieces)
+            pieces.clear()
             yield body
         finally:
+            pieces.clear()  # an error that is raised above holds this frame for a while
             self.held -= size
 
     def _require_room(self, size: int) -> None:

@@ -189,7 +189,7 @@ def test_unfinished_bodies_are_held_up_to_a_limit_and_questions_still_answered(
 
         held = [pool.submit(hold, n) for n in range(25)]
         time.sleep(1)
-        assert closed.resident_bytes() < before + 200 * MB
+        assert closed.resident_bytes() < before + 100 * MB
         reply = closed.client.chat.completions.create(
             model="any",
             messages=ASKED,
