@@ -71,9 +71,7 @@ def strength(t: T, s: T, distance: float, limit: float) -> T:
     ``distance`` is D in units of h, ``limit`` is t_max. With s <= 1 the steered coordinate
     t + alpha / D never passes the limit, and never lies below t.
     """
-    rest = limit - t
-    # For one number, numpy's maximum takes longer than all the rest of a decision.
-    return s * distance * (max(rest, 0.0) if isinstance(rest, float) else np.maximum(rest, 0.0))
+    return s * distance * np.maximum(limit - t, 0.0)
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no one answer to ==: each is itself alone
@@ -114,20 +112,10 @@ class Geometry:
         """r_hat, [n_embd], float64."""
         return self.direction.astype(np.float64) / self.distance
 
-    @cached_property
-    def _readout(self) -> Array:
-        return np.asarray(self.readout, np.float64)
-
-    @cached_property
-    def _origins(self) -> dict[str, float]:
-        """By modality, <w, mu_s + delta_m>: where t is 0."""
-        safe = np.asarray(self.safe, np.float64)
-        return {m: float(self._readout @ (safe + shift)) for m, shift in self.shifts.items()}
-
     def coordinate(self, h: Array, modality: str) -> float:
-        """t = <w, h - delta_m - mu_s> of one hidden state ``h`` [n_embd], in one product: this is
-        on the way to every first token."""
-        return float(self._readout.dot(h)) - self._origins[modality]
+        """t = <w, h - delta_m - mu_s> of one hidden state ``h`` [n_embd]."""
+        origin = np.add(self.safe, self.shifts[modality], dtype=np.float64)
+        return float(coordinate(h, origin, self.readout))
 
 
 class Decision(NamedTuple):

@@ -31,8 +31,8 @@ from mars_gguf.runtime.prefill import (
     Prefill,
     n_prompts_and_copies,
 )
-from mars_gguf.runtime.reading import require_readable
 from mars_gguf.runtime.rpc import use_servers
+from mars_gguf.runtime.selftest import require_readable
 from mars_gguf.runtime.tap import LayerOutput
 
 N_CTX = 4096
@@ -185,8 +185,7 @@ class GgufExtractor:
         self.n_layer, self.n_embd = self.llama.n_layer, self.llama.n_embd()
         try:
             if self.sees_states:
-                llama = self.llama
-                require_readable(llama, llama.tap, llama.context, [self.n_layer - 1])
+                require_readable(self.llama, [self.n_layer - 1])
         except ModelError:
             self.llama.close()
             raise

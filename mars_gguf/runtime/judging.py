@@ -38,10 +38,6 @@ class Judged(NamedTuple):
         """The vector to add to the state, [n_embd]."""
         return self.policy.push(self.decision.alpha)
 
-    @property
-    def _force(self) -> tuple[float, float]:
-        return self.decision.alpha / self.policy.geometry.distance, self.decision.z
-
 
 class Verdict(NamedTuple):
     """The decisions of all policies on one prompt; ``chosen`` is the one that is followed: the
@@ -51,7 +47,10 @@ class Verdict(NamedTuple):
 
     @property
     def chosen(self) -> Judged:
-        return max(self.judged, key=lambda one: one._force)
+        def force(one: Judged) -> tuple[float, float]:
+            return one.decision.alpha / one.policy.geometry.distance, one.decision.z
+
+        return max(self.judged, key=force)
 
 
 def blocks_of(policies: Sequence[Policy]) -> list[int]:
@@ -65,20 +64,20 @@ def judge(policies: Sequence[Policy], states: Mapping[int, Rows], modality: str)
     Raises ModelError for a modality that was not measured, SteeringError for a state that is not
     finite.
     """
-    return Verdict(tuple(_judged(policy, states[policy.block], modality) for policy in policies))
-
-
-def _judged(policy: Policy, state: Rows, modality: str) -> Judged:
-    try:
-        return Judged(policy, policy.decide(state, modality))
-    except KeyError:
-        measured = ", ".join(sorted(policy.geometry.spreads, key=lambda m: (m != "text", m)))
-        raise ModelError(
-            f"the prompt has media ({modality}), but the vector was measured on {measured} only. "
-            "Convert with --mmproj."
-        ) from None
-    except FloatingPointError as error:
-        raise SteeringError(f"{error}. Nothing was generated.") from error
+    judged = []
+    for policy in policies:
+        state = states[policy.block]
+        try:
+            judged.append(Judged(policy, policy.decide(state, modality)))
+        except KeyError:
+            measured = ", ".join(sorted(policy.geometry.spreads, key=lambda m: (m != "text", m)))
+            raise ModelError(
+                f"the prompt has media ({modality}), but the vector was measured on {measured} "
+                "only. Convert with --mmproj."
+            ) from None
+        except FloatingPointError as error:
+            raise SteeringError(f"{error}. Nothing was generated.") from error
+    return Verdict(tuple(judged))
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,7 @@ class SteeredLlama(Llama):
             each.require_model(self.fingerprint, force=force)
         if self.vectors:
             self.steerer.steer_by(*(each.policy(name) for name, each in self.vectors.items()))
-        self_test(self, self.steerer)
+        self_test(self)
 
     @property
     def policies(self) -> tuple[Policy, ...]:

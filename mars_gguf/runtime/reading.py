@@ -17,14 +17,13 @@ from mars_gguf.runtime.tap import LayerOutput, Rows, Tap
 See = Callable[[int, Rows], Rows | None]
 """Given a block and the state of the last token after it, [n_embd]; may return another state to put
 in its place."""
-LEAST_ALIKE = 0.5  # correlation of logits
 
 
 class Reader:
     """The states at the end of a context, each read once.
 
-    states: by block, [n_embd], as they were before anything was pushed; ``end`` is the position
-        that they were read at the end of, -1 where nothing is known.
+    states: by block, [n_embd], as they were before anything was pushed. end: the position that they
+        were read at the end of, -1 where nothing is known.
     """
 
     def __init__(self, llama: Llama, tap: Tap, context: Context) -> None:
@@ -70,11 +69,6 @@ class Reader:
         except BaseException:
             self.llama.n_tokens = start
             raise
-        if missing := sorted(set(blocks) - states.keys()):
-            raise SteeringError(
-                f"the probe did not see the last prompt token at l_out-{missing[0]}. "
-                "Nothing was generated."
-            )
         self.states, self.end = states, start + len(tokens)
         return after
 
@@ -83,7 +77,8 @@ def eval_seen(
     llama: Llama, tap: Tap, blocks: Sequence[int], tokens: Sequence[int], see: See
 ) -> dict[int, Rows]:
     """Evaluate at most one batch of tokens. ``see`` is given the state of the last one after each
-    of ``blocks``; where it returns another, what stands there afterwards is returned."""
+    of ``blocks``; where it returns another, what stands there afterwards is returned. Raises
+    SteeringError for a block that was not seen."""
     n_seen, n_expected = dict.fromkeys(blocks, 0), dict.fromkeys(blocks, -1)
     after: dict[int, Rows] = {}
     waiting = set(blocks)
@@ -112,6 +107,11 @@ def eval_seen(
 
     with tap.visiting(blocks, visit):
         Llama.eval(llama, tokens)
+    if waiting:
+        raise SteeringError(
+            f"l_out-{min(waiting)} was not seen: found no such node in the graph, expected the "
+            f"residual stream after block {min(waiting)}"
+        )
     return after
 
 
@@ -119,44 +119,3 @@ def logits(llama: Llama) -> Rows:
     """Logits of the last decoded token, a copy, [n_vocab]."""
     pointer = lib.llama_get_logits_ith(llama.ctx, -1)
     return np.ctypeslib.as_array(pointer, (llama.n_vocab(),)).copy()
-
-
-def require_readable(llama: Llama, tap: Tap, context: Context, blocks: Sequence[int]) -> None:
-    """Decode three tokens, together and the last one alone: the graph must have a residual stream
-    after ``blocks``, of one row a token, and the logits must be the same but for rounding, as they
-    are not where tokens see later ones, or where llama.cpp has a fault. The memory is empty
-    afterwards. Raises ModelError."""
-    size = llama.n_vocab()
-    tokens = [max(llama.token_bos(), 0), size // 3, size // 2][: llama.n_batch]
-
-    def last_logits(*runs: list[int]) -> Rows:
-        context.take_back(0)
-        for run in filter(None, runs):
-            states: dict[int, Rows] = {}
-            with context.evaluating():
-                eval_seen(llama, tap, blocks, run, states.__setitem__)
-            if missing := sorted(set(blocks) - states.keys()):
-                raise SteeringError(
-                    f"l_out-{missing[0]} was not seen: found no such node in the graph, expected "
-                    f"the residual stream after block {missing[0]}"
-                )
-        return logits(llama)
-
-    try:
-        together, alone = last_logits(tokens), last_logits(tokens[:-1], tokens[-1:])
-        with np.errstate(all="ignore"):
-            alike = float(np.corrcoef(together, alone)[0, 1])
-        if alike < LEAST_ALIKE:  # not where they are NaN
-            raise SteeringError(
-                f"the logits after three tokens decoded together, and after the last one decoded "
-                f"alone, correlate by {alike:.2f}, expected 1.00: this llama.cpp computes the one "
-                "otherwise than the other"
-            )
-    except (SteeringError, ModelError) as error:
-        raise ModelError(
-            f"{llama.model_path}: this model ({llama.metadata.get('general.architecture', '')}) "
-            f"cannot be steered: {error}"
-        ) from error
-    finally:
-        context.take_back(0)
-        llama.reset()

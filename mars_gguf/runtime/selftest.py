@@ -3,7 +3,8 @@ not in the middle of a chat."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from llama_cpp import Llama
@@ -11,60 +12,69 @@ from llama_cpp import Llama
 from mars_gguf.errors import ModelError, SteeringError
 from mars_gguf.runtime.judging import Judged
 from mars_gguf.runtime.pushing import control_vector, require_moved
-from mars_gguf.runtime.reading import eval_seen, logits, require_readable
+from mars_gguf.runtime.reading import See, eval_seen, logits
 from mars_gguf.runtime.replies import Reply
-from mars_gguf.runtime.steerer import Steerer
 from mars_gguf.runtime.tap import Rows
 from mars_gguf.steering import Decision, Policy
 
+LEAST_ALIKE = 0.5  # correlation of logits
 
-def self_test(llama: Llama, steerer: Steerer) -> None:
-    """Decode a few tokens, plainly and pushed by each policy, and sample one. The context is empty
-    afterwards. Raises ModelError for a model that cannot be read or steered so."""
-    architecture = llama.metadata.get("general.architecture", "")
-    if steerer.push.way == "cvec" and not steerer.context.memory.rewinds:
+
+def self_test(llama: Llama) -> None:
+    """Decode a few tokens with a SteeredLlama, plainly and pushed by each policy, and sample one.
+    The context is empty afterwards. Raises ModelError for a model that cannot be read or steered
+    so."""
+    steerer = llama.steerer
+    if steerer.push.way == "cvec" and not llama.context.memory.rewinds:
         raise ModelError(
             "way='cvec' decodes the last prompt token twice, which recurrent or hybrid memory "
-            f"({architecture}) does not allow: use 'inline'"
+            f"({llama.metadata.get('general.architecture')}) does not allow: use 'inline'"
         )
     if not steerer.policies:
         return
-    require_readable(llama, steerer.reader.tap, steerer.context, steerer.blocks)
+    require_readable(llama, steerer.blocks)
     for policy in steerer.policies:
-        try:
-            _require_pushed(llama, steerer, policy)
-            _require_hooked(llama, steerer)
-        except (SteeringError, RuntimeError) as error:
-            raise ModelError(
-                f"{llama.model_path}: this model ({architecture}) cannot be steered at block "
-                f"{policy.block}: {error}"
-            ) from error
-    steerer.context.take_back(0)
-    llama.reset()
+        with _refusing(llama, f" at block {policy.block}"):
+            _require_pushed(llama, policy)
+            _require_hooked(llama)
     steerer.turns.reply = Reply()
 
 
-def _require_pushed(llama: Llama, steerer: Steerer, policy: Policy) -> None:
+def require_readable(llama: Llama, blocks: Sequence[int]) -> None:
+    """Decode three tokens, together and the last one alone: the graph must have a residual stream
+    after ``blocks``, of one row a token, and the logits must be the same but for rounding, as they
+    are not where tokens see later ones, or where llama.cpp has a fault. The memory is empty
+    afterwards. Raises ModelError."""
+    size = llama.n_vocab()
+    tokens = [_first_token(llama), size // 3, size // 2][: llama.n_batch]
+    with _refusing(llama):
+        together = _logits_after(llama, [tokens], blocks)
+        alone = _logits_after(llama, [tokens[:-1], tokens[-1:]], blocks)
+        with np.errstate(all="ignore"):
+            alike = float(np.corrcoef(together, alone)[0, 1])
+        if alike < LEAST_ALIKE:  # not where they are NaN
+            raise SteeringError(
+                f"the logits after three tokens decoded together, and after the last one decoded "
+                f"alone, correlate by {alike:.2f}, expected 1.00: this llama.cpp computes the one "
+                "otherwise than the other"
+            )
+
+
+def _require_pushed(llama: Llama, policy: Policy) -> None:
     """Raise SteeringError unless a push by D changes what comes after it, once."""
-    token, distance = max(llama.token_bos(), 0), policy.geometry.distance
-    by_one = Judged(policy, Decision(0.0, 0.0, 1.0, distance))
+    by_one = Judged(policy, Decision(0.0, 0.0, 1.0, policy.geometry.distance))
     seen: list[Rows] = []
 
-    def first(change: Callable[[Rows], Rows | None] = lambda row: None) -> Rows:
-        steerer.context.take_back(0)
-        llama.reset()
-
+    def first(by: float = 0.0) -> Rows:
         def see(_block: int, row: Rows) -> Rows | None:
             seen.append(row)
-            return change(row)
+            return row + by * by_one.push if by else None
 
-        with steerer.context.evaluating():
-            eval_seen(llama, steerer.reader.tap, [policy.block], [token], see)
-        return logits(llama)
+        return _logits_after(llama, [[_first_token(llama)]], [policy.block], see)
 
     plain = first()
-    if steerer.push.way == "inline":
-        steered = first(lambda row: row + by_one.push)
+    if llama.steerer.push.way == "inline":
+        steered = first(by=1.0)
     else:
         with control_vector(llama, policy.block, by_one.push):
             steered = first()
@@ -75,10 +85,44 @@ def _require_pushed(llama: Llama, steerer: Steerer, policy: Policy) -> None:
         raise SteeringError("what was steered once stays steered")
 
 
-def _require_hooked(llama: Llama, steerer: Steerer) -> None:
+def _require_hooked(llama: Llama) -> None:
     """Raise SteeringError unless llama-cpp-python samples a token by way of the steerer."""
-    steerer.context.take_back(0)
-    llama.eval([max(llama.token_bos(), 0)])
+    _empty(llama)
+    llama.eval([_first_token(llama)])
     llama.sample(temp=0.0)
-    if steerer.turns.reply.steering is None:
+    if llama.last_steering is None:
         raise SteeringError("llama-cpp-python sampled a token in a way that is not hooked")
+
+
+@contextmanager
+def _refusing(llama: Llama, where: str = "") -> Iterator[None]:
+    """Context manager: what fails within is a ModelError, and the context is empty afterwards."""
+    try:
+        yield
+    except (RuntimeError, ModelError) as error:
+        architecture = llama.metadata.get("general.architecture", "")
+        raise ModelError(
+            f"{llama.model_path}: this model ({architecture}) cannot be steered{where}: {error}"
+        ) from error
+    finally:
+        _empty(llama)
+
+
+def _first_token(llama: Llama) -> int:
+    return max(llama.token_bos(), 0)
+
+
+def _empty(llama: Llama) -> None:
+    llama.context.take_back(0)
+    llama.reset()
+
+
+def _logits_after(
+    llama: Llama, runs: Sequence[list[int]], blocks: Sequence[int], see: See = lambda *_: None
+) -> Rows:
+    """The logits after ``runs`` of tokens, each evaluated at once, from an empty context on."""
+    _empty(llama)
+    with llama.context.evaluating():
+        for run in filter(None, runs):
+            eval_seen(llama, llama.tap, blocks, run, see)
+    return logits(llama)

@@ -203,4 +203,4 @@ def _try_vector(llama: SteeredLlama, name: str, vector: Vector, settings: ModelS
         )
     vector.require_model(llama.fingerprint, force=settings.force_vector)
     with llama.using(vector.policy()):
-        self_test(llama, llama.steerer)
+        self_test(llama)
