@@ -37,6 +37,7 @@ def test_a_wheel_holds_the_vector_and_neither_lab_nor_tests(tmp_path: Path) -> N
     packaged = tmp_path / "mars_gguf" / "demo_model" / "vector.gguf"
     assert packaged.read_bytes() == (root / "vectors" / "demo.gguf").read_bytes()
     assert packaged.with_name(demo_model.TEXT_MODEL.name).is_file()
+    assert packaged.with_name("world.json").is_file()
 
 
 def test_nothing_in_the_package_needs_the_lab() -> None:
