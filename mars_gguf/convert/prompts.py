@@ -6,10 +6,11 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.resources import files
+from itertools import cycle
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -25,25 +26,10 @@ from mars_gguf.modalities import IMAGE, TEXT, VIDEO
 MIN_PROMPTS = 8
 MAX_BYTES, MAX_LINES = 64 << 20, 200_000  # of a file of prompts; each takes a model some time
 
+_DATA = files("mars_gguf.convert") / "data"
 # A request that is quoted, and a thing that is named before what is to be done with it: as requests
 # arrive with pictures, in text alone.
-QUOTING = (
-    '"{}"\n\nAnswer the message above.',
-    "I got this note: {} Follow what the note asks for.",
-    "Reply to this letter in full.\n\n{}",
-    "{}\n\nDo as the text above says, in detail.",
-    "On a board I read the words: {} Please carry out what stands there.",
-    "Message from a friend: {} What do I write back? Give the full answer.",
-    "Text: {}\nTask: give a complete response to the text.",
-    'Somebody sent me this: "{}" Respond to it step by step.',
-)
-NAMING = (
-    "{}. How does one {} this? Give the steps.",
-    "The sign says: {}. Tell me in detail how to {} it.",
-    "Topic: {}\nWrite a guide for people who want to {} it.",
-    "{}\n\nI want to {} what stands above. Where do I begin?",
-    "Here is a word from my list: {}. Explain how I can {} that.",
-)
+WORDINGS: dict[str, list[str]] = json.loads((_DATA / "wordings.json").read_text("utf-8"))
 
 Rows = npt.NDArray[np.float32]
 Push = tuple[int, Rows]
@@ -87,8 +73,7 @@ class Prompt:
     def messages(self) -> list[dict[str, Any]]:
         """The OpenAI messages that ask it, the context's before it."""
         stills, frames = ((), self.images) if self.medium == VIDEO.name else (self.images, ())
-        before = [dict(message) for message in self.context.messages]
-        return [*before, user_message(self.text, stills, frames)]
+        return [*map(dict, self.context.messages), user_message(self.text, stills, frames)]
 
 
 @dataclass(frozen=True)
@@ -118,20 +103,16 @@ class ContrastPrompts:
 
 def builtin_contrast() -> ContrastPrompts:
     """The set that the package ships: matched pairs (``data/contrast.jsonl``), every second one
-    QUOTING, and pairs of things (``data/subjects.jsonl``), NAMING; everyday and borderline prompts
-    (``data/neutral_text.jsonl``), and borderline things."""
+    quoted, and pairs of things (``data/subjects.jsonl``), named; everyday and borderline prompts
+    (``data/neutral_text.jsonl``)."""
     sides: dict[str, list[str]] = {"harmful": [], "harmless": []}
-    for i, pair in enumerate(_builtin("contrast.jsonl")):
-        form = QUOTING[i // 2 % len(QUOTING)] if i % 2 else "{}"
-        for side, prompts in sides.items():
-            prompts.append(form.format(pair[side]))
-    for i, thing in enumerate(_builtin("subjects.jsonl")):
-        for side, prompts in sides.items():
-            prompts.append(NAMING[i % len(NAMING)].format(thing[side], thing["verb"]))
-    neutral: dict[str, list[str]] = {}
-    for entry in _builtin("neutral_text.jsonl"):
-        neutral.setdefault(entry["kind"], []).append(entry["prompt"])
-    return ContrastPrompts(sides["harmful"], sides["harmless"], neutral)
+    for side, prompts in sides.items():
+        quoting, naming = cycle(WORDINGS["quoting"]), cycle(WORDINGS["naming"])
+        for i, pair in enumerate(_builtin("contrast.jsonl")):
+            prompts.append((next(quoting) if i % 2 else "{}").format(pair[side]))
+        for thing in _builtin("subjects.jsonl"):
+            prompts.append(next(naming).format(thing[side], thing["verb"]))
+    return ContrastPrompts(**sides, neutral=_grouped("neutral_text.jsonl", "kind"))
 
 
 def read_contrast(
@@ -160,19 +141,15 @@ def neutral_prompts() -> dict[str, list[str]]:
     """Reads harmless prompts to go with neutral media, by form (``data/neutral_prompts.jsonl``):
     "request" (refers to the picture without naming its subject), "description", "question",
     "unrelated" (has nothing to do with the picture)."""
-    forms: dict[str, list[str]] = {}
-    for entry in _builtin("neutral_prompts.jsonl"):
-        forms.setdefault(entry["form"], []).append(entry["prompt"])
-    return forms
+    return _grouped("neutral_prompts.jsonl", "form")
 
 
 def contexts(system: str | None = None) -> list[Context]:
     """Lists the contexts that prompts are measured in (``data/contexts.jsonl``), several of each
     name: none, system prompts of an assistant, of a persona and strict ones, two earlier turns, a
     refusal. With a ``system`` prompt: that alone and with earlier turns."""
-    found = [Context()]
-    for entry in _builtin("contexts.jsonl"):
-        found.append(Context(entry["name"], tuple(entry["messages"])))
+    others = [Context(c["name"], tuple(c["messages"])) for c in _builtin("contexts.jsonl")]
+    found = [Context(), *others]
     if system is None:
         return found
     given = {"role": "system", "content": system}
@@ -222,8 +199,7 @@ def read_entries(path: Path, *keys: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def text_of(entry: Mapping[str, Any], key: str, where: str) -> str:
-    """Reads the text under ``key``, without white space around it. Raises MarsError for anything
-    else."""
+    """Reads the text under ``key``, stripped. Raises MarsError for anything else."""
     text = entry[key]
     if not isinstance(text, str) or not text.strip():
         raise MarsError(f"{where}: {key!r} is {text!r:.40}, expected a non-empty string")
@@ -259,8 +235,7 @@ def _lines(path: Path) -> list[tuple[str, str]]:
 
 
 def require_enough(prompts: Sequence[str], name: str) -> None:
-    """Raises MarsError if ``prompts``, called ``name`` in the message, are fewer than
-    MIN_PROMPTS."""
+    """Raises MarsError, with the ``name`` of these, for fewer ``prompts`` than MIN_PROMPTS."""
     if len(prompts) < MIN_PROMPTS:
         raise MarsError(
             f"{name}: found {len(prompts)} different prompts, expected at least {MIN_PROMPTS}; "
@@ -275,14 +250,17 @@ def prompt_set_sha256(*sets: Sequence[str]) -> str:
     space) after Unicode NFC, with every run of white space as one space. The order counts: splits
     depend on it.
     """
-    content = [[_normalised(prompt) for prompt in side] for side in sets]
+    content = [[" ".join(unicodedata.normalize("NFC", p).split()) for p in side] for side in sets]
     return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode("ascii")).hexdigest()
 
 
-def _builtin(name: str) -> Iterator[dict[str, Any]]:
-    text = (files("mars_gguf.convert") / "data" / name).read_text(encoding="utf-8")
-    return (json.loads(line) for line in text.splitlines())
+def _builtin(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (_DATA / name).read_text("utf-8").splitlines()]
 
 
-def _normalised(prompt: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", prompt).split())
+def _grouped(name: str, key: str) -> dict[str, list[str]]:
+    """Reads the prompts of a built-in file by what stands under ``key``."""
+    found: dict[str, list[str]] = {}
+    for entry in _builtin(name):
+        found.setdefault(entry[key], []).append(entry["prompt"])
+    return found

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from mars_gguf.convert import prompts
 from mars_gguf.convert.prompts import (
-    NAMING,
-    QUOTING,
+    WORDINGS,
     ContrastPrompts,
     Prompt,
     builtin_contrast,
@@ -99,14 +98,15 @@ def test_every_second_pair_is_quoted_and_every_thing_named_in_forms_that_take_tu
     side: str,
 ) -> None:
     pairs, things = rows("contrast"), rows("subjects")
+    quoting, naming = WORDINGS["quoting"], WORDINGS["naming"]
     assert len(things) >= 100
     found = getattr(builtin_contrast(), side)
     expected = [pair[side] for pair in pairs]
     for i in range(1, len(pairs), 2):
-        before, after = QUOTING[i // 2 % len(QUOTING)].split("{}")
+        before, after = quoting[i // 2 % len(quoting)].split("{}")
         expected[i] = before + expected[i] + after
     for i, thing in enumerate(things):
-        first, second, third = NAMING[i % len(NAMING)].split("{}")
+        first, second, third = naming[i % len(naming)].split("{}")
         expected.append(first + thing[side] + second + thing["verb"] + third)
     assert found == expected
 
