@@ -14,12 +14,7 @@ from mars_gguf.convert.layers import LayerScores
 from mars_gguf.convert.prompts import Prompt
 from mars_gguf.convert.refusals import Refusals
 from mars_gguf.errors import MarsError
-from mars_gguf.statistics import (
-    CONFIDENCE,
-    exceedance_bound,
-    largest_count,
-    upper_bound,
-)
+from mars_gguf.statistics import CONFIDENCE, exceedance_bound, largest_count, upper_bound
 
 HIGH_LIMITS = (2.0, 3.0, 4.0)  # of trust
 LOW_LIMITS = (1.0, 1.5)  # likewise, tried where the least of the others is enough
@@ -31,10 +26,8 @@ SELDOM = 0.2  # of harmful prompts refused, beyond harmless ones
 
 @dataclass(frozen=True)
 class Opened:
-    """Counts the inputs that open the gate: ``k`` of ``n`` certifying ones of a modality.
-
-    group: their sort, "" for all of the modality.
-    """
+    """Counts the inputs that open the gate: ``k`` of ``n`` certifying ones of a modality, and of a
+    sort (``group``; "": all)."""
 
     modality: str
     group: str
@@ -84,7 +77,7 @@ def spreads(t: Mapping[str, Array]) -> dict[str, float]:
 
 
 def largest_budgets(modalities: Iterable[str], given: float | None) -> dict[str, float]:
-    """The largest share of neutral inputs that may open the gate, by modality."""
+    """Lists the largest share of neutral inputs that may open the gate, by modality."""
     most = {m: OF_TEXT if m == "text" else OF_MEDIA[-1] for m in modalities}
     return most if given is None else dict.fromkeys(most, given)
 
@@ -110,11 +103,9 @@ def budgets(t: Mapping[str, Array], harmful: Array, given: float | None) -> dict
 def thresholds(
     t: Mapping[str, Array], harmful: Array, budgets: Mapping[str, float]
 ) -> dict[str, float]:
-    """Sets threshold t_m by modality.
-
-    It is the coordinate that with CONFIDENCE no more than the share in ``budgets`` of neutral
-    inputs [n] exceed, or the largest. For text the other side is known, too: where all but MISSED
-    of ``harmful`` text [n] lies beyond, it is in the middle between.
+    """Sets threshold t_m by modality: the coordinate that with CONFIDENCE no more than the share in
+    ``budgets`` of neutral inputs [n] exceed, or the largest. For text the other side is known, too:
+    where all but MISSED of ``harmful`` text [n] lies beyond, it is in the middle between.
     """
     found = {m: float(upper_bound(values, budgets[m])) for m, values in t.items()}
     reached = float(np.quantile(harmful, MISSED))
@@ -149,11 +140,10 @@ def certify(
 
 def _sorts(prompts: Sequence[Prompt]) -> list[str]:
     """Lists the sorts of these prompts: forms of text, kinds of pictures, contexts."""
-    forms = dict.fromkeys(p.form for p in prompts)
-    kinds = dict.fromkeys(p.kind for p in prompts if p.images)
-    contexts = dict.fromkeys(p.context.name for p in prompts)
-    sorts = [*(f"form: {f}" for f in forms if f), *(f"picture: {k}" for k in kinds)]
-    return sorts + [f"context: {c}" for c in contexts]
+    forms = [f"form: {p.form}" for p in prompts if p.form]
+    kinds = [f"picture: {p.kind}" for p in prompts if p.images]
+    contexts = [f"context: {p.context.name}" for p in prompts]
+    return list(dict.fromkeys(forms + kinds + contexts))
 
 
 def warnings(

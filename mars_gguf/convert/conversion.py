@@ -105,7 +105,7 @@ def convert(
             account = job.source(extractor) | dict(source or {})
             store = None if kept is None else ResumeFile(kept, job.key(extractor))
             measurement = measure(
-                extractor, sets, job.calibration, source=account, given=direction, stores=store,
+                extractor, sets, job.calibration, source=account, given=direction, store=store,
                 progress=progress,
             )  # fmt: skip
     except MarsError:  # the same call would end alike

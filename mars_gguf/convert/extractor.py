@@ -95,8 +95,8 @@ class Observations:
 
 
 class Seen(NamedTuple):
-    """Holds what was seen of one prompt: its state, or what a reader made of it; the first token;
-    and the reply, without text where none was asked for."""
+    """Holds what was seen of one prompt, as Observations do; its reply is without text where none
+    was asked for."""
 
     state: Rows
     token: int
@@ -121,6 +121,7 @@ def observe(
     n_tokens: int = 0,
     read: Read | None = None,
     store: Store | None = None,
+    stage: str = "states",
 ) -> Observations:
     """Observes ``prompts``.
 
@@ -128,11 +129,12 @@ def observe(
     n_tokens: so many tokens of their replies are read, too.
     read: is given a few prompts and their hidden states [k, L, d] at a time; what it makes of them
         is kept in their place, so that many prompts need little memory.
-    store: what it holds is not observed again.
+    store: what it holds is not observed again. stage: the name there of how states are read.
     """
     seen: dict[int, Seen] = {}
-    keys = [_key(prompt, n_tokens) for prompt in prompts] if store is not None else []
+    keys: list[str] = []
     if store is not None:
+        keys = [_key(prompt, n_tokens, stage) for prompt in prompts]
         found = store.find(keys)
         seen = {i: found[key] for i, key in enumerate(keys) if key in found}
         advance(len(seen))
@@ -154,15 +156,18 @@ def observe(
     ordered = [seen[i] for i in range(len(prompts))]
     return Observations(
         list(prompts),
-        np.stack([one.state for one in ordered]) if ordered else np.empty(0, np.float32),
+        np.stack([one.state for one in ordered])
+        if ordered
+        else np.empty((0, extractor.n_layer, extractor.n_embd), np.float32),
         np.asarray([one.token for one in ordered], np.intp),
         [one.reply for one in ordered] if n_tokens else [],
     )
 
 
-def _key(prompt: Prompt, n_tokens: int) -> str:
-    """Names what was asked, and how much of the reply was read."""
-    shown = [prompt.text, prompt.medium, [dict(m) for m in prompt.context.messages], n_tokens]
+def _key(prompt: Prompt, n_tokens: int, stage: str) -> str:
+    """Names what was asked, and how much was read and how."""
+    context = [dict(m) for m in prompt.context.messages]
+    shown = [prompt.text, prompt.medium, context, n_tokens, stage]
     digest = hashlib.sha256(json.dumps(shown).encode())
     for image in prompt.images:
         digest.update(f"{image.size} {image.mode}".encode() + image.tobytes())

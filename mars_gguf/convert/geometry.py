@@ -1,15 +1,14 @@
 """Computes refusal geometry from measured hidden states. numpy in, numpy out; no model.
 
-Shapes: n prompts, L blocks, d = n_embd. Coordinates t are dimensionless
-(mars_gguf.steering).
+Shapes: n prompts, L blocks, d = n_embd. Coordinates t are dimensionless (mars_gguf.steering).
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +17,8 @@ from mars_gguf.errors import MarsError
 from mars_gguf.steering import Geometry
 
 Array = npt.NDArray[np.floating]
-Shrinkage = float | Literal["oas", "ledoit-wolf"]
+Shrinkage = float | str
+RULES = "oas", "ledoit-wolf"  # of shrinkage, besides a number
 SHRINKAGE = 0.5  # a ridge of the mean variance; known rules shrink less and separate worse
 
 
@@ -77,17 +77,12 @@ def projections(base: Centroids) -> Array:
 
 def read_shrinkage(text: str) -> Shrinkage:
     """Reads a rule of shrinkage as commands and recipes spell it. Raises MarsError."""
-    if text == "oas":
-        return "oas"
-    if text == "ledoit-wolf":
-        return "ledoit-wolf"
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise MarsError(f"--shrinkage: found {text!r}, expected 0 to 1, oas or ledoit-wolf")
-    return value
+    if text in RULES:
+        return text
+    with suppress(ValueError):
+        if 0 <= (value := float(text)) <= 1:
+            return value
+    raise MarsError(f"--shrinkage: found {text!r}, expected 0 to 1, {' or '.join(RULES)}")
 
 
 def shrunk(a: Array, rule: Shrinkage) -> float:
@@ -131,12 +126,6 @@ def coordinates(states: Array, base: Centroids, w: Array) -> Array:
     return np.asarray(np.einsum("nld,ld->nl", states - base.safe, w))
 
 
-def stratum_means(values: Array, strata: Sequence[str]) -> dict[str, Array]:
-    """Averages ``values`` [n, ...] within each named stratum, by name in order."""
-    names = np.asarray(strata)
-    return {name: values[names == name].mean(0) for name in sorted(set(strata))}
-
-
 def robust_shift(states: Array, strata: Sequence[str], base: Centroids, w: Array) -> Array:
     """Computes the shift delta_m of a medium after every block, [L, d], from neutral probes
     [n, L, d].
@@ -146,8 +135,12 @@ def robust_shift(states: Array, strata: Sequence[str], base: Centroids, w: Array
     coordinate is the median over the strata's coordinates: one odd form of prompt, or one odd kind
     of picture, then moves the gate little. Across the direction the correction changes nothing.
     """
-    mean = states.mean(0, dtype=np.float64)
-    means = np.stack(list(stratum_means(coordinates(states, base, w), strata).values()))
+    mean, t, names = (
+        states.mean(0, dtype=np.float64),
+        coordinates(states, base, w),
+        np.array(strata),
+    )
+    means = [t[names == name].mean(0) for name in sorted(set(strata))]
     correction = np.median(means, axis=0) - coordinates(mean[None], base, w)[0]
     return np.asarray(mean - base.safe + np.nan_to_num(correction)[:, None] * base.direction)
 
@@ -165,13 +158,10 @@ class Axes:
     def sha256(self) -> str:
         """The hash of all of them, hexadecimal."""
         arrays = (self.base.safe, self.readout, *self.shifts.values())
-        return hashlib.sha256(
-            b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)
-        ).hexdigest()
+        return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
 
     def t(self, states: Array, modality: str) -> Array:
-        """Computes the coordinates [n, L] of hidden states [n, L, d], re-centred as of
-        ``modality``."""
+        """Computes the coordinates [n, L] of hidden states [n, L, d] of ``modality``."""
         return coordinates(states - self.shifts[modality], self.base, self.readout)
 
     def at(
@@ -184,13 +174,7 @@ class Axes:
     ) -> Geometry:
         """Puts together the geometry of one block, in float32, with a gate and a trust limit that
         were measured there."""
-        return Geometry(
-            safe=np.asarray(self.base.safe[layer], np.float32),
-            unsafe=np.asarray(self.base.unsafe[layer], np.float32),
-            readout=np.asarray(self.readout[layer], np.float32),
-            shifts={m: np.asarray(shift[layer], np.float32) for m, shift in self.shifts.items()},
-            spreads=spreads,
-            thresholds=thresholds,
-            gate_ramp=ramp,
-            trust_limit=limit,
-        )
+        axes = self.base.safe, self.base.unsafe, self.readout
+        safe, unsafe, w = (np.asarray(axis[layer], np.float32) for axis in axes)
+        shifts = {m: np.asarray(shift[layer], np.float32) for m, shift in self.shifts.items()}
+        return Geometry(safe, unsafe, w, shifts, spreads, thresholds, ramp, limit)

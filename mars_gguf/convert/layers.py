@@ -13,7 +13,7 @@ import numpy as np
 
 from mars_gguf.convert.extractor import Advance, Extractor, Reply
 from mars_gguf.convert.geometry import Array, Centroids
-from mars_gguf.convert.prompts import Prompt, Rows
+from mars_gguf.convert.prompts import Prompt, Push
 from mars_gguf.convert.refusals import N_TOKENS, Refusals
 from mars_gguf.errors import MarsError
 from mars_gguf.statistics import auroc
@@ -70,18 +70,17 @@ class Trial:
 
     prompts: list[Prompt]
     t: Array
-    name: str = ""
 
     def sample(self) -> Trial:
         """Takes at most TRIED of them, evenly spaced, so that all strata are among them."""
         n = min(TRIED, len(self.prompts))
         chosen = [i * len(self.prompts) // n for i in range(n)]
-        return Trial([self.prompts[i] for i in chosen], self.t[chosen], self.name)
+        return Trial([self.prompts[i] for i in chosen], self.t[chosen])
 
 
 @dataclass(frozen=True)
 class Forced:
-    """The outcome of forced steering at one place: the share of prompts refused, the least over the
+    """Tells what forced steering did at one place: the share of prompts refused, the least over the
     trials, and the replies of the first trial."""
 
     rate: float
@@ -129,13 +128,16 @@ def force(
     reads their replies."""
     rates = np.ones(len(places))
     kept: list[list[Reply]] = []
+
+    def push(layer: int, limit: float, t: Array) -> Push:
+        alpha = strength(t, np.ones_like(t), float(base.distance[layer]), limit)
+        unit = base.direction[layer] / base.distance[layer]
+        return layer, np.asarray(alpha[:, None] * unit, np.float32)
+
     for trial in trials:
         found: list[list[Reply]] = [[Reply(0, "")] * len(trial.prompts) for _ in places]
         for indices, session in extractor.sessions(trial.prompts):
-            pushes = [
-                (layer, _additions(base, trial.t[indices, layer], layer, limit))
-                for layer, limit in places
-            ]
+            pushes = [push(layer, limit, trial.t[indices, layer]) for layer, limit in places]
             for k, replies in enumerate(session.steered_replies(pushes, N_TOKENS)):
                 for i, reply in zip(indices, replies, strict=True):
                     found[k][i] = reply
@@ -143,11 +145,3 @@ def force(
         rates = np.minimum(rates, [refusals.among(replies).mean() for replies in found])
         kept = kept or found
     return [Forced(float(rate), replies) for rate, replies in zip(rates, kept, strict=True)]
-
-
-def _additions(base: Centroids, t: Array, layer: int, limit: float) -> Rows:
-    """Computes what forced steering (gate fully open) adds at ``layer``, [n, d], for coordinates
-    [n]."""
-    alpha = strength(t, np.ones_like(t), float(base.distance[layer]), limit)
-    unit = base.direction[layer] / base.distance[layer]
-    return np.asarray(alpha[:, None] * unit, np.float32)

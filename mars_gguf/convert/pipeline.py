@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -25,7 +25,7 @@ from mars_gguf.convert.calibration import (
     warnings,
 )
 from mars_gguf.convert.choices import Calibration
-from mars_gguf.convert.extractor import Extractor, Observations, Read, Reply, Store, observe
+from mars_gguf.convert.extractor import Extractor, Observations, Reply, Store, observe
 from mars_gguf.convert.geometry import (
     Array,
     Axes,
@@ -60,13 +60,6 @@ EXAMPLES = 2  # of forced replies, to show
 RAMP = 0.5  # of the gate, in spreads
 
 
-class Stores(Protocol):
-    """Keeps what was seen, apart by how it was read."""
-
-    def of(self, stage: str) -> Store:
-        """The store of what was read in a way called ``stage``."""
-
-
 @dataclass(frozen=True)
 class Measurement:
     """A vector and everything that its card and plot tell.
@@ -90,13 +83,13 @@ def measure(
     *,
     source: Mapping[str, str],
     given: Artefact | None = None,
-    stores: Stores | None = None,
+    store: Store | None = None,
     progress: bool = True,
 ) -> Measurement:
     """Measures ``extractor``'s model on ``sets`` and calibrates its vector.
 
     given: what was measured elsewhere is taken from there, the rest measured at its block.
-    stores: what they hold is not measured again.
+    store: what it holds is not measured again.
 
     Raises MarsError for prompt sets that are too small or a direction that separates nothing.
     """
@@ -110,25 +103,25 @@ def measure(
     # Observing a prompt and reading a reply take about the same time: each is a step of the bar.
     total = len(splits) + TRIED * _n_places(min(FINALISTS, len(layers)))
     with tqdm(total=total, desc="measuring", unit="prompt", disable=not progress) as bar:
-        observer = _Observer(extractor, bar, stores)
+        observer = _Observer(extractor, bar, store)
         fitted = _fit(observer, splits, layers, given, calibration.shrinkage)
         plain = replace(fitted.axes, readout=projections(fitted.axes.base))
         both = fitted.axes, plain
         selecting = _coordinates(observer, splits, "select", both)
         certifying = _coordinates(observer, splits, "certify", both)
         selected = _select(observer, fitted, selecting[0], layers, calibration.over_refusal)
-    layer = selected.layer
     (geometry, certificate), (projected, _) = (
-        _certify(fitted, certify_on, select_on.harmful.states[:, layer], selected)
-        for select_on, certify_on in zip(selecting, certifying, strict=True)
+        _certify(fitted, selected, *seen) for seen in zip(selecting, certifying, strict=True)
     )
-    warned = warnings(fitted.refusals, selected.scores, layer, certificate, selected.budgets)
-    told = _told(splits, certificate, selected) | {"shrinkage": str(calibration.shrinkage)}
+    warned = warnings(
+        fitted.refusals, selected.scores, selected.layer, certificate, selected.budgets
+    )
+    told = _told(splits, certificate, selected, projected, calibration.shrinkage)
     vector = Vector(
-        layer,
+        selected.layer,
         geometry,
         extractor.fingerprint,
-        told | _of_the_projection(projected),
+        told,
         {**source, "tool": f"mars-gguf {__version__}", "prompts_sha256": sets.contrast.sha256},
     )
     return Measurement(
@@ -178,36 +171,25 @@ class _Observer(NamedTuple):
 
     extractor: Extractor
     bar: Any
-    stores: Stores | None
+    store: Store | None
 
-    def observe(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        stage: str = "states",
-        n_tokens: int = 0,
-        read: Read | None = None,
-    ) -> Observations:
-        store = self.stores.of(stage) if self.stores is not None else None
-        return observe(
-            self.extractor, prompts, self.bar.update, n_tokens=n_tokens, read=read, store=store
-        )
+    def observe(self, prompts: Sequence[Prompt], **options: Any) -> Observations:
+        return observe(self.extractor, prompts, self.bar.update, store=self.store, **options)
 
     def observe_together(
-        self, sets: Mapping[str, Sequence[Prompt]], stage: str = "states", read: Read | None = None
+        self, sets: Mapping[str, Sequence[Prompt]], **options: Any
     ) -> dict[str, Observations]:
         """Observes several sets at once: a context that their prompts begin with is decoded
         once."""
-        seen = self.observe([p for some in sets.values() for p in some], stage=stage, read=read)
+        seen = self.observe([p for some in sets.values() for p in some], **options)
         return dict(zip(sets, seen.parts([len(some) for some in sets.values()]), strict=True))
 
     def with_replies(self, prompts: Sequence[Prompt]) -> tuple[Rows, list[Reply]]:
         """Observes hidden states [n, L, d], and the beginnings of the replies to the first REPLIES
         of the prompts."""
         asked = self.observe(prompts[:REPLIES], n_tokens=N_TOKENS)
-        rest = prompts[REPLIES:]
-        states = [asked.states, *([self.observe(rest).states] if rest else [])]
-        return np.concatenate(states), asked.replies
+        rest = self.observe(prompts[REPLIES:])
+        return np.concatenate([asked.states, rest.states]), asked.replies
 
 
 class _Fitted(NamedTuple):
@@ -238,11 +220,10 @@ def _fit(
         {m: [p for p in x.fit if id(p) not in plain] for m, x in splits.neutral.items()}
     )
     states = {m: seen.states for m, seen in neutral.items()}
-    text = [harmless, *([states["text"]] if len(states["text"]) else [])]
-    states["text"] = np.concatenate(text)
-    base, notes = (
-        (measured, []) if given is None else (given.place(measured), given.notes(measured))
-    )
+    states["text"] = np.concatenate([harmless, states["text"]])
+    base, notes = measured, list[str]()
+    if given is not None:
+        base, notes = given.place(measured), given.notes(measured)
     w = readout(base, [x - x.mean(0) for x in states.values()], shrinkage)
     shifts = {"text": np.zeros_like(base.safe)}
     for m, seen in neutral.items():
@@ -279,7 +260,7 @@ def _coordinates(
     harmful, *others = (getattr(x, part) for x in (splits.harmful, *splits.neutral.values()))
     neutral = dict(zip(splits.neutral, others, strict=True))
     stage = " ".join(one.sha256 for one in axes)
-    seen = observer.observe_together({"harmful": harmful, **neutral}, stage, read)
+    seen = observer.observe_together({"harmful": harmful, **neutral}, stage=stage, read=read)
 
     def along(i: int) -> _Seen:
         harmful, *rest = (replace(one, states=one.states[:, i]) for one in seen.values())
@@ -316,57 +297,43 @@ def _select(
     bar.total = bar.n + n_tried * _n_places(len(finalists))
     tried: dict[Place, Forced] = {}
 
-    def forced_at(places: list[Place]) -> list[Forced]:
-        base, refusals = fitted.axes.base, fitted.refusals
+    def force_at(places: list[Place]) -> None:
         new = [place for place in places if place not in tried]  # once at the best block
+        base, refusals = fitted.axes.base, fitted.refusals
         found = force(observer.extractor, trials, base, refusals, new, bar.update)
         tried.update(zip(new, found, strict=True))
-        return [tried[place] for place in places]
 
     def at_limits(limits: Sequence[float]) -> dict[float, float]:
-        found = forced_at([(scores.best, limit) for limit in limits])
-        return {limit: forced.rate for limit, forced in zip(limits, found, strict=True)}
+        force_at([(scores.best, limit) for limit in limits])
+        return {limit: tried[scores.best, limit].rate for limit in limits}
 
-    at_blocks = forced_at([(layer, FORCED_LIMIT) for layer in finalists])
-    scores.effect[finalists] = [forced.rate for forced in at_blocks]
+    force_at([(layer, FORCED_LIMIT) for layer in finalists])
+    scores.effect[finalists] = [tried[layer, FORCED_LIMIT].rate for layer in finalists]
     rates = at_limits(HIGH_LIMITS)
     if trust_limit(rates) == HIGH_LIMITS[0]:
         rates |= at_limits(LOW_LIMITS)
     bar.total = bar.n
-    limit = trust_limit(rates)
-    replies = tried[scores.best, limit].replies
-    at_best = {m: values[:, scores.best] for m, values in t.items()}
-    chosen = budgets(at_best, harmful[:, scores.best], given)
-    examples = list(zip(trials[0].prompts, replies, strict=True))[:EXAMPLES]
+    best, limit = scores.best, trust_limit(rates)
+    chosen = budgets({m: values[:, best] for m, values in t.items()}, harmful[:, best], given)
+    examples = list(zip(trials[0].prompts, tried[best, limit].replies, strict=True))[:EXAMPLES]
     return _Selected(scores, limit, chosen, examples)
 
 
 def _certify(
-    fitted: _Fitted, seen: _Seen, beyond: Array, selected: _Selected
+    fitted: _Fitted, selected: _Selected, selecting: _Seen, certifying: _Seen
 ) -> tuple[Geometry, Certificate]:
-    """Sets the gate at the chosen block and counts what opens it.
-
-    beyond: coordinates [n] of harmful text there, of the part that selects."""
+    """Sets the gate at the chosen block and counts what opens it."""
     layer, refusals = selected.layer, fitted.refusals
     neutral = {
         m: replace(one, states=one.states[:, layer])
-        for m, one in accepted(seen.neutral, refusals).items()
+        for m, one in accepted(certifying.neutral, refusals).items()
     }
     t = {m: one.states for m, one in neutral.items()}
-    opens = thresholds(t, beyond, selected.budgets)
+    opens = thresholds(t, selecting.harmful.states[:, layer], selected.budgets)
     geometry = fitted.axes.at(layer, spreads(t), opens, RAMP, selected.limit)
-    harmful, text = seen.harmful, seen.neutral["text"]
+    harmful, text = certifying.harmful, certifying.neutral["text"]
     refused = [float(refusals.begin(one.tokens).mean()) for one in (harmful, text)]
     return geometry, certify(neutral, harmful.states[:, layer], opens, (refused[0], refused[1]))
-
-
-def _of_the_projection(geometry: Geometry) -> dict[str, Value]:
-    """Tells what the gate would be if t were the projection on the direction, to compare the two.
-    ``geometry``: measured so."""
-    named = {"threshold": geometry.thresholds, "spread": geometry.spreads}
-    return {
-        f"projection.{name}.{m}": value for name, by in named.items() for m, value in by.items()
-    }
 
 
 def _trials(
@@ -375,11 +342,8 @@ def _trials(
     """Chooses what steering is tried on: harmful prompts that the model answers, or where there are
     too few, harmless ones of every modality, which resist more."""
     complied = harmful.where(~refusals.begin(harmful.tokens))
-    if len(complied.prompts) >= MIN_PROMPTS:
-        return [Trial(complied.prompts, complied.states, "harmful text").sample()]
-    return [
-        Trial(seen.prompts, seen.states, f"harmless {m}").sample() for m, seen in answered.items()
-    ]
+    some = [complied] if len(complied.prompts) >= MIN_PROMPTS else answered.values()
+    return [Trial(seen.prompts, seen.states).sample() for seen in some]
 
 
 def _before_recentering(axes: Axes, seen: _Seen) -> dict[str, Array]:
@@ -392,15 +356,22 @@ def _before_recentering(axes: Axes, seen: _Seen) -> dict[str, Array]:
     return found
 
 
-def _told(splits: Splits, certificate: Certificate, selected: _Selected) -> dict[str, Value]:
-    """Tells how the vector was measured, for its file."""
+def _told(
+    splits: Splits,
+    certificate: Certificate,
+    selected: _Selected,
+    projected: Geometry,
+    shrinkage: Shrinkage,
+) -> dict[str, Value]:
+    """Tells how the vector was measured, for its file. ``projected``: what its geometry would be if
+    t were the projection on the direction, to compare the two."""
     scores, layer = selected.scores, selected.layer
     sets = {"harmful": splits.harmful, **{f"neutral.{m}": x for m, x in splits.neutral.items()}}
     return {
         **{
-            f"prompts.{name}.{part}": len(getattr(split, part))
+            f"prompts.{name}.{part}": len(some)
             for name, split in sets.items()
-            for part in Split._fields
+            for part, some in split._asdict().items()
         },
         **{f"opened.{row.modality}": str(row) for row in certificate.neutral if not row.group},
         "opened.harmful_text": str(certificate.caught),
@@ -410,4 +381,7 @@ def _told(splits: Splits, certificate: Certificate, selected: _Selected) -> dict
         "score.reach": float(scores.reach[layer]),
         "score.effect": float(scores.effect[layer]),
         **{f"over_refusal.{m}": budget for m, budget in selected.budgets.items()},
+        "shrinkage": str(shrinkage),
+        **{f"projection.threshold.{m}": x for m, x in projected.thresholds.items()},
+        **{f"projection.spread.{m}": x for m, x in projected.spreads.items()},
     }

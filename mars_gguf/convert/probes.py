@@ -1,10 +1,9 @@
 """Makes neutral prompts with media, on which the shift, the spread and the gate of a medium are
 measured.
 
-A crossed design: the pictures of every kind take turns at the forms of prompts, so that every form
-meets every kind, because both decide where a harmless prompt lies. Pictures take turns at what
-stands before them (contexts) and at how many stand together. A film is not several pictures: it has
-prompts of its own.
+A crossed design: every form of prompt meets every kind of picture, because both decide where a
+harmless prompt lies. Pictures take turns at what stands before them (contexts) and at how many
+stand together. A film is not several pictures: it has prompts of its own.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from dataclasses import replace
 from itertools import cycle, islice
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -61,23 +59,17 @@ def neutral_probes(
     image, video = [], []
     for k, share in enumerate(NEUTRAL_SHARES):
         forms = {form: split(some, NEUTRAL_SHARES, seed)[k] for form, some in texts.items()}
+        wanted = max(2, round(share * n))
         shown: dict[str, list[Shown]] = {}
         films: dict[str, list[Shown]] = {}
         for kind, pictures in stills.items():
             part = split(pictures, NEUTRAL_SHARES, seed)[k]
-            wanted = max(2, round(share * n))
-            shown[kind] = _dealt(part, wanted)
+            deck = cycle(part)
+            shown[kind] = [tuple(islice(deck, n)) for n in islice(cycle(STILLS), wanted)]
             films[kind] = _films(kind, part, max(2, wanted // 2), size, seed + 1000 * k)
-        image.append(list(_crossed(shown, forms, contexts, seed)))
-        video.append(list(_crossed(films, forms, contexts, seed, medium=VIDEO.name)))
+        image.append(list(_crossed(shown, forms, contexts, seed, IMAGE.name)))
+        video.append(list(_crossed(films, forms, contexts, seed, VIDEO.name)))
     return {"image": Split(*image), "video": Split(*video)}
-
-
-def _dealt(pictures: Sequence[Image.Image], groups: int) -> list[Shown]:
-    """Deals pictures into so many groups of as many as STILLS says, from the first again at
-    last."""
-    deck = cycle(pictures)
-    return [tuple(islice(deck, n)) for n in islice(cycle(STILLS), groups)]
 
 
 def _films(
@@ -94,8 +86,7 @@ def _crossed(
     prompts: Mapping[str, Sequence[str]],
     contexts: Sequence[Context],
     seed: int,
-    *,
-    medium: str = IMAGE.name,
+    medium: str,
 ) -> Iterator[Prompt]:
     """Pairs all that is shown with texts of FORMS forms each, which take turns: every second time
     without a context, else after the next of them."""
@@ -158,25 +149,15 @@ def _lines(path: Path, context: Context) -> Iterator[Prompt]:
     for where, entry in read_entries(path, "prompt", "image"):
         text = text_of(entry, "prompt", where)
         form = text_of(entry, "form", where) if entry.get("form", "") != "" else ""
-        names = _names(entry, where)
-        for name in names:
-            if name not in loaded:
-                try:
-                    loaded[name] = load_image(path.parent / name)
-                except MarsError as error:
-                    raise MarsError(f"{where}: {error}") from error
-        shown = tuple(loaded[name] for name in names)
-        yield Prompt(text, shown, form, "own", context=context)
-
-
-def _names(entry: Mapping[str, Any], where: str) -> list[str]:
-    """Reads the names of the pictures of a line."""
-    names = entry["image"]
-    if not isinstance(names, list):
-        return [text_of(entry, "image", where)]
-    if not names:
-        raise MarsError(f"{where}: 'image' is [], expected a name, or a list of names")
-    return [text_of({"image": name}, "image", where) for name in names]
+        stated = entry["image"] if isinstance(entry["image"], list) else [entry["image"]]
+        names = [text_of({"image": name}, "image", where) for name in stated]
+        if not names:
+            raise MarsError(f"{where}: 'image' is [], expected a name, or a list of names")
+        try:
+            loaded |= {n: load_image(path.parent / n) for n in names if n not in loaded}
+        except MarsError as error:
+            raise MarsError(f"{where}: {error}") from error
+        yield Prompt(text, tuple(loaded[n] for n in names), form, "own", context=context)
 
 
 def _half(prompts: Sequence[Prompt], seed: int) -> list[Prompt]:

@@ -18,7 +18,6 @@ from mars_gguf.convert.extractor import Reply, Seen
 from mars_gguf.errors import MarsError
 from mars_gguf.files import sha256
 
-AT_ONCE = 500  # keys of a query
 SCHEMA = (
     "CREATE TABLE IF NOT EXISTS seen (key TEXT PRIMARY KEY, shape TEXT, state BLOB, token INT, "
     "reply INT, text TEXT)"
@@ -51,27 +50,19 @@ class ResumeFile:
     def __init__(self, path: Path, job: str) -> None:
         self.path, self.job = path, job
 
-    def of(self, stage: str) -> ResumeFile:
-        """The same file for states that were read in a way called ``stage``."""
-        return ResumeFile(self.path, f"{self.job} {stage}")
-
     def find(self, keys: Sequence[str]) -> dict[str, Seen]:
         """Returns those of the keys that are kept. Raises MarsError for a file that is something
         else."""
         if not self.path.exists():
             return {}
-        names = {self._name(key): key for key in keys}
+        query = "SELECT shape, state, token, reply, text FROM seen WHERE key = ?"
         found: dict[str, Seen] = {}
-        ordered = list(names)
         with self._connected() as file:
-            for start in range(0, len(ordered), AT_ONCE):
-                some = ordered[start : start + AT_ONCE]
-                marks = ",".join("?" * len(some))
-                rows = file.execute(f"SELECT * FROM seen WHERE key IN ({marks})", some)
-                for name, shape, state, token, reply, text in rows:
+            for key in keys:
+                for shape, state, token, reply, text in file.execute(query, [self._name(key)]):
                     size = tuple(map(int, shape.split(",")))
                     values = np.frombuffer(state, np.float32).reshape(size)
-                    found[names[name]] = Seen(values, token, Reply(reply, text))
+                    found[key] = Seen(values, token, Reply(reply, text))
         return found
 
     def keep(self, seen: Mapping[str, Seen]) -> None:

@@ -22,7 +22,7 @@ NEUTRAL_SHARES = 0.3, 0.2, 0.5  # most where a small share has to be bounded
 
 
 class Split(NamedTuple):
-    """One set of prompts, divided: each part measures something else."""
+    """One set of prompts, divided."""
 
     fit: list[Prompt]
     select: list[Prompt]
@@ -41,10 +41,8 @@ class Splits:
     def __len__(self) -> int:
         """The number of prompts that are measured: harmless text that is neutral text, too,
         once."""
-        sets = self.harmful, *self.neutral.values()
-        twice = set(map(id, self.harmless.fit)) & set(map(id, self.neutral["text"].fit))
-        measured = sum(len(part) for split in sets for part in split)
-        return measured + len(self.harmless.fit) - len(twice)
+        sets = self.harmful, *self.neutral.values(), [self.harmless.fit]
+        return len({id(prompt) for split in sets for part in split for prompt in part})
 
 
 def split_prompts(
@@ -70,9 +68,8 @@ def split_prompts(
     harmful = divided("harmful", contrast.harmful, CONTRAST_SHARES)
     harmless = divided("matched", contrast.harmless, CONTRAST_SHARES)
     others = [divided(kind, some, NEUTRAL_SHARES) for kind, some in contrast.neutral.items()]
-    neutral = []
-    for some in zip(harmless, *others, strict=True):
-        neutral.append(every_second(list(chain.from_iterable(some)), contexts))
+    parts = zip(harmless, *others, strict=True)
+    neutral = [every_second(list(chain.from_iterable(some)), contexts) for some in parts]
     return Splits(harmful, harmless, {"text": Split(*neutral), **media})
 
 

@@ -48,7 +48,7 @@ def test_what_a_reader_makes_of_states_is_kept_instead_of_them() -> None:
     np.testing.assert_allclose(seen.states, expected, rtol=1e-5)
 
 
-def test_what_a_store_holds_is_not_observed_again_but_longer_replies_are() -> None:
+def test_what_a_store_holds_is_not_observed_again_but_longer_replies_and_other_stages_are() -> None:
     toy, store = Toy({"harmful": 0.5}), Kept()
     observe(toy, PROMPTS[:5], nobody, store=store)
     first = observe(toy, PROMPTS, nobody, store=store)
@@ -56,6 +56,8 @@ def test_what_a_store_holds_is_not_observed_again_but_longer_replies_are() -> No
     np.testing.assert_array_equal(first.states, observe(Toy({}), PROMPTS, nobody).states)
     observe(toy, PROMPTS, nobody, n_tokens=8, store=store)
     assert len(toy.log) == 2 * len(PROMPTS)
+    observe(toy, PROMPTS, nobody, stage="of another reader", store=store)
+    assert len(toy.log) == 3 * len(PROMPTS)
 
 
 def test_observations_are_chosen_and_divided_with_all_that_belongs_to_them() -> None:

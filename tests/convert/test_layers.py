@@ -96,11 +96,10 @@ def test_scores_count_what_lies_above_all_but_a_share_of_neutral_inputs(
 
 def test_a_sample_of_a_trial_is_spread_over_all_of_it() -> None:
     prompts = [Prompt(str(i), form=str(i // 10)) for i in range(100)]
-    sample = Trial(prompts, np.arange(100.0)[:, None], "text").sample()
+    sample = Trial(prompts, np.arange(100.0)[:, None]).sample()
     assert len({p.text for p in sample.prompts}) == TRIED
     assert {p.form for p in sample.prompts} == {str(i) for i in range(10)}
     assert sample.t[:, 0].tolist() == [float(p.text) for p in sample.prompts]
-    assert sample.name == "text"
     assert len(Trial(prompts[:3], np.zeros((3, 1))).sample().prompts) == 3
 
 

@@ -295,7 +295,7 @@ def test_an_interrupted_conversion_goes_on_where_it_stopped_and_ends_alike(
     def attempt(at_most: int, job: str = "job") -> Measurement:
         toy = Toy({"harmful": 0.6, "odd": 0.2}, PLIABLE, at_most=at_most)
         logs.append(toy.log)
-        return converted(toy, stores=ResumeFile(tmp_path / "kept", job))
+        return converted(toy, store=ResumeFile(tmp_path / "kept", job))
 
     for at_most in (0, 100, 300):
         with pytest.raises(KeyboardInterrupt):

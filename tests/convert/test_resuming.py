@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mars_gguf.convert.extractor import Reply, Seen
-from mars_gguf.convert.resuming import AT_ONCE, ResumeFile, code_sha256
+from mars_gguf.convert.resuming import ResumeFile, code_sha256
 from mars_gguf.errors import MarsError
 
 
@@ -24,30 +24,21 @@ def seen(i: int, shape: tuple[int, ...] = (3, 2)) -> Seen:
 
 
 @given(st.lists(st.integers(0, 99), unique=True), st.sampled_from([(1,), (4,), (3, 2)]))
-def test_what_is_kept_is_found_to_the_bit_by_its_own_job_and_stage_alone(
+def test_what_is_kept_is_found_to_the_bit_by_its_own_job_alone(
     tmp_path_factory: pytest.TempPathFactory, numbers: list[int], shape: tuple[int, ...]
 ) -> None:
     path = tmp_path_factory.mktemp("measured") / "v.measured"
     kept = {str(i): seen(i, shape) for i in numbers}
-    first = ResumeFile(path, "job").of("stage")
-    first.keep(kept)
-    again = ResumeFile(path, "job")
-    found = again.of("stage").find(["none", *kept])
+    ResumeFile(path, "job").keep(kept)
+    again, other = ResumeFile(path, "job"), ResumeFile(path, "another")
+    found = again.find(["none", *kept])
     assert found.keys() == kept.keys()
     for key, one in kept.items():
         assert np.array_equal(found[key].state, one.state)
         assert found[key][1:] == one[1:]
-    for other in (again, again.of("another"), ResumeFile(path, "another").of("stage")):
-        assert other.find([*kept]) == {}
-        other.keep({key: seen(0) for key in kept})
-    assert again.of("stage").find([*kept]).keys() == kept.keys()
-
-
-def test_more_keys_than_a_query_takes_are_found(tmp_path: Path) -> None:
-    measured = ResumeFile(tmp_path / "v.measured", "job")
-    kept = {str(i): seen(i) for i in range(2 * AT_ONCE + 1)}
-    measured.keep(kept)
-    assert measured.find([*kept]).keys() == kept.keys()
+    assert other.find([*kept]) == {}
+    other.keep({key: seen(0) for key in kept})
+    assert again.find([*kept]).keys() == kept.keys()
 
 
 def test_a_file_that_is_something_else_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
