@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,39 +24,6 @@ Group = argparse._ArgumentGroup | argparse.ArgumentParser
 # Values ------------------------------------------------------------------------------------------
 
 
-def positive(text: str, most: int = 1 << 24) -> int:
-    """Reads an option's value as a whole number from 1 to ``most``, for argparse."""
-    return _whole(text, 1, most)
-
-
-def threads(text: str) -> int:
-    """Reads an option's value as a number of threads."""
-    return _whole(text, 1, MOST_THREADS)
-
-
-def context_size(text: str) -> int:
-    """Reads an option's value as tokens of context, 0 for as many as the model was trained with."""
-    return _whole(text, 0, 1 << 24)
-
-
-def servers(text: str) -> str:
-    """Reads an option's value as names of servers: with none, the model would stay on this
-    machine."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("found no server, expected HOST:PORT,...")
-    return text
-
-
-def gpu_layers(text: str) -> int:
-    """Reads an option's value as a number of layers, -1 for "all"."""
-    return -1 if text == "all" else _whole(text, -1, 1 << 24)
-
-
-def seed(text: str) -> int:
-    """Reads an option's value as a seed of random generators, 0 to 2**32 - 1, for argparse."""
-    return _whole(text, 0, (1 << 32) - 1)
-
-
 def _whole(text: str, least: int, most: int) -> int:
     try:
         value = int(text)
@@ -63,6 +32,26 @@ def _whole(text: str, least: int, most: int) -> int:
     if not least <= value <= most:
         raise argparse.ArgumentTypeError(f"found {value}, expected {least} to {most}")
     return value
+
+
+# Each reads an option's value as a whole number, for argparse.
+positive = partial(_whole, least=1, most=1 << 24)
+seed = partial(_whole, least=0, most=(1 << 32) - 1)
+threads = partial(_whole, least=1, most=MOST_THREADS)
+context_size = partial(_whole, least=0, most=1 << 24)  # 0: as many as it was trained with
+
+
+def gpu_layers(text: str) -> int:
+    """Reads an option's value as a number of layers, -1 for "all"."""
+    return -1 if text == "all" else _whole(text, -1, 1 << 24)
+
+
+def servers(text: str) -> str:
+    """Reads an option's value as names of servers: with none, the model would stay on this
+    machine."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("found no server, expected HOST:PORT,...")
+    return text
 
 
 def json_object(text: str) -> dict[str, Any]:
@@ -92,6 +81,20 @@ def layer_range(text: str | None) -> tuple[int, int] | None:
 # Options -----------------------------------------------------------------------------------------
 
 
+def option(
+    group: Group, spelled: str, words: str, kind: Callable[[str], Any] = str, default: Any = None
+) -> None:
+    """Adds an option with a value, spelled as in "-m --model FILE"; ``kind`` reads the value, and
+    ``words`` are its help."""
+    *flags, metavar = spelled.split()
+    group.add_argument(*flags, metavar=metavar, help=words, type=kind, default=default)
+
+
+def switch(group: Group, spelled: str, words: str) -> None:
+    """Adds an option without a value."""
+    group.add_argument(*spelled.split(), action="store_true", help=words)
+
+
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options that say which model is steered by which vector, and how it is run."""
     group = parser.add_argument_group("model")
@@ -99,14 +102,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add_vector_arguments(group)
     add_template_arguments(group)
     add_context_argument(group)
-    group.add_argument(
-        "-ub",
-        "--ubatch-size",
-        type=positive,
-        default=512,
-        metavar="N",
-        help="tokens of a prompt evaluated at a time (default: 512)",
-    )
+    words = "tokens of a prompt evaluated at a time (default: %(default)s)"
+    option(group, "-ub --ubatch-size N", words, positive, 512)
     add_device_arguments(group)
     add_threads_argument(group)
     add_verbose_argument(group)
@@ -114,53 +111,35 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_file_arguments(group: Group, model: str = "model in GGUF format") -> None:
     """Adds the options that name the files of a GGUF model; ``model``: help for --model."""
-    group.add_argument("-m", "--model", metavar="FILE", help=model)
-    group.add_argument("--mmproj", metavar="FILE", help="multimodal projector of the model")
-    group.add_argument(
-        "-hfr", "--hf-repo", metavar="ORG/NAME", help="download the model from a Hugging Face hub"
-    )
-    group.add_argument(
-        "-hff",
-        "--hf-file",
-        metavar="FILE",
-        help="which file of the repository, or a pattern such as '*Q4_K_M.gguf'. Its mmproj is "
+    option(group, "-m --model FILE", model)
+    option(group, "--mmproj FILE", "multimodal projector of the model")
+    option(group, "-hfr --hf-repo ORG/NAME", "download the model from a Hugging Face hub")
+    option(
+        group,
+        "-hff --hf-file FILE",
+        "which file of the repository, or a pattern such as '*Q4_K_M.gguf'. Its mmproj is "
         "taken along; --mmproj chooses another one, from the repository or from here",
     )
-    group.add_argument("--no-mmproj", action="store_true", help="load no mmproj: text only")
+    switch(group, "--no-mmproj", "load no mmproj: text only")
 
 
 def add_vector_arguments(group: Group) -> None:
     """Adds the options that say which vector steers, and how."""
-    group.add_argument("--vector", metavar="FILE", help="vector that mars_gguf.convert wrote")
-    group.add_argument("--demo", action="store_true", help="use the small model of the package")
-    group.add_argument(
-        "--force",
-        action="store_true",
-        help="use a vector made for another quantization, other weights or chat template",
-    )
-    group.add_argument(
-        "--way",
-        choices=["auto", "cvec", "inline"],
-        default="auto",
-        help="how the first token is steered (default: auto, which is inline)",
-    )
+    option(group, "--vector FILE", "vector that mars_gguf.convert wrote")
+    switch(group, "--demo", "use the small model of the package")
+    words = "use a vector made for another quantization, other weights or chat template"
+    switch(group, "--force", words)
+    words = "how the first token is steered (default: auto, which is inline)"
+    group.add_argument("--way", choices=["auto", "cvec", "inline"], default="auto", help=words)
 
 
 def add_template_arguments(group: Group) -> None:
     """Adds the options that say how messages become the text of a prompt."""
-    group.add_argument(
-        "--chat-handler",
-        choices=HANDLERS,
-        metavar="NAME",
-        help="how prompts are written (default: mtmd, the model's own chat template): "
-        + ", ".join(HANDLERS),
-    )
-    group.add_argument(
-        "--chat-template-kwargs",
-        type=json_object,
-        metavar="JSON",
-        help="variables for the chat template, as in '{\"enable_thinking\": false}'",
-    )
+    words = "how prompts are written (default: mtmd, the model's own chat template): "
+    words += ", ".join(HANDLERS)
+    group.add_argument("--chat-handler", choices=HANDLERS, metavar="NAME", help=words)
+    words = "variables for the chat template, as in '{\"enable_thinking\": false}'"
+    option(group, "--chat-template-kwargs JSON", words, json_object)
     group.add_argument(
         "-rea",
         "--reasoning",
@@ -173,98 +152,57 @@ def add_template_arguments(group: Group) -> None:
 
 
 def add_context_argument(group: Group, default: int | None = 4096, usual: str = "4096") -> None:
-    group.add_argument(
-        "-c",
-        "--ctx-size",
-        type=context_size,
-        default=default,
-        metavar="N",
-        help=f"tokens of context (default: {usual}; 0: as many as the model was trained with)",
-    )
+    words = f"tokens of context (default: {usual}; 0: as many as the model was trained with)"
+    option(group, "-c --ctx-size N", words, context_size, default)
 
 
 def add_device_arguments(group: Group) -> None:
     """Adds the options that say where the layers of a model go."""
-    group.add_argument(
-        "-ngl",
-        "--n-gpu-layers",
-        type=gpu_layers,
-        default=0,
-        metavar="N",
-        help="layers to put on the GPU (default: 0, with --rpc all; all, or -1: all)",
-    )
-    group.add_argument(
-        "--rpc",
-        type=servers,
-        metavar="HOST:PORT,...",
-        help="put them on other machines too, on which python -m mars_gguf.rpc_server runs, or "
+    words = "layers to put on the GPU (default: 0, with --rpc all; all, or -1: all)"
+    option(group, "-ngl --n-gpu-layers N", words, gpu_layers, 0)
+    option(
+        group,
+        "--rpc HOST:PORT,...",
+        "put them on other machines too, on which python -m mars_gguf.rpc_server runs, or "
         "llama.cpp's rpc-server of the same version",
+        servers,
     )
 
 
 def add_threads_argument(group: Group) -> None:
-    group.add_argument(
-        "-t",
-        "--threads",
-        type=threads,
-        metavar="N",
-        help="threads to compute with (default: half of the processors, for prompts all)",
-    )
+    words = "threads to compute with (default: half of the processors, for prompts all)"
+    option(group, "-t --threads N", words, threads)
 
 
 def add_verbose_argument(group: Group) -> None:
-    group.add_argument("-v", "--verbose", action="store_true", help="show what the libraries say")
+    switch(group, "-v --verbose", "show what the libraries say")
 
 
 def add_checkpoint_arguments(group: Group, dtype: str = "auto", batch_size: int = 8) -> None:
     """Adds the options that say how a transformers model is run."""
-    group.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        default=dtype,
-        help=f"of the weights (default: {dtype}; auto: as they are stored)",
-    )
+    words = "of the weights (default: %(default)s; auto: as they are stored)"
+    group.add_argument("--dtype", choices=DTYPES, default=dtype, help=words)
     group.add_argument("--device", choices=DEVICES, default="auto")
-    group.add_argument(
-        "--batch-size",
-        type=positive,
-        default=batch_size,
-        metavar="N",
-        help=f"prompts at once (default: {batch_size})",
-    )
+    words = "prompts at once (default: %(default)s)"
+    option(group, "--batch-size N", words, positive, batch_size)
 
 
 def add_prompt_arguments(group: Group, probes: int = 100) -> None:
     """Adds the options that say what a model is measured with, and which blocks of it."""
-    group.add_argument(
-        "--harmful",
-        metavar="FILE",
-        help="harmful prompts, one a line or JSON Lines (default: built in)",
-    )
-    group.add_argument("--harmless", metavar="FILE", help="harmless prompts, likewise")
-    group.add_argument(
-        "--neutral-media",
-        metavar="PATH",
-        help="your own harmless pictures instead of drawn ones: a directory, "
+    words = "harmful prompts, one a line or JSON Lines (default: built in)"
+    option(group, "--harmful FILE", words)
+    option(group, "--harmless FILE", "harmless prompts, likewise")
+    option(
+        group,
+        "--neutral-media PATH",
+        "your own harmless pictures instead of drawn ones: a directory, "
         "its folders kinds, or a .jsonl file that pairs pictures with prompts",
     )
-    group.add_argument(
-        "--probes",
-        type=positive,
-        default=probes,
-        metavar="N",
-        help=f"neutral pictures or groups of them, and half as many films (default: {probes})",
-    )
-    group.add_argument(
-        "--image-size",
-        type=positive,
-        default=224,
-        metavar="N",
-        help="width and height of neutral pictures (default: 224)",
-    )
-    group.add_argument(
-        "--layers", metavar="FIRST-LAST", help="candidate blocks (default: all but the first)"
-    )
+    words = "neutral pictures or groups of them, and half as many films (default: %(default)s)"
+    option(group, "--probes N", words, positive, probes)
+    words = "width and height of neutral pictures (default: %(default)s)"
+    option(group, "--image-size N", words, positive, 224)
+    option(group, "--layers FIRST-LAST", "candidate blocks (default: all but the first)")
 
 
 # What they name ----------------------------------------------------------------------------------

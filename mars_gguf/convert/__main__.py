@@ -33,9 +33,11 @@ from mars_gguf.options import (
     add_verbose_argument,
     gguf_files,
     layer_range,
+    option,
     positive,
     require_one_source,
     seed,
+    switch,
 )
 from mars_gguf.reasoning import N_THOUGHT
 
@@ -62,94 +64,67 @@ def parser() -> argparse.ArgumentParser:
         help="a GGUF file; a transformers directory or hub id (ORG/NAME); or a file with a "
         "direction that was measured elsewhere (docs/CONVERTING.md says how it looks)",
     )
-    p.add_argument("--recipe", metavar="FILE", type=Path, help="convert as this TOML file says")
-    p.add_argument(
-        "-o",
-        "--output",
-        metavar="FILE",
-        help="vector file (default: MODEL-mars.gguf in this directory)",
-    )
+    option(p, "--recipe FILE", "convert as this TOML file says", Path)
+    option(p, "-o --output FILE", "vector file (default: MODEL-mars.gguf in this directory)")
     add_file_arguments(p, "the same as MODEL; beside a direction, the model that it is for")
     add_template_arguments(p)
     prompts = p.add_argument_group("what to measure with, and how to choose")
     add_prompt_arguments(prompts)
-    prompts.add_argument(
-        "--modality",
-        action="append",
-        choices=MODALITIES,
-        help="measure text and this alone; can be repeated (default: all that the model takes)",
-    )
+    words = "measure text and this alone; can be repeated (default: all that the model takes)"
+    prompts.add_argument("--modality", action="append", choices=MODALITIES, help=words)
     add_calibration_arguments(prompts)
-    prompts.add_argument(
-        "--layer", type=int, metavar="N", help="block of a direction measured elsewhere, 0-based"
-    )
-    p.add_argument(
-        "--quick",
-        action="store_true",
-        help="measure on a quarter of the prompts; the card says with what confidence",
-    )
+    option(prompts, "--layer N", "block of a direction measured elsewhere, 0-based", int)
+    switch(p, "--quick", "measure on a quarter of the prompts; the card says with what confidence")
     gguf = p.add_argument_group("GGUF models")
     add_context_argument(gguf, None, "4096, more where prompts with pictures need it")
-    add_thought_argument(gguf)
+    option(
+        gguf,
+        "--reasoning-budget N",
+        "of a model that thinks: tokens of the thought that goes before what is measured (or "
+        "judged), after which it is ended (default: %(default)s)",
+        positive,
+        N_THOUGHT,
+    )
     add_device_arguments(gguf)
     add_threads_argument(gguf)
     torch = p.add_argument_group("transformers models")
     add_checkpoint_arguments(torch)
-    torch.add_argument("--revision", metavar="COMMIT", help="of a model on the hub")
-    torch.add_argument(
-        "--trust-remote-code", action="store_true", help="run code that comes with the model"
-    )
-    p.add_argument("--no-plot", action="store_true", help="write no PNG")
-    p.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
+    option(torch, "--revision COMMIT", "of a model on the hub")
+    switch(torch, "--trust-remote-code", "run code that comes with the model")
+    switch(p, "--no-plot", "write no PNG")
+    switch(p, "-q --quiet", "no progress bars")
     add_verbose_argument(p)
     p.set_defaults(untested=None, quantization=None, prompts_sha256=None)
     return p
 
 
-def add_thought_argument(group: Group) -> None:
-    group.add_argument(
-        "--reasoning-budget",
-        type=positive,
-        default=N_THOUGHT,
-        metavar="N",
-        help="of a model that thinks: tokens of the thought that goes before what is measured (or "
-        f"judged), after which it is ended (default: {N_THOUGHT})",
-    )
-
-
 def add_calibration_arguments(group: Group) -> None:
     """Adds the options of how the gate is calibrated, and on what besides the contrast prompts."""
-    group.add_argument(
-        "--neutral-text",
-        metavar="FILE",
-        help="harmless text besides --harmless, borderline requests above all, one a line or JSON "
+    option(
+        group,
+        "--neutral-text FILE",
+        "harmless text besides --harmless, borderline requests above all, one a line or JSON "
         "Lines (default: built in, without --harmful none)",
     )
-    group.add_argument(
-        "--contexts",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="measure half of the neutral prompts after system prompts and earlier turns",
-    )
-    group.add_argument(
-        "--system-prompt",
-        metavar="FILE",
-        help="measure everything under this system prompt, which the model will be used with",
-    )
-    group.add_argument(
-        "--over-refusal",
-        type=float,
-        metavar="SHARE",
-        help="share of neutral inputs, borderline ones among them, that may open the gate, at "
+    words = "measure half of the neutral prompts after system prompts and earlier turns"
+    action = argparse.BooleanOptionalAction
+    group.add_argument("--contexts", action=action, default=True, help=words)
+    words = "measure everything under this system prompt, which the model will be used with"
+    option(group, "--system-prompt FILE", words)
+    option(
+        group,
+        "--over-refusal SHARE",
+        "share of neutral inputs, borderline ones among them, that may open the gate, at "
         "most, with 95 %% confidence (default: 0.1 of text; of pictures and of films 0.05 to 0.2, "
         "as much as is needed)",
+        float,
     )
-    group.add_argument(
-        "--shrinkage",
+    option(
+        group,
+        "--shrinkage RULE",
+        "of the read-out: 0 to 1 (the projection on the direction), oas or ledoit-wolf "
+        "(default: %(default)s)",
         default=str(SHRINKAGE),
-        metavar="RULE",
-        help="of the read-out: 0 to 1 (the projection on the direction), oas or ledoit-wolf "
-        f"(default: {SHRINKAGE})",
     )
     group.add_argument("--seed", type=seed, default=0, metavar="N")
 
@@ -165,12 +140,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def follow_recipe(args: argparse.Namespace, p: argparse.ArgumentParser) -> None:
     """Sets the options that the recipe states. Raises MarsError for options beside it."""
-    beside = [
-        name
-        for name, value in vars(args).items()
-        if name not in BESIDE_RECIPE and value != p.get_default(name)
-    ]
-    if beside:
+    given = [name for name, value in vars(args).items() if value != p.get_default(name)]
+    if beside := [name for name in given if name not in BESIDE_RECIPE]:
         raise MarsError(
             f"--recipe says what to measure: found {', '.join(beside)} beside it. Change a copy of "
             "the recipe, or leave it out."
@@ -190,23 +161,17 @@ def run(args: argparse.Namespace, p: argparse.ArgumentParser) -> None:
 
     direction, model, mmproj = _inputs(args)
     require_fitting(args, model, p)
-    prompts = chosen(
-        Prompts,
-        vars(args),
-        modalities=args.modality,
-        system_prompt=_system_prompt(args.system_prompt),
-        sha256=args.prompts_sha256,
-    )
-    calibration = chosen(
-        Calibration,
-        vars(args),
-        layers=layer_range(args.layers),
-        shrinkage=read_shrinkage(args.shrinkage),
-    )
+    system = _system_prompt(args.system_prompt)
+    more = {"modalities": args.modality, "system_prompt": system, "sha256": args.prompts_sha256}
+    prompts = chosen(Prompts, vars(args), **more)
+    shrinkage = read_shrinkage(args.shrinkage)
+    layers = layer_range(args.layers)
+    calibration = chosen(Calibration, vars(args), layers=layers, shrinkage=shrinkage)
     named = args.input or model
     texts = (args.harmful, args.harmless, args.neutral_text, args.system_prompt)
     inputs = [named, model, *texts, args.neutral_media, mmproj, args.recipe]
-    name = args.output or f"{_stem(named)}-mars.gguf"
+    stem = Path(named).stem if Path(named).is_file() else Path(named).name
+    name = args.output or f"{stem}-mars.gguf"
     outputs = output_paths(name, [str(i) for i in inputs if i], plot=not args.no_plot)
     resume = resume_path(outputs[0])
     with claimed(outputs[0]):
@@ -263,11 +228,9 @@ def _inputs(args: argparse.Namespace) -> tuple[Artefact | None, str, str | None]
 
 def require_fitting(args: argparse.Namespace, model: str, p: argparse.ArgumentParser) -> None:
     """Raises MarsError for options that would change nothing for this kind of model."""
-    kind, other, names = (
-        ("GGUF", "transformers", TRANSFORMERS_OPTIONS)
-        if is_gguf(model)
-        else ("transformers", "GGUF", GGUF_OPTIONS)
-    )
+    kind, other, names = "transformers", "GGUF", GGUF_OPTIONS
+    if is_gguf(model):
+        kind, other, names = other, kind, TRANSFORMERS_OPTIONS
     idle = [name for name in names if getattr(args, name) != p.get_default(name)]
     if idle:
         raise MarsError(
@@ -286,21 +249,10 @@ def require_fitting(args: argparse.Namespace, model: str, p: argparse.ArgumentPa
 
 
 def _options(args: argparse.Namespace, model: str) -> GgufOptions | CheckpointOptions:
-    given = vars(args)
     if not is_gguf(model):
-        return chosen(CheckpointOptions, given)
-    return chosen(
-        GgufOptions,
-        given,
-        n_thought=args.reasoning_budget,
-        n_ctx=args.ctx_size,
-        rpc_servers=args.rpc,
-        n_threads=args.threads,
-    )
-
-
-def _stem(name: str) -> str:
-    return Path(name).stem if Path(name).is_file() else Path(name).name
+        return chosen(CheckpointOptions, vars(args))
+    more = {"n_ctx": args.ctx_size, "rpc_servers": args.rpc, "n_threads": args.threads}
+    return chosen(GgufOptions, vars(args), n_thought=args.reasoning_budget, **more)
 
 
 def _system_prompt(file: str | None) -> str | None:
