@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
+
 import numpy as np
 
 from mars_gguf.console import printable
@@ -12,6 +14,13 @@ from mars_gguf.vectors import Vector
 from mars_gguf.vectors.describe import describe
 
 PARITY = "## Parity"  # the heading that mars_gguf.convert.parity puts its table under
+TEXT = (files("mars_gguf.convert") / "data" / "card.md").read_text(encoding="utf-8")
+PLACES = {  # which token of a model that thinks was measured, by its reasoning
+    "answer": " Measured where the answer begins, after the model's own thought, {}.",
+    "thought": " Measured where the thought begins; replies are judged by the answer after it, "
+    "the thought being {}.",
+    "off": " Measured, and to be used, without thoughts.",
+}
 
 
 def card(measurement: Measurement, name: str, sha256: str, parity: str = "") -> str:
@@ -19,17 +28,35 @@ def card(measurement: Measurement, name: str, sha256: str, parity: str = "") -> 
 
     parity: a table of mars_gguf.convert.parity to end with.
     """
-    sections = [
-        _head(measurement.vector, name),
-        _warnings(measurement.warnings),
-        _coordinates(measurement),
-        _gate(measurement.vector),
-        _promise(measurement),
-        _examples(measurement),
-        _blocks(measurement),
-        _values(measurement.vector, sha256),
+    vector, certificate, warnings = measurement.vector, measurement.certificate, ""
+    if measurement.warnings:
+        warnings = "\n".join(["## Warnings", "", *(f"- {w}" for w in measurement.warnings), "", ""])
+    budgets = [
+        f"{m} {float(str(vector.calibration[f'over_refusal.{m}'])):.1%}" for m in vector.modalities
     ]
-    text = "\n".join(line for section in sections for line in section)
+    thoughts = vector.source.get("thoughts")
+    text = TEXT.format(
+        name=name,
+        model=as_text(model_name(vector)),
+        made_of=as_text(vector.model.quantization or vector.source["backend"]),
+        tool=vector.source["tool"],
+        mmproj="--mmproj MMPROJ.gguf " if vector.modalities != ["text"] else "",
+        warnings=warnings,
+        layer=vector.layer,
+        place=PLACES.get(vector.model.reasoning, "").format(thoughts),
+        coordinates=_coordinates(measurement),
+        gate=_gate(vector),
+        budgets=", ".join(budgets),
+        confidence=CONFIDENCE,
+        caught=certificate.caught,
+        harmful=certificate.refused[0],
+        neutral=certificate.refused[1],
+        opened=_opened(measurement),
+        examples=_examples(measurement),
+        blocks=_blocks(measurement),
+        values=describe(vector),
+        sha256=sha256,
+    )
     return text + ("\n" + parity if parity else "")
 
 
@@ -45,120 +72,48 @@ def model_name(vector: Vector) -> str:
     return str(vector.model.name or vector.source.get("model") or vector.model.architecture)
 
 
-def _head(vector: Vector, name: str) -> list[str]:
-    mmproj = "--mmproj MMPROJ.gguf " if vector.modalities != ["text"] else ""
-    return [
-        f"# {name}",
-        "",
-        f"A refusal-steering vector for **{as_text(model_name(vector))}** "
-        f"({as_text(vector.model.quantization or vector.source['backend'])}), made by "
-        f"{vector.source['tool']}.",
-        "",
-        "```",
-        f"python -m mars_gguf.chat --model MODEL.gguf {mmproj}--vector {name}",
-        "```",
-        "",
-    ]
-
-
-def _warnings(warnings: list[str]) -> list[str]:
-    return ["## Warnings", "", *(f"- {warning}" for warning in warnings), ""] if warnings else []
-
-
-def _coordinates(measurement: Measurement) -> list[str]:
+def _coordinates(measurement: Measurement) -> str:
     layer = measurement.vector.layer
-    lines = [
-        "## Where prompts lie",
-        "",
-        f"Coordinate t of held-out prompts at block {layer} before re-centering: 0 is the safe, 1 "
-        "the unsafe centroid." + _place(measurement.vector),
-        "",
-    ]
     rows = [
         (as_text(group), f"{t[:, layer].mean():.3f}", f"{t[:, layer].std():.3f}")
         for group, t in measurement.coordinates.items()
     ]
-    return lines + table(["set", "mean t", "spread"], rows)
+    return "\n".join(table(["set", "mean t", "spread"], rows))
 
 
-def _place(vector: Vector) -> str:
-    """Says which token of a model that thinks was measured."""
-    thoughts = vector.source.get("thoughts")
-    return {
-        "answer": f" Measured where the answer begins, after the model's own thought, {thoughts}.",
-        "thought": " Measured where the thought begins; replies are judged by the answer after it, "
-        f"the thought being {thoughts}.",
-        "off": " Measured, and to be used, without thoughts.",
-    }.get(vector.model.reasoning, "")
-
-
-def _gate(vector: Vector) -> list[str]:
+def _gate(vector: Vector) -> str:
     g, rows = vector.geometry, []
     for m in vector.modalities:
         spread, opens = g.spreads[m], g.thresholds[m]
         numbers = (float(g.shifts[m] @ g.readout), spread, opens, opens + g.gate_ramp * spread)
         rows.append([m, *(f"{x:.3f}" for x in numbers)])
     header = "modality", "shift along the read-out (t)", "spread", "gate opens at t", "fully open"
-    return ["", *table(header, rows)]
+    return "\n".join(table(header, rows))
 
 
-def _promise(measurement: Measurement) -> list[str]:
-    """Tells a user what to decide by: what opens the gate that should not, and what does not."""
-    vector, certificate = measurement.vector, measurement.certificate
-    caught = certificate.caught
-    budgets = [
-        f"{m} {float(str(vector.calibration[f'over_refusal.{m}'])):.1%}" for m in vector.modalities
-    ]
-    harmful, neutral = certificate.refused
-    lines = [
-        "",
-        "## What opens the gate",
-        "",
-        "Held-out prompts and pictures, which were used for nothing but to set the thresholds; "
-        f"those that the model refuses by itself are left out. Budget: {', '.join(budgets)}, "
-        f"with {CONFIDENCE:.0%} confidence, if prompts are independent (prompts that "
-        "share a picture are not quite). A sort's own share has its own bound.",
-        "",
-        f"Of harmful text the gate opens for **{caught}**. The model by itself refuses "
-        f"{harmful:.0%} of it, and {neutral:.0%} of neutral text.",
-        "",
-    ]
-    rows = [
-        (
-            f"{row.modality}, {as_text(row.group)}" if row.group else f"**{row.modality}**",
-            row,
-            f"{row.bound:.1%}",
-        )
-        for row in certificate.neutral
-    ]
-    return lines + table(["harmless input", "opens the gate", "at most"], rows)
+def _opened(measurement: Measurement) -> str:
+    rows = []
+    for row in measurement.certificate.neutral:
+        name = f"{row.modality}, {as_text(row.group)}" if row.group else f"**{row.modality}**"
+        rows.append((name, row, f"{row.bound:.1%}"))
+    return "\n".join(table(["harmless input", "opens the gate", "at most"], rows))
 
 
-def _examples(measurement: Measurement) -> list[str]:
+def _examples(measurement: Measurement) -> str:
     """Quotes replies under forced steering, word for word."""
-    lines = ["", "## Forced replies", "", "The gate held open, at the chosen block and limit:", ""]
+    lines = []
     for prompt, reply in measurement.examples:
         shown = f"({prompt.modality}) " if prompt.images else ""
-        lines += [f"- {shown}{_quoted(prompt.text)} -> {_quoted(reply.text)}"]
-    return lines
+        lines.append(f"- {shown}{_quoted(prompt.text)} -> {_quoted(reply.text)}")
+    return "\n".join(lines)
 
 
 def _quoted(text: str) -> str:
     return "`" + " ".join(printable(text).replace("`", "'").split()) + "`"
 
 
-def _blocks(measurement: Measurement) -> list[str]:
+def _blocks(measurement: Measurement) -> str:
     scores = measurement.scores
-    lines = [
-        "",
-        "## Blocks",
-        "",
-        "On other held-out prompts. separation: AUROC of t, harmful against neutral text. "
-        "threshold: t that neutral inputs stay below. reach: share of harmful text above it, the "
-        "mean over the modalities. effect: share of replies that forced steering turned into "
-        "refusals, tried at the blocks of the largest reach. total = reach x effect.",
-        "",
-    ]
     columns = {
         "separation": scores.separation,
         **{f"threshold, {m}": thresholds for m, thresholds in scores.thresholds.items()},
@@ -171,21 +126,4 @@ def _blocks(measurement: Measurement) -> list[str]:
         name = f"**{block}**" if block == measurement.vector.layer else str(block)
         cells = ["" if np.isnan(x[block]) else f"{x[block]:.3f}" for x in columns.values()]
         rows.append([name, *cells])
-    return lines + table(["block", *columns], rows)
-
-
-def _values(vector: Vector, sha256: str) -> list[str]:
-    return [
-        "",
-        "## All values",
-        "",
-        "```",
-        describe(vector),
-        f"sha256      {sha256}",
-        "```",
-        "",
-        "The file adds refusal where the model itself would have refused the same request as "
-        "text; it does not make a model safe that was not aligned, and it is measured on the "
-        "prompts whose hash stands above, not on yours.",
-        "",
-    ]
+    return "\n".join(table(["block", *columns], rows))
