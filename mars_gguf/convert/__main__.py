@@ -152,8 +152,7 @@ def follow_recipe(args: argparse.Namespace, p: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, p: argparse.ArgumentParser) -> None:
-    """Converts as the command line says. Raises MarsError for bad input, before anything is
-    written."""
+    """Converts as the command line says. Raises MarsError before anything is written."""
     from mars_gguf.convert.conversion import convert
     from mars_gguf.convert.vector_files import claimed, output_paths, resume_path, write_outputs
     from mars_gguf.loading import say

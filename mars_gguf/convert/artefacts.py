@@ -341,8 +341,7 @@ def _load_pt(path: Path) -> dict[str, Any]:
 
 
 def _repacked(members: Mapping[str, bytes]) -> io.BytesIO:
-    """Packs the archive anew, so that torch reads what was looked at. Raises ValueError for a
-    pickle that would keep it busy."""
+    """Packs the archive anew, so that torch reads what was looked at. Raises ValueError."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         for name, data in members.items():

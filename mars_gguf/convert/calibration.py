@@ -1,5 +1,4 @@
-"""Calibrates the chosen block: thresholds and spreads by modality, the trust limit, their
-certificate, and warnings for the user."""
+"""Calibrates the chosen block: thresholds, spreads, trust limit, their certificate, warnings."""
 
 from __future__ import annotations
 
@@ -71,8 +70,7 @@ def accepted(neutral: Mapping[str, Observations], refusals: Refusals) -> dict[st
 
 
 def spreads(t: Mapping[str, Array]) -> dict[str, float]:
-    """Computes spread sigma_m by modality: the standard deviation of the coordinates [n] of neutral
-    inputs."""
+    """Computes sigma_m by modality, the standard deviation of t [n] of neutral inputs."""
     return {m: max(float(values.std()), 1e-3) for m, values in t.items()}
 
 

@@ -61,8 +61,7 @@ def card(measurement: Measurement, name: str, sha256: str, parity: str = "") -> 
 
 
 def split_parity(text: str) -> tuple[str, str]:
-    """Divides a card's text in what comes before its parity table, ready to append one, and the
-    table ("": none)."""
+    """Divides a card's text in what comes before its parity table, and the table ("": none)."""
     text, heading, table = text.partition(f"\n{PARITY}: ")
     return text.rstrip() + "\n\n", heading.lstrip() + table
 

@@ -130,8 +130,7 @@ class CheckpointTemplate:
 
 
 def _without_thoughts(source: str) -> ChatTemplate | None:
-    """The runtime's template of a model that thinks, told that it shall not; None for another
-    model."""
+    """The runtime's template of a model that thinks, told not to; None for another model."""
     try:
         template = ChatTemplate(source, reasoning="off")
     except ModelError:  # what is wrong with it, is said when it is used

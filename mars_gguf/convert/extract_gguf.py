@@ -223,8 +223,7 @@ class GgufExtractor:
         self.llama.close()
 
     def forget(self) -> None:
-        """Let go of what is kept in case it comes again: encoded pictures, and what the next
-        session could begin with."""
+        """Let go of encoded pictures, and of what the next session could begin with."""
         self.prefill.forget()
         if self.llama.projector is not None:
             self.llama.projector.forget()
@@ -287,8 +286,7 @@ class GgufExtractor:
         renew_context(self.llama, n_ctx=padded)
 
     def _length_by_sizes(self, prompt: Prompt) -> int:
-        """`length`, near enough: pictures take as many cells as others of their sizes, of which one
-        prompt was counted."""
+        """`length`, near enough: pictures of the same sizes take as many cells, counted once."""
         llama, text = self.llama, self.llama.template.render(prompt.messages).text
         n_text = len(llama.tokenize(text.encode(), add_bos=True, special=True))
         if not prompt.images:
@@ -322,8 +320,8 @@ class GgufExtractor:
             prompts = prompts[len(group) :]
 
     def group(self, prompts: Sequence[Prompt], reserve: int) -> tuple[list[CachedPrompt], int]:
-        """As many of ``prompts`` as fit into a session with ``reserve`` cells for what follows, at
-        least one; and how many cells they take, with what several begin with counted once."""
+        """As many of ``prompts``, at least one, as fit into a session with ``reserve`` cells for
+        what follows; and how many cells they take, with what several begin with counted once."""
         group: list[CachedPrompt] = []
         cells, begun = 0, set[tuple[Any, ...]]()
         for prompt in prompts:
@@ -357,8 +355,7 @@ def _cells_beyond(
 
 
 def _side_by_side(prompts: Sequence[Prompt]) -> list[int]:
-    """The indices of ``prompts``, those that begin alike, with a context, pictures or text, one
-    after another."""
+    """The indices of ``prompts``, those that begin alike one after another."""
     ranks: dict[int, int] = {}
     shown = [[ranks.setdefault(id(image), len(ranks)) for image in p.images] for p in prompts]
     before = [str(p.context.messages) for p in prompts]

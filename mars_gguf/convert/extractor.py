@@ -23,8 +23,7 @@ Tokens = npt.NDArray[np.intp]
 
 
 class Reply(NamedTuple):
-    """The beginning of a greedy reply (of its answer where a thought goes before): its first token,
-    and its text."""
+    """The beginning of a greedy reply, or of its answer where a thought goes before."""
 
     token: int
     text: str
@@ -95,8 +94,7 @@ class Observations:
 
 
 class Seen(NamedTuple):
-    """Holds what was seen of one prompt, as Observations do; its reply is without text where none
-    was asked for."""
+    """Holds what was seen of one prompt; its reply is without text where none was asked for."""
 
     state: Rows
     token: int

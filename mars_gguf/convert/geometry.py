@@ -68,8 +68,7 @@ def readout(
 
 
 def projections(base: Centroids) -> Array:
-    """Computes the plain read-out after every block, [L, d]: t is the projection on the direction.
-    NaN where the centroids coincide."""
+    """Computes the plain read-out, the projection on r, [L, d]; NaN where centroids coincide."""
     r = base.direction.astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(r / np.einsum("ld,ld->l", r, r)[:, None])
@@ -121,8 +120,7 @@ def _solved(a: Array, r: Array, rho: float) -> Array:
 
 
 def coordinates(states: Array, base: Centroids, w: Array) -> Array:
-    """Computes t = <w, h - mu_s> after every block, [n, L], of states [n, L, d] (re-centred for
-    media)."""
+    """Computes t = <w, h - mu_s>, [n, L], of states [n, L, d] (re-centred for media)."""
     return np.asarray(np.einsum("nld,ld->nl", states - base.safe, w))
 
 
@@ -172,8 +170,7 @@ class Axes:
         ramp: float,
         limit: float,
     ) -> Geometry:
-        """Puts together the geometry of one block, in float32, with a gate and a trust limit that
-        were measured there."""
+        """Puts together the geometry of one block with the gate that was measured there."""
         axes = self.base.safe, self.base.unsafe, self.readout
         safe, unsafe, w = (np.asarray(axis[layer], np.float32) for axis in axes)
         shifts = {m: np.asarray(shift[layer], np.float32) for m, shift in self.shifts.items()}

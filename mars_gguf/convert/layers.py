@@ -124,8 +124,7 @@ def force(
     places: Sequence[Place],
     advance: Advance,
 ) -> list[Forced]:
-    """Steers the prompts of all ``trials`` with the gate fully open at each of ``places``, and
-    reads their replies."""
+    """Steers the prompts of all ``trials`` with the gate fully open at each of ``places``."""
     rates = np.ones(len(places))
     kept: list[list[Reply]] = []
 

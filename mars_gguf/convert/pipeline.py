@@ -135,8 +135,7 @@ def measure(
 
 
 def _n_places(n_blocks: int) -> int:
-    """Places at which steering is tried, at most: so many blocks at one limit, and one of them at
-    all others."""
+    """Counts the places to steer at, at most: each block at one limit, one of them at all."""
     return n_blocks + len({*LOW_LIMITS, *HIGH_LIMITS} - {FORCED_LIMIT})
 
 
@@ -179,14 +178,12 @@ class _Observer(NamedTuple):
     def observe_together(
         self, sets: Mapping[str, Sequence[Prompt]], **options: Any
     ) -> dict[str, Observations]:
-        """Observes several sets at once: a context that their prompts begin with is decoded
-        once."""
+        """Observes several sets at once, so that what their prompts begin with is decoded once."""
         seen = self.observe([p for some in sets.values() for p in some], **options)
         return dict(zip(sets, seen.parts([len(some) for some in sets.values()]), strict=True))
 
     def with_replies(self, prompts: Sequence[Prompt]) -> tuple[Rows, list[Reply]]:
-        """Observes hidden states [n, L, d], and the beginnings of the replies to the first REPLIES
-        of the prompts."""
+        """Observes hidden states [n, L, d], and replies to the first REPLIES of the prompts."""
         asked = self.observe(prompts[:REPLIES], n_tokens=N_TOKENS)
         rest = self.observe(prompts[REPLIES:])
         return np.concatenate([asked.states, rest.states]), asked.replies
@@ -237,8 +234,7 @@ def _fit(
 
 
 class _Seen(NamedTuple):
-    """Holds what is seen of one part, as coordinates [n, L]: harmful text, and neutral prompts by
-    modality."""
+    """Holds coordinates [n, L] of one part: of harmful text, and neutral prompts by modality."""
 
     harmful: Observations
     neutral: dict[str, Observations]
@@ -347,8 +343,7 @@ def _trials(
 
 
 def _before_recentering(axes: Axes, seen: _Seen) -> dict[str, Array]:
-    """Moves coordinates [n, L] back to before re-centering, by name: harmful and neutral text, and
-    each medium."""
+    """Moves coordinates [n, L] back to before re-centering, by the names of the sets."""
     found = {"harmful text": seen.harmful.states}
     for m, neutral in seen.neutral.items():
         moved = np.einsum("ld,ld->l", axes.readout, axes.shifts[m])

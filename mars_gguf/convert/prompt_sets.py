@@ -28,8 +28,7 @@ class PromptSets:
     contexts: Sequence[Context] = (Context(),)
 
     def longest(self) -> list[Prompt]:
-        """The prompts among which those are that need the longest context: the longest text after
-        every context, and all that have media."""
+        """The longest text after every context, and all that have media: none needs more cells."""
         text = max(self.contrast.harmful + self.contrast.harmless, key=len)
         return [
             *(Prompt(text, context=context) for context in self.contexts),

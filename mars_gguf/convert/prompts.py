@@ -1,5 +1,4 @@
-"""The prompts that a conversion measures with: their types, the built-in sets, and the user's own
-files."""
+"""The prompts that a conversion measures with: types, built-in sets, and the user's files."""
 
 from __future__ import annotations
 

@@ -54,8 +54,7 @@ class Refusals:
         return cls(shares, judged=False)
 
     def begin(self, tokens: npt.NDArray[np.intp]) -> Flags:
-        """Tells whether replies that begin with these tokens [n] are refusals more often than not,
-        [n]."""
+        """Tells whether replies that begin with these tokens [n] are mostly refusals, [n]."""
         return np.asarray([self.shares.get(int(token), 0.0) > 0.5 for token in tokens], np.bool_)
 
     def among(self, replies: Sequence[Reply]) -> Flags:

@@ -1,6 +1,4 @@
-"""Keeps what is measured beside the output until that is written, so that a conversion that was
-interrupted goes on with the same command.
-"""
+"""Keeps what is measured until the output is written: an interrupted conversion can go on."""
 
 from __future__ import annotations
 
@@ -51,8 +49,7 @@ class ResumeFile:
         self.path, self.job = path, job
 
     def find(self, keys: Sequence[str]) -> dict[str, Seen]:
-        """Returns those of the keys that are kept. Raises MarsError for a file that is something
-        else."""
+        """Returns those of the keys that are kept. Raises MarsError for another kind of file."""
         if not self.path.exists():
             return {}
         query = "SELECT shape, state, token, reply, text FROM seen WHERE key = ?"

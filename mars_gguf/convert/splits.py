@@ -39,8 +39,7 @@ class Splits:
     neutral: dict[str, Split]
 
     def __len__(self) -> int:
-        """The number of prompts that are measured: harmless text that is neutral text, too,
-        once."""
+        """The number of different prompts."""
         sets = self.harmful, *self.neutral.values(), [self.harmless.fit]
         return len({id(prompt) for split in sets for part in split for prompt in part})
 

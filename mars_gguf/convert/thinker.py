@@ -47,8 +47,7 @@ class Thinker:
         return self.llama.tokenize(text.encode(), add_bos=False, special=True)
 
     def end(self, reply: list[int]) -> list[int] | None:
-        """Returns the tokens that end the thought that ``reply`` consists of; None if it goes
-        on."""
+        """Returns the tokens that end the thought of which ``reply`` is; None if it goes on."""
         if self.decoder.ends(reply[-1]):
             reply.pop()
             return self.closing
