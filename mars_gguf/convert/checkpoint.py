@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,14 @@ class Checkpoint:
         self.model = self._load(
             getattr(transformers, kind), dtype=options.dtype, device_map=device
         ).eval()
+        ends = getattr(self.model.generation_config, "eos_token_id", None)
+        self._ends = {*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id}
+        self._ends.discard(None)
+        self.model.generation_config = transformers.GenerationConfig(
+            do_sample=False,
+            eos_token_id=sorted(self._ends),
+            pad_token_id=self.tokenizer.pad_token_id,
+        )
         self._accepts = inspect.signature(self.model.forward).parameters
         self.fingerprint = ModelFingerprint(
             architecture=_architecture(config.model_type, text.model_type),
@@ -139,16 +148,28 @@ class Checkpoint:
             inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
         return inputs
 
-    def run(self, inputs: Inputs, **options: Any) -> Any:
+    def run(self, inputs: Inputs) -> Any:
         """Runs the model on ``inputs``; with logits of the last token alone where it can choose."""
-        if "logits_to_keep" in self._accepts:
-            options["logits_to_keep"] = 1
+        options = {"logits_to_keep": 1} if "logits_to_keep" in self._accepts else {}
+        with self._told(inputs):
+            return self.model(**inputs, use_cache=False, **options)
+
+    def replies(self, inputs: Inputs, n_tokens: int) -> list[Reply]:
+        """Generates the first ``n_tokens`` tokens of the greedy replies."""
+        asked = {name: x for name, x in inputs.items() if name != "position_ids"}
+        with self._told(inputs):
+            rows = self.model.generate(**asked, max_new_tokens=n_tokens)
+        return [self.reply(row) for row in rows[:, inputs["input_ids"].shape[1] :].tolist()]
+
+    @contextmanager
+    def _told(self, inputs: Inputs) -> Iterator[None]:
+        """Turns whatever any architecture's code raises into a ModelError."""
         try:
             with torch.inference_mode():
-                return self.model(**inputs, **options)
+                yield
         except MarsError:
             raise
-        except Exception as error:  # of any kind, from any architecture's code
+        except Exception as error:
             shape = " x ".join(map(str, inputs["input_ids"].shape))
             raise ModelError(
                 f"{self.name}: its forward pass failed on {shape} tokens "
@@ -158,10 +179,7 @@ class Checkpoint:
 
     def reply(self, tokens: list[int]) -> Reply:
         """Makes the reply that these tokens begin, or are, up to the end of the text."""
-        ends = {self.tokenizer.eos_token_id}
-        stated = getattr(self.model.generation_config, "eos_token_id", None)
-        ends |= set(stated if isinstance(stated, list) else [stated])
-        length = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
+        length = next((i for i, token in enumerate(tokens) if token in self._ends), len(tokens))
         return Reply(tokens[0], self.tokenizer.decode(tokens[:length], skip_special_tokens=True))
 
     def _load(self, kind: Any, **options: Any) -> Any:
@@ -185,8 +203,7 @@ class Checkpoint:
 
 
 def require_checkpoint(model: str) -> None:
-    """Raises ModelError unless ``model`` is a directory with a model in it, or looks like a hub id
-    (ORG/NAME)."""
+    """Raises ModelError unless ``model`` is a directory with a model, or looks like a hub id."""
     path = Path(model)
     if not path.exists():
         if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", model):

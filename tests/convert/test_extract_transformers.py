@@ -19,8 +19,8 @@ from models import picture, random_llama
 
 from mars_gguf.convert.choices import CheckpointOptions
 from mars_gguf.convert.extract_gguf import GgufExtractor
-from mars_gguf.convert.extract_transformers import Batch, TransformersExtractor, _adding
-from mars_gguf.convert.prompts import Context, Prompt, Rows
+from mars_gguf.convert.extract_transformers import TransformersExtractor
+from mars_gguf.convert.prompts import Context, Prompt
 from mars_gguf.runtime.template import CHATML
 from mars_gguf.vectors import read_vector
 
@@ -35,12 +35,6 @@ def prompts_for(extractor: TransformersExtractor) -> list[Prompt]:
         for count in counts
         for i, text in enumerate(TEXTS)
     ]
-
-
-def pushed(batch: Batch, layer: int, additions: Rows) -> Rows:
-    """Logits of the first token, with ``additions`` at the last token of each prompt."""
-    with batch.extractor.visiting(_adding(layer, additions)):
-        return batch._forward(batch.cached)
 
 
 def reference(extractor: TransformersExtractor, prompt: Prompt) -> tuple[Any, Any]:
@@ -67,7 +61,6 @@ def test_block_outputs_are_transformers_hidden_states_and_the_last_is_before_the
     for indices, session in extractor.sessions(prompts):
         states, logits = session.observe()
         assert states.shape == (len(indices), BLOCKS, WIDTH)
-        assert session.cached
         for row, index in enumerate(indices):
             hidden, last = reference(extractor, prompts[index])
             for block in range(BLOCKS - 1):
@@ -83,31 +76,6 @@ def test_block_outputs_are_transformers_hidden_states_and_the_last_is_before_the
             np.testing.assert_allclose(logits[row], last.numpy(), rtol=1e-3, atol=1e-3)
             seen += 1
     assert seen == len(prompts)
-
-
-@EVERY
-def test_steering_adds_to_one_block_at_the_last_token_with_and_without_a_cache(
-    checkpoint: str,
-) -> None:
-    extractor = TransformersExtractor(checkpoint)
-    rng = np.random.default_rng(5)
-    for indices, session in extractor.sessions(prompts_for(extractor)):
-        additions = rng.normal(size=(len(indices), WIDTH)).astype(np.float32)
-        states, plain = session.observe()
-        np.testing.assert_array_equal(pushed(session, 1, 0 * additions), plain)
-        # After the last block only the norm and the head remain: computed here by hand.
-        with torch.inference_mode():
-            moved = torch.from_numpy(states[:, -1] + additions)
-            head = extractor.checkpoint.model.get_output_embeddings()
-            expected = head(extractor.checkpoint.model.get_decoder().norm(moved)).numpy()
-        np.testing.assert_allclose(
-            pushed(session, BLOCKS - 1, additions), expected, rtol=1e-3, atol=1e-3
-        )
-        steered = pushed(session, 1, additions)
-        assert abs(steered - plain).max() > 0.05
-        np.testing.assert_array_equal(pushed(session, 1, additions), steered)
-        session.cached = False
-        np.testing.assert_allclose(pushed(session, 1, additions), steered, rtol=1e-3, atol=1e-3)
 
 
 def greedy(
@@ -145,10 +113,7 @@ def greedy(
 
 
 @EVERY
-@pytest.mark.parametrize("cached", [True, False])
-def test_replies_are_those_of_transformers_alone_steered_and_not(
-    checkpoint: str, cached: bool
-) -> None:
+def test_replies_are_those_of_transformers_alone_steered_and_not(checkpoint: str) -> None:
     extractor = TransformersExtractor(checkpoint, CheckpointOptions(batch_size=4))
     prompts, rng = prompts_for(extractor), np.random.default_rng(3)
     config, head = (
@@ -160,7 +125,6 @@ def test_replies_are_those_of_transformers_alone_steered_and_not(
             head.weight.data[token] = 0
     said = set()
     for indices, session in extractor.sessions(prompts):
-        session.cached = cached
         states, _ = session.observe()
         additions = 2 * rng.normal(size=(len(indices), WIDTH)).astype(np.float32)
         pushes = [(layer, k * additions) for layer, k in ((1, 0), (1, 1), (BLOCKS - 1, 1))]
@@ -202,19 +166,6 @@ def test_a_context_is_taken_if_the_template_writes_it(
     system = {"role": "system", "content": "Be brief."}
     assert extractor.takes(Context("strict", (system,))) == taken
     assert extractor.takes(Context())
-
-
-@LLAMA
-def test_a_cache_that_does_not_repeat_the_plain_pass_is_noticed(checkpoint: str) -> None:
-    extractor = TransformersExtractor(checkpoint)
-    sessions = [s for _, s in extractor.sessions([Prompt(text) for text in TEXTS[:2] * 8])]
-    assert sessions[0].cache_works()
-    for module_input in ("input_ids", "attention_mask"):
-        assert sessions[0].inputs[module_input].shape == sessions[1].inputs[module_input].shape
-    sessions[1].inputs["input_ids"] = sessions[1].inputs["input_ids"].flip(0)
-    sessions[1].observe()
-    sessions[0]._prefilled = sessions[1]._prefilled
-    assert not sessions[0].cache_works()
 
 
 @pytest.mark.parametrize("template", [STRINGS, PARTS, checkpoints.TEMPLATE, CHATML])
