@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from mars_gguf.errors import MarsError
@@ -97,13 +97,9 @@ def _target(path: Path) -> Path:
 @contextmanager
 def _temporary(target: Path, folder: Path) -> Iterator[Path]:
     file = folder / f"{target.name}.{secrets.token_hex(4)}{SUFFIX}"
-    with ExitStack() as made:
-        with interrupts_held():
-            file.touch(exist_ok=False)
-            made.callback(_remove, file)
+    try:
+        file.touch(exist_ok=False)
         yield file
-
-
-def _remove(file: Path) -> None:
-    with interrupts_held():
-        file.unlink(missing_ok=True)
+    finally:
+        with interrupts_held():
+            file.unlink(missing_ok=True)
