@@ -13,7 +13,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from mars_gguf.errors import MarsError
 from mars_gguf.modalities import IMAGE, VIDEO
@@ -31,16 +31,7 @@ _DAMAGED = (
     OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError,
     ArithmeticError, struct.error, zlib.error,
 )  # fmt: skip
-ORIENTATION = 0x112  # in EXIF
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+ORIENTATION = 0x112  # in EXIF: 1 is upright, up to 8 turned or mirrored
 
 
 def load_image(path: str | PathLike[str], longest_side: int | None = None) -> Image.Image:
@@ -101,10 +92,14 @@ def decode_image(file: BinaryIO, name: str, max_pixels: int | None = None) -> Im
     with readable(file, name):
         with open_image(file, name, max_pixels) as image:
             image.load()
-            turn = UPRIGHT.get(orientation(image))
+            turned = orientation(image)
             colours = _rgb(image)
         del image  # a large picture is in memory twice, not three times
-        return colours if turn is None else colours.transpose(turn)
+        colours.info.clear()  # of what the file carried along, EXIF data among it
+        if turned != 1:
+            colours.getexif()[ORIENTATION] = turned
+            ImageOps.exif_transpose(colours, in_place=True)
+        return colours
 
 
 @contextmanager
@@ -161,13 +156,13 @@ def require_size(size: tuple[int, int], name: str, max_pixels: int | None) -> No
 
 
 def orientation(image: Image.Image) -> int:
-    """Reads how the picture is to be turned (a key of `UPRIGHT`) from its EXIF data; 1 if it is
-    upright already, or the data cannot be read."""
+    """Reads how the picture is turned from its EXIF data; 1 if it is upright, or that cannot be
+    read."""
     try:
         found = image.getexif().get(ORIENTATION)
     except Exception:  # whatever Pillow meets in what a camera or an attacker wrote
         return 1
-    return found if isinstance(found, int) and found in UPRIGHT else 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # that begins a segment; not within pixels
