@@ -4,8 +4,9 @@ a steered model in the terminal, or asks it one thing with ``-p``."""
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -15,9 +16,9 @@ from rich.console import Console
 
 from mars_gguf.chat.conversation import Conversation
 from mars_gguf.chat.lines import line_editor, read_plainly
-from mars_gguf.chat.once import answer_once, one_prompt
+from mars_gguf.chat.live import stream
 from mars_gguf.chat.terminal import COMMANDS, Terminal
-from mars_gguf.console import command, require_utf8
+from mars_gguf.console import command, printable, require_utf8
 from mars_gguf.errors import MarsError
 from mars_gguf.loading import load_steered
 from mars_gguf.media.images import SHOWN_SIDE, load_image
@@ -87,12 +88,34 @@ def main(argv: list[str] | None = None) -> None:
             conversation = Conversation(llama, system=system, sampling=_sampling(args))
             if prompt is not None:
                 pieces = conversation.reply(prompt, pictures, video)
-                answer_once(conversation, pieces, as_json=args.json)
+                _answer_once(conversation, pieces, as_json=args.json)
                 return
             read_line = line_editor(COMMANDS) if sys.stdout.isatty() else read_plainly
-            terminal = Terminal(conversation, Console(highlight=False), read_line, read_video)
-            terminal.pictures, terminal.video = pictures, video
-            terminal.run()
+            console = Console(highlight=False)
+            Terminal(conversation, console, read_line, read_video, pictures, video).run()
+
+
+def one_prompt(given: str | None, *, shows: bool, as_json: bool) -> str | None:
+    """Reads the one request of -p and of standard input; None if a person is there to chat.
+
+    given: the text of -p; "-" is standard input alone. shows: whether the request shows something,
+    so that it needs no words. as_json: whether the reply is to be JSON, which no chat is.
+    """
+    typed = sys.stdin is not None and sys.stdin.isatty()
+    if given is None and typed:
+        if as_json:
+            raise MarsError("--json is for one reply: give --prompt, or a prompt on standard input")
+        return None
+    if given in (None, "-") and sys.stdin is None:
+        raise MarsError("no standard input to read a prompt from. Give one with --prompt.")
+    parts = [] if given is None or given == "-" else [require_utf8(given, "--prompt")]
+    if given == "-" or (sys.stdin is not None and not typed):
+        piped = sys.stdin.buffer.read().decode(errors="surrogateescape")
+        parts.append(require_utf8(piped, "standard input").strip())
+    prompt = "\n\n".join(part for part in parts if part)
+    if not prompt and not shows:
+        raise MarsError("the prompt is empty, expected some text")
+    return prompt
 
 
 def _attached(
@@ -107,6 +130,20 @@ def _attached(
         return pictures, None
     with Console(stderr=True).status("reading the video"):
         return pictures, read_video(args.video)
+
+
+def _answer_once(
+    conversation: Conversation, pieces: Generator[str, None, None], *, as_json: bool
+) -> None:
+    """Prints the reply that comes in ``pieces``, then what had to be left out of its request."""
+    with closing(pieces):
+        if as_json:
+            reply, mars = "".join(pieces), conversation.llama.last_steering
+            print(json.dumps({"reply": reply, "mars": mars.report() if mars else None}))
+        else:
+            stream(Console(), pieces, conversation.taken_apart)
+    for note in conversation.notes:
+        print(printable(note), file=sys.stderr)
 
 
 def _sampling(args: argparse.Namespace) -> dict[str, object]:

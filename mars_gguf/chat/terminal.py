@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
@@ -35,6 +36,7 @@ COMMANDS = {
 }
 
 
+@dataclass
 class Terminal:
     """Reads lines until they end, and shows on ``console`` what the conversation answers.
 
@@ -42,25 +44,21 @@ class Terminal:
     a path into a Video. ``pictures`` and ``video`` are attached to the next message.
     """
 
-    def __init__(
-        self,
-        conversation: Conversation,
-        console: Console,
-        read_line: ReadLine,
-        read_video: Callable[[str], Video],
-    ) -> None:
-        self.conversation, self.console = conversation, console
-        self.read_line, self.read_video = read_line, read_video
-        self.pictures: list[Image.Image] = []
-        self.video: Video | None = None
+    conversation: Conversation
+    console: Console
+    read_line: ReadLine
+    read_video: Callable[[str], Video]
+    pictures: list[Image.Image] = field(default_factory=list)
+    video: Video | None = None
 
     def run(self) -> None:
         """Answers and obeys until /exit or the end of input. What goes wrong with one line is said,
         and the chat goes on."""
         self._say("/help lists the commands.")
         while True:
+            frames = len(self.video.frames) if self.video else 0
             try:
-                line = self.read_line(self._prompt()).strip()
+                line = self.read_line(f"{media_of(len(self.pictures), frames)}> ").strip()
             except KeyboardInterrupt:
                 continue
             except EOFError:
@@ -77,10 +75,6 @@ class Terminal:
                 self.console.print(Text(f"error: {visible(str(error))}", style="red"))
             except KeyboardInterrupt:
                 self._say("stopped")
-
-    def _prompt(self) -> str:
-        frames = len(self.video.frames) if self.video else 0
-        return f"{media_of(len(self.pictures), frames)}> "
 
     def _answer(self, text: str) -> None:
         conversation, known = self.conversation, len(self.conversation.turns)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from mars_gguf.chat.conversation import Conversation
 from mars_gguf.chat.words import media_of, status
@@ -21,12 +19,12 @@ def save(conversation: Conversation, path: Path) -> None:
     """
     if os.path.lexists(path):
         raise MarsError(f"{path}: exists already. Give another name, or remove it first.")
-    text = "".join(_as_json(conversation) if path.suffix == ".json" else _as_markdown(conversation))
+    text = _as_json(conversation) if path.suffix == ".json" else _as_markdown(conversation)
     with atomic(path) as file:
         file.write_text(text, encoding="utf-8")
 
 
-def _as_json(conversation: Conversation) -> Iterator[str]:
+def _as_json(conversation: Conversation) -> str:
     turns = [
         {
             "system": turn.system,
@@ -37,24 +35,24 @@ def _as_json(conversation: Conversation) -> Iterator[str]:
         for turn in conversation.turns
     ]
     saved = {"first_in_context": conversation.first, "turns": turns}
-    yield json.dumps(saved, ensure_ascii=False, indent=1)
-    yield "\n"
+    return json.dumps(saved, ensure_ascii=False, indent=1) + "\n"
 
 
-def _as_markdown(conversation: Conversation) -> Iterator[str]:
-    system = None
+def _as_markdown(conversation: Conversation) -> str:
+    text, system = "", None
     for index, turn in enumerate(conversation.turns):
         if index and index == conversation.first:
-            yield "*The context has no room for what is above.*\n\n"
+            text += "*The context has no room for what is above.*\n\n"
         if turn.system != system:
-            yield f"**System:** {turn.system or 'none any longer'}\n\n"
             system = turn.system
-        asked = media_of(turn.pictures, turn.frames) + _words(turn.request["content"])
-        yield f"**User:** {asked.rstrip()}\n\n"
-        yield f"**Assistant:** {turn.answer}\n\n*{status(turn)}*\n\n"
-
-
-def _words(content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    return " ".join(part["text"] for part in content if part["type"] == "text")
+            text += f"**System:** {system or 'none any longer'}\n\n"
+        content = turn.request["content"]
+        words = (
+            content
+            if isinstance(content, str)
+            else " ".join(part["text"] for part in content if part["type"] == "text")
+        )
+        asked = media_of(turn.pictures, turn.frames) + words
+        text += f"**User:** {asked.rstrip()}\n\n"
+        text += f"**Assistant:** {turn.answer}\n\n*{status(turn)}*\n\n"
+    return text
