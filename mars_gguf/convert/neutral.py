@@ -11,27 +11,17 @@ import json
 import textwrap
 from collections.abc import Callable, Iterable
 from importlib.resources import files
+from itertools import cycle, islice
 from os import PathLike
 from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance
 
 from mars_gguf.errors import MarsError
-from mars_gguf.media.drawing import (
-    Draw,
-    contrasting,
-    disc,
-    near,
-    random_colour,
-    star,
-    text_layer,
-)
+from mars_gguf.media.drawing import Draw, contrasting, disc, near, random_colour, star, text_layer
 from mars_gguf.media.images import MEASURED_SIDE, load_image
 
-Kind = Literal["noise", "drawn"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 Painter = Callable[[np.random.Generator, int], Image.Image]
 Paint = Callable[[np.random.Generator, Image.Image], None]
 
@@ -46,21 +36,17 @@ WORDS: list[str] = _DRAWN["words"]  # that are written in pictures
 REQUESTS: list[str] = _DRAWN["requests"]  # likewise
 
 
-def neutral_images(kind: Kind, count: int, size: int, seed: int) -> list[Image.Image]:
+def neutral_images(kind: str, count: int, size: int, seed: int) -> list[Image.Image]:
     """Draws ``count`` different pictures of ``size`` x ``size`` pixels, the sorts of ``kind`` in
     turn. A smaller count gives the beginning of the same list."""
-    painters = _painters(kind)
-    _require_size(size)
-    return [
-        painters[i % len(painters)](np.random.default_rng([seed, i]), size) for i in range(count)
-    ]
+    sorts = enumerate(islice(cycle(_painters(kind, size)), count))
+    return [painter(np.random.default_rng([seed, i]), size) for i, painter in sorts]
 
 
-def frames(image_kind: Kind, count_frames: int, size: int, seed: int) -> list[Image.Image]:
+def frames(kind: str, count_frames: int, size: int, seed: int) -> list[Image.Image]:
     """Draws a short film: ``count_frames`` views of one picture, as a camera moves over it in a
     straight line while the light flickers."""
-    painters = _painters(image_kind)
-    _require_size(size)
+    painters = _painters(kind, size)
     rng = np.random.default_rng(seed)
     room = size // 6
     picture = painters[rng.integers(len(painters))](rng, size + room)
@@ -114,18 +100,14 @@ def _loaded(paths: Iterable[Path]) -> list[Image.Image]:
     ]
 
 
-def _painters(kind: str) -> tuple[Painter, ...]:
-    if kind not in KINDS:
-        raise MarsError(f"kind of neutral picture: found {kind!r}, expected 'noise' or 'drawn'")
-    return NOISE if kind == "noise" else DRAWN
-
-
-def _require_size(size: int) -> None:
+def _painters(kind: str, size: int) -> tuple[Painter, ...]:
+    """Finds who draws pictures of ``kind``. Raises MarsError for a size that nobody draws."""
     if not MIN_SIDE <= size <= MAX_SIDE:
         raise MarsError(
             f"size of a neutral picture: found {size} pixels, expected at least {MIN_SIDE} and at "
             f"most {MAX_SIDE}"
         )
+    return PAINTERS[kind]
 
 
 # Noise
@@ -172,15 +154,6 @@ def _tiles(rng: np.random.Generator, word: str, width: float) -> Image.Image:
     return layer
 
 
-def _paste(rng: np.random.Generator, image: Image.Image, layer: Image.Image) -> None:
-    """Pastes ``layer`` somewhere inside ``image``."""
-    margin = image.width // 32
-    layer.thumbnail((image.width - 2 * margin, image.height - 2 * margin))
-    x = int(rng.integers(margin, image.width - margin - layer.width + 1))
-    y = int(rng.integers(margin, image.height - margin - layer.height + 1))
-    image.paste(layer, (x, y), layer)
-
-
 def _phrase(rng: np.random.Generator) -> str:
     """Makes up a word, or a list of words."""
     words = rng.choice(WORDS, int(rng.integers(3, 6)), replace=False).tolist()
@@ -220,8 +193,13 @@ def _written(text: Callable[[np.random.Generator], str]) -> Paint:
     """Makes a function that fills a picture with what ``text`` says."""
 
     def paint(rng: np.random.Generator, image: Image.Image) -> None:
-        phrase = text(rng)
-        _write(rng, image, phrase.upper() if rng.random() < 0.25 else phrase)
+        phrase, side = text(rng), image.width
+        phrase = phrase.upper() if rng.random() < 0.25 else phrase
+        ground = random_colour(rng)
+        image.paste(ground, (0, 0, side, side))
+        ink, width = contrasting(rng, ground), side * rng.uniform(0.5, 0.95)
+        layer = text_layer(phrase, width, side * 0.8, ink, bold=bool(rng.random() < 0.3))
+        _tilt(rng, image, layer)
 
     return paint
 
@@ -232,18 +210,15 @@ def _tiled(rng: np.random.Generator, image: Image.Image) -> None:
     _tilt(rng, image, layer)
 
 
-def _write(rng: np.random.Generator, image: Image.Image, phrase: str) -> None:
-    side = image.width
-    ground = random_colour(rng)
-    image.paste(ground, (0, 0, side, side))
-    ink, width = contrasting(rng, ground), side * rng.uniform(0.5, 0.95)
-    layer = text_layer(phrase, width, side * 0.8, ink, bold=bool(rng.random() < 0.3))
-    _tilt(rng, image, layer)
-
-
 def _tilt(rng: np.random.Generator, image: Image.Image, layer: Image.Image) -> None:
+    """Pastes ``layer``, turned a little, somewhere inside ``image``."""
     angle = 0 if rng.random() < 0.4 else rng.uniform(-25, 25)
-    _paste(rng, image, layer.rotate(angle, Image.Resampling.BICUBIC, expand=True))
+    layer = layer.rotate(angle, Image.Resampling.BICUBIC, expand=True)
+    margin = image.width // 32
+    layer.thumbnail((image.width - 2 * margin, image.height - 2 * margin))
+    x = int(rng.integers(margin, image.width - margin - layer.width + 1))
+    y = int(rng.integers(margin, image.height - margin - layer.height + 1))
+    image.paste(layer, (x, y), layer)
 
 
 def _shapes(rng: np.random.Generator, image: Image.Image) -> None:
@@ -398,7 +373,10 @@ def _chart(rng: np.random.Generator, image: Image.Image) -> None:
             draw.line(points, random_colour(rng, 0, 200), max(1, side // 64), joint="curve")
 
 
-NOISE: tuple[Painter, ...] = (_grain, _blocks, _gradient)
-DRAWN: tuple[Painter, ...] = tuple(
-    map(_smooth, (_shapes, _written(_phrase), _scene, _written(_request), _chart, _tiled))
-)
+PAINTERS: dict[str, tuple[Painter, ...]] = {
+    "noise": (_grain, _blocks, _gradient),
+    "drawn": tuple(
+        map(_smooth, (_shapes, _written(_phrase), _scene, _written(_request), _chart, _tiled))
+    ),
+}
+KINDS = tuple(PAINTERS)
