@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -26,53 +27,19 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-# Section and key: type, and the command's option it stands for.
-KEYS: dict[str, dict[str, tuple[type, str]]] = {
-    "": {"output": (Path, "output"), "untested": (str, "untested")},
-    "model": {
-        "path": (Path, "input"),
-        "hub": (str, "input"),
-        "revision": (str, "revision"),
-        "mmproj": (Path, "mmproj"),
-        "quantization": (str, "quantization"),
-        "dtype": (str, "dtype"),
-        "ctx_size": (int, "ctx_size"),
-        "chat_handler": (str, "chat_handler"),
-        "chat_template_kwargs": (dict, "chat_template_kwargs"),
-        "reasoning": (str, "reasoning"),
-        "reasoning_budget": (int, "reasoning_budget"),
-    },
-    "prompts": {
-        "harmful": (Path, "harmful"),
-        "harmless": (Path, "harmless"),
-        "sha256": (str, "prompts_sha256"),
-    },
-    "neutral": {
-        "media": (Path, "neutral_media"),
-        "count": (int, "probes"),
-        "image_size": (int, "image_size"),
-        "modalities": (list, "modality"),  # of MODALITIES
-        "text": (Path, "neutral_text"),
-        "contexts": (bool, "contexts"),
-        "system_prompt": (Path, "system_prompt"),
-    },
-    "calibration": {
-        "layers": (str, "layers"),
-        "over_refusal": (float, "over_refusal"),
-        "shrinkage": (str, "shrinkage"),
-        "seed": (int, "seed"),
-    },
+KEYS: dict[str, dict[str, tuple[str, str]]] = tomllib.loads(
+    (files("mars_gguf.convert") / "data" / "recipe.toml").read_text(encoding="utf-8")
+)
+_KINDS = {
+    "text": str,
+    "a path": str,
+    "a whole number": int,
+    "a number": float,
+    "a list": list,  # of MODALITIES
+    "a table": dict,
+    "true or false": bool,
 }
 _CHOICES = {"dtype": DTYPES, "chat_handler": HANDLERS, "reasoning": REASONINGS}
-_EXPECTED = {
-    str: "text",
-    Path: "a path",
-    int: "a whole number",
-    float: "a number",
-    list: "a list",
-    dict: "a table",
-    bool: "true or false",
-}
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -103,24 +70,19 @@ def read_recipe(path: Path) -> dict[str, Any]:
     return options
 
 
-def _has_type(value: object, kind: type) -> bool:
-    return type(value) is kind  # not isinstance: True is no whole number
-
-
 def _section(path: Path, section: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    known = KEYS[section]
-    options: dict[str, Any] = {}
-    value: Any
+    known, options = KEYS[section], dict[str, Any]()
     for key, value in values.items():
         name = f"{section}.{key}" if section else key
         if key not in known:
             raise MarsError(f"{path}: unknown key {name}, expected one of {', '.join(known)}")
-        kind, option = known[key]
-        text = kind in (str, Path)
+        expected, option = known[key]
+        kind = _KINDS[expected]
         if kind is float and type(value) is int:
             value = float(value)
-        if not _has_type(value, str if text else kind) or (text and not value):
-            raise MarsError(f"{path}: {name} is {value!r:.60}, expected {_EXPECTED[kind]}")
+        found = type(value)  # not isinstance: True is no whole number
+        if found is not kind or (kind is str and not value):
+            raise MarsError(f"{path}: {name} is {value!r:.60}, expected {expected}")
         if kind is list and (not value or not set(map(str, value)) <= set(MODALITIES)):
             raise MarsError(f"{path}: {name} is {value!r:.60}, expected some of {MODALITIES}")
         if value not in (choices := _CHOICES.get(option, [value])):
@@ -128,5 +90,5 @@ def _section(path: Path, section: str, values: Mapping[str, Any]) -> dict[str, A
         least, most = (0, (1 << 32) - 1) if option == "seed" else (1, 1 << 24)
         if kind is int and not least <= value <= most:
             raise MarsError(f"{path}: {name} is {value}, expected {least} to {most}")
-        options[option] = os.path.normpath(path.parent / value) if kind is Path else value
+        options[option] = os.path.normpath(path.parent / value) if expected == "a path" else value
     return options
