@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +18,12 @@ import numpy as np
 from mars_gguf.console import command
 from mars_gguf.convert.card import PARITY, split_parity
 from mars_gguf.convert.choices import Calibration, CheckpointOptions, GgufOptions, chosen
-from mars_gguf.convert.extractor import Extractor
+from mars_gguf.convert.extractor import Extractor, observe
 from mars_gguf.convert.geometry import Array
 from mars_gguf.convert.pipeline import Measurement, measure
 from mars_gguf.convert.probes import neutral_probes
 from mars_gguf.convert.prompt_sets import PromptSets
-from mars_gguf.convert.prompts import ContrastPrompts, Prompt, Rows, read_contrast
+from mars_gguf.convert.prompts import ContrastPrompts, Rows, read_contrast
 from mars_gguf.convert.splits import split_prompts
 from mars_gguf.errors import MarsError
 from mars_gguf.files import atomic
@@ -36,7 +35,9 @@ from mars_gguf.options import (
     add_template_arguments,
     add_threads_argument,
     layer_range,
+    option,
     positive,
+    switch,
 )
 
 
@@ -53,8 +54,8 @@ class Parity:
     names: tuple[str, str]
     cosine: dict[str, Array]
     t: Array
-    measurements: tuple[Measurement, Measurement]
-    seconds: tuple[float, float]
+    measurements: list[Measurement]
+    seconds: list[float]
 
     @property
     def layers(self) -> tuple[int, int]:
@@ -67,6 +68,7 @@ class Parity:
         difference = np.abs(self.t[0] - self.t[1])
         compared = ", ".join(f"{len(c)} {m} prompts" for m, c in self.cosine.items())
         columns = [f"cosine, {m}" for m in self.cosine]
+        seconds = [f"{seconds:.1f}" for seconds in self.seconds]
         rows = []
         for block in range(difference.shape[1]):
             cosines = [f"{cosine[:, block].min():.6f}" for cosine in self.cosine.values()]
@@ -81,13 +83,7 @@ class Parity:
             "",
             *table(["block", *columns, "difference of t", "largest"], rows),
             "",
-            *table(
-                ["", *self.names],
-                [
-                    ["selected block", *self.layers],
-                    ["seconds", *(f"{seconds:.1f}" for seconds in self.seconds)],
-                ],
-            ),
+            *table(["", *self.names], [["selected block", *self.layers], ["seconds", *seconds]]),
         ]
         return "\n".join(lines) + "\n"
 
@@ -106,15 +102,11 @@ def compare(
 
     Raises MarsError if the two are not of one model.
     """
-    differing = a.fingerprint.differing(b.fingerprint, force=True)
-    if differing:
-        raise MarsError(
-            f"{names[0]} and {names[1]} are two models, expected one:\n  "
-            + "\n  ".join(
-                f"{key}: {getattr(a.fingerprint, key)} and {getattr(b.fingerprint, key)}"
-                for key in differing
-            )
-        )
+    if differing := a.fingerprint.differing(b.fingerprint, force=True):
+        lines = [f"{names[0]} and {names[1]} are two models, expected one:"]
+        for key in differing:
+            lines.append(f"{key}: {getattr(a.fingerprint, key)} and {getattr(b.fingerprint, key)}")
+        raise MarsError("\n  ".join(lines))
     measurements, seconds = [], []
     for extractor, name in ((a, names[0]), (b, names[1])):
         began = time.perf_counter()
@@ -125,26 +117,13 @@ def compare(
     pairs = zip(splits.harmful.certify, splits.harmless.certify, strict=False)
     samples = {"text": [p for pair in pairs for p in pair]}
     samples |= {m: split.certify for m, split in sets.media.items()}
-    cosine = {
-        m: _cosine(_states(a, prompts[:n_prompts]), _states(b, prompts[:n_prompts]))
-        for m, prompts in samples.items()
-    }
+    cosine = {}
+    for m, prompts in samples.items():
+        some = prompts[:n_prompts]
+        cosine[m] = _cosine(*(observe(x, some, lambda n: None).states for x in (a, b)))
     texts = ("harmful text", "neutral text")
     t = np.stack([np.concatenate([m.coordinates[s] for s in texts]) for m in measurements])
-    return Parity(
-        names,
-        cosine,
-        t,
-        (measurements[0], measurements[1]),
-        (seconds[0], seconds[1]),
-    )
-
-
-def _states(extractor: Extractor, prompts: Sequence[Prompt]) -> Rows:
-    states = np.empty((len(prompts), extractor.n_layer, extractor.n_embd), np.float32)
-    for indices, session in extractor.sessions(prompts):
-        states[indices] = session.observe()[0]
-    return states
+    return Parity(names, cosine, t, measurements, seconds)
 
 
 def _cosine(a: Rows, b: Rows) -> Array:
@@ -174,17 +153,15 @@ def main(argv: list[str] | None = None) -> None:
     p = argparse.ArgumentParser(prog="mars_gguf.convert.parity", description=__doc__)
     p.add_argument("gguf", metavar="MODEL.gguf")
     p.add_argument("checkpoint", metavar="CHECKPOINT", help="transformers directory or hub id")
-    p.add_argument("--mmproj", metavar="FILE", help="compare on pictures too")
-    p.add_argument(
-        "--pairs", type=positive, metavar="N", help="use the first N prompts of each set"
-    )
+    option(p, "--mmproj FILE", "compare on pictures too")
+    option(p, "--pairs N", "use the first N prompts of each set", positive)
     add_prompt_arguments(p, probes=32)
     add_checkpoint_arguments(p, dtype="float32", batch_size=32)
     add_device_arguments(p)
     add_threads_argument(p)
     add_template_arguments(p)
-    p.add_argument("--card", type=Path, metavar="FILE", help="append the table to this card")
-    p.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
+    option(p, "--card FILE", "append the table to this card", Path)
+    switch(p, "-q --quiet", "no progress bars")
     args = p.parse_args(argv)
     with command():
         if args.card is not None:
@@ -211,9 +188,9 @@ def run(args: argparse.Namespace) -> Parity:
         )
     contrast = ContrastPrompts(contrast.harmful[: args.pairs], contrast.harmless[: args.pairs])
     sees = args.mmproj is not None
-    media = (
-        neutral_probes(args.probes, args.image_size, 0, media=args.neutral_media) if sees else {}
-    )
+    media = {}
+    if sees:
+        media = neutral_probes(args.probes, args.image_size, 0, media=args.neutral_media)
     given = vars(args)
     ours = chosen(GgufOptions, given, reasoning="off", rpc_servers=args.rpc, n_threads=args.threads)
     theirs = chosen(CheckpointOptions, given)
@@ -229,14 +206,8 @@ def run(args: argparse.Namespace) -> Parity:
             f"llama.cpp {quantized.fingerprint.quantization}",
             f"transformers {str(checkpoint.checkpoint.model.dtype).removeprefix('torch.')}",
         )
-        return compare(
-            quantized,
-            checkpoint,
-            PromptSets(contrast, media),
-            calibration,
-            names=names,
-            progress=not args.quiet,
-        )
+        sets, progress = PromptSets(contrast, media), not args.quiet
+        return compare(quantized, checkpoint, sets, calibration, names=names, progress=progress)
 
 
 if __name__ == "__main__":
