@@ -35,7 +35,8 @@ from mars_gguf.vectors import MAX_FILE_BYTES, VectorError
 from mars_gguf.vectors.gguf_file import MAX_ITEMS, GgufFile
 
 SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
-ARRAYS = ("direction", "centroid.safe", "centroid.unsafe", *(f"shift.{m}" for m in MEDIA))
+CENTROIDS = "centroid.safe", "centroid.unsafe"
+ARRAYS = ("direction", *CENTROIDS, *(f"shift.{m}" for m in MEDIA))
 MIN_COSINE = 0.1
 DIRECTION = re.compile(r"direction\.(0|[1-9][0-9]{0,5})")
 MAX_DIRECTIONS = 4096
@@ -79,11 +80,6 @@ class Artefact:
         if not 1 <= self.layer < n_layer:
             raise MarsError(f"{self.origin}: found block {self.layer}, expected 1 to {n_layer - 1}")
 
-    @property
-    def has_centroids(self) -> bool:
-        """Whether both centroids are given, and with them the length and sign of the direction."""
-        return self.safe is not None and self.unsafe is not None
-
     def cosine(self, measured: Centroids) -> float:
         """The cosine of the direction with the one ``measured`` on the model at this block."""
         r = measured.direction[self.layer]
@@ -97,8 +93,11 @@ class Artefact:
         points from harmful to harmless. Raises MarsError for a direction that is not this
         model's refusal direction at all (cosine below MIN_COSINE).
         """
-        cosine = self.cosine(measured)
-        if abs(cosine) < MIN_COSINE or (self.has_centroids and cosine < 0):
+        safe, unsafe, cosine = self.safe, self.unsafe, self.cosine(measured)
+        turned = (
+            cosine < 0 and safe is not None and unsafe is not None
+        )  # the centroids say the sign
+        if abs(cosine) < MIN_COSINE or turned:
             raise MarsError(
                 f"{self.origin}: at block {self.layer} its direction has cosine {cosine:.2f} with "
                 "the difference between harmful and harmless prompts on this model, expected at "
@@ -106,7 +105,6 @@ class Artefact:
             )
         unit = self.direction / np.linalg.norm(self.direction)
         along = float(measured.direction[self.layer] @ unit) * unit
-        safe, unsafe = self.safe, self.unsafe
         if safe is None:
             safe = measured.safe[self.layer] if unsafe is None else unsafe - along
         if unsafe is None:
@@ -137,7 +135,13 @@ class Artefact:
 
 def is_artefact(path: Path) -> bool:
     """Tells whether this module reads the file: by its suffix, or as a GGUF control vector."""
-    return path.suffix.lower() in SUFFIXES or _is_control_vector(path)
+    if path.suffix.lower() in SUFFIXES:
+        return True
+    if not path.is_file() or path.stat().st_size > MAX_FILE_BYTES:
+        return False
+    with path.open("rb") as file:
+        # Writers put general.architecture first; its value lies in the first bytes.
+        return file.read(4) == b"GGUF" and b"controlvector" in file.read(200)
 
 
 def read_artefact(path: str | PathLike[str], layer: int | None = None) -> Artefact:
@@ -171,37 +175,33 @@ def _require_known(path: Path, names: Collection[str]) -> None:
 
 
 def _artefact(path: Path, values: Mapping[str, Any], layer: int | None) -> Artefact:
-    centroids = [name in values for name in ARRAYS[1:3]]
-    if "direction" not in values and not all(centroids):
-        missing = " and ".join(
-            repr(name) for name, there in zip(ARRAYS[1:3], centroids, strict=True) if not there
-        )
+    missing = [name for name in CENTROIDS if name not in values]
+    if "direction" not in values and missing:
         raise MarsError(
-            f"{path}: {missing} missing; expected 'direction', or both 'centroid.safe' and "
-            "'centroid.unsafe'"
+            f"{path}: {' and '.join(map(repr, missing))} missing; expected 'direction', or both "
+            f"{' and '.join(map(repr, CENTROIDS))}"
         )
     layer = _layer(path, values.get("layer"), layer)
     arrays = {name: _numbers(path, name, values[name]) for name in ARRAYS if name in values}
     shapes = {name: array.shape for name, array in arrays.items()}
-    if len(set(shapes.values())) != 1 or len(next(iter(shapes.values()))) not in (1, 2):
+    shape, *others = set(shapes.values())
+    if others or len(shape) not in (1, 2):
         raise MarsError(
             f"{path}: found shapes {shapes}, expected all [n_embd] or all [n_layer, n_embd]"
         )
-    n_layer = None
-    first = next(iter(arrays.values()))
-    if first.shape[-1] > MAX_ITEMS:
+    if shape[-1] > MAX_ITEMS:
         raise MarsError(
-            f"{path}: found arrays of {first.shape[-1]} values, expected the model's n_embd, at "
-            f"most {MAX_ITEMS}"
+            f"{path}: found arrays of {shape[-1]} values, expected the model's n_embd, at most "
+            f"{MAX_ITEMS}"
         )
-    if first.ndim == 2:
-        n_layer = len(first)
+    n_layer = None
+    if len(shape) == 2:
+        n_layer = shape[0]
         if not 0 <= layer < n_layer:
             raise MarsError(f"{path}: found {n_layer} blocks, but the layer is {layer}")
         arrays = {name: array[layer] for name, array in arrays.items()}
     arrays = {name: array.astype(np.float64) for name, array in arrays.items()}
-    safe, unsafe = arrays.get("centroid.safe"), arrays.get("centroid.unsafe")
-    direction = arrays.get("direction")
+    direction, safe, unsafe = (arrays.get(name) for name in ARRAYS[:3])
     if safe is not None and unsafe is not None:
         difference = unsafe - safe
         if direction is not None and not _parallel(direction, difference):
@@ -222,14 +222,13 @@ def _layer(path: Path, found: Any, wanted: int | None) -> int:
         if wanted is None:
             raise MarsError(f"{path}: 'layer' missing; say of which block this is with --layer")
         return wanted
-    number = np.asarray(found)
-    if number.size != 1 or not np.issubdtype(number.dtype, np.integer):
+    array = np.asarray(found)
+    if array.size != 1 or not np.issubdtype(array.dtype, np.integer):
         raise MarsError(f"{path}: 'layer' is {found!r:.60}, expected one integer")
-    if wanted not in (None, int(number.item())):
-        raise MarsError(
-            f"{path}: found 'layer' {int(number.item())}, but --layer {wanted}. Leave out --layer."
-        )
-    return int(number.item())
+    layer = int(array.item())
+    if wanted not in (None, layer):
+        raise MarsError(f"{path}: found 'layer' {layer}, but --layer {wanted}. Leave out --layer.")
+    return layer
 
 
 def _numbers(path: Path, name: str, value: Any) -> Array:
@@ -293,14 +292,11 @@ def _members(path: Path) -> dict[str, bytes]:
                 f"{path}: unpacks to {size} bytes in {len(members)} files, expected at most "
                 f"{MAX_FILE_BYTES} in {MAX_MEMBERS}"
             )
-        return {member.filename: _unpacked(archive, member) for member in members}
-
-
-def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
-    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(f"a compression of type {member.compress_type}")
-    with archive.open(member) as file:
-        return file.read(member.file_size)  # and no more, where more is in it than it says
+        for member in members:
+            if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ValueError(f"a compression of type {member.compress_type}")
+        # No more of each, where more is in it than it says.
+        return {m.filename: archive.open(m).read(m.file_size) for m in members}
 
 
 def _load_npz(path: Path) -> dict[str, Any]:
@@ -367,14 +363,6 @@ def _require_flat(pickled: bytes) -> None:
         if "GET" in opcode.name and argument not in flat:
             raise ValueError("a pickle of one thing in many places")
         last = opcode.name
-
-
-def _is_control_vector(path: Path) -> bool:
-    if not path.is_file() or path.stat().st_size > MAX_FILE_BYTES:
-        return False
-    with path.open("rb") as file:
-        # Writers put general.architecture first; its value lies in the first bytes.
-        return file.read(4) == b"GGUF" and b"controlvector" in file.read(200)
 
 
 def _control_vector(path: Path, layer: int | None) -> Artefact:
