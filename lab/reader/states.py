@@ -39,10 +39,10 @@ Name = tuple[str, str]
 class TailSession(Session):
     """Some prompts, of which the last TAIL tokens are observed."""
 
-    def observe(self, n_layer: int | None = None) -> tuple[Rows, Rows]:
+    def observe(self) -> tuple[Rows, Rows]:
         """Returns states [n, n_layer, 2, d], LAST and MEAN, and logits of the first token [n,
         n_vocab]."""
-        n, n_layer = len(self.prompts), n_layer or self.extractor.n_layer
+        n, n_layer = len(self.prompts), self.extractor.n_layer
         states = np.empty((n, n_layer, 2, self.extractor.n_embd), np.float32)
 
         def visit(output: LayerOutput) -> None:

@@ -51,10 +51,10 @@ class Session:
     def __init__(self, extractor: GgufExtractor, prompts: list[CachedPrompt], n_cells: int) -> None:
         self.extractor, self.prompts, self.n_cells = extractor, prompts, n_cells
 
-    def observe(self, n_layer: int | None = None) -> tuple[Rows, Rows]:
-        """Hidden states after every block (or the first ``n_layer``), [n, n_layer, n_embd], and
-        logits of the first token, [n, n_vocab], of all prompts of the session."""
-        n_layer = n_layer or self.extractor.n_layer
+    def observe(self) -> tuple[Rows, Rows]:
+        """Hidden states after every block, [n, n_layer, n_embd], and logits of the first token,
+        [n, n_vocab], of all prompts of the session."""
+        n_layer = self.extractor.n_layer
         states = np.empty((len(self.prompts), n_layer, self.extractor.n_embd), np.float32)
 
         def visit(output: LayerOutput) -> None:
@@ -287,8 +287,8 @@ class GgufExtractor:
 
     def _length_by_sizes(self, prompt: Prompt) -> int:
         """`length`, near enough: pictures of the same sizes take as many cells, counted once."""
-        llama, text = self.llama, self.llama.template.render(prompt.messages).text
-        n_text = len(llama.tokenize(text.encode(), add_bos=True, special=True))
+        text = self.render(prompt).encode()
+        n_text = len(self.llama.tokenize(text, add_bos=True, special=True))
         if not prompt.images:
             return n_text
         sizes = prompt.medium, *(image.size for image in prompt.images)
