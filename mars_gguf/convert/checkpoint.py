@@ -79,8 +79,8 @@ class Checkpoint:
             getattr(transformers, kind), dtype=options.dtype, device_map=device
         ).eval()
         ends = getattr(self.model.generation_config, "eos_token_id", None)
-        self._ends = {*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id}
-        self._ends.discard(None)
+        ends = {*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id}
+        self._ends = ends - {None}
         self.model.generation_config = transformers.GenerationConfig(
             do_sample=False,
             eos_token_id=sorted(self._ends),
@@ -229,12 +229,10 @@ def _device(name: str) -> str:
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
-    if name == "auto":
-        return next(device for device, there in available.items() if there)
-    if not available.get(name):
-        found = ", ".join(device for device, there in available.items() if there)
-        raise MarsError(f"--device: found {name!r}, this machine has {found}")
-    return name
+    found = [device for device, there in available.items() if there]
+    if name not in ("auto", *found):
+        raise MarsError(f"--device: found {name!r}, this machine has {', '.join(found)}")
+    return found[0] if name == "auto" else name
 
 
 def _architecture(*model_types: str) -> str:

@@ -31,12 +31,9 @@ def write_plot(measurement: Measurement, path: Path) -> None:
 def _draw_coordinates(axes: Any, measurement: Measurement) -> None:
     blocks = np.arange(measurement.vector.model.n_layer)
     for name, t in measurement.coordinates.items():
-        text = name.endswith(" text")
         colour = {"harmful text": "tab:red", "neutral text": "tab:green"}.get(name)
-        style = "-" if text else "--"
-        (line,) = axes.plot(
-            blocks, t.mean(0), label=name, color=colour, linewidth=2, linestyle=style
-        )
+        style = "-" if name.endswith(" text") else "--"
+        (line,) = axes.plot(blocks, t.mean(0), style, label=name, color=colour, linewidth=2)
         low, high = t.mean(0) - t.std(0), t.mean(0) + t.std(0)
         axes.fill_between(blocks, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
     axes.axhline(0, color="0.7", linewidth=0.8)
