@@ -62,6 +62,7 @@ setup(
     packages=find_packages(include=["mars_gguf", "mars_gguf.*"]),
     package_data={
         "mars_gguf": ["py.typed"],
+        "mars_gguf.runtime": ["compat.json"],
         "mars_gguf.convert": ["data/*"],
         "mars_gguf.evaluate": ["data/*"],
         "mars_gguf.demo_model": ["*.gguf", "*.jsonl", "*.json", "*.md", "demo/*", "neutral/*"],

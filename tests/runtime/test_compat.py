@@ -53,12 +53,14 @@ def used() -> Iterator[tuple[str, str]]:
 
 
 def declared() -> set[tuple[str, str]]:
-    tables: Any = (compat.NAMES, compat.ARGUMENTS, compat.FIELDS)
-    return {
-        (owner.__name__, name) if owner.__name__.startswith("llama_cpp") else
-        (f"llama_cpp.{owner.__name__}", name)
-        for table in tables for owner, names in table.items() for name in names
-    }  # fmt: skip
+    names = {
+        (owner, name)
+        for table in (compat.USED["names"], compat.USED["arguments"])
+        for owner, names in table.items()
+        for name in names
+    }
+    structures = (path.rpartition(".") for path in compat.USED["fields"])
+    return names | {(owner, name) for owner, _, name in structures}
 
 
 def test_every_name_of_llama_cpp_python_that_is_used_is_checked() -> None:
@@ -73,7 +75,8 @@ def test_every_name_of_llama_cpp_python_that_is_used_is_checked() -> None:
 
 
 def test_functions_are_called_with_as_many_arguments_as_are_checked() -> None:
-    checked = {name: n for names in compat.ARGUMENTS.values() for name, n in names.items()}
+    arguments = compat.USED["arguments"].values()
+    checked = {name: n for names in arguments for name, n in names.items()}
     called = set()
     for tree in TREES.values():
         modules = modules_of(tree)
@@ -105,8 +108,8 @@ def test_every_private_attribute_that_is_not_the_packages_own_is_checked() -> No
                 found.add(node.attr)
                 if isinstance(node.ctx, ast.Store):
                     own.add(node.attr)
-    attributes = compat.ATTRIBUTES + compat.HANDLER_ATTRIBUTES + compat.GRAMMAR_ATTRIBUTES
-    checked = {*attributes, *(name for _, name in declared())}
+    attributes = {name for names in compat.USED["attributes"].values() for name in names}
+    checked = attributes | {name for _, name in declared()}
     assert found - own - checked == set()
 
 
@@ -114,7 +117,7 @@ def test_every_private_attribute_that_is_not_the_packages_own_is_checked() -> No
     ("owner", "name"),
     [
         (_internals, "LlamaContext"),
-        (llama_chat_format, "_convert_completion_to_chat"),
+        (llama_chat_format, "chat_formatter_to_chat_completion_handler"),
         (llama_chat_format, "MTMDChatHandler"),
         (mtmd_cpp, "mtmd_helper_decode_image_chunk"),
         (lib, "llama_state_seq_get_size_ext"),
@@ -162,7 +165,9 @@ def test_attributes_that_are_set_when_a_model_is_loaded_are_looked_for_in_what_s
         self._ctx = self._model = self._stack = None
 
     monkeypatch.setattr(Llama, "__init__", init)
-    with pytest.raises(ImportError, match=r"lacks .*init\.context_params, .*init\.model_params"):
+    with pytest.raises(
+        ImportError, match=r"lacks .*init__\.context_params, .*init__\.model_params"
+    ):
         importlib.reload(compat)
     monkeypatch.undo()
 
