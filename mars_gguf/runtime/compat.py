@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from pkgutil import resolve_name
@@ -41,8 +41,7 @@ def missing() -> Iterator[str]:
         known = {field[0] for field in getattr(_found(structure), "_fields_", ())}
         yield from (f"{structure}.{field}" for field in fields if field not in known)
     for function, attributes in USED["attributes"].items():
-        named = getattr(getattr(_found(function), "__code__", None), "co_names", ())
-        yield from (f"{function}.{name}" for name in attributes if name not in named)
+        yield from unnamed(_found(function), *attributes)
 
 
 def _found(path: str) -> Any:
@@ -52,9 +51,15 @@ def _found(path: str) -> Any:
         return None
 
 
-def require_names() -> None:
-    """Raise ImportError unless all is there."""
-    if lacking := list(missing()):
+def unnamed(function: Any, *names: str) -> Iterator[str]:
+    """Those of ``names`` that ``function`` neither reads nor sets."""
+    known = function.__code__.co_names
+    yield from (f"{function.__qualname__}.{name}" for name in names if name not in known)
+
+
+def require_none(missing: Iterable[str]) -> None:
+    """Raise ImportError for any that are ``missing``."""
+    if lacking := list(missing):
         raise ImportError(
             f"found llama-cpp-python {llama_cpp.__version__}, which lacks {', '.join(lacking)}. "
             f"mars-gguf works with {SUPPORTED} and was tested with {TESTED}: "
@@ -62,7 +67,7 @@ def require_names() -> None:
         )
 
 
-require_names()
+require_none(missing())
 LlamaContext = resolve_name("llama_cpp._internals.LlamaContext")
 llama_log_callback = resolve_name("llama_cpp._logger.llama_log_callback")
 suppress_stdout_stderr = resolve_name("llama_cpp._utils.suppress_stdout_stderr")

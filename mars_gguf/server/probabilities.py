@@ -12,12 +12,10 @@ from typing import Any, TypeVar
 from llama_cpp import Llama
 from numpy.typing import NDArray
 
-from mars_gguf.runtime.compat import require_names
 from mars_gguf.server.exchange import require_wanted
 
 T = TypeVar("T")
 
-require_names({}, {Llama._create_completion: ("logits_to_logprobs",)})
 _at_once = Llama.logits_to_logprobs
 
 

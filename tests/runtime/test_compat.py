@@ -165,9 +165,7 @@ def test_attributes_that_are_set_when_a_model_is_loaded_are_looked_for_in_what_s
         self._ctx = self._model = self._stack = None
 
     monkeypatch.setattr(Llama, "__init__", init)
-    with pytest.raises(
-        ImportError, match=r"lacks .*init__\.context_params, .*init__\.model_params"
-    ):
+    with pytest.raises(ImportError, match=r"lacks .*init\.context_params, .*init\.model_params"):
         importlib.reload(compat)
     monkeypatch.undo()
 
