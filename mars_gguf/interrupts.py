@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
-class interrupts_held:
-    """Holds Ctrl-C back until the block that it is the context manager of ends.
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Context manager: holds Ctrl-C back until it ends.
 
     In a callback of llama.cpp's the exception would be lost in ctypes, and what the callback then
     returns would silently drop the rest of the graph; in the middle of drawing, what is drawn later
     would not be shown.
     """
-
-    def __enter__(self) -> None:
-        self._interrupted, self._holds = False, True
-        try:
-            self._handler = signal.signal(signal.SIGINT, self._hold)
-        except ValueError:  # in another thread than the main one, which Ctrl-C does not reach
-            self._holds = False
-
-    def __exit__(self, _kind: object, _error: BaseException | None, _trace: object) -> None:
-        if self._holds:
-            # None: a handler that Python did not install.
-            known = self._handler is not None
-            signal.signal(signal.SIGINT, self._handler if known else signal.default_int_handler)
-            if self._interrupted:
-                signal.raise_signal(signal.SIGINT)
-
-    def _hold(self, _number: int, _frame: object) -> None:
-        self._interrupted = True
+    if threading.current_thread() is not threading.main_thread():  # which Ctrl-C does not reach
+        yield
+        return
+    held: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _frame: held.append(number))
+    try:
+        yield
+    finally:
+        # None: a handler that Python did not install.
+        signal.signal(signal.SIGINT, signal.default_int_handler if before is None else before)
+        if held:
+            signal.raise_signal(signal.SIGINT)

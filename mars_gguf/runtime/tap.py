@@ -10,7 +10,8 @@ answers where it was built; else one in Python, which costs some percent of a sm
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -119,14 +120,26 @@ class Tap:
         else:
             params.cb_eval = ctypes.cast(self._callback, kind)
 
-    def visiting(self, layers: Sequence[int], visit: Visit) -> _Visiting:
+    @contextmanager
+    def visiting(self, layers: Sequence[int], visit: Visit) -> Iterator[None]:
         """Context manager: during decodes in the block, call ``visit`` for each of ``layers``, once
         an ubatch.
 
         What a visit raises is raised again when the block ends: a ModelError as itself, anything
         else as a SteeringError.
         """
-        return _Visiting(self, layers, visit)
+        try:
+            with interrupts_held():
+                self._visit = visit
+                self._want({f"l_out-{layer}".encode(): layer for layer in layers})
+                yield
+        finally:
+            self.done()
+            self._visit, seen, self._error = None, self._error, None
+            if isinstance(seen, (ModelError, KeyboardInterrupt)):
+                raise seen
+            if seen is not None:
+                raise SteeringError(f"steering failed during a decode: {seen!r}") from seen
 
     def done(self) -> None:
         """Visit nothing more in this ``visiting``."""
@@ -153,28 +166,3 @@ class Tap:
             self._error = error
             self.done()
         return True
-
-
-class _Visiting(interrupts_held):
-    """The block of `Tap.visiting`."""
-
-    def __init__(self, tap: Tap, layers: Sequence[int], visit: Visit) -> None:
-        self._tap, self._visit = tap, visit
-        self._layers = {f"l_out-{layer}".encode(): layer for layer in layers}
-
-    def __enter__(self) -> None:
-        super().__enter__()
-        self._tap._visit, self._tap._error = self._visit, None
-        self._tap._want(self._layers)
-
-    def __exit__(self, kind: object, failed: BaseException | None, trace: object) -> None:
-        tap = self._tap
-        try:
-            super().__exit__(kind, failed, trace)
-        finally:
-            tap.done()
-            tap._visit, seen, tap._error = None, tap._error, None
-            if isinstance(seen, (ModelError, KeyboardInterrupt)):
-                raise seen
-            if seen is not None:
-                raise SteeringError(f"steering failed during a decode: {seen!r}") from seen
