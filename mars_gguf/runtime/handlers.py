@@ -3,212 +3,121 @@ to every completion a report of what steering did."""
 
 from __future__ import annotations
 
-import inspect
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from llama_cpp import Llama, LlamaGrammar
+from llama_cpp import Llama
 from llama_cpp.llama_chat_format import (
+    ChatFormatterResponse,
     chat_formatter_to_chat_completion_handler,
     get_chat_completion_handler,
 )
-from llama_cpp.llama_grammar import JSON_GBNF
 
 from mars_gguf.errors import PromptError
 from mars_gguf.runtime.chunks import Chunk, n_alike
-from mars_gguf.runtime.compat import (
-    convert_completion_to_chat,
-    convert_completion_to_chat_function,
-    grammar_for_response_format,
-)
 from mars_gguf.runtime.messages import Messages
 from mars_gguf.runtime.mtmd import chunks_of, guard
 from mars_gguf.runtime.replies import Reply
 from mars_gguf.runtime.template import ChatTemplate
 
-_SAMPLING = inspect.signature(Llama.create_completion).parameters.keys()
 
+def own_handler(*, llama: Llama, **kwargs: Any) -> Any:
+    """The chat handler of a SteeredLlama that was given none: llama-cpp-python's own for text, with
+    the prompts of ``llama.template``. With an mmproj a prompt is laid into the context first."""
+    template: ChatTemplate = llama.template
+    if _is_bound(**kwargs):
+        template = template.thoughtless  # else the reply would be a thought that does not end
 
-def own_handler(sees: bool, *, keep_turns: bool) -> Callable[..., Any]:
-    """The chat handler of a model that was given none; ``sees``: it has an mmproj."""
-    return PictureHandler(keep_turns=keep_turns) if sees else text_handler
-
-
-@dataclass(frozen=True)
-class Bonds:
-    """The fields of a request that bind its reply to a form: tools and grammars, as
-    ``Llama.create_chat_completion`` takes them."""
-
-    functions: list[Any] | None = None
-    function_call: Any = None
-    tools: list[Any] | None = None
-    tool_choice: Any = None
-    response_format: Any = None
-    grammar: Any = None
-
-    @classmethod
-    def among(cls, arguments: Mapping[str, Any]) -> Bonds:
-        """Those among the ``arguments`` of a request."""
-        names = cls.__dataclass_fields__
-        return cls(**{name: value for name, value in arguments.items() if name in names})
-
-    @property
-    def offered(self) -> dict[str, Any]:
-        """The tools, as variables for a chat template."""
-        names = ("functions", "function_call", "tools", "tool_choice")
-        return {name: getattr(self, name) for name in names}
-
-    @cached_property
-    def tool(self) -> dict[str, Any] | None:
-        """The function that the request wants called, if it names one; as llama-cpp-python reads
-        it. Raises PromptError for one that it does not offer."""
-        offered = self.functions
-        if offered is None:
-            offered = [tool["function"] for tool in self.tools or []]
-        name = None
-        if isinstance(self.function_call, dict):
-            name = self.function_call.get("name")
-        elif isinstance(self.tool_choice, dict):
-            name = self.tool_choice["function"]["name"]
-        if name is None or not offered:
-            return None
-        for function in offered:
-            if function["name"] == name:
-                return dict(function)
-        raise PromptError(
-            f"tool_choice: found {name!r:.40}, expected one of the tools of the request"
-        )
-
-    def grammar_for(self, verbose: bool) -> Any:
-        """The grammar that the reply follows, None if it is free."""
-        if self.tool is not None:
-            try:
-                schema = json.dumps(self.tool["parameters"])
-                return LlamaGrammar.from_json_schema(schema, verbose=verbose)
-            except Exception:  # one that llama-cpp-python cannot express: any JSON, as there
-                return LlamaGrammar.from_string(JSON_GBNF, verbose=verbose)
-        if self._wants_json:
-            return grammar_for_response_format(self.response_format)
-        return self.grammar
-
-    @property
-    def _wants_json(self) -> bool:
-        return self.response_format is not None and self.response_format["type"] == "json_object"
-
-    def template_of(self, llama: Llama) -> ChatTemplate:
-        """How the prompt is written. A reply that follows a grammar has no thought, else it would
-        be taken for one that does not end."""
-        bound = self.grammar is not None or self.tool is not None or self._wants_json
-        template: ChatTemplate = llama.template
-        return template.thoughtless if bound else template
-
-
-def text_handler(*, llama: Llama, **kwargs: Any) -> Any:
-    """The chat handler of a SteeredLlama without mmproj: llama-cpp-python's own, with the prompts
-    of ``llama.template``."""
-    template = Bonds.among(kwargs).template_of(llama)
-
-    def formatter(*, messages: Messages, **variables: Any) -> Any:
+    def formatter(*, messages: Messages, **variables: Any) -> ChatFormatterResponse:
         rendered = template.render(messages, **variables)
+        if llama.projector is None:
+            response = rendered.without_media()
+            llama.vocabulary.require_fits(response.prompt.encode(), llama.n_ctx())
+        else:
+            response = ChatFormatterResponse("")
+            llama.laid = _lay(llama, chunks_of(llama, llama.projector, rendered))
         llama.begun = rendered.begun if template is llama.template else None
-        response = rendered.without_media()
-        llama.vocabulary.require_fits(response.prompt.encode(), llama.n_ctx())
         return response
 
     try:
         return chat_formatter_to_chat_completion_handler(formatter)(llama=llama, **kwargs)
     finally:
-        llama.begun = None  # of a request that failed, nothing is left for the next
+        llama.begun = llama.laid = None  # of a request that failed, nothing is left for the next
 
 
-class PictureHandler:
-    """The chat handler of a SteeredLlama with an mmproj: takes and returns what llama-cpp-python's
-    MTMDChatHandler does.
+def _is_bound(
+    *,
+    functions: list[Any] | None = None,
+    function_call: Any = None,
+    tools: list[Any] | None = None,
+    tool_choice: Any = None,
+    response_format: Any = None,
+    grammar: Any = None,
+    **_: Any,
+) -> bool:
+    """Whether a reply follows a grammar, as llama-cpp-python reads the arguments of
+    ``Llama.create_chat_completion``. Raises PromptError for a tool that is wanted, not offered."""
+    if functions is None and tools is not None:
+        functions = [tool["function"] for tool in tools]
+    wanted = None
+    if isinstance(function_call, dict) and "name" in function_call:
+        wanted = function_call["name"]
+    elif isinstance(tool_choice, dict):
+        wanted = tool_choice["function"]["name"]
+    calls = wanted is not None and functions is not None
+    if calls and all(function["name"] != wanted for function in functions or []):
+        raise PromptError(
+            f"tool_choice: found {wanted!r:.40}, expected one of the tools of the request"
+        )
+    wants_json = response_format is not None and response_format["type"] == "json_object"
+    return calls or wants_json or grammar is not None
 
-    keep_turns: what the context already holds of a prompt, pictures included, is not evaluated
-    again.
-    """
 
-    def __init__(self, *, keep_turns: bool = False) -> None:
-        self.keep_turns = keep_turns
+def _lay(llama: Llama, chunks: list[Chunk]) -> list[int]:
+    """Lay a prompt into the context, all but its last run of text; the whole prompt as tokens,
+    pictures by their marks. Raises ValueError if it does not fit."""
+    context = llama.context
+    common, rest = _held(chunks, llama, context.n_reusable)
+    held = context.rewind(common)
+    if held < common:
+        _, rest = _held(chunks, llama, held)
+    *head, last = rest
+    for chunk in head:
+        _require_room(llama, chunk.n_tokens)
+        if chunk.is_text:
+            llama.eval(chunk.tokens)
+        else:
+            end = llama.projector.decode(llama.ctx, chunk, context.n_tokens)
+            context.announce(chunk.modality, chunk.identity)
+            llama.n_tokens = end
+    _require_room(llama, last.n_tokens)
+    again = max(0, common - context.n_tokens)  # of what the context held
+    if again:
+        llama.eval(last.tokens[:again])
+    context.keep()
+    return [*context.tokens, *last.tokens[again:]]
 
-    def __call__(
-        self,
-        *,
-        llama: Llama,
-        messages: Messages,
-        logprobs: bool | None = None,
-        top_logprobs: int | None = None,
-        stream: bool = False,
-        **kwargs: Any,
-    ) -> Any:
-        bonds = Bonds.among(kwargs)
-        kwargs = {"max_tokens": None, "temperature": 0.2, "repeat_penalty": 1.1} | kwargs
-        sampling = {name: value for name, value in kwargs.items() if name in _SAMPLING}
-        bound = (*_SAMPLING, *Bonds.__dataclass_fields__)
-        variables = {name: value for name, value in kwargs.items() if name not in bound}
-        template = bonds.template_of(llama)
-        rendered = template.render(messages, **bonds.offered | variables)
-        prompt = self.lay(llama, chunks_of(llama, llama.projector, rendered))
-        sampling["grammar"] = bonds.grammar_for(llama.verbose)
-        llama.begun = rendered.begun if template is llama.template else None
-        try:
-            completion = llama.create_completion(
-                prompt, logprobs=top_logprobs if logprobs else None, stream=stream, **sampling
-            )
-        finally:
-            llama.begun = None
-        if bonds.tool is not None:
-            return convert_completion_to_chat_function(bonds.tool["name"], completion, stream)
-        return convert_completion_to_chat(completion, stream=stream)
 
-    def lay(self, llama: Llama, chunks: Sequence[Chunk]) -> list[int]:
-        """Lay a prompt into the context, all but its last run of text; the whole prompt as tokens,
-        pictures by their marks. Raises ValueError if it does not fit."""
-        context = llama.context
-        common, rest = self._held(list(chunks), llama, context.n_reusable)
-        held = context.rewind(common)
-        if held < common:
-            _, rest = self._held(list(chunks), llama, held)
-        *head, last = rest
-        for chunk in head:
-            _require_room(llama, chunk.n_tokens)
-            if chunk.is_text:
-                llama.eval(chunk.tokens)
-            else:
-                end = llama.projector.decode(llama.ctx, chunk, context.n_tokens)
-                context.announce(chunk.modality, chunk.identity)
-                llama.n_tokens = end
-        _require_room(llama, last.n_tokens)
-        again = max(0, common - context.n_tokens)  # of what the context held
-        if again:
-            llama.eval(last.tokens[:again])
-        context.keep()
-        return [*context.tokens, *last.tokens[again:]]
-
-    def _held(self, chunks: list[Chunk], llama: Llama, end: int) -> tuple[int, list[Chunk]]:
-        """How many positions of the context up to ``end`` the prompt begins with, but for its last
-        token, and what follows them."""
-        if not self.keep_turns:
-            return 0, chunks
-        position, known = 0, llama.context.tokens
-        for i, chunk in enumerate(chunks):
-            if chunk.is_text:
-                last = i == len(chunks) - 1
-                same = n_alike(chunk.tokens[:-1] if last else chunk.tokens, known[position:end])
-                position += same
-                if same < chunk.n_tokens:
-                    return position, [chunk.after(same), *chunks[i + 1 :]]
-                continue
-            after = position + chunk.n_positions
-            ids = llama.input_ids[position:after]
-            if after > end or not llama.context.marks.stand_for(chunk, ids):
-                return position, chunks[i:]
-            position = after
-        raise AssertionError("a prompt ends with text")
+def _held(chunks: list[Chunk], llama: Llama, end: int) -> tuple[int, list[Chunk]]:
+    """How many positions of the context up to ``end`` the prompt begins with, but for its last
+    token, and what follows them; none where turns are not kept."""
+    if not llama.context.keep_turns:
+        return 0, chunks
+    position, known = 0, llama.context.tokens
+    for i, chunk in enumerate(chunks):
+        if chunk.is_text:
+            last = i == len(chunks) - 1
+            same = n_alike(chunk.tokens[:-1] if last else chunk.tokens, known[position:end])
+            position += same
+            if same < chunk.n_tokens:
+                return position, [chunk.after(same), *chunks[i + 1 :]]
+            continue
+        after = position + chunk.n_positions
+        ids = llama.input_ids[position:after]
+        if after > end or not llama.context.marks.stand_for(chunk, ids):
+            return position, chunks[i:]
+        position = after
+    raise AssertionError("a prompt ends with text")
 
 
 def _require_room(llama: Llama, n_tokens: int) -> None:

@@ -77,7 +77,8 @@ class SteeredLlama(Llama):
     compiled: whether the tap answers in C; default: where that was built.
 
     ``on_batch`` is called after every evaluated batch, ``on_token`` after every sampled token;
-    ``begun``: whether the prompt that a chat handler asks to complete ends within a thought.
+    ``begun``: whether the prompt that a chat handler asks to complete ends within a thought, and
+    ``laid``, its tokens, where most lie in the context; both are said by that handler.
 
     Raises VectorError for a vector that is damaged or made for another model, ModelError for a
     model or mmproj that does not load or cannot be read and steered. While generating, raises
@@ -91,6 +92,7 @@ class SteeredLlama(Llama):
     on_batch: Callable[[], object] = staticmethod(lambda: None)
     on_token: Callable[[], object] = staticmethod(lambda: None)
     begun: bool | None = None
+    laid: list[int] | None = None
 
     def __init__(
         self,
@@ -112,8 +114,7 @@ class SteeredLlama(Llama):
         **kwargs: Any,
     ) -> None:
         self.lock, self.closed = threading.RLock(), False
-        self.vocabulary = Vocabulary(self)
-        self.vectors = read_vectors(vector)
+        self.vocabulary, self.vectors = Vocabulary(self), read_vectors(vector)
         written: dict[str, Any] = dict(
             mmproj=mmproj, template=template, chat_template_kwargs=chat_template_kwargs,
             reasoning=reasoning,
@@ -141,7 +142,7 @@ class SteeredLlama(Llama):
         used = mmproj or getattr(kwargs.get("chat_handler"), "clip_model_path", None)
         self.fingerprint = fingerprint_of(self, self.template, used)
         if not self.brought:
-            self._chat_handler = own_handler(self.projector is not None, keep_turns=keep_turns)
+            self._chat_handler = own_handler
         for each in self.vectors.values():
             each.require_model(self.fingerprint, force=force)
         if self.vectors:
@@ -198,8 +199,7 @@ class SteeredLlama(Llama):
         if isinstance(prompt, str):
             self.vocabulary.require_fits(prompt.encode(), self.n_ctx())
         require_bias(self, **_COMPLETION.bind(self, prompt, *args, **kwargs).arguments)
-        ask = partial(super().create_completion, prompt, *args, **kwargs)
-        return self.steerer.turns.hand_over(ask)
+        return self.steerer.turns.hand_over(super().create_completion, prompt, *args, **kwargs)
 
     @alone
     def embed(self, input: str | list[str], *args: Any, **kwargs: Any) -> Any:

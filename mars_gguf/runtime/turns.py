@@ -43,12 +43,13 @@ class Turns:
         """End the reply that another thread is at, as soon as it comes to its next token."""
         self.reply.state = "over"
 
-    def hand_over(self, ask: Callable[[], Any]) -> Any:
-        """The completion that ``ask`` returns, whole or as a stream, with what the chat handler
-        said of its prompt handed over to the reply that begins."""
-        begun, self.llama.begun = self.llama.begun, None
+    def hand_over(self, complete: Any, prompt: Any, *args: Any, **kwargs: Any) -> Any:
+        """The completion of ``prompt``, or of what the chat handler laid into the context, whole or
+        as a stream, with what that said of it handed over to the reply that begins."""
+        begun, laid = self.llama.begun, self.llama.laid
+        self.llama.begun = self.llama.laid = None
         with self._beginning(begun):
-            completion = ask()
+            completion = complete(laid or prompt, *args, **kwargs)
         return self._stream(completion, begun) if isinstance(completion, Iterator) else completion
 
     def _stream(self, chunks: Iterator[Any], begun: bool | None) -> Iterator[Any]:
