@@ -21,9 +21,9 @@ from mars_gguf.convert.prompts import Context, Prompt, Push, Rows
 from mars_gguf.convert.refusals import N_TOKENS
 from mars_gguf.convert.thinker import Thinker, ThoughtAndAnswer
 from mars_gguf.errors import ModelError, PromptError
+from mars_gguf.runtime.assembly import renew_context
 from mars_gguf.runtime.compat import suppress_stdout_stderr
 from mars_gguf.runtime.llama import SteeredLlama
-from mars_gguf.runtime.parameters import renew_context
 from mars_gguf.runtime.prefill import (
     N_BATCH,
     CachedPrompt,

@@ -26,9 +26,10 @@ from llama_cpp import Llama
 from llama_cpp import llama_cpp as lib
 
 from mars_gguf.reasoning import Reasoning
-from mars_gguf.runtime.alone import alone
 from mars_gguf.runtime.assembly import (
     AnyVector,
+    Completed,
+    Extras,
     add_projector,
     is_brought,
     load,
@@ -39,14 +40,13 @@ from mars_gguf.runtime.chunks import Chunk
 from mars_gguf.runtime.context import Context
 from mars_gguf.runtime.handlers import Reported, own_handler
 from mars_gguf.runtime.judging import Steering, Way
+from mars_gguf.runtime.limits import Vocabulary, looking_at_arguments, require_bias, require_tokens
 from mars_gguf.runtime.messages import Messages
 from mars_gguf.runtime.mtmd import Projector, chunks_of, load_url
-from mars_gguf.runtime.parameters import Completed, Extras
-from mars_gguf.runtime.sampling import looking_at_arguments, require_bias
 from mars_gguf.runtime.selftest import self_test
 from mars_gguf.runtime.steerer import ContextEnd, Steerer
 from mars_gguf.runtime.tap import Tap
-from mars_gguf.runtime.vocabulary import Vocabulary, require_tokens
+from mars_gguf.runtime.turns import alone
 from mars_gguf.runtime.weights import fingerprint_of
 from mars_gguf.steering import Policy
 

@@ -22,7 +22,7 @@ from llama_cpp.llama_chat_format import ChatFormatter, ChatFormatterResponse, Ji
 
 from mars_gguf.errors import ModelError, PromptError
 from mars_gguf.formats import HANDLERS, PICTURE_FORMATS
-from mars_gguf.reasoning import Markers, Reasoning
+from mars_gguf.reasoning import Markers, Reasoning, Thinking
 from mars_gguf.runtime.messages import (
     ADVICE,
     MARKER,
@@ -38,7 +38,6 @@ from mars_gguf.runtime.messages import (
     require_all,
     tail_of,
 )
-from mars_gguf.runtime.thinking import Thinking
 
 PROBE = "zq7 mars probe 5x"
 RESERVED = {"messages", "add_generation_prompt", "bos_token", "eos_token"}  # of a template

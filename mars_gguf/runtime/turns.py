@@ -1,16 +1,51 @@
-"""Takes turns: one reply at a time, whatever threads ask for. A context has room for one."""
+"""Takes turns, whatever threads ask for: one reply at a time, as a context has room for one; and
+one thread at a time, as llama.cpp and libmtmd end the process if two use them at once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 from llama_cpp import Llama
 
-from mars_gguf.errors import PromptError, SteeringError
+from mars_gguf.errors import ModelError, PromptError, SteeringError
 from mars_gguf.runtime.context import Context, require_prompt
 from mars_gguf.runtime.replies import Reply, Thoughts, thoughts_of
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def alone(method: Method) -> Method:
+    """Decorator: the method holds its object's ``lock``, an RLock. A stream that it returns does at
+    each step, and not in between. Raises ModelError if the object is ``closed``, where llama.cpp
+    would end the process."""
+
+    @wraps(method)
+    def locked(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+        with self.lock:
+            if self.closed:
+                raise ModelError("the model is closed: load it anew")
+            reply = method(self, *args, **kwargs)
+            return _steps(self, reply) if isinstance(reply, Iterator) else reply
+
+    return cast(Method, locked)
+
+
+def _steps(owner: Any, stream: Iterator[Any]) -> Generator[Any, None, None]:
+    try:
+        while True:
+            with owner.lock:
+                try:
+                    item = next(stream)
+                except StopIteration:
+                    return
+            yield item
+    finally:
+        if isinstance(stream, Generator):
+            stream.close()
+
 
 OVERTAKEN = (
     "a reply cannot go on: another prompt has used its context since. Read one to its end before "

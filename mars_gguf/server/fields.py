@@ -1,7 +1,7 @@
 """Lists every field that a request may have, and what it may hold; no other is taken.
 
 docs/SERVER.md has the same list. Where a bound is not in the types of request_types.py, it is in
-checks.py, in bodies.py or in runtime/sampling.py.
+checks.py, in bodies.py or in runtime/limits.py.
 """
 
 from __future__ import annotations
