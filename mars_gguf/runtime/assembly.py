@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -44,8 +44,8 @@ def is_brought(
     plain: Mapping[str, Any], written: Mapping[str, Any], vectors: Mapping[str, Vector]
 ) -> bool:
     """Whether prompts are written by a chat handler of llama-cpp-python's among the ``plain``
-    arguments. Raises ModelError where that cannot be, with arguments that say how prompts are
-    ``written`` or for a vector of a model that thinks: such handlers do not keep to it."""
+    arguments. Raises ModelError for one beside arguments that say how prompts are ``written``, or
+    beside a vector of a model that thinks: such handlers do not keep to it."""
     if not (plain.get("chat_handler") or plain.get("chat_format")):
         return False
     if any(written.values()):
@@ -72,8 +72,16 @@ def load(
     if rpc_servers:
         use_servers(rpc_servers)
         arguments["n_gpu_layers"] = arguments.get("n_gpu_layers") or ALL_LAYERS
-    with extras.loading(model_path):
+    try:
         Llama.__init__(llama, model_path, **arguments)
+    except ValueError as error:
+        if extras.stopped:
+            raise extras.stopped[0] from None
+        raise ModelError(
+            f"{model_path}: llama.cpp could not load this model ({error}). "
+            "Is the file whole, and its architecture known to this llama.cpp? "
+            "verbose=True shows what llama.cpp says."
+        ) from error
     if len(llama.input_ids) < llama.n_ctx():  # where the context is as long as the model's own
         llama.input_ids = np.zeros(llama.n_ctx(), np.intc)
     extras.tap.n_embd = llama.n_embd()
@@ -128,11 +136,9 @@ def template_of(
 
 
 class Extras:
-    """The further parameters of one model that is being loaded.
-
-    tap: its eval callback. overrides: fields of ``llama_context_params``. progress: called with the
-    share of the model that is loaded, 0 to 1.
-    """
+    """The further parameters of a model that is being loaded: the eval callback of ``tap``, fields
+    of ``llama_context_params`` to override, and whom its progress is told. ``stopped``: by what
+    that raised."""
 
     def __init__(
         self,
@@ -141,7 +147,7 @@ class Extras:
         progress: Callable[[float], object] | None,
     ) -> None:
         self.tap, self.overrides, self._progress = tap, dict(overrides or {}), progress
-        self._stopped: list[BaseException] = []
+        self.stopped: list[BaseException] = []
         self._callback: Any = lib.llama_progress_callback(self._report) if progress else None
 
     def add_to_context(self, params: Any) -> None:
@@ -160,28 +166,12 @@ class Extras:
             assert self._progress is not None
             self._progress(share)
         except BaseException as error:  # Ctrl-C, too; it would be lost in ctypes
-            self._stopped.append(error)
-        return not self._stopped
-
-    @contextlib.contextmanager
-    def loading(self, model_path: str) -> Iterator[None]:
-        """Context manager: raises what stopped the loading within, a ModelError for a file that
-        llama.cpp does not load."""
-        try:
-            yield
-        except ValueError as error:
-            if self._stopped:
-                raise self._stopped[0] from None
-            raise ModelError(
-                f"{model_path}: llama.cpp could not load this model ({error}). "
-                "Is the file whole, and its architecture known to this llama.cpp? "
-                "verbose=True shows what llama.cpp says."
-            ) from error
+            self.stopped.append(error)
+        return not self.stopped
 
 
 class Completed:
-    """Data descriptor: the attribute ``name`` of a Llama, completed by a method of its ``extras``
-    when it is assigned."""
+    """Data descriptor: an attribute that a method of ``Extras`` completes when it is assigned."""
 
     def __init__(self, complete: Callable[[Extras, Any], None]) -> None:
         self._complete = complete

@@ -123,8 +123,7 @@ class Context:
     # Rewinding -----------------------------------------------------------------------------------
 
     def take_back(self, position: int, snapshot: Any = None) -> None:
-        """Take the context from ``position`` on back: with a ``snapshot`` of the memory there, if
-        it cannot be rewound."""
+        """Take the context back to ``position``, by a ``snapshot`` of it where one is needed."""
         self.llama.n_tokens = position
         if position == 0:
             self.memory.clear()
@@ -217,9 +216,8 @@ class Context:
 
 @contextmanager
 def explaining(context: Context, tokens: Sequence[int]) -> Iterator[None]:
-    """Context manager: explains the errors of llama.cpp over ``tokens`` of a prompt that are
-    evaluated within. Raises ValueError where the context is full, ModelError for tokens that are
-    not of the vocabulary."""
+    """Context manager: over ``tokens`` that are evaluated within, raises ValueError where the
+    context is full, ModelError where they are not of the vocabulary."""
     start, llama = context.n_tokens, context.llama
     try:
         yield

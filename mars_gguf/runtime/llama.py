@@ -7,8 +7,6 @@ what the steered token left in the KV cache is not carried into later prompts.
 
 Of a model that thinks first, the token that counts may be the first of the answer
 (``reasoning="answer"``): it is found as the reply goes on, and only then judged and steered.
-
-Where the gate decides is judging.py, where the state is changed pushing.py.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
 from typing import Any, Literal
 
 from llama_cpp import mtmd_cpp
@@ -41,37 +41,34 @@ def as_taken(
 ) -> list[dict[str, Any]]:
     """``messages`` with their contents in forms that the template ``takes``, and one of ``marks``
     for each picture: in an image_url part with ``url_parts``, else in a text part."""
-    return [{**message, **_taken(message, takes, marks, url_parts)} for message in messages]
+    taken = [dict(message) for message in messages]
+    for message in taken:
+        if "content" in message:
+            forms = takes(message["role"])
+            message["content"] = _taken(message["content"], forms, marks, url_parts)
+    return taken
 
 
-def _taken(
-    message: Mapping[str, Any], takes: Takes, marks: Iterator[str], url_parts: bool
-) -> dict[str, Any]:
-    if "content" not in message:
-        return {}
-    content, forms = message["content"], takes(message["role"])
+def _taken(content: Any, forms: Collection[Form], marks: Iterator[str], url_parts: bool) -> Any:
     if isinstance(content, str):
-        return {"content": content_of(content, forms)}
+        return content_of(content, forms)
     parts: list[dict[str, Any]] = []
     for part in content:
         if part["type"] == TEXT.part:
             parts.append(dict(part))
-        elif url_parts:
-            parts += [{"type": IMAGE.part, IMAGE.part: {"url": next(marks)}} for _ in _urls(part)]
-        else:
-            parts += [{"type": TEXT.part, "text": next(marks)} for _ in _urls(part)]
+            continue
+        for mark in islice(marks, len(_urls(part))):
+            kind, shown = (IMAGE.part, {"url": mark}) if url_parts else (TEXT.part, mark)
+            parts.append({"type": kind, kind: shown})
     if "parts" in forms:
-        return {"content": parts}
-    return {"content": "\n".join(text for part in parts if (text := _shown(part)))}
+        return parts
+    texts = (part["text"] if part["type"] == "text" else part["image_url"]["url"] for part in parts)
+    return "\n".join(filter(None, map(str, texts)))
 
 
 def content_of(text: str, forms: Collection[Form]) -> Any:
     """``text`` as the content of a message, in one of ``forms``."""
     return text if "string" in forms else [{"type": "text", "text": text}]
-
-
-def _shown(part: Mapping[str, Any]) -> str:
-    return str(part["text"] if part["type"] == "text" else part["image_url"]["url"])
 
 
 def checked(number: int, message: Any) -> dict[str, Any]:
@@ -127,13 +124,12 @@ def _texts(message: Mapping[str, Any]) -> Iterator[str]:
         yield from (part["text"] for part in content if part["type"] == "text")
 
 
-def _urls(part: Mapping[str, Any]) -> Iterator[str]:
+def _urls(part: Mapping[str, Any]) -> list[str]:
     """The URLs of the pictures in one part of a message: of a picture, or of a film's frames."""
     if part["type"] == "image_url":
         given = part["image_url"]
-        yield given["url"] if isinstance(given, Mapping) else given
-    elif part["type"] == "video":
-        yield from part["video"]
+        return [given["url"] if isinstance(given, Mapping) else given]
+    return list(part["video"]) if part["type"] == "video" else []
 
 
 def media_of(messages: Messages) -> Iterator[Medium]:

@@ -72,10 +72,8 @@ class Projector:
             self.context = None
 
     def tokenize(self, text: str, media: Sequence[Medium]) -> list[Chunk]:
-        """The chunks of a prompt with a marker for each of ``media``, in order.
-
-        Raises PromptError for pictures that cannot be read or that the model cannot take.
-        """
+        """The chunks of a prompt with a marker for each of ``media``, in order. Raises PromptError
+        for pictures that cannot be read or that the model cannot take."""
         with ExitStack() as stack:
             bitmaps = []
             for number, medium in enumerate(media):
@@ -195,10 +193,7 @@ class Projector:
 
     def decode(self, context: Any, chunk: Chunk, start: int, sequence: int = 0) -> int:
         """Decode a medium into ``sequence`` from position ``start`` on; the position after it.
-
-        Raises ModelError for one that would make llama.cpp abort the process, ValueError if the
-        context is full.
-        """
+        Raises ModelError where llama.cpp would abort, ValueError if the context is full."""
         require_one_batch(self.context, chunk.pointer, context)
         embeddings = self.encode(chunk)
         after = lib.llama_pos(0)
@@ -297,12 +292,9 @@ def require_decoded(code: int, context: Any) -> None:
 
 
 def load_url(url: str, *, allow_local_files: bool = False) -> bytes:
-    """The content of a data URL, or the answer of an http or https address; with
-    ``allow_local_files``, of a regular file, too. At most MAX_BYTES, within SECONDS a read.
-
-    Raises PromptError for another URL or a larger picture, OSError for an address that does not
-    answer.
-    """
+    """The content of a data URL, or the answer of an http or https address, at most MAX_BYTES and
+    within SECONDS a read; with ``allow_local_files``, of a file, too. Raises PromptError for
+    another URL or a larger picture, OSError for an address that does not answer."""
     header, _, content = url.partition(",")
     scheme = url.partition(":")[0].lower()
     if scheme == "data" and header.endswith(";base64"):
@@ -335,8 +327,7 @@ def _bounded(file: Any) -> bytes:
 
 
 def silence_mtmd() -> None:
-    """libmtmd has a log of its own, which would ignore verbose=False: send it where llama.cpp's
-    goes."""
+    """Send libmtmd's own log, which would ignore verbose=False, where llama.cpp's goes."""
     mtmd_cpp.mtmd_helper_log_set(llama_log_callback, cast(Any, None))
 
 
@@ -359,7 +350,6 @@ def chunks_of(llama: Llama, projector: Projector | None, rendered: Rendered) -> 
 
 
 # Handlers of llama-cpp-python's -----------------------------------------------------------------
-
 
 Note = Callable[[str], None]  # told of each medium that is decoded, its modality
 

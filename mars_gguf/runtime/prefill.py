@@ -64,8 +64,7 @@ class CachedPrompt:
         return tuple(run.identity for run in self.runs[:n_runs])
 
     def shared(self, other: CachedPrompt) -> tuple[int, int]:
-        """The beginning that it shares with another one: so many runs, and tokens of the run after
-        those."""
+        """How many runs it begins with like another, and how many tokens of the run after those."""
         for n_runs, (run, its) in enumerate(zip(self.runs, other.runs, strict=False)):
             if run.identity != its.identity:
                 return n_runs, n_alike(run.tokens, its.tokens)
@@ -78,9 +77,8 @@ class CachedPrompt:
 
 
 def n_prompts_and_copies(llama: SteeredLlama) -> tuple[int, int]:
-    """How many prompts to decode at once, and how many copies of their sequences: MAX_SEQUENCES and
-    MAX_COPIES; with recurrent states a copy of each, and fewer where those would take more than
-    MAX_STATES bytes. The context is empty afterwards."""
+    """How many prompts to decode at once, and how many copies of their sequences; with recurrent
+    states one of each, of at most MAX_STATES bytes. The context is empty afterwards."""
     if llama.context.memory.rewinds:
         return MAX_SEQUENCES, MAX_COPIES
     llama.eval([max(llama.token_bos(), 0)])
@@ -132,11 +130,14 @@ class Decoder:
         follow: Follow | None = None,
     ) -> list[list[int]]:
         """The first ``n_tokens`` tokens of the greedy reply to every prompt, fewer where it ends;
-        with ``follow``, as many as that says. The last tokens of the prompts are decoded within
-        ``first``, as `last_tokens` does, those that follow outside it. The prompts stay as they
-        are."""
+        with ``follow``, as many as that says. The last tokens of the prompts alone are decoded
+        within ``first``. The prompts stay as they are."""
         replies: list[list[int]] = [[] for _ in prompts]
-        follow = follow or self._up_to(n_tokens)
+
+        def up_to(_number: int, reply: list[int]) -> Sequence[int] | None:
+            return None if self.ends(reply[-1]) or len(reply) == n_tokens else ()
+
+        follow = follow or up_to
         with self._copies(prompts) as numbers:
             with first:
                 logits = self._last_tokens(prompts, numbers)
@@ -165,12 +166,6 @@ class Decoder:
     def ends(self, token: int) -> bool:
         """Whether a token ends a reply."""
         return bool(lib.llama_vocab_is_eog(self._vocab, token))
-
-    def _up_to(self, n_tokens: int) -> Follow:
-        def follow(_number: int, reply: list[int]) -> Sequence[int] | None:
-            return None if self.ends(reply[-1]) or len(reply) == n_tokens else ()
-
-        return follow
 
     @contextmanager
     def _copies(self, prompts: Sequence[CachedPrompt]) -> Iterator[list[int]]:
@@ -263,11 +258,6 @@ class Prefill:
         self._last: CachedPrompt | None = None  # of the group before, if others can begin with it
 
     @property
-    def memory(self) -> Any:
-        """That of the context."""
-        return self.decoder.memory
-
-    @property
     def shares_tokens(self) -> bool:
         """Whether any number of tokens that prompts begin with can be shared."""
         return self.llama.context.memory.rewinds
@@ -280,7 +270,7 @@ class Prefill:
         """Decode a group of prompts that are not in the cache yet, all but the last tokens."""
         last, self._last = self._last, None
         if last is None:
-            lib.llama_memory_clear(self.memory, False)
+            lib.llama_memory_clear(self.decoder.memory, False)
         else:
             self._begin_like(last, group)
         if not self.shares_tokens:
@@ -294,18 +284,19 @@ class Prefill:
             self._last = group[-1]
 
     def _begin_like(self, last: CachedPrompt, group: list[CachedPrompt]) -> None:
-        """Empty the context, but for what each of ``group`` begins with like the group before
-        ended."""
-        spare = self.decoder.n_sequences
-        lib.llama_memory_seq_cp(self.memory, last.number, spare, -1, -1)
-        lib.llama_memory_seq_keep(self.memory, spare)
+        """Empty the context, but for what each of ``group`` begins with like ``last``."""
+        spare, memory = self.decoder.n_sequences, self.decoder.memory
+        lib.llama_memory_seq_cp(memory, last.number, spare, -1, -1)
+        lib.llama_memory_seq_keep(memory, spare)
         for sequence in group:
             sequence.n_runs, sequence.n_decoded = sequence.shared(last)
             alike = last.runs[: sequence.n_runs]
             sequence.n_past = sequence.n_decoded + sum(run.n_positions for run in alike)
             if sequence.n_past:
-                lib.llama_memory_seq_cp(self.memory, spare, sequence.number, 0, sequence.n_past)
-        lib.llama_memory_seq_rm(self.memory, spare, -1, -1)
+                lib.llama_memory_seq_cp(
+                    self.decoder.memory, spare, sequence.number, 0, sequence.n_past
+                )
+        lib.llama_memory_seq_rm(memory, spare, -1, -1)
 
     def _texts(self, sequences: Sequence[CachedPrompt]) -> None:
         """Decode the next run of each sequence, tokens: what several that have been the same so far
@@ -324,8 +315,7 @@ class Prefill:
             self._copy(sets)
 
     def _pictures(self, sequences: Sequence[CachedPrompt]) -> None:
-        """Decode the next run of each sequence, a picture: for those that are the same up to its
-        end, once."""
+        """Decode the next run of each sequence, a picture: once for those that begin the same."""
         if not sequences:
             return
         sets = _alike(sequences, 1)
@@ -339,7 +329,7 @@ class Prefill:
         """Give the others of each set the cells of the first."""
         for first, *others in sets:
             for other in others:
-                lib.llama_memory_seq_cp(self.memory, first.number, other.number, -1, -1)
+                lib.llama_memory_seq_cp(self.decoder.memory, first.number, other.number, -1, -1)
 
     def _share_prefix(self, group: Sequence[CachedPrompt]) -> None:
         """Decode what all prompts begin with, tokens, into every sequence."""

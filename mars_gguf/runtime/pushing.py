@@ -117,18 +117,15 @@ def require_moved(chosen: Judged, before: Rows, after: Mapping[int, Rows]) -> No
 @contextmanager
 def control_vector(llama: Llama, block: int, vector: Rows) -> Iterator[None]:
     """Context manager: within it llama.cpp adds ``vector`` [n_embd] to the output of ``block`` for
-    every token that ``llama`` decodes.
-
-    llama.cpp wants the whole buffer, [n_layer - 1, n_embd] from block 1 on: blocks that are not
-    sent keep what was set before (src/llama-adapter.cpp). Raises ModelError for another shape or
-    block, SteeringError if llama.cpp refuses.
-    """
+    every token that ``llama`` decodes. Raises ModelError for another shape or block, SteeringError
+    if llama.cpp refuses."""
     n_layer, n_embd = lib.llama_model_n_layer(llama.model), llama.n_embd()
     if not 1 <= block < n_layer or vector.shape != (n_embd,):
         raise ModelError(
             f"control vector of {vector.shape} values for block {block}, expected "
             f"{n_embd} values for a block from 1 to {n_layer - 1}"
         )
+    # From block 1 on; those that are not sent keep what was set before (src/llama-adapter.cpp).
     buffer = np.zeros((n_layer - 1, n_embd), np.float32)
     buffer[block - 1] = vector
     data = buffer.ctypes.data_as(ctypes.POINTER(ctypes.c_float))

@@ -82,6 +82,8 @@ class Reply:
         self.last: tuple[int, int] | None = None
         self.doubt: Verdict | None = None
         self.answered = self.after_thought = self.in_step = self.unjudged = False
+        markers = Markers("", "") if thoughts is None else thoughts.markers
+        self._open, self._close = markers.open.encode(), markers.close.encode()
         self._text = b""  # since the state began; in a thought and an answer, the end of it
 
     @contextmanager
@@ -160,8 +162,7 @@ class Reply:
         return "thought" if self._open.startswith(text) and not first else "answer"
 
     def take(self, token: int, *, over: bool = False) -> None:
-        """Go on with ``token``, the next one. ``over``: if it begins no thought, the answer has
-        begun."""
+        """Go on with ``token``, the next one. ``over``: the answer begins if no thought does."""
         meaning, text = self.meaning(token), self._text + self._piece(token)
         if self.state not in ("thought", "answer"):
             if not text.lstrip().startswith(self._open):
@@ -203,16 +204,6 @@ class Reply:
     def _piece(self, token: int) -> bytes:
         assert self.thoughts is not None
         return self.thoughts.piece(token)
-
-    @property
-    def _open(self) -> bytes:
-        assert self.thoughts is not None
-        return self.thoughts.markers.open.encode()
-
-    @property
-    def _close(self) -> bytes:
-        assert self.thoughts is not None
-        return self.thoughts.markers.close.encode()
 
     def _closes(self, text: bytes) -> bool:
         """Whether ``text`` ends with a part of the marker that ends a thought."""

@@ -22,8 +22,7 @@ LEAST_ALIKE = 0.5  # correlation of logits
 
 def self_test(llama: Llama) -> None:
     """Decode a few tokens with a SteeredLlama, plainly and pushed by each policy, and sample one.
-    The context is empty afterwards. Raises ModelError for a model that cannot be read or steered
-    so."""
+    The context is empty afterwards. Raises ModelError if it cannot be read or steered so."""
     steerer = llama.steerer
     if steerer.push.way == "cvec" and not llama.context.memory.rewinds:
         raise ModelError(

@@ -122,12 +122,9 @@ class Tap:
 
     @contextmanager
     def visiting(self, layers: Sequence[int], visit: Visit) -> Iterator[None]:
-        """Context manager: during decodes in the block, call ``visit`` for each of ``layers``, once
-        an ubatch.
-
-        What a visit raises is raised again when the block ends: a ModelError as itself, anything
-        else as a SteeringError.
-        """
+        """Context manager: during decodes in it, call ``visit`` for each of ``layers``, once an
+        ubatch. What a visit raises is raised again at its end, all but ModelErrors as a
+        SteeringError."""
         try:
             with interrupts_held():
                 self._visit = visit

@@ -46,10 +46,6 @@ OFFERED = {"functions", "function_call", "tools", "tool_choice"}  # what request
 # What llama.cpp writes prompts in where a GGUF has no template (common/chat.cpp).
 CHATML = llama_chat_format.CHATML_CHAT_TEMPLATE
 
-_PICTURE_HANDLERS = {
-    name: getattr(llama_chat_format, handler) for name, handler in PICTURE_FORMATS.items()
-}
-
 # Where llama-cpp-python recognises a GGUF's template it renders text by code of its own.
 _FORMATTERS: dict[str | None, ChatFormatter] = {
     "chatml": llama_chat_format.format_chatml,
@@ -156,6 +152,9 @@ class ChatTemplate:
         it was not tried with, strings, and what it takes of a user."""
         return self._taken.get(role, self._taken["user"] | {"string"})
 
+    def _said(self, role: str, text: str) -> dict[str, Any]:
+        return {"role": role, "content": content_of(text, self.takes(role))}
+
     @cached_property
     def _taken(self) -> dict[str, frozenset[Form]]:
         user = self._learn([], "user", [])
@@ -165,11 +164,10 @@ class ChatTemplate:
                 f"as typed parts. {ADVICE}."
             )
         question = {"role": "user", "content": content_of("question", user)}
-        answered = self._learn([question], "assistant", [question])
         return {
             "user": user,
             "system": self._learn([], "system", [question]) or user,
-            "assistant": answered or user,
+            "assistant": self._learn([question], "assistant", [question]) or user,
         }
 
     def _learn(self, before: list[Any], role: str, after: list[Any]) -> frozenset[Form]:
@@ -189,11 +187,7 @@ class ChatTemplate:
     @cached_property
     def begins_thought(self) -> bool:
         """Whether prompts end within a thought."""
-        if self.thinks is None:
-            return False
-        return self.render(
-            [{"role": "user", "content": content_of(PROBE, self.takes("user"))}]
-        ).begun
+        return self.render([self._said("user", PROBE)]).begun
 
     @property
     def first_position(self) -> Literal["thought", "prompt"]:
@@ -221,8 +215,8 @@ class ChatTemplate:
 
     def _end_under(self, variables: dict[str, Any]) -> str:
         """The end of the prompt of a question, under ``variables``."""
-        asked = [{"role": "user", "content": content_of(PROBE, self.takes("user"))}]
-        return self._format(asked, **variables).prompt.rpartition(PROBE)[2]
+        asked = self._format([self._said("user", PROBE)], **variables)
+        return asked.prompt.rpartition(PROBE)[2]
 
     def _ended(
         self, response: ChatFormatterResponse, tail: str
@@ -230,20 +224,18 @@ class ChatTemplate:
         """A prompt that must end with ``tail``, and whether that is within a thought, which is
         ended where the model shall not think. Raises PromptError for another end: then something in
         the request had told the template otherwise."""
-        thinks = self.thinks
-        assert thinks is not None
+        assert self.thinks is not None
         if not response.prompt.endswith(tail):
             raise PromptError(
                 "something in the messages, or a variable for the chat template, changes whether "
                 f"the model thinks: --reasoning {self.reasoning} says that. Leave it out."
             )
         more = self.ended(tail).removeprefix(tail) if self.reasoning == "off" else ""
-        begun = thinks.begun_by(tail) and not more
+        begun = self.thinks.begun_by(tail) and not more
         return replace(response, prompt=response.prompt + more) if more else response, begun
 
     def ended(self, prompt: str) -> str:
-        """A prompt as it is for a model that shall not think: the thought ended that it would
-        begin."""
+        """A prompt for a model that shall not think: the thought ended that it would begin."""
         return prompt if self.thinking is None else self.thinking.ended(prompt, self.closing)
 
     @cached_property
@@ -251,12 +243,10 @@ class ChatTemplate:
         """The text that ends a thought of nothing: the marker, spaced as the template does it in
         earlier turns; as most do, where it shows none."""
         assert self.thinks is not None
-        reply = {"role": "assistant", "content": content_of(PROBE, self.takes("assistant"))}
-        asked = {"role": "user", "content": content_of("question", self.takes("user"))}
-        thought = PROBE.upper()
-        close = self.thinks.close
+        close, thought = self.thinks.close, PROBE.upper()
+        reply = self._said("assistant", PROBE) | {"reasoning_content": thought}
         try:
-            text = self._format([asked, reply | {"reasoning_content": thought}]).prompt
+            text = self._format([self._said("user", "question"), reply]).prompt
         except PromptError:
             text = ""
         shown = re.search(rf"{thought}(\s*{re.escape(close)}\s*){PROBE}", text)
@@ -270,8 +260,7 @@ class ChatTemplate:
             raise PromptError(f"the chat template refuses the messages: {error}") from error
 
     def _taken_from(self, messages: Messages, marks: Iterator[str]) -> list[dict[str, Any]]:
-        """``messages`` as the template takes them, begun by the default system prompt where they
-        have none."""
+        """``messages`` as the template takes them; the default system prompt, if they have none."""
         said = any(m["role"] == "system" and m["content"] for m in messages)
         if self.default_system is not None and not said:
             messages = [{"role": "system", "content": self.default_system}, *messages]
@@ -291,30 +280,28 @@ def chat_template(
     """The template called ``name`` (of HANDLERS), by default that of the GGUF with ``metadata``, or
     ChatML where it has none.
 
-    tokens: the texts of the tokens that begin and end a sequence, as llama-cpp-python hands them to
-    a template. pictures: whether libmtmd tokenizes the prompt. Raises ModelError for a name that is
-    none.
+    tokens: the texts of those that begin and end a sequence, as llama-cpp-python hands them to a
+    template. pictures: whether libmtmd tokenizes the prompt. Raises ModelError for another name.
     """
-    given: dict[str, Any] = {"kwargs": kwargs, "reasoning": reasoning}
-    stop_token_ids = None if pictures else [eos_id]
-    if name in _PICTURE_HANDLERS:
-        handler = _PICTURE_HANDLERS[name]
-        source, system = handler.CHAT_FORMAT, handler.DEFAULT_SYSTEM_MESSAGE
-        formatter = jinja_formatter(source, name, tokens, stop_token_ids)
+
+    def jinja(source: str, name: str, **options: Any) -> ChatTemplate:
+        formatter = jinja_formatter(source, name, tokens, None if pictures else [eos_id])
         return ChatTemplate(
-            source, name, formatter=formatter, default_system=system, url_parts=True, **given
+            source, name, formatter=formatter, kwargs=kwargs, reasoning=reasoning, **options
         )
+
+    if name in PICTURE_FORMATS:
+        handler = getattr(llama_chat_format, PICTURE_FORMATS[name])
+        system = handler.DEFAULT_SYSTEM_MESSAGE
+        return jinja(handler.CHAT_FORMAT, name, default_system=system, url_parts=True)
     if name not in (None, *HANDLERS):
         raise ModelError(f"chat handler: found {name!r}, expected one of {', '.join(HANDLERS)}")
     own = metadata.get("tokenizer.chat_template")
     if name == "chatml" or not own:
-        formatter = jinja_formatter(CHATML, "chatml", tokens, stop_token_ids)
-        return ChatTemplate(CHATML, "chatml", formatter=formatter, **given)
+        return jinja(CHATML, "chatml")
     if not pictures and (formatter := recognised(own)) is not None:
         return ChatTemplate(own, formatter=formatter, kwargs=kwargs)
-    return ChatTemplate(
-        own, formatter=jinja_formatter(own, "mtmd", tokens, stop_token_ids), **given
-    )
+    return jinja(own, "mtmd")
 
 
 def jinja_formatter(
@@ -325,17 +312,13 @@ def jinja_formatter(
 ) -> ChatFormatter:
     """llama-cpp-python's formatter of the Jinja template ``source``, called ``name``; ``tokens``
     begin and end a sequence. Raises ModelError for one that is no Jinja."""
-    bos, eos = tokens
     try:
-        return Jinja2ChatFormatter(source, eos, bos, stop_token_ids=stop_token_ids)
+        return Jinja2ChatFormatter(source, tokens[1], tokens[0], stop_token_ids=stop_token_ids)
     except Exception as error:
         raise ModelError(f"the chat template {name!r} is no Jinja template: {error}") from error
 
 
 def recognised(source: str) -> ChatFormatter | None:
-    """llama-cpp-python's own code for the text prompts of a template that it recognises; None for
-    all others."""
-    name = llama_chat_format.guess_chat_format_from_gguf_metadata(
-        {"tokenizer.chat_template": source}
-    )
-    return _FORMATTERS.get(name)
+    """llama-cpp-python's own code for the text prompts of a template, if it recognises that."""
+    metadata = {"tokenizer.chat_template": source}
+    return _FORMATTERS.get(llama_chat_format.guess_chat_format_from_gguf_metadata(metadata))

@@ -12,7 +12,7 @@ from llama_cpp import Llama
 
 from mars_gguf.errors import ModelError, PromptError, SteeringError
 from mars_gguf.runtime.context import Context, require_prompt
-from mars_gguf.runtime.replies import Reply, Thoughts, thoughts_of
+from mars_gguf.runtime.replies import Reply, thoughts_of
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -105,9 +105,7 @@ class Turns:
     def generate(self, steps: Steps, prompt: list[int], *, reset: bool) -> Steps:
         """The tokens of a reply to ``prompt`` by llama-cpp-python's generator, each sampled while
         the model's lock is held. With ``reset`` the prompt is all of the context that it continues.
-
-        Raises SteeringError if something else has used the context since the last token.
-        """
+        Raises SteeringError if something else has used the context since the last token."""
         reply, given = None, None
         try:
             while True:
@@ -130,15 +128,12 @@ class Turns:
             self.context.resume(tokens)
         self.context.no_cell_left = False
         self.reply.state = "over"
-        self.reply = Reply(self._thoughts())
-        return self.reply
-
-    def _thoughts(self) -> Thoughts | None:
-        """How thoughts of the reply that begins are told, if its answer is waited for."""
+        self.reply = Reply()
         template = self.llama.template
-        if self._begun is None or template.reasoning != "answer" or self.llama.brought:
-            return None
-        return thoughts_of(self.llama, template.thinks, begun=self._begun)
+        waits = template.reasoning == "answer" and not self.llama.brought
+        if waits and self._begun is not None:
+            self.reply = Reply(thoughts_of(self.llama, template.thinks, begun=self._begun))
+        return self.reply
 
     def _step(self, reply: Reply, steps: Steps, given: Sequence[int] | None) -> int | None:
         """The next token of ``reply``, None at its end."""

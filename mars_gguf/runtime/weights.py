@@ -28,11 +28,8 @@ _COUNT = b"split.count"
 
 def weights_sha256(paths: Sequence[str]) -> str:
     """SHA-256, hexadecimal, over the name, type and size of every tensor of GGUF files, and
-    SAMPLES * SAMPLE_BYTES of its bytes, evenly spread. Of a model in several files any one is
-    given.
-
-    Another quantization or fine-tuning changes some of every tensor and with it the hash. Raises
-    ModelError for a file that cannot be read, a missing one among them.
+    SAMPLES * SAMPLE_BYTES of its bytes, evenly spread: another quantization or fine-tuning changes
+    it. Of a model in several files any one is given. Raises ModelError for one that cannot be read.
     """
     digest = hashlib.sha256()
     for path in paths:
