@@ -304,26 +304,20 @@ def load_url(url: str, *, allow_local_files: bool = False) -> bytes:
             raise PromptError(f"a picture's data URL is not base64: {error}") from error
     import urllib.request  # takes a moment to import, and is seldom needed
 
-    if scheme in ("http", "https"):
-        with urllib.request.urlopen(url, timeout=SECONDS) as answer:
-            return _bounded(answer)
     if scheme == "file" and allow_local_files:
         path = Path(urllib.request.url2pathname(url.removeprefix("file://")))
         if not path.is_file():  # a device or a pipe may never end
             raise PromptError(f"a picture's address: {path} is no file")
-        with path.open("rb") as file:
-            return _bounded(file)
-    raise PromptError(
-        f"a picture's address: found {header:.40}, expected data:image/...;base64, http:// or "
-        "https:// (or file:// with allow_local_files=True)"
-    )
-
-
-def _bounded(file: Any) -> bytes:
-    content = bytes(file.read(MAX_BYTES + 1))
-    if len(content) > MAX_BYTES:
+    elif scheme not in ("http", "https"):
+        raise PromptError(
+            f"a picture's address: found {header:.40}, expected data:image/...;base64, http:// or "
+            "https:// (or file:// with allow_local_files=True)"
+        )
+    with urllib.request.urlopen(url, timeout=SECONDS) as file:
+        found = bytes(file.read(MAX_BYTES + 1))
+    if len(found) > MAX_BYTES:
         raise PromptError(f"a picture of more than {MAX_BYTES} bytes: show a smaller one")
-    return content
+    return found
 
 
 def silence_mtmd() -> None:

@@ -191,10 +191,16 @@ class Decoder:
 
     def text(self, entries: Sequence[Entry]) -> None:
         """Decode tokens, at most N_BATCH at a time."""
-        most = min(N_BATCH, lib.llama_n_batch(self.llama.ctx))
+        batch, most = self._batch, min(N_BATCH, lib.llama_n_batch(self.llama.ctx))
         for start in range(0, len(entries), most):
-            self._fill(entries[start : start + most])
-            self.decode(self._batch)
+            some = entries[start : start + most]
+            batch.n_tokens = len(some)
+            for k, (token, position, sequences, wants_logits) in enumerate(some):
+                batch.token[k], batch.pos[k], batch.logits[k] = token, position, wants_logits
+                batch.n_seq_id[k] = len(sequences)
+                for j, sequence in enumerate(sequences):
+                    batch.seq_id[k][j] = sequence
+            self.decode(batch)
 
     def pictures(self, pictures: Sequence[tuple[CachedPrompt, Chunk]]) -> None:
         """Decode a picture of each sequence, several in a batch where that gives the same."""
@@ -227,15 +233,6 @@ class Decoder:
         code = lib.llama_decode(self.llama.ctx, batch)
         if code != 0:
             raise ModelError(f"llama_decode returned {code} for {batch.n_tokens} tokens")
-
-    def _fill(self, entries: Sequence[Entry]) -> None:
-        batch = self._batch
-        batch.n_tokens = len(entries)
-        for k, (token, position, sequences, wants_logits) in enumerate(entries):
-            batch.token[k], batch.pos[k], batch.logits[k] = token, position, wants_logits
-            batch.n_seq_id[k] = len(sequences)
-            for j, sequence in enumerate(sequences):
-                batch.seq_id[k][j] = sequence
 
     def _append(self, sequence: CachedPrompt, chunk: Chunk) -> None:
         """Put a picture's embeddings into the batch, at the positions that follow."""
