@@ -118,10 +118,6 @@ class ChatTemplate:
         """The hash of the source, hexadecimal."""
         return hashlib.sha256(self.source.encode()).hexdigest()
 
-    def __call__(self, *, messages: Messages, **kwargs: Any) -> ChatFormatterResponse:
-        """The prompt of ``messages`` without pictures, as llama-cpp-python's formatters give it."""
-        return self.render(messages, **kwargs).without_media()
-
     def render(self, messages: Messages, **kwargs: Any) -> Rendered:
         """The prompt of ``messages``, to be continued by the assistant. ``kwargs`` are further
         variables for the template, such as tools.
@@ -224,19 +220,17 @@ class ChatTemplate:
         """A prompt that must end with ``tail``, and whether that is within a thought, which is
         ended where the model shall not think. Raises PromptError for another end: then something in
         the request had told the template otherwise."""
-        assert self.thinks is not None
+        assert self.thinking is not None
         if not response.prompt.endswith(tail):
             raise PromptError(
                 "something in the messages, or a variable for the chat template, changes whether "
                 f"the model thinks: --reasoning {self.reasoning} says that. Leave it out."
             )
-        more = self.ended(tail).removeprefix(tail) if self.reasoning == "off" else ""
-        begun = self.thinks.begun_by(tail) and not more
+        more = ""
+        if self.reasoning == "off":
+            more = self.thinking.ended(tail, self.closing).removeprefix(tail)
+        begun = self.thinking.markers.begun_by(tail) and not more
         return replace(response, prompt=response.prompt + more) if more else response, begun
-
-    def ended(self, prompt: str) -> str:
-        """A prompt for a model that shall not think: the thought ended that it would begin."""
-        return prompt if self.thinking is None else self.thinking.ended(prompt, self.closing)
 
     @cached_property
     def closing(self) -> str:
