@@ -57,8 +57,8 @@ def _taken(content: Any, forms: Collection[Form], marks: Iterator[str], url_part
         if part["type"] == TEXT.part:
             parts.append(dict(part))
             continue
-        for mark in islice(marks, len(_urls(part))):
-            kind, shown = (IMAGE.part, {"url": mark}) if url_parts else (TEXT.part, mark)
+        for text in islice(marks, len(_urls(part))):
+            kind, shown = (IMAGE.part, {"url": text}) if url_parts else (TEXT.part, text)
             parts.append({"type": kind, kind: shown})
     if "parts" in forms:
         return parts
