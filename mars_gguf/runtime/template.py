@@ -226,11 +226,13 @@ class ChatTemplate:
                 "something in the messages, or a variable for the chat template, changes whether "
                 f"the model thinks: --reasoning {self.reasoning} says that. Leave it out."
             )
-        more = ""
-        if self.reasoning == "off":
-            more = self.thinking.ended(tail, self.closing).removeprefix(tail)
+        more = self.ended(tail).removeprefix(tail) if self.reasoning == "off" else ""
         begun = self.thinking.markers.begun_by(tail) and not more
         return replace(response, prompt=response.prompt + more) if more else response, begun
+
+    def ended(self, prompt: str) -> str:
+        """A prompt for a model that shall not think: the thought ended that it would begin."""
+        return prompt if self.thinking is None else self.thinking.ended(prompt, self.closing)
 
     @cached_property
     def closing(self) -> str:
