@@ -27,7 +27,7 @@ USED: dict[str, dict[str, Any]] = json.loads(
 
 
 def missing() -> Iterator[str]:
-    """What is used and is not there, or is otherwise."""
+    """Names that are used and are not there, or are otherwise."""
     for owner, names in USED["names"].items():
         yield from (f"{owner}.{name}" for name in names if _found(f"{owner}.{name}") is None)
     for owner, functions in USED["arguments"].items():
