@@ -65,6 +65,8 @@ setup(
         "mars_gguf.runtime": ["compat.json"],
         "mars_gguf.convert": ["data/*"],
         "mars_gguf.evaluate": ["data/*"],
+        "mars_gguf.bench": ["*.json"],
+        "mars_gguf.server": ["*.json"],
         "mars_gguf.demo_model": ["*.gguf", "*.jsonl", "*.json", "*.md", "demo/*", "neutral/*"],
     },
     ext_modules=[

@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from mars_gguf.bench import extraction, processes, replying
-from mars_gguf.bench.figures import Figure, missed
+from mars_gguf.bench.figures import TABLE, Figure, missed
 from mars_gguf.bench.printing import machine, print_report, versions
 from mars_gguf.bench.subject import Asked, Subject, demo_prompts
 from mars_gguf.console import command
@@ -29,7 +29,7 @@ from mars_gguf.runtime.rpc import use_servers
 from mars_gguf.runtime.weights import require_gguf
 from mars_gguf.vectors import read_vector
 
-NAMES = [*replying.NAMES, *extraction.NAMES, *processes.NAMES]
+NAMES = list(TABLE)
 NO_AIM = "no aim: too small a model to chat with"
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 
-def peak_bytes() -> int:
+def peak_bytes() -> int | None:
     """The most memory that this process had in use, shared pages and those of mapped files
-    included. Raises OSError where the system does not tell."""
+    included; None where the system does not tell."""
     try:
         # Not getrusage: on Linux it counts what the parent had in use when it started this process.
         status = Path("/proc/self/status").read_text()
@@ -19,8 +20,8 @@ def peak_bytes() -> int:
     except FileNotFoundError:
         try:
             import resource
-        except ImportError as error:
-            raise OSError("this system does not tell the memory of a process") from error
+        except ImportError:
+            return None
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS: bytes
 
 
@@ -37,8 +38,6 @@ def plain(
     from llama_cpp.llama_chat_format import MTMDChatHandler
     from PIL import Image
 
-    from mars_gguf.media.images import user_message
-
     if rpc_servers:
         from mars_gguf.runtime.rpc import use_servers
 
@@ -46,7 +45,7 @@ def plain(
     handler = MTMDChatHandler(mmproj, verbose=options["verbose"]) if mmproj else None
     llama = Llama(model, chat_handler=handler, **options)
     pictures = [Image.new("RGB", (224, 224), "white")] if mmproj else []
-    _reply(llama, user_message(prompt, pictures), max_tokens)
+    _reply(llama, prompt, pictures, max_tokens)
 
 
 def steered(model: str, vector: str, prompt: str, options: dict[str, Any]) -> None:
@@ -54,16 +53,18 @@ def steered(model: str, vector: str, prompt: str, options: dict[str, Any]) -> No
     from dataclasses import replace
 
     from mars_gguf import SteeredLlama
-    from mars_gguf.media.images import user_message
 
     llama = SteeredLlama(model, vector=vector, **options)
     policy = llama.vectors["mars"].policy()
     with llama.using(replace(policy, gate="open", strength=1.0)):
-        _reply(llama, user_message(prompt), 16)
+        _reply(llama, prompt)
 
 
-def _reply(llama: Any, message: dict[str, Any], max_tokens: int) -> None:
-    llama.create_chat_completion([message], max_tokens=max_tokens, temperature=0)
+def _reply(llama: Any, prompt: str, pictures: Sequence[Any] = (), max_tokens: int = 16) -> None:
+    from mars_gguf.media.images import user_message
+
+    messages = [user_message(prompt, pictures)]
+    llama.create_chat_completion(messages, max_tokens=max_tokens, temperature=0)
 
 
 def convert(arguments: list[str]) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from llama_cpp import llama_cpp as lib
 
-from mars_gguf.bench.figures import Aim, Figure, Row, Run, interleaved, ratios, timed
+from mars_gguf.bench.figures import Figure, Run, interleaved, ratios, timed
 from mars_gguf.bench.subject import Asked, Subject
 from mars_gguf.convert import pipeline
 from mars_gguf.convert.choices import Calibration
@@ -27,25 +27,7 @@ from mars_gguf.runtime.tap import Rows
 E = TypeVar("E", bound=GgufExtractor)
 
 PICTURES = 16
-NINE_TENTHS = Aim(0.90, at_least=True)
-FIGURES: dict[str, Row] = {
-    "extraction-text": (
-        "extraction of text, all blocks, prompt tokens a second",
-        "llama.cpp's prefill of the same tokens and batches",
-        NINE_TENTHS,
-    ),
-    "extraction-images": (
-        "extraction with pictures, all blocks, prompts a second",
-        "picture encoding + prefill, each alone",
-        NINE_TENTHS,
-    ),
-    "conversion": (
-        "conversion, the model loaded",
-        "llama.cpp's prefill of all its prompts, what they begin with once + picture encoding",
-        Aim(1.3),
-    ),
-}
-NAMES = list(FIGURES)
+NAMES = ("extraction-text", "extraction-images", "conversion")
 
 
 class TimedDecoder(Decoder):
@@ -117,7 +99,7 @@ class Recorded(GgufExtractor):
 
 def measure(subject: Subject, asked: Asked) -> Iterator[Figure]:
     """Measures the figures that are asked for."""
-    for figure in asked.figures(FIGURES):
+    for figure in asked.figures(NAMES):
         if figure.name == "conversion":
             converted(figure, subject, Calibration())
         elif figure.name == "extraction-text":
@@ -156,9 +138,10 @@ def extract(extractor: GgufExtractor, prompts: Sequence[Prompt]) -> Rows:
 def _extracted(
     figure: Figure, subject: Subject, prompts: Sequence[Prompt], repetitions: int
 ) -> None:
-    with ExitStack() as stack:
-        extractor = stack.enter_context(closing(_load(GgufExtractor, subject)))
-        limit = stack.enter_context(closing(_load(Limit, subject)))
+    with (
+        closing(_load(GgufExtractor, subject)) as extractor,
+        closing(_load(Limit, subject)) as limit,
+    ):
         runs: dict[str, Run] = {
             "llama.cpp": partial(limit.run, prompts),
             "extraction": timed(partial(extract, extractor, prompts)),
@@ -176,9 +159,7 @@ def _extracted(
 def converted(figure: Figure, subject: Subject, calibration: Calibration) -> None:
     """Measures a whole conversion, once: it takes minutes."""
     sets = gather(subject.prompts, calibration.seed, sees=subject.mmproj is not None)
-    with ExitStack() as stack:
-        extractor = stack.enter_context(closing(_load(Recorded, subject)))
-        limit = stack.enter_context(closing(_load(Limit, subject)))
+    with closing(_load(Recorded, subject)) as extractor, closing(_load(Limit, subject)) as limit:
         for one in (extractor, limit):
             make_room(one, sets, say=lambda line: None)
         convert = partial(pipeline.measure, extractor, sets, calibration, source={}, progress=False)

@@ -1,16 +1,21 @@
-"""Figures and their statistics: an aim, samples of interleaved runs, and their noise. No model."""
+"""Figures and their statistics: an aim, samples of interleaved runs, and their noise. No model.
+
+table.json names them, in their order."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 Run = Callable[[], float]
 Verdict = Literal["met", "missed", "within the noise", "not measured", "shown"]
+TABLE: dict[str, Any] = json.loads(Path(__file__).with_name("table.json").read_text("utf-8"))
 
 
 def timed(work: Callable[[], object]) -> Run:
@@ -72,9 +77,6 @@ class Aim:
         return median >= self.bound if self.at_least else median <= self.bound
 
 
-Row = tuple[str, str, Aim] | tuple[str, str, Aim, str]  # title, limit, aim, unit of a figure
-
-
 @dataclass
 class Figure:
     """One line of the table.
@@ -96,6 +98,12 @@ class Figure:
     note: str = ""
     failure: str = ""
     absent: str = ""
+
+    @classmethod
+    def named(cls, name: str) -> Figure:
+        """A figure of the table, still to be measured."""
+        row = TABLE[name]
+        return cls(name, **row | {"aim": Aim(**row["aim"]) if "aim" in row else None})
 
     @property
     def verdict(self) -> Verdict:

@@ -10,12 +10,13 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mars_gguf.bench.figures import Aim, Figure, Row, Run, differences, interleaved, ratios
+from mars_gguf.bench.child import peak_bytes
+from mars_gguf.bench.figures import Figure, differences, interleaved, ratios
 from mars_gguf.bench.subject import Asked, Subject
 from mars_gguf.convert.extract_gguf import GgufExtractor
 from mars_gguf.convert.prompts import Prompt
@@ -24,30 +25,12 @@ from mars_gguf.vectors import read_vector
 
 MIB = 1 << 20
 IMPORT = "from mars_gguf import SteeredLlama"
-HEAVY = ["torch", "transformers"]
+HEAVY = {"torch", "transformers"}
 PROMPT = "How do I bake bread?"
-THREEFOLD = Aim(3.0, at_least=True)
-FIGURES: dict[str, Row] = {
-    "conversion-cvector": (
-        "direction from text pairs, whole process",
-        "llama.cpp's cvector-generator, time / ours",
-        THREEFOLD,
-    ),
-    "conversion-transformers": (
-        "conversion, whole command",
-        "the same by transformers on CPU, time / ours",
-        THREEFOLD,
-    ),
-    "memory-runtime": ("peak memory at run time", "above plain llama-cpp-python", Aim(32.0), "MiB"),
-    "memory-converter": (
-        "peak memory of the converter",
-        "above the loaded model and one prefill",
-        Aim(256.0),
-        "MiB",
-    ),
-    "import": (f"`{IMPORT}`", "above `import llama_cpp`", Aim(50.0), "ms"),
-}
-NAMES = list(FIGURES)
+CONVERT = [sys.executable, "-m", "mars_gguf.convert"]
+NAMES = (
+    "conversion-cvector", "conversion-transformers", "memory-runtime", "memory-converter", "import",
+)  # fmt: skip
 
 
 @dataclass
@@ -58,15 +41,10 @@ class Processes:
     subject: Subject
     cvector_generator: str | None = None
     transformers: str | None = None
-    environment: dict[str, str] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.options = self.subject.options
-        self.environment = os.environ | {"OMP_NUM_THREADS": str(self.options["n_threads"])}
 
     def measure(self, asked: Asked) -> Iterator[Figure]:
         """Measures the figures that are asked for. Raises MarsError if a process fails."""
-        for figure in asked.figures(FIGURES):
+        for figure in asked.figures(NAMES):
             with tempfile.TemporaryDirectory() as folder:
                 work = getattr(self, "_" + figure.name.replace("-", "_"))
                 work(figure, asked.repetitions, Path(folder))
@@ -87,14 +65,14 @@ class Processes:
                 rendered = [extractor.render(Prompt(text)) for text in side]
                 file.write_text("".join(_escaped(text) + "\n" for text in rendered), "utf-8")
         theirs, ours = folder / "theirs.gguf", folder / "ours.gguf"
-        threads, options = str(self.options["n_threads"]), self.subject.reading
-        program = [
-            self.cvector_generator, "--method", "mean", "-t", threads, "-tb", threads,
-            "-c", str(self.options["n_ctx"]), "-ngl", str(self.options["n_gpu_layers"]),
-            "-m", model, "--positive-file", str(files[0]), "--negative-file", str(files[1]),
-            "-o", str(theirs), *self._servers,
-        ]  # fmt: skip
-        child = _child("direction", model=model, prompts=sides, output=str(ours), options=options)
+        given = self.subject.options
+        program = [self.cvector_generator, "--method", "mean", *_words({
+            "-t": given["n_threads"], "-tb": given["n_threads"], "-c": given["n_ctx"],
+            "-ngl": given["n_gpu_layers"], "-m": model, "--positive-file": files[0],
+            "--negative-file": files[1], "-o": theirs, "--rpc": given.get("rpc_servers"),
+        })]  # fmt: skip
+        reading = self.subject.reading
+        child = _child("direction", model=model, prompts=sides, output=str(ours), options=reading)
         commands = {"cvector-generator": (program, theirs), "ours": (child, ours)}
         self._race(figure, repetitions, commands)
         figure.note = (
@@ -107,11 +85,12 @@ class Processes:
             figure.absent = "no --transformers"
             return
         theirs, ours = folder / "theirs.gguf", folder / "ours.gguf"
-        module = [sys.executable, "-m", "mars_gguf.convert"]
-        checkpoint = [self.transformers, "--device", "cpu", *self._common_arguments(theirs)]
         commands = {
-            "transformers": ([*module, *checkpoint], theirs),
-            "ours": ([*module, *self.convert_arguments(ours)], ours),
+            "transformers": (
+                [*CONVERT, *self.convert_arguments(theirs, self.transformers)],
+                theirs,
+            ),
+            "ours": ([*CONVERT, *self.convert_arguments(ours)], ours),
         }
         for command in commands.values():
             self._seconds(*command)
@@ -135,34 +114,30 @@ class Processes:
         figure.values = interleaved(runs, repetitions, warmup=0)
         figure.samples = ratios(*figure.values.values())
 
-    def _common_arguments(self, output: Path) -> list[str]:
-        """The arguments of mars_gguf.convert for every kind of model."""
-        prompts, sees = self.subject.prompts, self.subject.mmproj is not None
-        files = {"--harmful": prompts.harmful, "--harmless": prompts.harmless}
-        files["--neutral-media"] = prompts.neutral_media if sees else None
-        arguments = [word for option, file in files.items() if file for word in (option, str(file))]
-        arguments += [] if sees else ["--modality", "text"]
-        arguments += ["-q", "--no-plot", "-o", str(output)]
-        if variables := self.options.get("chat_template_kwargs"):
-            arguments += ["--chat-template-kwargs", json.dumps(variables)]
-        if reasoning := self.options.get("reasoning"):
-            arguments += ["--reasoning", reasoning]
-        return arguments
-
-    def convert_arguments(self, output: Path) -> list[str]:
-        """The arguments of mars_gguf.convert for the GGUF model."""
-        arguments = [self.subject.model, *self._common_arguments(output)]
-        if self.subject.mmproj:
-            arguments += ["--mmproj", self.subject.mmproj]
-        if handler := self.options.get("template"):
-            arguments += ["--chat-handler", handler]
-        threads, layers = self.options["n_threads"], self.options["n_gpu_layers"]
-        return [*arguments, "-t", str(threads), "-ngl", str(layers), *self._servers]
-
-    @property
-    def _servers(self) -> list[str]:
-        servers = self.options.get("rpc_servers")
-        return ["--rpc", servers] if servers else []
+    def convert_arguments(self, output: Path, checkpoint: str | None = None) -> list[str]:
+        """The arguments of mars_gguf.convert for the GGUF model, or for a ``checkpoint`` of it."""
+        prompts, options, mmproj = self.subject.prompts, self.subject.options, self.subject.mmproj
+        variables = options.get("chat_template_kwargs")
+        given = {
+            "--harmful": prompts.harmful,
+            "--harmless": prompts.harmless,
+            "--neutral-media": prompts.neutral_media if mmproj else None,
+            "--modality": None if mmproj else "text",
+            "--chat-template-kwargs": json.dumps(variables) if variables else None,
+            "--reasoning": options.get("reasoning"),
+            "-o": output,
+        }
+        if checkpoint is not None:
+            given["--device"] = "cpu"
+        else:
+            given |= {
+                "--mmproj": mmproj,
+                "--chat-handler": options.get("template"),
+                "-t": options["n_threads"],
+                "-ngl": options["n_gpu_layers"],
+                "--rpc": options.get("rpc_servers"),
+            }
+        return [checkpoint or self.subject.model, "-q", "--no-plot", *_words(given)]
 
     def _seconds(self, command: Sequence[str], output: Path) -> float:
         for old in (output, output.with_suffix(".md")):  # a card without its vector is refused
@@ -177,8 +152,9 @@ class Processes:
     # Memory and imports --------------------------------------------------------------------------
 
     def _memory_runtime(self, figure: Figure, repetitions: int, folder: Path) -> None:
-        subject, asked = self.subject, {"model": self.subject.model, "prompt": PROMPT}
-        ours = _child("steered", **asked, vector=subject.vector, options=subject.options)
+        subject = self.subject
+        steered = {"model": subject.model, "vector": subject.vector, "options": subject.options}
+        ours = _child("steered", **steered, prompt=PROMPT)
         self._memory(figure, repetitions, self._plain(subject.plain), ours)
         figure.note = "one short prompt, steered, and 16 tokens"
 
@@ -189,52 +165,46 @@ class Processes:
         self._memory(figure, repetitions, loaded, ours)
 
     def _plain(self, options: dict[str, Any], **more: Any) -> list[str]:
-        servers = self.options.get("rpc_servers")
+        servers = self.subject.options.get("rpc_servers")
         asked = {"model": self.subject.model, "prompt": PROMPT, "rpc_servers": servers}
         return _child("plain", **asked, options=options, **more)
 
     def _memory(self, figure: Figure, repetitions: int, plain: list[str], ours: list[str]) -> None:
-        runs = {"plain": partial(self._peak, plain), "ours": partial(self._peak, ours)}
-        try:
-            figure.values = interleaved(runs, repetitions, warmup=0)
-        except MarsError as error:
-            if "does not tell" not in str(error):
-                raise
+        if peak_bytes() is None:
             figure.absent = "this system does not tell the memory of a process"
             return
+        runs = {"plain": partial(self._peak, plain), "ours": partial(self._peak, ours)}
+        figure.values = interleaved(runs, repetitions, warmup=0)
         figure.samples = differences(figure.values["ours"], figure.values["plain"])
 
     def _peak(self, command: list[str]) -> float:
         return float(json.loads(self._run(command).splitlines()[-1])["peak"]) / MIB
 
     def _import(self, figure: Figure, repetitions: int, folder: Path) -> None:
-        brought: set[str] = set()
-
-        def importing(statement: str) -> Run:
-            code = (
-                f"import time; began = time.perf_counter(); {statement}; "
-                "print(time.perf_counter() - began); "
-                f"import sys; print(*sys.modules.keys() & {HEAVY})"
-            )
-
-            def milliseconds() -> float:
-                seconds, heavy = self._run([sys.executable, "-c", code]).split("\n")[:2]
-                brought.update(heavy.split())
-                return 1000 * float(seconds)
-
-            return milliseconds
-
-        runs = {"llama_cpp": importing("import llama_cpp"), "mars_gguf": importing(IMPORT)}
+        runs = {
+            "llama_cpp": partial(self._milliseconds, "import llama_cpp"),
+            "mars_gguf": partial(self._milliseconds, IMPORT),
+        }
         figure.values = interleaved(runs, repetitions)
         figure.samples = differences(figure.values["mars_gguf"], figure.values["llama_cpp"])
-        if brought:
-            figure.failure = f"imports {', '.join(sorted(brought))}"
-        figure.note = "torch and transformers are " + ("" if brought else "not ") + "imported"
+        brought = self._python(f"{IMPORT}; import sys; print(*sys.modules.keys() & {HEAVY})")
+        if brought.strip():
+            figure.failure = f"imports {', '.join(sorted(brought.split()))}"
+        figure.note = f"torch and transformers are {'' if brought.strip() else 'not '}imported"
+
+    def _milliseconds(self, statement: str) -> float:
+        clock = "time.perf_counter()"
+        code = f"import time; began = {clock}; {statement}; print({clock} - began)"
+        return 1000 * float(self._python(code))
+
+    def _python(self, code: str) -> str:
+        return self._run([sys.executable, "-c", code])
 
     def _run(self, command: Sequence[str]) -> str:
+        environment = os.environ | {"OMP_NUM_THREADS": str(self.subject.options["n_threads"])}
         try:
             done = subprocess.run(
-                command, env=self.environment, capture_output=True, text=True, errors="replace"
+                command, env=environment, capture_output=True, text=True, errors="replace"
             )
         except OSError as error:
             raise MarsError(f"{command[0]}: cannot be run ({error.strerror})") from error
@@ -246,6 +216,12 @@ class Processes:
 
 def _child(task: str, **arguments: Any) -> list[str]:
     return [sys.executable, "-m", "mars_gguf.bench.child", task, json.dumps(arguments)]
+
+
+def _words(given: dict[str, Any]) -> list[str]:
+    """The words of a command for the options that have a value."""
+    found = {option: str(value) for option, value in given.items() if value is not None}
+    return [word for option in found.items() for word in option]
 
 
 def _escaped(text: str) -> str:

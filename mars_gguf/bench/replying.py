@@ -6,13 +6,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from llama_cpp import Llama
 from llama_cpp import llama_cpp as lib
 
-from mars_gguf.bench.figures import Aim, Figure, ratios
+from mars_gguf.bench.figures import Figure, ratios
 from mars_gguf.bench.subject import Asked, Subject
 from mars_gguf.convert.prompts import Prompt
 from mars_gguf.errors import MarsError
@@ -23,37 +23,20 @@ PROMPT_TOKENS = 256
 REPLY_TOKENS = 64
 Trial = tuple[str, Way | None]  # a model, and how it steers
 Seconds = tuple[float, float]  # to the first token, and for those after it
-
-
-@dataclass(frozen=True)
-class Case:
-    """One figure: which model is held against a plain one, how it steers, and what is timed.
-
-    model: "again", another plain one; else a steered one whose callback is in "C" or in "Python".
-    way: how it steers; None, not at all. after: the tokens after the first are timed, not it.
-    """
-
-    title: str
-    model: str
-    aim: Aim | None = None
-    way: Way | None = None
-    after: bool = False
-
-
-FIRST, AFTER = "time to first token", "tokens a second while generating"
-CASES = {
-    "first-token": Case(f"{FIRST}, not steered", "C", Aim(1.01)),
-    "first-token-python": Case(f"{FIRST}, not steered, callback in Python", "Python"),
-    "first-token-control": Case(f"{FIRST}, plain llama-cpp-python loaded again", "again"),
-    "generation": Case(AFTER, "C", Aim(0.99, at_least=True), after=True),
-    "generation-python": Case(f"{AFTER}, callback in Python", "Python", after=True),
-    "generation-control": Case(f"{AFTER}, plain llama-cpp-python again", "again", after=True),
-    "first-token-inline": Case(f"{FIRST}, steered inline", "C", Aim(1.02), "inline"),
-    "first-token-cvec": Case(f"{FIRST}, steered by cvec", "C", None, "cvec"),
-}
-NAMES = list(CASES)
 PLAIN: Trial = ("plain", None)
 AGAIN: Trial = ("again", None)
+# What is held against a plain model: another plain one, or a steered one whose callback is in C or
+# in Python.
+TRIALS: dict[str, Trial] = {
+    "first-token": ("C", None),
+    "first-token-python": ("Python", None),
+    "first-token-control": AGAIN,
+    "generation": ("C", None),
+    "generation-python": ("Python", None),
+    "generation-control": AGAIN,
+    "first-token-inline": ("C", "inline"),
+    "first-token-cvec": ("C", "cvec"),
+}
 
 
 def measure(subject: Subject, asked: Asked) -> list[Figure]:
@@ -63,37 +46,35 @@ def measure(subject: Subject, asked: Asked) -> list[Figure]:
     anew for the next one, since a model is some percent faster or slower by where in memory it
     happens to lie. The plain model that is loaded again tells how much.
     """
-    cases = {name: case for name, case in CASES.items() if name in asked.only}
-    if not cases:
+    figures = [Figure.named(name) for name in TRIALS if name in asked.only]
+    if not figures:
         return []
-    asked.started(", ".join(cases))
+    asked.started(", ".join(figure.name for figure in figures))
     tokens, rewinds = _prepare(subject)
-    figures, possible = [], dict[str, Case]()
-    for name, case in cases.items():
-        figures.append(Figure(name, case.title, "plain llama-cpp-python", case.aim))
-        if case.model == "C" and not Tap().compiled:
-            figures[-1].absent = "the callback in C was not built"
-        elif case.way == "cvec" and not rewinds:
-            figures[-1].absent = "this model's memory cannot be rewound"
-        else:
-            possible[name] = case
-    trials = [PLAIN, AGAIN, *((case.model, case.way) for case in possible.values())]
-    n_reply = REPLY_TOKENS if any(case.after for case in possible.values()) else 0
-    taken = _take(subject, tokens, n_reply, list(dict.fromkeys(trials)), asked.repetitions)
     for figure in figures:
-        if figure.name in possible:
-            _fill(figure, possible[figure.name], taken, len(tokens))
+        model, way = TRIALS[figure.name]
+        if model == "C" and not Tap().compiled:
+            figure.absent = "the callback in C was not built"
+        elif way == "cvec" and not rewinds:
+            figure.absent = "this model's memory cannot be rewound"
+    possible = [figure for figure in figures if not figure.absent]
+    trials = dict.fromkeys([PLAIN, AGAIN, *(TRIALS[figure.name] for figure in possible)])
+    n_reply = REPLY_TOKENS if any(_is_speed(figure) for figure in possible) else 0
+    taken = _take(subject, tokens, n_reply, list(trials), asked.repetitions)
+    for figure in possible:
+        _fill(figure, taken, len(tokens))
     return figures
+
+
+def _is_speed(figure: Figure) -> bool:
+    """Whether the tokens after the first are timed, not it."""
+    return figure.name.startswith("generation")
 
 
 def _prepare(subject: Subject) -> tuple[list[int], bool]:
     """A prompt of several harmless ones, of about PROMPT_TOKENS; and whether the model's memory can
     be rewound."""
-    options = subject.plain | {
-        name: subject.options.get(name)
-        for name in ("template", "chat_template_kwargs", "reasoning")
-    }
-    with closing(SteeredLlama(subject.model, vector=None, **options)) as llama:
+    with closing(SteeredLlama(subject.model, vector=None, **subject.options)) as llama:
         if llama.n_ctx() < PROMPT_TOKENS + REPLY_TOKENS:
             raise MarsError(
                 f"found a context of {llama.n_ctx()} tokens, expected room for {PROMPT_TOKENS} of "
@@ -110,11 +91,7 @@ def _prepare(subject: Subject) -> tuple[list[int], bool]:
 
 
 def _take(
-    subject: Subject,
-    tokens: Sequence[int],
-    n_reply: int,
-    trials: Sequence[Trial],
-    repetitions: int,
+    subject: Subject, tokens: Sequence[int], n_reply: int, trials: Sequence[Trial], repetitions: int
 ) -> dict[Trial, list[Seconds]]:
     """Times each of ``trials`` by `_seconds`, ``repetitions`` times: the mean of two, there and
     back, so that a machine that becomes slower or faster meanwhile does so for all alike."""
@@ -170,16 +147,16 @@ def _reply(llama: Llama, tokens: Sequence[int], n_reply: int) -> Seconds:
     return first - began, ended - first
 
 
-def _fill(figure: Figure, case: Case, taken: dict[Trial, list[Seconds]], n_tokens: int) -> None:
+def _fill(figure: Figure, taken: dict[Trial, list[Seconds]], n_tokens: int) -> None:
+    trial, speed = TRIALS[figure.name], _is_speed(figure)
     plain, again, compared = (
-        [seconds[case.after] for seconds in taken[trial]]
-        for trial in (PLAIN, AGAIN, (case.model, case.way))
+        [seconds[speed] for seconds in taken[each]] for each in (PLAIN, AGAIN, trial)
     )
     figure.values = {"plain": plain, "again": again, "compared": compared}
     figure.samples, figure.control = (
-        ratios(plain, other) if case.after else ratios(other, plain) for other in (compared, again)
+        ratios(plain, other) if speed else ratios(other, plain) for other in (compared, again)
     )
     figure.note = f"prompt of {n_tokens} tokens"
-    figure.note += f", {REPLY_TOKENS} tokens after the first" if case.after else ""
-    if case.model == "again":
+    figure.note += f", {REPLY_TOKENS} tokens after the first" if speed else ""
+    if trial == AGAIN:
         figure.note += "; what it is from 1 is noise"

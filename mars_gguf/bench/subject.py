@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from mars_gguf import demo_model
-from mars_gguf.bench.figures import Figure, Row
+from mars_gguf.bench.figures import Figure
 from mars_gguf.convert.choices import Prompts
 from mars_gguf.convert.prompt_sets import PromptSets, gather
 
@@ -33,12 +33,12 @@ class Asked:
     repetitions: int = 15
     started: Callable[[str], object] = lambda name: None
 
-    def figures(self, table: Mapping[str, Row]) -> Iterator[Figure]:
-        """The figures of ``table`` that are asked for, still to be measured, one after another."""
-        for name, row in table.items():
+    def figures(self, names: Collection[str]) -> Iterator[Figure]:
+        """The figures of ``names`` that are asked for, still to be measured, one after another."""
+        for name in names:
             if name in self.only:
                 self.started(name)
-                yield Figure(name, *row)
+                yield Figure.named(name)
 
 
 @dataclass(frozen=True)
