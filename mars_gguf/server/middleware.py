@@ -20,11 +20,7 @@ REQUEST_ID = "X-Request-ID"
 
 
 class ExchangeMiddleware:
-    """Makes an `Exchange` of every request, and one line in the log.
-
-    Looks at who asks, then reads the body within limits; watches whether the client is still there;
-    turns exceptions into errors in the form of the OpenAI API.
-    """
+    """Makes an `Exchange` of every request, and watches whether its client is still there."""
 
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self.app, self.log_prompts = app, settings.log_prompts

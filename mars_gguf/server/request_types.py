@@ -1,8 +1,16 @@
-"""The requests: those of ``llama_cpp.server``, with films and a choice of vectors."""
+"""The requests: those of ``llama_cpp.server``, with films and a choice of vectors.
+
+fields.json has every field that one may have, and what it may hold, as docs/SERVER.md does; no
+other is taken. Those without ``taken`` have no effect, and are let be since clients that know
+nothing of this server send them. Where a bound is not in the types here, it is in checks.py, in
+bodies.py or in runtime/limits.py.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+import json
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from llama_cpp import llama_types
 from llama_cpp.server.types import (
@@ -13,8 +21,16 @@ from llama_cpp.server.types import (
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
-from mars_gguf.server.checks import MAX_REPEAT_PENALTY
-from mars_gguf.server.fields import Route, require_known
+from mars_gguf.server.checks import MAX_REPEAT_PENALTY, RequestError
+
+Route = Literal["chat", "completion", "embedding"]
+FIELDS: list[dict[str, Any]] = json.loads(
+    Path(__file__).with_name("fields.json").read_text(encoding="utf-8")
+)
+KNOWN = {
+    route: {name for row in FIELDS if route in row["routes"] for name in row["names"]}
+    for route in get_args(Route)
+}
 
 
 class ClientControl(BaseModel):
@@ -68,7 +84,11 @@ class KnownRequest(BaseModel):
         if not isinstance(data, dict):
             return data
         given = {name: value for name, value in data.items() if value is not None}
-        require_known(cls.route, given)
+        for name in given:
+            if name not in KNOWN[cls.route]:
+                raise RequestError(
+                    f"{name[:40]!r}: no field of a {cls.route} request that is known here"
+                )
         if isinstance(messages := given.get("messages"), list):
             given["messages"] = [_without_nulls(message) for message in messages]
         return given

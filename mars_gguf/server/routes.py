@@ -8,10 +8,7 @@ from typing import Any, TypeVar
 
 from anyio import to_thread
 from fastapi import APIRouter, Request, Response
-from llama_cpp.server.types import (
-    DetokenizeInputRequest,
-    TokenizeInputRequest,
-)
+from llama_cpp.server.types import DetokenizeInputRequest, TokenizeInputRequest
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from mars_gguf.runtime.llama import SteeredLlama
@@ -109,7 +106,7 @@ async def embeddings(request: Request, body: EmbeddingRequest) -> dict[str, Any]
             llama.vocabulary.require_fits(text.encode(), llama.n_ctx())
         return llama.create_embedding(body.input, body.model)
 
-    return await _ask(request, body, embedding)
+    return await _ask(request, body.model, embedding)
 
 
 @router.post("/extras/tokenize", tags=["Extras"])
@@ -121,7 +118,7 @@ async def tokenize(request: Request, body: TokenizeInputRequest) -> dict[str, li
         llama.vocabulary.require_fits(text, llama.n_ctx())
         return llama.tokenize(text, special=True)
 
-    return {"tokens": await _ask(request, body, tokens)}
+    return {"tokens": await _ask(request, body.model, tokens)}
 
 
 @router.post("/extras/tokenize/count", tags=["Extras"])
@@ -140,17 +137,13 @@ async def detokenize(request: Request, body: DetokenizeInputRequest) -> dict[str
         pieces = (body.tokens[at : at + 1024] for at in range(0, len(body.tokens), 1024))
         return b"".join(map(llama.detokenize, pieces)).decode(errors="replace")
 
-    return {"text": await _ask(request, body, text)}
+    return {"text": await _ask(request, body.model, text)}
 
 
-async def _ask(
-    request: Request,
-    body: EmbeddingRequest | TokenizeInputRequest | DetokenizeInputRequest,
-    call: Callable[[SteeredLlama], T],
-) -> T:
-    """The answer of the model that ``body`` names, when its turn has come."""
+async def _ask(request: Request, model: str | None, call: Callable[[SteeredLlama], T]) -> T:
+    """The answer of ``model``, when its turn has come."""
     state = request.app.state
-    return await in_turn(state.settings, lambda: call(state.models(body.model)))
+    return await in_turn(state.settings, lambda: call(state.models(model)))
 
 
 @router.get("/v1/models", tags=["OpenAI V1"])

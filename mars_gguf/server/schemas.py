@@ -30,29 +30,33 @@ def require_schemas(body: CreateChatCompletionRequest, *, every_tool: bool) -> N
     """Raises RequestError for a schema that would become too large a grammar: that of
     ``response_format``, and of the tool that must be called, or of ``every_tool``."""
     if body.response_format is not None and "schema" in body.response_format:
-        _Estimate(body.response_format["schema"], "response_format.schema").visit()
+        _require_modest(body.response_format["schema"], "response_format.schema")
     chosen = checks.chosen_tools(body)
     for function in checks.offered_tools(body):
         if every_tool or function["name"] in chosen:
             what = f"parameters of the tool {function['name'][:40]!r}"
-            _Estimate(function["parameters"], what).visit()
+            _require_modest(function["parameters"], what)
+
+
+def _require_modest(schema: object, what: str) -> None:
+    _Estimate(schema, what).visit(schema, 0, 0)
 
 
 class _Estimate:
-    """Adds up what writing a schema out takes."""
+    """Adds up what writing the schema ``root`` out takes."""
 
     def __init__(self, root: object, what: str) -> None:
         self.root, self.what = root, what
         self.visits = self.written = 0
         self.followed: set[str] = set()  # references that lead to where the walk is
 
-    def visit(self) -> None:
-        """Adds all of it. Raises RequestError for what takes too much."""
-        self._visit(self.root, 0, 0)
-
-    def _visit(self, schema: object, path: int, depth: int) -> None:
-        """Adds what ``schema`` takes, whose name has ``path`` characters."""
-        self._add(path)
+    def visit(self, schema: object, path: int, depth: int) -> None:
+        """Adds what ``schema`` takes, whose name has ``path`` characters. Raises RequestError for
+        what takes too much."""
+        self.visits += 1
+        if self.visits > MAX_VISITS:
+            self._refuse(f"more than {MAX_VISITS} schemas and values, references followed")
+        self._write(path + _OVERHEAD)
         if not isinstance(schema, Mapping):
             return
         if depth > MAX_NESTING:
@@ -60,12 +64,12 @@ class _Estimate:
         if isinstance(target := schema.get("$ref"), str):
             if target not in self.followed:
                 self.followed.add(target)
-                self._visit(self._resolved(target), len(target), depth + 1)
+                self.visit(self._resolved(target), len(target), depth + 1)
                 self.followed.remove(target)
             return
         self._add_repetitions(schema, path)
         for length, inner in self._inner(schema):
-            self._visit(inner, path + length, depth + 1)
+            self.visit(inner, path + length, depth + 1)
 
     def _inner(self, schema: Mapping[str, Any]) -> Iterator[tuple[int, object]]:
         """Schemas within a schema, and what each adds to the length of its path."""
@@ -102,12 +106,6 @@ class _Estimate:
                 return None  # llama-cpp-python says what it thinks of it
             target = target[name]
         return target
-
-    def _add(self, characters: int) -> None:
-        self.visits += 1
-        if self.visits > MAX_VISITS:
-            self._refuse(f"more than {MAX_VISITS} schemas and values, references followed")
-        self._write(characters + _OVERHEAD)
 
     def _write(self, characters: int) -> None:
         self.written += characters

@@ -101,7 +101,7 @@ class Models:
         try:
             for_loader, arguments = _divided(settings)
             own = {"vector": vectors[DEFAULT_VECTOR].vector, "force": settings.force_vector}
-            with _llama_class(_Loader(own | arguments)):
+            with _loading(own | arguments):
                 llama: SteeredLlama = load_llama(for_loader)
             if arguments:
                 llama.template.takes("user")  # raises ModelError if it shows no text
@@ -121,10 +121,9 @@ class Models:
 
     def _after_batch(self) -> None:
         """Ends what nobody waits for any more, and what takes too long."""
-        if exchange.get() is not None:
-            self._stopped = True
-            require_wanted()
-            self._stopped = False
+        self._stopped = True
+        require_wanted()
+        self._stopped = False
 
 
 def _after_token(llama: SteeredLlama) -> None:
@@ -140,27 +139,14 @@ def _after_token(llama: SteeredLlama) -> None:
     current.tokens += 1
 
 
-class _Loader:
-    """Stands for ``llama_cpp.Llama`` where ``llama_cpp.server`` loads a model: makes a SteeredLlama
-    with ``own`` arguments besides those that it is given."""
-
-    def __init__(self, own: dict[str, Any]) -> None:
-        self._own = own
-
-    def __call__(self, model_path: str, **arguments: Any) -> SteeredLlama:
-        return SteeredLlama(model_path, **self._own | arguments)
-
-    def from_pretrained(self, **arguments: Any) -> Any:
-        """As ``Llama.from_pretrained``: the model comes from a hub."""
-        return SteeredLlama.from_pretrained.__func__(self, **arguments)
-
-
 @contextmanager
-def _llama_class(loader: _Loader) -> Iterator[None]:
-    """Context manager: ``llama_cpp.server`` loads models by ``loader``, for which it has no
-    setting."""
+def _loading(arguments: dict[str, Any]) -> Iterator[None]:
+    """Context manager: ``llama_cpp.server`` loads models as SteeredLlama, with ``arguments`` for
+    which it has no settings."""
     original = llama_cpp.Llama
-    llama_cpp.Llama = loader
+    made: Any = partial(SteeredLlama, **arguments)
+    made.from_pretrained = partial(SteeredLlama.from_pretrained, **arguments)
+    llama_cpp.Llama = made
     try:
         yield
     finally:

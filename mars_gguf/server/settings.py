@@ -126,11 +126,7 @@ def parser() -> argparse.ArgumentParser:
     add_args_from_model(p, Settings)
     p.add_argument("--config_file", "--config-file", metavar="FILE", help="JSON or YAML")
     p.add_argument(
-        "--rpc",
-        dest="rpc_servers",
-        type=servers,
-        metavar="HOST:PORT,...",
-        help="as --rpc_servers",
+        "--rpc", dest="rpc_servers", type=servers, metavar="HOST:PORT,...", help="as --rpc_servers"
     )
     p.add_argument("--demo", action="store_true", help="serve the small model of the package")
     for switch, name in SWITCHES.items():
@@ -151,7 +147,12 @@ def read_settings(argv: list[str] | None) -> tuple[ServerSettings, list[ModelSet
             raise MarsError("--demo brings its own model: give it or another model, not both")
         given = _demo() | given
     try:
-        server, models = _from_file(config_file, given) if config_file else _from_flags(given)
+        if config_file:
+            server, models = _from_file(config_file, given)
+        else:
+            server = Settings(**given)
+            own = server.model_dump(include=set(ModelSettings.model_fields))
+            models = [ModelSettings(**own)]
     except ValidationError as error:
         lines = [
             f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()
@@ -168,11 +169,6 @@ def read_settings(argv: list[str] | None) -> tuple[ServerSettings, list[ModelSet
     if len(set(names)) < len(names):
         raise MarsError(f"models of the same name ({names}): give each a model_alias")
     return server, models
-
-
-def _from_flags(given: dict[str, Any]) -> tuple[ServerSettings, list[ModelSettings]]:
-    settings = Settings(**given)
-    return settings, [ModelSettings(**settings.model_dump(include=set(ModelSettings.model_fields)))]
 
 
 def _from_file(path: str, given: dict[str, Any]) -> tuple[ServerSettings, list[ModelSettings]]:
