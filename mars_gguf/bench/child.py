@@ -69,10 +69,9 @@ def _reply(llama: Any, prompt: str, pictures: Sequence[Any] = (), max_tokens: in
 
 def convert(arguments: list[str]) -> None:
     """Runs the command mars_gguf.convert."""
-    import runpy
+    from mars_gguf.convert import __main__ as command
 
-    sys.argv[1:] = arguments
-    runpy.run_module("mars_gguf.convert", run_name="__main__")
+    command.main(arguments)
 
 
 def direction(model: str, prompts: list[list[str]], output: str, options: dict[str, Any]) -> None:

@@ -28,9 +28,6 @@ IMPORT = "from mars_gguf import SteeredLlama"
 HEAVY = {"torch", "transformers"}
 PROMPT = "How do I bake bread?"
 CONVERT = [sys.executable, "-m", "mars_gguf.convert"]
-NAMES = (
-    "conversion-cvector", "conversion-transformers", "memory-runtime", "memory-converter", "import",
-)  # fmt: skip
 
 
 @dataclass
@@ -44,15 +41,21 @@ class Processes:
 
     def measure(self, asked: Asked) -> Iterator[Figure]:
         """Measures the figures that are asked for. Raises MarsError if a process fails."""
-        for figure in asked.figures(NAMES):
+        works = {
+            "conversion-cvector": self._against_cvector_generator,
+            "conversion-transformers": self._against_transformers,
+            "memory-runtime": self._memory_of_runtime,
+            "memory-converter": self._memory_of_converter,
+            "import": self._import,
+        }
+        for figure in asked.figures(works):
             with tempfile.TemporaryDirectory() as folder:
-                work = getattr(self, "_" + figure.name.replace("-", "_"))
-                work(figure, asked.repetitions, Path(folder))
+                works[figure.name](figure, asked.repetitions, Path(folder))
             yield figure
 
     # Conversion ----------------------------------------------------------------------------------
 
-    def _conversion_cvector(self, figure: Figure, repetitions: int, folder: Path) -> None:
+    def _against_cvector_generator(self, figure: Figure, repetitions: int, folder: Path) -> None:
         if self.cvector_generator is None:
             figure.absent = "no --cvector-generator"
             return
@@ -65,13 +68,12 @@ class Processes:
                 rendered = [extractor.render(Prompt(text)) for text in side]
                 file.write_text("".join(_escaped(text) + "\n" for text in rendered), "utf-8")
         theirs, ours = folder / "theirs.gguf", folder / "ours.gguf"
-        given = self.subject.options
-        program = [self.cvector_generator, "--method", "mean", *_words({
-            "-t": given["n_threads"], "-tb": given["n_threads"], "-c": given["n_ctx"],
-            "-ngl": given["n_gpu_layers"], "-m": model, "--positive-file": files[0],
-            "--negative-file": files[1], "-o": theirs, "--rpc": given.get("rpc_servers"),
-        })]  # fmt: skip
-        reading = self.subject.reading
+        given, reading = self.subject.options, self.subject.reading
+        threads = given["n_threads"]
+        program = [self.cvector_generator, "--method", "mean"]
+        program += _words({"-t": threads, "-tb": threads, "-c": given["n_ctx"], "-m": model})
+        program += _words({"-ngl": given["n_gpu_layers"], "--rpc": given.get("rpc_servers")})
+        program += _words({"--positive-file": files[0], "--negative-file": files[1], "-o": theirs})
         child = _child("direction", model=model, prompts=sides, output=str(ours), options=reading)
         commands = {"cvector-generator": (program, theirs), "ours": (child, ours)}
         self._race(figure, repetitions, commands)
@@ -80,7 +82,7 @@ class Processes:
             "cvector-generator averages over all tokens of a prompt, ours takes the last token's"
         )
 
-    def _conversion_transformers(self, figure: Figure, repetitions: int, folder: Path) -> None:
+    def _against_transformers(self, figure: Figure, repetitions: int, folder: Path) -> None:
         if self.transformers is None:
             figure.absent = "no --transformers"
             return
@@ -151,14 +153,14 @@ class Processes:
 
     # Memory and imports --------------------------------------------------------------------------
 
-    def _memory_runtime(self, figure: Figure, repetitions: int, folder: Path) -> None:
+    def _memory_of_runtime(self, figure: Figure, repetitions: int, folder: Path) -> None:
         subject = self.subject
         steered = {"model": subject.model, "vector": subject.vector, "options": subject.options}
         ours = _child("steered", **steered, prompt=PROMPT)
         self._memory(figure, repetitions, self._plain(subject.plain), ours)
         figure.note = "one short prompt, steered, and 16 tokens"
 
-    def _memory_converter(self, figure: Figure, repetitions: int, folder: Path) -> None:
+    def _memory_of_converter(self, figure: Figure, repetitions: int, folder: Path) -> None:
         options = self.subject.plain | {"n_ctx": 4096}
         loaded = self._plain(options, mmproj=self.subject.mmproj, max_tokens=1)
         ours = _child("convert", arguments=self.convert_arguments(folder / "v.gguf"))

@@ -22,7 +22,7 @@ from mars_gguf.media.images import data_url, decode_image
 from mars_gguf.media.video import load_video
 from mars_gguf.modalities import IMAGE, VIDEO
 from mars_gguf.server.checks import RequestError
-from mars_gguf.server.exchange import exchange
+from mars_gguf.server.exchange import require_wanted
 from mars_gguf.server.fetching import fetch_in_thread, too_large
 from mars_gguf.server.settings import ServerSettings
 
@@ -126,11 +126,10 @@ class _Watched(io.BytesIO):
 
     def __init__(self, data: bytes, deadline: float) -> None:
         super().__init__(data)
-        self.deadline, self.exchange = deadline, exchange.get()
+        self.deadline = deadline
 
     def read(self, size: int | None = -1, /) -> bytes:
-        if self.exchange is not None:
-            self.exchange.require_client()
+        require_wanted()
         if time.monotonic() >= self.deadline:
             raise RequestError("a picture takes too long to decode: send fewer or smaller ones")
         return super().read(size)

@@ -39,16 +39,6 @@ class Exchange:
     responding: bool = False
     error: Exception | None = None
 
-    def require_client(self) -> None:
-        """Raises ClientGone if nobody waits for the reply any more."""
-        if self.client_gone.is_set():
-            raise ClientGone
-
-    def require_time(self) -> None:
-        """Raises TooLate after the deadline."""
-        if time.perf_counter() > self.deadline:
-            raise TooLate("the reply took too long: ask for fewer tokens, or for a stream")
-
 
 exchange: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
 
@@ -63,6 +53,9 @@ def current_exchange() -> Exchange:
 def require_wanted() -> None:
     """Raises ClientGone or TooLate if the request that is being answered need not be any more."""
     current = exchange.get()
-    if current is not None:
-        current.require_client()
-        current.require_time()
+    if current is None:
+        return
+    if current.client_gone.is_set():
+        raise ClientGone
+    if time.perf_counter() > current.deadline:
+        raise TooLate("the reply took too long: ask for fewer tokens, or for a stream")

@@ -15,7 +15,7 @@ from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.server import checks
 from mars_gguf.server.attachments import MEDIA, inline_media, media_parts
 from mars_gguf.server.checks import RequestError
-from mars_gguf.server.exchange import current_exchange
+from mars_gguf.server.exchange import current_exchange, require_wanted
 from mars_gguf.server.request_types import ChatRequest, CompletionRequest, EmbeddingRequest
 from mars_gguf.server.schemas import require_schemas
 from mars_gguf.server.served import NamedVector
@@ -46,7 +46,7 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:
         if not model.clip_model_path:
             raise RequestError("this model sees no pictures: it is served without an mmproj")
         await inline_media(body.messages, settings)
-        current_exchange().require_client()
+        require_wanted()
     return await reply(request, body, "create_chat_completion")
 
 

@@ -30,16 +30,13 @@ def require_schemas(body: CreateChatCompletionRequest, *, every_tool: bool) -> N
     """Raises RequestError for a schema that would become too large a grammar: that of
     ``response_format``, and of the tool that must be called, or of ``every_tool``."""
     if body.response_format is not None and "schema" in body.response_format:
-        _require_modest(body.response_format["schema"], "response_format.schema")
+        schema = body.response_format["schema"]
+        _Estimate(schema, "response_format.schema").visit(schema)
     chosen = checks.chosen_tools(body)
     for function in checks.offered_tools(body):
         if every_tool or function["name"] in chosen:
             what = f"parameters of the tool {function['name'][:40]!r}"
-            _require_modest(function["parameters"], what)
-
-
-def _require_modest(schema: object, what: str) -> None:
-    _Estimate(schema, what).visit(schema, 0, 0)
+            _Estimate(function["parameters"], what).visit(function["parameters"])
 
 
 class _Estimate:
@@ -50,7 +47,7 @@ class _Estimate:
         self.visits = self.written = 0
         self.followed: set[str] = set()  # references that lead to where the walk is
 
-    def visit(self, schema: object, path: int, depth: int) -> None:
+    def visit(self, schema: object, path: int = 0, depth: int = 0) -> None:
         """Adds what ``schema`` takes, whose name has ``path`` characters. Raises RequestError for
         what takes too much."""
         self.visits += 1

@@ -23,7 +23,13 @@ from sse_starlette import EventSourceResponse
 
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.server.checks import RequestError, require_free_end
-from mars_gguf.server.exchange import ClientGone, Exchange, TooLate, current_exchange
+from mars_gguf.server.exchange import (
+    ClientGone,
+    Exchange,
+    TooLate,
+    current_exchange,
+    require_wanted,
+)
 from mars_gguf.server.http_errors import describe
 from mars_gguf.server.internals import prepare_request_resources
 from mars_gguf.server.probabilities import row_by_row
@@ -60,9 +66,8 @@ async def _turn_of(settings: ServerSettings) -> AsyncIterator[None]:
     if _turn.locked() and _turn.statistics().tasks_waiting >= settings.max_waiting:
         raise RequestError("too many requests wait for the model: try again later", 503)
     async with _turn:
-        current = current_exchange()
-        current.require_client()
-        current.deadline = time.perf_counter() + settings.reply_timeout
+        require_wanted()
+        current_exchange().deadline = time.perf_counter() + settings.reply_timeout
         yield
 
 
