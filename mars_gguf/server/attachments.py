@@ -83,11 +83,9 @@ class _Limits:
 
     async def film(self, given: Any) -> list[str]:
         data = await self._read(given)
-        async with _DECODES:
-            seconds = self.deadline - time.monotonic()
-            frames = await to_thread.run_sync(
-                decode_film, data, self.settings, self.n_pixels, seconds
-            )
+        frames = await to_thread.run_sync(
+            decode_film, data, self.settings, self.n_pixels, self.deadline, limiter=_DECODES
+        )
         return [await self._url(frame) for frame in frames]
 
     async def _read(self, given: Any) -> bytes:
@@ -147,7 +145,7 @@ def decode(data: bytes, max_pixels: int, deadline: float = math.inf) -> Image.Im
 
 
 def decode_film(
-    data: bytes, settings: ServerSettings, max_pixels: int, seconds: float
+    data: bytes, settings: ServerSettings, max_pixels: int, deadline: float
 ) -> list[Image.Image]:
     """Decodes frames of a film, scaled down to ``max_pixels`` together. Raises RequestError."""
     with TemporaryDirectory() as folder:
@@ -158,7 +156,7 @@ def decode_film(
                 path,
                 max_frames=settings.max_video_frames,
                 max_pixels=settings.max_media_pixels,
-                seconds=seconds,
+                seconds=deadline - time.monotonic(),
             ).frames
         except MarsError as error:
             raise RequestError(str(error).replace(str(path), "a film")) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -186,4 +187,4 @@ def test_films_are_decoded_within_limits(tmp_path: Path) -> None:
         (film(2, 1280, 720), 7000, 30, "7000 pixels a frame|PyAV cannot read it"),
     ):
         with pytest.raises(RequestError, match=message):
-            attachments.decode_film(content, settings, pixels, seconds)
+            attachments.decode_film(content, settings, pixels, time.monotonic() + seconds)
