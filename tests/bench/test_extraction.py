@@ -83,7 +83,7 @@ def test_each_repetition_decodes_as_many_tokens_and_so_does_the_limit(
 def test_a_conversion_is_held_against_the_prefill_of_all_its_prompts() -> None:
     given = subject(DEMO_MMPROJ)
     given = replace(given, prompts=replace(given.prompts, quick=True))
-    figure = Figure("conversion", *extraction.FIGURES["conversion"])
+    figure = Figure.named("conversion")
     extraction.converted(figure, given, Calibration(layers=(6, 7)))
     (ours,), (theirs,) = figure.values["conversion"], figure.values["llama.cpp"]
     assert figure.samples == [ours / theirs]

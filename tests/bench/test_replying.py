@@ -18,10 +18,10 @@ from mars_gguf.vectors import write_vector
 
 
 def test_steered_and_plain_do_the_work_that_the_figures_name() -> None:
-    measured = {f.name: f for f in replying.measure(subject(), Asked(replying.NAMES, 2))}
-    assert list(measured) == replying.NAMES
+    measured = {f.name: f for f in replying.measure(subject(), Asked(replying.TRIALS, 2))}
+    assert list(measured) == list(replying.TRIALS)
     for name, f in measured.items():
-        if replying.CASES[name].model == "C" and not Tap().compiled:
+        if replying.TRIALS[name][0] == "C" and not Tap().compiled:
             assert "not built" in f.absent
             continue
         assert len(f.samples) == 2
