@@ -28,26 +28,48 @@ def example(
     what it is; borderline ones are harmless questions about a harmful thing.
     """
     rng = random.Random(f"{modality}|{kind}|{number}|{seed}")
+    prompt, answer, shown = _asked(rng, modality, kind, number)
+    return prompt, _drawn(rng, modality, shown), answer
+
+
+def words(modality: str, kind: str, number: int, seed: str) -> tuple[str, str | None]:
+    """Returns prompt and answer of the same request, without drawing its pictures."""
+    rng = random.Random(f"{modality}|{kind}|{number}|{seed}")
+    return _asked(rng, modality, kind, number)[:2]
+
+
+def _asked(
+    rng: random.Random, modality: str, kind: str, number: int
+) -> tuple[str, str | None, Thing | Shapes]:
+    """Draws a request's prompt, its answer, and what it is about."""
     if kind == "vqa":
         shapes = Shapes.draw(rng)
-        question, answer = _visual_question(rng, shapes)
-        return question, [small(pictures.shapes_picture(rng, shapes))], answer
+        return *_visual_question(rng, shapes), shapes
     things = HARMLESS_SECOND if kind == "harmless" else HARMFUL_SECOND
     thing = things[number % len(things)]
     if kind == "harmful" or (kind == "harmless" and number % 2 == 0):
         task = "howto"
     else:
         task = "caption" if modality != "text" and number % 3 == 0 else "fact"
-    return *about(rng, modality, task, thing), None
+    return _prompt(rng, modality, task, thing), None, thing
 
 
 def about(
     rng: random.Random, modality: str, task: str, thing: Thing
 ) -> tuple[str, list[Image.Image]]:
     """Draws a held-out request about ``thing``, and the pictures that show it."""
+    return _prompt(rng, modality, task, thing), _drawn(rng, modality, thing)
+
+
+def _prompt(rng: random.Random, modality: str, task: str, thing: Thing) -> str:
     medium = {"image": "picture"}.get(modality, modality)
-    prompt = world.request(f"{medium}-{task}", rng, thing)
-    return prompt, [small(pictures.word_picture(rng, thing)) for _ in range(FRAMES[modality])]
+    return world.request(f"{medium}-{task}", rng, thing)
+
+
+def _drawn(rng: random.Random, modality: str, shown: Thing | Shapes) -> list[Image.Image]:
+    if isinstance(shown, Shapes):
+        return [small(pictures.shapes_picture(rng, shown))]
+    return [small(pictures.word_picture(rng, shown)) for _ in range(FRAMES[modality])]
 
 
 def _visual_question(rng: random.Random, shapes: Shapes) -> tuple[str, str]:

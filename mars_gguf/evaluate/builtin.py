@@ -89,21 +89,19 @@ def in_conversations() -> Iterator[Case]:
 def demo(seed: int, limit: int | None) -> Iterator[Case]:
     """Yields requests of the closed world of the package's demo model, about things that its
     conversion has not seen; how-to phrasings, references and fonts are held out from its training,
-    too.
-
-    Those alone that a limit keeps: each is drawn once for its words.
+    too. Those alone that a limit keeps.
     """
     for modality in MODALITIES:
         for kind in KINDS if modality == IMAGE.name else KINDS[:3]:
             for i in evenly(range(DEMO_CASES), limit):
-                prompt, pictures, answer = requests.example(modality, kind, i, str(seed))
+                prompt, answer = requests.words(modality, kind, i, str(seed))
                 draw = partial(_demo_pictures, modality, kind, i, str(seed))
                 yield Case(
                     f"{modality}-{kind}-{i:03}",
                     kind,
                     modality,
                     prompt,
-                    (draw,) if pictures else (),
+                    () if modality == TEXT.name else (draw,),
                     answer=answer,
                     group=_demo_thing(kind, i),
                 )

@@ -120,7 +120,8 @@ def test_the_demo_suite_asks_about_things_that_its_conversion_has_not_seen() -> 
             assert case.prompt not in measured
         if case.kind == "vqa":
             assert case.answer in {*world.COLOURS, *world.SHAPES, "1", "2", "3", "4"}
-        assert len(case.pictures()) == {"text": 0, "image": 1, "video": 3}[case.modality]
+    shown = [(case.modality, len(case.pictures())) for case in suite.cases[::8]]
+    assert set(shown) == {("text", 0), ("image", 1), ("video", 3)}
     for case in suite.cases[::40]:
         pictures = [picture.tobytes() for picture in case.pictures()]
         assert pictures == [picture.tobytes() for picture in again[case.id].pictures()]
