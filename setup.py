@@ -61,7 +61,7 @@ setup(
     cmdclass={"build_py": BuildPy},
     packages=find_packages(include=["mars_gguf", "mars_gguf.*"]),
     package_data={
-        "mars_gguf": ["py.typed"],
+        "mars_gguf": ["py.typed", "refusals.toml"],
         "mars_gguf.runtime": ["compat.json"],
         "mars_gguf.convert": ["data/*"],
         "mars_gguf.evaluate": ["data/*"],

@@ -29,7 +29,9 @@ def code_sha256(package: Path = PACKAGE) -> str:
     """Hashes the code that decides what is seen of a prompt: the modules of ``package`` in ROOMS
     and beside them, and the version of llama-cpp-python. Hexadecimal."""
     folders = [package, *(package / room for room in ROOMS)]
-    files = sorted(f for folder in folders for f in folder.iterdir() if f.suffix in (".py", ".c"))
+    files = sorted(
+        f for folder in folders for f in folder.iterdir() if f.suffix in (".py", ".c", ".toml")
+    )
     digest = hashlib.sha256()
     with suppress(PackageNotFoundError):
         digest.update(version("llama-cpp-python").encode())
