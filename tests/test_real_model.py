@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from commands import convert
+from models import OPTIONS
 
 from lab.reader import build, neutral
 from lab.reader.grid import Writer
 from lab.reader.projector import known_tokens
 from mars_gguf import SteeredLlama
-from mars_gguf.convert.prompts import Prompt
+from mars_gguf.convert.prompts import Prompt, builtin_contrast
 from mars_gguf.evaluate.arms import UNSTEERED, steered_by
 from mars_gguf.openings import judge_by_opening
 from mars_gguf.statistics import auroc
@@ -43,17 +44,27 @@ def qwen() -> str:
     return path
 
 
-def test_a_quick_conversion_tells_pictures_of_harmful_requests_from_harmless_ones(
+def few_prompts(folder: Path) -> list[str]:
+    """Options for some of the built-in prompts: of all, and of all blocks, there would be more to
+    try than a test has time for."""
+    some = builtin_contrast().thinned(6)
+    for name, texts in (("harmful", some.harmful), ("harmless", some.harmless)):
+        (folder / name).write_text("\n".join(texts), encoding="utf-8")
+    sets = ["--harmful", str(folder / "harmful"), "--harmless", str(folder / "harmless")]
+    return [*sets, "--no-contexts", "--probes", "6", "--layers", "21-22"]
+
+
+def test_a_small_conversion_tells_pictures_of_harmful_requests_from_harmless_ones(
     qwen: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mmproj, vector = str(tmp_path / "mmproj.gguf"), str(tmp_path / "vector.gguf")
-    build.main([qwen, "-o", mmproj])
+    build.main([qwen, "-o", mmproj, "--tokens", "4000"])
     neutral.main([qwen, mmproj, "-o", str(tmp_path / "neutral")])
     pictures = ["--neutral-media", str(tmp_path / "neutral"), "--modality", "image"]
-    blocks = ["--layers", "21-22"]  # of all, there would be more to try than a test has time for
-    convert([qwen, "--mmproj", mmproj, *pictures, *blocks, "--quick", "-q", "-o", vector])
+    sets = few_prompts(tmp_path)
+    convert([qwen, "--mmproj", mmproj, *pictures, *sets, "-q", "-t", "1", "-o", vector])
     assert "seldom refuses" not in capsys.readouterr().out
-    llama = SteeredLlama(qwen, vector=vector, mmproj=mmproj, n_ctx=1024, verbose=False)
+    llama = SteeredLlama(qwen, vector=vector, mmproj=mmproj, **OPTIONS | {"n_ctx": 1024})
     try:
         writer = Writer(llama, known_tokens(mmproj))
         harmful, harmless = (
