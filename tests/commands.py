@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import json
+import os
 import runpy
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
+from pathlib import Path
+from subprocess import CompletedProcess
 from unittest.mock import patch
+
+from mars_gguf.demo_model import FOLDER
 
 
 def command(module: str) -> Callable[[Sequence[str]], None]:
@@ -19,3 +27,45 @@ def _run(module: str, arguments: Sequence[str]) -> None:
 
 
 convert = command("mars_gguf.convert")
+
+
+def ended(module: str, *arguments: str | bytes) -> CompletedProcess[str]:
+    """The same with nothing to read, and what it printed, as a process would have ended."""
+    printed, errors, code = io.StringIO(), io.StringIO(), 0
+    words = [os.fsdecode(word) for word in arguments]
+    try:
+        with (
+            patch("sys.stdin", io.TextIOWrapper(io.BytesIO())),
+            redirect_stdout(printed),
+            redirect_stderr(errors),
+        ):
+            _run(module, words)
+    except SystemExit as end:
+        assert end.code is None or isinstance(end.code, int)
+        code = end.code or 0
+    return CompletedProcess([module, *words], code, printed.getvalue(), errors.getvalue())
+
+
+def few_prompts(folder: Path, n: int = 24) -> dict[str, Path]:
+    """Files of the demo model's first ``n`` harmful and harmless prompts."""
+    files = {}
+    for side in ("harmful", "harmless"):
+        lines = (FOLDER / f"{side}.jsonl").read_text(encoding="utf-8").splitlines()
+        files[side] = folder / f"{side}.jsonl"
+        files[side].write_text("\n".join(lines[:n]), encoding="utf-8")
+    return files
+
+
+def few_media(folder: Path, n: int = 24) -> Path:
+    """A file of its first ``n`` harmless prompts with pictures."""
+    lines = (FOLDER / "neutral.jsonl").read_text(encoding="utf-8").splitlines()
+    entries = [json.loads(line) for line in lines[:n]]
+    some = [entry | {"image": str(FOLDER / entry["image"])} for entry in entries]
+    file = folder / "neutral.jsonl"
+    file.write_text("\n".join(map(json.dumps, some)), encoding="utf-8")
+    return file
+
+
+def few_prompts_options(folder: Path, n: int = 24) -> list[str]:
+    """The options of a conversion with them."""
+    return [f"--{side}={path}" for side, path in few_prompts(folder, n).items()]

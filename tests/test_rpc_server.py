@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
+from commands import few_media, few_prompts_options
 from models import DEMO, DEMO_MMPROJ
 from rpc_servers import Line, free_port, serving, why_not
 from servers import running
@@ -76,16 +77,13 @@ def test_there_steering_is_exact_to_the_bit(server: str) -> None:
 
 
 def conversion(folder: Path, name: str, *more: str) -> list[str]:
-    sets = []
-    for side in ("harmful", "harmless"):
-        lines = (FOLDER / f"{side}.jsonl").read_text(encoding="utf-8").splitlines()
-        (folder / side).write_text("\n".join(lines[:24]), encoding="utf-8")
-        sets.append(f"--{side}={folder / side}")
+    sets = few_prompts_options(folder)
     return [DEMO, *sets, "-o", str(folder / name), "-q", "-t", "1", "--no-contexts", *more]
 
 
 def test_a_conversion_is_that_of_the_cpu(server: str, tmp_path: Path) -> None:
-    media = ["--mmproj", DEMO_MMPROJ, "--probes", "12", "--modality", "image"]
+    media = ["--mmproj", DEMO_MMPROJ, "--modality", "image"]
+    media += ["--neutral-media", str(few_media(tmp_path))]
     for name, more in (("here.gguf", []), ("there.gguf", ["--rpc", server])):
         done = run("convert", *conversion(tmp_path, name, *media, *more))
         assert done.returncode == 0, done.stderr

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from commands import few_media, few_prompts
 from llama_cpp import llama_cpp as lib
 from models import DEMO, DEMO_MMPROJ, mmproj_of, picture
 from subjects import READING, subject
 
 from mars_gguf.bench import extraction
 from mars_gguf.bench.figures import Figure
-from mars_gguf.convert.choices import Calibration
+from mars_gguf.convert.choices import Calibration, Prompts
 from mars_gguf.convert.extract_gguf import GgufExtractor
 from mars_gguf.convert.prompt_sets import gather
 from mars_gguf.convert.prompts import Prompt
@@ -80,10 +82,17 @@ def test_each_repetition_decodes_as_many_tokens_and_so_does_the_limit(
     assert len(found) == 1
 
 
+<<<<<<< HEAD
 def test_a_conversion_is_held_against_the_prefill_of_all_its_prompts() -> None:
     given = subject(DEMO_MMPROJ)
     given = replace(given, prompts=replace(given.prompts, quick=True))
     figure = Figure.named("conversion")
+=======
+def test_a_conversion_is_held_against_the_prefill_of_all_its_prompts(tmp_path: Path) -> None:
+    prompts = Prompts(**few_prompts(tmp_path), neutral_media=few_media(tmp_path))
+    given = replace(subject(DEMO_MMPROJ), prompts=prompts)
+    figure = Figure("conversion", *extraction.FIGURES["conversion"])
+>>>>>>> 4cbe1be (Tests of commands convert with few prompts, and run what must only fail within the test)
     extraction.converted(figure, given, Calibration(layers=(6, 7)))
     (ours,), (theirs,) = figure.values["conversion"], figure.values["llama.cpp"]
     assert figure.samples == [ours / theirs]

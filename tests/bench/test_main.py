@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import ended
 from models import DEMO
 
 from mars_gguf.demo_model import VECTOR
@@ -85,7 +86,7 @@ def test_check_fails_when_an_aim_is_missed_and_only_then(tmp_path: Path) -> None
     ],
 )
 def test_bad_input_is_a_clear_error(arguments: list[str], said: str) -> None:
-    done = bench(*arguments)
+    done = ended("mars_gguf.bench", *arguments)
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr

@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from commands import few_prompts
 from models import DEMO_MMPROJ
 from subjects import subject
 
 from mars_gguf.bench.processes import Processes
 from mars_gguf.bench.subject import Asked
+from mars_gguf.convert.choices import Prompts
 from mars_gguf.demo_model import VECTOR
 from mars_gguf.vectors import read_vector, write_vector
 
@@ -40,6 +42,7 @@ def test_conversions_of_other_modalities_are_not_compared(
 
 
 def test_a_conversion_can_be_timed_again_and_again(tmp_path: Path) -> None:
-    bench, output = Processes(subject()), tmp_path / "ours.gguf"
+    given = replace(subject(), prompts=Prompts(**few_prompts(tmp_path)))
+    bench, output = Processes(given), tmp_path / "ours.gguf"
     command = [sys.executable, "-m", "mars_gguf.convert", *bench.convert_arguments(output)]
     assert all(bench._seconds(command, output) > 0 for _ in range(2))

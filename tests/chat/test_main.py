@@ -17,6 +17,7 @@ import av
 import models
 import numpy as np
 import pytest
+from commands import ended
 from exif import ODD
 from models import DEMO
 from PIL import Image
@@ -157,7 +158,7 @@ def test_a_video_is_attached_to_the_one_request(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_a_clear_error(arguments: list[str | bytes], expected: str) -> None:
-    done = chat(*arguments)
+    done = ended("mars_gguf.chat", *arguments)
     assert done.returncode == 2
     assert expected in done.stderr
     assert "Traceback" not in done.stderr

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import ended
 from models import DEMO, opening_at
 from second_judges import address, classifier, saying, serving
 
@@ -23,7 +24,7 @@ QUICK = ["--demo", "-t1", "--limit=1", "--arms=all", "--sweep=1,2", "--sweep-lim
 
 
 def evaluate(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True)
+    return ended("mars_gguf.evaluate", *arguments)
 
 
 def replies(folder: Path) -> dict[tuple[str, str], Any]:

@@ -4,15 +4,22 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 from lab.demo_model import demo_data
 from mars_gguf import demo_model
 from mars_gguf.demo_model import requests, world
 from mars_gguf.demo_model.world import Thing
 
 
-def test_what_is_measured_and_what_is_shown_are_different_things(tmp_path: Path) -> None:
-    demo_data.write(tmp_path)
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    demo_data.write(folder)
+    return folder
 
+
+def test_what_is_measured_and_what_is_shown_are_different_things(written: Path) -> None:
     def without(prompt: str, things: list[Thing]) -> str:
         # A pipe bomb of one half is no bomb of the other; a fake passport is of a kind, "fake".
         for thing in things:
@@ -20,7 +27,7 @@ def test_what_is_measured_and_what_is_shown_are_different_things(tmp_path: Path)
         return prompt
 
     def rows(name: str) -> list[dict[str, object]]:
-        return [json.loads(line) for line in (tmp_path / name).read_text("utf-8").splitlines()]
+        return [json.loads(line) for line in (written / name).read_text("utf-8").splitlines()]
 
     first = [*requests.HARMFUL_FIRST, *requests.HARMLESS_FIRST]
     second = [*requests.HARMFUL_SECOND, *requests.HARMLESS_SECOND]
@@ -34,11 +41,10 @@ def test_what_is_measured_and_what_is_shown_are_different_things(tmp_path: Path)
         assert not [t for t in first if re.search(rf"\b{t.word}\b", prompt)], row
         images = row["images"]
         assert isinstance(images, list)
-        assert all((tmp_path / "demo" / name).is_file() for name in images)
+        assert all((written / "demo" / name).is_file() for name in images)
 
 
-def test_the_requests_of_the_package_are_made_again_word_for_word(tmp_path: Path) -> None:
-    demo_data.write(tmp_path)
+def test_the_requests_of_the_package_are_made_again_word_for_word(written: Path) -> None:
     for name in ("harmful", "harmless", "neutral", "demo"):
-        made, shipped = (folder / f"{name}.jsonl" for folder in (tmp_path, demo_model.FOLDER))
+        made, shipped = (folder / f"{name}.jsonl" for folder in (written, demo_model.FOLDER))
         assert made.read_bytes() == shipped.read_bytes()
