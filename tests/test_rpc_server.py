@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
-from commands import few_media, few_prompts_options
+from commands import few_prompts_options
 from models import DEMO, DEMO_MMPROJ
 from rpc_servers import Line, free_port, serving, why_not
 from servers import running
@@ -82,8 +82,7 @@ def conversion(folder: Path, name: str, *more: str) -> list[str]:
 
 
 def test_a_conversion_is_that_of_the_cpu(server: str, tmp_path: Path) -> None:
-    media = ["--mmproj", DEMO_MMPROJ, "--modality", "image"]
-    media += ["--neutral-media", str(few_media(tmp_path))]
+    media = ["--mmproj", DEMO_MMPROJ, "--probes", "12", "--modality", "image"]
     for name, more in (("here.gguf", []), ("there.gguf", ["--rpc", server])):
         done = run("convert", *conversion(tmp_path, name, *media, *more))
         assert done.returncode == 0, done.stderr

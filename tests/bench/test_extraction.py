@@ -82,17 +82,10 @@ def test_each_repetition_decodes_as_many_tokens_and_so_does_the_limit(
     assert len(found) == 1
 
 
-<<<<<<< HEAD
-def test_a_conversion_is_held_against_the_prefill_of_all_its_prompts() -> None:
-    given = subject(DEMO_MMPROJ)
-    given = replace(given, prompts=replace(given.prompts, quick=True))
-    figure = Figure.named("conversion")
-=======
 def test_a_conversion_is_held_against_the_prefill_of_all_its_prompts(tmp_path: Path) -> None:
     prompts = Prompts(**few_prompts(tmp_path), neutral_media=few_media(tmp_path))
     given = replace(subject(DEMO_MMPROJ), prompts=prompts)
-    figure = Figure("conversion", *extraction.FIGURES["conversion"])
->>>>>>> 4cbe1be (Tests of commands convert with few prompts, and run what must only fail within the test)
+    figure = Figure.named("conversion")
     extraction.converted(figure, given, Calibration(layers=(6, 7)))
     (ours,), (theirs,) = figure.values["conversion"], figure.values["llama.cpp"]
     assert figure.samples == [ours / theirs]
