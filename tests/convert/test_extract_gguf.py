@@ -60,7 +60,7 @@ QUANTIZED = 0.998
 
 every_model = pytest.mark.parametrize(
     "model",
-    ["demo", "smollm2", "small_llama", "hybrid", "recurrent", "mrope", "gemma"],
+    ["demo", "short_smollm2", "small_llama", "hybrid", "recurrent", "mrope", "gemma"],
     indirect=True,
 )
 with_pictures = pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_prompts_longer_than_a_batch_are_read_at_their_last_token(model: str) ->
         assert cosines(logits[i], logits_of(llama)) >= QUANTIZED
 
 
-@pytest.mark.parametrize("model", ["demo", "smollm2", "hybrid", "recurrent"], indirect=True)
+@pytest.mark.parametrize("model", ["demo", "short_smollm2", "hybrid", "recurrent"], indirect=True)
 def test_a_shared_prefix_saves_work_and_changes_no_state(
     model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,7 +305,7 @@ def test_more_prompts_than_fit_go_into_several_sessions() -> None:
     assert cosines(observed(extractor, long)[0], one_by_one(extractor, long)[0]).min() >= QUANTIZED
 
 
-@pytest.mark.parametrize("model", ["demo", "smollm2"], indirect=True)
+@pytest.mark.parametrize("model", ["demo", "short_smollm2"], indirect=True)
 def test_what_prompts_begin_with_is_decoded_once_for_all_sessions(
     model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -413,7 +413,7 @@ def replies_of(llama: Any, prompts: Sequence[Prompt], n_tokens: int) -> list[str
     return found
 
 
-@pytest.mark.parametrize("model", ["demo", "smollm2", "hybrid", "recurrent"], indirect=True)
+@pytest.mark.parametrize("model", ["demo", "short_smollm2", "hybrid", "recurrent"], indirect=True)
 def test_replies_are_those_of_the_runtime_but_for_ties_and_leave_the_prompts_as_they_are(
     model: str,
 ) -> None:
@@ -552,7 +552,7 @@ def test_a_context_is_taken_if_the_template_writes_all_that_stands_in_it(
     assert extractor.takes(Context())
 
 
-@pytest.mark.parametrize("model", ["smollm2", "small_llama"], indirect=True)
+@pytest.mark.parametrize("model", ["short_smollm2", "small_llama"], indirect=True)
 def test_after_a_context_states_are_those_that_the_runtime_reads(model: str) -> None:
     extractor, llama = opened(model), steered(model, vector(model, opens=CLOSED))
     contexts = [c for c in (SYSTEM, TURNS) if extractor.takes(c)]

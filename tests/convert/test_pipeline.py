@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import few_media, few_prompts
 from llama_cpp import Llama
 from models import DEMO, DEMO_MMPROJ, OPTIONS, last_states, opening_at, steer, tapped, user
 from PIL import Image
 from toys import ANSWER, REFUSAL, Toy, toy_contrast
 
 from mars_gguf import demo, demo_model
-from mars_gguf.convert import pipeline
-from mars_gguf.convert.choices import Calibration
+from mars_gguf.convert import convert, pipeline
+from mars_gguf.convert.choices import Calibration, GgufOptions, Prompts
 from mars_gguf.convert.extract_gguf import GgufExtractor
 from mars_gguf.convert.layers import Forced, Place, force
 from mars_gguf.convert.pipeline import Measurement, measure
@@ -362,10 +363,14 @@ def test_the_centroids_are_the_means_of_states_read_one_by_one(
     llama.close()
 
 
-def test_a_second_conversion_writes_the_same_bytes(conversion: Measurement, tmp_path: Path) -> None:
-    again = demo.convert_demo_model(threads=1, progress=False)
-    for name, one in (("first", conversion), ("second", again)):
-        write_vector(one.vector, tmp_path / name)
+def test_a_second_conversion_writes_the_same_bytes(tmp_path: Path) -> None:
+    prompts = Prompts(**few_prompts(tmp_path), neutral_media=few_media(tmp_path))
+    for name in ("first", "second"):
+        made = convert(
+            DEMO, DEMO_MMPROJ, prompts=prompts, options=GgufOptions(n_threads=1), progress=False
+        )
+        assert made.vector.modalities == ["text", "image", "video"]
+        write_vector(made.vector, tmp_path / name)
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
 
 

@@ -172,7 +172,7 @@ def test_an_abandoned_stream_does_not_disturb_the_next_request(
     assert np.array_equal(chat(llama, IMAGE)[0], chat(fresh, IMAGE)[0])
 
 
-@pytest.mark.parametrize("model", ["demo", "smollm2"], indirect=True)
+@pytest.mark.parametrize("model", ["demo", "short_smollm2"], indirect=True)
 @pytest.mark.parametrize("opens", [OPEN, CLOSED], ids=["open", "closed"])
 def test_speculative_decoding_continues_from_the_steered_token(model: str, opens: float) -> None:
     given = vector(model, opens=opens)
