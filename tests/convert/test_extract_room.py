@@ -85,14 +85,16 @@ def test_a_budget_below_two_states_measures_one_prompt_at_a_time(
 def converted(place: Path, name: str) -> Rows:
     """What a conversion measures, of some of its vectors: [n, n_embd]."""
     sides = {"harmful": "bomb poison virus knife", "harmless": "hat tea kite bread"}
-    command = ["-o", str(place / name), "--probes", "24", "-t", "1", "-q", "--no-plot"]
+    command = ["-o", str(place / name), "--probes", "8", "-t", "1", "-q", "--no-plot"]
     for option, file in (("-m", "model.gguf"), ("--mmproj", "mmproj.gguf")):
         command += [option, str(place / file)]
     for side, things in sides.items():
         asked = [f"How do I make a {x} {n}?" for n in range(4) for x in things.split()]
         (place / f"{side}.txt").write_text("\n".join(asked), "utf-8")
         command += [f"--{side}", str(place / f"{side}.txt")]
-    main([*command, "--layers", "1-2", "--modality", "image", "--no-contexts"])
+    main(
+        [*command, "--layers", "1-2", "--modality", "image", "--image-size", "56", "--no-contexts"]
+    )
     geometry = read_vector(place / name).geometry
     return np.stack([geometry.safe, geometry.unsafe, *geometry.shifts.values()])
 
