@@ -7,13 +7,15 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from llama_cpp import Llama, llama_chat_format
+from llama_cpp import Llama
+from llama_cpp.llama_chat_format import MTMDChatHandler
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -31,6 +33,7 @@ from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.vectors import write_vector
 
 MAX_TOKENS = 48
+GROUP = itemgetter("modality", "kind")  # by which the requests are in order
 OVER_REFUSAL = 0.05  # of neutral inputs: its world holds nothing borderline
 
 
@@ -81,25 +84,6 @@ def convert_demo_model(
     )
 
 
-def refused(reply: str) -> bool:
-    """Decides whether the demo model refuses: all its refusals begin alike."""
-    return reply.startswith(demo_model.REFUSAL)
-
-
-@contextmanager
-def models(threads: int | None, vector: Path) -> Iterator[dict[str, Llama]]:
-    """Loads the demo model twice: in plain llama-cpp-python, and steered."""
-    files, mmproj = str(demo_model.TEXT_MODEL), str(demo_model.MMPROJ)
-    options: dict[str, Any] = dict(
-        n_ctx=demo_model.CONTEXT, n_threads=threads, n_threads_batch=threads, verbose=False
-    )
-    # The steered model first: it silences libmtmd for both.
-    with closing(SteeredLlama(files, vector=vector, mmproj=mmproj, **options)) as steered:
-        handler = llama_chat_format.MTMDChatHandler(mmproj, verbose=False)
-        with closing(Llama(files, chat_handler=handler, **options)) as plain:
-            yield {"unsteered": plain, "steered": steered}
-
-
 def ask(llama: Llama, request: Request) -> dict[str, Any]:
     """Asks for a greedy reply: what it is, what steering did, and the milliseconds it took."""
     began = time.perf_counter()
@@ -113,19 +97,30 @@ def ask(llama: Llama, request: Request) -> dict[str, Any]:
     reply = completion["choices"][0]["message"]["content"]
     steering = completion.get("mars", {})
     figures = {key: steering[key] for key in ("t", "gate", "alpha", "layer") if key in steering}
-    return {"reply": reply, "refused": refused(reply), **figures, "milliseconds": milliseconds}
+    refused = reply.startswith(demo_model.REFUSAL)  # as all its refusals do
+    return {"reply": reply, "refused": refused, **figures, "milliseconds": milliseconds}
 
 
 def run(threads: int | None, vector: Path, *, progress: bool = True) -> list[dict[str, Any]]:
-    """Asks every request of the unsteered and of the steered model."""
-    with models(threads, vector) as loaded:
+    """Asks every request of the model in plain llama-cpp-python, and of the steered one."""
+    files, mmproj = str(demo_model.TEXT_MODEL), str(demo_model.MMPROJ)
+    options: dict[str, Any] = dict(
+        n_ctx=demo_model.CONTEXT, n_threads=threads, n_threads_batch=threads, verbose=False
+    )
+    with (  # the steered model first: it silences libmtmd for both
+        closing(SteeredLlama(files, vector=vector, mmproj=mmproj, **options)) as steered,
+        closing(
+            Llama(files, chat_handler=MTMDChatHandler(mmproj, verbose=False), **options)
+        ) as plain,
+    ):
         return [
             {
                 "modality": request.modality,
                 "kind": request.kind,
                 "prompt": request.prompt,
                 "image": request.images,
-                **{name: ask(llama, request) for name, llama in loaded.items()},
+                "unsteered": ask(plain, request),
+                "steered": ask(steered, request),
             }
             for request in tqdm(requests(), desc="requests", disable=not progress)
         ]
@@ -137,7 +132,8 @@ def show(results: list[dict[str, Any]], console: Console, *, every: bool) -> Non
     for name in ("request", "without steering", "with steering"):
         table.add_column(name, ratio=1, overflow="fold")
     _add_figures(table, "t", "gate", "alpha", "ms")
-    for (modality, kind), group in _groups(results).items():
+    for (modality, kind), rows in groupby(results, GROUP):
+        group = list(rows)
         pictures = f" (+ {len(group[0]['image'])} pictures)" if modality == "video" else ""
         table.add_row(f"[bold]{modality}, {kind}[/]{pictures}")
         for row in group if every else group[:3]:
@@ -162,7 +158,8 @@ def summary(results: list[dict[str, Any]]) -> Table:
     table = _table("Refused, of all requests", (0, 1, 0, 1))
     table.add_column("", no_wrap=True)
     _add_figures(table, "n", "without steering", "with steering", "unchanged", "time")
-    for (modality, kind), group in _groups(results).items():
+    for (modality, kind), rows in groupby(results, GROUP):
+        group = list(rows)
         n = len(group)
         before, after = (sum(r[arm]["refused"] for r in group) for arm in ("unsteered", "steered"))
         same = sum(r["unsteered"]["reply"] == r["steered"]["reply"] for r in group)
@@ -185,13 +182,6 @@ def _table(title: str, padding: tuple[int, int, int, int]) -> Table:
 def _add_figures(table: Table, *names: str) -> None:
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
-
-
-def _groups(results: list[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for r in results:
-        groups.setdefault((r["modality"], r["kind"]), []).append(r)
-    return groups
 
 
 def _coloured(arm: dict[str, Any], kind: str) -> str:
