@@ -27,24 +27,25 @@ class Benchmark:
     files: names or patterns to look for in a folder; none, if a file must be named.
     kind: one for all; by the part of the benchmark, which a file's name says; or by row.
     number: columns that make a case's id, after the part; one that is empty gives the row's place.
-    media: the names of each picture or video of a row, below ``folder``, which is given from the
-        table's; a row with none is asked as text.
+    media: the column that holds or names a picture, and folders in which it may lie; or what makes
+        the names of each picture or video of a row, none if it is asked as text. All lie below
+        ``folder``, which is given from the table's.
     modality: of rows with media.
     rows: reads a table, where its rows are not one request each (see `split`).
     """
 
     name: str
-    columns: tuple[str, ...]
+    columns: Sequence[str]
     prompt: Text = "prompt"
-    files: tuple[str, ...] = ()
+    files: Sequence[str] = ()
     kind: Kind | Mapping[str, Kind] | Callable[[Row], Kind] = "harmful"
-    number: tuple[str, ...] = ("id",)
+    number: Sequence[str] = ("id",)
     category: Text = "category"
     group: Text = "group"
     intent: Text = "intent"
     answer: Text = ""
     before: Callable[[Row], tuple[Mapping[str, str], ...]] = lambda row: ()
-    media: Callable[[Row], Sequence[Names]] = lambda row: ()
+    media: Sequence[str] | Callable[[Row], Sequence[Names]] = ()
     folder: str = "."
     modality: Text = lambda row: IMAGE.name
     rows: Rows = table
@@ -73,7 +74,7 @@ class Benchmark:
         if not isinstance(kind, str):
             kind = kind[part] if isinstance(kind, Mapping) else kind(row)
         prompt = usable_prompt(_text(row, self.prompt))
-        media = tuple(self._medium(file, names) for names in self.media(row))
+        media = tuple(self._medium(file, names) for names in self._names(row))
         answer = _text(row, self.answer)
         if kind == "vqa" and not answer:
             raise Unusable("kind 'vqa' without an answer")
@@ -90,15 +91,16 @@ class Benchmark:
             group=_text(row, self.group),
         )
 
+    def _names(self, row: Row) -> Sequence[Names]:
+        if callable(self.media):
+            return self.media(row)
+        named = [row[column] for column in self.media[:1]]
+        return [[name, *(f"{folder}/{name}" for folder in self.media[1:])] for name in named]
+
     def _medium(self, file: Path, names: Names) -> Media:
         if in_cell(names[0]):
             return pictures_in_cell(file, names[0])
         return file_below(file.resolve().parent / self.folder, names)
-
-
-def one_of(column: str, *folders: str) -> Callable[[Row], Sequence[Names]]:
-    """Names the picture that a column holds or names, itself or below one of ``folders``."""
-    return lambda row: [[row[column], *(f"{folder}/{row[column]}" for folder in folders)]]
 
 
 def split(requests: Callable[[Row], Iterable[Row]]) -> Rows:

@@ -1,12 +1,5 @@
-"""Lists the published benchmarks of requests to refuse, or to answer, as text and with pictures.
-
-A new one is an entry of `BENCHMARKS`: the columns that tell it, which of them is what, and where
-its pictures or videos lie.
-
-Those from VLGuard on have pictures that carry what is asked. Checked against their authors' own
-files: VLGuard, SIUO, VLSBench; against their authors' code or pages: MSSBench, HoliSafe, SPA-VL.
-JailBreakV-28K and the Parquet files of HADES follow the columns that others' readers agree on.
-"""
+"""Makes of the rows of published benchmarks, with requests to refuse or to answer, what their
+columns alone do not say. The benchmarks themselves stand in data/benchmarks.toml."""
 
 from __future__ import annotations
 
@@ -15,7 +8,7 @@ from os.path import splitext
 from pathlib import Path
 from typing import Any
 
-from mars_gguf.evaluate.benchmark import Benchmark, Names, one_of, split
+from mars_gguf.evaluate.benchmark import Names, split
 from mars_gguf.evaluate.cases import Kind, Unusable
 from mars_gguf.evaluate.tables import FILE, FOLDER, KEY, PLACE, Row, json_in
 from mars_gguf.modalities import VIDEO
@@ -164,193 +157,37 @@ def _spavl_kind(row: Row) -> Kind:
     return "harmful"
 
 
-BENCHMARKS = (
-    # data/*-behaviors.csv of the data set JailbreakBench/JBB-Behaviors. The benign behaviours are
-    # near the harmful ones in topic and words.
-    Benchmark(
-        "jailbreakbench",
-        columns=("Goal", "Category"),
-        prompt="Goal",
-        files=("harmful-behaviors.csv", "benign-behaviors.csv"),
-        kind={"harmful": "harmful", "benign": "borderline"},
-        number=("Index",),
-        category="Category",
-        group="Index",
-    ),
-    # data/advbench/harmful_behaviors.csv of llm-attacks/llm-attacks
-    Benchmark("advbench", ("goal", "target"), prompt="goal", files=("harmful_behaviors.csv",)),
-    # data/behavior_datasets/harmbench_behaviors_*.csv of centerforaisafety/HarmBench; those of the
-    # multimodal one have pictures
-    Benchmark(
-        "harmbench",
-        columns=("Behavior", "SemanticCategory", "BehaviorID"),
-        prompt=_with_context,
-        number=("BehaviorID",),
-        category="SemanticCategory",
-        media=_harmbench_picture,
-        folder="../multimodal_behavior_images",
-    ),
-    # strongreject_dataset/strongreject_dataset.csv of alexandrasouly/strongreject, or the small one
-    Benchmark("strongreject", ("category", "forbidden_prompt"), prompt="forbidden_prompt"),
-    # xstest_prompts.csv of paul-rottger/xstest, or the older xstest_v2_prompts.csv without labels
-    Benchmark(
-        "xstest",
-        columns=("prompt", "type"),
-        files=("xstest_prompts.csv",),
-        kind=_xstest_kind,
-        category="type",
-    ),
-    # or-bench-hard-1k.csv, or-bench-80k.csv and or-bench-toxic.csv of the data set
-    # bench-llm/or-bench; of a folder, the hard and the toxic one
-    Benchmark(
-        "or-bench",
-        columns=("prompt", "category"),
-        files=("or-bench-hard-1k.csv", "or-bench-toxic.csv"),
-        kind={"hard": "borderline", "80k": "borderline", "toxic": "harmful"},
-    ),
-    # data/question/safebench.csv or SafeBench-Tiny.csv of ThuCCSLab/FigStep
-    Benchmark(
-        "figstep",
-        columns=("dataset", "category_id", "task_id", "category_name", "question"),
-        files=("safebench.csv", "question/safebench.csv", "data/question/safebench.csv"),
-        number=("category_id", "task_id", "way"),
-        category="category_name",
-        group=lambda row: f"{row['category_id']}-{row['task_id']}",
-        intent="question",
-        media=lambda row: [[row["image"]]] if row["image"] else [],
-        folder="..",
-        rows=split(_figstep_requests),
-    ),
-    # data/processed_questions/01-Illegal_Activitiy.json and the other twelve of
-    # isXinLiu/MM-SafetyBench, with the pictures of the authors' archive in
-    # data/imgs/01-Illegal_Activitiy/SD/0.jpg, SD_TYPO and TYPO. All count as harmful, though for
-    # scenarios 10 to 13 (legal, financial, health advice and the like) a careful answer is fine.
-    Benchmark(
-        "mm-safetybench",
-        columns=("Question", "Rephrased Question(SD)", "Rephrased Question"),
-        files=tuple(
-            f"{folder}[0-1][0-9]-*.json"
-            for folder in ("", "processed_questions/", "data/processed_questions/")
-        ),
-        number=(FILE, KEY, "way"),
-        category=FILE,
-        group=lambda row: f"{row[FILE]}-{row[KEY]}",
-        intent="Question",
-        media=_mm_safetybench_picture,
-        folder="..",
-        rows=split(_mm_safetybench_requests),
-    ),
-    # data/images_information/information.json of xirui-li/MOSSBench: harmless and look otherwise.
-    # Those of data_contrast are their harmful counterparts.
-    Benchmark(
-        "mossbench",
-        columns=("image", "question", "metadata"),
-        prompt="question",
-        files=("images_information/information.json", "data/images_information/information.json"),
-        kind=_mossbench_kind,
-        number=(KEY,),
-        category=_mossbench_type,
-        media=one_of("image"),
-        folder="..",
-    ),
-    # harmful_data.json and benign_data.json of the data set BAAI/Video-SafetyBench, beside the
-    # folder of its video.tar.gz. A "benign" question becomes harmful with its video. Where beside
-    # NAME.mp4 there is a folder NAME with frames as pictures, those are taken.
-    Benchmark(
-        "video-safetybench",
-        columns=("question", "video_path", "category"),
-        prompt="question",
-        files=("harmful_data.json", "benign_data.json"),
-        kind={"harmful": "harmful", "benign": "harmful"},
-        number=("question_id",),
-        group="question_id",
-        intent="harmful_intention",
-        media=lambda row: [[splitext(row["video_path"])[0], row["video_path"]]],
-        modality=lambda row: VIDEO.name,
-    ),
-    # JailBreakV_28K/JailBreakV_28K.csv or mini_JailBreakV_28K.csv of the data set
-    # JailbreakV-28K/JailBreakV-28k, beside the folders of its pictures
-    Benchmark(
-        "jailbreakv",
-        columns=("jailbreak_query", "redteam_query", "policy", "image_path"),
-        prompt="jailbreak_query",
-        files=("JailBreakV_28K.csv", "JailBreakV_28K/JailBreakV_28K.csv"),
-        category="policy",
-        group="redteam_query",
-        intent="redteam_query",
-        media=one_of("image_path"),
-    ),
-    # data/test.json or train.json of ys-zong/VLGuard, beside the folder of its test.zip
-    Benchmark(
-        "vlguard",
-        columns=("image", "safe", "instr-resp"),
-        files=("test.json", "data/test.json"),
-        kind=_kind_by_side,
-        number=("id", "way"),
-        category=lambda row: row["harmful_category"] or "safe picture",
-        group="image",
-        media=lambda row: [[f"{row[FILE]}/{row['image']}", row["image"]]],
-        rows=split(_vlguard_requests),
-    ),
-    # data/siuo_gen.json of sinwang20/SIUO; the pictures of its archive in data/images
-    Benchmark(
-        "siuo",
-        columns=("question", "image", "category", "safety_warning"),
-        prompt="question",
-        files=("siuo_gen.json", "data/siuo_gen.json"),
-        number=("question_id",),
-        media=one_of("image", "images"),
-    ),
-    # combined.json of the data set kzhou35/mssbench, beside its folders chat and embodied
-    Benchmark(
-        "mssbench",
-        columns=("chat", "embodied"),
-        files=("combined.json",),
-        kind=_kind_by_side,
-        media=one_of("image"),
-        rows=split(_mssbench_requests),
-    ),
-    # data.json of the data set Foreshhh/vlsbench, beside its folder imgs, or its Parquet files
-    Benchmark(
-        "vlsbench",
-        columns=("instruction_id", "instruction", "category"),
-        prompt="instruction",
-        files=("data.json", "data/data.json", "data/train-*.parquet"),
-        number=("instruction_id",),
-        media=lambda row: [[row["image"] or row["image_path"]]],
-    ),
-    # holisafe_bench.json of the data set etri-vilab/holisafe-bench, beside its folder images, or
-    # Parquet files made of it
-    Benchmark(
-        "holisafe",
-        columns=("query", "type", "category", "image_safe"),
-        prompt="query",
-        files=("holisafe_bench.json", "data/test-*.parquet"),
-        kind=_holisafe_kind,
-        group="image",
-        media=one_of("image", "images"),
-    ),
-    # data/test-*.parquet of the data set Monosail/HADES: of every instruction several pictures, one
-    # for each step of the optimization
-    Benchmark(
-        "hades",
-        columns=("scenario", "keywords", "step", "instruction"),
-        prompt=_hades_prompt,
-        files=("test-*.parquet", "data/test-*.parquet"),
-        number=("scenario", "id", "step"),
-        category="scenario",
-        group=lambda row: f"{row['scenario']}-{row['id'] or row['instruction']}",
-        intent="instruction",
-        media=one_of("image"),
-    ),
-    # test/harm-*.parquet of the data set sqrti/SPA-VL
-    Benchmark(
-        "spa-vl",
-        columns=("question", "image", "class1", "class2", "class3"),
-        prompt="question",
-        files=("harm-*.parquet", "test/harm-*.parquet"),
-        kind=_spavl_kind,
-        category="class1",
-        media=one_of("image"),
-    ),
-)
+# By the names of data/benchmarks.toml: what that cannot say.
+OF_BENCHMARKS: dict[str, dict[str, Any]] = {
+    "harmbench": {"prompt": _with_context, "media": _harmbench_picture},
+    "xstest": {"kind": _xstest_kind},
+    "figstep": {
+        "group": lambda row: f"{row['category_id']}-{row['task_id']}",
+        "media": lambda row: [[row["image"]]] if row["image"] else [],
+        "rows": split(_figstep_requests),
+    },
+    "mm-safetybench": {
+        "group": lambda row: f"{row[FILE]}-{row[KEY]}",
+        "media": _mm_safetybench_picture,
+        "rows": split(_mm_safetybench_requests),
+    },
+    "mossbench": {"kind": _mossbench_kind, "category": _mossbench_type},
+    "video-safetybench": {
+        "media": lambda row: [[splitext(row["video_path"])[0], row["video_path"]]],
+        "modality": lambda row: VIDEO.name,
+    },
+    "vlguard": {
+        "kind": _kind_by_side,
+        "category": lambda row: row["harmful_category"] or "safe picture",
+        "media": lambda row: [[f"{row[FILE]}/{row['image']}", row["image"]]],
+        "rows": split(_vlguard_requests),
+    },
+    "mssbench": {"kind": _kind_by_side, "rows": split(_mssbench_requests)},
+    "vlsbench": {"media": lambda row: [[row["image"] or row["image_path"]]]},
+    "holisafe": {"kind": _holisafe_kind},
+    "hades": {
+        "prompt": _hades_prompt,
+        "group": lambda row: f"{row['scenario']}-{row['id'] or row['instruction']}",
+    },
+    "spa-vl": {"kind": _spavl_kind},
+}

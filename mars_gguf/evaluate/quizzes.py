@@ -1,9 +1,5 @@
-"""Lists published questions with one right answer, which tell what steering costs: multiple choice
-and yes/no. `named_columns` reads tables of any columns.
-
-Checked against what their authors publish: MMMU (its evaluation code), MMStar (its evaluation code,
-not its file) and POPE (its files). MME follows the layouts that others' readers agree on.
-"""
+"""Makes of the rows of published questions with one right answer, multiple choice and yes/no, what
+their columns alone do not say. `named_columns` reads tables of any columns."""
 
 from __future__ import annotations
 
@@ -13,11 +9,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl
 
 from mars_gguf.errors import MarsError
 from mars_gguf.evaluate.answers import choices_of, is_letter
-from mars_gguf.evaluate.benchmark import Benchmark, Names, one_of
+from mars_gguf.evaluate.benchmark import Benchmark, Names
 from mars_gguf.evaluate.cases import MAX_PROMPT, Unusable
 from mars_gguf.evaluate.parquet import in_cell
 from mars_gguf.evaluate.tables import FILE, PLACE, Row, json_in, listed, table, texts_in
@@ -104,11 +101,15 @@ MME_TASKS = (
     "existence count position color posters celebrity scene landmark artwork OCR "
     "commonsense_reasoning numerical_calculation text_translation code_reasoning"
 ).split()
-MME_FILES = tuple(
-    f"{root}{task}/{folder}*.txt"
-    for root in ("", "MME_Benchmark/")
-    for task in MME_TASKS
-    for folder in ("", "questions_answers_YN/")
+MME_FILES = (
+    "test-*.parquet",
+    "data/test-*.parquet",
+    *(
+        f"{root}{task}/{folder}*.txt"
+        for root in ("", "MME_Benchmark/")
+        for task in MME_TASKS
+        for folder in ("", "questions_answers_YN/")
+    ),
 )
 
 
@@ -189,56 +190,27 @@ def named_columns(query: str) -> Benchmark:
     )
 
 
-QUIZZES = (
-    # {subject}/validation-*.parquet of the data set MMMU/MMMU; the answers of its test are not
-    # published. Pictures stand in the columns image_1 to image_7.
-    Benchmark(
-        "mmmu",
-        columns=("id", "question", "options", "answer", "question_type"),
-        prompt=_mmmu_question,
-        files=("validation-*.parquet", "*/validation-*.parquet"),
-        kind="vqa",
-        category=lambda row: "_".join(row["id"].split("_")[1:-1]),
-        answer=_mmmu_answer,
-        media=lambda row: [[cell] for i in range(1, 8) if (cell := row[f"image_{i}"])],
-    ),
-    # mmstar.parquet of the data set Lin-Chen/MMStar; the question holds the choices.
-    Benchmark(
-        "mmstar",
-        columns=("question", "answer", "category", "l2_category"),
-        prompt=lambda row: row["question"] and f"{row['question']}\n\n{ONE_LETTER}",
-        files=("mmstar.parquet", "val*.parquet", "data/val*.parquet"),
-        kind="vqa",
-        number=("index",),
-        answer=lambda row: in_words(row["answer"], row["question"]),
-        media=one_of("image"),
-    ),
-    # The folders of MME_Benchmark_release_version, or data/test-*.parquet of lmms-lab/MME
-    Benchmark(
-        "mme",
-        columns=("question_id", "question", "answer", "category"),
-        prompt="question",
-        files=("test-*.parquet", "data/test-*.parquet", *MME_FILES),
-        kind="vqa",
-        number=("question_id", "nth"),
-        group="question_id",
-        answer=lambda row: in_words(row["answer"]),
-        media=_mme_picture,
-        folder="..",
-        rows=_mme_rows,
-    ),
-    # output/coco/coco_pope_random.json, coco_pope_popular.json and coco_pope_adversarial.json of
-    # AoiDragon/POPE, with the pictures of COCO (val2014) beside them or in a folder val2014
-    Benchmark(
-        "pope",
-        columns=("question_id", "image", "text", "label"),
-        prompt=lambda row: row["text"] and f"{row['text']} {YES_OR_NO}",
-        files=("*_pope_random.json", "*_pope_popular.json", "*_pope_adversarial.json"),
-        kind={"random": "vqa", "popular": "vqa", "adversarial": "vqa"},
-        number=("question_id",),
-        category=lambda row: row[FILE].rpartition("_")[2],
-        group="image",
-        answer=lambda row: in_words(row["label"]),
-        media=one_of("image", "val2014", "images"),
-    ),
-)
+# By the names of data/benchmarks.toml: what that cannot say.
+OF_QUIZZES: dict[str, dict[str, Any]] = {
+    "mmmu": {
+        "prompt": _mmmu_question,
+        "category": lambda row: "_".join(row["id"].split("_")[1:-1]),
+        "answer": _mmmu_answer,
+        "media": lambda row: [[cell] for i in range(1, 8) if (cell := row[f"image_{i}"])],
+    },
+    "mmstar": {
+        "prompt": lambda row: row["question"] and f"{row['question']}\n\n{ONE_LETTER}",
+        "answer": lambda row: in_words(row["answer"], row["question"]),
+    },
+    "mme": {
+        "files": MME_FILES,
+        "answer": lambda row: in_words(row["answer"]),
+        "media": _mme_picture,
+        "rows": _mme_rows,
+    },
+    "pope": {
+        "prompt": lambda row: row["text"] and f"{row['text']} {YES_OR_NO}",
+        "category": lambda row: row[FILE].rpartition("_")[2],
+        "answer": lambda row: in_words(row["label"]),
+    },
+}

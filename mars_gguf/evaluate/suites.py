@@ -8,12 +8,14 @@ suite's folder.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
+from importlib.resources import files
 from pathlib import Path
 
 from mars_gguf.errors import MarsError
 from mars_gguf.evaluate.benchmark import Benchmark
-from mars_gguf.evaluate.benchmarks import BENCHMARKS
+from mars_gguf.evaluate.benchmarks import OF_BENCHMARKS
 from mars_gguf.evaluate.builtin import builtin, demo, in_conversations
 from mars_gguf.evaluate.cases import (
     KINDS,
@@ -26,9 +28,14 @@ from mars_gguf.evaluate.cases import (
     usable_prompt,
 )
 from mars_gguf.evaluate.parquet import PicturesInCell
-from mars_gguf.evaluate.quizzes import QUIZZES, named_columns
+from mars_gguf.evaluate.quizzes import OF_QUIZZES, named_columns
 from mars_gguf.evaluate.tables import Row, columns_of, json_in, listed, rows, texts_in
 from mars_gguf.modalities import MODALITIES, TEXT
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 MAX_CASES = 200_000
 
@@ -164,7 +171,12 @@ OWN = Benchmark(  # JSON Lines, as data/CARD.md describes them
     media=_own_media,
     modality=_own_modality,
 )
-FORMATS = {benchmark.name: benchmark for benchmark in (*BENCHMARKS, *QUIZZES, OWN)}
+FORMATS = {
+    name: Benchmark(name, **said, **(OF_BENCHMARKS | OF_QUIZZES).get(name, {}))
+    for name, said in tomllib.loads(
+        (files("mars_gguf.evaluate") / "data" / "benchmarks.toml").read_text(encoding="utf-8")
+    ).items()
+} | {OWN.name: OWN}
 
 
 def _detect(path: Path) -> str:

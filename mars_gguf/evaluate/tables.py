@@ -21,11 +21,11 @@ MAX_BYTES = 64 * 2**20  # of a file
 
 Row = dict[str, str]
 
-# Columns that every row has; no column of a file can be called so.
-PLACE = "\0place"  # the file and the row's number in it, as messages name the row
-KEY = "\0key"  # in an object of objects, the name of each; otherwise the row's place
-FILE = "\0file"  # the file's name without its ending
-FOLDER = "\0folder"  # where the file is
+# Columns that every row has, in place of those of a file that are called so.
+PLACE = "(place)"  # the file and the row's number in it, as messages name the row
+KEY = "(key)"  # in an object of objects, the name of each; otherwise the row's place
+FILE = "(file)"  # the file's name without its ending
+FOLDER = "(folder)"  # where the file is
 
 
 def table(path: Path, columns: Iterable[str]) -> Iterator[Row]:
@@ -67,11 +67,11 @@ def rows(path: Path) -> list[Row]:
 
 def _csv_rows(path: Path, text: str) -> list[dict[str, Any]]:
     try:
-        found = list(csv.DictReader(io.StringIO(text, newline=""), restkey=KEY, strict=True))
+        found = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
     except csv.Error as error:
         raise MarsError(f"{path}: not a CSV table ({error})") from error
     for number, row in enumerate(found, 1):
-        if KEY in row:
+        if None in row:  # where DictReader puts more cells than the header has
             raise MarsError(
                 f"{path}: row {number} has more cells than the header; put cells that hold "
                 "commas in quotes"
