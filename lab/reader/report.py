@@ -31,7 +31,7 @@ from mars_gguf.convert import Prompts
 from mars_gguf.convert import convert as measured
 from mars_gguf.convert.pipeline import Measurement
 from mars_gguf.convert.vector_files import resume_path
-from mars_gguf.evaluate.conversations import CONTEXTS
+from mars_gguf.evaluate.builtin import CONTEXTS
 from mars_gguf.loading import say
 from mars_gguf.runtime.weights import require_gguf
 from mars_gguf.vectors import Vector, write_vector

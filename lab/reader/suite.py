@@ -27,7 +27,7 @@ from llama_cpp import Llama
 from lab.reader.grid import TooLong, Writer
 from lab.reader.projector import known_tokens
 from mars_gguf.console import command
-from mars_gguf.evaluate.conversations import conversations
+from mars_gguf.evaluate.builtin import conversations
 from mars_gguf.evaluate.suites import load_suite
 from mars_gguf.runtime.weights import require_gguf
 
@@ -165,7 +165,7 @@ def write_suite(
 
 
 def write_conversations(path: Path) -> None:
-    """Writes the plain requests where conversations put them (mars_gguf.evaluate.conversations)."""
+    """Writes the plain requests where conversations put them (mars_gguf.evaluate.builtin)."""
     lines = []
     for p in plain_lines():
         for kind in KINDS:

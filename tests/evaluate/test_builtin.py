@@ -9,8 +9,7 @@ from importlib.resources import files
 from itertools import chain
 
 from mars_gguf.convert.prompts import builtin_contrast, contexts, neutral_prompts
-from mars_gguf.evaluate.builtin import IMAGE_CARRIERS, VIDEO_CARRIERS, VQA
-from mars_gguf.evaluate.conversations import BEFORE, CONTEXTS
+from mars_gguf.evaluate.builtin import BEFORE, CARRIERS, CONTEXTS, VQA
 from mars_gguf.evaluate.suites import load_suite
 
 DATA = files("mars_gguf.evaluate") / "data"
@@ -52,7 +51,7 @@ def test_no_held_out_prompt_occurs_twice_or_is_near_one_that_conversions_measure
     turns = [m["content"] for c in contexts() for m in c.messages if m["role"] == "user"]
     sets = contrast.harmful, contrast.harmless, *contrast.neutral.values(), turns
     theirs = [words(prompt) for prompt in chain(*sets, *neutral_prompts().values())]
-    for prompt in [*ours, *IMAGE_CARRIERS, *VIDEO_CARRIERS]:
+    for prompt in [*ours, *chain(*CARRIERS.values())]:
         a = words(prompt)
         near = [b for b in theirs if len(a & b) / len(a | b) >= 0.6]
         assert not near, (prompt, near)
@@ -81,7 +80,7 @@ def test_the_builtin_suite_asks_each_prompt_as_text_picture_and_video() -> None:
         trio = [by_id[f"{kind}-{row['id']}-image"] for kind in SIDES]
         assert len({case.prompt for case in trio}) == 1  # only what is written differs
         assert trio[0].request == row["prompt"] != trio[0].prompt
-    for medium, carriers in (("image", IMAGE_CARRIERS), ("video", VIDEO_CARRIERS)):
+    for medium, carriers in CARRIERS.items():
         found = {c.prompt for c in suite.cases if c.modality == medium and c.kind != "vqa"}
         assert found == set(carriers)
     assert all(case.answer for case in suite.cases if case.kind == "vqa")
@@ -160,3 +159,10 @@ def test_a_few_of_them_are_of_every_context() -> None:
     assert Counter((case.kind, case.category) for case in cases) == Counter(
         {(kind, c): 2 for kind in ("harmful", "harmless", "borderline") for c in CONTEXTS}
     )
+
+
+def test_no_context_is_one_that_conversions_measure_in() -> None:
+    measured = {m["content"] for context in contexts() for m in context.messages}
+    assert measured
+    said = [m["content"] for before in BEFORE.values() for m in before]
+    assert not measured & set(said)

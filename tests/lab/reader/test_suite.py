@@ -7,7 +7,7 @@ import pytest
 from lab.reader import suite
 from lab.reader.grid import Writer
 from mars_gguf.convert.prompts import builtin_contrast
-from mars_gguf.evaluate.conversations import CONTEXTS, conversations
+from mars_gguf.evaluate.builtin import CONTEXTS, conversations
 from mars_gguf.evaluate.suites import load_suite
 
 
