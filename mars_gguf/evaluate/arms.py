@@ -55,16 +55,12 @@ class Arm:
         return [{"role": "system", "content": self.system}, *asked]
 
 
-def _as_it_is(vector: Vector, _modality: str = "") -> Policy:
-    return vector.policy()
+def _own(**changes: Any) -> Change:
+    """The vector's own policy, with changes."""
+    return lambda vector, _modality: replace(vector.policy(), **changes)
 
 
-def _shut(vector: Vector, _modality: str = "") -> Policy:
-    return replace(vector.policy(), gate="shut")
-
-
-def _without_gate(vector: Vector, _modality: str) -> Policy:
-    return replace(vector.policy(), gate="open")
+_as_it_is, _shut = _own(), _own(gate="shut")
 
 
 def _without_recentering(vector: Vector, _modality: str) -> Policy:
@@ -78,7 +74,7 @@ def _shift_alone(vector: Vector, modality: str) -> Policy:
     g = vector.geometry
     shift = g.shifts[measured_as(modality, g.shifts) or TEXT.name]
     if not shift.any():
-        return _shut(vector)
+        return _shut(vector, modality)
     moved = replace(g, unsafe=g.safe - shift)
     return replace(vector.policy(), geometry=moved, gate="open", strength=1.0)
 
@@ -138,9 +134,7 @@ def stock(strength: float) -> Arm:
 
 def first_token(strength: float, name: str = "first-token") -> Arm:
     title = f"{strength:g} r at the first token"
-    return Arm(
-        name, title, lambda vector, _: replace(vector.policy(), gate="open", strength=strength)
-    )
+    return Arm(name, title, _own(gate="open", strength=strength))
 
 
 def other_vector(name: str, vector: Vector) -> Arm:
@@ -164,7 +158,7 @@ def _known(strength: float) -> list[Arm]:
         Arm("reversed", "MARS with harmful and harmless swapped", _reversed),
         Arm("projection", "MARS with the projection for a read-out", _projected),
         Arm("no-recentering", "MARS without re-centering", _without_recentering),
-        Arm("no-gate", "MARS without the gate", _without_gate),
+        Arm("no-gate", "MARS without the gate", _own(gate="open")),
         MARS,
         Arm(f"mars+{prompted}", "MARS, with that system prompt", _as_it_is, system=SAFETY_PROMPT),
     ]

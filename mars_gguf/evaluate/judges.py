@@ -17,7 +17,6 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from http.client import HTTPException
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -214,24 +213,16 @@ def _reason(error: Exception) -> str:
     return f"not the answer of a chat completion ({type(error).__name__})"
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """The agreement of two judges on the ``n`` replies that both judged: the ``share`` of equal
-    verdicts, and Cohen's ``kappa``; None where it is undefined (no reply; or both give all replies
-    one and the same verdict)."""
-
-    n: int
-    share: float | None
-    kappa: float | None
-
-
-def agreement(first: Sequence[Verdict], second: Sequence[Verdict]) -> Agreement:
-    """Compares two judges of the same replies, those left out that one did not judge."""
+def agreement(first: Sequence[Verdict], second: Sequence[Verdict]) -> dict[str, float | int | None]:
+    """Compares two judges on the ``n`` replies that both judged: the ``share`` of equal verdicts,
+    and Cohen's ``kappa``; None where it is undefined (no reply; or both give all replies one and
+    the same verdict)."""
     pairs = [p for p in zip(first, second, strict=True) if "unjudged" not in p]
     if not pairs:
-        return Agreement(0, None, None)
+        return {"n": 0, "share": None, "kappa": None}
     n = len(pairs)
     share = sum(a == b for a, b in pairs) / n
     counts = [Counter(side) for side in zip(*pairs, strict=True)]
     by_chance = sum(counts[0][verdict] * counts[1][verdict] for verdict in counts[0]) / n**2
-    return Agreement(n, share, None if by_chance == 1 else (share - by_chance) / (1 - by_chance))
+    kappa = None if by_chance == 1 else (share - by_chance) / (1 - by_chance)
+    return {"n": n, "share": share, "kappa": kappa}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -273,7 +273,7 @@ def judges(results: Results) -> dict[str, Any]:
         found["second"] = {
             "name": results.run["judge"],
             "verdicts": dict(Counter(second).most_common()),
-            "agreement": asdict(agreement(first, second)),
+            "agreement": agreement(first, second),
             "failures": dict(results.judge_failures),
         }
     return found
