@@ -82,9 +82,8 @@ def show(results: Results, console: Console) -> None:
     """Shows a table for each suite, and what was left out."""
     for name, part in results.parts().items():
         console.print(screen_table(part, name))
-    said = [*results.problems, *(f"{n} x {error}" for error, n in results.failures().items())]
-    said += [f"the judge: {n} x {reason}" for reason, n in results.judge_failures.items()]
-    for line in said:
+    of_judge = [f"the judge: {n} x {reason}" for reason, n in results.judge_failures.items()]
+    for line in results.left_out() + of_judge:
         console.print(printable(line), style="dim", markup=False)
 
 
@@ -254,9 +253,7 @@ def _plots(results: Results) -> Iterator[str]:
 
 
 def _left_out(results: Results) -> Iterator[str]:
-    failures = (f"{n} x {error}" for error, n in results.failures().items())
-    problems = [*results.problems, *failures]
-    if not problems:
+    if not (problems := results.left_out()):
         return
     yield f"\n## Left out\n\n{len(problems)} problems; nothing of these was counted:\n"
     yield from (f"- {as_text(problem)}" for problem in problems[:MOST_PROBLEMS])

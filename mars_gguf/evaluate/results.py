@@ -79,9 +79,10 @@ class Results:
             and (not kinds or r.kind in kinds)
         ]
 
-    def failures(self) -> Counter[str]:
-        """Counts the reasons why cases failed."""
-        return Counter(r.error for r in self.records if r.error is not None)
+    def left_out(self) -> list[str]:
+        """Lists the problems, and the reasons why cases failed with how often, one a line."""
+        failures = Counter(r.error for r in self.records if r.error is not None)
+        return [*self.problems, *(f"{n} x {error}" for error, n in failures.items())]
 
     def refused(self, arm: str, modality: str, kind: str) -> Share:
         """Counts refusals; replies that the judge did not decide are left out."""
@@ -148,12 +149,12 @@ class Results:
             measure = self._measures[title]
             ours = measure("mars", modality)
             others = {name: measure(name, modality) for name in names if name != "mars"}
-            less = {name: self._difference(ours, theirs) for name, theirs in others.items()}
+            less = {
+                name: self._mean({c: float(ours[c]) - theirs[c] for c in ours if c in theirs})
+                for name, theirs in others.items()
+            }
             rows.append((modality, title, less))
         return rows
-
-    def _difference(self, one: Flags, other: Flags) -> Mean | None:
-        return self._mean({c: float(one[c]) - float(other[c]) for c in one if c in other})
 
     def divergences(self) -> list[Means]:
         """Makes the rows of how many nats each arm moves the distribution of the first token of
@@ -161,12 +162,11 @@ class Results:
         rows: list[Means] = []
         for modality in MODALITIES:
             for kind in HARMLESS:
-                moved = {}
-                for arm in self.arms:
-                    records = self.of(arm.name, modality, kind)
-                    moved[arm.name] = self._mean(
-                        {r.case: r.kl for r in records if r.kl is not None}
-                    )
+                records = {arm.name: self.of(arm.name, modality, kind) for arm in self.arms}
+                moved = {
+                    name: self._mean({r.case: r.kl for r in each if r.kl is not None})
+                    for name, each in records.items()
+                }
                 if any(mean is not None for mean in moved.values()):
                     rows.append((modality, kind, moved))
         return rows

@@ -97,7 +97,7 @@ class Evaluation:
             return _record(case, arm, error="the reply was empty before its first token")
         end = None if thought is not None and thought.lasts else "".join(pieces[n_thought:])
         answer = self._answer(reply, end)
-        if answer is None or not _judged(llama):
+        if answer is None or s.position is None:  # not come to the token that is judged
             return _record(case, arm, reply=reply, error=self.UNENDED.format(self.max_tokens))
         return _record(
             case,
@@ -151,7 +151,8 @@ class Evaluation:
 
         def see(_ids: Any, scores: Any) -> Any:
             if not seen:
-                seen.append(np.asarray(scores, np.float64) - _log_sum(scores))
+                logits = np.asarray(scores, np.float64)
+                seen.append(logits - np.logaddexp.reduce(logits))
             return scores
 
         self.llama.context.rewind(0)
@@ -185,11 +186,6 @@ def ask_all(work: Work, file: RecordFile, advance: Callable[[], object]) -> None
                 advance()
 
 
-def _log_sum(logits: Any) -> float:
-    most = float(np.max(logits))
-    return most + float(np.log(np.exp(np.asarray(logits, np.float64) - most).sum()))
-
-
 class _Thought:
     """A logits processor that changes nothing, and knows whether a reply is within its thought as
     far as its tokens are evaluated."""
@@ -209,11 +205,6 @@ class _Thought:
     @property
     def lasts(self) -> bool:
         return self.reply.state in ("thought", "marker")
-
-
-def _judged(llama: SteeredLlama) -> bool:
-    """Tells whether a reply has come to the token that is judged."""
-    return llama.last_steering is not None and llama.last_steering.position is not None
 
 
 def _record(case: Case, arm: Arm, **values: Any) -> Record:

@@ -28,7 +28,7 @@ def test_shares_count_what_was_judged_and_nothing_that_failed(results: Results) 
     assert counts("mars", "harmful", second=True) == (9, 9)
     assert counts("mars", "harmless") == (0, 10)
     assert results.refused("mars", "text", "harmful").value is None
-    assert results.failures() == {"too long": 1}
+    assert results.left_out() == ["one picture", "1 x too long"]
 
 
 def test_accuracy_and_unchanged_replies(results: Results) -> None:
