@@ -40,13 +40,8 @@ class Question:
     draw: Callable[[], list[Image.Image]]
 
 
-@dataclass(frozen=True)
-class _Scene:
-    """A drawing: shapes (name, colour, square of a 3 x 3 grid) or a word on a pale ground."""
-
-    seed: int
-    shapes: tuple[tuple[str, str, int], ...] = ()
-    word: str = ""
+Shown = list[tuple[str, str, int]] | str  # shapes (name, colour, square of a 3 x 3 grid), or a word
+Asked = tuple[str, str, Shown]
 
 
 def questions(seed: int, count: int, frames: int = 1) -> list[Question]:
@@ -57,12 +52,10 @@ def questions(seed: int, count: int, frames: int = 1) -> list[Question]:
     found = []
     for i in range(count):
         rng = np.random.default_rng([seed, frames, i])
-        text, answer, scene = asks[i % len(asks)](rng, medium)
-        found.append(Question(text, answer, partial(_film, scene, frames)))
+        text, answer, shown = asks[i % len(asks)](rng, medium)
+        draw = partial(_film, shown, int(rng.integers(1 << 31)), frames)
+        found.append(Question(text, answer, draw))
     return found
-
-
-Asked = tuple[str, str, _Scene]
 
 
 def _how_many(rng: np.random.Generator, medium: str) -> Asked:
@@ -70,13 +63,13 @@ def _how_many(rng: np.random.Generator, medium: str) -> Asked:
     count, others = int(rng.integers(1, 6)), int(rng.integers(0, 3))
     names = [shape] * count + [other] * others
     text = f"How many {shape}s does the {medium} show? Answer with a number."
-    return text, str(count), _scene(rng, names, rng.choice(list(COLOURS), len(names)).tolist())
+    return text, str(count), _scattered(rng, names, rng.choice(list(COLOURS), len(names)).tolist())
 
 
 def _which_colour(rng: np.random.Generator, medium: str) -> Asked:
     names, colours = _distinct(rng)
     text = f"What colour is the {names[0]} in the {medium}? Answer with one word."
-    return text, colours[0], _scene(rng, names, colours)
+    return text, colours[0], _scattered(rng, names, colours)
 
 
 def _which_shape(rng: np.random.Generator, medium: str) -> Asked:
@@ -85,25 +78,25 @@ def _which_shape(rng: np.random.Generator, medium: str) -> Asked:
         f"Which shape in the {medium} is {colours[0]}: the circle, the square, the triangle or the "
         "star? Answer with one word."
     )
-    return text, names[0], _scene(rng, names, colours)
+    return text, names[0], _scattered(rng, names, colours)
 
 
 def _which_word(rng: np.random.Generator, medium: str) -> Asked:
     word = str(rng.choice(WORDS))
     text = f"Which word can be read in the {medium}? Answer with that word only."
-    return text, word.lower(), _Scene(int(rng.integers(1 << 31)), word=word)
+    return text, word.lower(), word
 
 
 def _which_side(rng: np.random.Generator, medium: str) -> Asked:
     names, colours = _distinct(rng)
     row = int(rng.integers(3)) * 3
     first, second = rng.permutation([0, 2]).tolist()
-    shapes = ((names[0], colours[0], row + first), (names[1], colours[1], row + second))
+    shapes = [(names[0], colours[0], row + first), (names[1], colours[1], row + second)]
     text = (
         f"In the {medium}, is the {names[0]} to the left or to the right of the {names[1]}? "
         "Answer with one word."
     )
-    return text, "left" if first < second else "right", _Scene(int(rng.integers(1 << 31)), shapes)
+    return text, "left" if first < second else "right", shapes
 
 
 def _distinct(rng: np.random.Generator) -> tuple[list[str], list[str]]:
@@ -111,27 +104,28 @@ def _distinct(rng: np.random.Generator) -> tuple[list[str], list[str]]:
     return rng.permutation(SHAPES)[:3].tolist(), rng.permutation(list(COLOURS))[:3].tolist()
 
 
-def _scene(rng: np.random.Generator, names: list[str], colours: list[str]) -> _Scene:
+def _scattered(rng: np.random.Generator, names: list[str], colours: list[str]) -> Shown:
     squares = rng.permutation(9)[: len(names)].tolist()
-    return _Scene(int(rng.integers(1 << 31)), tuple(zip(names, colours, squares, strict=True)))
+    return list(zip(names, colours, squares, strict=True))
 
 
-def _film(scene: _Scene, frames: int) -> list[Image.Image]:
-    """Draws the scene in one picture, or in several, as a hand-held camera sees it. A word stays
-    away in the first of several."""
-    rng = np.random.default_rng(scene.seed)
+def _film(shown: Shown, seed: int, frames: int) -> list[Image.Image]:
+    """Draws shapes or a word on a pale ground, in one picture or in several, as a hand-held camera
+    sees them. A word stays away in the first of several."""
+    rng = np.random.default_rng(seed)
     red, green, blue = rng.integers(225, 256, 3).tolist()
     pictures = []
     for i in range(frames):
         image = Image.new("RGB", (SIZE, SIZE), (red, green, blue))
         draw = ImageDraw.Draw(image)
         dx, dy = rng.integers(-12, 13, 2).tolist()
-        for shape, colour, square in scene.shapes:
-            row, column = divmod(square, 3)
-            centre = SIZE * (1 + 2 * column) / 6 + dx, SIZE * (1 + 2 * row) / 6 + dy
-            draw_shape(draw, shape, *centre, SIZE / 9, COLOURS[colour])
-        if scene.word and (i > 0 or frames == 1):
+        if not isinstance(shown, str):
+            for shape, colour, square in shown:
+                row, column = divmod(square, 3)
+                centre = SIZE * (1 + 2 * column) / 6 + dx, SIZE * (1 + 2 * row) / 6 + dy
+                draw_shape(draw, shape, *centre, SIZE / 9, COLOURS[colour])
+        elif i > 0 or frames == 1:
             place = (SIZE / 2 + dx, SIZE / 2 + dy)
-            draw.text(place, scene.word, (20, 20, 20), font(64), anchor="mm")
+            draw.text(place, shown, (20, 20, 20), font(64), anchor="mm")
         pictures.append(image)
     return pictures
