@@ -45,11 +45,8 @@ def table(
 
 
 def _line(cells: Iterable[object]) -> str:
-    return "".join(f"| {text} " if (text := _cell(cell)) else "| " for cell in cells) + "|"
-
-
-def _cell(value: object) -> str:
-    return _one_line(value).replace("|", "\\|")
+    texts = (_one_line(cell).replace("|", "\\|") for cell in cells)
+    return "".join(f"| {text} " if text else "| " for text in texts) + "|"
 
 
 def _one_line(value: object) -> str:

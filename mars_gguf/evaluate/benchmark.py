@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from mars_gguf.errors import MarsError
@@ -14,7 +15,6 @@ from mars_gguf.modalities import IMAGE, TEXT
 
 Text = str | Callable[[Row], str]  # a column, or what makes a text of a row
 Names = Sequence[str]  # of one picture or video, the first of which that exists is taken
-Rows = Callable[[Path, Iterable[str]], Iterator[Row]]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Benchmark:
         the names of each picture or video of a row, none if it is asked as text. All lie below
         ``folder``, which is given from the table's.
     modality: of rows with media.
-    rows: reads a table, where its rows are not one request each (see `split`).
+    rows: reads a file.
+    requests: makes the requests of a row, where it holds several.
     """
 
     name: str
@@ -48,7 +49,8 @@ class Benchmark:
     media: Sequence[str] | Callable[[Row], Sequence[Names]] = ()
     folder: str = "."
     modality: Text = lambda row: IMAGE.name
-    rows: Rows = table
+    rows: Callable[[Path, Iterable[str]], Iterable[Row]] = table
+    requests: Callable[[Row], Iterable[Row]] = lambda row: [row]
 
     def files_in(self, folder: Path) -> list[Path]:
         """Lists the benchmark's files in a folder."""
@@ -63,7 +65,7 @@ class Benchmark:
             )
         for file in files:
             part = _part(file, self.kind) if isinstance(self.kind, Mapping) else ""
-            for row in self.rows(file, self.columns):
+            for row in chain.from_iterable(map(self.requests, self.rows(file, self.columns))):
                 try:
                     yield self._case(file, part, row)
                 except Unusable as problem:
@@ -101,15 +103,6 @@ class Benchmark:
         if in_cell(names[0]):
             return pictures_in_cell(file, names[0])
         return file_below(file.resolve().parent / self.folder, names)
-
-
-def split(requests: Callable[[Row], Iterable[Row]]) -> Rows:
-    """Reads tables whose rows hold several ``requests`` each."""
-
-    def rows(path: Path, columns: Iterable[str]) -> Iterator[Row]:
-        return (request for row in table(path, columns) for request in requests(row))
-
-    return rows
 
 
 def _text(row: Row, text: Text) -> str:

@@ -8,7 +8,7 @@ from os.path import splitext
 from pathlib import Path
 from typing import Any
 
-from mars_gguf.evaluate.benchmark import Names, split
+from mars_gguf.evaluate.benchmark import Names
 from mars_gguf.evaluate.cases import Kind, Unusable
 from mars_gguf.evaluate.tables import FILE, FOLDER, KEY, PLACE, Row, json_in
 from mars_gguf.modalities import VIDEO
@@ -164,12 +164,12 @@ OF_BENCHMARKS: dict[str, dict[str, Any]] = {
     "figstep": {
         "group": lambda row: f"{row['category_id']}-{row['task_id']}",
         "media": lambda row: [[row["image"]]] if row["image"] else [],
-        "rows": split(_figstep_requests),
+        "requests": _figstep_requests,
     },
     "mm-safetybench": {
         "group": lambda row: f"{row[FILE]}-{row[KEY]}",
         "media": _mm_safetybench_picture,
-        "rows": split(_mm_safetybench_requests),
+        "requests": _mm_safetybench_requests,
     },
     "mossbench": {"kind": _mossbench_kind, "category": _mossbench_type},
     "video-safetybench": {
@@ -180,9 +180,9 @@ OF_BENCHMARKS: dict[str, dict[str, Any]] = {
         "kind": _kind_by_side,
         "category": lambda row: row["harmful_category"] or "safe picture",
         "media": lambda row: [[f"{row[FILE]}/{row['image']}", row["image"]]],
-        "rows": split(_vlguard_requests),
+        "requests": _vlguard_requests,
     },
-    "mssbench": {"kind": _kind_by_side, "rows": split(_mssbench_requests)},
+    "mssbench": {"kind": _kind_by_side, "requests": _mssbench_requests},
     "vlsbench": {"media": lambda row: [[row["image"] or row["image_path"]]]},
     "holisafe": {"kind": _holisafe_kind},
     "hades": {

@@ -49,11 +49,11 @@ class Results:
         names = dict.fromkeys(self.suites.values())
         if len(names) < 2:
             return {"": self}
-        return {name: self._part(name) for name in names}
-
-    def _part(self, suite: str) -> Results:
-        records = [r for r in self.records if self.suites.get(r.case) == suite]
-        return replace(self, records=records, suites={})
+        found: dict[str, list[Record]] = {name: [] for name in names}
+        for r in self.records:
+            if r.case in self.suites:
+                found[self.suites[r.case]].append(r)
+        return {name: replace(self, records=each, suites={}) for name, each in found.items()}
 
     @cached_property
     def _groups(self) -> dict[str, str]:
@@ -238,12 +238,11 @@ def cost(results: Results) -> dict[str, Numbers]:
     before = {r.case: r for r in results.of("unsteered") if r.tokens}
     found: dict[str, Numbers] = {}
     for name, steered in (("not steered", False), ("steered", True)):
-        after = [
-            r
+        pairs = [
+            (r, before[r.case])
             for r in results.of("mars")
             if r.case in before and r.tokens and (r.alpha > 0) == steered
         ]
-        pairs = [(r, before[r.case]) for r in after]
         rates = [(_rate(a), _rate(b)) for a, b in pairs]
         rates = [(a, b) for a, b in rates if a and b]
         found[name] = {

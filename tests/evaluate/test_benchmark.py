@@ -8,7 +8,7 @@ import pytest
 from suite_files import as_json, own, picture
 
 from mars_gguf.errors import MarsError
-from mars_gguf.evaluate.benchmark import Benchmark, split
+from mars_gguf.evaluate.benchmark import Benchmark
 from mars_gguf.evaluate.cases import Case
 from mars_gguf.evaluate.suites import load_suite
 
@@ -44,7 +44,7 @@ def test_a_row_may_hold_several_requests_each_with_its_picture(tmp_path: Path) -
     picture(tmp_path / "shown/x.png")
     benchmark = Benchmark(
         "b", ("prompt",), number=("way",), media=("image", "shown"),
-        rows=split(lambda row: [row | {"way": "1", "image": "x.png"}, row | {"image": "y.png"}]),
+        requests=lambda row: [row | {"way": "1", "image": "x.png"}, row | {"image": "y.png"}],
     )  # fmt: skip
     [case], [problem] = cases(benchmark, own(tmp_path / "t.jsonl", {"prompt": "?"}))
     assert (case.id, case.modality, case.media) == ("1", "image", (tmp_path / "shown/x.png",))
