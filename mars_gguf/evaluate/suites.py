@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 
 from mars_gguf.errors import MarsError
 from mars_gguf.evaluate.benchmark import Benchmark
 from mars_gguf.evaluate.benchmarks import OF_BENCHMARKS
-from mars_gguf.evaluate.builtin import builtin, demo, in_conversations
+from mars_gguf.evaluate.builtin import DATA, builtin, demo, in_conversations
 from mars_gguf.evaluate.cases import (
     KINDS,
     Case,
@@ -171,12 +170,12 @@ OWN = Benchmark(  # JSON Lines, as data/CARD.md describes them
     media=_own_media,
     modality=_own_modality,
 )
+_PUBLISHED = tomllib.loads((DATA / "benchmarks.toml").read_text(encoding="utf-8"))
+_MADE_OF_ROWS = OF_BENCHMARKS | OF_QUIZZES
 FORMATS = {
-    name: Benchmark(name, **said, **(OF_BENCHMARKS | OF_QUIZZES).get(name, {}))
-    for name, said in tomllib.loads(
-        (files("mars_gguf.evaluate") / "data" / "benchmarks.toml").read_text(encoding="utf-8")
-    ).items()
-} | {OWN.name: OWN}
+    **{name: Benchmark(name, **x, **_MADE_OF_ROWS.get(name, {})) for name, x in _PUBLISHED.items()},
+    OWN.name: OWN,
+}
 
 
 def _detect(path: Path) -> str:
