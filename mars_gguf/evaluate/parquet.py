@@ -52,11 +52,16 @@ def parquet_rows(path: Path) -> list[dict[str, Any]]:
         pictures = {field.name for field in file.schema_arrow if _holds_bytes(field.type)}
         columns = [c for name in file.schema_arrow.names for c in _leaves(file, name, pictures)]
         for batch in file.iter_batches(ROWS_AT_ONCE, columns=columns, use_threads=False):
-            for row in batch.to_pylist():
-                size += sum(len(str(cell)) for name, cell in row.items() if name not in pictures)
-                for name in pictures & row.keys():
-                    there = row[name] not in (None, [], b"")
-                    row[name] = f"{MARK}{len(rows)}{MARK}{name}" if there else None
+            for i in range(batch.num_rows):
+                row: dict[str, Any] = {}
+                for name, column in zip(batch.schema.names, batch.columns, strict=True):
+                    row[name] = column[i].as_py()
+                    if name not in pictures:
+                        size += len(str(row[name]))
+                    elif row[name] in (None, [], b""):
+                        row[name] = None
+                    else:
+                        row[name] = f"{MARK}{len(rows)}{MARK}{name}"
                 if size > MAX_TEXT:
                     raise MarsError(f"{path}: more than {MAX_TEXT} characters of text; split it")
                 rows.append(row)
