@@ -39,24 +39,24 @@ def test_visual_questions_have_the_answer_that_the_picture_shows(frames: int) ->
         if "How many" in question.text:
             kinds.add("count")
             shape = question.text.split()[2][:-1]
-            assert question.answer == str(sum(name == shape for name, _, _ in scene.shapes))
+            assert question.answer == str(sum(name == shape for name, _, _ in scene))
         elif "What colour" in question.text:
             kinds.add("colour")
             assert counted(last, question.answer) > 500
-            others = [c for name, c, _ in scene.shapes if f"the {name} in" not in question.text]
+            others = [c for name, c, _ in scene if f"the {name} in" not in question.text]
             assert question.answer not in others
         elif "Which shape" in question.text:
             kinds.add("shape")
             colour = question.text.split(" is ")[1].split(":")[0]
             assert question.answer in SHAPES and counted(last, colour) > 500
-            assert [c for name, c, _ in scene.shapes if name == question.answer] == [colour]
+            assert [c for name, c, _ in scene if name == question.answer] == [colour]
         elif "Which word" in question.text:
             kinds.add("word")
-            assert question.answer.upper() == scene.word and scene.word in WORDS
+            assert question.answer.upper() == scene and scene in WORDS
             assert written(last).sum() > 500
         else:
             kinds.add("side")
-            (_, first, _), (_, second, _) = scene.shapes
+            (_, first, _), (_, second, _) = scene
             at = [
                 np.flatnonzero((pixels(last) == COLOURS[c]).all(2).any(0)).mean()
                 for c in (first, second)
