@@ -129,6 +129,8 @@ def add_vector_arguments(group: Group) -> None:
     switch(group, "--demo", "use the small model of the package")
     words = "use a vector made for another quantization, other weights or chat template"
     switch(group, "--force", words)
+    words = "take special tokens in what users write for what they are, not for text"
+    switch(group, "--parse-special", words)
     words = "how the first token is steered (default: auto, which is inline)"
     group.add_argument("--way", choices=["auto", "cvec", "inline"], default="auto", help=words)
 
@@ -264,6 +266,7 @@ def llama_options(args: argparse.Namespace) -> dict[str, Any]:
         reasoning=args.reasoning,
         way=args.way,
         force=args.force,
+        parse_special=args.parse_special,
         n_ctx=n_ctx,
         n_batch=max(512, args.ubatch_size),
         n_ubatch=args.ubatch_size,

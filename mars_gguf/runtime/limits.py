@@ -3,6 +3,7 @@ over, or take very long over."""
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, wraps
@@ -16,6 +17,7 @@ from mars_gguf.runtime.compat import suppress_stdout_stderr
 
 # llama.cpp walks a list from its beginning at each special token of a text: 16,384 take 3 seconds.
 MAX_SPECIAL = 16 << 10
+BREAK = "\u200b"  # a space of no width
 # Of letters, of digits, ... without a break. For many tokenizers llama.cpp matches texts by
 # std::regex, which recurses at every character: 26,000 overflow a stack of 8 MB.
 MAX_RUN = 4096
@@ -57,6 +59,18 @@ class Vocabulary:
     def special(self) -> tuple[bytes, ...]:
         """Tokens that are found so where special tokens are read as such, the longest first."""
         return self._having(_DEFINED | _SPECIAL)
+
+    @cached_property
+    def _control(self) -> re.Pattern[str]:
+        """Matches tokens that steer a model, such as those that begin and end a turn."""
+        texts = (text.decode(errors="ignore") for text in self._having(_SPECIAL))
+        return re.compile("|".join(re.escape(text) for text in texts if len(text) > 1) or r"(?!)")
+
+    def as_text(self, text: str) -> str:
+        """``text`` with BREAK after the first character of each special token's text, so that
+        the model reads it as text, and not as the end of a turn, say. Any other is returned as
+        it is."""
+        return self._control.sub(lambda found: found[0][0] + BREAK + found[0][1:], text)
 
     def _having(self, attribute: int) -> tuple[bytes, ...]:
         found = {text for text, attributes in self._tokens if text and attributes & attribute}

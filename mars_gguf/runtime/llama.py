@@ -69,6 +69,8 @@ class SteeredLlama(Llama):
     keep_turns: evaluate only what is new of a conversation with pictures. Replies then equal those
         from the start up to rounding, as they do with text in llama-cpp-python.
     allow_local_files: let messages show pictures by file:// addresses.
+    parse_special: take special tokens in what users and tools write for what they are, such as the
+        end of a turn; else they are text.
     context_overrides: fields of ``llama_context_params`` that ``Llama`` has no keyword for.
     rpc_servers: "HOST:PORT,...", machines that layers go to (mars_gguf.runtime.rpc).
     progress: called with the share of the model that is loaded, 0 to 1.
@@ -105,6 +107,7 @@ class SteeredLlama(Llama):
         force: bool = False,
         keep_turns: bool = False,
         allow_local_files: bool = False,
+        parse_special: bool = False,
         context_overrides: dict[str, Any] | None = None,
         rpc_servers: str | None = None,
         progress: Callable[[float], object] | None = None,
@@ -120,8 +123,8 @@ class SteeredLlama(Llama):
         self.brought = is_brought(kwargs, written, self.vectors)
         self._arguments = written | dict(
             vector=self.vectors or None, way=way, force=force, keep_turns=keep_turns,
-            allow_local_files=allow_local_files, context_overrides=context_overrides,
-            rpc_servers=rpc_servers,
+            allow_local_files=allow_local_files, parse_special=parse_special,
+            context_overrides=context_overrides, rpc_servers=rpc_servers,
         )  # fmt: skip
         self._chat_handler: Any = None
         self.projector: Projector | None = None
@@ -137,6 +140,7 @@ class SteeredLlama(Llama):
             self.projector = add_projector(self, mmproj)
             self.projector.load = partial(load_url, allow_local_files=allow_local_files)
         self.template = template_of(self, written, self.vectors)
+        self.template.as_text = None if parse_special else self.vocabulary.as_text
         used = mmproj or getattr(kwargs.get("chat_handler"), "clip_model_path", None)
         self.fingerprint = fingerprint_of(self, self.template, used)
         if not self.brought:

@@ -95,6 +95,23 @@ def checked(number: int, message: Any) -> dict[str, Any]:
     return checked | {"content": content}
 
 
+WRITERS = ("user", "tool", "function")  # roles of those whose texts an operator does not choose
+
+
+def with_texts(message: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """A checked message of one of WRITERS with its texts changed, any other as it is."""
+    content = message.get("content")
+    if message["role"] not in WRITERS or content is None:
+        return dict(message)
+    if isinstance(content, str):
+        return {**message, "content": change(content)}
+    parts = [dict(part) for part in content]
+    for part in parts:
+        if part["type"] == TEXT.part:
+            part["text"] = change(part["text"])
+    return {**message, "content": parts}
+
+
 def _require_known(where: str, part: Any) -> None:
     kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
     if kind not in BY_PART:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -37,6 +37,7 @@ from mars_gguf.runtime.messages import (
     numbered,
     require_all,
     tail_of,
+    with_texts,
 )
 
 PROBE = "zq7 mars probe 5x"
@@ -82,6 +83,7 @@ class ChatTemplate:
     template. url_parts: pictures are shown to it as image_url parts, else as text parts.
     reasoning: whether the model thinks, and which token counts; default: "off" if it thinks only
     when asked to, else "answer". ``reasoning`` is None if the template knows no thoughts.
+    ``as_text`` changes what users and tools write before it is put into a prompt.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class ChatTemplate:
         reasoning: Reasoning | None = None,
     ) -> None:
         self.source, self.name, self.kwargs = source, name, dict(kwargs or {})
+        self.as_text: Callable[[str], str] | None = None
         if ours := sorted(RESERVED & self.kwargs.keys()):
             raise ModelError(f"chat template kwargs: {', '.join(ours)} cannot be set")
         self.default_system, self.url_parts = default_system, url_parts
@@ -126,6 +129,8 @@ class ChatTemplate:
         is not in what it writes; ModelError if it shows no text at all.
         """
         messages = [checked(n, m) for n, m in enumerate(messages)]
+        if self.as_text is not None:
+            messages = [with_texts(m, self.as_text) for m in messages]
         media = list(media_of(messages))
         response = self._format(self._taken_from(messages, repeat(MARKER)), **kwargs)
         # Once more with numbers, to see which texts and pictures are there, and in which order.

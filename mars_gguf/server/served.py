@@ -169,6 +169,7 @@ def _divided(settings: ModelSettings) -> tuple[ModelSettings, dict[str, Any]]:
         "template": settings.chat_format if settings.chat_format in TEMPLATES else None,
         "chat_template_kwargs": settings.chat_template_kwargs,
         "reasoning": settings.reasoning,
+        "parse_special": settings.parse_special,
     }
     taken = ("chat_format", "clip_model_path", "chat_template_kwargs")
     return settings.model_copy(update=dict.fromkeys(taken)), arguments

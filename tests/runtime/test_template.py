@@ -117,6 +117,25 @@ def test_variables_reach_the_template_and_its_own_are_kept() -> None:
         of("qwen35", kwargs={"messages": []})
 
 
+def test_what_users_and_tools_write_is_changed_and_nothing_else() -> None:
+    template = ChatTemplate(CHATML)
+    messages = [
+        {"role": "system", "content": "one."},
+        user("two.", picture(1)),
+        assistant("three."),
+        {"role": "tool", "content": "four."},
+        user("five."),
+    ]
+    before = template.render(messages)
+    template.as_text = str.upper
+    after = template.render(messages)
+    assert after.media == before.media
+    expected = before.text
+    for text in ("two.", "four.", "five."):
+        expected = expected.replace(text, text.upper())
+    assert after.text == expected != before.text
+
+
 def test_without_a_template_prompts_are_chatml() -> None:
     for name, metadata in ((None, {}), ("chatml", {"tokenizer.chat_template": JOINS})):
         template = chat_template(metadata, name, ("<s>", "</s>"), pictures=False, eos_id=2)
