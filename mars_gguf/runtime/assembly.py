@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,13 @@ from llama_cpp import llama_cpp as lib
 
 from mars_gguf.errors import ModelError
 from mars_gguf.runtime.compat import LlamaContext, suppress_stdout_stderr
-from mars_gguf.runtime.mtmd import Projector
+from mars_gguf.runtime.mtmd import Projector, load_url
 from mars_gguf.runtime.rpc import use_servers
 from mars_gguf.runtime.tap import Tap
 from mars_gguf.runtime.template import ChatTemplate, chat_template
 from mars_gguf.runtime.weights import require_gguf
-from mars_gguf.vectors import Vector, read_vector
+from mars_gguf.steering import Policy
+from mars_gguf.vectors import ModelFingerprint, Vector, read_vector
 
 ALL_LAYERS = -1
 AnyVector = str | os.PathLike[str] | Vector
@@ -38,6 +40,16 @@ def read_vectors(given: AnyVector | Mapping[str, AnyVector] | None) -> dict[str,
     for vector in vectors.values():
         vector.check()
     return vectors
+
+
+def policies_of(
+    vectors: Mapping[str, Vector], model: ModelFingerprint, *, force: bool
+) -> tuple[Policy, ...]:
+    """The policies of ``vectors``, under their names. Raises VectorError for one that was made for
+    another model; ``force`` allows some differences (`Vector.require_model`)."""
+    for vector in vectors.values():
+        vector.require_model(model, force=force)
+    return tuple(vector.policy(name) for name, vector in vectors.items())
 
 
 def is_brought(
@@ -87,11 +99,12 @@ def load(
     extras.tap.n_embd = llama.n_embd()
 
 
-def add_projector(llama: Llama, mmproj: str) -> Projector:
+def add_projector(llama: Llama, mmproj: str, *, allow_local_files: bool) -> Projector:
     """The projector of ``llama``, whose micro-batches are made as large as pictures need it. Raises
     ModelError."""
     require_gguf(mmproj)
     projector = Projector(mmproj, llama, verbose=llama.verbose)
+    projector.load = partial(load_url, allow_local_files=allow_local_files)
     # Some models must decode a whole picture in one micro-batch.
     needed = min(projector.most_tokens_at_once(), lib.llama_n_ctx(llama.ctx))
     if needed > lib.llama_n_ubatch(llama.ctx):

@@ -31,6 +31,7 @@ from mars_gguf.runtime.assembly import (
     add_projector,
     is_brought,
     load,
+    policies_of,
     read_vectors,
     template_of,
 )
@@ -40,7 +41,7 @@ from mars_gguf.runtime.handlers import Reported, own_handler
 from mars_gguf.runtime.judging import Steering, Way
 from mars_gguf.runtime.limits import Vocabulary, looking_at_arguments, require_bias, require_tokens
 from mars_gguf.runtime.messages import Messages
-from mars_gguf.runtime.mtmd import Projector, chunks_of, load_url
+from mars_gguf.runtime.mtmd import Projector, chunks_of
 from mars_gguf.runtime.selftest import self_test
 from mars_gguf.runtime.steerer import ContextEnd, Steerer
 from mars_gguf.runtime.tap import Tap
@@ -69,8 +70,7 @@ class SteeredLlama(Llama):
     keep_turns: evaluate only what is new of a conversation with pictures. Replies then equal those
         from the start up to rounding, as they do with text in llama-cpp-python.
     allow_local_files: let messages show pictures by file:// addresses.
-    parse_special: take special tokens in what users and tools write for what they are, such as the
-        end of a turn; else they are text.
+    parse_special: special tokens in what users and tools write are such; else they are text.
     context_overrides: fields of ``llama_context_params`` that ``Llama`` has no keyword for.
     rpc_servers: "HOST:PORT,...", machines that layers go to (mars_gguf.runtime.rpc).
     progress: called with the share of the model that is loaded, 0 to 1.
@@ -137,18 +137,15 @@ class SteeredLlama(Llama):
         # Closed before the interpreter takes apart what Llama.close needs.
         atexit.register(_close, weakref.ref(self))
         if mmproj is not None:
-            self.projector = add_projector(self, mmproj)
-            self.projector.load = partial(load_url, allow_local_files=allow_local_files)
+            self.projector = add_projector(self, mmproj, allow_local_files=allow_local_files)
         self.template = template_of(self, written, self.vectors)
         self.template.as_text = None if parse_special else self.vocabulary.as_text
-        used = mmproj or getattr(kwargs.get("chat_handler"), "clip_model_path", None)
-        self.fingerprint = fingerprint_of(self, self.template, used)
+        mmproj = mmproj or getattr(kwargs.get("chat_handler"), "clip_model_path", None)
+        self.fingerprint = fingerprint_of(self, self.template, mmproj)
         if not self.brought:
             self._chat_handler = own_handler
-        for each in self.vectors.values():
-            each.require_model(self.fingerprint, force=force)
-        if self.vectors:
-            self.steerer.steer_by(*(each.policy(name) for name, each in self.vectors.items()))
+        if policies := policies_of(self.vectors, self.fingerprint, force=force):
+            self.steerer.steer_by(*policies)
         self_test(self)
 
     @property
