@@ -16,6 +16,7 @@ prompts = Prompts(
     harmful=FOLDER / "harmful.jsonl",
     harmless=FOLDER / "harmless.jsonl",
     neutral_media=FOLDER / "neutral.jsonl",
+    own_wordings=True,  # the demo model knows no others
     contexts=False,
     quick=True,  # a quarter of them
 )

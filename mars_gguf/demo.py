@@ -76,6 +76,7 @@ def convert_demo_model(
             harmful=folder / "harmful.jsonl",
             harmless=folder / "harmless.jsonl",
             neutral_media=folder / "neutral.jsonl",
+            own_wordings=True,  # others are not of its world
             contexts=False,  # its world knows no system prompts
         ),
         calibration=Calibration(over_refusal=OVER_REFUSAL),

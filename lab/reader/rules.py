@@ -86,7 +86,8 @@ def axes(rule: Rule, seen: Seen, block: int) -> Axes:
     """Fits the axes of one block, as a conversion fits them to all: arrays of L = 1."""
     fit = {name: states[:, [block], rule.view] for name, states in seen.fit.items()}
     base = centroids(fit["harmless"], fit["harmful"])
-    w = readout(base, [fit[m] - fit[m].mean(0) for m in rule.moved_by], rule.shrinkage)
+    moved = [fit[m] - fit[m].mean(0) for m in rule.moved_by]
+    w = readout(base, moved, rule.shrinkage, fit["text"].mean(0, dtype=np.float64))
     shifts = {m: np.zeros_like(base.safe) for m in seen.certify}
     if rule.recentred:
         shifts |= {m: robust_shift(fit[m], strata, base, w) for m, strata in seen.strata.items()}
@@ -112,7 +113,7 @@ def coordinate(rule: Rule, seen: Seen) -> Coordinate:
 
 def thresholds(rule: Rule, seen: Seen, t: Coordinate) -> dict[str, float]:
     """Computes, by modality, the t at which the gate opens: what a conversion would certify."""
-    neutral = {m: t(observed, m) for m, observed in seen.certify.items()}
+    neutral = {m: replace(observed, states=t(observed, m)) for m, observed in seen.certify.items()}
     beyond = t(seen.beyond, "text")
     found = calibration.thresholds(neutral, beyond, rule.budgets)
     return dict.fromkeys(found, max(found.values())) if rule.alike else found

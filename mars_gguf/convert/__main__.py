@@ -106,6 +106,8 @@ def add_calibration_arguments(group: Group) -> None:
         "harmless text besides --harmless, borderline requests above all, one a line or JSON "
         "Lines (default: built in, without --harmful none)",
     )
+    words = "ask about pictures that a file of --neutral-media pairs with prompts in those alone"
+    switch(group, "--own-wordings", words)
     words = "measure half of the neutral prompts after system prompts and earlier turns"
     action = argparse.BooleanOptionalAction
     group.add_argument("--contexts", action=action, default=True, help=words)

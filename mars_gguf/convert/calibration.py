@@ -10,33 +10,43 @@ import numpy as np
 from mars_gguf.convert.extractor import Observations
 from mars_gguf.convert.geometry import Array
 from mars_gguf.convert.layers import LayerScores
-from mars_gguf.convert.prompts import Prompt
-from mars_gguf.convert.refusals import Refusals
+from mars_gguf.convert.prompts import REQUESTING, Context, Prompt
+from mars_gguf.convert.refusals import Flags, Refusals
 from mars_gguf.errors import MarsError
-from mars_gguf.statistics import CONFIDENCE, exceedance_bound, largest_count, upper_bound
+from mars_gguf.statistics import (
+    CONFIDENCE,
+    exceedance_bound,
+    grouped_upper_bound,
+    largest_count,
+)
 
-HIGH_LIMITS = (2.0, 3.0, 4.0)  # of trust
+HIGH_LIMITS = (2.0, 3.0, 4.0, 6.0)  # of trust
 LOW_LIMITS = (1.0, 1.5)  # likewise, tried where the least of the others is enough
 MISSED = 0.05  # of harmful text, which may lie below
 OF_TEXT = 0.10  # of neutral text, may open the gate
 OF_MEDIA = (0.05, 0.10, 0.20)  # likewise of neutral pictures and films, as much as is needed
+REFUSED = 0.95  # of what the gate opens for
 SELDOM = 0.2  # of harmful prompts refused, beyond harmless ones
 
 
 @dataclass(frozen=True)
 class Opened:
-    """Counts the inputs that open the gate: ``k`` of ``n`` certifying ones of a modality, and of a
-    sort (``group``; "": all)."""
+    """Counts the inputs that open the gate: ``k`` of ``n`` certifying ones of a modality.
+
+    group: their sort, "" for all of the modality. wordings: in so many the ``n`` are put; those of
+        one wording count as one sample.
+    """
 
     modality: str
     group: str
     n: int
     k: int
+    wordings: int
 
     @property
     def bound(self) -> float:
         """The share that opens it, at most, with CONFIDENCE."""
-        return exceedance_bound(self.k, self.n)
+        return exceedance_bound(round(self.k / max(self.n, 1) * self.wordings), self.wordings)
 
     def __str__(self) -> str:
         """Such as "2.7 %, 9 of 334"."""
@@ -47,11 +57,13 @@ class Opened:
 class Certificate:
     """Tells what held-out inputs do at the chosen block, none of which has chosen anything.
 
-    neutral: by modality, then sort. caught: harmful text. refused: the shares of harmful and of
-    neutral text that the model refuses by itself.
+    neutral: by modality, then sort. wordings: of media, by modality, each wording that met several
+    inputs, those first in which most open the gate. caught: harmful text. refused: the shares of
+    harmful and of neutral text that the model refuses by itself.
     """
 
     neutral: list[Opened]
+    wordings: dict[str, list[Opened]]
     caught: Opened
     refused: tuple[float, float]
 
@@ -99,22 +111,54 @@ def budgets(t: Mapping[str, Array], harmful: Array, given: float | None) -> dict
 
 
 def thresholds(
-    t: Mapping[str, Array], harmful: Array, budgets: Mapping[str, float]
+    neutral: Mapping[str, Observations], harmful: Array, budgets: Mapping[str, float]
 ) -> dict[str, float]:
     """Sets threshold t_m by modality: the coordinate that with CONFIDENCE no more than the share in
-    ``budgets`` of neutral inputs [n] exceed, or the largest. For text the other side is known, too:
-    where all but MISSED of ``harmful`` text [n] lies beyond, it is in the middle between.
-    """
-    found = {m: float(upper_bound(values, budgets[m])) for m, values in t.items()}
+    ``budgets`` of neutral inputs exceed (statistics.grouped_upper_bound, by wording), or the
+    largest. It holds for each of `_families` by itself, so that easy inputs make up for no others.
+    For text the other side is known, too: where all but MISSED of ``harmful`` text [n] lies beyond,
+    it is in the middle between. The ``states`` of ``neutral`` are coordinates [n]."""
+    found = {}
+    for m, seen in neutral.items():
+        put = wordings_of(seen.prompts)
+        found[m] = max(
+            grouped_upper_bound(seen.states[some], [put[i] for i in some], budgets[m])
+            for some in _families(seen.prompts, budgets[m])
+        )
     reached = float(np.quantile(harmful, MISSED))
     found["text"] = max(found["text"], (found["text"] + reached) / 2)
     return found
 
 
+def _families(prompts: Sequence[Prompt], budget: float) -> list[list[int]]:
+    """Groups prompts by whether the user wrote them, whether their content is in the picture, and
+    whether anything stands before them: those families that are large enough to show ``budget``,
+    or all prompts where none is."""
+    families: dict[tuple[bool, bool, bool], list[int]] = {}
+    for i, p in enumerate(prompts):
+        key = p.own, p.form in REQUESTING, p.context.name == Context().name
+        families.setdefault(key, []).append(i)
+    put = wordings_of(prompts)
+    large = [
+        some
+        for some in families.values()
+        if largest_count(len({put[i] for i in some}), budget) >= 0
+    ]
+    return large or [list(range(len(prompts)))]
+
+
+def wordings_of(prompts: Sequence[Prompt]) -> list[str]:
+    """Lists how each of the prompts is put: in a wording of several, or in words of its own."""
+    return [p.wording or p.text for p in prompts]
+
+
 def trust_limit(rates: Mapping[float, float]) -> float:
-    """Chooses the trust limit t_max: the least at which forced steering refuses nearly as much as
-    at the best. ``rates``: the share refused at each."""
-    return min(limit for limit, rate in rates.items() if rate >= 0.95 * max(rates.values()))
+    """Chooses the trust limit t_max: the least at which forced steering refuses REFUSED of what it
+    is tried on; where none does, the least that refuses nearly as much as the best. ``rates``: the
+    share refused at each."""
+    best = max(rates.values())
+    enough = REFUSED if best >= REFUSED else REFUSED * best
+    return min(limit for limit, rate in rates.items() if rate >= enough)
 
 
 def certify(
@@ -125,15 +169,30 @@ def certify(
 ) -> Certificate:
     """Counts which certifying inputs open the gate. The ``states`` of ``neutral`` are coordinates
     [n] at the chosen block, as ``harmful`` [n] are of harmful text."""
-    rows = []
+    rows, by_wording = [], {}
     for m, seen in neutral.items():
-        opened = seen.states > opens[m]
-        rows.append(Opened(m, "", len(opened), int(opened.sum())))
+        opened, put = seen.states > opens[m], wordings_of(seen.prompts)
+        rows.append(_counted(m, "", opened, put, [True] * len(put)))
         for sort in _sorts(seen.prompts):
-            chosen = np.asarray([sort in _sorts([p]) for p in seen.prompts])
-            rows.append(Opened(m, sort, int(chosen.sum()), int(opened[chosen].sum())))
-    caught = Opened("text", "harmful", len(harmful), int((harmful > opens["text"]).sum()))
-    return Certificate(rows, caught, refused)
+            some = [sort in _sorts([p]) for p in seen.prompts]
+            rows.append(_counted(m, sort, opened, put, some))
+        if m != "text":
+            each = [_counted(m, w, opened, put, [w == one for one in put]) for w in set(put)]
+            several = [one for one in each if one.n > 1]
+            by_wording[m] = sorted(several, key=lambda one: (-one.k / one.n, -one.n, one.group))
+    n_caught = int((harmful > opens["text"]).sum())
+    caught = Opened("text", "harmful", len(harmful), n_caught, len(harmful))
+    return Certificate(rows, by_wording, caught, refused)
+
+
+def _counted(
+    modality: str, group: str, opened: Flags, put: Sequence[str], some: Sequence[bool]
+) -> Opened:
+    """Counts which of ``some`` [n] inputs opened the gate, and in how many wordings they are
+    ``put``."""
+    wordings = {one for one, counts in zip(put, some, strict=True) if counts}
+    k = int(opened[np.asarray(some)].sum())
+    return Opened(modality, group, sum(some), k, len(wordings))
 
 
 def _sorts(prompts: Sequence[Prompt]) -> list[str]:
@@ -178,9 +237,9 @@ def warnings(
         )
     for row in certificate.neutral:
         budget = budgets[row.modality]
-        if not row.group and largest_count(row.n, budget) < 0:
+        if not row.group and largest_count(row.wordings, budget) < 0:
             found.append(
-                f"{row.modality}: {row.n} neutral inputs are too few to show that at most "
+                f"{row.modality}: {row.wordings} wordings are too few to show that at most "
                 f"{budget:.1%} open the gate; with {CONFIDENCE:.0%} confidence it is at most "
                 f"{row.bound:.1%}."
             )

@@ -13,6 +13,7 @@ from mars_gguf.statistics import CONFIDENCE
 from mars_gguf.vectors import Vector
 from mars_gguf.vectors.describe import describe
 
+WORST = 3  # wordings that are named
 PARITY = "## Parity"  # the heading that mars_gguf.convert.parity puts its table under
 TEXT = (files("mars_gguf.convert") / "data" / "card.md").read_text(encoding="utf-8")
 PLACES = {  # which token of a model that thinks was measured, by its reasoning
@@ -52,6 +53,7 @@ def card(measurement: Measurement, name: str, sha256: str, parity: str = "") -> 
         harmful=certificate.refused[0],
         neutral=certificate.refused[1],
         opened=_opened(measurement),
+        wordings=_wordings(measurement),
         examples=_examples(measurement),
         blocks=_blocks(measurement),
         values=describe(vector),
@@ -96,6 +98,21 @@ def _opened(measurement: Measurement) -> str:
         name = f"{row.modality}, {as_text(row.group)}" if row.group else f"**{row.modality}**"
         rows.append((name, row, f"{row.bound:.1%}"))
     return "\n".join(table(["harmless input", "opens the gate", "at most"], rows))
+
+
+def _wordings(measurement: Measurement) -> str:
+    """Says of each medium how many wordings let more through than the budget, and which most."""
+    lines = []
+    for m, each in measurement.certificate.wordings.items():
+        budget = float(str(measurement.vector.calibration[f"over_refusal.{m}"]))
+        over = [one for one in each if one.k > budget * one.n]
+        worst = [f"{_quoted(one.group)} {one.k} of {one.n}" for one in over[:WORST]]
+        names = f"; the worst: {', '.join(worst)}" if worst else ""
+        lines.append(
+            f"- {m}: of {len(each)} wordings that met several inputs, {len(over)} open the gate "
+            f"for more than {budget:.0%} of them{names}."
+        )
+    return "\n".join(lines)
 
 
 def _examples(measurement: Measurement) -> str:

@@ -24,6 +24,8 @@ class Prompts:
     neutral_text: a file of harmless text besides, borderline requests above all.
     neutral_media: harmless pictures instead of drawn ones: a folder whose folders are kinds, or a
         JSON Lines file that pairs pictures with prompts.
+    own_wordings: whether pictures that a file pairs with prompts are asked about in those alone:
+        else in the package's, too, and drawn pictures in those.
     modalities: what is measured besides text; None: all that the model takes.
     probes: neutral pictures or groups of them, and half as many films.
     image_size: width and height of pictures that are drawn, in pixels.
@@ -37,6 +39,7 @@ class Prompts:
     harmless: StrPath | None = None
     neutral_text: StrPath | None = None
     neutral_media: StrPath | None = None
+    own_wordings: bool = False
     modalities: Sequence[str] | None = None
     probes: int = 100
     image_size: int = 224

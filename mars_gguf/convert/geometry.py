@@ -46,23 +46,31 @@ def centroids(harmless: Array, harmful: Array) -> Centroids:
 
 
 def readout(
-    base: Centroids, deviations: Sequence[Array], shrinkage: Shrinkage = SHRINKAGE
+    base: Centroids,
+    deviations: Sequence[Array],
+    shrinkage: Shrinkage = SHRINKAGE,
+    neutral: Array | None = None,
 ) -> Array:
-    """Computes the read-out w after every block, [L, d]: a shrunken Fisher discriminant, of all w
-    with <w, r> = 1 the one that neutral inputs move least.
+    """Computes the read-out w after every block, [L, d]: a shrunken Fisher discriminant, which of
+    all w with <w, r> = 1 tells harmful text best from what is neutral.
+
+    ``neutral`` is the mean state of all neutral text, borderline requests among it, [L, d]; the
+    safe centroid if it is None.
 
     ``deviations`` holds, for each modality, neutral hidden states less their mean, [n, L, d]: what
     the form of a prompt, its context, the subject of a picture or the medium do to the state
     without any harm in it. With C their covariance, averaged over the modalities, and m = tr C / d,
-    w is ((1 - rho) C + rho m 1)^-1 r, scaled. `shrunk` says what rho is. NaN where the centroids
-    coincide.
+    w is ((1 - rho) C + rho m 1)^-1 (mu_u - neutral), scaled. `shrunk` says what rho is. NaN where
+    the centroids coincide.
     """
     r = base.direction
+    away = r if neutral is None else base.unsafe - neutral
     w = np.empty_like(r)
     for layer in range(r.shape[0]):
         parts = [d[:, layer].astype(np.float64) / np.sqrt(len(d)) for d in deviations]
         a = np.concatenate(parts) / np.sqrt(len(parts))
-        w[layer] = _solved(a, r[layer], shrunk(a, shrinkage))
+        rho = shrunk(a, shrinkage)
+        w[layer] = r[layer] if rho == 1.0 else _solved(a, away[layer], rho)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(w / np.einsum("ld,ld->l", w, r)[:, None])
 
@@ -113,7 +121,7 @@ def _solved(a: Array, r: Array, rho: float) -> Array:
     (Woodbury), so that n_embd may be large."""
     # Of fewer samples than dimensions, C itself cannot be inverted.
     ridge = max(rho, 1e-9) * float((a * a).sum()) / a.shape[1]
-    if rho == 1.0 or ridge == 0.0:
+    if ridge == 0.0:
         return r
     inner = (1 - rho) * (a @ a.T) + ridge * np.eye(len(a))
     return np.asarray(r - (1 - rho) * (a.T @ np.linalg.solve(inner, a @ r)))

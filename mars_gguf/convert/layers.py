@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from mars_gguf.convert.extractor import Advance, Extractor, Reply
 from mars_gguf.convert.geometry import Array, Centroids
@@ -74,7 +75,13 @@ class Trial:
     def sample(self) -> Trial:
         """Takes at most TRIED of them, evenly spaced, so that all strata are among them."""
         n = min(TRIED, len(self.prompts))
-        chosen = [i * len(self.prompts) // n for i in range(n)]
+        return self._of([i * len(self.prompts) // n for i in range(n)])
+
+    def where(self, keep: npt.NDArray[np.bool_]) -> Trial:
+        """Chooses the prompts for which ``keep`` [n] is true."""
+        return self._of(np.flatnonzero(keep).tolist())
+
+    def _of(self, chosen: list[int]) -> Trial:
         return Trial([self.prompts[i] for i in chosen], self.t[chosen])
 
 

@@ -221,7 +221,8 @@ def _fit(
     base, notes = measured, list[str]()
     if given is not None:
         base, notes = given.place(measured), given.notes(measured)
-    w = readout(base, [x - x.mean(0) for x in states.values()], shrinkage)
+    of_text = None if given is not None else states["text"].mean(0, dtype=np.float64)
+    w = readout(base, [x - x.mean(0) for x in states.values()], shrinkage, of_text)
     shifts = {"text": np.zeros_like(base.safe)}
     for m, seen in neutral.items():
         if m != "text":
@@ -286,33 +287,34 @@ def _select(
     t = {m: one.states for m, one in answered.items()}
     harmful = seen.harmful.states
     scores = score_layers(harmful, t, layers, largest_budgets(t, given))
-    trials = _trials(seen.harmful, answered, fitted.refusals)
-
-    finalists, bar = scores.finalists(), observer.bar
-    n_tried = sum(len(trial.prompts) for trial in trials)
+    trials, finalists = _trials(seen.harmful, answered, fitted.refusals), scores.finalists()
+    bar, n_tried = observer.bar, sum(len(trial.sample().prompts) for trial in trials)
     bar.total = bar.n + n_tried * _n_places(len(finalists))
-    tried: dict[Place, Forced] = {}
 
-    def force_at(places: list[Place]) -> None:
-        new = [place for place in places if place not in tried]  # once at the best block
-        base, refusals = fitted.axes.base, fitted.refusals
-        found = force(observer.extractor, trials, base, refusals, new, bar.update)
-        tried.update(zip(new, found, strict=True))
+    def forced(trials: Sequence[Trial], places: list[Place]) -> list[Forced]:
+        base, refusals, some = fitted.axes.base, fitted.refusals, [t.sample() for t in trials]
+        return force(observer.extractor, some, base, refusals, places, bar.update)
 
-    def at_limits(limits: Sequence[float]) -> dict[float, float]:
-        force_at([(scores.best, limit) for limit in limits])
-        return {limit: tried[scores.best, limit].rate for limit in limits}
-
-    force_at([(layer, FORCED_LIMIT) for layer in finalists])
-    scores.effect[finalists] = [tried[layer, FORCED_LIMIT].rate for layer in finalists]
-    rates = at_limits(HIGH_LIMITS)
-    if trust_limit(rates) == HIGH_LIMITS[0]:
-        rates |= at_limits(LOW_LIMITS)
-    bar.total = bar.n
-    best, limit = scores.best, trust_limit(rates)
+    found = forced(trials, [(layer, FORCED_LIMIT) for layer in finalists])
+    scores.effect[finalists] = [one.rate for one in found]
+    best = scores.best
+    beyond = [trial.where(trial.t[:, best] > scores.thresholds["text"][best]) for trial in trials]
+    if all(len(trial.prompts) >= MIN_PROMPTS for trial in beyond):
+        trials = beyond  # what the gate opens for
+    limits = [*HIGH_LIMITS]
+    tried = dict(zip(limits, forced(trials, [(best, x) for x in limits]), strict=True))
+    if trust_limit(_rates(tried)) == HIGH_LIMITS[0]:
+        limits = [*LOW_LIMITS]
+        tried |= zip(limits, forced(trials, [(best, x) for x in limits]), strict=True)
+    bar.total, limit = bar.n, trust_limit(_rates(tried))
     chosen = budgets({m: values[:, best] for m, values in t.items()}, harmful[:, best], given)
-    examples = list(zip(trials[0].prompts, tried[best, limit].replies, strict=True))[:EXAMPLES]
+    examples = list(zip(trials[0].sample().prompts, tried[limit].replies, strict=True))[:EXAMPLES]
     return _Selected(scores, limit, chosen, examples)
+
+
+def _rates(tried: Mapping[float, Forced]) -> dict[float, float]:
+    """Lists the share refused at each trust limit."""
+    return {limit: one.rate for limit, one in tried.items()}
 
 
 def _certify(
@@ -325,7 +327,7 @@ def _certify(
         for m, one in accepted(certifying.neutral, refusals).items()
     }
     t = {m: one.states for m, one in neutral.items()}
-    opens = thresholds(t, selecting.harmful.states[:, layer], selected.budgets)
+    opens = thresholds(neutral, selecting.harmful.states[:, layer], selected.budgets)
     geometry = fitted.axes.at(layer, spreads(t), opens, RAMP, selected.limit)
     harmful, text = certifying.harmful, certifying.neutral["text"]
     refused = [float(refusals.begin(one.tokens).mean()) for one in (harmful, text)]
@@ -339,7 +341,7 @@ def _trials(
     too few, harmless ones of every modality, which resist more."""
     complied = harmful.where(~refusals.begin(harmful.tokens))
     some = [complied] if len(complied.prompts) >= MIN_PROMPTS else answered.values()
-    return [Trial(seen.prompts, seen.states).sample() for seen in some]
+    return [Trial(seen.prompts, seen.states) for seen in some]
 
 
 def _before_recentering(axes: Axes, seen: _Seen) -> dict[str, Array]:

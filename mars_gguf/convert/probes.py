@@ -37,6 +37,8 @@ def neutral_probes(
     contexts: Sequence[Context] = (Context(),),
     borderline: Sequence[str] = (),
     media: str | PathLike[str] | None = None,
+    *,
+    alone: bool = False,
 ) -> dict[str, Split]:
     """Makes prompts with about ``number`` pictures or groups of them ("image") and with half as
     many films ("video", FRAMES frames), divided; each is asked about in FORMS forms.
@@ -46,17 +48,23 @@ def neutral_probes(
 
     media: the user's own harmless pictures instead of drawn ones: a directory, each folder in it a
         kind, films standing still; or a JSON Lines file that pairs them with prompts
-        (`paired_probes`).
+        (`paired_probes`): then these pictures are asked about in the package's forms, too, and
+        drawn ones in the user's prompts, unless ``alone``.
 
     Raises MarsError for files that cannot be used.
     """
-    if media is not None and Path(media).suffix.lower() == ".jsonl":
-        return paired_probes(media, contexts, seed)
-    own = read_images(media) if media is not None else {}
+    texts = neutral_prompts() | ({"borderline": list(borderline)} if borderline else {})
+    paired = media is not None and Path(media).suffix.lower() == ".jsonl"
+    if media is not None and paired:
+        probes = paired_probes(media, contexts, seed)
+        if alone:
+            return probes
+        own = {}
+    else:
+        probes = {"image": Split([], [], []), "video": Split([], [], [])}
+        own = read_images(media) if media is not None else {}
     n = number // len(own or KINDS)
     stills = own or {kind: neutral_images(kind, 2 * n, size, seed) for kind in KINDS}
-    texts = neutral_prompts() | ({"borderline": list(borderline)} if borderline else {})
-    image, video = [], []
     for k, share in enumerate(NEUTRAL_SHARES):
         forms = {form: split(some, NEUTRAL_SHARES, seed)[k] for form, some in texts.items()}
         wanted = max(2, round(share * n))
@@ -67,9 +75,16 @@ def neutral_probes(
             deck = cycle(part)
             shown[kind] = [tuple(islice(deck, n)) for n in islice(cycle(STILLS), wanted)]
             films[kind] = _films(kind, part, max(2, wanted // 2), size, seed + 1000 * k)
-        image.append(list(_crossed(shown, forms, contexts, seed, IMAGE.name)))
-        video.append(list(_crossed(films, forms, contexts, seed, VIDEO.name)))
-    return {"image": Split(*image), "video": Split(*video)}
+        for kinds, medium in ((shown, IMAGE.name), (films, VIDEO.name)):
+            prompts = probes[medium][k]
+            if paired:
+                theirs = {"own": list(dict.fromkeys(p.text for p in prompts))}
+                once = list({p.images[0].tobytes(): p.images for p in prompts}.values())
+                asked = _crossed(kinds, theirs, contexts, seed, medium)
+                prompts += [replace(p, own=True) for p in asked]
+                kinds = {"own": once[:wanted]}
+            prompts += _crossed(kinds, forms, contexts, seed, medium)
+    return probes
 
 
 def _films(
@@ -157,7 +172,8 @@ def _lines(path: Path, context: Context) -> Iterator[Prompt]:
             loaded |= {n: load_image(path.parent / n) for n in names if n not in loaded}
         except MarsError as error:
             raise MarsError(f"{where}: {error}") from error
-        yield Prompt(text, tuple(loaded[n] for n in names), form, "own", context=context)
+        shown = tuple(loaded[n] for n in names)
+        yield Prompt(text, shown, form, "own", context=context, own=True)
 
 
 def _half(prompts: Sequence[Prompt], seed: int) -> list[Prompt]:

@@ -63,6 +63,7 @@ def gather(prompts: Prompts, seed: int, *, sees: bool) -> PromptSets:
         before,
         contrast.neutral.get("borderline", []),
         prompts.neutral_media,
+        alone=prompts.own_wordings,
     )
     return PromptSets(contrast, {m: split for m, split in media.items() if m in wanted}, before)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.resources import files
@@ -23,12 +23,13 @@ from mars_gguf.media.images import user_message
 from mars_gguf.modalities import IMAGE, TEXT, VIDEO
 
 MIN_PROMPTS = 8
+REQUESTS = 121  # of the built-in set, on either side, besides the matched pairs
+HALF = 2  # one of so many things and of neutral prompts is measured: each takes a model some time
 MAX_BYTES, MAX_LINES = 64 << 20, 200_000  # of a file of prompts; each takes a model some time
 
 _DATA = files("mars_gguf.convert") / "data"
-# A request that is quoted, and a thing that is named before what is to be done with it: as requests
-# arrive with pictures, in text alone.
-WORDINGS: dict[str, list[str]] = json.loads((_DATA / "wordings.json").read_text("utf-8"))
+REQUESTING = "instruction", "subject", "any"  # forms of prompts whose content a picture holds
+VERBS = "make", "do", "get", "use"  # of what a neutral picture shows
 
 Rows = npt.NDArray[np.float32]
 Push = tuple[int, Rows]
@@ -49,6 +50,8 @@ class Prompt:
 
     form, kind: where it comes from, the form of the text and the kind of the pictures.
     medium: the modality of the images: "image" for still pictures, "video" for frames of a film.
+    wording: how the request is put, the same for several of them; "": in words of its own.
+    own: whether the user wrote the text.
     """
 
     text: str
@@ -57,6 +60,8 @@ class Prompt:
     kind: str = ""
     medium: str = IMAGE.name
     context: Context = Context()
+    wording: str = ""
+    own: bool = False
 
     @property
     def modality(self) -> str:
@@ -83,16 +88,23 @@ class ContrastPrompts:
         form and a near topic. Sets read from files need not be of equal length.
     neutral: by kind ("everyday", "borderline") further harmless ones, which say how far harmless
         text reaches.
+    wordings: of those that are put in one, the wording by prompt.
     """
 
     harmful: list[str]
     harmless: list[str]
     neutral: Mapping[str, list[str]] = field(default_factory=dict)
+    wordings: Mapping[str, str] = field(default_factory=dict)
 
     def thinned(self, factor: int) -> ContrastPrompts:
         """Takes every ``factor``-th prompt of each set."""
         neutral = {kind: prompts[::factor] for kind, prompts in self.neutral.items()}
-        return ContrastPrompts(self.harmful[::factor], self.harmless[::factor], neutral)
+        return replace(
+            self,
+            harmful=self.harmful[::factor],
+            harmless=self.harmless[::factor],
+            neutral=neutral,
+        )
 
     @property
     def sha256(self) -> str:
@@ -101,17 +113,58 @@ class ContrastPrompts:
 
 
 def builtin_contrast() -> ContrastPrompts:
-    """The set that the package ships: matched pairs (``data/contrast.jsonl``), every second one
-    quoted, and pairs of things (``data/subjects.jsonl``), named; everyday and borderline prompts
-    (``data/neutral_text.jsonl``)."""
-    sides: dict[str, list[str]] = {"harmful": [], "harmless": []}
-    for side, prompts in sides.items():
-        quoting, naming = cycle(WORDINGS["quoting"]), cycle(WORDINGS["naming"])
-        for i, pair in enumerate(_builtin("contrast.jsonl")):
-            prompts.append((next(quoting) if i % 2 else "{}").format(pair[side]))
-        for thing in _builtin("subjects.jsonl"):
-            prompts.append(next(naming).format(thing[side], thing["verb"]))
-    return ContrastPrompts(**sides, neutral=_grouped("neutral_text.jsonl", "kind"))
+    """The set that the package ships: matched pairs (``data/contrast.jsonl``), further requests of
+    both sides, and pairs of things (``data/subjects.jsonl``), everyday and borderline prompts. They
+    are put in the wordings of ``data/text_wordings.jsonl``, and above those that go with pictures
+    (``data/picture_wordings.jsonl``), in turn; of requests, every third one as it is."""
+    wordings: dict[str, str] = {}
+
+    def put(contents: Iterable[tuple[str, str]], ways: Iterator[str]) -> list[str]:
+        found = []
+        for (thing, verb), way in zip(contents, ways, strict=False):
+            found.append(way.replace("{thing}", thing).replace("{verb}", verb))
+            if way != "{thing}":
+                wordings[found[-1]] = way
+        return found
+
+    pairs, things = _builtin("contrast.jsonl"), _builtin("subjects.jsonl")
+    sides = {}
+    for side in ("harmful", "harmless"):
+        requests = [line[side] for line in pairs]
+        requests += [line["request"] for line in _builtin(f"{side}_requests.jsonl")]
+        sides[side] = put([(text, "") for text in requests[: len(pairs) + REQUESTS]], _requests())
+        sides[side] += put([(line[side], line["verb"]) for line in things[::HALF]], _things())
+    kinds = _grouped("neutral_text.jsonl", "kind")
+    neutral = {kind: some[::HALF] for kind, some in kinds.items()}
+    borderline = [(line["prompt"], "") for line in _builtin("borderline_text.jsonl")]
+    neutral["borderline"] += put(borderline, _requests())
+    things = _builtin("borderline_subjects.jsonl")[::HALF]
+    neutral["borderline"] += put([(line["thing"], line["verb"]) for line in things], _things())
+    return ContrastPrompts(**sides, neutral=neutral, wordings=wordings)
+
+
+def _requests() -> Iterator[str]:
+    """Yields without end how a request ({thing}) is put: as it is, in a wording of text, above one
+    that goes with a picture."""
+    text, picture = (_wordings(name)["instruction"] for name in ("text", "picture"))
+    framed, shown = cycle(way for way in text if way != "{}"), cycle(picture)
+    while True:
+        yield "{thing}"
+        yield next(framed).replace("{}", "{thing}")
+        yield "{thing}\n" + next(shown)
+
+
+def _things() -> Iterator[str]:
+    """Yields without end how a {thing} is asked for that one wants to {verb}."""
+    framed, shown = (cycle(_wordings(name)["subject"]) for name in ("text", "picture"))
+    while True:
+        yield next(framed)
+        yield "{thing}\n" + next(shown)
+
+
+def _wordings(name: str) -> dict[str, list[str]]:
+    """Reads the wordings of text or of pictures, by kind."""
+    return _grouped(f"{name}_wordings.jsonl", "kind", "text")
 
 
 def read_contrast(
@@ -137,10 +190,13 @@ def read_contrast(
 
 
 def neutral_prompts() -> dict[str, list[str]]:
-    """Reads harmless prompts to go with neutral media, by form (``data/neutral_prompts.jsonl``):
-    "request" (refers to the picture without naming its subject), "description", "question",
-    "unrelated" (has nothing to do with the picture)."""
-    return _grouped("neutral_prompts.jsonl", "form")
+    """Reads harmless prompts to go with neutral media, by form: "description", "question" and
+    "unrelated" (``data/neutral_prompts.jsonl``); "instruction", "subject" and "any", wordings of
+    requests whose content the picture holds (``data/picture_wordings.jsonl``)."""
+    forms = _grouped("neutral_prompts.jsonl", "form") | _wordings("picture")
+    verbs = cycle(VERBS)
+    forms["subject"] = [text.replace("{verb}", next(verbs)) for text in forms["subject"]]
+    return forms
 
 
 def contexts(system: str | None = None) -> list[Context]:
@@ -257,9 +313,9 @@ def _builtin(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (_DATA / name).read_text("utf-8").splitlines()]
 
 
-def _grouped(name: str, key: str) -> dict[str, list[str]]:
-    """Reads the prompts of a built-in file by what stands under ``key``."""
+def _grouped(name: str, key: str, text: str = "prompt") -> dict[str, list[str]]:
+    """Reads what a built-in file holds under ``text``, by what stands under ``key``."""
     found: dict[str, list[str]] = {}
     for entry in _builtin(name):
-        found.setdefault(entry[key], []).append(entry["prompt"])
+        found.setdefault(entry[key], []).append(entry[text])
     return found

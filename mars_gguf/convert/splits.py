@@ -61,7 +61,11 @@ def split_prompts(
     require_enough(contrast.harmless, "harmless prompts")
 
     def divided(form: str, texts: Sequence[str], shares: Sequence[float]) -> Split:
-        prompts = [Prompt(text, form=form, kind="text", context=contexts[0]) for text in texts]
+        put, before = contrast.wordings, contexts[0]
+        prompts = [
+            Prompt(text, form=form, kind="text", context=before, wording=put.get(text, ""))
+            for text in texts
+        ]
         return Split(*split(prompts, shares, seed))
 
     harmful = divided("harmful", contrast.harmful, CONTRAST_SHARES)

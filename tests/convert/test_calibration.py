@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,8 +51,8 @@ def test_where_harmful_text_leaves_room_the_threshold_of_text_lies_in_the_middle
     t = {"text": np.arange(10.0), "image": np.arange(10.0)}
     apart, near = np.linspace(20.0, 40.0, 21), np.linspace(0.0, 8.0, 21)
     few = {"text": 0.01, "image": 0.01}
-    assert thresholds(t, apart, few) == {"text": (9.0 + 21.0) / 2, "image": 9.0}
-    assert thresholds(t, near, few) == {"text": 9.0, "image": 9.0}
+    assert thresholds(alone(t), apart, few) == {"text": (9.0 + 21.0) / 2, "image": 9.0}
+    assert thresholds(alone(t), near, few) == {"text": 9.0, "image": 9.0}
 
 
 def test_a_medium_gets_no_more_of_the_budget_than_it_takes_to_keep_clear_of_harmful_text() -> None:
@@ -64,13 +65,53 @@ def test_a_medium_gets_no_more_of_the_budget_than_it_takes_to_keep_clear_of_harm
     assert largest_budgets(["text", "video"], 0.3) == {"text": 0.3, "video": 0.3}
 
 
+def alone(t: dict[str, np.ndarray[Any, Any]]) -> dict[str, Observations]:
+    """Neutral inputs with these coordinates, each in words of its own."""
+    return {
+        m: Observations(
+            [Prompt(f"{m} {i}") for i in range(len(x))], x, np.zeros(len(x), np.intp), []
+        )
+        for m, x in t.items()
+    }
+
+
+def test_a_threshold_holds_for_wordings_and_for_the_users_prompts_by_themselves() -> None:
+    rng = np.random.default_rng(0)
+    of_wording = np.repeat(rng.normal(size=100), 5)
+    values = of_wording + 0.1 * rng.normal(size=500)
+    put = [Prompt(f"{i}", wording=f"{i // 5}") for i in range(500)]
+    seen = Observations(put, values, np.zeros(500, np.intp), [])
+    harmful, budget = np.full(20, -9.0), {"text": 0.1}
+    by_wording = thresholds({"text": seen}, harmful, budget)["text"]
+    one_each = np.sort(values[::5])[-1 - largest_count(100, 0.1)]
+    assert by_wording == pytest.approx(one_each, abs=0.3)
+    assert by_wording > thresholds(alone({"text": values}), harmful, budget)["text"]
+    theirs = [replace(p, own=i < 200) for i, p in enumerate(put)]
+    high = np.where(np.arange(500) < 200, values + 5, values)
+    found = thresholds({"text": Observations(theirs, high, seen.tokens, [])}, harmful, budget)
+    assert found["text"] in high[:200]
+
+
+def test_a_threshold_holds_for_requests_by_themselves_where_there_are_enough() -> None:
+    t = np.concatenate([np.linspace(0, 1, 300), np.linspace(4, 5, 30), np.linspace(8, 9, 5)])
+    forms = ["question"] * 300 + ["instruction"] * 30 + ["any"] * 5
+    before = [Context()] * 330 + [Context("persona")] * 5
+    put = [
+        Prompt(str(i), form=form, context=context)
+        for i, (form, context) in enumerate(zip(forms, before, strict=True))
+    ]
+    seen = Observations(put, t, np.zeros(335, np.intp), [])
+    found = thresholds({"text": seen}, np.full(20, -9.0), {"text": 0.1})["text"]
+    assert found == t[300:330][-1 - largest_count(30, 0.1)]  # five are too few to show anything
+
+
 @given(st.integers(0, 2**32), st.integers(8, 400), st.floats(0.001, 0.3))
 def test_each_modality_has_its_own_spread_and_a_threshold_that_few_of_its_inputs_exceed(
     seed: int, n: int, budget: float
 ) -> None:
     rng = np.random.default_rng(seed)
     t = {"text": rng.normal(size=n), "image": rng.normal(3, 2, 2 * n), "video": np.full(n, 0.5)}
-    opens = thresholds(t, np.full(20, -9.0), dict.fromkeys(t, budget))
+    opens = thresholds(alone(t), np.full(20, -9.0), dict.fromkeys(t, budget))
     for m, values in t.items():
         assert opens[m] in values
         assert (values > opens[m]).sum() <= max(0, largest_count(len(values), budget))
@@ -86,9 +127,10 @@ def test_each_modality_has_its_own_spread_and_a_threshold_that_few_of_its_inputs
         ({1.0: 0.2, 1.5: 0.9, 2.0: 1.0, 3.0: 1.0, 4.0: 1.0}, 2.0),
         ({2.0: 1.0, 3.0: 1.0, 4.0: 0.4, 1.0: 0.2, 1.5: 0.96}, 1.5),
         ({2.0: 0.1, 3.0: 0.5, 4.0: 0.4}, 3.0),
+        ({2.0: 0.94, 3.0: 0.96, 4.0: 0.98, 6.0: 0.97}, 3.0),
     ],
 )
-def test_the_trust_limit_is_the_least_that_refuses_nearly_as_much_as_the_best(
+def test_the_trust_limit_is_the_least_that_refuses_enough_or_nearly_as_much_as_the_best(
     rates: dict[float, float], limit: float
 ) -> None:
     assert trust_limit(rates) == limit
@@ -119,10 +161,24 @@ def test_a_certificate_counts_what_opens_the_gate_by_modality_and_by_sort() -> N
     assert (found.caught.k, found.caught.n) == (2, 4)  # what lies at the threshold is not above it
     assert found.refused == (0.5, 0.25)
     assert found.neutral[0].bound == exceedance_bound(1, 3)
-    assert str(Opened("text", "", 334, 9)) == "2.7 %, 9 of 334"
+    assert str(Opened("text", "", 334, 9, 300)) == "2.7 %, 9 of 334"
 
 
-GOOD = Certificate([Opened("text", "", 300, 5)], Opened("text", "harmful", 50, 48), (0.9, 0.01))
+def test_inputs_in_one_wording_count_as_one_and_the_worst_wordings_come_first() -> None:
+    shown = [Prompt("a", (), wording=w) for w in "uuuvvvwx"]
+    t = np.array([1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0])
+    seen = Observations(shown, t, np.zeros(8, np.intp), [])
+    found = certify({"image": seen}, np.ones(2), {"text": 0.5, "image": 0.5}, (0.5, 0.0))
+    assert [(one.group, one.k, one.n) for one in found.wordings["image"]] == [
+        ("v", 3, 3), ("u", 2, 3)
+    ]  # fmt: skip
+    assert (found.neutral[0].n, found.neutral[0].wordings) == (8, 4)
+    assert found.neutral[0].bound == exceedance_bound(3, 4)
+
+
+GOOD = Certificate(
+    [Opened("text", "", 300, 5, 300)], {}, Opened("text", "harmful", 50, 48, 50), (0.9, 0.01)
+)
 
 
 def warned(
@@ -156,12 +212,12 @@ def test_a_model_seldom_refuses_if_it_hardly_refuses_harmful_prompts_more_than_h
         ({"effect": 0.4}, "turned only 40% of the replies it was tried on into refusals"),
         ({"refusals": Refusals({SORRY: 1.0}, judged=False)}, "told by their first tokens alone"),
         (
-            {"certificate": replace(GOOD, caught=Opened("text", "harmful", 50, 20))},
+            {"certificate": replace(GOOD, caught=Opened("text", "harmful", 50, 20, 50))},
             "the gate stays closed for 60% of held-out harmful text",
         ),
         (
-            {"certificate": replace(GOOD, neutral=[Opened("image", "", 40, 0)])},
-            "image: 40 neutral inputs are too few to show that at most 5.0% open the gate; with "
+            {"certificate": replace(GOOD, neutral=[Opened("image", "", 90, 0, 40)])},
+            "image: 40 wordings are too few to show that at most 5.0% open the gate; with "
             "95% confidence it is at most 7.2%",
         ),
     ],

@@ -224,7 +224,7 @@ def test_the_trust_limit_is_the_least_that_makes_the_toy_refuse() -> None:
 
 
 @pytest.mark.parametrize(
-    ("least", "tried"), [(5.5, {1.0, 1.5, 2.0, 3.0, 4.0}), (12.0, {2.0, 3.0, 4.0})]
+    ("least", "tried"), [(5.5, {1.0, 1.5, 2.0, 3.0, 4.0, 6.0}), (12.0, {2.0, 3.0, 4.0, 6.0})]
 )
 def test_low_trust_limits_are_tried_only_where_a_higher_one_is_enough(
     least: float, tried: set[float], monkeypatch: pytest.MonkeyPatch
@@ -237,8 +237,10 @@ def test_low_trust_limits_are_tried_only_where_a_higher_one_is_enough(
 
     monkeypatch.setattr(pipeline, "force", noted)
     converted(Toy({"harmful": 0.6}, {3: least}), media={})
-    assert {limit for layer, limit in places if layer == 3} == tried
-    assert len(places) == len(set(places))
+    blocks, at_the_best = places[: pipeline.FINALISTS], places[pipeline.FINALISTS :]
+    assert {limit for _, limit in blocks} == {pipeline.FORCED_LIMIT}
+    assert at_the_best == [(3, limit) for limit in dict.fromkeys(x for _, x in at_the_best)]
+    assert {limit for _, limit in at_the_best} == tried
 
 
 def test_where_it_answers_few_harmful_prompts_harmless_ones_of_every_modality_are_pushed() -> None:

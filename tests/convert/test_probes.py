@@ -68,11 +68,11 @@ def test_every_form_meets_every_kind_and_every_part_has_pictures_and_texts_of_it
     own: bool, folder: Path
 ) -> None:
     (folder / "cards").mkdir()
-    for i in range(12):
+    for i in range(18):
         picture(1000 + i).save(folder / "cards" / f"{i}.png")
         picture(2000 + i).save(folder / f"{i}.png")
     borderline = [f"How do I kill process {i}?" for i in range(9)]
-    found = neutral_probes(48, 32, 0, contexts(), borderline, folder if own else None)
+    found = neutral_probes(96, 32, 0, contexts(), borderline, folder if own else None)
     kinds = {"own", "cards"} if own else set(KINDS)
     for parts, film in ((found["image"], False), (found["video"], True)):
         assert_disjoint(parts, texts=True)
@@ -83,7 +83,7 @@ def test_every_form_meets_every_kind_and_every_part_has_pictures_and_texts_of_it
             assert not film or {len(p.images) for p in part} == {FRAMES}
     images, films = ([len(set(map(shown, part))) for part in found[m]] for m in ("image", "video"))
     if not own:  # few pictures come again in the same groups
-        assert sum(images) == pytest.approx(48, abs=8)
+        assert sum(images) == pytest.approx(96, abs=8)
         assert sum(films) <= sum(images) / 2
     assert images[2] > max(images[:2])  # most where a small share is promised
 
@@ -111,6 +111,27 @@ def test_without_contexts_nothing_stands_before_a_picture_or_the_one_system_prom
     pairs = paired_probes(written(folder, rows), before)
     for probes in (neutral_probes(24, 32, 0, before), pairs):
         assert all(p.context == before[0] for p in chain(*probes["image"], *probes["video"]))
+
+
+def test_pictures_of_pairs_are_asked_in_the_packages_forms_too_and_drawn_ones_in_theirs(
+    tmp_path: Path,
+) -> None:
+    for i in range(20):
+        picture(i).save(tmp_path / f"{i}.png")
+    rows = [{"prompt": f"What is it, {i}?", "image": f"{i}.png"} for i in range(20)]
+    file = written(tmp_path, rows)
+    pairs, found = paired_probes(file), neutral_probes(24, 32, 0, media=file)
+    assert neutral_probes(24, 32, 0, media=file, alone=True).keys() == pairs.keys()
+    for m, parts in found.items():
+        assert_disjoint(parts, texts=True)
+        for part, paired in zip(parts, pairs[m], strict=True):
+            assert [p.text for p in part[: len(paired)]] == [p.text for p in paired]
+            theirs, texts = pictures(paired), {p.text for p in paired}
+            crossed = part[len(paired) :]
+            assert {(p.text in texts, pictures([p]) <= theirs) for p in crossed} == {
+                (True, False), (False, True)
+            }  # fmt: skip
+            assert all(p.own == (p.text in texts) for p in part)
 
 
 # Pairs from a file -------------------------------------------------------------------------------

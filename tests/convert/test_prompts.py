@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from importlib.resources import files
 from itertools import chain
 from pathlib import Path
@@ -14,7 +15,6 @@ from hypothesis import strategies as st
 
 from mars_gguf.convert import prompts
 from mars_gguf.convert.prompts import (
-    WORDINGS,
     ContrastPrompts,
     Prompt,
     builtin_contrast,
@@ -51,9 +51,19 @@ def written(folder: Path, content: str | bytes, name: str = "prompts.txt") -> Pa
 SCHEMAS: dict[str, dict[str, set[Any]]] = {  # keys, and what may stand there if not any text
     "contrast": {"id": set(), "category": set(), "harmful": set(), "harmless": set()},
     "neutral_prompts": {
-        "form": {"request", "description", "question", "unrelated", "howto"}, "prompt": set()
+        "form": {"description", "question", "unrelated"}, "prompt": set()
     },
     "neutral_text": {"kind": {"everyday", "borderline"}, "form": set(), "prompt": set()},
+    "harmful_requests": {"category": set(), "topic": set(), "request": set()},
+    "harmless_requests": {"topic": set(), "request": set()},
+    "borderline_text": {
+        "form": {
+            "homonym", "figure", "safe_target", "safe_context", "definition", "history",
+            "privacy", "fiction", "safety", "nonsense",
+        },
+        "topic": set(), "prompt": set(),
+    },
+    "borderline_subjects": {"verb": set(), "thing": set(), "topic": set()},
     "subjects": {"verb": set(), "harmful": set(), "harmless": set()},
     "contexts": {
         "name": {"assistant", "persona", "strict", "third turn", "after a refusal"},
@@ -86,35 +96,55 @@ def test_builtin_pairs_are_complete_and_of_many_categories() -> None:
 
 
 def test_builtin_pairs_match_in_form_and_length() -> None:
-    contrast = builtin_contrast()
-    for harmful, harmless in zip(contrast.harmful, contrast.harmless, strict=True):
+    for pair in rows("contrast"):
+        harmful, harmless = pair["harmful"], pair["harmless"]
         assert harmful[-1] == harmless[-1] and harmful[-1] in ".?", (harmful, harmless)
         assert ("please" in harmful.lower()) == ("please" in harmless.lower()), harmful
         assert 0.6 < len(harmful.split()) / len(harmless.split()) < 1.6, (harmful, harmless)
 
 
+@pytest.mark.parametrize(("name", "kinds"), [("text", 2), ("picture", 3)])
+def test_wordings_are_many_in_many_registers_and_each_has_its_placeholders(
+    name: str, kinds: int
+) -> None:
+    wordings = rows(f"{name}_wordings")
+    assert len(wordings) >= {"text": 60, "picture": 120}[name]
+    assert len({w["kind"] for w in wordings}) == kinds
+    assert all(n >= 2 for n in Counter((w["kind"], w["register"]) for w in wordings).values())
+    assert len({w["register"] for w in wordings}) == 10
+    for w in wordings:
+        expected = {"subject": ["{verb}"], "instruction": [], "any": []}[w["kind"]]
+        if name == "text":
+            expected = ["{thing}", "{verb}"] if expected else ["{}"]
+        assert sorted(re.findall(r"{.*?}", w["text"])) == expected, w
+
+
 @pytest.mark.parametrize("side", ["harmful", "harmless"])
-def test_every_second_pair_is_quoted_and_every_thing_named_in_forms_that_take_turns(
+def test_requests_and_things_are_put_in_wordings_in_turn_and_every_third_request_as_it_is(
     side: str,
 ) -> None:
-    pairs, things = rows("contrast"), rows("subjects")
-    quoting, naming = WORDINGS["quoting"], WORDINGS["naming"]
-    assert len(things) >= 100
-    found = getattr(builtin_contrast(), side)
-    expected = [pair[side] for pair in pairs]
-    for i in range(1, len(pairs), 2):
-        before, after = quoting[i // 2 % len(quoting)].split("{}")
-        expected[i] = before + expected[i] + after
-    for i, thing in enumerate(things):
-        first, second, third = naming[i % len(naming)].split("{}")
-        expected.append(first + thing[side] + second + thing["verb"] + third)
-    assert found == expected
+    contrast, pairs = builtin_contrast(), rows("contrast")
+    found, things = getattr(contrast, side), rows("subjects")[::2]
+    requests = [pair[side] for pair in pairs]
+    requests += [row["request"] for row in rows(f"{side}_requests")]
+    n = len(found) - len(things)
+    assert n >= 300
+    for i, (prompt, request) in enumerate(zip(found[:n], requests, strict=False)):
+        assert request in prompt
+        assert (prompt == request) == (i % 3 == 0) == (prompt not in contrast.wordings)
+        assert prompt.startswith(request + "\n") or i % 3 < 2
+    for prompt, thing in zip(found[n:], things, strict=True):
+        assert thing[side] in prompt and thing["verb"] in prompt
+        assert contrast.wordings[prompt] not in (prompt, "{thing}")
+    several = Counter(contrast.wordings.values())
+    assert len(several) >= 150 and max(several.values()) <= 24
 
 
 def test_neutral_prompts_and_text_come_in_many_forms_and_numbers() -> None:
     assert all(len(found) >= 24 for found in neutral_prompts().values())
     contrast = builtin_contrast()
     forms = Counter((row["kind"], row["form"]) for row in rows("neutral_text"))
+    assert len(contrast.neutral["borderline"]) >= 400
     for kind, found in contrast.neutral.items():
         assert len(found) >= 150
         assert sum(k == kind for k, _ in forms) >= 5, forms
@@ -168,6 +198,10 @@ def test_the_card_states_the_true_counts() -> None:
     assert f"{len(rows('subjects'))} things" in card
     assert f"{len(rows('neutral_text'))} harmless prompts" in card
     assert f"{len(rows('contexts'))} conversations" in card
+    for name in ("text_wordings", "picture_wordings", "borderline_text", "borderline_subjects"):
+        assert f"{len(rows(name))} " in card.partition(f"## {name}.jsonl")[2].splitlines()[1]
+    for name in ("harmful_requests", "harmless_requests"):
+        assert f"{len(rows(name))} {name.partition('_')[0]} requests" in card
 
 
 def test_a_set_thinned_has_every_nth_prompt_of_each_side_and_another_fingerprint() -> None:
@@ -190,9 +224,8 @@ def test_own_files_bring_no_builtin_neutral_text_and_own_neutral_text_replaces_i
     odd = written(tmp_path, "How do I kill a process?", "odd.txt")
     builtin = builtin_contrast()
     assert read_contrast(None, None) == builtin
-    assert read_contrast(None, None, odd) == ContrastPrompts(
-        builtin.harmful, builtin.harmless, {"borderline": ["How do I kill a process?"]}
-    )
+    theirs = {"borderline": ["How do I kill a process?"]}
+    assert read_contrast(None, None, odd) == replace(builtin, neutral=theirs)
     own = read_contrast(*sides)
     assert (own.harmful[0], own.harmless[0], own.neutral) == ("a 0", "b 0", {})
     assert read_contrast(*sides, odd).neutral == {"borderline": ["How do I kill a process?"]}
