@@ -10,6 +10,7 @@ and takes everything else for blank.
     python -m lab.reader.suite MODEL.gguf mmproj.gguf -o suite/
     python -m lab.reader.neutral MODEL.gguf mmproj.gguf -o neutral/
 
-Or all at once: `python -m lab.reader.report MODEL.gguf -o DIR` measures what steering does, and
-`python -m lab.reader.tried MODEL.gguf -o DIR` what other rules than the converter's would do.
+Or all at once: `python -m lab.reader.report MODEL.gguf -o DIR` measures what steering does,
+`python -m lab.reader.tried MODEL.gguf -o DIR` what other rules than the converter's would do, and
+`python -m lab.reader.looks MODEL.gguf -o DIR` whether a few more tokens tell more of harm.
 """
