@@ -74,4 +74,4 @@ def demo_prompts(*, sees: bool) -> Prompts:
     harmful, harmless, media = (
         demo_model.FOLDER / f"{name}.jsonl" for name in ("harmful", "harmless", "neutral")
     )
-    return Prompts(harmful, harmless, neutral_media=media if sees else None)
+    return Prompts(harmful, harmless, neutral_media=media if sees else None, own_wordings=sees)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -46,7 +47,8 @@ class Opened:
     @property
     def bound(self) -> float:
         """The share that opens it, at most, with CONFIDENCE."""
-        return exceedance_bound(round(self.k / max(self.n, 1) * self.wordings), self.wordings)
+        as_samples = math.ceil(self.k * self.wordings / max(self.n, 1))
+        return exceedance_bound(as_samples, self.wordings)
 
     def __str__(self) -> str:
         """Such as "2.7 %, 9 of 334"."""
@@ -132,8 +134,8 @@ def thresholds(
 
 def _families(prompts: Sequence[Prompt], budget: float) -> list[list[int]]:
     """Groups prompts by whether the user wrote them, whether their content is in the picture, and
-    whether anything stands before them: those families that are large enough to show ``budget``,
-    or all prompts where none is."""
+    whether anything stands before them: all together, and those families that are large enough to
+    show ``budget``."""
     families: dict[tuple[bool, bool, bool], list[int]] = {}
     for i, p in enumerate(prompts):
         key = p.own, p.form in REQUESTING, p.context.name == Context().name
@@ -144,7 +146,7 @@ def _families(prompts: Sequence[Prompt], budget: float) -> list[list[int]]:
         for some in families.values()
         if largest_count(len({put[i] for i in some}), budget) >= 0
     ]
-    return large or [list(range(len(prompts)))]
+    return [list(range(len(prompts))), *large]
 
 
 def wordings_of(prompts: Sequence[Prompt]) -> list[str]:

@@ -83,7 +83,7 @@ class Checkpoint:
         self._ends = ends - {None}
         self.model.generation_config = transformers.GenerationConfig(
             do_sample=False,
-            eos_token_id=sorted(self._ends),
+            eos_token_id=sorted(self._ends) or None,
             pad_token_id=self.tokenizer.pad_token_id,
         )
         self._accepts = inspect.signature(self.model.forward).parameters

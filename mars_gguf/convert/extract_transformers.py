@@ -76,6 +76,11 @@ def _adding(layer: int, additions: Rows, position: int) -> Visit:
     def add(index: int, hidden: Any) -> Any:
         if index != layer or hidden.shape[1] <= position:
             return None
+        if hidden.shape[1] > position + 1:
+            raise ModelError(
+                f"block {index} has {hidden.shape[1]} positions for {position + 1} tokens: this "
+                "model takes pictures in by itself, and the last token is not where it was"
+            )
         hidden = hidden.clone()
         hidden[:, position] += torch.from_numpy(additions).to(hidden)
         return hidden

@@ -70,7 +70,9 @@ def readout(
         parts = [d[:, layer].astype(np.float64) / np.sqrt(len(d)) for d in deviations]
         a = np.concatenate(parts) / np.sqrt(len(parts))
         rho = shrunk(a, shrinkage)
-        w[layer] = r[layer] if rho == 1.0 else _solved(a, away[layer], rho)
+        found = r[layer] if rho == 1.0 else _solved(a, away[layer], rho)
+        # Where neutral text lies beyond harmful text, away from it is no way towards harm.
+        w[layer] = found if found @ r[layer] > 0 else _solved(a, r[layer], rho)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(w / np.einsum("ld,ld->l", w, r)[:, None])
 

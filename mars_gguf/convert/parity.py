@@ -190,7 +190,8 @@ def run(args: argparse.Namespace) -> Parity:
     sees = args.mmproj is not None
     media = {}
     if sees:
-        media = neutral_probes(args.probes, args.image_size, 0, media=args.neutral_media)
+        own = args.neutral_media
+        media = neutral_probes(args.probes, args.image_size, 0, media=own, alone=True)
     given = vars(args)
     ours = chosen(GgufOptions, given, reasoning="off", rpc_servers=args.rpc, n_threads=args.threads)
     theirs = chosen(CheckpointOptions, given)

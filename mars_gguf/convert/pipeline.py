@@ -136,7 +136,7 @@ def measure(
 
 def _n_places(n_blocks: int) -> int:
     """Counts the places to steer at, at most: each block at one limit, one of them at all."""
-    return n_blocks + len({*LOW_LIMITS, *HIGH_LIMITS} - {FORCED_LIMIT})
+    return n_blocks + len(LOW_LIMITS + HIGH_LIMITS)
 
 
 def _require_usable(given: Artefact, extractor: Extractor, media: Mapping[str, Split]) -> None:

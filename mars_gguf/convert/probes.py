@@ -54,7 +54,7 @@ def neutral_probes(
     Raises MarsError for files that cannot be used.
     """
     texts = neutral_prompts() | ({"borderline": list(borderline)} if borderline else {})
-    paired = media is not None and Path(media).suffix.lower() == ".jsonl"
+    paired = is_paired(media)
     if media is not None and paired:
         probes = paired_probes(media, contexts, seed)
         if alone:
@@ -87,6 +87,11 @@ def neutral_probes(
     return probes
 
 
+def is_paired(media: str | PathLike[str] | None) -> bool:
+    """Tells whether ``media`` names a file that pairs pictures with prompts."""
+    return media is not None and Path(media).suffix.lower() == ".jsonl"
+
+
 def _films(
     kind: str, pictures: Sequence[Image.Image], number: int, size: int, seed: int
 ) -> list[Shown]:
@@ -113,7 +118,7 @@ def _crossed(
             # Not every second: the groups of several pictures would all be without.
             context = next(others) if i % 4 in (1, 2) else contexts[0]
             for k in range(min(FORMS, len(forms))):
-                form = forms[(i * FORMS // 2 + k) % len(forms)]
+                form = forms[(i * FORMS // 2 + i // len(STILLS) + k) % len(forms)]
                 yield Prompt(next(texts[form]), pictures, form, kind, medium, context)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from mars_gguf.convert.choices import Prompts
-from mars_gguf.convert.probes import neutral_probes
+from mars_gguf.convert.probes import is_paired, neutral_probes
 from mars_gguf.convert.prompts import Context, ContrastPrompts, Prompt, contexts, read_contrast
 from mars_gguf.convert.splits import Split
 from mars_gguf.errors import MarsError
@@ -29,7 +30,8 @@ class PromptSets:
 
     def longest(self) -> list[Prompt]:
         """The longest text after every context, and all that have media: none needs more cells."""
-        text = max(self.contrast.harmful + self.contrast.harmless, key=len)
+        texts = self.contrast.harmful, self.contrast.harmless, *self.contrast.neutral.values()
+        text = max(chain.from_iterable(texts), key=len)
         return [
             *(Prompt(text, context=context) for context in self.contexts),
             *(prompt for split in self.media.values() for part in split for prompt in part),
@@ -50,6 +52,11 @@ def gather(prompts: Prompts, seed: int, *, sees: bool) -> PromptSets:
             f"found prompts of sha256 {contrast.sha256}, prompts.sha256 says {prompts.sha256}: "
             "other prompts make another vector"
         )
+    if prompts.own_wordings and not is_paired(prompts.neutral_media):
+        raise MarsError(
+            "--own-wordings goes with a .jsonl file of --neutral-media, which pairs pictures with "
+            "prompts: it would change nothing. Leave it out."
+        )
     before = contexts(prompts.system_prompt)[: None if prompts.contexts else 1]
     wanted = set(MEDIA if prompts.modalities is None else prompts.modalities) - {TEXT.name}
     if not sees:
@@ -61,7 +68,7 @@ def gather(prompts: Prompts, seed: int, *, sees: bool) -> PromptSets:
         prompts.image_size,
         seed,
         before,
-        contrast.neutral.get("borderline", []),
+        [t for t in contrast.neutral.get("borderline", []) if t not in contrast.wordings],
         prompts.neutral_media,
         alone=prompts.own_wordings,
     )

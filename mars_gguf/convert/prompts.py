@@ -160,6 +160,7 @@ def _things() -> Iterator[str]:
     while True:
         yield next(framed)
         yield "{thing}\n" + next(shown)
+        yield next(framed)
 
 
 def _wordings(name: str) -> dict[str, list[str]]:
