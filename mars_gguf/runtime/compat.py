@@ -41,7 +41,10 @@ def missing() -> Iterator[str]:
         known = {field[0] for field in getattr(_found(structure), "_fields_", ())}
         yield from (f"{structure}.{field}" for field in fields if field not in known)
     for function, attributes in USED["attributes"].items():
-        yield from unnamed(_found(function), *attributes)
+        if (found := _found(function)) is not None:
+            yield from unnamed(found, *attributes)
+        elif _found(function.rpartition(".")[0]) is not None:  # else that is said already
+            yield function
 
 
 def _found(path: str) -> Any:

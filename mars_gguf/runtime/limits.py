@@ -29,8 +29,8 @@ _SPECIAL = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
 
 
 class Vocabulary:
-    """The tokens of a model, as far as they tell how a text will be cut; looked at when a text is
-    long enough to matter."""
+    """The tokens of a model, as far as they tell how a text will be cut; looked at when they are
+    needed first."""
 
     def __init__(self, llama: Llama) -> None:
         self._llama = llama
@@ -64,7 +64,7 @@ class Vocabulary:
     def _control(self) -> re.Pattern[str]:
         """Matches tokens that steer a model, such as those that begin and end a turn."""
         texts = (text.decode(errors="ignore") for text in self._having(_SPECIAL))
-        return re.compile("|".join(re.escape(text) for text in texts if len(text) > 1) or r"(?!)")
+        return re.compile(any_of([text for text in texts if len(text) > 1]) or r"(?!)")
 
     def as_text(self, text: str) -> str:
         """``text`` with BREAK after the first character of each special token's text, so that
@@ -101,6 +101,21 @@ class Vocabulary:
             fewest = max(fewest, self.count_special(text, special))
         if fewest > n_ctx:
             raise ValueError(f"Prompt exceeds n_ctx: at least {fewest} tokens > {n_ctx}")
+
+
+def any_of(texts: Sequence[str]) -> str:
+    """A regular expression that matches any of ``texts``, the longest first: by their common
+    beginnings, so that it takes no longer where there are thousands of them."""
+    by_first: dict[str, list[str]] = {}
+    for text in texts:
+        if text:
+            by_first.setdefault(text[0], []).append(text[1:])
+    branches = []
+    for first, rests in by_first.items():
+        rest = any_of(rests)
+        optional = "?" if rest and "" in rests else ""
+        branches.append(re.escape(first) + (f"(?:{rest}){optional}" if rest else ""))
+    return "|".join(branches)
 
 
 def require_tokens(llama: Llama, texts: Sequence[str]) -> None:

@@ -95,21 +95,37 @@ def checked(number: int, message: Any) -> dict[str, Any]:
     return checked | {"content": content}
 
 
-WRITERS = ("user", "tool", "function")  # roles of those whose texts an operator does not choose
+OPERATORS = ("system", "developer", "assistant")  # roles; others are of users and of tools
 
 
 def with_texts(message: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
-    """A checked message of one of WRITERS with its texts changed, any other as it is."""
+    """A checked message with its texts changed, one of OPERATORS as it is. ``change`` may only add
+    characters; it is given the texts of all parts as one, because a template may write them so."""
     content = message.get("content")
-    if message["role"] not in WRITERS or content is None:
+    if message["role"] in OPERATORS or content is None:
         return dict(message)
     if isinstance(content, str):
         return {**message, "content": change(content)}
     parts = [dict(part) for part in content]
-    for part in parts:
-        if part["type"] == TEXT.part:
-            part["text"] = change(part["text"])
+    texts = [part for part in parts if part["type"] == TEXT.part]
+    whole = "".join(part["text"] for part in texts)
+    changed = change(whole)
+    if changed != whole:
+        characters = iter(changed)
+        for part in texts:
+            part["text"] = "".join(_until(part["text"], characters))
+        if texts:
+            texts[-1]["text"] += "".join(characters)
     return {**message, "content": parts}
+
+
+def _until(text: str, characters: Iterator[str]) -> Iterator[str]:
+    """Yields ``characters`` until all of ``text`` is among them."""
+    for wanted in text:
+        for character in characters:
+            yield character
+            if character == wanted:
+                break
 
 
 def _require_known(where: str, part: Any) -> None:

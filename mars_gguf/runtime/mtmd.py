@@ -308,6 +308,7 @@ def load_url(url: str, *, allow_local_files: bool = False) -> bytes:
         path = Path(urllib.request.url2pathname(url.removeprefix("file://")))
         if not path.is_file():  # a device or a pipe may never end
             raise PromptError(f"a picture's address: {path} is no file")
+        url = path.absolute().as_uri()
     elif scheme not in ("http", "https"):
         raise PromptError(
             f"a picture's address: found {header:.40}, expected data:image/...;base64, http:// or "

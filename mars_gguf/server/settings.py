@@ -31,6 +31,7 @@ SWITCHES = {
     "allow-client-control": "allow_client_control",
     "allow-private-media": "allow_private_media",
     "chat-only": "chat_only",
+    "parse-special": "parse_special",
     "log-prompts": "log_prompts",
 }
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import models
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from llama_cpp import LlamaGrammar
 from models import DEMO, steered, user
 
@@ -22,6 +26,7 @@ from mars_gguf.runtime.limits import (
     MAX_PARENTHESES,
     MAX_RUN,
     Vocabulary,
+    any_of,
 )
 from mars_gguf.runtime.llama import SteeredLlama
 
@@ -72,6 +77,22 @@ def test_special_tokens_that_are_made_text_are_none_and_other_texts_stay_as_they
         assert not control & set(llama.tokenize(broken.encode(), add_bos=False, special=True))
         assert (broken == text) == (end not in text and begin not in text)
     llama.close()
+
+
+@given(st.lists(st.text("<|ab>", min_size=1), max_size=9), st.text("<|ab>", max_size=30))
+def test_any_of_many_texts_is_found_as_by_trying_each_the_longest_first(
+    texts: list[str], text: str
+) -> None:
+    each = "|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or r"(?!)"
+    found = re.compile(any_of(texts) or r"(?!)").finditer(text)
+    assert [m.span() for m in found] == [m.span() for m in re.compile(each).finditer(text)]
+
+
+def test_a_text_of_beginnings_of_thousands_of_tokens_is_looked_through_at_once() -> None:
+    pattern = re.compile(any_of([f"<SPECIAL_{i}>" for i in range(6000)]))
+    began = time.perf_counter()
+    assert not pattern.search("<SPECIAL_<" * 40_000)
+    assert time.perf_counter() - began < 2  # trying each takes half a minute
 
 
 def test_a_user_ends_no_turn_and_writes_no_system_prompt_unless_that_is_wanted() -> None:

@@ -12,6 +12,7 @@ from tiny import FAMILIES
 
 from mars_gguf.errors import ModelError, PromptError
 from mars_gguf.formats import HANDLERS
+from mars_gguf.runtime.messages import with_texts
 from mars_gguf.runtime.template import CHATML, MARKER, ChatTemplate, chat_template
 
 SYSTEM = {"role": "system", "content": "You are kind to cats."}
@@ -134,6 +135,18 @@ def test_what_users_and_tools_write_is_changed_and_nothing_else() -> None:
     for text in ("two.", "four.", "five."):
         expected = expected.replace(text, text.upper())
     assert after.text == expected != before.text
+
+
+def test_a_special_token_in_several_parts_of_a_text_is_none_either() -> None:
+    def broken(text: str) -> str:
+        return text.replace("<end>", "<.end>")
+
+    parts = [{"type": "text", "text": text} for text in ("a<", "en", "d>b<end", ">c")]
+    parts.insert(2, {"type": "image_url", "image_url": {"url": "data:,"}})
+    changed = with_texts({"role": "ipython", "content": parts}, broken)["content"]
+    assert [part.get("text") for part in changed] == ["a<", ".en", None, "d>b<.end", ">c"]
+    for role in ("system", "developer", "assistant"):
+        assert with_texts({"role": role, "content": "<end>"}, broken)["content"] == "<end>"
 
 
 def test_without_a_template_prompts_are_chatml() -> None:
