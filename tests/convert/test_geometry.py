@@ -52,6 +52,25 @@ def test_the_readout_solves_the_regularised_problem_directly_stated(seed, shrink
 
 
 @settings(deadline=None)
+@given(seeds, st.floats(0.01, 0.99), st.floats(-1, 2))
+def test_the_readout_tells_harmful_text_from_what_is_neutral_and_never_points_away_from_harm(
+    seed, shrinkage, reached
+):
+    rng, base, deviations = world(seed)
+    neutral = base.safe + reached * base.direction + rng.normal(size=base.safe.shape)
+    w = readout(base, deviations, shrinkage, neutral)
+    plain = readout(base, deviations, shrinkage)
+    for layer, r in enumerate(base.direction):
+        c = covariance(deviations, layer)
+        mean = np.trace(c) / len(r) * np.eye(len(r))
+        solved = (1 - shrinkage) * c + shrinkage * mean
+        direct = np.linalg.solve(solved, base.unsafe[layer] - neutral[layer])
+        expected = direct / (direct @ r) if direct @ r > 0 else plain[layer]
+        np.testing.assert_allclose(w[layer], expected, rtol=1e-5, atol=1e-7)
+        assert w[layer] @ r == pytest.approx(1)
+
+
+@settings(deadline=None)
 @given(seeds, st.integers(2, 40))
 def test_wholly_shrunken_the_readout_is_the_projection(seed, n_embd):
     _, base, deviations = world(seed, n_embd)
@@ -134,6 +153,7 @@ def test_the_readout_is_undefined_where_the_centroids_coincide_and_only_there():
     w = readout(base, deviations)
     assert np.isnan(w[0]).all()
     assert np.isfinite(w[1]).all()
+    assert np.isnan(readout(base, deviations, 0.5, base.safe - 1)[0]).all()
 
 
 @given(seeds, st.lists(st.sampled_from("abcd"), min_size=1, max_size=20))

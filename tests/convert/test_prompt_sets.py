@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,8 @@ def test_the_longest_prompts_are_the_longest_text_after_every_context_and_all_me
     sets = gather(Prompts(**FEW), 0, sees=True)
     texts = [p for p in sets.longest() if not p.images]
     assert [p.context for p in texts] == list(sets.contexts)
-    longest = max(map(len, sets.contrast.harmful + sets.contrast.harmless))
+    c = sets.contrast
+    longest = max(map(len, chain(c.harmful, c.harmless, *c.neutral.values())))
     assert {len(p.text) for p in texts} == {longest}
     n_media = sum(len(part) for split in sets.media.values() for part in split)
     assert len(sets.longest()) == len(texts) + n_media
@@ -57,3 +59,12 @@ def test_prompts_of_another_hash_and_media_that_nobody_sees_are_refused(tmp_path
     for choice in ({"modalities": ["video"]}, {"neutral_media": tmp_path}):
         with pytest.raises(MarsError, match="this model sees no pictures"):
             gather(Prompts(**choice), 0, sees=False)
+    for media in (None, tmp_path):
+        with pytest.raises(MarsError, match="--own-wordings goes with a .jsonl file"):
+            gather(Prompts(neutral_media=media, own_wordings=True), 0, sees=True)
+
+
+def test_borderline_texts_stand_beside_pictures_as_they_are() -> None:
+    sets = gather(Prompts(**FEW), 0, sees=True)
+    beside = {p.text for part in sets.media["image"] for p in part if p.form == "borderline"}
+    assert beside and not beside & sets.contrast.wordings.keys()
