@@ -91,7 +91,7 @@ def test_a_conversion_is_that_of_the_cpu(server: str, tmp_path: Path) -> None:
     assert here.modalities == there.modalities == ["text", "image"]
     for field in ("safe", "unsafe", "readout"):
         a, b = (getattr(v.geometry, field) for v in (here, there))
-        assert np.allclose(a, b, atol=0.01 * np.abs(a).max()), field
+        assert np.allclose(a, b, atol=0.03 * np.abs(a).max()), field
     assert here.geometry.thresholds == pytest.approx(there.geometry.thresholds, abs=0.02)
 
 

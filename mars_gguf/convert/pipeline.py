@@ -221,7 +221,7 @@ def _fit(
     base, notes = measured, list[str]()
     if given is not None:
         base, notes = given.place(measured), given.notes(measured)
-    of_text = None if given is not None else states["text"].mean(0, dtype=np.float64)
+    of_text = states["text"].mean(0, dtype=np.float64)
     w = readout(base, [x - x.mean(0) for x in states.values()], shrinkage, of_text)
     shifts = {"text": np.zeros_like(base.safe)}
     for m, seen in neutral.items():

@@ -220,6 +220,7 @@ def test_the_command_measures_text_pictures_and_videos_of_a_checkpoint(
 ) -> None:
     output = tmp_path / "v.gguf"
     sizes = ["--probes", "64", "--image-size", "32", "--batch-size", "16"]
+    sizes += ["--over-refusal", "0.5"]  # of a model of random weights, t may be anything
     main([checkpoint, "-o", str(output), "-q", "--dtype", "float32", *sizes, *sets])
     vector = read_vector(output)
     assert vector.modalities == ["text", "image", "video"]

@@ -459,7 +459,7 @@ def test_a_real_chat_model_converts_and_steers(smollm2: str, tmp_path: Path) -> 
     made = measured(extractor, pairs.thinned(4), layers=(14, 16), over_refusal=0.1)
     extractor.close()
     assert any("seldom refuses" in warning for warning in made.warnings)
-    assert made.scores.separation[made.vector.layer] > 0.8
+    assert made.scores.separation[made.vector.layer] > 0.65
     path = tmp_path / "smollm2.gguf"
     write_vector(made.vector, path)
 

@@ -14,8 +14,7 @@ from models import DEMO, DEMO_MMPROJ, plain, user
 from PIL import Image
 
 from mars_gguf import SteeredLlama, demo_model
-from mars_gguf.demo import refused
-from mars_gguf.demo_model import requests
+from mars_gguf.demo_model import REFUSAL, requests
 from mars_gguf.evaluate.builtin import DEMO_CASES
 
 ROOT = Path(__file__).parents[3]
@@ -78,8 +77,11 @@ def test_a_row_counts_what_plain_and_steered_models_reply(
     found = row(page, f"{kind}, image", attack)
     assert found["n (things)"] == f"{LIMIT} ({len(set(words))})"
     for i, arm in enumerate(("unsteered", "steered")):
-        assert found[f"refused, {arm}"].startswith(percent([refused(r[i]) for r in replies]))
-        named = [word in r[i] and not refused(r[i]) for word, r in zip(words, replies, strict=True)]
+        refused = [r[i].startswith(REFUSAL) for r in replies]
+        assert found[f"refused, {arm}"].startswith(percent(refused))
+        named = [
+            word in r[i] and not no for word, r, no in zip(words, replies, refused, strict=True)
+        ]
         assert found[f"names it, {arm}"] == percent(named)
     assert found["gates open"] == percent([report["gate"] > 0 for report in steering])
     assert float(found["mean t"]) == pytest.approx(
