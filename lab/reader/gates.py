@@ -40,9 +40,10 @@ all others.
 
 Made by `python -m lab.reader.gates MODEL.gguf mars.gguf -o DIR`, of the vector that
 `python -m mars_gguf.convert MODEL.gguf --mmproj DIR/parts/mmproj.gguf --neutral-media
-DIR/parts/neutral --modality image -o mars.gguf` made. **The unseen rows were looked at twice**: one
-threshold for all prompts of a medium, which easy prompts made low, gave 83 / 16 / 65 % of unseen
-pictures; since then it holds for prompts of each kind by themselves.
+DIR/parts/neutral --modality image -o mars.gguf` made. **The unseen rows were looked at before**:
+one threshold for all prompts of a medium, which easy prompts made low, gave 83 / 16 / 65 % of
+unseen pictures. Since then it holds for prompts of each kind by themselves; nothing else was
+changed for what they showed.
 
 {rows}
 """
