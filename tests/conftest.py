@@ -14,6 +14,11 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's
 import models
 import pytest
 from filelock import FileLock
+from hypothesis import settings
+
+# A busy machine may take a moment for any example.
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
 
 # llama.cpp clears the breaks between Pixtral's rows by a product with 0 of what lies in memory that
 # it did not write, NaN now and then. Fresh pages are zeros, and large models get them: so do these.
