@@ -83,6 +83,7 @@ setup(
         "matplotlib>=3.8",
         "prompt_toolkit>=3.0.40",
         "rich>=13",
+        "shtab>=1.9",
         "tqdm>=4.66",
         "tomli>=2; python_version < '3.11'",
     ],
@@ -107,8 +108,11 @@ setup(
     },
     entry_points={
         "console_scripts": [
-            f"mars-gguf-{module.partition('.')[0]} = mars_gguf.{module}:main"
-            for module in sorted(commands)
+            "mars-gguf = mars_gguf.__main__:main",
+            *(
+                f"mars-gguf-{module.partition('.')[0]} = mars_gguf.{module}:main"
+                for module in sorted(commands)
+            ),
         ],
     },
 )

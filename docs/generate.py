@@ -69,7 +69,7 @@ EXAMPLES = {
 }
 COMMANDS = (
     "convert", "convert.parity", "chat", "evaluate", "evaluate.render", "server", "bench", "demo",
-    "rpc_server", "vectors",
+    "rpc_server", "vectors", "completion",
 )  # fmt: skip
 
 
@@ -188,8 +188,8 @@ def commands() -> str:
     lines = [
         "# Commands",
         "",
-        "Every command is `python -m mars_gguf.NAME`; after installation `mars-gguf-NAME` is the "
-        "same.",
+        "`mars-gguf NAME`, `python -m mars_gguf.NAME` and `mars-gguf-NAME` are the same command. "
+        "`mars-gguf` lists them, `mars-gguf --version` tells the version.",
         "",
         "This page is made from the help of each command by `python docs/generate.py`.",
         "",

@@ -190,14 +190,18 @@ def _coloured(arm: dict[str, Any], kind: str) -> str:
     return f"[{'green' if good else 'red'}]{escape(arm['reply'])}[/]"
 
 
-def main(argv: list[str] | None = None) -> None:
-    p = argparse.ArgumentParser(prog="mars_gguf.demo", description=__doc__)
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="mars-gguf demo", description=__doc__)
     p.add_argument("--json", metavar="FILE", type=Path, help="write every result as JSON")
     p.add_argument("--vector", metavar="FILE", type=Path, help="keep the vector here")
     p.add_argument("--all", action="store_true", help="show every request, not a sample")
     add_threads_argument(p)
     p.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
-    args = p.parse_args(argv)
+    return p
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parser().parse_args(argv)
     with command(), tempfile.TemporaryDirectory() as folder:
         for path in (args.json, args.vector):
             if path is not None and not path.parent.is_dir():

@@ -16,7 +16,7 @@ DEFAULT = "127.0.0.1:50052"  # as llama.cpp's rpc-server
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="mars_gguf.rpc_server", description=__doc__)
+    p = argparse.ArgumentParser(prog="mars-gguf rpc_server", description=__doc__)
     p.add_argument(
         "endpoint",
         nargs="?",

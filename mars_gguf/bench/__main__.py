@@ -35,7 +35,7 @@ NO_AIM = "no aim: too small a model to chat with"
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        prog="mars_gguf.bench", description=__doc__, epilog=f"Figures: {', '.join(NAMES)}."
+        prog="mars-gguf bench", description=__doc__, epilog=f"Figures: {', '.join(NAMES)}."
     )
     add_model_arguments(p)
     p.add_argument(

@@ -29,7 +29,7 @@ DESCRIPTION = "Chat with a steered model in the terminal, or ask one thing with 
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="mars_gguf.chat", description=DESCRIPTION)
+    p = argparse.ArgumentParser(prog="mars-gguf chat", description=DESCRIPTION)
     add_model_arguments(p)
     replies = p.add_argument_group("replies")
     for group, rows in (p, MESSAGE), (replies, REPLIES):

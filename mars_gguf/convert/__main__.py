@@ -53,7 +53,7 @@ TRANSFORMERS_OPTIONS = "dtype device batch_size revision trust_remote_code".spli
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        prog="mars_gguf.convert",
+        prog="mars-gguf convert",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

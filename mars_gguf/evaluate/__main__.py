@@ -33,7 +33,7 @@ MAX_TOKENS, MAX_WITH_THOUGHT = 64, 1024
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="mars_gguf.evaluate", description=__doc__)
+    p = argparse.ArgumentParser(prog="mars-gguf evaluate", description=__doc__)
     add_model_arguments(p)
     p.add_argument(
         "--suite",

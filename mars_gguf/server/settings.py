@@ -123,7 +123,7 @@ class ConfigFileSettings(ServerSettings):
 def parser() -> argparse.ArgumentParser:
     """Takes every setting as ``--name VALUE``, and our own switches as ``--dashed-name`` too."""
     p = argparse.ArgumentParser(
-        prog="mars_gguf.server",
+        prog="mars-gguf server",
         description="Serve steered models behind the OpenAI API. Takes every option, environment "
         "variable and configuration file of llama_cpp.server.",
     )

@@ -10,11 +10,15 @@ from mars_gguf.vectors import read_vector
 from mars_gguf.vectors.describe import describe
 
 
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="mars-gguf vectors", description=__doc__)
+    p.add_argument("file", metavar="FILE", help="a vector written by mars_gguf.convert")
+    return p
+
+
 def main(argv: list[str] | None = None) -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(prog="mars_gguf.vectors", description=__doc__)
-    parser.add_argument("file", metavar="FILE", help="a vector written by mars_gguf.convert")
-    args = parser.parse_args(argv)
+    args = parser().parse_args(argv)
     with command():
         vector = read_vector(args.file)
         print(describe(vector))

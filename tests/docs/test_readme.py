@@ -37,6 +37,9 @@ def test_every_command_of_the_documents_exists() -> None:
         for page in documents
         for module in re.findall(r"python -m (mars_gguf(?:\.\w+)*)", page.read_text("utf-8"))
     }
+    for page in documents:
+        names = re.findall(r"(?:^|`)mars-gguf ([a-z_]+)", page.read_text("utf-8"), re.MULTILINE)
+        named |= {f"mars_gguf.{name}" for name in names}
     assert {"mars_gguf", "mars_gguf.convert", "mars_gguf.chat", "mars_gguf.demo"} <= named
     for module in sorted(named - {"mars_gguf", "mars_gguf.NAME"}):
         done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True)
@@ -47,19 +50,20 @@ def test_the_list_of_commands_is_complete() -> None:
     listed = subprocess.run(
         [sys.executable, "-m", "mars_gguf"], capture_output=True, text=True, check=True
     ).stdout
+    rows = [line.split() for line in listed.splitlines()]
     package = Path(mars_gguf.__file__).parent
     modules = [p for p in package.glob("*.py") if "def main(" in p.read_text(encoding="utf-8")]
     packages = [p.parent for p in package.glob("*/__main__.py")]
     commands = {p.stem for p in [*modules, *packages]} - {"__main__"}
-    for command in commands:
-        assert f"mars_gguf.{command} " in listed
+    assert {row[1] for row in rows if row[:1] == ["mars-gguf"]} == commands
     scripts = {script.name for script in entry_points(group="console_scripts")}
-    assert {f"mars-gguf-{command}" for command in commands} <= scripts
+    named = {f"mars-gguf-{command}" for command in commands - {"completion"}}
+    assert named | {"mars-gguf"} <= scripts
 
 
 def test_every_console_script_leads_to_a_command() -> None:
     for script in entry_points(group="console_scripts"):
-        if script.name.startswith("mars-gguf-"):
+        if script.name.startswith("mars-gguf"):
             assert callable(script.load())
 
 
