@@ -169,7 +169,7 @@ def running(folder: Path, *arguments: str, api_key: str = "none") -> Iterator[Se
             process.kill()
 
 
-def chat(server: Server, messages: Any, *, model: str = "any", **options: Any) -> dict[str, Any]:
+def chat(server: Server, messages: Any, *, model: str = "", **options: Any) -> dict[str, Any]:
     reply: Any = server.client.chat.completions.create(
         model=model, messages=messages, **GREEDY | options
     )
@@ -182,12 +182,17 @@ def text_of(reply: dict[str, Any]) -> str:
 
 
 def streamed(
-    server: Server, messages: Any, stop_after: int | None = None, **options: Any
+    server: Server,
+    messages: Any,
+    stop_after: int | None = None,
+    *,
+    model: str = "",
+    **options: Any,
 ) -> tuple[str, Any]:
     """Text of a streamed reply, and ``mars`` of its last chunk; abandoned after some chunks."""
     text, mars = "", None
     with server.client.chat.completions.create(
-        model="any", messages=messages, stream=True, **GREEDY | options
+        model=model, messages=messages, stream=True, **GREEDY | options
     ) as stream:
         for n, chunk in enumerate(stream):
             if n == stop_after:

@@ -19,7 +19,10 @@ MAX_REPEAT_PENALTY = 100.0
 
 
 class RequestError(MarsError):
-    """A request that cannot be served as it is; ``status`` is the HTTP status."""
+    """A request that cannot be served as it is; ``status`` is the HTTP status, ``code`` the word
+    that the OpenAI API has for it."""
+
+    code: str | None = None
 
     def __init__(self, message: str, status: int = 400) -> None:
         super().__init__(message)

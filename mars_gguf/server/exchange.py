@@ -30,7 +30,7 @@ class Exchange:
     client_gone: asyncio.Event = field(default_factory=asyncio.Event)
     began: float = field(default_factory=time.perf_counter)
     deadline: float = math.inf
-    vector: str = DEFAULT_VECTOR
+    vector: str | None = DEFAULT_VECTOR  # None where the model is served unsteered
     model: str | None = None
     prompt: object = None
     steering: Steering | None = None

@@ -22,10 +22,11 @@ _TOO_LONG = re.compile(r"exceeds? (context window|n_ctx)")
 def describe(error: Exception) -> tuple[int, dict[str, Any]]:
     """HTTP status and body of an error."""
     error = _refusal(error) or error
-    status, message, code = 500, str(error) or type(error).__name__, None
+    status, message = 500, str(error) or type(error).__name__
+    code: str | None = None
     match error:
         case RequestError():
-            status = error.status
+            status, code = error.status, error.code
         case RequestValidationError():
             status, message = 422, _mistakes(error)
         case HTTPException():  # no route takes the request, or its body is no JSON at all

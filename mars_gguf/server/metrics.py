@@ -14,14 +14,17 @@ from mars_gguf.console import printable
 from mars_gguf.errors import MarsError, PromptError, SteeringError
 from mars_gguf.runtime.judging import Steering
 from mars_gguf.server.exchange import Exchange
+from mars_gguf.server.settings import UNSTEERED
 
 log = logging.getLogger("mars_gguf.server")
 
 TENTHS = [n / 10 for n in range(11)]
 SECONDS = [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]
 REQUESTS = Counter("mars_requests", "Requests answered", ["path", "status"])
-STEERED = Counter("mars_steered_requests", "Requests steered (alpha > 0)", ["modality"])
-GATE = Histogram("mars_gate", "Refusal gate s of replies", ["modality"], buckets=TENTHS)
+POLICY = ["model", "vector"]  # "none" of a model that is served unsteered
+REPLIES = Counter("mars_replies", "Replies begun", POLICY)
+STEERED = Counter("mars_steered_requests", "Requests steered (alpha > 0)", [*POLICY, "modality"])
+GATE = Histogram("mars_gate", "Refusal gate s of replies", [*POLICY, "modality"], buckets=TENTHS)
 FIRST_TOKEN = Histogram(
     "mars_first_token_seconds", "From request to first token, waiting included", buckets=SECONDS
 )
@@ -32,10 +35,13 @@ def count_and_log(scope: Scope, current: Exchange, status: int, log_prompts: boo
     whose messages may quote the request only where ``log_prompts``."""
     REQUESTS.labels(getattr(scope.get("route"), "path", "other"), status).inc()
     words = [scope["method"], printable(scope["path"]), str(status)]
-    if current.steering is not None and current.first_token is not None:
+    if current.first_token is not None:
         waited = current.first_token - current.began
-        _count_steering(current.steering, waited)
-        words += _steering_words(current, current.steering, waited)
+        policy = (current.model or "", current.vector or UNSTEERED)
+        _count_reply(policy, current.steering, waited)
+        words += [f"model={printable(policy[0])}", f"vector={printable(policy[1])}"]
+        words += _steering_words(current.steering)
+        words += [f"tokens={current.tokens}", f"first_token_ms={1000 * waited:.0f}"]
     words.append(f"ms={1000 * (time.perf_counter() - current.began):.0f}")
     words.append(f"request_id={current.request_id}")
     if current.prompt is not None:
@@ -47,25 +53,24 @@ def count_and_log(scope: Scope, current: Exchange, status: int, log_prompts: boo
     log.info(" ".join(words))
 
 
-def _count_steering(steering: Steering, waited: float) -> None:
+def _count_reply(policy: tuple[str, str], steering: Steering | None, waited: float) -> None:
     FIRST_TOKEN.observe(waited)
-    if steering.gate is not None:
-        GATE.labels(steering.modality).observe(steering.gate)
-    if steering.alpha > 0:
-        STEERED.labels(steering.modality).inc()
+    REPLIES.labels(*policy).inc()
+    if steering is not None and steering.gate is not None:
+        GATE.labels(*policy, steering.modality).observe(steering.gate)
+    if steering is not None and steering.alpha > 0:
+        STEERED.labels(*policy, steering.modality).inc()
 
 
-def _steering_words(current: Exchange, steering: Steering, waited: float) -> list[str]:
+def _steering_words(steering: Steering | None) -> list[str]:
+    if steering is None:
+        return ["steered=false"]
     return [
-        f"model={printable(current.model or '')}",
-        f"vector={printable(current.vector)}",
         f"modality={steering.modality}",
         f"position={steering.position or 'none'}",
         "t=none" if steering.t is None else f"t={steering.t:.3f}",
         "gate=none" if steering.gate is None else f"gate={steering.gate:.3f}",
         f"steered={str(steering.alpha > 0).lower()}",
-        f"tokens={current.tokens}",
-        f"first_token_ms={1000 * waited:.0f}",
     ]
 
 

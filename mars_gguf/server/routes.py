@@ -53,7 +53,8 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:
 @router.post("/v1/engines/copilot-codex/completions", response_model=None, include_in_schema=False)
 async def copilot_completions(request: Request, body: CompletionRequest) -> Response:
     """Completion by the model of that alias, or the first, whichever the request names."""
-    body.model = "copilot-codex"
+    alias = "copilot-codex"
+    body.model = alias if alias in request.app.state.models.vectors else None
     return await completions(request, body)
 
 
@@ -72,6 +73,7 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
 
 def _begin(request: Request, body: ChatRequest | CompletionRequest, prompt: object) -> None:
     current, state = current_exchange(), request.app.state
+    model = state.models.settings(body.model)
     if (body.n or 1) > 1:
         raise RequestError(f"n: found {body.n}, expected 1 reply a request")
     checks.require_few_probabilities(body)
@@ -81,9 +83,10 @@ def _begin(request: Request, body: ChatRequest | CompletionRequest, prompt: obje
     if body.mars is not None:
         if not state.settings.allow_client_control:
             raise RequestError("requests may not control steering on this server ('mars')", 403)
-        ids = state.models.vectors[state.models.settings(body.model).model_alias]
+        ids = state.models.vectors[model.model_alias]
         if body.mars.vector not in ids:
-            raise RequestError(f"mars.vector: no such id, expected one of {', '.join(ids)}")
+            expected = f"one of {', '.join(ids)}" if ids else "none: this model is not steered"
+            raise RequestError(f"mars.vector: no such id, expected {expected}")
         current.vector = body.mars.vector
 
 
@@ -148,12 +151,12 @@ async def _ask(request: Request, model: str | None, call: Callable[[SteeredLlama
 
 @router.get("/v1/models", tags=["OpenAI V1"])
 async def models(request: Request) -> dict[str, Any]:
-    """The models, and by which vector each is steered."""
+    """The models, and by which vector each is steered, if it is."""
     state = request.app.state
     data = []
     for alias, vectors in state.models.vectors.items():
         described = {id: _description(named) for id, named in vectors.items()}
-        mars: dict[str, Any] = {"steered": True, "vector": described[DEFAULT_VECTOR]}
+        mars: dict[str, Any] = {"steered": bool(vectors), "vector": described.get(DEFAULT_VECTOR)}
         if state.settings.allow_client_control:
             mars["vectors"] = described
         entry = {"object": "model", "created": 0, "owned_by": "me", "permissions": []}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +23,29 @@ from mars_gguf.runtime.selftest import self_test
 from mars_gguf.server.checks import RequestError
 from mars_gguf.server.exchange import exchange, require_wanted
 from mars_gguf.server.internals import load_llama
-from mars_gguf.server.settings import DEFAULT_VECTOR, RENDERED_FORMATS, TEMPLATES, ModelSettings
+from mars_gguf.server.settings import (
+    DEFAULT_VECTOR,
+    RENDERED_FORMATS,
+    TEMPLATES,
+    UNSTEERED,
+    ModelSettings,
+)
 from mars_gguf.vectors import Vector, read_vector
+
+log = logging.getLogger("mars_gguf.server")
+# Settings in which models may differ that are loaded once.
+OWN = {"model_alias", "vector", "vectors", "force_vector"}
+
+
+class UnknownModel(RequestError):
+    """Says that no model has the name that a request gives."""
+
+    code = "model_not_found"
+
+    def __init__(self, found: str, known: list[str]) -> None:
+        super().__init__(
+            f"model: found {found[:100]!r}, expected one of {', '.join(known)}", status=404
+        )
 
 
 @dataclass(frozen=True)
@@ -41,26 +63,44 @@ class NamedVector:
 
 
 class Models:
-    """Holds the model that was asked last, of those that are served, and the vectors of all.
+    """Holds the weights that were asked last, of those that are served, and the vectors of all
+    models. Models that differ in name and vectors alone have their weights in common.
 
     All models and vectors are loaded once at the start, so that one which does not fit is found
     then. Raises MarsError.
+
+    vectors: of each model, by its alias: those that a request may choose, none where it is served
+    unsteered.
     """
 
     def __init__(self, models: list[ModelSettings]) -> None:
-        self._by_alias = {settings.model_alias: settings for settings in models}
-        self.vectors = {
-            alias: {
-                name: NamedVector.read(path)
-                for name, path in ({DEFAULT_VECTOR: settings.vector} | settings.vectors).items()
-            }
-            for alias, settings in self._by_alias.items()
-        }
+        self._by_alias = {str(settings.model_alias): settings for settings in models}
+        self.vectors = {alias: _vectors(settings) for alias, settings in self._by_alias.items()}
+        self._alike: dict[str, list[ModelSettings]] = {}  # by what they have in common
+        for settings in models:
+            self._alike.setdefault(self._weights(settings), []).append(settings)
+        self._log()
         self._stopped = False  # in the middle of a prompt
-        for settings in models[1:]:
-            self._load(settings).close()
-        self._held = models[0]
+        self._held, *others = self._alike
+        for weights in others:
+            self._load(weights).close()
         self._llama: SteeredLlama | None = self._load(self._held)
+
+    def _weights(self, settings: ModelSettings) -> str:
+        """Names the weights of a model by all in which models that share them must agree."""
+        vectors = self.vectors[str(settings.model_alias)]
+        measured = vectors[DEFAULT_VECTOR].vector.model.reasoning if vectors else None
+        reasoning = settings.reasoning or measured or None
+        return settings.model_copy(update={"reasoning": reasoning}).model_dump_json(exclude=OWN)
+
+    def _log(self) -> None:
+        for alike in self._alike.values():
+            if len(alike) > 1:
+                names = ", ".join(str(settings.model_alias) for settings in alike)
+                log.info("loaded once for %s", names)
+        for alias, vectors in self.vectors.items():
+            if not vectors:
+                log.warning("%s is NOT STEERED: its settings say vector %r", alias, UNSTEERED)
 
     def close(self) -> None:
         """Frees the model that is held."""
@@ -69,50 +109,58 @@ class Models:
         self._llama = None
 
     def settings(self, model: str | None) -> ModelSettings:
-        """The settings of the model that a request means by ``model``; the first if none has that
-        alias."""
-        return self._by_alias.get(model) or next(iter(self._by_alias.values()))
+        """The settings of the model that a request means by ``model``: the first if it names none,
+        and where there is one model alone, that. Raises UnknownModel."""
+        if not model or len(self._by_alias) == 1:
+            return next(iter(self._by_alias.values()))
+        if model not in self._by_alias:
+            raise UnknownModel(model, [*self._by_alias])
+        return self._by_alias[model]
 
     def __call__(self, model: str | None = None) -> SteeredLlama:
         """The model that a request means by ``model``, steered by the vector that it asks for.
 
-        Raises RequestError if it cannot be loaded any more.
+        Raises RequestError if it cannot be loaded any more, UnknownModel.
         """
         settings = self.settings(model)
-        if settings is not self._held or self._llama is None:
+        weights = self._weights(settings)
+        if weights != self._held or self._llama is None:
             self.close()
             try:
-                self._held, self._llama = settings, self._load(settings)
+                self._held, self._llama = weights, self._load(weights)
             except MarsError as error:  # its message names files
                 raise RequestError("the model could not be loaded", 500) from error
-        vector, current = DEFAULT_VECTOR, exchange.get()
+        # What a completion calls its model if the request names none.
+        self._llama.model_path = str(settings.model_alias)
+        vectors, current = self.vectors[str(settings.model_alias)], exchange.get()
+        vector = DEFAULT_VECTOR if current is None or current.vector is None else current.vector
         if current is not None:
-            vector, current.model = current.vector, settings.model_alias
-        chosen = self.vectors[settings.model_alias][vector].vector.policy()
-        if self._llama.policies != (chosen,) or self._stopped:
+            current.model, current.vector = settings.model_alias, vector if vectors else None
+        chosen = (vectors[vector].vector.policy(),) if vectors else ()
+        if self._llama.steerer.policies != chosen or self._stopped:
             self._llama.context.rewind(0)
-            self._llama.steerer.steer_by(chosen)
+            self._llama.steerer.steer_by(*chosen)
             self._stopped = False
         return self._llama
 
-    def _load(self, settings: ModelSettings) -> SteeredLlama:
-        """Loads a model, and tries each of its vectors on it."""
-        vectors = self.vectors[settings.model_alias]
+    def _load(self, weights: str) -> SteeredLlama:
+        """Loads weights, and tries each vector of the models that have them."""
+        settings = self._alike[weights][0]
         try:
             for_loader, arguments = _divided(settings)
-            own = {"vector": vectors[DEFAULT_VECTOR].vector, "force": settings.force_vector}
-            with _loading(own | arguments):
+            vectors = self.vectors[str(settings.model_alias)]
+            first = vectors[DEFAULT_VECTOR].vector if vectors else None
+            with _loading({"vector": first, "force": settings.force_vector} | arguments):
                 llama: SteeredLlama = load_llama(for_loader)
             if arguments:
                 llama.template.takes("user")  # raises ModelError if it shows no text
-            for name, named in vectors.items():
-                _try_vector(llama, name, named.vector, settings)
+            for settings in self._alike[weights]:
+                for name, named in self.vectors[str(settings.model_alias)].items():
+                    _try_vector(llama, name, named.vector, settings)
         except MarsError as error:
             raise type(error)(f"{settings.model_alias}: {error}") from error
         except (AssertionError, ValueError, OSError, ImportError) as error:
             raise ModelError(f"{settings.model_alias}: cannot be loaded: {error}") from error
-        # What a completion calls its model if the request names none.
-        llama.model_path = settings.model_alias
         # From here on: what was decoded until now belongs to no request.
         llama.on_batch, llama.on_token = self._after_batch, partial(_after_token, llama)
         if llama.projector is not None:
@@ -131,12 +179,20 @@ def _after_token(llama: SteeredLlama) -> None:
     current = exchange.get()
     if current is None:
         return
-    if llama.last_steering is None:
+    if llama.last_steering is None and current.vector is not None:
         raise SteeringError("a token was sampled that steering had not seen")
     if current.tokens == 0:
         current.first_token = time.perf_counter()
     current.steering = llama.last_steering
     current.tokens += 1
+
+
+def _vectors(settings: ModelSettings) -> dict[str, NamedVector]:
+    """The vectors of a model by name, read."""
+    if settings.vector == UNSTEERED:
+        return {}
+    paths = {DEFAULT_VECTOR: settings.vector} | settings.vectors
+    return {name: NamedVector.read(path) for name, path in paths.items()}
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from mars_gguf.options import servers
 from mars_gguf.reasoning import Reasoning
 from mars_gguf.server.internals import add_args_from_model
 
-DEFAULT_VECTOR = "default"
+DEFAULT_VECTOR, UNSTEERED = "default", "none"
 # Values of chat_format: those that mean the chat template of the model's GGUF, those that name
 # another template, and both, which is all that SteeredLlama can write prompts in.
 OWN_FORMATS = (None, "chat_template.default", "mtmd", "gemma4")
@@ -42,7 +42,8 @@ class ModelSettings(upstream.ModelSettings):
     model_config = SettingsConfigDict(use_attribute_docstrings=True)
 
     vector: str = ""
-    """Vector file that mars_gguf.convert wrote."""
+    """Vector file that mars_gguf.convert wrote; none, for a model that is served unsteered beside
+    others."""
     mmproj: str = ""
     """Multimodal projector (GGUF); another name for clip_model_path."""
     vectors: dict[str, str] = Field({})
@@ -169,6 +170,11 @@ def read_settings(argv: list[str] | None) -> tuple[ServerSettings, list[ModelSet
                 "verbose makes llama.cpp print prompts with pictures: give --log-prompts "
                 "as well, or leave verbose off"
             )
+    if models[0].vector == UNSTEERED:
+        raise MarsError(
+            f"{models[0].model_alias}: vector none: the first model is that of requests which name "
+            "none. Put a model that is steered before it, in a configuration file."
+        )
     names = [model.model_alias for model in models]
     if len(set(names)) < len(names):
         raise MarsError(f"models of the same name ({names}): give each a model_alias")
@@ -193,15 +199,17 @@ def _complete(model: ModelSettings) -> None:
             "--vector, or as vector in the configuration file: this server does not run models "
             "unsteered."
         )
-    if DEFAULT_VECTOR in model.vectors:
-        raise MarsError(f"{name}: vectors: the id {DEFAULT_VECTOR!r} means --vector already")
+    if taken := model.vectors.keys() & {DEFAULT_VECTOR, UNSTEERED}:
+        raise MarsError(f"{name}: vectors: the id {min(taken)!r} has a meaning of its own")
+    if model.vectors and model.vector == UNSTEERED:
+        raise MarsError(f"{name}: vector none and vectors: give one of them")
     if model.mmproj and model.clip_model_path not in (None, model.mmproj):
         raise MarsError(f"{name}: mmproj and clip_model_path name different files: give one")
     model.model_alias = name  # llama_cpp.server would show clients the path
     model.clip_model_path = model.mmproj or model.clip_model_path
     if model.chat_format in RENDERED_FORMATS:
         return  # of these the vector says whether it was measured with them
-    if not model.force_vector:
+    if not model.force_vector and model.vector != UNSTEERED:
         raise MarsError(
             f"{name}: chat_format: found {model.chat_format!r}, with which no vector is measured. "
             f"Leave it out for the chat template of the model's GGUF, name one of "

@@ -39,7 +39,8 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def configured(tmp_path_factory: pytest.TempPathFactory, broken: str) -> Iterator[Server]:
-    """Models from a configuration file, the last of them lost since; every permission given."""
+    """Models from a configuration file, three of which have their weights in common and the last is
+    lost since; every permission given."""
     folder = tmp_path_factory.mktemp("configured")
     write_vector(models.vector(broken, layer=2, modalities=["text"]), folder / "broken.gguf")
     own = read_vector(demo_model.VECTOR)
@@ -49,21 +50,27 @@ def configured(tmp_path_factory: pytest.TempPathFactory, broken: str) -> Iterato
     write_vector(replace(always, model=model), folder / "always.gguf")
     gone = shutil.copy(broken, folder / "gone.gguf")
     threads = {"n_threads": 1, "n_threads_batch": 1, "n_ctx": 512}
+    pictures = {
+        "model": DEMO,
+        "mmproj": DEMO_MMPROJ,
+        "chat_template_kwargs": {"enable_thinking": False},
+        **threads,
+    }
+    always_file = str(folder / "always.gguf")
     content = {
         "api_key": "secret",
         "allow_client_control": True,
         "allow_private_media": True,
         "max_media_bytes": 100_000,
         "models": [
-            {
-                "model": DEMO,
+            pictures
+            | {
                 "model_alias": "pictures",
-                "mmproj": DEMO_MMPROJ,
                 "vector": str(folder / "own.gguf"),
-                "vectors": {"always": str(folder / "always.gguf")},
-                "chat_template_kwargs": {"enable_thinking": False},
-                **threads,
+                "vectors": {"always": always_file},
             },
+            pictures | {"model_alias": "strict", "vector": always_file},
+            pictures | {"model_alias": "plain", "vector": "none"},
             {"model": broken, "vector": str(folder / "broken.gguf"), "cache": True, **threads},
             {"model": str(gone), "vector": str(folder / "broken.gguf"), **threads},
         ],

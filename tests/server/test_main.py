@@ -27,6 +27,8 @@ def test_the_server_does_not_start_with_what_does_not_fit(
     config = tmp_path / "config.json"
     fits = {"model": DEMO, "vector": good}
     config.write_text(json.dumps({"models": [fits, {"model": small_llama, "vector": good}]}))
+    unsteered = tmp_path / "unsteered.json"
+    unsteered.write_text(json.dumps({"models": [fits | {"vector": "none"}, fits]}))
     typo = tmp_path / "typo.json"
     typo.write_text(json.dumps({"models": [{**fits, "vectr": good}]}))
     demo_flags = ["--model", DEMO, "--mmproj", DEMO_MMPROJ]
@@ -51,6 +53,9 @@ def test_the_server_does_not_start_with_what_does_not_fit(
         (["--demo", "--chat_template_kwargs", '{"messages": 1}'], "messages cannot be set"),
         (["--model", mute, "--vector", good, "--force"], "shows no text of a user"),
         (["--config_file", str(config)], "made for another model"),
+        (["--config_file", str(unsteered)], "first model is that of requests which name none"),
+        (["--model", DEMO, "--vector", "none"], "first model is that of requests which name none"),
+        (["--demo", "--vectors", json.dumps({"none": good})], "'none' has a meaning of its own"),
         (["--config_file", str(typo)], "vectr"),
         (["--config_file", str(config), "--vector", good], "in the configuration file"),
         (["--config_file", str(tmp_path / "none.json")], "cannot be read"),

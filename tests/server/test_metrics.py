@@ -41,9 +41,10 @@ def test_metrics_count_requests_and_steering(server: Server) -> None:
     after = numbers()
     for name, difference in {
         'mars_requests_total{path="/v1/chat/completions",status="200"}': 2,
-        'mars_steered_requests_total{modality="text"}': 1,
-        'mars_gate_count{modality="text"}': 2,
-        'mars_gate_bucket{le="0.0",modality="text"}': 1,
+        'mars_steered_requests_total{modality="text",model="demo",vector="default"}': 1,
+        'mars_gate_count{modality="text",model="demo",vector="default"}': 2,
+        'mars_gate_bucket{le="0.0",modality="text",model="demo",vector="default"}': 1,
+        'mars_replies_total{model="demo",vector="default"}': 2,
         "mars_first_token_seconds_count": 2,
     }.items():
         assert after[name] - before[name] == difference, name

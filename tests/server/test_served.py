@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import models
 import openai
 import pytest
+from llama_cpp import Llama
 from models import DEMO, DEMO_MMPROJ, OPEN
 from servers import (
+    GREEDY,
     HARMFUL,
+    HARMLESS,
     ONE_THREAD,
     PICTURE,
     Server,
@@ -41,6 +45,88 @@ def test_each_model_is_steered_by_its_own_vector(configured: Server, broken: str
         assert reply["mars"]["alpha"] > 0
         assert reply["mars"]["layer"] == layers[model]
         assert f"model={model} " in line
+
+
+def test_models_of_the_same_weights_have_them_in_common_and_each_its_own_vector(
+    configured: Server,
+) -> None:
+    plain = Llama(DEMO, **models.OPTIONS | {"n_ctx": 512})
+    reply: Any = plain.create_chat_completion([HARMFUL], repeat_penalty=1.1, **GREEDY)
+    plain.close()
+    unsteered = reply["choices"][0]["message"]["content"]
+
+    def ask(job: tuple[str, bool]) -> None:
+        model, stream = job
+        if model == "plain":
+            text, mars = streamed(configured, [HARMFUL], model=model)
+            assert (text, mars) == (unsteered, None)
+            return
+        if stream:
+            _, mars = streamed(configured, [HARMLESS], model=model)
+        else:
+            mars = chat(configured, [HARMLESS], model=model)["mars"]
+        assert (mars["alpha"] > 0) == (model == "strict")
+
+    jobs = [(model, way) for way in (True, False) for model in ("pictures", "strict", "plain")]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(ask, jobs * 3))
+    _, line = chat_and_line(configured, [HARMFUL], model="plain")
+    assert " model=plain vector=none steered=false tokens=" in line
+    counted = configured.get("/metrics")
+    assert 'mars_replies_total{model="plain",vector="none"}' in counted
+    assert 'mars_steered_requests_total{modality="text",model="strict",vector="default"}' in counted
+    log = configured.log.read_text()
+    assert "loaded once for pictures, strict, plain\n" in log
+    assert "WARNING plain is NOT STEERED" in log
+    listed = {
+        e["id"]: e["mars"]["steered"] for e in json.loads(configured.get("/v1/models"))["data"]
+    }
+    assert [*listed.values()] == [True, True, False, True, True]
+
+
+def test_weights_are_loaded_once_for_all_names_that_differ_in_vectors_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def load(settings: Any) -> Any:
+        loaded.append(settings.model_alias)
+        return load_llama(settings)
+
+    loaded: list[str] = []
+    load_llama = served.load_llama
+    monkeypatch.setattr(served, "load_llama", load)
+    same = {"model": DEMO, "n_threads": 1, "n_threads_batch": 1, "n_ctx": 256}
+    steered = same | {"vector": str(demo_model.VECTOR)}
+    given = [
+        steered | {"model_alias": "a"},
+        steered | {"model_alias": "longer", "n_ctx": 512},
+        same | {"model_alias": "b", "vector": "none"},
+        steered | {"model_alias": "c", "force_vector": True},
+    ]
+    (tmp_path / "server.json").write_text(json.dumps({"models": given}))
+    held = Models(read_settings(["--config_file", str(tmp_path / "server.json")])[1])
+    assert loaded == ["longer", "a"]
+    first = held("a")
+    assert held("b") is held("c") is first and loaded == ["longer", "a"]
+    assert held("longer") is not first and loaded == ["longer", "a", "longer"]
+    held.close()
+
+
+def test_a_name_that_no_model_has_is_an_error_where_there_are_several(
+    configured: Server, server: Server
+) -> None:
+    ask = configured.client
+    for call in (
+        lambda: chat(configured, [HARMFUL], model="gpt-5"),
+        lambda: streamed(configured, [HARMFUL], model="gpt-5"),
+        lambda: ask.completions.create(model="gpt-5", prompt="Hello"),
+        lambda: ask.embeddings.create(model="gpt-5", input="Hello"),
+        lambda: configured.extra("tokenize", {"model": "gpt-5", "input": "Hello"}),
+    ):
+        with pytest.raises(openai.NotFoundError, match="expected one of pictures, ") as refused:
+            call()
+        assert refused.value.code == "model_not_found"
+    for model in ("gpt-5", "demo", ""):
+        assert chat(server, [HARMFUL], model=model, max_tokens=1)["mars"]["alpha"] > 0
 
 
 def test_a_model_and_its_mmproj_may_come_from_a_hub(monkeypatch: pytest.MonkeyPatch) -> None:

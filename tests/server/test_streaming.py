@@ -176,7 +176,7 @@ def test_a_probe_that_fails_after_a_ping_is_an_error_in_the_stream_and_the_log(
 
     before, headers = failures(), identified()
     with configured.client.chat.completions.create(
-        model="any", messages=[HARMFUL], max_tokens=400, stream=True, extra_body=ENDLESS
+        model="pictures", messages=[HARMFUL], max_tokens=400, stream=True, extra_body=ENDLESS
     ) as occupying:
         next(occupying)
         stream = configured.client.chat.completions.create(
