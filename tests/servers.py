@@ -53,6 +53,12 @@ class Server:
     port: int
     log: Path
     api_key: str = "none"
+    pid: int = 0
+
+    def children(self) -> list[int]:
+        """Processes that it has begun."""
+        tasks = Path(f"/proc/{self.pid}/task").glob("*/children")
+        return [int(pid) for task in tasks for pid in task.read_text().split()]
 
     @property
     def client(self) -> openai.OpenAI:
@@ -160,7 +166,7 @@ def running(folder: Path, *arguments: str, api_key: str = "none") -> Iterator[Se
             time.sleep(0.1)
         else:
             raise AssertionError(f"not started in two minutes:\n{log.read_text()}")
-        yield Server(int(started[1]), log, api_key)
+        yield Server(int(started[1]), log, api_key, process.pid)
     finally:
         process.terminate()
         try:

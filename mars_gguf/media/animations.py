@@ -24,7 +24,7 @@ def load_animation(path: str | PathLike[str], count: int, longest_side: int) -> 
     MAX_TOGETHER in all, before those are decoded.
     """
     name, frames = str(path), []
-    with picture_file(path) as file, readable(file, name), _opened(file, name) as image:
+    with picture_file(path) as file, readable(file, name) as timed, _opened(timed, name) as image:
         n_frames = min(getattr(image, "n_frames", 1), MAX_FRAMES)
         most = min(MAX_PIXELS, MAX_TOGETHER // n_frames)
         require_size(image.size, name, most)

@@ -6,12 +6,13 @@ import base64
 import io
 import re
 import struct
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
@@ -21,6 +22,7 @@ from mars_gguf.modalities import IMAGE, VIDEO
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 # Of a JPEG. Programs write about ten; each can be a few bytes that take as long as all the picture.
 MAX_SCANS = 64
+SECONDS = 60.0  # that a picture may be read for; the server allows less
 BLOCK = 4096  # bytes that are decoded at a time: a file that cannot be read any more ends that
 # Pixels wide and high that are kept at most: of a picture that a person shows, more than models
 # look at, also those that cut it into slices; of one to measure with, and of a frame of a film.
@@ -55,7 +57,11 @@ def load_images(paths: Sequence[str | PathLike[str]], longest_side: int) -> list
     total = 0
     for path in paths:
         name = str(path)
-        with picture_file(path) as file, readable(file, name), open_image(file, name) as opened:
+        with (
+            picture_file(path) as file,
+            readable(file, name) as timed,
+            open_image(timed, name) as opened,
+        ):
             total += opened.width * opened.height
         if total > MAX_TOGETHER:
             raise MarsError(
@@ -80,17 +86,21 @@ def picture_file(path: str | PathLike[str]) -> Iterator[BinaryIO]:
         raise MarsError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def decode_image(file: BinaryIO, name: str, max_pixels: int | None = None) -> Image.Image:
+def decode_image(
+    file: BinaryIO, name: str, max_pixels: int | None = None, seconds: float = SECONDS
+) -> Image.Image:
     """Decodes the picture in ``file`` as RGB, upright (EXIF orientation applied), transparency over
     white; messages call it ``name``.
 
     The format is told from the content; of an animation it is the first frame. Nothing is decoded
-    before the size is known to be at most ``max_pixels`` (default: ``PIL.Image.MAX_IMAGE_PIXELS``).
+    before the size is known to be at most ``max_pixels`` (default: ``PIL.Image.MAX_IMAGE_PIXELS``),
+    and nothing is read after ``seconds``.
 
-    Raises MarsError if it is not a picture in one of `FORMATS`, damaged, or too large.
+    Raises MarsError if it is not a picture in one of `FORMATS`, damaged, too large, or takes too
+    long.
     """
-    with readable(file, name):
-        with open_image(file, name, max_pixels) as image:
+    with readable(file, name, seconds) as timed:
+        with open_image(timed, name, max_pixels) as image:
             image.load()
             turned = orientation(image)
             colours = _rgb(image)
@@ -102,11 +112,28 @@ def decode_image(file: BinaryIO, name: str, max_pixels: int | None = None) -> Im
         return colours
 
 
+class _Timed:
+    """A file that cannot be read any more when it is too late: decoders of some formats go on for
+    as long as a file has bytes."""
+
+    def __init__(self, file: BinaryIO, name: str, seconds: float) -> None:
+        self.file, self.name, self.ends = file, name, time.monotonic() + seconds
+
+    def read(self, size: int = -1) -> bytes:
+        if time.monotonic() >= self.ends:
+            raise MarsError(f"{self.name}: takes too long to decode; shrink it first")
+        return self.file.read(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
 @contextmanager
-def readable(file: BinaryIO, name: str) -> Iterator[None]:
-    """Makes a MarsError of all that Pillow raises over the picture in ``file``, called ``name``."""
+def readable(file: BinaryIO, name: str, seconds: float = SECONDS) -> Iterator[BinaryIO]:
+    """Gives the picture in ``file``, called ``name``, to be read for ``seconds``, and makes a
+    MarsError of all that Pillow raises over it."""
     try:
-        yield
+        yield cast(BinaryIO, _Timed(file, name, seconds))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise MarsError(f"{name}: picture too large: {error}") from error
     except UnidentifiedImageError as error:

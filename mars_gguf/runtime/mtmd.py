@@ -135,7 +135,7 @@ class Projector:
 
         file = io.BytesIO(data)
         try:
-            with readable(file, name), open_image(file, name) as image:
+            with readable(file, name) as timed, open_image(timed, name) as image:
                 image.load()
                 # What libmtmd does not read by itself, or otherwise than people see it.
                 if (

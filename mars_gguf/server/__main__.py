@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 import os
-import warnings
 
 from mars_gguf.console import command
 from mars_gguf.errors import MarsError
@@ -23,8 +22,6 @@ def main(argv: list[str] | None = None) -> None:
             raise MarsError(
                 f"the server needs the package {error.name}: pip install 'mars-gguf[server]'"
             ) from error
-        # Pillow's: of a damaged picture, one for each of what may be thousands of tags.
-        warnings.filterwarnings("ignore", module=r"PIL\.")
         server, models = read_settings(argv)
         _log_to_stderr()
         app = create_app(server, models)

@@ -5,11 +5,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
-import math
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -17,19 +14,15 @@ import anyio
 from anyio import to_thread
 from PIL import Image
 
-from mars_gguf.errors import MarsError
-from mars_gguf.media.images import data_url, decode_image
-from mars_gguf.media.video import load_video
+from mars_gguf.media.images import data_url
 from mars_gguf.modalities import IMAGE, VIDEO
 from mars_gguf.server.checks import RequestError
-from mars_gguf.server.exchange import require_wanted
+from mars_gguf.server.decoders import LIMITER, decode_in_thread
 from mars_gguf.server.fetching import fetch_in_thread, too_large
 from mars_gguf.server.settings import ServerSettings
 
 MEDIA = (IMAGE.part, "video_url", VIDEO.part)  # types of parts, and the key of what they hold
 BASE64 = 1 << 20  # characters that are decoded at a time
-SMALLEST_FRAME = 28 * 28  # pixels
-_DECODES = anyio.CapacityLimiter(2)  # a picture takes some 100 MB while it is decoded
 
 
 async def inline_media(messages: Sequence[Any], settings: ServerSettings) -> None:
@@ -76,17 +69,21 @@ class _Limits:
         self.deadline = time.monotonic() + settings.media_timeout
 
     async def picture(self, given: Any) -> str:
-        data = await self._read(given)
-        return await self._url(
-            await to_thread.run_sync(decode, data, self.n_pixels, self.deadline, limiter=_DECODES)
-        )
+        (found,) = await self._decoded({}, await self._read(given))
+        return await self._url(found)
 
     async def film(self, given: Any) -> list[str]:
         data = await self._read(given)
-        frames = await to_thread.run_sync(
-            decode_film, data, self.settings, self.n_pixels, self.deadline, limiter=_DECODES
-        )
+        with TemporaryDirectory() as folder:
+            path = anyio.Path(folder, "film")
+            await path.write_bytes(data)
+            film = {"film": str(path), "max_frames": self.settings.max_video_frames}
+            frames = await self._decoded(film)
         return [await self._url(frame) for frame in frames]
+
+    async def _decoded(self, asked: dict[str, Any], data: bytes = b"") -> list[Image.Image]:
+        limits = {"max_pixels": self.n_pixels, "most_pixels": self.settings.max_media_pixels}
+        return await decode_in_thread(asked | limits, self.deadline, data)
 
     async def _read(self, given: Any) -> bytes:
         url = given["url"] if isinstance(given, dict) else given
@@ -101,7 +98,7 @@ class _Limits:
 
     async def _url(self, picture: Image.Image) -> str:
         self.n_pixels -= picture.width * picture.height
-        return await to_thread.run_sync(data_url, picture, limiter=_DECODES)
+        return await to_thread.run_sync(data_url, picture, limiter=LIMITER)
 
 
 def from_data_url(url: str, max_bytes: int) -> bytes:
@@ -117,54 +114,3 @@ def from_data_url(url: str, max_bytes: int) -> bytes:
         return b"".join(base64.b64decode(piece, validate=True) for piece in pieces)
     except (binascii.Error, ValueError) as error:
         raise RequestError(f"a data URL is not base64: {error}") from error
-
-
-class _Watched(io.BytesIO):
-    """A file that cannot be read any more when it is too late, or when nobody waits for it."""
-
-    def __init__(self, data: bytes, deadline: float) -> None:
-        super().__init__(data)
-        self.deadline = deadline
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        require_wanted()
-        if time.monotonic() >= self.deadline:
-            raise RequestError("a picture takes too long to decode: send fewer or smaller ones")
-        return super().read(size)
-
-
-def decode(data: bytes, max_pixels: int, deadline: float = math.inf) -> Image.Image:
-    """Decodes a picture, upright, as RGB. Raises RequestError, before anything large is decoded or
-    after ``deadline``, and ClientGone."""
-    try:
-        return decode_image(_Watched(data, deadline), "a picture", max_pixels)
-    except RequestError:
-        raise
-    except MarsError as error:
-        raise RequestError(str(error)) from error
-
-
-def decode_film(
-    data: bytes, settings: ServerSettings, max_pixels: int, deadline: float
-) -> list[Image.Image]:
-    """Decodes frames of a film, scaled down to ``max_pixels`` together. Raises RequestError."""
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "film"
-        path.write_bytes(data)
-        try:
-            frames = load_video(
-                path,
-                max_frames=settings.max_video_frames,
-                max_pixels=settings.max_media_pixels,
-                seconds=deadline - time.monotonic(),
-            ).frames
-        except MarsError as error:
-            raise RequestError(str(error).replace(str(path), "a film")) from error
-    share = max_pixels // len(frames)
-    if share < SMALLEST_FRAME:
-        raise RequestError("a film's frames have too many pixels, counting what precedes it")
-    for frame in frames:
-        scale = (share / (frame.width * frame.height)) ** 0.5
-        if scale < 1:
-            frame.thumbnail((int(frame.width * scale) or 1, int(frame.height * scale) or 1))
-    return frames

@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
+import signal
 import struct
 import time
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +23,8 @@ from PIL import Image
 from servers import Server, running
 
 from mars_gguf.errors import MarsError
-from mars_gguf.media.images import MAX_SCANS, count_scans, load_image
-from mars_gguf.server import attachments
+from mars_gguf.media.images import MAX_SCANS, count_scans, decode_image, load_image
+from mars_gguf.server import decoders
 from mars_gguf.server.checks import RequestError
 
 ONE_THREAD = ["--n_threads", "1", "--n_threads_batch", "1"]
@@ -149,10 +152,29 @@ def test_scans_are_those_of_the_picture_and_not_of_what_it_carries_along(tmp_pat
 @pytest.mark.parametrize("kind", LONG)
 def test_decoding_ends_when_the_time_for_it_has_passed(kind: str) -> None:
     picture = LONG[kind]()
+    limits = {"max_pixels": 16 << 20, "most_pixels": 16 << 20}
     began = time.monotonic()
     with pytest.raises(RequestError, match="takes too long to decode"):
-        attachments.decode(picture, 16 << 20, began + 0.5)
-    assert time.monotonic() - began < 3
+        decoders.decode(limits, began + 0.5, picture)
+    with pytest.raises(MarsError, match="takes too long to decode"):
+        decode_image(io.BytesIO(picture), "a picture", seconds=0.5)
+    assert time.monotonic() - began < 5
+
+
+def test_a_picture_that_brings_its_decoder_down_brings_no_server_down(server: Server) -> None:
+    slow, plain = io.BytesIO(LONG["comments"]()), io.BytesIO()
+    models.picture(1).save(plain, "PNG")
+    show(server, plain.getvalue())  # there is a worker now
+    with ThreadPoolExecutor(1) as thread:
+        shown = thread.submit(show, server, slow.getvalue())
+        while not shown.done():
+            time.sleep(0.5)
+            for worker in server.children():
+                os.kill(worker, signal.SIGSEGV)
+        with pytest.raises(openai.BadRequestError, match=r"its decoder ended \(SIGSEGV\)"):
+            shown.result()
+    assert show(server, plain.getvalue()) < 5
+    assert "a decoder of pictures ended (SIGSEGV)" in server.log.read_text()
 
 
 def test_pictures_whose_clients_have_left_keep_no_other_waiting(server: Server) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -26,19 +27,38 @@ from servers import (
 )
 from sites import pictures_served
 
-from mars_gguf.server import attachments
+from mars_gguf.server import attachments, decoders
 from mars_gguf.server.checks import RequestError
 from mars_gguf.server.settings import read_settings
 
 PIXELS = base64.b64decode(PICTURE.partition(",")[2])  # the file in it
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of damaged EXIF data
 @pytest.mark.parametrize("data", ODD.values(), ids=ODD)
 def test_a_picture_with_odd_exif_data_is_decoded_upright(data: bytes) -> None:
     file = io.BytesIO()
     Image.new("RGB", (40, 20)).save(file, "PNG", exif=data)
-    assert attachments.decode(file.getvalue(), 1 << 20).size == (20, 40)
+    limits = {"max_pixels": 1 << 20, "most_pixels": 1 << 20}
+    (found,) = decoders.decode(limits, time.monotonic() + 30, file.getvalue())
+    assert found.size == (20, 40)
+
+
+def test_nothing_that_a_client_has_encoded_goes_on_to_the_model() -> None:
+    """Whatever the format: what libmtmd decodes again is a PNG of the server's own making."""
+    settings = read_settings(["--demo"])[0]
+    for form in ("PNG", "JPEG", "WEBP", "GIF", "BMP"):
+        file = io.BytesIO()
+        more = (
+            {}
+            if form in ("GIF", "BMP")
+            else {"exif": ODD["two orientations"], "icc_profile": b"x" * 200}
+        )
+        Image.new("RGB", (40, 20)).save(file, form, **more)
+        url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+        anyio.run(attachments.inline_media, [shown := picture_message(url)], settings)
+        data = base64.b64decode(shown["content"][0]["image_url"]["url"].partition(",")[2])
+        places = [m.start() for m in re.finditer(b"IHDR|IDAT|IEND|iCCP|eXIf|tEXt", data)]
+        assert [data[at : at + 4] for at in places] == [b"IHDR", b"IDAT", b"IEND"]
 
 
 @pytest.mark.parametrize(
@@ -178,6 +198,7 @@ def test_films_are_decoded_within_limits(tmp_path: Path) -> None:
     given = {"type": "video", "video": [PICTURE] * 4}
     with pytest.raises(RequestError, match="4 frames, expected at most 3"):
         anyio.run(attachments.inline_media, [{"role": "user", "content": [given]}], settings)
+    path = tmp_path / "given"
     (tmp_path / "film.mp4").write_bytes(film())
     playlist = PLAYLIST % bytes(tmp_path / "film.mp4")
     for content, pixels, seconds, message in (
@@ -186,5 +207,7 @@ def test_films_are_decoded_within_limits(tmp_path: Path) -> None:
         (playlist, 7000, 30, "no frames found|PyAV cannot read it"),
         (film(2, 1280, 720), 7000, 30, "7000 pixels a frame|PyAV cannot read it"),
     ):
+        path.write_bytes(content)
+        asked = {"film": str(path), "max_frames": 3, "most_pixels": 7000, "max_pixels": pixels}
         with pytest.raises(RequestError, match=message):
-            attachments.decode_film(content, settings, pixels, time.monotonic() + seconds)
+            decoders.decode(asked, time.monotonic() + seconds)

@@ -1,0 +1,93 @@
+"""Decodes what strangers send, in a process of its own that its parent can end: ``python -m
+mars_gguf.media.worker``, standard input a socket.
+
+Both ways a message is the length of its head (4 bytes, big-endian), the head, which is JSON, and
+bytes: towards it a picture, from it the pixels of pictures as RGB, one after another. Nothing that
+comes from here is run or unpickled, so that a decoder which a picture has taken over stays alone.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import resource
+import signal
+import socket
+import struct
+from typing import Any
+
+from PIL import Image
+
+from mars_gguf.errors import MarsError
+from mars_gguf.media.images import decode_image
+from mars_gguf.media.video import load_video
+
+LENGTH = struct.Struct(">I")
+# Bytes that decoding may take, and more of them for each pixel. Films are decoded by many threads.
+PICTURE, FILM = (256 << 20, 32), (1 << 30, 64)
+LAST = 2.0  # seconds after the deadline, when there may be no parent any more
+SMALLEST_FRAME = 28 * 28  # pixels
+
+
+def pack(head: dict[str, Any]) -> bytes:
+    """Writes the head of a message, with its length."""
+    content = json.dumps(head).encode()
+    return LENGTH.pack(len(content)) + content
+
+
+def serve(connection: socket.socket) -> None:
+    """Answers requests until nobody is there to ask."""
+    stream = connection.makefile("rwb")
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    while length := stream.read(LENGTH.size):
+        asked = json.loads(stream.read(*LENGTH.unpack(length)))
+        data = stream.read(asked["size"])
+        # In C as well, unlike a handler of Python's.
+        signal.setitimer(signal.ITIMER_REAL, asked["seconds"] + LAST)
+        some, each = FILM if "film" in asked else PICTURE
+        memory = some + each * asked["most_pixels"]
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, most))
+        pictures, head = list[Image.Image](), dict[str, Any]()
+        try:
+            pictures = _film(asked) if "film" in asked else [_picture(asked, data)]
+            head["sizes"] = [picture.size for picture in pictures]
+        except MarsError as error:
+            head["error"] = str(error)
+        except MemoryError:
+            head["error"] = f"a picture or film takes more than {memory >> 20} MiB to decode"
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        stream.write(pack(head))
+        for picture in pictures:
+            stream.write(picture.tobytes())
+        stream.flush()
+
+
+def _picture(asked: dict[str, Any], data: bytes) -> Image.Image:
+    return decode_image(io.BytesIO(data), "a picture", asked["max_pixels"], asked["seconds"])
+
+
+def _film(asked: dict[str, Any]) -> list[Image.Image]:
+    """Frames of the film in a file, scaled down to ``max_pixels`` together."""
+    try:
+        frames = load_video(
+            asked["film"],
+            max_frames=asked["max_frames"],
+            max_pixels=asked["most_pixels"],
+            seconds=asked["seconds"],
+        ).frames
+    except MarsError as error:
+        raise MarsError(str(error).replace(asked["film"], "a film")) from error
+    share = asked["max_pixels"] // len(frames)
+    if share < SMALLEST_FRAME:
+        raise MarsError("a film's frames have too many pixels, counting what precedes it")
+    for frame in frames:
+        scale = (share / (frame.width * frame.height)) ** 0.5
+        if scale < 1:
+            frame.thumbnail((int(frame.width * scale) or 1, int(frame.height * scale) or 1))
+    return frames
+
+
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    connection = socket.socket(fileno=0)  # open until what is wrong has been said
+    serve(connection)

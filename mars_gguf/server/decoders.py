@@ -1,0 +1,140 @@
+"""Has pictures and films that clients send decoded by processes that can be ended: too slow, too
+large, or brought down by a file, one costs its client a 400, and another takes its place."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from typing import Any
+
+import anyio
+from anyio import to_thread
+from PIL import Image
+
+from mars_gguf.media.worker import LENGTH, pack
+from mars_gguf.server.checks import RequestError
+from mars_gguf.server.exchange import ClientGone, require_wanted
+
+# Without Pillow's warnings: of a damaged picture, one for each of what may be thousands of tags.
+COMMAND = [sys.executable, "-W", "ignore", "-m", "mars_gguf.media.worker"]
+WORKERS = 2  # a picture takes some 100 MB while it is decoded
+POLL = 0.1  # seconds after which a client that has left is noticed
+GRACE = 0.5  # seconds in which a worker may say itself that it is too late
+MAX_HEAD = 1 << 20  # bytes
+_TOO_LATE = "a picture or film takes too long to decode: send fewer or smaller ones"
+
+log = logging.getLogger("mars_gguf.server")
+LIMITER = anyio.CapacityLimiter(WORKERS)
+
+
+async def decode_in_thread(
+    asked: dict[str, Any], deadline: float, data: bytes = b""
+) -> list[Image.Image]:
+    """As `decode`, while others are served, when a worker is free."""
+    return await to_thread.run_sync(decode, asked, deadline, data, limiter=LIMITER)
+
+
+def decode(asked: dict[str, Any], deadline: float, data: bytes = b"") -> list[Image.Image]:
+    """Decodes the picture in ``data`` or, if ``asked`` names one, a film, as `media.worker` does.
+
+    asked: max_pixels of what is returned, most_pixels of any picture; film, max_frames.
+    deadline: in the clock of time.monotonic.
+
+    Raises RequestError, with the worker's own words if it refuses, and ClientGone.
+    """
+    worker = _idle.pop() if _idle else Worker()
+    if worker.process.poll() is not None:  # it has ended meanwhile, for want of memory, say
+        worker.end()
+        worker = Worker()
+    try:
+        answer = worker.ask(asked, deadline, data)
+    except (RequestError, ClientGone):
+        worker.end()
+        raise
+    except Exception as error:  # no answer, or none that makes sense
+        how = worker.end()
+        log.warning("a decoder of pictures ended (%s); another takes its place", how)
+        raise RequestError(
+            f"a picture or film could not be decoded: its decoder ended ({how})"
+        ) from error
+    _idle.append(worker)
+    if isinstance(answer, str):
+        raise RequestError(answer)
+    return answer
+
+
+class Worker:
+    """A process that decodes pictures, one at a time."""
+
+    def __init__(self) -> None:
+        self.socket, theirs = socket.socketpair()
+        with theirs:
+            self.process = subprocess.Popen(
+                COMMAND,
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,  # with ffmpeg, which it may have begun
+            )
+        self.deadline = 0.0
+
+    def ask(self, asked: dict[str, Any], deadline: float, data: bytes) -> list[Image.Image] | str:
+        """Pictures, or why there are none. Raises RequestError if it takes too long, ClientGone,
+        and anything else if it gives no answer."""
+        self.deadline = deadline + GRACE
+        seconds = max(deadline - time.monotonic(), 0.0)
+        head = pack(asked | {"size": len(data), "seconds": seconds})
+        self.socket.settimeout(seconds + GRACE)
+        try:
+            self.socket.sendall(head)
+            self.socket.sendall(data)
+        except TimeoutError as error:
+            raise RequestError(_TOO_LATE) from error
+        self.socket.settimeout(POLL)
+        (size,) = LENGTH.unpack(self._read(LENGTH.size))
+        answer = json.loads(self._read(min(size, MAX_HEAD)))
+        if "error" in answer:
+            return str(answer["error"])[:500]
+        sizes = [(int(width), int(height)) for width, height in answer["sizes"]]
+        total = sum(width * height for width, height in sizes)
+        if not sizes or min(map(min, sizes)) < 1 or total > asked["max_pixels"]:
+            raise ValueError("pictures of a size that was not asked for")
+        return [Image.frombytes("RGB", size, self._read(3 * size[0] * size[1])) for size in sizes]
+
+    def _read(self, size: int) -> bytearray:
+        found = bytearray(size)
+        left = memoryview(found)
+        while left:
+            require_wanted()
+            if time.monotonic() >= self.deadline:
+                raise RequestError(_TOO_LATE)
+            with suppress(TimeoutError):
+                n = self.socket.recv_into(left)
+                if not n:
+                    raise EOFError
+                left = left[n:]
+        return found
+
+    def end(self) -> str:
+        """Ends the process and all that it has begun; tells how, which may have been before."""
+        self.socket.close()
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        code = self.process.wait()
+        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+_idle: list[Worker] = []
+
+
+@atexit.register
+def _end_all() -> None:
+    while _idle:
+        _idle.pop().end()
