@@ -3,17 +3,21 @@ over, or take very long over."""
 
 from __future__ import annotations
 
+import ctypes
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, wraps
+from functools import cached_property, partial, wraps
+from numbers import Integral
 from typing import Any
 
+import numpy as np
 from llama_cpp import Llama
 from llama_cpp import llama_cpp as lib
 
 from mars_gguf.errors import PromptError
 from mars_gguf.runtime.compat import suppress_stdout_stderr
+from mars_gguf.runtime.reading import logits
 
 # llama.cpp walks a list from its beginning at each special token of a text: 16,384 take 3 seconds.
 MAX_SPECIAL = 16 << 10
@@ -143,8 +147,14 @@ def _kind(character: str) -> str:
 MAX_GRAMMAR = 32 << 10  # characters; llama.cpp unrolls {1000}, to 260 MB at this length
 MAX_PARENTHESES = 1000  # llama.cpp's parser recurses at each; 20,000 overflow its stack
 MAX_BIAS = 1e6  # of a logit; if all that a grammar allows became -inf, llama.cpp would abort
-# Beyond these logits become infinite or NaN in float32; under a grammar llama.cpp then aborts.
+# Beyond these logits become infinite or NaN in float32, or a share is none; llama.cpp may then draw
+# what a grammar forbids.
 BOUNDS = {
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+    "typical_p": (0, 1),
+    "mirostat_tau": (0, 1e3),
+    "mirostat_eta": (0, 1e3),
     "temperature": (1e-6, 1e6),
     "repeat_penalty": (1e-3, 1e3),
     "frequency_penalty": (-1e3, 1e3),
@@ -165,11 +175,36 @@ def looking_at_arguments(init_sampler: Callable[..., Any]) -> Callable[..., Any]
             untempered = tempers and value is not None and value <= 0
             if value is not None and not untempered and not least <= value <= most:  # NaN neither
                 raise PromptError(f"{name}: found {value}, expected {least:g} to {most:g}")
-        if grammar is not None:
-            require_grammar(llama, grammar._grammar)
-        return init_sampler(llama, *args, grammar=grammar, **kwargs)
+        if grammar is None:
+            return init_sampler(llama, *args, **kwargs)
+        require_grammar(llama, grammar._grammar)
+        sampler = init_sampler(llama, *args, grammar=grammar, **kwargs)
+        sampler.sample = partial(_sample_allowed, llama, sampler)
+        return sampler
 
     return looking
+
+
+_CANDIDATE = np.dtype([("id", np.intc), ("logit", np.single), ("p", np.single)], align=True)
+
+
+def _sample_allowed(llama: Llama, sampler: Any, _context: object, index: int = -1) -> int:
+    """The token that ``sampler`` draws, as llama_sampler_sample does, but that it is looked at
+    before the grammar takes it: over one that it forbids, llama.cpp ends the process, and draws
+    such a one where no token is allowed. Raises PromptError for that."""
+    candidates = np.zeros(llama.n_vocab(), _CANDIDATE)
+    candidates["id"] = np.arange(len(candidates))
+    candidates["logit"] = logits(llama, index)
+    data = candidates.ctypes.data_as(ctypes.POINTER(lib.llama_token_data))
+    drawn = lib.llama_token_data_array(data, len(candidates), -1, False)
+    lib.llama_sampler_apply(sampler.sampler, ctypes.byref(drawn))
+    chosen = drawn.data[max(drawn.selected, 0)]
+    if drawn.selected < 0 or not chosen.logit > -np.inf:  # NaN neither
+        llama._sampler = None  # else the next `sample` would go on with it
+        raise PromptError("grammar: it allows no token of this model here, so the reply ends")
+    token = int(chosen.id)
+    lib.llama_sampler_accept(sampler.sampler, token)
+    return token
 
 
 def require_grammar(llama: Llama, grammar: str) -> None:
@@ -191,9 +226,17 @@ def require_grammar(llama: Llama, grammar: str) -> None:
     lib.llama_sampler_free(sampler)
 
 
-def require_bias(llama: Llama, *, logit_bias: Mapping[Any, float] | None = None, **_: Any) -> None:
+def require_arguments(
+    llama: Llama,
+    *,
+    logit_bias: Mapping[Any, float] | None = None,
+    seed: int | None = None,
+    **_: Any,
+) -> None:
     """Raise PromptError for arguments of a completion with a ``logit_bias`` of what is no token, or
-    one that is no sensible number."""
+    one that is no sensible number; or with a ``seed`` over which all later ones would fail."""
+    if not isinstance(seed, Integral | None):
+        raise PromptError(f"seed: found a {type(seed).__name__}, expected a whole number")
     n_vocab = llama.n_vocab()
     for key, value in (logit_bias or {}).items():
         token = str(key)
@@ -203,5 +246,5 @@ def require_bias(llama: Llama, *, logit_bias: Mapping[Any, float] | None = None,
                 f"logit_bias: found the key {token[:20]!r}, expected token ids from 0 to "
                 f"{n_vocab - 1}, or text with logit_bias_type 'tokens'"
             )
-        if not abs(value) <= MAX_BIAS:  # NaN neither
+        if not abs(float(value)) <= MAX_BIAS:  # NaN neither
             raise PromptError(f"logit_bias: found {value}, expected at most {MAX_BIAS:.0f}")

@@ -39,7 +39,12 @@ from mars_gguf.runtime.chunks import Chunk
 from mars_gguf.runtime.context import Context
 from mars_gguf.runtime.handlers import Reported, own_handler
 from mars_gguf.runtime.judging import Steering, Way
-from mars_gguf.runtime.limits import Vocabulary, looking_at_arguments, require_bias, require_tokens
+from mars_gguf.runtime.limits import (
+    Vocabulary,
+    looking_at_arguments,
+    require_arguments,
+    require_tokens,
+)
 from mars_gguf.runtime.messages import Messages
 from mars_gguf.runtime.mtmd import Projector, chunks_of
 from mars_gguf.runtime.selftest import self_test
@@ -197,7 +202,7 @@ class SteeredLlama(Llama):
         in between. Raises PromptError for what llama.cpp would end the process over."""
         if isinstance(prompt, str):
             self.vocabulary.require_fits(prompt.encode(), self.n_ctx())
-        require_bias(self, **_COMPLETION.bind(self, prompt, *args, **kwargs).arguments)
+        require_arguments(self, **_COMPLETION.bind(self, prompt, *args, **kwargs).arguments)
         return self.steerer.turns.hand_over(super().create_completion, prompt, *args, **kwargs)
 
     @alone

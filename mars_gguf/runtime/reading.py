@@ -115,7 +115,7 @@ def eval_seen(
     return after
 
 
-def logits(llama: Llama) -> Rows:
-    """Logits of the last decoded token, a copy, [n_vocab]."""
-    pointer = lib.llama_get_logits_ith(llama.ctx, -1)
+def logits(llama: Llama, index: int = -1) -> Rows:
+    """Logits of the last decoded token, or of another one of the last batch, a copy, [n_vocab]."""
+    pointer = lib.llama_get_logits_ith(llama.ctx, index)
     return np.ctypeslib.as_array(pointer, (llama.n_vocab(),)).copy()

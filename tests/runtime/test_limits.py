@@ -7,14 +7,15 @@ import random
 import re
 import time
 from collections.abc import Iterator
+from contextlib import closing, nullcontext
 from typing import Any
 
 import models
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from llama_cpp import LlamaGrammar
-from models import DEMO, steered, user
+from llama_cpp import Llama, LlamaGrammar
+from models import DEMO, OPTIONS, steered, user
 
 from mars_gguf import demo_model
 from mars_gguf.errors import PromptError
@@ -245,9 +246,13 @@ def test_a_bias_within_bounds_is_followed(llama: SteeredLlama) -> None:
         ("repeat_penalty", 1e-38),
         ("frequency_penalty", float("inf")),
         ("presence_penalty", -1e39),
+        ("typical_p", -1e-6),
+        ("top_p", float("nan")),
+        ("min_p", 1.5),
+        ("mirostat_tau", float("inf")),
     ],
 )
-def test_a_number_that_makes_logits_infinite_is_refused(
+def test_a_number_over_which_a_grammar_is_not_kept_is_refused(
     llama: SteeredLlama, name: str, value: float
 ) -> None:
     everything = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
@@ -257,7 +262,10 @@ def test_a_number_that_makes_logits_infinite_is_refused(
             ask()
 
 
-@pytest.mark.parametrize("numbers", list(itertools.product(*BOUNDS.values())))
+CORNERS = list(itertools.product(*BOUNDS.values()))
+
+
+@pytest.mark.parametrize("numbers", random.Random(0).sample(CORNERS, 24))
 def test_all_numbers_at_their_bounds_keep_a_grammar_alive(
     llama: SteeredLlama, numbers: tuple[float, ...]
 ) -> None:
@@ -265,3 +273,60 @@ def test_all_numbers_at_their_bounds_keep_a_grammar_alive(
     tea = LlamaGrammar.from_string('root ::= "tea"', verbose=False)
     for ask in asked(llama, **everything | dict(zip(BOUNDS, numbers, strict=True)), grammar=tea):
         ask()
+
+
+@pytest.mark.parametrize(
+    "grammar", ['root ::= "\\x00"', 'root ::= "a\\x00"', "root ::= [\\x00] root"]
+)
+def test_a_grammar_that_allows_no_token_ends_the_reply_not_the_process(
+    llama: SteeredLlama, grammar: str
+) -> None:
+    nothing = LlamaGrammar.from_string(grammar, verbose=False)
+    for ask in asked(llama, grammar=nothing):
+        with pytest.raises(PromptError, match="allows no token"):
+            ask()
+    assert llama.create_completion(QUESTION, max_tokens=2)
+
+
+def test_a_token_that_no_grammar_allows_leaves_nothing_for_the_next(llama: SteeredLlama) -> None:
+    llama._sampler = None  # as before the first reply
+    llama.reset()
+    llama.eval(llama.tokenize(QUESTION.encode()))
+    nothing = LlamaGrammar.from_string('root ::= "\\x00"', verbose=False)
+    with pytest.raises(PromptError, match="allows no token"):
+        llama.sample(grammar=nothing)
+    assert llama.sample() >= 0  # without that grammar
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0.9}, {"temperature": 0.9, "mirostat_mode": 2}]
+)
+def test_tokens_under_a_grammar_are_drawn_as_llama_cpp_draws_them(
+    options: dict[str, Any],
+) -> None:
+    word = LlamaGrammar.from_string("root ::= [a-z ]+", verbose=False)
+    given = {"grammar": word, "seed": 7, "max_tokens": 12, "logit_bias": {"40": 2.0}} | options
+    texts = []
+    for loaded in (Llama(DEMO, **OPTIONS), steered(DEMO)):
+        unsteered = loaded.using() if isinstance(loaded, SteeredLlama) else nullcontext()
+        with closing(loaded) as model, unsteered:
+            reply: Any = model.create_completion(QUESTION, **given)
+            texts.append(reply["choices"][0]["text"])
+    assert texts[0] == texts[1] and len(texts[0]) > 12
+
+
+def test_a_seed_that_is_none_is_refused_and_spoils_no_later_reply(llama: SteeredLlama) -> None:
+    wrong: Any
+    for wrong in ([], {}, "7", 1.5):
+        with pytest.raises(PromptError, match="seed: found"):
+            llama.create_completion(QUESTION, seed=wrong, max_tokens=1)
+    assert llama.create_completion(QUESTION, max_tokens=1)
+
+
+def test_a_bias_may_be_a_number_in_digits_as_for_plain_llama_cpp_python(
+    llama: SteeredLlama,
+) -> None:
+    bias: Any = {"40": "1"}
+    assert llama.create_completion(QUESTION, logit_bias=bias, max_tokens=1)
+    with pytest.raises(ValueError, match="x"):
+        llama.create_completion(QUESTION, logit_bias={"40": "x"}, max_tokens=1)  # type: ignore
