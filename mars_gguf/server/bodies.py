@@ -91,15 +91,16 @@ def _require_few_items(content: dict[str, Any]) -> None:
         given = content.get(name)
         if isinstance(given, list | dict) and len(given) > most:
             raise RequestError(f"{name}: found {len(given)}, expected at most {most}")
-    messages = content.get("messages")
-    inner = [
-        value
-        for message in (messages if isinstance(messages, list) else [])
-        for value in (message.values() if isinstance(message, dict) else [])
-    ]
-    parts = sum(len(value) for value in inner if isinstance(value, list))
-    if parts > MAX_PARTS:
-        raise RequestError(f"messages: found {parts} parts, expected at most {MAX_PARTS}")
+    for name in ("messages", "input"):
+        messages = content.get(name)
+        inner = [
+            value
+            for message in (messages if isinstance(messages, list) else [])
+            for value in (message.values() if isinstance(message, dict) else [])
+        ]
+        parts = sum(len(value) for value in inner if isinstance(value, list))
+        if parts > MAX_PARTS:
+            raise RequestError(f"{name}: found {parts} parts, expected at most {MAX_PARTS}")
 
 
 def _are_tokens(tokens: object) -> bool:

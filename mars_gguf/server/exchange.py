@@ -35,6 +35,7 @@ class Exchange:
     prompt: object = None
     steering: Steering | None = None
     first_token: float | None = None
+    prompt_tokens: int = 0
     tokens: int = 0
     responding: bool = False
     error: Exception | None = None

@@ -18,12 +18,12 @@ from llama_cpp.server.types import (
     CreateCompletionRequest,
     CreateEmbeddingRequest,
 )
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from typing_extensions import TypedDict
 
 from mars_gguf.server.checks import MAX_REPEAT_PENALTY, RequestError
 
-Route = Literal["chat", "completion", "embedding"]
+Route = Literal["chat", "completion", "response", "embedding"]
 FIELDS: list[dict[str, Any]] = json.loads(
     Path(__file__).with_name("fields.json").read_text(encoding="utf-8")
 )
@@ -121,6 +121,15 @@ class ChatRequest(SteeredRequest, CreateChatCompletionRequest):
         | llama_types.ChatCompletionRequestFunctionMessage
     ] = Field(default=[], description="A list of messages to generate completions for.")
     max_completion_tokens: int | None = Field(default=None, exclude=True)
+
+    @field_validator("response_format", mode="before")
+    @classmethod
+    def as_llama_cpp_python_has_it(cls, value: Any) -> Any:
+        """A format of the OpenAI API's as one of llama-cpp-python's."""
+        match value:
+            case {"type": "json_schema", "json_schema": {"schema": schema}}:
+                return {"type": "json_object", "schema": schema}
+        return value
 
 
 class CompletionRequest(SteeredRequest, CreateCompletionRequest):

@@ -183,6 +183,7 @@ def _after_token(llama: SteeredLlama) -> None:
         raise SteeringError("a token was sampled that steering had not seen")
     if current.tokens == 0:
         current.first_token = time.perf_counter()
+        current.prompt_tokens = llama.n_tokens
     current.steering = llama.last_steering
     current.tokens += 1
 

@@ -6,12 +6,12 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from contextvars import copy_context
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import anyio
 import numpy as np
@@ -37,6 +37,7 @@ from mars_gguf.server.request_types import ChatRequest, CompletionRequest
 from mars_gguf.server.settings import ServerSettings
 
 T = TypeVar("T")
+Event = dict[str, str]  # its data, and the name of the event
 
 # Of a request, and not for the model.
 NOT_ARGUMENTS = {"n", "best_of", "logit_bias_type", "user", "min_tokens"}
@@ -90,8 +91,43 @@ async def _in_model_thread(call: Callable[..., T], *args: Any) -> T:
     return result
 
 
-async def reply(request: Request, body: ChatRequest | CompletionRequest, method: str) -> Response:
-    """Answers a request by what ``method`` of its model makes of it."""
+class Form(Protocol):
+    """How clients are told of a reply."""
+
+    def whole(self, completion: dict[str, Any]) -> dict[str, Any]:
+        """A whole reply, of the completion that llama-cpp-python makes."""
+
+    def events(self, chunk: dict[str, Any]) -> Iterable[Event]:
+        """The events of a streamed reply, of a chunk that llama-cpp-python makes."""
+
+    def end(self) -> Iterable[Event]:
+        """The events behind those of the last chunk."""
+
+    def failure(self, content: dict[str, Any]) -> Event:
+        """The event of an error, of its body."""
+
+
+class AsMade:
+    """Tells clients of a reply as llama-cpp-python makes it."""
+
+    def whole(self, completion: dict[str, Any]) -> dict[str, Any]:
+        return completion
+
+    def events(self, chunk: dict[str, Any]) -> Iterable[Event]:
+        return [{"data": dumps(chunk)}]
+
+    def end(self) -> Iterable[Event]:
+        return [{"data": "[DONE]"}]
+
+    def failure(self, content: dict[str, Any]) -> Event:
+        return {"data": dumps(content)}
+
+
+async def reply(
+    request: Request, body: ChatRequest | CompletionRequest, method: str, form: Form | None = None
+) -> Response:
+    """Answers a request by what ``method`` of its model makes of it, in a ``form``."""
+    form = form or AsMade()
     state = request.app.state
     arguments = body.model_dump(exclude=NOT_ARGUMENTS)
 
@@ -105,8 +141,8 @@ async def reply(request: Request, body: ChatRequest | CompletionRequest, method:
 
     if not body.stream:
         whole = await in_turn(state.settings, begin)
-        return Response(_dumps(whole), media_type="application/json")
-    outbox = _Outbox(state.settings.max_unread_bytes)
+        return Response(dumps(form.whole(whole)), media_type="application/json")
+    outbox = _Outbox(state.settings.max_unread_bytes, form)
     return EventSourceResponse(
         outbox.events(),
         data_sender_callable=partial(_publish, outbox, begin, state.settings),
@@ -118,19 +154,32 @@ async def reply(request: Request, body: ChatRequest | CompletionRequest, method:
 class _Outbox:
     """The events of a reply that its client has yet to take: the model waits for no socket."""
 
-    def __init__(self, most: int) -> None:
-        self.most, self.held, self.begun = most, 0, False
-        self.channel, self._taken = anyio.create_memory_object_stream[dict[str, str]](math.inf)
+    def __init__(self, most: int, form: Form) -> None:
+        self.most, self.form, self.held, self.begun = most, form, 0, False
+        self.channel, self._taken = anyio.create_memory_object_stream[Event](math.inf)
 
-    def put(self, data: str) -> None:
-        """Adds an event. Raises RequestError where the client leaves too much of them."""
-        self.held += len(data)
-        if self.held > self.most:
-            raise RequestError("the reply was given up: its client does not read it", 408)
-        self.channel.send_nowait({"data": data})
+    def put(self, chunk: dict[str, Any]) -> None:
+        """Adds the events of a chunk. Raises RequestError where the client leaves too much."""
+        for event in self.form.events(chunk):
+            if self.held + len(event["data"]) > self.most:
+                raise RequestError("the reply was given up: its client does not read it", 408)
+            self._send(event)
+
+    def end(self) -> None:
+        """Adds the last events: however long, nothing follows them."""
+        for event in self.form.end():
+            self._send(event)
+
+    def fail(self, error: Exception) -> None:
+        """Adds an error."""
+        self._send(self.form.failure(describe(error)[1]))
+
+    def _send(self, event: Event) -> None:
+        self.held += len(event["data"])
+        self.channel.send_nowait(event)
         self.begun = True
 
-    async def events(self) -> AsyncIterator[dict[str, str]]:
+    async def events(self) -> AsyncIterator[Event]:
         """The events, as the client takes them."""
         with self._taken:
             async for event in self._taken:
@@ -150,12 +199,11 @@ async def _publish(outbox: _Outbox, begin: Callable[[], Any], settings: ServerSe
                     await _put_all(chunks, outbox, interruptible=settings.interrupt_requests)
                 finally:  # collected later, it would interfere with the next reply
                     chunks.close()
-            outbox.put("[DONE]")
+            outbox.end()
         except Exception as error:
             current.error = error
             if (outbox.begun or current.responding) and not isinstance(error, ClientGone):
-                outbox.held = 0
-                outbox.put(json.dumps(describe(error)[1]))
+                outbox.fail(error)
 
 
 async def _put_all(chunks: Iterator[Any], outbox: _Outbox, *, interruptible: bool) -> None:
@@ -165,7 +213,7 @@ async def _put_all(chunks: Iterator[Any], outbox: _Outbox, *, interruptible: boo
     try:
         while (following := await _in_model_thread(next, chunks, None)) is not None:
             chunk = following
-            outbox.put(_dumps(chunk))
+            outbox.put(chunk)
             await checkpoint()  # where a client that has left ends this
             if interruptible and _turn.statistics().tasks_waiting:
                 break
@@ -174,7 +222,8 @@ async def _put_all(chunks: Iterator[Any], outbox: _Outbox, *, interruptible: boo
     except TooLate:
         if chunk is None:
             raise
-    outbox.put(_dumps(_cut_short(chunk, current_exchange())))
+    assert chunk is not None
+    outbox.put(_cut_short(chunk, current_exchange()))
 
 
 def _cut_short(chunk: dict[str, Any], current: Exchange) -> dict[str, Any]:
@@ -186,5 +235,6 @@ def _cut_short(chunk: dict[str, Any], current: Exchange) -> dict[str, Any]:
     return chunk | {"choices": [end | {"delta": {}}], "mars": mars}
 
 
-def _dumps(content: Any) -> str:
+def dumps(content: Any) -> str:
+    """As JSON."""
     return json.dumps(content, default=lambda number: number.item())  # logprobs are numpy's numbers

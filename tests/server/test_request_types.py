@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from llama_cpp.server import types
@@ -12,17 +12,19 @@ from servers import HARMFUL, HARMLESS, Server
 
 from mars_gguf.server import request_types
 from mars_gguf.server.request_types import FIELDS, KNOWN, Route
+from mars_gguf.server.response_requests import ResponseRequest
 
-CHAT, RAW = "/v1/chat/completions", "/v1/completions"
+CHAT, RAW, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 ROUTES = get_args(Route)
-UPSTREAM = {
+UPSTREAM: dict[Route, Any] = {
     "chat": types.CreateChatCompletionRequest,
     "completion": types.CreateCompletionRequest,
     "embedding": types.CreateEmbeddingRequest,
 }
-OURS = {
+OURS: dict[Route, Any] = {
     "chat": request_types.ChatRequest,
     "completion": request_types.CompletionRequest,
+    "response": ResponseRequest,
     "embedding": request_types.EmbeddingRequest,
 }
 
@@ -43,16 +45,21 @@ def test_null_stands_for_the_default_wherever_it_is_given(server: Server) -> Non
     for path, body in (
         (CHAT, {"messages": [HARMFUL, said | {"refusal": None}, HARMFUL], **nulls}),
         (RAW, {"prompt": "Hello", **nulls}),
+        (RESPONSES, {"max_output_tokens": 8} | dict.fromkeys(KNOWN["response"]) | {"input": "Hi"}),
     ):
         reply = server.send(path, json.dumps(body).encode())
         assert reply.status == 200, reply.content
-        assert json.loads(reply.content)["choices"]
+        assert {"choices", "output"} & json.loads(reply.content).keys()
 
 
 def test_a_field_that_is_not_known_is_refused(server: Server) -> None:
     for name, value in (("ignore_eos", True), ("audio", {"voice": "x"}), ("\ud800" * 90, 1)):
-        for path, body in ((CHAT, {"messages": [HARMFUL]}), (RAW, {"prompt": "Hello"})):
-            reply = server.send(path, json.dumps({**body, "max_tokens": 1, name: value}).encode())
+        for path, body in (
+            (CHAT, {"messages": [HARMFUL]}),
+            (RAW, {"prompt": "Hello"}),
+            (RESPONSES, {"input": "Hello"}),
+        ):
+            reply = server.send(path, json.dumps({**body, name: value}).encode())
             assert reply.status == 400
             assert "no field of a" in reply.error["message"]
             assert len(reply.error["message"]) < 400
@@ -63,9 +70,12 @@ def test_no_number_makes_the_server_fail(server: Server, value: float) -> None:
     for name in KNOWN["chat"] - without_effect("chat"):
         body = {"messages": [HARMLESS], "max_tokens": 2, name: value}
         assert server.send(CHAT, json.dumps(body).encode()).status < 500, name
+    for name in KNOWN["response"] - without_effect("response"):
+        body = {"input": "Hello", "max_output_tokens": 2, name: value}
+        assert server.send(RESPONSES, json.dumps(body).encode()).status < 500, name
 
 
-@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("route", [*UPSTREAM])
 def test_every_field_that_llama_cpp_python_takes_is_in_the_list(route: Route) -> None:
     assert set(UPSTREAM[route].model_fields) <= KNOWN[route]
 
