@@ -16,6 +16,9 @@ SIDEWAYS = (0x112, SHORT, 1, struct.pack("<HH", 6, 0))
 ODD = {
     "two orientations": tagged((0x112, SHORT, 2, struct.pack("<HH", 6, 6))),
     "a resolution in letters": tagged(SIDEWAYS, (0x11A, ASCII, 4, b"72\0\0")),
+    "a resolution of one byte": tagged(
+        SIDEWAYS, (0x11A, BYTE, 1, b"H\0\0\0"), (0x128, SHORT, 1, struct.pack("<HH", 2, 0))
+    ),
     "a resolution beyond the file": tagged(SIDEWAYS, (0x11A, RATIONAL, 1, b"\xff" * 4)),
     "a thumbnail beyond the file": tagged(SIDEWAYS, (0x201, 4, 1, b"\xff" * 4)),
     "a maker's note of a gigabyte": tagged(SIDEWAYS, (0x927C, UNDEFINED, 1 << 30, bytes(4))),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from mars_gguf.errors import MarsError
 from mars_gguf.modalities import IMAGE, VIDEO
@@ -112,6 +113,14 @@ def decode_image(
         return colours
 
 
+class _Jpeg(JpegImageFile):
+    """A JPEG of which the one picture is looked at, and of EXIF data what turns it: what else
+    Pillow would read of them may be so odd that it reads nothing."""
+
+    def _read_dpi_from_exif(self) -> None:
+        pass
+
+
 class _Timed:
     """A file that cannot be read any more when it is too late: decoders of some formats go on for
     as long as a file has bytes."""
@@ -156,10 +165,12 @@ def open_image(file: BinaryIO, name: str, max_pixels: int | None = None) -> Imag
     Raises MarsError for more than ``max_pixels`` (default: ``PIL.Image.MAX_IMAGE_PIXELS``) and for
     a JPEG of more than MAX_SCANS scans, and what Pillow raises.
     """
-    image = Image.open(file, formats=FORMATS)
+    jpeg = file.read(3) == b"\xff\xd8\xff"
+    file.seek(0)
+    image = _Jpeg(file) if jpeg else Image.open(file, formats=FORMATS)
     image.decodermaxblock = BLOCK
     require_size(image.size, name, Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels)
-    if image.format in ("JPEG", "MPO"):
+    if jpeg:
         position = file.tell()
         file.seek(0)
         scans = count_scans(file.read())

@@ -1,19 +1,22 @@
 """Decodes what strangers send, in a process of its own that its parent can end: ``python -m
-mars_gguf.media.worker``, standard input a socket.
+mars_gguf.media.worker FD``, standard input a socket, FD a file in memory.
 
-Both ways a message is the length of its head (4 bytes, big-endian), the head, which is JSON, and
-bytes: towards it a picture, from it the pixels of pictures as RGB, one after another. Nothing that
-comes from here is run or unpickled, so that a decoder which a picture has taken over stays alone.
+Both ways a message is its length (4 bytes, big-endian) and JSON. The file holds what it is about:
+the bytes of a picture, then the pixels of pictures as RGB, one after another, which many pieces
+through a socket would take much longer to bring where all processors are busy. Nothing that comes
+from here is run or unpickled, so that a decoder which a picture has taken over stays alone.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import os
 import resource
 import signal
 import socket
 import struct
+import sys
 from typing import Any
 
 from PIL import Image
@@ -29,41 +32,41 @@ LAST = 2.0  # seconds after the deadline, when there may be no parent any more
 SMALLEST_FRAME = 28 * 28  # pixels
 
 
-def pack(head: dict[str, Any]) -> bytes:
-    """Writes the head of a message, with its length."""
-    content = json.dumps(head).encode()
+def pack(message: dict[str, Any]) -> bytes:
+    """Writes a message, with its length."""
+    content = json.dumps(message).encode()
     return LENGTH.pack(len(content)) + content
 
 
-def serve(connection: socket.socket) -> None:
+def serve(connection: socket.socket, file: int) -> None:
     """Answers requests until nobody is there to ask."""
     stream = connection.makefile("rwb")
     _, most = resource.getrlimit(resource.RLIMIT_DATA)
     while length := stream.read(LENGTH.size):
         asked = json.loads(stream.read(*LENGTH.unpack(length)))
-        data = stream.read(asked["size"])
         # In C as well, unlike a handler of Python's.
         signal.setitimer(signal.ITIMER_REAL, asked["seconds"] + LAST)
         some, each = FILM if "film" in asked else PICTURE
         memory = some + each * asked["most_pixels"]
         resource.setrlimit(resource.RLIMIT_DATA, (memory, most))
-        pictures, head = list[Image.Image](), dict[str, Any]()
         try:
-            pictures = _film(asked) if "film" in asked else [_picture(asked, data)]
-            head["sizes"] = [picture.size for picture in pictures]
+            pictures = _film(asked) if "film" in asked else [_picture(asked, file)]
+            place = 0
+            for picture in pictures:
+                place += os.pwrite(file, picture.tobytes(), place)
+            answer: dict[str, Any] = {"sizes": [picture.size for picture in pictures]}
         except MarsError as error:
-            head["error"] = str(error)
+            answer = {"error": str(error)}
         except MemoryError:
-            head["error"] = f"a picture or film takes more than {memory >> 20} MiB to decode"
+            answer = {"error": f"a picture or film takes more than {memory >> 20} MiB to decode"}
         signal.setitimer(signal.ITIMER_REAL, 0)
-        stream.write(pack(head))
-        for picture in pictures:
-            stream.write(picture.tobytes())
+        stream.write(pack(answer))
         stream.flush()
 
 
-def _picture(asked: dict[str, Any], data: bytes) -> Image.Image:
-    return decode_image(io.BytesIO(data), "a picture", asked["max_pixels"], asked["seconds"])
+def _picture(asked: dict[str, Any], file: int) -> Image.Image:
+    data = io.BytesIO(os.pread(file, asked["size"], 0))
+    return decode_image(data, "a picture", asked["max_pixels"], asked["seconds"])
 
 
 def _film(asked: dict[str, Any]) -> list[Image.Image]:
@@ -90,4 +93,4 @@ def _film(asked: dict[str, Any]) -> list[Image.Image]:
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     connection = socket.socket(fileno=0)  # open until what is wrong has been said
-    serve(connection)
+    serve(connection, int(sys.argv[1]))

@@ -28,7 +28,7 @@ COMMAND = [sys.executable, "-W", "ignore", "-m", "mars_gguf.media.worker"]
 WORKERS = 2  # a picture takes some 100 MB while it is decoded
 POLL = 0.1  # seconds after which a client that has left is noticed
 GRACE = 0.5  # seconds in which a worker may say itself that it is too late
-MAX_HEAD = 1 << 20  # bytes
+MAX_ANSWER = 1 << 20  # bytes of words and sizes
 _TOO_LATE = "a picture or film takes too long to decode: send fewer or smaller ones"
 
 log = logging.getLogger("mars_gguf.server")
@@ -65,6 +65,7 @@ def decode(asked: dict[str, Any], deadline: float, data: bytes = b"") -> list[Im
         raise RequestError(
             f"a picture or film could not be decoded: its decoder ended ({how})"
         ) from error
+    os.ftruncate(worker.file, 0)
     _idle.append(worker)
     if isinstance(answer, str):
         raise RequestError(answer)
@@ -76,9 +77,11 @@ class Worker:
 
     def __init__(self) -> None:
         self.socket, theirs = socket.socketpair()
+        self.file = os.memfd_create("pictures")
         with theirs:
             self.process = subprocess.Popen(
-                COMMAND,
+                [*COMMAND, str(self.file)],
+                pass_fds=[self.file],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,  # with ffmpeg, which it may have begun
@@ -90,41 +93,41 @@ class Worker:
         and anything else if it gives no answer."""
         self.deadline = deadline + GRACE
         seconds = max(deadline - time.monotonic(), 0.0)
-        head = pack(asked | {"size": len(data), "seconds": seconds})
-        self.socket.settimeout(seconds + GRACE)
-        try:
-            self.socket.sendall(head)
-            self.socket.sendall(data)
-        except TimeoutError as error:
-            raise RequestError(_TOO_LATE) from error
+        os.pwrite(self.file, data, 0)
         self.socket.settimeout(POLL)
-        (size,) = LENGTH.unpack(self._read(LENGTH.size))
-        answer = json.loads(self._read(min(size, MAX_HEAD)))
+        self.socket.sendall(pack(asked | {"size": len(data), "seconds": seconds}))
+        (size,) = LENGTH.unpack(self._receive(LENGTH.size))
+        answer = json.loads(self._receive(min(size, MAX_ANSWER)))
         if "error" in answer:
             return str(answer["error"])[:500]
         sizes = [(int(width), int(height)) for width, height in answer["sizes"]]
         total = sum(width * height for width, height in sizes)
         if not sizes or min(map(min, sizes)) < 1 or total > asked["max_pixels"]:
             raise ValueError("pictures of a size that was not asked for")
-        return [Image.frombytes("RGB", size, self._read(3 * size[0] * size[1])) for size in sizes]
+        pictures, place = list[Image.Image](), 0
+        for width, height in sizes:
+            pixels = os.pread(self.file, 3 * width * height, place)
+            pictures.append(Image.frombytes("RGB", (width, height), pixels))
+            place += len(pixels)
+        return pictures
 
-    def _read(self, size: int) -> bytearray:
-        found = bytearray(size)
-        left = memoryview(found)
-        while left:
+    def _receive(self, size: int) -> bytes:
+        found = b""
+        while len(found) < size:
             require_wanted()
             if time.monotonic() >= self.deadline:
                 raise RequestError(_TOO_LATE)
             with suppress(TimeoutError):
-                n = self.socket.recv_into(left)
-                if not n:
+                more = self.socket.recv(size - len(found))
+                if not more:
                     raise EOFError
-                left = left[n:]
+                found += more
         return found
 
     def end(self) -> str:
         """Ends the process and all that it has begun; tells how, which may have been before."""
         self.socket.close()
+        os.close(self.file)
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         code = self.process.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -21,41 +22,49 @@ from mars_gguf.media.worker import LENGTH, pack
 
 LIMITS = {"max_pixels": 1 << 24, "most_pixels": 1 << 24, "seconds": 30.0}
 IMPATIENT = """
-import socket
+import socket, sys
 from mars_gguf.media import worker
 worker.LAST = -29.9
-worker.serve(socket.socket(fileno=0))
+worker.serve(socket.socket(fileno=0), int(sys.argv[1]))
 """
 
 
 class Asked:
-    """A worker, and our end of its socket."""
+    """A worker, our end of its socket, and the file."""
 
-    def __init__(self, process: subprocess.Popen[bytes], connection: socket.socket) -> None:
-        self.process, self.connection = process, connection
+    def __init__(
+        self, process: subprocess.Popen[bytes], connection: socket.socket, file: int
+    ) -> None:
+        self.process, self.connection, self.file = process, connection, file
         self.stream = connection.makefile("rwb")
 
     def send(self, data: bytes, **asked: Any) -> None:
-        self.stream.write(pack(LIMITS | asked | {"size": len(data)}) + data)
+        os.pwrite(self.file, data, 0)
+        self.stream.write(pack(LIMITS | asked | {"size": len(data)}))
         self.stream.flush()
 
-    def head(self, data: bytes, **asked: Any) -> dict[str, Any]:
+    def ask(self, data: bytes, **asked: Any) -> dict[str, Any]:
         self.send(data, **asked)
         (size,) = LENGTH.unpack(self.stream.read(LENGTH.size))
-        head: dict[str, Any] = json.loads(self.stream.read(size))
-        return head
+        answer: dict[str, Any] = json.loads(self.stream.read(size))
+        return answer
 
 
 @contextmanager
 def working(*code: str) -> Iterator[Asked]:
     ours, theirs = socket.socketpair()
-    command = [sys.executable, *(code or ("-m", "mars_gguf.media.worker"))]
-    with ours, subprocess.Popen(command, stdin=theirs.fileno()) as process:
-        theirs.close()
+    file = os.memfd_create("pictures")
+    command = [sys.executable, *(code or ("-m", "mars_gguf.media.worker")), str(file)]
+    with (
+        ours,
+        theirs,
+        subprocess.Popen(command, stdin=theirs.fileno(), pass_fds=[file]) as process,
+    ):
         try:
-            yield Asked(process, ours)
+            yield Asked(process, ours, file)
         finally:
             process.kill()
+            os.close(file)
 
 
 def encoded(image: Image.Image, form: str) -> bytes:
@@ -69,11 +78,11 @@ def test_it_answers_with_pixels_or_with_words_until_nobody_asks() -> None:
         for form in ("PNG", "JPEG", "WEBP", "GIF", "BMP"):
             data = encoded(models.picture(3), form)
             expected = np.asarray(decode_image(io.BytesIO(data), "it"))
-            assert worker.head(data) == {"sizes": [list(expected.shape[1::-1])]}
-            assert worker.stream.read(expected.nbytes) == expected.tobytes()
-            refused = worker.head(data[: len(data) // 2])
+            assert worker.ask(data) == {"sizes": [list(expected.shape[1::-1])]}
+            assert os.pread(worker.file, expected.nbytes, 0) == expected.tobytes()
+            refused = worker.ask(data[: len(data) // 2])
             assert refused.keys() == {"error"} and "a picture: " in refused["error"]
-            assert "too large" in worker.head(data, max_pixels=9)["error"]
+            assert "too large" in worker.ask(data, max_pixels=9)["error"]
         worker.connection.shutdown(socket.SHUT_RDWR)
         assert worker.process.wait(20) == 0
 
@@ -81,9 +90,9 @@ def test_it_answers_with_pixels_or_with_words_until_nobody_asks() -> None:
 def test_what_takes_more_memory_than_it_may_is_refused_and_it_goes_on() -> None:
     with working() as worker:
         large = encoded(Image.new("RGB", (9000, 9000)), "BMP")
-        found = worker.head(large, max_pixels=1 << 27, most_pixels=1)
+        found = worker.ask(large, max_pixels=1 << 27, most_pixels=1)
         assert found == {"error": "a picture or film takes more than 256 MiB to decode"}
-        assert worker.head(encoded(models.picture(0), "PNG")).keys() == {"sizes"}
+        assert worker.ask(encoded(models.picture(0), "PNG")).keys() == {"sizes"}
 
 
 def test_it_ends_by_itself_when_a_decoder_goes_on_for_too_long() -> None:
