@@ -38,9 +38,9 @@ def test_every_command_of_the_documents_exists() -> None:
         for module in re.findall(r"python -m (mars_gguf(?:\.\w+)*)", page.read_text("utf-8"))
     }
     for page in documents:
-        names = re.findall(r"(?:^|`)mars-gguf ([a-z_]+)", page.read_text("utf-8"), re.MULTILINE)
-        named |= {f"mars_gguf.{name}" for name in names}
-    assert {"mars_gguf", "mars_gguf.convert", "mars_gguf.chat", "mars_gguf.demo"} <= named
+        code = "".join(re.findall(r"```bash\n.*?```|`[^`\n]+`", page.read_text("utf-8"), re.DOTALL))
+        named |= {f"mars_gguf.{name}" for name in re.findall(r"\bmars-gguf ([a-z_]+)", code)}
+    assert {"mars_gguf.convert", "mars_gguf.chat", "mars_gguf.demo"} <= named
     for module in sorted(named - {"mars_gguf", "mars_gguf.NAME"}):
         done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True)
         assert done.returncode == 0, module
