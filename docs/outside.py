@@ -20,7 +20,7 @@ OUTSIDE = (
     "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "LICENSE", "vectors/demo.md",
     "vectors/demo.png", "mars_gguf/demo_model/MODEL_CARD.md", "mars_gguf/convert/data/README.md",
     "mars_gguf/evaluate/data/CARD.md", "examples/steer.py", "examples/convert_model.py",
-    "examples/ask_server.py",
+    "examples/ask_server.py", "Dockerfile", "compose.yaml",
 )  # fmt: skip
 LINK = re.compile(r"(\]\()([^)\s]+)(\))")
 
