@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
-import struct
 import time
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
@@ -30,10 +28,6 @@ BLOCK = 4096  # bytes that are decoded at a time: a file that cannot be read any
 SHOWN_SIDE, MEASURED_SIDE = 2048, 1024
 MAX_TOGETHER = 1 << 28  # pixels of the pictures that are read as one film, as they are stored
 STRIP = 1 << 20  # pixels whose colours are converted at a time
-_DAMAGED = (
-    OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError,
-    ArithmeticError, struct.error, zlib.error,
-)  # fmt: skip
 ORIENTATION = 0x112  # in EXIF: 1 is upright, up to 8 turned or mirrored
 
 
@@ -150,11 +144,12 @@ def readable(file: BinaryIO, name: str, seconds: float = SECONDS) -> Iterator[Bi
             f"{name}: not a picture; found {file.seek(0, io.SEEK_END)} bytes of something else, "
             f"expected {', '.join(FORMATS)}; convert it first"
         ) from error
-    except MarsError:
+    except (MarsError, MemoryError):
         raise
-    except _DAMAGED as error:
+    except Exception as error:  # there is no list of what Pillow raises, AssertionError included
         raise MarsError(
-            f"{name}: the picture is truncated or damaged, or cannot be read ({error}); "
+            f"{name}: the picture is truncated or damaged, or cannot be read "
+            f"({str(error) or type(error).__name__}); "
             "open it in another program and save it again"
         ) from error
 

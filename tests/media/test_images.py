@@ -132,6 +132,15 @@ def test_a_png_with_a_damaged_chunk_is_refused(tmp_path):
         load_image(tmp_path / "a.png")
 
 
+def test_a_png_that_lacks_the_colours_it_names_is_refused(tmp_path):
+    data = encoded(Image.new("P", (4, 1)), "PNG")
+    place = data.index(b"PLTE") - 4
+    end = place + 12 + int.from_bytes(data[place : place + 4], "big")
+    (tmp_path / "a.png").write_bytes(data[:place] + data[end:])
+    with pytest.raises(MarsError, match=r"a\.png: the picture .* \(AssertionError\)"):
+        load_image(tmp_path / "a.png")
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_damaged_bytes_give_a_picture_or_a_clear_error_and_nothing_else(tmp_path_factory, data):
