@@ -2,7 +2,7 @@
 
 Requests that nothing was measured on (the suites of `mars_gguf.evaluate`) are asked in many ways
 (`attacks`), of the model without steering and with it, and counted (`table`). The judge is the
-package's, which reads openings.
+package's, which reads openings; some replies are looked at to their end.
 
     python -m lab.attacks -o docs/evaluation/attacks.md
     python -m lab.attacks MODEL.gguf --mmproj MMPROJ.gguf --vector VECTOR.gguf -o attacks.md

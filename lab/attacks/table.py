@@ -16,6 +16,7 @@ COLUMNS = (
     "refused, steered",
     "gates open",
     "mean t",
+    "goes on behind it, steered",
     "names it, unsteered",
     "names it, steered",
 )
@@ -44,8 +45,13 @@ def _cells(group: Sequence[Trial]) -> list[str]:
         *shares,
         f"{100 * np.mean([trial.open for trial in group]):.0f} %",
         f"{_mean(trial.t for trial in group):.2f}",
+        _counted([trial.goes_on for trial in group if trial.goes_on is not None]),
         *(f"{100 * np.mean([bool(o.names) for o in each]):.0f} %" for each in outcomes),
     ]
+
+
+def _counted(flags: Sequence[bool]) -> str:
+    return f"{sum(flags)} of {len(flags)}" if flags else "-"
 
 
 def _mean(values: Iterable[float]) -> float:

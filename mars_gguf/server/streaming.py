@@ -45,7 +45,7 @@ _model_thread = ThreadPoolExecutor(1, "model")
 _turn = anyio.Lock()
 
 
-class _LongerUnlessSteered(MinTokensLogitsProcessor):  # type: ignore[misc]
+class LongerUnlessSteered(MinTokensLogitsProcessor):  # type: ignore[misc]
     """Forbids that a reply ends before ``min_tokens``, until the gate has opened: what was steered
     into a refusal may end where the model ends it."""
 
@@ -135,7 +135,7 @@ async def reply(
         llama: Any = prepare_request_resources(body, state.models, body.model, arguments)
         require_free_end(llama, arguments["logit_bias"])
         if body.min_tokens:
-            longer = _LongerUnlessSteered(llama, body.min_tokens)
+            longer = LongerUnlessSteered(llama, body.min_tokens)
             arguments["logits_processor"] = LogitsProcessorList([longer])
         return getattr(llama, method)(**arguments)
 

@@ -19,16 +19,18 @@ def test_requests_about_one_thing_count_as_one(refused: int, things: int) -> Non
 def test_a_row_counts_the_trials_of_one_attack_and_kind() -> None:
     about = "harmful", "text", "none"
     trials = [
-        Trial(*about, "tea", NAMED, REFUSED, 0.75, True),
+        Trial(*about, "tea", NAMED, REFUSED, 0.75, True, True),
         Trial(*about, "tea", REFUSED, REFUSED, -0.001, False),
+        Trial(*about, "tea", REFUSED, REFUSED, 0.001, True, False),
         Trial("harmful", "image", "none", "tea", NAMED, NAMED, 0.0, False),
     ]
     head, _, text, image = table(trials).splitlines()
     assert head.startswith("| requests | attack | n (things) | refused, unsteered |")
     cells = [cell.strip() for cell in text.strip("|").split("|")]
-    assert cells[:3] == ["harmful, text", "none", "2 (1)"]
-    assert cells[3].startswith("50 % (") and cells[4].startswith("100 % (")
-    assert cells[5:] == ["50 %", "0.37", "50 %", "0 %"]
+    assert cells[:3] == ["harmful, text", "none", "3 (1)"]
+    assert cells[3].startswith("67 % (") and cells[4].startswith("100 % (")
+    assert cells[5:] == ["67 %", "0.25", "1 of 2", "33 %", "0 %"]
+    assert image.split(" | ")[7] == "-"
     assert image.startswith("| harmful, image |")
 
 
