@@ -132,6 +132,15 @@ def test_a_reply_ends_at_its_deadline(tmp_path: Path) -> None:
         assert 1 < len(chunks) < 900
         assert chunks[-1]["choices"][0]["finish_reason"] == "length"
         assert chunks[-1]["mars"]["alpha"] > 0
+        many = {"type": "array", "items": {"const": "a"}, "minItems": 400}
+        *_, last = server.client.responses.create(
+            model="any",
+            input=str(HARMFUL["content"]),
+            stream=True,
+            text={"format": {"type": "json_schema", "name": "many", "schema": many}},
+        )
+        assert last.type == "response.incomplete"
+        assert last.response.model_dump()["mars"]["alpha"] > 0
         with pytest.raises(openai.BadRequestError, match="took too long"):
             chat(server, [HARMFUL], **options)
         assert chat(server, [HARMFUL])["mars"]["alpha"] > 0
