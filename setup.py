@@ -82,6 +82,7 @@ setup(
         "markdown-it-py>=2.2",
         "matplotlib>=3.8",
         "prompt_toolkit>=3.0.40",
+        "pyyaml>=6",
         "rich>=13",
         "shtab>=1.9",
         "tqdm>=4.66",

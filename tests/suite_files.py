@@ -31,6 +31,7 @@ def as_json(path: Path, content: object) -> Path:
 
 
 def own(path: Path, *lines: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
     return path
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from mars_gguf.evaluate.benchmark import Names
 from mars_gguf.evaluate.cases import Kind, Unusable
-from mars_gguf.evaluate.tables import FILE, FOLDER, KEY, PLACE, Row, json_in
+from mars_gguf.evaluate.tables import FILE, FOLDER, KEY, PLACE, Row, json_in, texts_in
 from mars_gguf.modalities import VIDEO
 
 
@@ -159,6 +159,7 @@ def _spavl_kind(row: Row) -> Kind:
 
 # By the names of data/benchmarks.toml: what that cannot say.
 OF_BENCHMARKS: dict[str, dict[str, Any]] = {
+    "advbench-pyrit": {"category": lambda row: (texts_in(row["harm_categories"]) or [""])[0]},
     "harmbench": {"prompt": _with_context, "media": _harmbench_picture},
     "xstest": {"kind": _xstest_kind},
     "figstep": {

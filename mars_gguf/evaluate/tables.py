@@ -1,4 +1,5 @@
-"""Reads tables in CSV, JSON, JSON Lines or Parquet, whose files may be hostile.
+"""Reads tables in CSV, JSON, JSON Lines, YAML or Parquet, and lists with one text a line. The files
+may be hostile.
 
 Their size is bounded, nothing is unpickled, and every cell becomes text. A cell with pictures
 becomes a name that stands for them.
@@ -14,10 +15,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from mars_gguf.errors import MarsError
 from mars_gguf.evaluate.parquet import is_parquet, parquet_rows
 
 MAX_BYTES = 64 * 2**20  # of a file
+MAX_YAML = 2**21  # characters, which take a minute to parse
 
 Row = dict[str, str]
 
@@ -26,6 +30,7 @@ PLACE = "(place)"  # the file and the row's number in it, as messages name the r
 KEY = "(key)"  # in an object of objects, the name of each; otherwise the row's place
 FILE = "(file)"  # the file's name without its ending
 FOLDER = "(folder)"  # where the file is
+LINE = "(line)"  # the one column of a list
 
 
 def table(path: Path, columns: Iterable[str]) -> Iterator[Row]:
@@ -60,8 +65,7 @@ def rows(path: Path) -> list[Row]:
     if is_parquet(path):
         found = parquet_rows(path)
     else:
-        text = _read(path)
-        found = (_csv_rows if path.suffix.lower() == ".csv" else _json_rows)(path, text)
+        found = _READ.get(path.suffix.lower(), _json_rows)(path, _read(path))
     return [{name: _cell(cell) for name, cell in row.items()} for row in found]
 
 
@@ -95,6 +99,38 @@ def _json_rows(path: Path, text: str) -> list[dict[str, Any]]:
     if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
         raise MarsError(f"{path}: found JSON of another form, expected objects, one a row")
     return found
+
+
+def _lines(path: Path, text: str) -> list[dict[str, Any]]:
+    return [{LINE: line} for line in text.split("\n") if line.strip()]
+
+
+class _Texts(yaml.BaseLoader):
+    """Reads every scalar as text, and no aliases: a few of them stand for gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has aliases")
+        return super().compose_node(parent, index)
+
+
+def _yaml_rows(path: Path, text: str) -> list[dict[str, Any]]:
+    """Reads the seeds of a data set of PyRIT, each with what is said of all."""
+    if len(text) > MAX_YAML:
+        raise MarsError(f"{path}: larger than {MAX_YAML} characters; split it")
+    try:
+        content = yaml.load(text, _Texts)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise MarsError(f"{path}: not YAML ({' '.join(str(error).split())[:200]})") from error
+    seeds = content.pop("seeds", None) if isinstance(content, dict) else None
+    if not isinstance(seeds, list) or not all(isinstance(seed, dict) for seed in seeds):
+        raise MarsError(f"{path}: found YAML of another form, expected seeds, a list of objects")
+    about = {name: cell for name, cell in content.items() if isinstance(cell, str)}
+    return [about | seed for seed in seeds]
+
+
+_READ = {".csv": _csv_rows, ".txt": _lines}
+_READ |= dict.fromkeys((".prompt", ".yaml", ".yml"), _yaml_rows)
 
 
 def _read(path: Path) -> str:

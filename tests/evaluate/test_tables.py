@@ -49,3 +49,25 @@ def test_a_file_beyond_the_bound_is_refused_without_reading_it(tmp_path: Path) -
         file.truncate(tables.MAX_BYTES + 1)
     with pytest.raises(MarsError, match="larger than"):
         load_suite(str(path))
+
+
+BOMB = "a: &a [x, x, x]\nb: &b [*a, *a, *a]\nseeds:\n- value: [*b, *b]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (BOMB, "it has aliases"),
+        ("[" * 5000, "not YAML"),
+        ("seeds: [1]", "expected seeds, a list of objects"),
+        ("- a", "expected seeds"),
+        ("!!python/object/apply:os.system [ls]", "expected seeds"),
+        ("a: 1\x01", "not YAML"),
+        (f"a: '{'x' * tables.MAX_YAML}'", "larger than"),
+    ],
+)
+def test_hostile_yaml_is_refused_and_builds_nothing(tmp_path: Path, text: str, reason: str) -> None:
+    path = tmp_path / "adv_bench.prompt"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(MarsError, match=reason):
+        load_suite(str(path))
