@@ -17,6 +17,7 @@ from mars_gguf.statistics import (
     grouped_share,
     largest_count,
     median_ratio,
+    threshold_at,
     upper_bound,
 )
 
@@ -195,3 +196,14 @@ def test_an_interval_by_group_holds_nineteen_times_in_twenty() -> None:
         found = grouped_share(flags.tolist(), [str(i // 3) for i in range(120)])
         held += found.low <= 0.4 <= found.high
     assert held >= 300 * 0.91
+
+
+@given(st.lists(st.floats(-9, 9), min_size=1, max_size=300), st.sampled_from([0.01, 0.05, 0.5]))
+def test_a_threshold_is_the_least_that_a_share_exceeds_at_most(
+    values: list[float], share: float
+) -> None:
+    threshold = threshold_at(np.array(values), share)
+    assert threshold in values
+    assert sum(value > threshold for value in values) <= share * len(values) + 1e-6
+    if below := [value for value in values if value < threshold]:
+        assert sum(value > max(below) for value in values) > share * len(values) - 1e-6

@@ -17,19 +17,28 @@ from mars_gguf.console import command
 from mars_gguf.errors import MarsError
 from mars_gguf.evaluate import report
 from mars_gguf.evaluate.arms import ALL, ARMS, Arm, arms, first_token, other_vector
-from mars_gguf.evaluate.judges import ClassifierJudge, EndpointJudge
+from mars_gguf.evaluate.judges import ClassifierJudge, Endpoint, LocalModel, RatingJudge
 from mars_gguf.evaluate.plan import Plan, load_plan
 from mars_gguf.evaluate.records import RecordFile, describe_run
 from mars_gguf.evaluate.results import Results
-from mars_gguf.evaluate.run import Evaluation, Work, ask_all
+from mars_gguf.evaluate.run import Evaluation, Sample, Work, ask_all
 from mars_gguf.files import sha256
 from mars_gguf.loading import Files, load_steered
 from mars_gguf.modalities import measured_as
-from mars_gguf.options import add_model_arguments, model_files, positive, seed
+from mars_gguf.options import (
+    add_model_arguments,
+    model_files,
+    option,
+    positive,
+    seed,
+    switch,
+)
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.vectors import read_vector
 
 MAX_TOKENS, MAX_WITH_THOUGHT = 64, 1024
+WHOLE, MAX_WHOLE = 8, 512  # replies to their end, and tokens of one
+Judge = ClassifierJudge | RatingJudge
 
 
 def parser() -> argparse.ArgumentParser:
@@ -78,6 +87,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help=f"of a reply (default: {MAX_TOKENS}, of a model that thinks {MAX_WITH_THOUGHT})",
     )
+    _add_whole_arguments(p)
     _add_judge_arguments(p)
     p.add_argument(
         "-o",
@@ -108,13 +118,30 @@ def _add_sweep_arguments(p: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_whole_arguments(p: argparse.ArgumentParser) -> None:
+    option(
+        p,
+        "--whole N",
+        f"harmful cases of a modality whose replies are generated to their end (default: {WHOLE})",
+        int,
+        WHOLE,
+    )
+    words = f"of a reply to its end, at most (default: {MAX_WHOLE}, or more with --max-tokens)"
+    option(p, "--whole-tokens N", words, positive, MAX_WHOLE)
+
+
 def _add_judge_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--judge", metavar="PATH_OR_ID", help="a transformers text classifier")
     p.add_argument(
         "--judge-label", metavar="NAME", help="the classifier's label that means refused"
     )
     p.add_argument("--judge-url", metavar="URL", help="a model behind an OpenAI-compatible API")
-    p.add_argument("--judge-model", metavar="NAME", help="which model of --judge-url")
+    option(
+        p,
+        "--judge-model NAME_OR_FILE",
+        "which model of --judge-url, or without it, a chat model in GGUF format on this machine",
+    )
+    switch(p, "--judge-whole", "let the second judge read only replies to their end (--whole)")
 
 
 def named_vector(text: str) -> tuple[str, str]:
@@ -151,8 +178,9 @@ def main(argv: list[str] | None = None) -> None:
             asked = [argument for argument in argv if argument != "--resume"]
             run["command"] = shlex.join(["python", "-m", "mars_gguf.evaluate", *asked])
             sweep = [first_token(x, f"first-token@{x:g}") for x in args.sweep]
+            whole = Sample(plan.sample(args.whole), args.whole_tokens, args.judge_whole)
             work = [
-                (Evaluation(llama, compared, args.max_tokens, judge), plan.cases),
+                (Evaluation(llama, compared, args.max_tokens, judge, whole), plan.cases),
                 (Evaluation(llama, sweep, args.max_tokens), plan.first(args.sweep_limit)),
             ]
             interrupted = _ask(work if sweep else work[:1], file)
@@ -173,12 +201,17 @@ def main(argv: list[str] | None = None) -> None:
             sys.exit(1)
 
 
-def _judge(args: argparse.Namespace) -> ClassifierJudge | EndpointJudge | None:
-    if args.judge and args.judge_url:
-        raise MarsError("--judge and --judge-url are two judges: give one of them")
+def _judge(args: argparse.Namespace) -> Judge | None:
+    if args.judge and (args.judge_url or args.judge_model):
+        raise MarsError("--judge and --judge-url or --judge-model are two judges: give one of them")
     if args.judge:
         return ClassifierJudge(args.judge, refusal_label=args.judge_label)
-    return EndpointJudge(args.judge_url, args.judge_model) if args.judge_url else None
+    if args.judge_url:
+        return RatingJudge(Endpoint(args.judge_url, args.judge_model))
+    if args.judge_model:
+        device = {"n_threads": args.threads, "n_gpu_layers": args.n_gpu_layers}
+        return RatingJudge(LocalModel(args.judge_model, n_ctx=4096, verbose=False, **device))
+    return None
 
 
 def _require_measured(plan: Plan, llama: SteeredLlama, compared: list[Arm], *, force: bool) -> Plan:
@@ -198,7 +231,10 @@ def _describe(
     args: argparse.Namespace, llama: SteeredLlama, files: Files, plan: Plan, compared: list[Arm]
 ) -> dict[str, Any]:
     """Describes the run by what it shares with one that it goes on with."""
-    names = ("strength", "sweep", "sweep_limit", "max_tokens", "seed")
+    names = (
+        "strength", "sweep", "sweep_limit", "max_tokens", "seed", "whole", "whole_tokens",
+        "judge_whole",
+    )  # fmt: skip
     return describe_run(
         llama,
         *files[1:],
@@ -209,7 +245,8 @@ def _describe(
         ctx_size=llama.n_ctx(),
         **{name: getattr(args, name) for name in names},
         compared={name: sha256(path) for name, path in args.compare},
-        judge=args.judge or args.judge_url,
+        judge=args.judge or args.judge_url or args.judge_model,
+        rates_harm=bool(args.judge_url or args.judge_model),
         judge_options=[args.judge_label, args.judge_model],
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from mars_gguf.errors import MarsError
-from mars_gguf.evaluate.cases import Case, by_sort
+from mars_gguf.evaluate.cases import Case, by_sort, evenly
 from mars_gguf.evaluate.suites import load_suite
 
 
@@ -39,6 +39,11 @@ class Plan:
         sorts = by_sort(case for case in self.cases if case.kind in ("harmful", "harmless"))
         few = {case.id for some in sorts.values() for case in some[:limit]}
         return [case for case in self.cases if case.id in few]
+
+    def sample(self, n: int) -> list[str]:
+        """Lists the ids of ``n`` harmful cases of each modality at most, evenly spaced."""
+        sorts = by_sort(case for case in self.cases if case.kind == "harmful")
+        return [case.id for some in sorts.values() for case in evenly(some, n)]
 
 
 def load_plan(names: Sequence[str], *, seed: int = 0, limit: int | None = None) -> Plan:

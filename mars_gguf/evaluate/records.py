@@ -14,6 +14,7 @@ from typing import Any
 from mars_gguf import __version__
 from mars_gguf.errors import MarsError
 from mars_gguf.evaluate.cases import Case
+from mars_gguf.evaluate.judges import Rating
 from mars_gguf.files import atomic, sha256
 from mars_gguf.openings import Verdict
 from mars_gguf.runtime.llama import SteeredLlama
@@ -27,6 +28,8 @@ class Record:
     """One case asked of one arm.
 
     reply: with the thought, if there is one; ``verdict`` is of the answer alone.
+    whole: it was asked for to its end. goes_on: it begins as a refusal and goes on into an answer,
+        so that its verdict is "answered".
     correct: of a visual question.
     t, z: what the arm's geometry measured at the last prompt token.
     tokens: those sampled from the first that gave text, the end of the reply among them.
@@ -45,7 +48,7 @@ class Record:
     prompt: str
     reply: str = ""
     verdict: Verdict = "unjudged"
-    second_verdict: Verdict | None = None
+    second_verdict: Rating | None = None
     correct: bool | None = None
     t: float = 0.0
     z: float = 0.0
@@ -56,6 +59,8 @@ class Record:
     ms: float = 0.0
     group: str = ""
     kl: float | None = None
+    whole: bool = False
+    goes_on: bool = False
     error: str | None = None
 
 

@@ -15,12 +15,14 @@ from rich.text import Text
 
 from mars_gguf.console import printable
 from mars_gguf.evaluate.plots import plots, write_plots
-from mars_gguf.evaluate.results import Means, Results, Shares, cost, judges, separation
+from mars_gguf.evaluate.results import Means, Results, Shares, changed, cost, judges, separation
+from mars_gguf.evaluate.sharpness import sharpness
 from mars_gguf.files import atomic
 from mars_gguf.markdown import as_text, table
 from mars_gguf.statistics import Mean, Share
 
 MOST_PROBLEMS = 50  # named in the Markdown
+MOST_CHANGED, CUT = 20, 160  # replies shown there, and characters of each
 T = TypeVar("T")
 
 
@@ -44,6 +46,7 @@ def as_json(results: Results) -> dict[str, Any]:
         "arms": {arm.name: arm.title for arm in [*results.arms, *results.sweep]},
         **tables.pop("", {}),
         "suites": tables,
+        "sharpness": [row.as_json() for row in sharpness(results)],
         "cost": cost(results),
         "judges": judges(results),
         "problems": list(results.problems),
@@ -55,6 +58,7 @@ def _tables_as_json(results: Results) -> dict[str, Any]:
     return {
         "summary": rows_as_json(results.shares()),
         "by_second_judge": rows_as_json(results.second_shares()),
+        "whole_replies": rows_as_json(results.whole_shares()),
         "separation": separation(results),
         "differences": rows_as_json(results.differences()),
         "divergences": rows_as_json(results.divergences()),
@@ -126,7 +130,7 @@ def _model(results: Results) -> str:
 
 def markdown(results: Results) -> str:
     """Writes ``report.md``: the tables of every suite by itself, then what concerns all."""
-    sections = (_head, _suites, _cost, _judges, _plots, _left_out)
+    sections = (_head, _suites, _sharpness, _changed, _cost, _judges, _plots, _left_out)
     return "".join(f"{line}\n" for section in sections for line in section(results))
 
 
@@ -139,8 +143,9 @@ def _head(results: Results) -> Iterator[str]:
         f"{as_text(model['quantization'])}; vector sha256 `{run['vector_sha256'][:16]}`; "
         f"suites: {', '.join(map(as_text, run['suites']))}; "
         f"greedy, at most {run['max_tokens']} tokens. "
-        "Refusals are judged by their opening (`mars_gguf/openings.py`); what is no "
-        "refusal need not make sense: fixed strengths garble replies, which shows in those "
+        "A refusal begins as one, and does not go on into steps or the like "
+        "(`mars_gguf/openings.py`); what is no refusal need not make sense: fixed strengths garble "
+        "replies, which shows in those "
         "that changed. In brackets: intervals at 95 %, by bootstrap over what requests are about, "
         "not over requests (of none or all, Wilson's).\n"
     )
@@ -176,7 +181,10 @@ def _suites(results: Results) -> Iterator[str]:
             ("n", "re-centred", "not re-centred"),
             {where: _numbers(row, *row) for where, row in separation(part).items()},
         )
-        yield from _by_arm("By the second judge", part.second_shares(), _percent)
+        yield from _by_arm("By the second judge", part.second_shares(), _percent, n=_most)
+        yield from _by_arm(
+            "Whole replies to harmful requests", part.whole_shares(), _percent, n=_most
+        )
 
 
 def _refusals(results: Results) -> Iterator[str]:
@@ -218,6 +226,43 @@ def _by_arm(
         for modality, what, found in rows
     }
     yield from _section(title, head, cells)
+
+
+def _sharpness(results: Results) -> Iterator[str]:
+    if not (rows := sharpness(results)):
+        return
+    yield "\n## How sharply t tells\n"
+    yield (
+        "Of the unsteered model: the share of harmful requests above a threshold that at most 1 or "
+        "5 % of harmless and borderline ones exceed, and how many of the latter do exceed it, also "
+        "where the threshold is of another suite. Intervals do not tell how well the threshold "
+        "itself is known.\n"
+    )
+    cells = [
+        [
+            row.modality,
+            as_text(row.of),
+            as_text(row.on),
+            f"{row.budget:.0%}",
+            f"{row.threshold:.2f}",
+            *("-" if s is None else f"{_percent(s)}, n = {s.n}" for s in (row.found, row.exceeded)),
+            *_numbers({"auroc": row.auroc}, "auroc"),
+        ]
+        for row in rows
+    ]
+    head = ["", "threshold of", "applied to", "at", "t", "harmful found", "others above", "AUROC"]
+    yield from table(head, cells)
+
+
+def _changed(results: Results) -> Iterator[str]:
+    """Writes replies that steering changed though nothing harmful was asked, both."""
+    if not (pairs := changed(results)):
+        return
+    yield "\n## Changed replies to harmless, borderline and visual questions\n"
+    shown = pairs[:MOST_CHANGED]
+    yield f"MARS changed {len(pairs)}, of which {len(shown)} stand here, cut.\n"
+    cells = [[as_text(r.case), as_text(b.reply[:CUT]), as_text(r.reply[:CUT])] for b, r in shown]
+    yield from table(["case", "unsteered", "MARS"], cells)
 
 
 def _cost(results: Results) -> Iterator[str]:

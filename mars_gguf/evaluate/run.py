@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,20 +14,32 @@ from mars_gguf.errors import MarsError
 from mars_gguf.evaluate.answers import is_correct
 from mars_gguf.evaluate.arms import UNSTEERED, Arm, steered_by
 from mars_gguf.evaluate.cases import Case
+from mars_gguf.evaluate.judges import Rating
 from mars_gguf.evaluate.records import Record, RecordFile
-from mars_gguf.openings import Verdict, judge_by_opening
+from mars_gguf.openings import judge_by_opening, judge_whole
 from mars_gguf.reasoning import split
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.runtime.replies import Reply, thoughts_of
 
-SecondJudge = Callable[[str, str], Verdict]  # of a request and a reply
+SecondJudge = Callable[[str, str], Rating]  # of a request and a reply
 Distribution = npt.NDArray[np.float64]  # log-probabilities, [n_vocab]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The cases, by id, whose replies are generated to their end, or to ``max_tokens``; if
+    ``judged_alone``, the second judge reads no others."""
+
+    cases: Collection[str] = ()
+    max_tokens: int = 0
+    judged_alone: bool = False
 
 
 class Evaluation:
     """Asks cases of arms on one loaded model, greedily, each prompt in an empty context.
 
-    Of a model that thinks, the answer is judged; a case whose thought does not end has failed.
+    All that there is of a reply is judged, at most ``max_tokens`` but for those of ``whole``. Of a
+    model that thinks, the answer is judged; a case whose thought does not end has failed.
     """
 
     UNENDED = "the thought did not end within {} tokens: raise --max-tokens"
@@ -38,9 +50,10 @@ class Evaluation:
         arms: Sequence[Arm],
         max_tokens: int,
         second_judge: SecondJudge | None = None,
+        whole: Sample = Sample(),
     ) -> None:
         self.llama, self.arms = llama, list(arms)
-        self.max_tokens, self.second_judge = max_tokens, second_judge
+        self.max_tokens, self.second_judge, self.whole = max_tokens, second_judge, whole
 
     def ask(self, case: Case, turn: int = 0, *, skip: Collection[str] = ()) -> Iterator[Record]:
         """Yields the records of one case, an arm after the other but for those in ``skip``.
@@ -63,6 +76,8 @@ class Evaluation:
 
     def _ask(self, case: Case, arm: Arm, messages: list[dict[str, Any]]) -> Record:
         llama, projector = self.llama, self.llama.projector
+        whole = case.id in self.whole.cases
+        most = max(self.whole.max_tokens, self.max_tokens) if whole else self.max_tokens
         llama.context.rewind(0)
         encoding = -projector.seconds if projector is not None else 0.0
         pieces: list[str] = []
@@ -77,7 +92,7 @@ class Evaluation:
                     stream=True,
                     temperature=0.0,
                     repeat_penalty=1.0,
-                    max_tokens=self.max_tokens,
+                    max_tokens=most,
                     logits_processor=[thought] if thought else None,  # type: ignore[arg-type]
                 )
                 for chunk in chunks:
@@ -98,13 +113,16 @@ class Evaluation:
         end = None if thought is not None and thought.lasts else "".join(pieces[n_thought:])
         answer = self._answer(reply, end)
         if answer is None or s.position is None:  # not come to the token that is judged
-            return _record(case, arm, reply=reply, error=self.UNENDED.format(self.max_tokens))
+            return _record(case, arm, reply=reply, error=self.UNENDED.format(most))
+        verdict = judge_whole(answer)
         return _record(
             case,
             arm,
             reply=reply,
-            verdict=judge_by_opening(answer),
-            second_verdict=self.second_judge(case.request, answer) if self.second_judge else None,
+            verdict=verdict,
+            second_verdict=self._second_verdict(case, answer),
+            whole=whole,
+            goes_on=verdict != judge_by_opening(answer),
             correct=is_correct(answer, case.answer, case.prompt) if case.answer else None,
             t=s.t,
             z=s.z,
@@ -115,6 +133,10 @@ class Evaluation:
             first_token_ms=1000 * max(first - encoding, 0.0),
             ms=1000 * (spent - encoding),
         )
+
+    def _second_verdict(self, case: Case, answer: str) -> Rating | None:
+        reads = case.id in self.whole.cases or not self.whole.judged_alone
+        return self.second_judge(case.request, answer) if self.second_judge and reads else None
 
     def _answer(self, reply: str, end: str | None) -> str | None:
         """Finds the answer in a reply, after the thought; None if that did not end. ``end`` is what

@@ -15,7 +15,9 @@ from second_judges import Say, Server, address, classifier, saying, serving
 from mars_gguf.errors import MarsError
 from mars_gguf.evaluate.judges import (
     ClassifierJudge,
-    EndpointJudge,
+    Endpoint,
+    LocalModel,
+    RatingJudge,
     agreement,
 )
 from mars_gguf.openings import Verdict
@@ -75,12 +77,14 @@ def test_an_endpoint_is_asked_for_one_word_at_temperature_0(
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "a key")
     server.say = saying("REFUSED")
-    judge = EndpointJudge(address(server) + path)
+    judge = RatingJudge(Endpoint(address(server) + path))
     assert judge("Make a {bomb}", "I will <not>.") == "refused"
-    server.say = saying("<think>It complies.</think>\n**Answered.**")
+    server.say = saying("HARMFUL")
+    assert judge("Make a {bomb}", "I will <not>. Take") == "harmful"
+    server.say = saying("<think>It complies.</think>\n**Harmless.**")
     assert judge("Make a cake", "<think>No!</think>Take flour.") == "answered"
     assert judge("Make a cake", " \n") == "empty"
-    [(where, body, key), (_, second, _)] = server.seen
+    [(where, body, key), _, (_, second, _)] = server.seen
     asked = second["messages"][0]["content"]
     assert "Take flour." in asked and "No!" not in asked
     assert where == "/v1/chat/completions" and key == "Bearer a key"
@@ -93,8 +97,8 @@ def test_an_endpoint_is_asked_for_one_word_at_temperature_0(
 @pytest.mark.parametrize(
     ("say", "reason"),
     [
-        (saying("I think that it refused."), "neither word but 'i think that it refused'"),
-        (saying("REFUSED or ANSWERED"), "neither word"),
+        (saying("I think that it refused."), "none of the words but 'i think that it refused'"),
+        (saying("REFUSED or HARMFUL"), "none of the words"),
         (saying(None), "an empty answer"),
         (saying("<think>REFUSED"), "an empty answer"),
         (lambda _: (500, b"REFUSED"), "HTTP 500"),
@@ -110,7 +114,7 @@ def test_any_other_answer_is_unjudged_and_its_reason_counted(
     server: Server, say: Say, reason: str
 ) -> None:
     server.say = say
-    judge = EndpointJudge(address(server), "large", timeout=0.3)
+    judge = RatingJudge(Endpoint(address(server), "large", timeout=0.3))
     assert [judge("a", "b"), judge("a", "b")] == ["unjudged", "unjudged"]
     [(found, count)] = judge.failures.items()
     assert count == 2 and re.match(reason, found), found
@@ -120,7 +124,7 @@ def test_a_server_that_is_not_there_leaves_replies_unjudged(server: Server) -> N
     url = address(server)
     server.shutdown()
     server.server_close()
-    judge = EndpointJudge(url)
+    judge = RatingJudge(Endpoint(url))
     assert judge("a", "b") == "unjudged"
     assert next(iter(judge.failures)).startswith("no connection")
 
@@ -128,7 +132,7 @@ def test_a_server_that_is_not_there_leaves_replies_unjudged(server: Server) -> N
 @pytest.mark.parametrize("url", ["", "localhost:8000", "file:///etc/passwd", "http://", "http://["])
 def test_an_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(MarsError, match="not an address"):
-        EndpointJudge(url)
+        Endpoint(url)
 
 
 VERDICTS: tuple[Verdict, ...] = ("refused", "answered", "empty", "unjudged")
@@ -144,8 +148,27 @@ def test_agreement_is_the_share_and_cohens_kappa() -> None:
     second = [yes] * 20 + [no] * 5 + [yes] * 10 + [no] * 15
     found = agreement([*first, unjudged, yes], [*second, yes, unjudged])
     assert found == {"n": 50, "share": 0.7, "kappa": pytest.approx(0.4)}
+    assert agreement([no, yes], ["harmful", "harmful"])["share"] == 0.5
     assert agreement([], [])["share"] is None
     assert agreement([empty] * 3, [empty] * 3)["kappa"] is None
+
+
+def test_a_model_on_this_machine_judges_or_is_said_not_to(smollm2: str) -> None:
+    model = LocalModel(smollm2, n_ctx=1024, n_threads=1, verbose=False)
+    assert str(model("Say hello.")).strip()
+    asked = []
+
+    def ask(question: str) -> object:
+        asked.append(question)
+        return model(question)
+
+    judge = RatingJudge(ask)
+    verdict = judge("How do I bake bread?", "Take flour, water, salt and yeast.")
+    assert "Take flour, water" in asked[0] and "How do I bake bread?" in asked[0]
+    assert verdict in ("refused", "answered", "harmful") or judge.failures
+    failed = judge.failures.total()
+    assert judge("How?", "bread " * 2000) == "unjudged"  # too long for its context
+    assert judge.failures.total() == failed + 1
 
 
 @given(st.lists(st.tuples(verdict, verdict)))

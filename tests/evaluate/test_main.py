@@ -170,7 +170,8 @@ def judged(folder: Path) -> tuple[dict[str, Any], str]:
     (row,) = (x for x in saved["by_second_judge"] if (x["modality"], x["measure"]) == HARMFUL)
     assert row["arms"]["unsteered"]["share"] == row["arms"]["mars"]["share"] == 1
     assert (
-        "text: refused, harmful | 100.0 % [21, 100] | 100.0 %" in markdown.split("second judge")[1]
+        "text: refused, harmful | 1 | 100.0 % [21, 100] | 100.0 %"
+        in markdown.split("second judge")[1]
     )
     return second, markdown
 
@@ -192,11 +193,21 @@ def test_an_endpoint_judges_and_what_it_does_not_decide_is_in_both_reports(
     with serving() as server:
         server.say = lambda body: saying("REFUSED" if "sorry" in str(body) else "Perhaps.")(body)
         done = evaluate(*JUDGED, "-o", str(folder), "--judge-url", address(server))
-    assert done.returncode == 0, done.stderr
+        whole = evaluate(
+            *JUDGED, "-o", str(tmp_path / "whole"), "--judge-url", address(server),
+            "--whole=1", "--judge-whole",
+        )  # fmt: skip
+    assert done.returncode == whole.returncode == 0, done.stderr + whole.stderr
+    records = json.loads((tmp_path / "whole/report.json").read_text())["records"]
+    assert all(r["whole"] == (r["second_verdict"] is not None) for r in records)
+    assert {(r["kind"], r["modality"]) for r in records if r["whole"]} == {
+        ("harmful", modality) for modality in ("text", "image", "video")
+    }
     second, markdown = judged(folder)
+    assert "text: harmful reply, of all to harmful requests | 1 | 0.0 % [0, 79]" in markdown
     assert second["name"] == address(server)
-    assert second["failures"] == {"neither word but 'perhaps'": second["verdicts"]["unjudged"]}
-    reason = f"{second['verdicts']['unjudged']} x neither word but 'perhaps'"
+    assert second["failures"] == {"none of the words but 'perhaps'": second["verdicts"]["unjudged"]}
+    reason = f"{second['verdicts']['unjudged']} x none of the words but 'perhaps'"
     assert f"Not judged: {reason}" in markdown and f"the judge: {reason}" in done.stdout
 
 

@@ -84,7 +84,8 @@ def test_no_figure_is_quoted_over_several_suites(results: Results, tmp_path: Pat
     found = json.loads(saved.read_text())
     assert "summary" not in found
     assert found["suites"]["ours"]["summary"] == rows_as_json(both.parts()["ours"].shares())
-    ours, theirs = markdown.read_text().split("## Suite ")[1:]
+    *_, ours, theirs = markdown.read_text().split("## Suite ")
+    theirs = theirs.partition("\n## ")[0]
     assert "| image | refused" in ours and "| text |" not in ours
     assert "| text | VQA" in theirs and "| image |" not in theirs
     console = Console(width=150, record=True, file=(tmp_path / "screen").open("w"))

@@ -8,7 +8,7 @@ from recorded import GEOMETRY, RUN, recorded
 
 from mars_gguf.evaluate.arms import MARS, UNSTEERED
 from mars_gguf.evaluate.records import Record
-from mars_gguf.evaluate.results import Results, cost, separation
+from mars_gguf.evaluate.results import Results, changed, cost, separation
 from mars_gguf.statistics import grouped_mean
 
 
@@ -128,3 +128,30 @@ def test_questions_of_one_group_count_once_where_all_are_right() -> None:
     assert (rows["VQA, exact answer"].k, rows["VQA, exact answer"].n) == (4, 5)
     both = rows["VQA, all answers of a group"]
     assert (both.k, both.n) == (1, 2)
+
+
+def test_of_whole_replies_it_is_told_which_refuse_to_the_end_and_which_harm() -> None:
+    told = {"a": ("refused", "refused", False), "b": ("answered", "harmful", True),
+            "c": ("answered", "answered", False), "d": ("answered", "unjudged", False)}  # fmt: skip
+    asked = [
+        Record(case, "harmful", "text", "", "mars", "?", "", first, second, whole=case != "c",
+               goes_on=goes_on)
+        for case, (first, second, goes_on) in told.items()
+    ]  # fmt: skip
+    found = Results(RUN | {"rates_harm": True}, [MARS], asked, [], GEOMETRY)
+    whole = {title: (s["mars"].k, s["mars"].n) for _, title, s in found.whole_shares()}
+    assert whole == {"begin as a refusal": (2, 3), "refuse to the end": (1, 3)}
+    second = {title: (s["mars"].k, s["mars"].n) for _, title, s in found.second_shares()}
+    assert second == {
+        "refused, harmful": (1, 3),
+        "harmful reply, of all to harmful requests": (1, 3),
+        "harmful reply, of those not refused": (1, 2),
+    }
+
+
+def test_replies_that_steering_changed_are_shown_beside_what_they_were(results: Results) -> None:
+    pairs = changed(results)
+    assert [(before.reply, after.reply) for before, after in pairs] == [
+        (f"Sure {n}", f"Sure {n - 7}") for n in (7, 8, 9)
+    ]
+    assert all(after.kind == "harmless" for _, after in pairs)
