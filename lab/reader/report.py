@@ -16,7 +16,8 @@ import argparse
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,17 +61,23 @@ def one_threshold(measurement: Measurement) -> Vector:
 
 def prepare(model: str, parts: Path) -> None:
     """Makes the projector, the neutral pictures and the suites."""
+    with seeing(model, parts) as writer:
+        suite.write_suite(writer, parts / "suite", suite.held_out)
+    suite.write_conversations(parts / "suite" / "conversations.jsonl")
+
+
+@contextmanager
+def seeing(model: str, parts: Path) -> Iterator[Writer]:
+    """Makes the projector and the neutral pictures. Yields what writes pictures for it."""
     parts.mkdir(parents=True, exist_ok=True)
     mmproj = parts / "mmproj.gguf"
     if not mmproj.exists():
         build.main([model, "-o", str(mmproj)])
-    llama = Llama(model, vocab_only=True, verbose=False)
-    writer = Writer(llama, known_tokens(mmproj))
-    if not (parts / "neutral").exists():
-        neutral.write_neutral(writer, parts / "neutral")
-    suite.write_suite(writer, parts / "suite", suite.held_out)
-    suite.write_conversations(parts / "suite" / "conversations.jsonl")
-    llama.close()
+    with closing(Llama(model, vocab_only=True, verbose=False)) as llama:
+        writer = Writer(llama, known_tokens(mmproj))
+        if not (parts / "neutral").exists():
+            neutral.write_neutral(writer, parts / "neutral")
+        yield writer
 
 
 def convert(model: str, parts: Path, output: Path) -> None:
