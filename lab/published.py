@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import re
 import shlex
 import shutil
@@ -157,6 +158,7 @@ def chosen(name: str, path: Path, count: int, writer: Writer, folder: Path) -> S
     fit = [case for case in new if len(writer.tokens(case.prompt + ITEMS)) <= GRID * GRID]
     kinds = dict.fromkeys(case.kind for case in fit)
     few = [x for kind in kinds for x in evenly([c for c in fit if c.kind == kind], count)]
+    random.Random(0).shuffle(few)  # so that a run which is broken off has asked some of everything
     asked = [(case, folder / "pictures" / f"{name}-{n:03}.png") for n, case in enumerate(few)]
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     for case, picture in asked:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -47,7 +48,8 @@ class Plan:
 
 
 def load_plan(names: Sequence[str], *, seed: int = 0, limit: int | None = None) -> Plan:
-    """Loads suites, as `load_suite` does. Raises MarsError, also if cases of two have one id."""
+    """Loads suites, as `load_suite` does. Their sorts of cases take turns, so that a run which is
+    broken off has asked some of all. Raises MarsError, also if cases of two have one id."""
     plan = Plan([], {}, [])
     for name in names:
         suite = load_suite(name, seed=seed, limit=limit)
@@ -56,4 +58,10 @@ def load_plan(names: Sequence[str], *, seed: int = 0, limit: int | None = None) 
         plan.problems.extend(f"{suite.name}: {problem}" for problem in suite.problems)
     if twice := len(plan.cases) - len(plan.suites):
         raise MarsError(f"{twice} cases have the id of another; evaluate such suites one by one")
-    return plan
+    seen: Counter[tuple[str, str, str]] = Counter()
+    turns = {}
+    for case in plan.cases:
+        sort = plan.suites[case.id], case.kind, case.modality
+        turns[case.id] = seen[sort]
+        seen[sort] += 1
+    return replace(plan, cases=sorted(plan.cases, key=lambda case: turns[case.id]))
