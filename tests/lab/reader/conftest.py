@@ -11,7 +11,6 @@ from models import DEMO, DEMO_MMPROJ
 from reader_inputs import (
     CONTEXTS,
     OPTIONS,
-    TOKENS,
     Cut,
     contrast,
     media,
@@ -19,9 +18,8 @@ from reader_inputs import (
     requests,
 )
 
-from lab.reader.build import build
 from lab.reader.grid import Writer
-from lab.reader.projector import Gap, known_tokens
+from lab.reader.projector import known_tokens
 from lab.reader.states import (
     Seen,
     TailExtractor,
@@ -33,14 +31,6 @@ from mars_gguf.convert.pipeline import Measurement
 from mars_gguf.convert.pipeline import measure as measure_vector
 from mars_gguf.convert.prompt_sets import PromptSets
 from mars_gguf.convert.splits import Splits, split_prompts
-
-
-@pytest.fixture(scope="session")
-def reader(smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A projector for SmolLM2 that reads few tokens."""
-    path = tmp_path_factory.mktemp("reader") / "mmproj.gguf"
-    build(Path(smollm2), path, gap=Gap(), most=TOKENS, features=512)
-    return path
 
 
 @pytest.fixture(scope="session")
