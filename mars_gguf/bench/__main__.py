@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from mars_gguf.bench import extraction, processes, replying
+from mars_gguf.bench import extraction, price, processes, replying
 from mars_gguf.bench.figures import TABLE, Figure, missed
 from mars_gguf.bench.printing import machine, print_report, versions
 from mars_gguf.bench.subject import Asked, Subject, demo_prompts
@@ -42,8 +42,9 @@ def parser() -> argparse.ArgumentParser:
         "--only",
         metavar="NAME,...",
         type=lambda text: text.split(","),
-        default=[name for name in NAMES if name != "conversion"],
-        help="figures to measure, see below (default: all but conversion, which takes minutes)",
+        default=[name for name in NAMES if name not in ("conversion", "price")],
+        help="figures to measure, see below (default: all but conversion and price, which take "
+        "minutes)",
     )
     p.add_argument(
         "--repetitions", type=positive, default=15, metavar="N", help="of each run (default: 15)"
@@ -144,6 +145,7 @@ def _measure(args: argparse.Namespace, subject: Subject) -> list[Figure]:
     asked = Asked(args.only, args.repetitions, started)
     figures = [
         *whole.measure(asked),
+        *price.measure(subject, asked),
         *replying.measure(subject, asked),
         *extraction.measure(subject, asked),
     ]

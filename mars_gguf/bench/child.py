@@ -60,6 +60,45 @@ def steered(model: str, vector: str, prompt: str, options: dict[str, Any]) -> No
         _reply(llama, prompt)
 
 
+def priced(
+    model: str,
+    tokens: list[int],
+    options: dict[str, Any],
+    n_reply: int,
+    vector: str | None = None,
+    gate: Any = "shut",
+    guard: Sequence[int] = (),
+    rpc_servers: str | None = None,
+) -> dict[str, float]:
+    """Loads the model, and with a ``vector`` steers, its gate "shut" or "open" whatever the prompt
+    is. Returns the seconds to the first token of a reply to ``tokens``, which a second model with
+    one token of an answer to ``guard`` lets pass, and those for ``n_reply`` tokens after it."""
+    from contextlib import ExitStack
+    from dataclasses import replace
+
+    from llama_cpp import Llama
+
+    from mars_gguf import SteeredLlama
+    from mars_gguf.bench.replying import reply
+
+    if rpc_servers:
+        from mars_gguf.runtime.rpc import use_servers
+
+        use_servers(rpc_servers)
+    guarding = Llama(model, **options) if guard else None
+    with ExitStack() as stack:
+        if vector is None:
+            llama = Llama(model, **options)
+        else:
+            llama = SteeredLlama(model, vector=vector, **options)
+            policy = llama.vectors["mars"].policy()
+            stack.enter_context(llama.using(replace(policy, gate=gate, strength=1.0)))
+        for n in (0, n_reply):  # warms up, then counts
+            spent = reply(guarding, guard, 0)[0] if guarding is not None else 0.0
+            first, rest = reply(llama, tokens, n)
+    return {"first": spent + first, "reply": rest}
+
+
 def _reply(llama: Any, prompt: str, pictures: Sequence[Any] = (), max_tokens: int = 16) -> None:
     from mars_gguf.media.images import user_message
 
@@ -101,13 +140,13 @@ def direction(model: str, prompts: list[list[str]], output: str, options: dict[s
     extractor.close()
 
 
-TASKS = {f.__name__: f for f in (plain, steered, convert, direction)}
+TASKS = {f.__name__: f for f in (plain, steered, priced, convert, direction)}
 
 
 def main() -> None:
     name, arguments = sys.argv[1:]
-    TASKS[name](**json.loads(arguments))  # type: ignore[operator]
-    print(json.dumps({"peak": peak_bytes()}))
+    said = TASKS[name](**json.loads(arguments))  # type: ignore[operator]
+    print(json.dumps((said or {}) | {"peak": peak_bytes()}))
 
 
 if __name__ == "__main__":

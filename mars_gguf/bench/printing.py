@@ -18,6 +18,7 @@ from rich.table import Table
 
 from mars_gguf import __version__
 from mars_gguf.bench.figures import Figure, summary
+from mars_gguf.bench.price import COLUMNS, WAYS
 
 COLOURS = {"met": "green", "missed": "red", "shown": "dim"}  # what tells nothing is yellow
 
@@ -57,6 +58,9 @@ def print_report(
     for line in said:
         console.print(line, markup=False)
     console.print(_table(figures, options["repetitions"]))
+    for figure in figures:
+        if figure.name == "price" and figure.values:
+            console.print(_prices(figure))
     for line in filter(None, [report.get("aims"), *_notes(figures, options["repetitions"])]):
         console.print(line, style="dim", markup=False)
 
@@ -87,6 +91,18 @@ def _table(figures: Sequence[Figure], repetitions: int) -> Table:
             aim,
             f"[{COLOURS.get(f.verdict, 'yellow')}]{f.verdict}[/]",
         )
+    return table
+
+
+def _prices(figure: Figure) -> Table:
+    """Makes the table of `price`: medians, and quartiles where there are several runs."""
+    table = Table(title="The price of a reply", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("", overflow="fold")
+    for title in COLUMNS.values():
+        table.add_column(title, justify="right", no_wrap=True)
+    for way, words in WAYS.items():
+        found = [summary(figure.values[f"{way}: {column}"]) for column in COLUMNS]
+        table.add_row(words, *(f"{s.median:.0f} ({s.low:.0f}-{s.high:.0f})" for s in found))
     return table
 
 

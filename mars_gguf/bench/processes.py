@@ -74,8 +74,10 @@ class Processes:
         program += _words({"-t": threads, "-tb": threads, "-c": given["n_ctx"], "-m": model})
         program += _words({"-ngl": given["n_gpu_layers"], "--rpc": given.get("rpc_servers")})
         program += _words({"--positive-file": files[0], "--negative-file": files[1], "-o": theirs})
-        child = _child("direction", model=model, prompts=sides, output=str(ours), options=reading)
-        commands = {"cvector-generator": (program, theirs), "ours": (child, ours)}
+        direction = child(
+            "direction", model=model, prompts=sides, output=str(ours), options=reading
+        )
+        commands = {"cvector-generator": (program, theirs), "ours": (direction, ours)}
         self._race(figure, repetitions, commands)
         figure.note = (
             f"{n} pairs, mean difference after every block, no choice of block; "
@@ -145,7 +147,7 @@ class Processes:
         for old in (output, output.with_suffix(".md")):  # a card without its vector is refused
             old.unlink(missing_ok=True)
         began = time.perf_counter()
-        self._run(command)
+        self.run(command)
         seconds = time.perf_counter() - began
         if not output.exists():
             raise MarsError(f"{command[0]}: ended without writing {output.name}")
@@ -156,20 +158,20 @@ class Processes:
     def _memory_of_runtime(self, figure: Figure, repetitions: int, folder: Path) -> None:
         subject = self.subject
         steered = {"model": subject.model, "vector": subject.vector, "options": subject.options}
-        ours = _child("steered", **steered, prompt=PROMPT)
+        ours = child("steered", **steered, prompt=PROMPT)
         self._memory(figure, repetitions, self._plain(subject.plain), ours)
         figure.note = "one short prompt, steered, and 16 tokens"
 
     def _memory_of_converter(self, figure: Figure, repetitions: int, folder: Path) -> None:
         options = self.subject.plain | {"n_ctx": 4096}
         loaded = self._plain(options, mmproj=self.subject.mmproj, max_tokens=1)
-        ours = _child("convert", arguments=self.convert_arguments(folder / "v.gguf"))
+        ours = child("convert", arguments=self.convert_arguments(folder / "v.gguf"))
         self._memory(figure, repetitions, loaded, ours)
 
     def _plain(self, options: dict[str, Any], **more: Any) -> list[str]:
         servers = self.subject.options.get("rpc_servers")
         asked = {"model": self.subject.model, "prompt": PROMPT, "rpc_servers": servers}
-        return _child("plain", **asked, options=options, **more)
+        return child("plain", **asked, options=options, **more)
 
     def _memory(self, figure: Figure, repetitions: int, plain: list[str], ours: list[str]) -> None:
         if peak_bytes() is None:
@@ -180,7 +182,7 @@ class Processes:
         figure.samples = differences(figure.values["ours"], figure.values["plain"])
 
     def _peak(self, command: list[str]) -> float:
-        return float(json.loads(self._run(command).splitlines()[-1])["peak"]) / MIB
+        return float(json.loads(self.run(command).splitlines()[-1])["peak"]) / MIB
 
     def _import(self, figure: Figure, repetitions: int, folder: Path) -> None:
         runs = {
@@ -200,9 +202,10 @@ class Processes:
         return 1000 * float(self._python(code))
 
     def _python(self, code: str) -> str:
-        return self._run([sys.executable, "-c", code])
+        return self.run([sys.executable, "-c", code])
 
-    def _run(self, command: Sequence[str]) -> str:
+    def run(self, command: Sequence[str]) -> str:
+        """Runs a command. Returns what it printed. Raises MarsError if it fails."""
         environment = os.environ | {"OMP_NUM_THREADS": str(self.subject.options["n_threads"])}
         try:
             done = subprocess.run(
@@ -216,7 +219,8 @@ class Processes:
         return done.stdout
 
 
-def _child(task: str, **arguments: Any) -> list[str]:
+def child(task: str, **arguments: Any) -> list[str]:
+    """Makes the command of a task of child.py."""
     return [sys.executable, "-m", "mars_gguf.bench.child", task, json.dumps(arguments)]
 
 

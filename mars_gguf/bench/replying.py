@@ -102,7 +102,7 @@ def _take(
             models = dict[str, Any]()
             for name in dict.fromkeys(name for name, _ in in_turn):
                 models[name] = stack.enter_context(closing(_load(subject, name)))
-                _reply(models[name], tokens, 0)  # warms it up
+                reply(models[name], tokens, 0)  # warms it up
             found: dict[Trial, list[Seconds]] = {trial: [] for trial in trials}
             for name, way in [*in_turn, *in_turn[::-1]]:
                 found[name, way].append(_seconds(models[name], way, tokens, n_reply))
@@ -120,30 +120,30 @@ def _load(subject: Subject, name: str) -> Llama:
 
 
 def _seconds(llama: Llama, way: Way | None, tokens: Sequence[int], n_reply: int) -> Seconds:
-    """As `_reply`; a steered model steers in ``way`` whatever the prompt is, without one never."""
+    """As `reply`; a steered model steers in ``way`` whatever the prompt is, without one never."""
     if not isinstance(llama, SteeredLlama):
-        return _reply(llama, tokens, n_reply)
+        return reply(llama, tokens, n_reply)
     llama.steerer.push.way = way or "inline"
     policy = llama.vectors["mars"].policy()
     with llama.using(replace(policy, gate="open" if way else "shut", strength=1.0)):
-        seconds = _reply(llama, tokens, 0 if way else n_reply)
+        seconds = reply(llama, tokens, 0 if way else n_reply)
     assert llama.last_steering is not None and llama.last_steering.way == way
     return seconds
 
 
-def _reply(llama: Llama, tokens: Sequence[int], n_reply: int) -> Seconds:
+def reply(llama: Llama, tokens: Sequence[int], n_reply: int) -> Seconds:
     """Seconds from an empty context to the first token of a greedy reply, and for ``n_reply``
     tokens after it."""
     llama.reset()
     lib.llama_memory_clear(lib.llama_get_memory(llama.ctx), True)
     began = time.perf_counter()
-    reply = llama.generate(tokens, temp=0.0, repeat_penalty=1.0)
-    next(reply)
+    said = llama.generate(tokens, temp=0.0, repeat_penalty=1.0)
+    next(said)
     first = time.perf_counter()
     for _ in range(n_reply):
-        next(reply)
+        next(said)
     ended = time.perf_counter()
-    reply.close()
+    said.close()
     return first - began, ended - first
 
 

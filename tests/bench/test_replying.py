@@ -47,8 +47,8 @@ def test_each_model_is_asked_what_its_figure_says(monkeypatch: pytest.MonkeyPatc
         asked.append((kind, way, len(tokens), n_reply))
         return seconds
 
-    found = replying._reply
-    monkeypatch.setattr(replying, "_reply", reply)
+    found = replying.reply
+    monkeypatch.setattr(replying, "reply", reply)
     runs: list[tuple[str, Any]] = [("plain", None), ("Python", None)]
     if Tap().compiled:
         runs += [("C", None), ("C", "inline"), ("C", "cvec")]
