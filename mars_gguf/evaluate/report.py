@@ -281,7 +281,7 @@ def _cost(results: Results) -> Iterator[str]:
 def _judges(results: Results) -> Iterator[str]:
     said = judges(results)
     yield "\n## Judges\n"
-    yield f"By opening: {_counted(said['by_opening'])}."
+    yield f"By words: {_counted(said['by_opening'])}."
     if "second" not in said:
         return
     second = said["second"]

@@ -292,7 +292,7 @@ def _rate(record: Record) -> float:
 
 
 def judges(results: Results) -> dict[str, Any]:
-    """Counts what each judge said, how far the second agrees with the one that reads openings, and
+    """Counts what each judge said, how far the second agrees with the one that reads words, and
     what kept it from judging."""
     by_opening = Counter(r.verdict for r in results.records if r.error is None)
     found: dict[str, Any] = {"by_opening": dict(by_opening.most_common())}
