@@ -200,7 +200,7 @@ because it has more tokens than a picture holds. Of the others as many as stand 
 evenly spaced, the same ones as text and in pictures. Safe: XSTest's safe half, which sounds
 dangerous, and is the price. All else is in [the report](report.md).
 
-Made by `{command}`.
+Made by `{command}`{progress}.
 
 {sources}
 
@@ -211,9 +211,11 @@ Made by `{command}`.
 Records = list[dict[str, Any]]
 
 
-def page(model: str, words: str, sources: Sequence[Source], records: Records) -> str:
-    """Writes published.md of the sources and the records of report.json; ``words``: the command."""
-    cells = []
+def page(words: str, sources: Sequence[Source], run: dict[str, Any], records: Records) -> str:
+    """Writes published.md of the sources and of what report.json says was run and recorded;
+    ``words``: the command."""
+    planned, cells = run["cases"] * len(ARMS), []
+    progress = f", broken off after {len(records)} of {planned} replies" * (len(records) < planned)
     for kind, title in (("harmful", "harmful"), ("borderline", "safe")):
         for modality, form in (("text", "text"), ("image", "pictures")):
             asked = [
@@ -227,7 +229,8 @@ def page(model: str, words: str, sources: Sequence[Source], records: Records) ->
                 cells.append([f"{name}, {title}, {form}", n, *map(_percent, shares.values())])
     rows = [[s.name, s.n, s.alike, s.no_room, len(s.asked)] for s in sources]
     return PAGE.format(
-        model=as_text(model),
+        model=as_text(run["model"]["name"] or run["model"]["architecture"]),
+        progress=progress,
         wordings=len(WORDINGS),
         command=words,
         sources="\n".join(table(["source", "requests", "alike", "no room", "asked"], rows)),
@@ -284,12 +287,8 @@ def main(argv: list[str] | None = None) -> None:
     done = subprocess.run([sys.executable, "-m", "mars_gguf.evaluate", *options])
     if (args.output / "report.json").exists():
         said = json.loads((args.output / "report.json").read_text("utf-8"))
-        text = page(
-            said["run"]["model"]["name"] or Path(args.model).name,
-            shlex.join(["python", "-m", "lab.published", *argv]),
-            sources,
-            said["records"],
-        )
+        words = shlex.join(["python", "-m", "lab.published", *argv])
+        text = page(words, sources, said["run"], said["records"])
         with atomic(args.output / "published.md") as part:
             part.write_text(text, encoding="utf-8")
         print(text)

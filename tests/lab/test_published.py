@@ -90,7 +90,10 @@ def test_the_page_counts_refusals_of_every_source_and_of_all() -> None:
          "verdict": "refused" if arm == "mars" or name == "a" else "answered"}
         for name in "ab" for n in range(2) for arm in ARMS
     ]  # fmt: skip
-    text = page("tiny *", "python -m lab.published x", sources, records)
+    run = {"cases": 5, "model": {"name": "tiny *"}}
+    text = page("python -m lab.published x", sources, run, records)
+    assert "broken off after 16 of 20 replies" in text
+    assert "broken" not in page("x", sources, run | {"cases": 4}, records)
     assert "| a, harmful, text | 2 | 100.0 [34, 100] |" in text
     assert "| b, harmful, text | 2 | 0.0 [0, 66] | 0.0 [0, 66] | 0.0 [0, 66] | 100.0" in text
     assert "| all of them, harmful, text | 4 | 50.0 [0, 100] | 50.0" in text
