@@ -78,6 +78,7 @@ setup(
         "gguf>=0.17",
         "filelock>=4",
         "numpy>=1.24",
+        "platformdirs>=4",
         "pillow>=10.1",
         "markdown-it-py>=2.2",
         "matplotlib>=3.8",

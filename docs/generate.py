@@ -34,8 +34,9 @@ SECTIONS = {
         ["SteeredLlama", "Steering", "steering.Policy"],
     ),
     "Vectors": (
-        "What a vector file holds, read and written. [The layout](VECTOR_FILE.md).",
-        ["read_vector", "write_vector", "Vector"],
+        "What a vector file holds, read and written, and where that of a model is. "
+        "[The layout](VECTOR_FILE.md).",
+        ["read_vector", "write_vector", "Vector", "runtime.finding.find_vector"],
     ),
     "Convert": (
         "A model's refusal geometry, measured: the converter as a library. "

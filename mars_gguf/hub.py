@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -16,11 +18,9 @@ def download(repository: str, pattern: str, *, needed: bool = True) -> str | Non
     Returns its path, or None for none that was not ``needed``. Raises MarsError if there is not one
     such file.
     """
-    try:
+    with _errors_of(repository):
         from huggingface_hub import hf_hub_download
-    except ImportError as error:
-        raise MarsError("--hf-repo needs huggingface_hub: pip install huggingface_hub") from error
-    try:
+
         files = _files(repository)
         found = [f for f in files if fnmatch(f, pattern)]
         if "mmproj" not in pattern:
@@ -36,8 +36,40 @@ def download(repository: str, pattern: str, *, needed: bool = True) -> str | Non
             )
         path: str = hf_hub_download(repository, found[0])
         return path
+
+
+def fetch(repository: str, name: str, most: int) -> str | None:
+    """Downloads a file of a hub's repository, of at most ``most`` bytes, as `download` does.
+
+    Returns its path, None if there is no such file. Raises MarsError for a larger one, and where
+    the hub is out of reach and the cache does not have it.
+    """
+    with _errors_of(repository):
+        from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+        try:
+            size = get_hf_file_metadata(hf_hub_url(repository, name)).size or 0
+        except EntryNotFoundError:
+            return None
+        except HfHubHTTPError:
+            raise
+        except Exception:  # the hub is out of reach
+            size = 0
+        if size > most:
+            raise MarsError(f"{repository}: {name} has {size} bytes, expected at most {most}")
+        return str(hf_hub_download(repository, name))
+
+
+@contextmanager
+def _errors_of(repository: str) -> Iterator[None]:
+    """Context manager: what goes wrong with a repository is a MarsError that names it."""
+    try:
+        yield
     except MarsError:
         raise
+    except ImportError as error:
+        raise MarsError("the hub needs huggingface_hub: pip install huggingface_hub") from error
     except Exception as error:  # of huggingface_hub, httpx, the network
         raise MarsError(f"{repository}: cannot be downloaded: {error}") from error
 

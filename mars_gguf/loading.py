@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from mars_gguf.console import printable
 from mars_gguf.options import llama_options
 from mars_gguf.runtime.llama import SteeredLlama
+from mars_gguf.vectors.shelf import AUTO
 
 Files = tuple[str, str | None, str]
 
@@ -35,6 +36,8 @@ def load_steered(
             progress=None if args.verbose else progress,
             **llama_options(args),
         )
+    if args.vector == AUTO:
+        say(f"steered by {printable(vector)}")
     if (trained := llama.context.n_trained) < llama.n_ctx():
         say(
             f"the context ({llama.n_ctx()} tokens) is longer than the model was trained for: "

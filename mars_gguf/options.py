@@ -14,6 +14,7 @@ from mars_gguf.errors import MarsError
 from mars_gguf.formats import HANDLERS
 from mars_gguf.hub import download
 from mars_gguf.reasoning import REASONINGS
+from mars_gguf.vectors.shelf import AUTO
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -125,7 +126,10 @@ def add_file_arguments(group: Group, model: str = "model in GGUF format") -> Non
 
 def add_vector_arguments(group: Group) -> None:
     """Adds the options that say which vector steers, and how."""
-    option(group, "--vector FILE", "vector that mars_gguf.convert wrote")
+    words = "vector that mars_gguf.convert wrote; auto: the one that belongs to the model's "
+    words += "weights, of those in $MARS_VECTORS, else the user's cache, and in --vectors-from"
+    option(group, "--vector FILE", words)
+    add_vectors_from_argument(group)
     switch(group, "--demo", "use the small model of the package")
     words = "use a vector made for another quantization, other weights or chat template"
     switch(group, "--force", words)
@@ -133,6 +137,12 @@ def add_vector_arguments(group: Group) -> None:
     switch(group, "--parse-special", words)
     words = "how the first token is steered (default: auto, which is inline)"
     group.add_argument("--way", choices=["auto", "cvec", "inline"], default="auto", help=words)
+
+
+def add_vectors_from_argument(group: Group) -> None:
+    words = "a repository of a Hugging Face hub with vectors (repeatable; default: those that "
+    words += "$MARS_VECTORS_FROM names, with commas between them)"
+    group.add_argument("--vectors-from", metavar="ORG/NAME", action="append", help=words)
 
 
 def add_template_arguments(group: Group) -> None:
@@ -227,10 +237,24 @@ def model_files(args: argparse.Namespace) -> tuple[str, str | None, str]:
         raise MarsError("no model. Give one with --model, or --demo for the package's own.")
     if not args.vector:
         raise MarsError(
-            "no vector. Make one with python -m mars_gguf.convert, then give it with --vector: "
-            "this tool does not run models unsteered."
+            "no vector. Make one with python -m mars_gguf.convert, then give it with --vector "
+            "(auto finds one that was published): this tool does not run models unsteered."
         )
-    return *gguf_files(args), args.vector
+    if args.vector != AUTO and args.vectors_from:
+        raise MarsError("--vectors-from is for --vector auto: give it, or leave this out")
+    model, mmproj = gguf_files(args)
+    return model, mmproj, _vector(args, model, mmproj) if args.vector == AUTO else args.vector
+
+
+def _vector(args: argparse.Namespace, model: str, mmproj: str | None) -> str:
+    """Finds the vector that belongs to the model. Raises MarsError."""
+    from mars_gguf.runtime.finding import find_vector
+
+    if args.force:
+        raise MarsError(
+            "--vector auto takes what fits by itself: give the file, or leave --force out"
+        )
+    return find_vector(model, mmproj, args.vectors_from, reasoning=args.reasoning)
 
 
 def require_one_source(args: argparse.Namespace) -> None:

@@ -1,24 +1,18 @@
-"""Models from a hub: the real client of huggingface_hub, spoken to by a small hub on loopback (the
-real one cannot be reached from everywhere that these tests run)."""
+"""Models from a hub: the real client of huggingface_hub, spoken to by a small hub on loopback."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from hubs import served
 
 from mars_gguf import demo_model
 from mars_gguf.vectors import read_vector
 
-COMMIT = "0" * 40
 FILES: dict[str, Path | bytes] = {
     "README.md": b"# A model",
     "model-Q4_K_M.gguf": demo_model.TEXT_MODEL,
@@ -30,57 +24,11 @@ FILES: dict[str, Path | bytes] = {
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-class Hub(BaseHTTPRequestHandler):
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        path = self.path.split("?")[0]
-        if path.startswith("/api/models/org/model/tree/"):
-            entries = [
-                {"type": "file", "path": name, "size": len(content(name)), "oid": COMMIT}
-                for name in FILES
-            ]
-            self.answer(json.dumps(entries).encode(), "application/json")
-        elif path == "/api/models/org/model":
-            names = [{"rfilename": name} for name in FILES]
-            body = {"id": "org/model", "sha": COMMIT, "siblings": names}
-            self.answer(json.dumps(body).encode(), "application/json")
-        elif path.startswith("/org/model/resolve/") and path.split("/")[-1] in FILES:
-            self.answer(content(path.split("/")[-1]), "application/octet-stream")
-        else:
-            self.send_error(404)
-
-    def answer(self, body: bytes, kind: str) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-def content(name: str) -> bytes:
-    file = FILES[name]
-    return file if isinstance(file, bytes) else file.read_bytes()
-
-
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[dict[str, str]]:
     """The environment of a process that knows a hub with one repository, org/model."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | {
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-        "HF_HOME": str(tmp_path / "hub"),
-        "NO_PROXY": "127.0.0.1",
-    }
-    server.shutdown()
+    with served(tmp_path / "hub", {"org/model": FILES}) as environment:
+        yield environment
 
 
 @pytest.fixture

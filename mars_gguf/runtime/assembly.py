@@ -17,8 +17,9 @@ import numpy as np
 from llama_cpp import Llama
 from llama_cpp import llama_cpp as lib
 
-from mars_gguf.errors import ModelError
+from mars_gguf.errors import ModelError, VectorError
 from mars_gguf.runtime.compat import LlamaContext, suppress_stdout_stderr
+from mars_gguf.runtime.finding import find_vector
 from mars_gguf.runtime.mtmd import Projector, load_url
 from mars_gguf.runtime.rpc import use_servers
 from mars_gguf.runtime.tap import Tap
@@ -26,20 +27,41 @@ from mars_gguf.runtime.template import ChatTemplate, chat_template
 from mars_gguf.runtime.weights import require_gguf
 from mars_gguf.steering import Policy
 from mars_gguf.vectors import ModelFingerprint, Vector, read_vector
+from mars_gguf.vectors.shelf import AUTO
 
 ALL_LAYERS = -1
 AnyVector = str | os.PathLike[str] | Vector
 
 
-def read_vectors(given: AnyVector | Mapping[str, AnyVector] | None) -> dict[str, Vector]:
-    """The vectors that a model is to be steered by, by name, checked. Raises VectorError."""
+def read_vectors(
+    given: AnyVector | Mapping[str, AnyVector] | None,
+    model_path: str,
+    arguments: Mapping[str, Any],
+    *,
+    force: bool,
+) -> dict[str, Vector]:
+    """The vectors that a model is to be steered by, by name, checked; for "auto", the one that
+    belongs to it as it is loaded with ``arguments``. Raises VectorError."""
     if given is None:
         return {}
     named = given if isinstance(given, Mapping) else {"mars": given}
-    vectors = {k: v if isinstance(v, Vector) else read_vector(v) for k, v in named.items()}
+    vectors = {}
+    for name, vector in named.items():
+        if vector == AUTO:
+            vector = _found(model_path, arguments, force=force)
+        vectors[name] = vector if isinstance(vector, Vector) else read_vector(vector)
     for vector in vectors.values():
         vector.check()
     return vectors
+
+
+def _found(model_path: str, arguments: Mapping[str, Any], *, force: bool) -> str:
+    if force:
+        raise VectorError(
+            "a vector that is found by itself must fit by itself: give its file, or no force"
+        )
+    lora = arguments.get("lora_path"), arguments.get("lora_scale", 1.0)
+    return find_vector(model_path, arguments["mmproj"], lora=lora, reasoning=arguments["reasoning"])
 
 
 def policies_of(

@@ -62,8 +62,8 @@ _COMPLETION = inspect.signature(Llama.create_completion)
 class SteeredLlama(Llama):
     """A ``llama_cpp.Llama``, steered by a vector file. Takes every argument that ``Llama`` takes.
 
-    vector: a file written by mars_gguf.convert, or a Vector; or several by name, as a mapping: each
-        is judged, and the strongest that opens is followed. None: to be measured, not sampled from.
+    vector: a file written by mars_gguf.convert, a Vector, or "auto" (`find_vector`); or several by
+        name, as a mapping: the strongest that opens is followed. None: to be measured alone.
     mmproj: multimodal projector (GGUF).
     template, chat_template_kwargs: how prompts are written (`formats.HANDLERS`; default: as the
         GGUF says), and variables for it; or a ``chat_handler`` of llama-cpp-python's.
@@ -119,12 +119,12 @@ class SteeredLlama(Llama):
         compiled: bool | None = None,
         **kwargs: Any,
     ) -> None:
-        self.lock, self.closed = threading.RLock(), False
-        self.vocabulary, self.vectors = Vocabulary(self), read_vectors(vector)
+        self.lock, self.closed, self.vocabulary = threading.RLock(), False, Vocabulary(self)
         written: dict[str, Any] = dict(
             mmproj=mmproj, template=template, chat_template_kwargs=chat_template_kwargs,
             reasoning=reasoning,
         )  # fmt: skip
+        self.vectors = read_vectors(vector, model_path, kwargs | written, force=force)
         self.brought = is_brought(kwargs, written, self.vectors)
         self._arguments = written | dict(
             vector=self.vectors or None, way=way, force=force, keep_turns=keep_turns,

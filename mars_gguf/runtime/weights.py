@@ -127,14 +127,15 @@ def fingerprint_of(llama: Llama, template: ChatTemplate, mmproj: str | None) -> 
         chat_template_sha256=template.sha256,
         tokenizer_sha256=tokens.hexdigest(),
         chat_template_kwargs=json.dumps(template.kwargs, sort_keys=True),
-        weights_sha256=_all_weights_sha256(llama),
+        weights_sha256=model_sha256(llama.model_path, llama.lora_path, llama.lora_scale),
         mmproj_sha256=weights_sha256([mmproj]) if mmproj else "",
         reasoning=template.reasoning or "",
     )
 
 
-def _all_weights_sha256(llama: Llama) -> str:
-    if not llama.lora_path:
-        return weights_sha256([llama.model_path])
-    both = weights_sha256([llama.model_path, llama.lora_path])
-    return hashlib.sha256(f"{both} {llama.lora_scale}".encode()).hexdigest()
+def model_sha256(path: str, lora: str | None, scale: float) -> str:
+    """`weights_sha256` of a model, with the LoRA adapter that it is loaded with, if any."""
+    if not lora:
+        return weights_sha256([path])
+    both = weights_sha256([path, lora])
+    return hashlib.sha256(f"{both} {scale}".encode()).hexdigest()

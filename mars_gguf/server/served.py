@@ -17,6 +17,7 @@ from mars_gguf.errors import MarsError, ModelError, SteeringError
 from mars_gguf.files import sha256
 from mars_gguf.hub import download
 from mars_gguf.modalities import IMAGE
+from mars_gguf.runtime.finding import find_vector
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.runtime.mtmd import load_url
 from mars_gguf.runtime.selftest import self_test
@@ -31,10 +32,11 @@ from mars_gguf.server.settings import (
     ModelSettings,
 )
 from mars_gguf.vectors import Vector, read_vector
+from mars_gguf.vectors.shelf import AUTO
 
 log = logging.getLogger("mars_gguf.server")
 # Settings in which models may differ that are loaded once.
-OWN = {"model_alias", "vector", "vectors", "force_vector"}
+OWN = {"model_alias", "vector", "vectors", "vectors_from", "force_vector"}
 
 
 class UnknownModel(RequestError):
@@ -192,7 +194,7 @@ def _vectors(settings: ModelSettings) -> dict[str, NamedVector]:
     """The vectors of a model by name, read."""
     if settings.vector == UNSTEERED:
         return {}
-    paths = {DEFAULT_VECTOR: settings.vector} | settings.vectors
+    paths = {DEFAULT_VECTOR: _vector_file(settings)} | settings.vectors
     return {name: NamedVector.read(path) for name, path in paths.items()}
 
 
@@ -218,11 +220,8 @@ def _divided(settings: ModelSettings) -> tuple[ModelSettings, dict[str, Any]]:
     """
     if settings.chat_format not in RENDERED_FORMATS:
         return settings, {"reasoning": settings.reasoning} if settings.reasoning else {}
-    mmproj = settings.clip_model_path
-    if mmproj and settings.hf_model_repo_id:
-        mmproj = download(settings.hf_model_repo_id, mmproj)
     arguments = {
-        "mmproj": mmproj,
+        "mmproj": _mmproj(settings),
         "template": settings.chat_format if settings.chat_format in TEMPLATES else None,
         "chat_template_kwargs": settings.chat_template_kwargs,
         "reasoning": settings.reasoning,
@@ -230,6 +229,32 @@ def _divided(settings: ModelSettings) -> tuple[ModelSettings, dict[str, Any]]:
     }
     taken = ("chat_format", "clip_model_path", "chat_template_kwargs")
     return settings.model_copy(update=dict.fromkeys(taken)), arguments
+
+
+def _mmproj(settings: ModelSettings) -> str | None:
+    mmproj = settings.clip_model_path
+    if mmproj and settings.hf_model_repo_id:
+        return download(settings.hf_model_repo_id, mmproj)
+    return mmproj
+
+
+def _vector_file(settings: ModelSettings) -> str:
+    """The vector that steers a model, found if that is asked. Raises MarsError."""
+    if settings.vector != AUTO:
+        return settings.vector
+    repository, model, lora = settings.hf_model_repo_id, settings.model, settings.lora_path
+    if repository:
+        model = str(download(repository, model))
+    try:
+        return find_vector(
+            model,
+            _mmproj(settings),
+            settings.vectors_from or None,
+            lora=(lora, 1.0),
+            reasoning=settings.reasoning,
+        )
+    except MarsError as error:
+        raise type(error)(f"{settings.model_alias}: {error}") from error
 
 
 def _load_checked(url: str) -> bytes:

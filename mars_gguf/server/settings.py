@@ -18,6 +18,7 @@ from mars_gguf.formats import HANDLERS
 from mars_gguf.options import servers
 from mars_gguf.reasoning import Reasoning
 from mars_gguf.server.internals import add_args_from_model
+from mars_gguf.vectors.shelf import AUTO
 
 DEFAULT_VECTOR, UNSTEERED = "default", "none"
 # Values of chat_format: those that mean the chat template of the model's GGUF, those that name
@@ -42,8 +43,12 @@ class ModelSettings(upstream.ModelSettings):
     model_config = SettingsConfigDict(use_attribute_docstrings=True)
 
     vector: str = ""
-    """Vector file that mars_gguf.convert wrote; none, for a model that is served unsteered beside
-    others."""
+    """Vector file that mars_gguf.convert wrote; auto: the one that belongs to the model's weights,
+    of those in $MARS_VECTORS, else the user's cache, and in vectors_from; none, for a model that is
+    served unsteered beside others."""
+    vectors_from: list[str] = Field([])
+    """Repositories of a Hugging Face hub with vectors, ORG/NAME (default: those that
+    $MARS_VECTORS_FROM names)."""
     mmproj: str = ""
     """Multimodal projector (GGUF); another name for clip_model_path."""
     vectors: dict[str, str] = Field({})
@@ -203,6 +208,12 @@ def _complete(model: ModelSettings) -> None:
         raise MarsError(f"{name}: vectors: the id {min(taken)!r} has a meaning of its own")
     if model.vectors and model.vector == UNSTEERED:
         raise MarsError(f"{name}: vector none and vectors: give one of them")
+    if model.vector == AUTO and model.force_vector:
+        raise MarsError(
+            f"{name}: vector auto takes what fits by itself: give the file, or no force_vector"
+        )
+    if model.vector != AUTO and model.vectors_from:
+        raise MarsError(f"{name}: vectors_from is for vector auto: give it, or leave this out")
     if model.mmproj and model.clip_model_path not in (None, model.mmproj):
         raise MarsError(f"{name}: mmproj and clip_model_path name different files: give one")
     model.model_alias = name  # llama_cpp.server would show clients the path

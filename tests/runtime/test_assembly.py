@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -102,13 +103,14 @@ def test_one_vector_of_several_that_does_not_belong_is_refused(small_llama: str)
 
 def test_vectors_are_read_from_files_and_taken_as_they_are(tmp_path: Path) -> None:
     given, path = vector(DEMO, 5), str(VECTOR)
-    found = read_vectors({"file": path, "made": given})
+    read = partial(read_vectors, model_path=DEMO, arguments={}, force=False)
+    found = read({"file": path, "made": given})
     assert list(found) == ["file", "made"] and found["made"] is given
-    assert found["file"].layer == read_vectors(VECTOR)["mars"].layer
-    assert read_vectors(None) == {}
+    assert found["file"].layer == read(VECTOR)["mars"].layer
+    assert read(None) == {}
     damaged = replace(given, geometry=replace(given.geometry, trust_limit=float("nan")))
     with pytest.raises(VectorError):
-        read_vectors({"made": given, "damaged": damaged})
+        read({"made": given, "damaged": damaged})
 
 
 def test_loading_tells_its_progress_and_can_be_interrupted() -> None:

@@ -1,0 +1,136 @@
+"""Keeps vectors by the weights that they belong to: a folder, or a repository of the same layout.
+
+    vectors/index.json      {"files": {NAME: SHA-256 of the file, ...}}
+    vectors/<hash>.gguf     a vector; <hash> is its mars.model.weights_sha256
+    vectors/<hash>.md       its card
+    vectors/<hash>-2.gguf   another one of the same weights: of another mmproj, say
+
+A shelf is not trusted: the index and every file are bounded, names are of the form above, and a
+vector is checked as one that a user gives.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from mars_gguf.errors import MarsError, VectorError
+from mars_gguf.files import atomic, sha256
+from mars_gguf.vectors.format import MAX_FILE_BYTES
+from mars_gguf.vectors.reader import read_vector
+from mars_gguf.vectors.vector import Vector
+
+AUTO = "auto"  # in place of a vector file: the one that belongs to the model
+FOLDER, INDEX = "vectors", "index.json"
+MAX_INDEX_BYTES = 1 << 20
+_HASH = re.compile(r"[0-9a-f]{64}")
+_NAME = re.compile(r"([0-9a-f]{64})(-[1-9][0-9]?)?\.(gguf|md)")
+_MOST = 99  # vectors of the same weights
+
+Get = Callable[[str, int], Path | None]  # the file of a name, of at most so many bytes, if there
+
+
+def publish(shelf: Path, files: list[Path]) -> list[Path]:
+    """Copies vector files and their cards to a shelf, and writes its index. A vector takes the
+    place of one of the same model, mmproj, chat template and reasoning.
+
+    Returns the vectors' new paths. Raises MarsError, before anything is written, for a file that is
+    no vector, has no card beside it, or does not know the weights that it was measured with.
+    """
+    vectors = [read_vector(file) for file in files]
+    for file, vector in zip(files, vectors, strict=True):
+        if not file.with_suffix(".md").is_file():
+            raise MarsError(f"{file}: no card beside it, expected {file.with_suffix('.md').name}")
+        if not _HASH.fullmatch(vector.model.weights_sha256):
+            raise VectorError(
+                f"{file}: does not know the weights that it was measured with. Convert the GGUF."
+            )
+    folder = shelf / FOLDER
+    index = read_index(in_folder(shelf), str(shelf)) or {}
+    written = []
+    for file, vector in zip(files, vectors, strict=True):
+        stem = _stem(folder, vector)
+        for suffix in (".gguf", ".md"):
+            with atomic(folder / f"{stem}{suffix}") as temporary:
+                temporary.write_bytes(file.with_suffix(suffix).read_bytes())
+            index[f"{stem}{suffix}"] = sha256(folder / f"{stem}{suffix}")
+        written.append(folder / f"{stem}.gguf")
+        with atomic(folder / INDEX) as temporary:
+            text = json.dumps({"files": dict(sorted(index.items()))}, indent=1)
+            temporary.write_text(text + "\n", encoding="utf-8")
+    return written
+
+
+def _stem(folder: Path, vector: Vector) -> str:
+    """The name that the vector gets: that of one of the same model, or the first that is free."""
+    weights = vector.model.weights_sha256
+    for number in range(1, _MOST + 1):
+        stem = f"{weights}-{number}" if number > 1 else weights
+        there = folder / f"{stem}.gguf"
+        if not there.exists() or read_vector(there).model == vector.model:
+            return stem
+    raise MarsError(f"{folder}: {_MOST} vectors of the weights {weights}, expected fewer")
+
+
+def in_folder(shelf: Path) -> Get:
+    """Makes the function that gets files of a shelf that is a folder."""
+
+    def get(name: str, most: int) -> Path | None:
+        path = shelf / FOLDER / name
+        if path.is_file() and path.stat().st_size > most:
+            raise MarsError(f"{path}: {path.stat().st_size} bytes, expected at most {most}")
+        return path if path.is_file() else None
+
+    return get
+
+
+def read_index(get: Get, where: str) -> dict[str, str] | None:
+    """Reads the index of a shelf: the hash of each file by name; None if there is none. Raises
+    MarsError, naming the shelf, for one that is damaged."""
+    path = get(INDEX, MAX_INDEX_BYTES)
+    if path is None:
+        return None
+    try:
+        files = json.loads(path.read_text(encoding="utf-8"))["files"]
+        whole = all(_NAME.fullmatch(n) and _HASH.fullmatch(h) for n, h in files.items())
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        whole = False
+    if not whole:
+        raise MarsError(
+            f"{where}: {FOLDER}/{INDEX} is damaged, expected {{'files': {{NAME: SHA-256}}}}, as "
+            "python -m mars_gguf.vectors publish writes it"
+        )
+    return dict(files)
+
+
+def vectors_of(weights: str, get: Get, where: str) -> Iterator[tuple[Path, Vector]]:
+    """Reads the vectors of a shelf that belong to these weights, each with its card beside it.
+
+    Raises MarsError for a shelf without an index, and for a file that is not the one in the index
+    or belongs to other weights.
+    """
+    index = read_index(get, where)
+    if index is None:
+        raise MarsError(f"{where}: no {FOLDER}/{INDEX}")
+    for name in sorted(n for n in index if n.startswith(weights) and n.endswith(".gguf")):
+        card = f"{name.removesuffix('.gguf')}.md"
+        path = _checked(get, name, index[name], where)
+        if card in index:
+            _checked(get, card, index[card], where)
+        vector = read_vector(path)
+        if vector.model.weights_sha256 != weights:
+            raise VectorError(f"{path}: a vector of other weights than its name says")
+        yield path, vector
+
+
+def _checked(get: Get, name: str, digest: str, where: str) -> Path:
+    path = get(name, MAX_FILE_BYTES)
+    found = "no such file" if path is None else sha256(path)
+    if path is None or found != digest:
+        raise VectorError(
+            f"{where}: {FOLDER}/{name}: found {found[:12]}, expected the SHA-256 {digest[:12]}... "
+            "of the index: the file is damaged, or was changed after it was published"
+        )
+    return path
