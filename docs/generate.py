@@ -70,7 +70,7 @@ EXAMPLES = {
 }
 COMMANDS = (
     "convert", "convert.parity", "chat", "evaluate", "evaluate.render", "server", "bench", "demo",
-    "rpc_server", "vectors", "completion",
+    "rpc_server", "vectors", "vectors find", "vectors publish", "completion",
 )  # fmt: skip
 
 
@@ -194,22 +194,28 @@ def commands() -> str:
         "",
         "This page is made from the help of each command by `python docs/generate.py`.",
         "",
-        *(f"- [mars_gguf.{name}](#mars_gguf{name.replace('.', '')})" for name in COMMANDS),
+        *(f"- [mars_gguf.{name}](#mars_gguf{slug(name)})" for name in COMMANDS),
     ]
     for name in COMMANDS:
         lines += ["", f"## mars_gguf.{name}", "", "```", help_of(name), "```"]
     return "\n".join(lines) + "\n\n[All documents](../README.md#documents)\n"
 
 
-def help_of(name: str) -> str:
-    """What ``python -m mars_gguf.NAME --help`` prints; of the server, which options are its own."""
+def slug(name: str) -> str:
+    return name.replace(".", "").replace(" ", "-")
+
+
+def help_of(command: str) -> str:
+    """What ``python -m mars_gguf.COMMAND --help`` prints; of the server, which options are its
+    own."""
+    name, *task = command.split()
     module = importlib.import_module(f"mars_gguf.{name}")
     if not hasattr(module, "main"):
         module = importlib.import_module(f"mars_gguf.{name}.__main__")
     printed = io.StringIO()
     os.environ["COLUMNS"] = WIDTH
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-        module.main(["--help"])
+        module.main([*task, "--help"])
     # Python 3.13 names an option's value once, earlier ones after each of its names.
     text = re.sub(r"(-\w+) (\S+)(?=, --\S+ \2)", r"\1", printed.getvalue()).strip()
     return own_options(text) if name == "server" else text

@@ -23,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
         usage="%(prog)s [-h] FILE\n       %(prog)s find ...\n       %(prog)s publish ...",
         description=__doc__,
     )
-    tasks = p.add_subparsers(dest="task", metavar="TASK", required=True)
+    tasks = p.add_subparsers(dest="task", metavar="TASK", required=True, prog=p.prog)
     words = "check a vector file and print what it holds; the word may be left out"
     show = tasks.add_parser(SHOW, help=words, description=words)
     show.add_argument("file", metavar="FILE", help="a vector written by mars_gguf.convert")
