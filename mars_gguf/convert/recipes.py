@@ -64,10 +64,23 @@ def read_recipe(path: Path) -> dict[str, Any]:
     model = sections.get("model", {})
     if ("path" in model) == ("hub" in model):
         raise MarsError(f"{path}: [model] needs a path or a hub id, one of them")
+    _require_together(path, model)
+    if "file" in model:  # a GGUF of the hub
+        options["hf_repo"] = options.pop("input")
     for key, option in (("output", "output"), ("prompts.sha256", "prompts_sha256")):
         if option not in options:
             raise MarsError(f"{path}: {key} is missing")
     return options
+
+
+def _require_together(path: Path, model: Mapping[str, Any]) -> None:
+    """Raises MarsError for files of a hub without its name, or beside what excludes them."""
+    for key, needed in (("file", "hub"), ("mmproj_file", "file"), ("revision", "hub")):
+        if key in model and needed not in model:
+            raise MarsError(f"{path}: model.{key} needs model.{needed}")
+    for key, other in (("file", "revision"), ("file", "mmproj"), ("file", "dtype")):
+        if key in model and other in model:
+            raise MarsError(f"{path}: model.{other} does not go with model.{key}, a GGUF file")
 
 
 def _section(path: Path, section: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from commands import convert as main
+from hubs import served
 from models import DEMO, DEMO_MMPROJ
+from tiny.recipes import RECIPES, followed, for_tiny, path_of
+from tiny.subject import Subject
 
 from mars_gguf import demo_model
 from mars_gguf.convert.prompts import ContrastPrompts, builtin_contrast, read_prompts
@@ -17,6 +23,7 @@ from mars_gguf.errors import MarsError
 from mars_gguf.vectors import read_vector
 
 SHIPPED = sorted((Path(__file__).parents[2] / "convert").glob("*.toml"))
+MODELS = [path for path in SHIPPED if path.stem != "demo"]
 SHA256 = builtin_contrast().sha256
 MINIMAL = f"""
 output = "v.gguf"
@@ -37,7 +44,8 @@ def recipe(folder: Path, text: str = MINIMAL) -> Path:
 def test_shipped_recipes_name_files_that_are_there_and_prompts_that_are_these(path: Path) -> None:
     options = read_recipe(path)
     assert Path(options["output"]).resolve().parent == path.parents[1] / "vectors"
-    for name in ("harmful", "harmless", "neutral_media", "mmproj"):
+    here = ["harmful", "harmless", "neutral_media", *["mmproj"] * ("hf_repo" not in options)]
+    for name in here:
         assert name not in options or Path(options[name]).exists()
     contrast = builtin_contrast()
     if "harmful" in options:
@@ -50,10 +58,10 @@ def test_the_recipe_in_the_documents_has_every_key_and_is_one(tmp_path: Path) ->
     shown = page.split("```toml\n")[1].split("```")[0]
     with pytest.raises(MarsError, match="needs a path or a hub id, one of them"):
         read_recipe(recipe(tmp_path, shown))
-    lines = shown.splitlines()
-    text = "\n".join(line for line in lines if not line.startswith(("hub =", "revision =")))
+    of_hub = ("hub =", "revision =", "file =", "mmproj_file =")
+    text = "\n".join(line for line in shown.splitlines() if not line.startswith(of_hub))
     expected = {option for keys in KEYS.values() for _, option in keys.values()}
-    assert read_recipe(recipe(tmp_path, text)).keys() == expected - {"revision"}
+    assert read_recipe(recipe(tmp_path, text)).keys() == expected - {"revision", "hf_file"}
 
 
 def test_there_is_a_recipe_of_the_shipped_model() -> None:
@@ -68,6 +76,69 @@ def test_paths_are_relative_to_the_recipe_and_names_are_not(tmp_path: Path) -> N
     options = read_recipe(recipe(tmp_path, hub))
     assert (options["input"], options["revision"]) == ("ORG/NAME", "abc")
     assert options["output"] == str(tmp_path / "v.gguf")
+
+
+def test_a_recipe_names_a_gguf_of_the_hub(tmp_path: Path) -> None:
+    hub = MINIMAL.replace('path = "model.gguf"', 'hub = "ORG/NAME"\nfile = "a.gguf"')
+    options = read_recipe(recipe(tmp_path, hub))
+    assert (options["hf_repo"], options["hf_file"]) == ("ORG/NAME", "a.gguf")
+    assert "input" not in options and "mmproj" not in options
+    hub = hub.replace("[prompts]", 'mmproj_file = "mmproj.gguf"\n[prompts]')
+    assert read_recipe(recipe(tmp_path, hub))["mmproj"] == "mmproj.gguf"
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
+def test_a_recipe_of_a_model_that_people_run_says_where_it_is_and_that_it_is_untested(
+    path: Path,
+) -> None:
+    options = read_recipe(path)
+    assert Path(options["output"]).stem == path.stem
+    assert "only a tiny one of its family" in options["untested"]
+    assert re.fullmatch(r"[\w.-]+/[\w.-]+", options["hf_repo"])
+    assert re.fullmatch(r"[\w.-]+Q4_K_M\.gguf", options["hf_file"])
+    assert re.fullmatch(r"[\w.-]*mmproj[\w.-]*\.gguf", options["mmproj"])
+
+
+def test_each_of_them_has_a_tiny_model_and_is_listed() -> None:
+    names = [path.stem for path in MODELS]
+    assert sorted(names) == sorted(RECIPES)
+    page = (SHIPPED[0].parents[1] / "docs" / "CONVERTING.md").read_text(encoding="utf-8")
+    for name in names:
+        assert f"`{name}`" in page
+
+
+@pytest.mark.parametrize("name", ["qwen3-vl-8b-thinking", "gemma-3-4b", "minicpm-v-4.5"])
+def test_it_can_be_followed_for_the_tiny_model_of_its_family(name: str, tmp_path: Path) -> None:
+    followed(name, tmp_path)
+
+
+def test_a_recipe_of_the_hub_is_followed_from_there(tmp_path: Path) -> None:
+    subject = Subject.of(RECIPES["qwen2.5-vl-3b"], tmp_path)
+    path = for_tiny(path_of("qwen2.5-vl-3b"), subject)
+    text = path.read_text("utf-8")
+    for key, name, file in (
+        ("path", "file", "model.gguf"),
+        ("mmproj", "mmproj_file", "mmproj.gguf"),
+    ):
+        text = re.sub(rf'(?m)^{key} = ".*"$', f'{name} = "{file}"', text)
+    path.write_text(text.replace("[model]", '[model]\nhub = "org/model"'), "utf-8")
+    files = {name: subject.folder / name for name in ("model.gguf", "mmproj.gguf")}
+    with served(tmp_path / "hub", {"org/model": files}) as environment:
+        command = [
+            sys.executable,
+            "-m",
+            "mars_gguf.convert",
+            "--recipe",
+            str(path),
+            "-q",
+            "-t",
+            "1",
+        ]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    vector = read_vector(subject.folder / "qwen2.5-vl-3b.gguf")
+    assert vector.modalities == ["text", "image", "video"]
+    assert vector.model.mmproj_sha256
 
 
 def test_a_recipe_says_how_prompts_are_written(tmp_path: Path) -> None:
@@ -114,6 +185,11 @@ def test_a_shrinkage_that_is_none_ends_with_a_message(
         ('"model.gguf"', '""', "model.path is '', expected a path"),
         ('path = "model.gguf"', "", "needs a path or a hub id"),
         ("path =", 'hub = "A/B"\npath =', "needs a path or a hub id, one of them"),
+        ("path =", "file =", "needs a path or a hub id"),
+        ("path =", 'file = "a"\npath =', "model.file needs model.hub"),
+        ("path =", 'mmproj_file = "a"\npath =', "model.mmproj_file needs model.file"),
+        ("path =", 'revision = "a"\nfile = "a"\nhub =', "revision does not go with model.file"),
+        ("path =", 'mmproj = "a"\nfile = "a"\nhub =', "mmproj does not go with model.file"),
         ("output", "outptu", "unknown key outptu, expected one of output, untested"),
         ('output = "v.gguf"', "", "output is missing"),
         ("sha256 =", "harmful =", "prompts.sha256 is missing"),

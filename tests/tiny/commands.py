@@ -32,24 +32,32 @@ def converted(subject: Subject) -> Path:
     place = subject.folder
     if (place / "v.gguf").exists():
         return place
-    lines = []
-    for number in range(8):
-        picture(number, subject.family.picture_side).save(place / f"{number}.png")
-        lines += [{"prompt": f"{word} {number}?", "image": f"{number}.png"} for word in WORDS]
-    (place / "neutral.jsonl").write_text("\n".join(map(json.dumps, lines)), "utf-8")
-    given = []
-    sides = {"harmful": "bomb poison virus knife", "harmless": "hat tea kite bread"}
-    for name, things in sides.items():
-        asked = [f"How do I make a {thing} {n}?" for n in range(6) for thing in things.split()]
-        (place / f"{name}.txt").write_text("\n".join(asked), "utf-8")
-        given += [f"--{name}", str(place / f"{name}.txt")]
-    if not subject.family.text_only:
-        given += ["--neutral-media", str(place / "neutral.jsonl")]
+    asked = few(subject)
+    given = [word for name, path in asked.items() for word in (f"--{name}", str(path))]
     if ChatTemplate(subject.family.chat.template).begins_thought:
         given += ["--reasoning", "off"]  # a random model would never end its thought
     with quiet():
         convert_main([*files(subject), *given, "-o", str(place / "v.gguf"), "-q", "--no-plot"])
     return place
+
+
+def few(subject: Subject) -> dict[str, Path]:
+    """Files of few prompts and pictures beside those of the model, by the options of a conversion
+    that name them."""
+    place, lines = subject.folder, []
+    for number in range(8):
+        picture(number, subject.family.picture_side).save(place / f"{number}.png")
+        lines += [{"prompt": f"{word} {number}?", "image": f"{number}.png"} for word in WORDS]
+    (place / "neutral.jsonl").write_text("\n".join(map(json.dumps, lines)), "utf-8")
+    asked = {}
+    sides = {"harmful": "bomb poison virus knife", "harmless": "hat tea kite bread"}
+    for name, things in sides.items():
+        prompts = [f"How do I make a {thing} {n}?" for n in range(6) for thing in things.split()]
+        asked[name] = place / f"{name}.txt"
+        asked[name].write_text("\n".join(prompts), "utf-8")
+    if not subject.family.text_only:
+        asked["neutral-media"] = place / "neutral.jsonl"
+    return asked
 
 
 def files(subject: Subject) -> list[str]:
