@@ -12,6 +12,7 @@ from uuid import NAMESPACE_URL, uuid5
 
 from lab.hostile.extremes import (
     EXTREMES,
+    FLAT,
     GRAMMARS,
     ROUTES,
     TEXT,
@@ -23,7 +24,7 @@ from lab.hostile.extremes import (
     picture,
 )
 
-CHAT, RAW = "/v1/chat/completions", "/v1/completions"
+CHAT, RAW, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 # How a client takes its reply: to the end, or for so many pieces or seconds and then no more.
 MANNERS = {"whole": 10, "streamed": 6, "stream left": 5, "left": 1}
 
@@ -35,6 +36,11 @@ _WITH: list[dict[str, Any]] = [
     {}, {}, {"response_format": {"type": "json_object"}}, {"grammar": GRAMMARS[2]},
     {"grammar": GRAMMARS[3]}, {"tools": [TOOL]}, {"tools": [TOOL], "tool_choice": _CHOSEN},
     {"logprobs": True, "top_logprobs": 3}, {"temperature": 0},
+]  # fmt: skip
+_ALSO: list[dict[str, Any]] = [
+    {}, {"text": {"format": {"type": "json_object"}}}, {"instructions": "Be brief."},
+    {"tools": [FLAT], "tool_choice": {"type": "function", "name": "look"}}, {"temperature": 0},
+    {"include": ["message.output_text.logprobs"], "top_logprobs": 3},
 ]  # fmt: skip
 
 
@@ -76,14 +82,16 @@ def draw(seed: int, number: int) -> Request:
     rng = random.Random(f"{seed}/{number}")
     body = _plain(path, rng)
     manner = "whole"
-    if path in (CHAT, RAW):
+    if path in (CHAT, RAW, RESPONSES):
         manner = rng.choices(list(MANNERS), list(MANNERS.values()))[0]
         if manner.startswith("stream"):
             body["stream"] = True
     for field in odd:
         body[field] = rng.choice(WRONG if rng.random() < WRONGLY else EXTREMES.get(field, WRONG))
     # A choice of tools needs some, a kind of bias a bias; alone they say nothing.
-    if odd[0] in ("tool_choice", "function_call") or odd[1] in ("tool_choice", "function_call"):
+    if path == RESPONSES and "tool_choice" in odd:
+        body.setdefault("tools", [FLAT])
+    elif {"tool_choice", "function_call"} & {*odd}:
         body.setdefault("tools", [TOOL])
         body.setdefault("functions", [TOOL["function"]])
     return Request(seed, number, path, body, odd, manner, rng.randint(1, 5), 0.3 * rng.random())
@@ -99,6 +107,10 @@ def _plain(path: str, rng: random.Random) -> dict[str, Any]:
         return {"max_tokens": 8, "messages": _question(rng)} | rng.choice(_WITH)
     if path == RAW:
         return {"prompt": TEXT, "max_tokens": 8} | rng.choice([{}, {"logprobs": 2}, {"echo": True}])
+    if path == RESPONSES:
+        shown = {"type": "input_image", "image_url": picture("small")["image_url"]["url"]}
+        asked = rng.choice([TEXT, [{"content": [shown, {"type": "input_text", "text": TEXT}]}]])
+        return {"input": asked, "max_output_tokens": 8} | rng.choice(_ALSO)
     if path.endswith("detokenize"):
         return {"tokens": [300, 301]}
     return {"input": TEXT}

@@ -60,15 +60,19 @@ def _tool(name: Any = "look", parameters: Any = {"type": "object", "properties":
 
 
 TOOL = _tool()
+FLAT: dict[str, Any] = {"type": "function", **TOOL["function"]}  # as responses have it
 TOOLS: list[Any] = [
     [TOOL], [TOOL] * 256, [TOOL] * 257, [{}], [{"type": "function"}], [_tool(name="")],
     [_tool(HALF)], [_tool("x" * 5000)], [_tool(name=7)],
     *([_tool(parameters=schema)] for schema in SCHEMAS),
+    *([FLAT | {"parameters": schema}] for schema in SCHEMAS), [FLAT], [FLAT] * 256, [FLAT] * 257,
+    [{"type": "web_search"}], [FLAT | {"name": HALF, "parameters": None}],
 ]  # fmt: skip
 CHOICES: list[Any] = [
     "none", "auto", "required", {"type": "function", "function": {"name": "look"}},
     {"type": "function", "function": {"name": "other"}}, {"type": "function"}, {"name": "look"},
-    {"name": "other"}, {"name": HALF},
+    {"name": "other"}, {"name": HALF}, {"type": "function", "name": "look"},
+    {"type": "function", "name": "other"},
 ]  # fmt: skip
 
 
@@ -163,11 +167,39 @@ def _conversations() -> list[Any]:
     ]  # fmt: skip
 
 
+def _items() -> list[Any]:
+    """Inputs of the Responses API."""
+    text = {"type": "input_text", "text": TEXT}
+    call = {"type": "function_call", "call_id": "1", "name": "look", "arguments": "{"}
+    output = {"type": "function_call_output", "call_id": "1", "output": "x"}
+    said = {"role": "assistant", "content": [{"type": "output_text", "text": "Sure, "}]}
+    user = {"role": "user", "content": [text]}
+    shown = [{"type": "input_image", "image_url": url} for url in pictures().values()]
+    return [
+        [user], [user, said, user], [said], [user, call, output], [call] * 2048, [output],
+        [call, call, said, call], [{"role": "developer", "content": [text]}] * 9, [{}], ["x"],
+        [{"type": "reasoning", "summary": []}], [{"role": "none", "content": ""}], [user] * 2049,
+        [{"content": [text] * 1025}], [{"content": 7}], [{"content": [7]}], [{"content": [{}]}],
+        [{"type": ["message"], "content": ""}], [{"role": ["user"], "content": ""}],
+        [{"content": [{"type": "input_file", "file_data": "x"}]}], [{"content": [shown[0]] * 33}],
+        [{"role": "system", "content": [shown[0]]}], [{"type": HALF}],
+        [{"content": [{"type": "input_image", "image_url": {"url": 7}}]}],
+        *([{"content": [picture, text]}] for picture in shown),
+        *([{"role": role, "content": t}] for t in TEXTS for role in ("user", "system")),
+    ]  # fmt: skip
+
+
 # Fields ------------------------------------------------------------------------------------------
 
 EXTREMES: dict[str, list[Any]] = {
     "model": NAMES, "messages": _conversations(), "prompt": [*TEXTS, [TEXT], [TEXT] * 2, [1, 2]],
-    "suffix": TEXTS, "echo": [False, True], "input": [*TEXTS, [TEXT] * 3, [""] * 2049, [[1]]],
+    "suffix": TEXTS, "echo": [False, True], "instructions": TEXTS,
+    "input": [*TEXTS, [TEXT] * 3, [""] * 2049, [[1]], *_items()], "max_output_tokens": COUNTS,
+    "text": [{}, {"format": None}, {"format": {}}, *({"format": form} for form in FORMATS)] + [
+        {"format": {"type": "json_schema", "name": "x", "schema": schema}} for schema in SCHEMAS
+    ],
+    "include": [["message.output_text.logprobs"], ["x"] * 9000], "truncation": ["disabled", "auto"],
+    "store": [False, True], "background": [False, True], "previous_response_id": ["resp_1"],
     "tools": TOOLS, "functions": [[t["function"] for t in ts if "function" in t] for ts in TOOLS],
     "tool_choice": CHOICES, "function_call": CHOICES, "response_format": FORMATS,
     "max_tokens": COUNTS, "max_completion_tokens": COUNTS, "min_tokens": COUNTS,
@@ -191,6 +223,7 @@ EXTREMES: dict[str, list[Any]] = {
 ROUTES: dict[str, list[str]] = {
     **{f"/v1/{path}": sorted(KNOWN[route]) for path, route in (  # type: ignore[index]
         ("chat/completions", "chat"), ("completions", "completion"), ("embeddings", "embedding"),
+        ("responses", "response"),
     )},
     "/extras/tokenize": ["input", "model"], "/extras/detokenize": ["tokens", "model"],
 }  # fmt: skip

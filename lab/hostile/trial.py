@@ -11,7 +11,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from lab.hostile.drawing import CHAT, Request
+from lab.hostile.drawing import CHAT, RESPONSES, Request
 from lab.hostile.serving import Served
 
 PATIENCE = 60.0  # seconds that a client waits
@@ -117,7 +117,9 @@ def _problems_of_reply(request: Request, status: int, reply: Any) -> Iterator[st
     if status >= 400:
         if not isinstance(reply["error"]["message"], str):
             yield "an error without a message"
-    elif request.path == CHAT and not {"modality", "t", "alpha"} <= reply["mars"].keys():
+    elif (
+        request.path in (CHAT, RESPONSES) and not {"modality", "t", "alpha"} <= reply["mars"].keys()
+    ):
         yield "a reply that does not say that it was judged"
 
 
@@ -129,7 +131,10 @@ def _problems_of_stream(request: Request, content: bytes) -> Iterator[str]:
         return
     *chunks, last = events
     read = [_read(chunk) for chunk in chunks]
-    if last != "[DONE]":
+    if request.path == RESPONSES and (told := _read(last))["type"].startswith("response."):
+        if not (told["response"]["usage"] and told["response"]["mars"]):
+            yield "a streamed response that does not say that it was judged"
+    elif last != "[DONE]":
         error = _read(last).get("error", {"type": "no end of the stream"})
         if error["type"] != "invalid_request_error":
             yield f"the stream ends with {last[:300]}"
