@@ -155,3 +155,35 @@ def test_what_a_decoder_says_is_cut_short(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(decoders, "COMMAND", [sys.executable, "-c", code])
     with pytest.raises(RequestError, match="^x{500}$"):
         decoded(png(), 5)
+
+
+def test_what_decodes_a_film_ends_with_the_process_that_began_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program in ffmpeg's place, which decodes for ever."""
+    for name in ("ffmpeg", "ffprobe"):
+        (tmp_path / name).write_text(f'#!/bin/sh\necho $$ > "{tmp_path}/pid"\nexec sleep 100\n')
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    (tmp_path / "film").write_bytes(bytes(100))
+    workers: list[decoders.Worker] = []
+    begin = decoders.Worker
+
+    def noted() -> decoders.Worker:
+        workers.append(begin())
+        return workers[-1]
+
+    monkeypatch.setattr(decoders, "Worker", noted)
+
+    def bring_down() -> None:
+        while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text()):
+            time.sleep(0.05)
+        workers[0].process.kill()
+
+    threading.Thread(target=bring_down).start()
+    film = {"film": str(tmp_path / "film"), "max_frames": 4}
+    with pytest.raises(RequestError, match=r"its decoder ended \(SIGKILL\)"):
+        decoders.decode(LIMITS | film, time.monotonic() + 60)
+    time.sleep(0.2)
+    status = Path("/proc", (tmp_path / "pid").read_text().strip(), "status")
+    assert not status.exists() or "zombie" in status.read_text()
