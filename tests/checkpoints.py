@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,16 @@ import pytest
 
 tokenizers = pytest.importorskip("tokenizers")
 torch = pytest.importorskip("torch")
+try:
+    with suppress(ModuleNotFoundError):
+        import torchvision
+except RuntimeError:
+    # PyPI's build for Linux needs CUDA; beside a torch without, its operators are missing. What
+    # transformers takes of it is Python, which is imported once they are declared.
+    TORCHVISION = torch.library.Library("torchvision", "DEF")
+    for operator in ("nms", "qnms"):
+        TORCHVISION.define(f"{operator}(Tensor dets, Tensor scores, float threshold) -> Tensor")
+    import torchvision  # noqa: F401
 transformers = pytest.importorskip("transformers")
 
 BLOCKS, WIDTH = 4, 32

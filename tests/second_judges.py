@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
+import pytest
 
 
 def classifier(folder: Path, labels: list[str]) -> str:
     """Save a real classifier, trained to tell "sure" (its first label) from "sorry"."""
+    torch, transformers = (pytest.importorskip(name) for name in ("torch", "transformers"))
     folder.mkdir(exist_ok=True)
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "sorry", "sure", "no", "here"]
     (folder / "vocab.txt").write_text("\n".join(words))

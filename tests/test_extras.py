@@ -34,6 +34,8 @@ def without(package: str, module: str, *options: str) -> subprocess.CompletedPro
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(
     package: str, module: str, options: list[str], tmp_path: Path
 ) -> None:
+    if package == "transformers":
+        pytest.importorskip("torch")  # the first that is missed
     for suffix in ("safetensors", "pt"):
         (tmp_path / f"a.{suffix}").write_bytes(b"")
     paths = [str(tmp_path / option) if option[:2] == "a." else option for option in options]

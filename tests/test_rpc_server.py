@@ -78,7 +78,8 @@ def test_there_steering_is_exact_to_the_bit(server: str) -> None:
 
 def conversion(folder: Path, name: str, *more: str) -> list[str]:
     sets = few_prompts_options(folder)
-    return [DEMO, *sets, "-o", str(folder / name), "-q", "-t", "1", "--no-contexts", *more]
+    few = ["--no-contexts", "--layers", "5-6"]
+    return [DEMO, *sets, "-o", str(folder / name), "-q", "-t", "1", *few, *more]
 
 
 def test_a_conversion_is_that_of_the_cpu(server: str, tmp_path: Path) -> None:

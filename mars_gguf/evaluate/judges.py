@@ -50,7 +50,8 @@ class ClassifierJudge:
             from transformers import pipeline
         except ImportError as error:
             raise MarsError(
-                'a classifier as judge needs torch and transformers: pip install -e ".[convert]"'
+                "a classifier as judge needs torch and transformers: "
+                "pip install 'mars-gguf[convert]'"
             ) from error
         try:
             self._classify = pipeline(

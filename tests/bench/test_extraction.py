@@ -83,7 +83,8 @@ def test_each_repetition_decodes_as_many_tokens_and_so_does_the_limit(
 
 
 def test_a_conversion_is_held_against_the_prefill_of_all_its_prompts(tmp_path: Path) -> None:
-    prompts = Prompts(**few_prompts(tmp_path), neutral_media=few_media(tmp_path))
+    media = few_media(tmp_path)
+    prompts = Prompts(**few_prompts(tmp_path), neutral_media=media, own_wordings=True)
     given = replace(subject(DEMO_MMPROJ), prompts=prompts)
     figure = Figure.named("conversion")
     extraction.converted(figure, given, Calibration(layers=(6, 7)))

@@ -40,7 +40,7 @@ def checkpoint(request: pytest.FixtureRequest, folders: dict[str, str]) -> str:
 
     name: str = request.param
     for package in NEEDED.get(name, []):
-        pytest.importorskip(package, exc_type=ImportError)
+        pytest.importorskip(package)
     if name not in folders:
         make = checkpoints.llama if name == "llama" else checkpoints.SEEING[name]
         folders[name] = make(Path(folders[""]) / name)

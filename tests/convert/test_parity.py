@@ -30,16 +30,16 @@ pytestmark = pytest.mark.usefixtures("offline")
 
 
 @pytest.fixture(scope="module")
-def real(smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
-    """(transformers directory, F32 GGUF) of SmolLM2's weights, both from its Q4_1 file."""
+def real(short_smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """(transformers directory, F32 GGUF) of SmolLM2's first blocks, both from its Q4_1 file."""
     folder = tmp_path_factory.mktemp("smollm2")
-    checkpoint = checkpoints.from_gguf(Path(smollm2), folder / "checkpoint")
+    checkpoint = checkpoints.from_gguf(Path(short_smollm2), folder / "checkpoint")
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = llama_cpp.LLAMA_FTYPE_ALL_F32
     parameters.allow_requantize = True
     gguf = folder / "f32.gguf"
     code = llama_cpp.llama_model_quantize(
-        smollm2.encode(), str(gguf).encode(), ctypes.byref(parameters)
+        short_smollm2.encode(), str(gguf).encode(), ctypes.byref(parameters)
     )
     assert code == 0
     yield checkpoint, str(gguf)
@@ -49,7 +49,7 @@ def real(smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
 @pytest.fixture(scope="module")
 def parity(real: tuple[str, str]) -> Parity:
     pairs = builtin_contrast()
-    contrast = ContrastPrompts(pairs.harmful[::5], pairs.harmless[::5])
+    contrast = ContrastPrompts(pairs.harmful[::8], pairs.harmless[::8])
     a = GgufExtractor(real[1], n_threads=2, n_ctx=2048)
     b = TransformersExtractor(real[0], CheckpointOptions(batch_size=32))
     assert not a.fingerprint.differences(b.fingerprint)
@@ -57,18 +57,19 @@ def parity(real: tuple[str, str]) -> Parity:
     assert a.fingerprint.chat_template_sha256 == b.fingerprint.chat_template_sha256
     assert a.fingerprint.architecture == b.fingerprint.architecture == "llama"
     names = ("llama.cpp F32", "transformers float32")
-    result = compare(a, b, PromptSets(contrast), Calibration(), names=names, n_prompts=8)
+    calibration = Calibration(layers=(4, 5))
+    result = compare(a, b, PromptSets(contrast), calibration, names=names, n_prompts=8)
     a.close()
     b.close()
     return result
 
 
-def test_both_paths_measure_the_same_of_a_real_model(parity: Parity) -> None:
-    assert parity.cosine["text"].shape == (8, 30)
+def test_both_paths_measure_the_same_of_real_weights(parity: Parity) -> None:
+    assert parity.cosine["text"].shape == (8, 8)
     assert parity.cosine["text"].min() >= 0.9999
     a, b = parity.layers
     assert a == b
-    assert abs(parity.t[0] - parity.t[1])[:, a].max() < 0.01
+    assert abs(parity.t[0] - parity.t[1])[:, a].max() < 0.03
     x, y = (c.vector.geometry for c in parity.measurements)
     assert x.direction @ y.direction / (x.distance * y.distance) > 0.9999
     assert x.spreads["text"] == pytest.approx(y.spreads["text"], rel=0.02)
@@ -78,7 +79,7 @@ def test_both_paths_measure_the_same_of_a_real_model(parity: Parity) -> None:
 def test_the_parity_table_is_printed_and_goes_into_a_card(parity: Parity, tmp_path: Path) -> None:
     table = parity.table()
     rows = [line for line in table.splitlines() if line.startswith("| ") and "1.000000" in line]
-    assert len(rows) == 30
+    assert len(rows) == 8
     assert f"| selected block | {parity.layers[0]} | {parity.layers[1]} |" in table
     card = tmp_path / "card.md"
     card.write_text("# card\n\ntext\n")
@@ -87,9 +88,11 @@ def test_the_parity_table_is_printed_and_goes_into_a_card(parity: Parity, tmp_pa
     assert card.read_text() == f"# card\n\ntext\n\n{table}"
 
 
-def test_a_vector_from_float32_steers_the_quantized_model(parity: Parity, smollm2: str) -> None:
+def test_a_vector_from_float32_steers_the_quantized_model(
+    parity: Parity, short_smollm2: str
+) -> None:
     vector = parity.measurements[1].vector
-    llama = SteeredLlama(smollm2, vector=vector, **OPTIONS)
+    llama = SteeredLlama(short_smollm2, vector=vector, **OPTIONS)
     llama.create_chat_completion([user(builtin_contrast().harmful[1])], max_tokens=1)
     assert llama.last_steering is not None
     assert llama.last_steering.layer == vector.layer
@@ -117,13 +120,14 @@ def test_the_parity_command_prints_a_table_and_the_next_conversion_keeps_it_in_t
     sets = []
     for name in ("harmful", "harmless"):
         lines = (FOLDER / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines[:80]), encoding="utf-8")
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines[:48]), encoding="utf-8")
         sets += [f"--{name}", str(tmp_path / f"{name}.jsonl")]
+    sets += ["--layers", "5-6"]
     again = [DEMO, "-o", str(output), "-q", "--no-plot", "-t", "1", *sets]
     main(again)
     before = card.read_text()
     capsys.readouterr()
-    options = ["--card", str(card), "--pairs", "60", "-t", "1", "-q", *sets]
+    options = ["--card", str(card), "--pairs", "40", "-t", "1", "-q", *sets]
     compare_models([DEMO, dequantized, *options])
     table = capsys.readouterr().out.removesuffix("\n")
     assert table.startswith("## Parity: llama.cpp Q4_K_M and transformers float32\n")

@@ -260,7 +260,7 @@ def small(tmp_path: Path) -> Path:
         contrast.append(read_prompts(folder / f"{name}.jsonl")[::4])
         (tmp_path / name).write_text("\n".join(contrast[-1]))
     rows: list[dict[str, Any]] = [
-        json.loads(line) for line in (folder / "neutral.jsonl").read_text().splitlines()[::8]
+        json.loads(line) for line in (folder / "neutral.jsonl").read_text().splitlines()[::16]
     ]
     for row in rows:
         row["image"] = str(folder / row["image"])

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
 from gguf import GGUFReader
 
 import mars_gguf
@@ -26,18 +23,6 @@ def test_the_card_names_every_file_with_its_size_and_hash() -> None:
         file.name: (file.stat().st_size, hashlib.sha256(file.read_bytes()).hexdigest())
         for file in FILES
     }
-
-
-def test_a_wheel_holds_the_vector_and_neither_lab_nor_tests(tmp_path: Path) -> None:
-    pytest.importorskip("setuptools", "64")  # knows editable installs
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path)]
-    subprocess.run(command, cwd=root, check=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["mars_gguf"]
-    packaged = tmp_path / "mars_gguf" / "demo_model" / "vector.gguf"
-    assert packaged.read_bytes() == (root / "vectors" / "demo.gguf").read_bytes()
-    assert packaged.with_name(demo_model.TEXT_MODEL.name).is_file()
-    assert packaged.with_name("world.json").is_file()
 
 
 def test_nothing_in_the_package_needs_the_lab() -> None:

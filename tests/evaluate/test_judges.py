@@ -54,6 +54,7 @@ def test_a_classifier_that_yields_no_number_leaves_the_reply_unjudged(tmp_path: 
 
 
 def test_a_folder_without_a_classifier_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
     with pytest.raises(MarsError, match="cannot be loaded as a text classifier"):
         ClassifierJudge(str(tmp_path))
 

@@ -172,9 +172,9 @@ def test_an_idle_tap_changes_nothing(llama: SteeredLlama) -> None:
     assert np.array_equal(afresh(llama, tokens), logits(reference))
 
 
-def test_states_are_those_of_an_independent_implementation(smollm2: str) -> None:
+def test_states_are_those_of_an_independent_implementation(short_smollm2: str) -> None:
     """transformers' hidden_states[l + 1] on the same, dequantized, weights."""
-    path = Path(smollm2)
+    path = Path(short_smollm2)
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")

@@ -63,7 +63,7 @@ def test_mixed_requests_from_eight_threads_each_get_the_reply_they_get_alone(
     assert set(steered) == {
         (m, alpha) for m in ("text", "image", "video") for alpha in (True, False)
     }
-    jobs = [(n % len(requests), ("whole", "streamed", "abandoned")[n % 5 % 3]) for n in range(200)]
+    jobs = [(n % len(requests), ("whole", "streamed", "abandoned")[n % 5 % 3]) for n in range(150)]
     random.Random(5).shuffle(jobs)
 
     def run(job: tuple[int, str]) -> str:
@@ -93,8 +93,8 @@ def test_mixed_requests_from_eight_threads_each_get_the_reply_they_get_alone(
                 server.line(request_id)
         return server.resident_bytes()
 
-    warm = run_all(jobs[:150])
-    assert run_all(jobs[100:]) < warm + (24 << 20)
+    warm = run_all(jobs[:110])
+    assert run_all(jobs[75:]) < warm + (24 << 20)
 
 
 def test_no_request_keeps_a_refusal_from_ending(server: Server) -> None:

@@ -34,6 +34,8 @@ def converted(subject: Subject) -> Path:
         return place
     asked = few(subject)
     given = [word for name, path in asked.items() for word in (f"--{name}", str(path))]
+    if not subject.family.text_only:
+        given += ["--own-wordings"]
     if ChatTemplate(subject.family.chat.template).begins_thought:
         given += ["--reasoning", "off"]  # a random model would never end its thought
     with quiet():
