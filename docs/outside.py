@@ -21,6 +21,9 @@ OUTSIDE = (
     "vectors/demo.png", "mars_gguf/demo_model/MODEL_CARD.md", "mars_gguf/convert/data/README.md",
     "mars_gguf/evaluate/data/CARD.md", "examples/steer.py", "examples/convert_model.py",
     "examples/ask_server.py", "Dockerfile", "compose.yaml",
+    *(f"examples/integrations/{name}" for name in (
+        "llama-swap.yaml", "litellm.yaml", "mars_guardrail.py", "open-webui.env", "librechat.yaml",
+    )),
 )  # fmt: skip
 LINK = re.compile(r"(\]\()([^)\s]+)(\))")
 
