@@ -339,6 +339,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--first", type=int, default=0, metavar="N", help="of the files' numbers")
     args = parser.parse_args()
+    for end in (signal.SIGINT, signal.SIGTERM):  # also in the background
+        signal.signal(end, signal.default_int_handler)
     animations.MAX_PIXELS = MAX_PIXELS
     counts: Counter[tuple[str, str]] = Counter()
     numbers = range(args.first, args.first + args.files)
