@@ -50,6 +50,8 @@ def decode(asked: dict[str, Any], deadline: float, data: bytes = b"") -> list[Im
 
     Raises RequestError, with the worker's own words if it refuses, and ClientGone.
     """
+    if time.monotonic() >= deadline:  # others took the time
+        raise RequestError(_TOO_LATE)
     worker = _idle.pop() if _idle else Worker()
     if worker.process.poll() is not None:  # it has ended meanwhile, for want of memory, say
         worker.end()

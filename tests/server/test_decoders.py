@@ -67,6 +67,8 @@ def test_pictures_are_decoded_one_after_another_by_one_process_as_here() -> None
     with pytest.raises(RequestError, match="a picture: not a picture; found 4 bytes") as refused:
         decoded(b"text")
     assert refused.value.status == 400
+    with pytest.raises(RequestError, match="takes too long"):
+        decoded(png(), -1)
     assert pid() == first
 
 
