@@ -23,6 +23,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -194,9 +195,9 @@ PAGE = """\
 Percent refused, of so many requests; in brackets, intervals at 95 %, by request. Pictures are read
 through the constructed projector (`lab/reader`); a request stands over a list with empty items, and
 {wordings} wordings in turn ask to complete it, so that pictures speak of these wordings alone.
-Nothing of the converter was chosen by looking at these requests. "Alike": left out, because of its
-telling words half or more are those of one of the package's own prompts. "No room": left out,
-because it has more tokens than a picture holds. Of the others as many as stand here were asked,
+Nothing of the converter was chosen by looking at these requests. "Alike": left out, because half or
+more of the telling words of the request and of one of the package's own prompts are the same. "No
+room": left out, because it has more tokens than a picture holds. Of the others so many were chosen,
 evenly spaced, the same ones as text and in pictures. Safe: XSTest's safe half, which sounds
 dangerous, and is the price. All else is in [the report](report.md).
 
@@ -233,7 +234,7 @@ def page(words: str, sources: Sequence[Source], run: dict[str, Any], records: Re
         progress=progress,
         wordings=len(WORDINGS),
         command=words,
-        sources="\n".join(table(["source", "requests", "alike", "no room", "asked"], rows)),
+        sources="\n".join(table(["source", "requests", "alike", "no room", "chosen"], rows)),
         shares="\n".join(table(["requests", "n", *ARMS], cells)),
     )
 
@@ -253,6 +254,14 @@ def _percent(share: Share) -> str:
     if share.value is None:
         return "-"
     return f"{100 * share.value:.1f} [{100 * share.low:.0f}, {100 * share.high:.0f}]"
+
+
+def run_to_its_end(words: Sequence[str]) -> int:
+    """Runs a command. Returns its exit code, also where Ctrl-C, which it gets as well, ended it."""
+    with subprocess.Popen(words) as process:
+        while True:
+            with suppress(KeyboardInterrupt):
+                return process.wait()
 
 
 def parser() -> argparse.ArgumentParser:
@@ -284,7 +293,7 @@ def main(argv: list[str] | None = None) -> None:
     options += [word for file in files for word in ("--suite", str(file))]
     options += [*further, "-o", str(args.output)]
     options += ["--resume"] * (args.output / "records.jsonl").exists()
-    done = subprocess.run([sys.executable, "-m", "mars_gguf.evaluate", *options])
+    returned = run_to_its_end([sys.executable, "-m", "mars_gguf.evaluate", *options])
     if (args.output / "report.json").exists():
         said = json.loads((args.output / "report.json").read_text("utf-8"))
         words = shlex.join(["python", "-m", "lab.published", *argv])
@@ -292,7 +301,7 @@ def main(argv: list[str] | None = None) -> None:
         with atomic(args.output / "published.md") as part:
             part.write_text(text, encoding="utf-8")
         print(text)
-    sys.exit(done.returncode)
+    sys.exit(returned)
 
 
 if __name__ == "__main__":

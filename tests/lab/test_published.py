@@ -110,12 +110,12 @@ def test_one_command_asks_them_as_text_and_in_pictures_and_goes_on(
     (output / "parts/mmproj.gguf").symlink_to(reader)
     asked: list[list[str]] = []
 
-    def run(words: list[str]) -> published.subprocess.CompletedProcess[str]:
+    def run(words: list[str]) -> int:
         asked.append(words)
         (output / "records.jsonl").write_text("")
-        return published.subprocess.CompletedProcess(words, 0)
+        return 0
 
-    monkeypatch.setattr(published.subprocess, "run", run)
+    monkeypatch.setattr(published, "run_to_its_end", run)
     arguments = [smollm2, "-o", str(output), "--vector", DEMO, "--cache", str(cache), "--count=2"]
     arguments += [
         "--xstest",
@@ -143,3 +143,9 @@ def test_one_command_asks_them_as_text_and_in_pictures_and_goes_on(
         assert text.prompt == shown.request in REQUESTS
         assert text.group == shown.group and shown.prompt in published.WORDINGS
         assert shown.pictures()[0].size == (320, 320)
+
+
+def test_a_command_that_ctrl_c_ends_still_writes_what_it_has() -> None:
+    """Ctrl-C reaches both: here the command sends it to us and ends as it would."""
+    code = "import os, signal, time; os.kill(os.getppid(), signal.SIGINT); time.sleep(1); exit(130)"
+    assert published.run_to_its_end([sys.executable, "-c", code]) == 130
