@@ -150,6 +150,23 @@ def test_a_decoder_that_was_taken_over_can_say_nothing_but_pixels(
     assert not decoders._idle
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import os; os.write(0, b'\\xff' * 4)\nwhile True: os.write(0, bytes(1 << 16))",
+        "import os, sys, time; os.ftruncate(int(sys.argv[1]), 1 << 23); "
+        f"os.write(0, {pack({'sizes': [[1025, 1024]]})!r}); time.sleep(9)",
+    ],
+    ids=["endless", "larger than asked"],
+)
+def test_no_more_is_taken_from_a_decoder_than_was_asked_for(
+    code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoders, "COMMAND", [sys.executable, "-c", code])
+    with pytest.raises(RequestError, match="could not be decoded: its decoder ended"):
+        decoded(png(), 5)
+
+
 def test_what_a_decoder_says_is_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "answer").write_bytes(pack({"error": "x" * 100_000}))
