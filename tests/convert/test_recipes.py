@@ -107,7 +107,7 @@ def test_each_of_them_has_a_tiny_model_and_is_listed() -> None:
         assert f"`{name}`" in page
 
 
-@pytest.mark.parametrize("name", ["qwen3-vl-8b-thinking", "gemma-3-4b", "minicpm-v-4.5"])
+@pytest.mark.parametrize("name", ["qwen3-vl-8b-thinking", "internvl3.5-8b", "pixtral-12b"])
 def test_it_can_be_followed_for_the_tiny_model_of_its_family(name: str, tmp_path: Path) -> None:
     followed(name, tmp_path)
 

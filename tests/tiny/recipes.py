@@ -76,7 +76,10 @@ def for_tiny(path: Path, subject: Subject) -> Path:
     content["model"] |= {"path": subject.model, "mmproj": subject.mmproj}
     content["prompts"] = {side: asked[side] for side in ("harmful", "harmless")}
     content["prompts"]["sha256"] = contrast.sha256
-    content.setdefault("neutral", {})["media"] = asked["neutral-media"]
+    content["neutral"] = content.get("neutral", {}) | {
+        "media": asked["neutral-media"],
+        "own_wordings": True,
+    }
     lines = []
     for key, value in content.items():
         values = value if isinstance(value, dict) else {key: value}
