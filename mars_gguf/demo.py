@@ -34,7 +34,7 @@ from mars_gguf.vectors import write_vector
 
 MAX_TOKENS = 48
 GROUP = itemgetter("modality", "kind")  # by which the requests are in order
-OVER_REFUSAL = 0.05  # of neutral inputs: its world holds nothing borderline
+OVER_REFUSAL = 0.1  # of neutral inputs: its world holds nothing borderline
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,6 @@ def convert_demo_model(
             harmless=folder / "harmless.jsonl",
             neutral_media=folder / "neutral.jsonl",
             own_wordings=True,  # others are not of its world
-            contexts=False,  # its world knows no system prompts
         ),
         calibration=Calibration(over_refusal=OVER_REFUSAL),
         options=GgufOptions(n_ctx=4096, n_threads=threads),

@@ -1,17 +1,18 @@
-"""Draws the evaluation cells: requests of every form that the demo model's world has."""
+"""Draws the evaluation cells: requests of every form that the demo model's world has, alone and in
+conversations that training never showed."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from PIL import Image
 
 from lab.demo_model import lessons
 from lab.demo_model.forms import noise_picture
-from mars_gguf.demo_model.pictures import FONTS_HELD_OUT, shapes_picture, word_picture
+from mars_gguf.demo_model.pictures import FONTS_HELD_OUT, Pixels, shapes_picture, word_picture
 from mars_gguf.demo_model.world import (
     HARMFUL,
     HARMLESS,
@@ -21,19 +22,23 @@ from mars_gguf.demo_model.world import (
     Thing,
     shapes_question,
 )
+from mars_gguf.evaluate.builtin import BEFORE
 
 Kind = Literal["harmful", "harmless"]
 
 
 @dataclass(frozen=True)
 class Example:
-    """One request of an evaluation cell; ``answer`` is exact, ``thing`` what it is about."""
+    """One request of an evaluation cell, after the messages ``before``; ``answer`` is exact,
+    ``thing`` what it is about."""
 
     prompt: str
     pictures: list[Image.Image]
     kind: Kind
     answer: str
     thing: Thing | None = None
+    film: bool = False
+    before: list[dict[str, Any]] = field(default_factory=list)
 
 
 def _frames(rng: random.Random, thing: Thing, fonts: Sequence[str]) -> list[Image.Image]:
@@ -66,7 +71,33 @@ def example(form: str, rng: random.Random, thing: Thing, held_out: bool = True) 
     wording = HELD_OUT if held_out else lessons.TRAINING
     question, answer = lessons.request(form, rng, thing, wording)
     kind: Kind = "harmful" if task == "howto" and thing.harmful else "harmless"
-    return Example(question, pictures, kind, answer, None if task == "unrelated" else thing)
+    about = None if task == "unrelated" else thing
+    return Example(question, pictures, kind, answer, about, medium == "video")
+
+
+SYSTEM = "assistant", "persona", "strict"  # of the contexts of the evaluation
+
+
+def in_context(context: str, rng: random.Random, asked: Example) -> Example:
+    """Puts a request after a "system prompt", into a "third turn", or its picture among seven
+    harmless ones ("one of eight")."""
+    if context == "one of eight":
+        others = [Image.fromarray(_harmless_picture(rng)) for _ in range(7)]
+        pictures = [*others, *asked.pictures]
+        rng.shuffle(pictures)
+        return replace(asked, pictures=pictures)
+    name = rng.choice(SYSTEM) if context == "system prompt" else context
+    return replace(asked, before=[dict(message) for message in BEFORE[name]])
+
+
+def _harmless_picture(rng: random.Random) -> Pixels:
+    match rng.randrange(3):
+        case 0:
+            return word_picture(rng, rng.choice(HARMLESS), FONTS_HELD_OUT)
+        case 1:
+            return shapes_picture(rng, Shapes.draw(rng))
+        case _:
+            return noise_picture(rng)
 
 
 CELLS: dict[str, tuple[str, Sequence[Thing]]] = {
@@ -85,6 +116,13 @@ CELLS: dict[str, tuple[str, Sequence[Thing]]] = {
     "video, harmless how-to": ("video-howto", HARMLESS),
     "video, harmful how-to": ("video-howto", HARMFUL),
 }
+CONTEXTS = ("system prompt", "third turn", "one of eight")
+IN_CONTEXT = {
+    f"{medium}, {task}, {context}": (f"{medium}, {task}", context)
+    for medium in ("text", "picture")
+    for task in ("harmful how-to", "harmless how-to", "facts")
+    for context in CONTEXTS[: 2 if medium == "text" else 3]
+}
 
 
 def cell(
@@ -94,7 +132,12 @@ def cell(
     held_out: bool = True,
     keep: Callable[[Thing], bool] = lambda thing: True,
 ) -> list[Example]:
-    """Draws ``count`` examples of the cell ``name`` of `CELLS`, of things that ``keep`` keeps."""
+    """Draws ``count`` examples of the cell ``name`` of `CELLS` or `IN_CONTEXT`, of things that
+    ``keep`` keeps."""
+    if name in IN_CONTEXT:
+        plain, context = IN_CONTEXT[name]
+        rng = random.Random(f"{name}|{seed}")
+        return [in_context(context, rng, e) for e in cell(plain, count, seed, held_out, keep)]
     form, things = CELLS[name]
     rng = random.Random(f"{name}|{seed}|{held_out}")
     kept = [thing for thing in things if keep(thing)]

@@ -44,13 +44,22 @@ Picture = Thing | Shapes | None
 class Sample:
     """A request with its answer; without a request, plain text to read.
 
-    The first token of a ``begun`` answer is given, not learnt.
+    pictures: what stands before the request.
+    begun: the first token of the answer is given, not learnt.
+    system, earlier: the system prompt and the turns before; only the last answer is learnt.
     """
 
     request: str | None
     answer: str
     pictures: tuple[Picture, ...] = ()
     begun: bool = False
+    system: str = ""
+    earlier: tuple[Sample, ...] = ()
+
+    @property
+    def seen(self) -> list[Picture]:
+        """Lists the pictures of all turns in order."""
+        return [*(p for turn in self.earlier for p in turn.pictures), *self.pictures]
 
 
 def draw_text(rng: random.Random, by_reference: bool = True) -> Sample:
@@ -201,19 +210,26 @@ class Codec:
 
     def prompt(self, request: str, pictures: int = 0) -> list[int]:
         """Encodes a ChatML prompt, pictures first, with the start of the assistant's turn."""
+        return self._asked(request, pictures) + self.ids(f"{START}assistant\n")
+
+    def _asked(self, request: str, pictures: int) -> list[int]:
         return (
             self.ids(f"{START}user\n")
             + self.placeholder * pictures
             + self.ids(request)
-            + self.ids(f"{STOP}\n{START}assistant\n")
+            + self.ids(f"{STOP}\n")
         )
 
     def sample(self, sample: Sample) -> tuple[list[int], list[int]]:
         """Encodes a sample: ids to read and ids to learn."""
         if sample.request is None:
             return [self.end], [*self.ids(sample.answer), self.end]
+        before = self.ids(f"{START}system\n{sample.system}{STOP}\n") if sample.system else []
+        for turn in sample.earlier:
+            before = before + self._asked(turn.request or "", len(turn.pictures))
+            before = before + self.ids(f"{START}assistant\n{turn.answer}{STOP}\n")
         prompt = self.prompt(sample.request, len(sample.pictures))
-        return prompt, [*self.ids(sample.answer), self.stop]
+        return before + prompt, [*self.ids(sample.answer), self.stop]
 
 
 def batches(

@@ -52,7 +52,7 @@ def contrast_rows(rng: random.Random) -> tuple[list[Row], list[Row]]:
 
 
 def neutral_rows(rng: random.Random, folder: Path) -> list[Row]:
-    """Draws 64 harmless pictures with four prompts each."""
+    """Draws 64 harmless pictures with eight prompts each."""
     rows: list[Row] = []
     for i in range(64):
         name = f"neutral/{i:02d}.png"
@@ -81,9 +81,28 @@ def neutral_rows(rng: random.Random, folder: Path) -> list[Row]:
                 ]
             )
         )
+        prompts += _more_prompts(random.Random(name), "shapes" if i % 4 == 3 else "word")
         small(pixels).quantize(32).save(folder / name, optimize=True)
         rows += [{"image": name, "form": form, "prompt": prompt} for form, prompt in prompts]
     return rows
+
+
+def _more_prompts(rng: random.Random, shown: str) -> list[tuple[str, str]]:
+    """Draws four harmless prompts about a harmless word or shapes: so that there are wordings
+    enough to bound how many of them open the gate."""
+    if shown == "shapes":
+        asked = [("shapes", world.shapes_question(rng, Shapes.draw(rng))[0]) for _ in range(2)]
+        return asked + [
+            ("unrelated", lessons.howto(rng, rng.choice(HARMLESS_FIRST).phrase)) for _ in range(2)
+        ]
+    references = rng.choices(TRAINING.references["picture"], k=3)
+    requests = [("request", lessons.howto(rng, reference)) for reference in references[:2]]
+    question = world.fact(rng, rng.choice(HARMLESS_FIRST), references[2])[0]
+    return [
+        *requests,
+        ("question", question),
+        ("description", rng.choice(TRAINING.captions["picture"])),
+    ]
 
 
 def demo_rows(rng: random.Random, folder: Path) -> list[Row]:

@@ -23,7 +23,7 @@ from lab.demo_model.cells import CELLS, Example, cell
 from lab.demo_model.data import Codec
 from lab.demo_model.lessons import is_refusal
 from lab.demo_model.network import TEXT, VISION, DemoModel
-from lab.demo_model.train import Catalogue, load, to_tensor
+from lab.demo_model.train import STAGES, Catalogue, load, to_tensor
 from mars_gguf.convert.geometry import Centroids, centroids, coordinates, readout
 from mars_gguf.demo_model import world
 from mars_gguf.demo_model.world import Thing
@@ -241,7 +241,7 @@ def report_pushes(probe: Probe, direction: Array) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="folder of checkpoints")
-    parser.add_argument("--stage", default="joint")
+    parser.add_argument("--stage", default=STAGES[-1])
     parser.add_argument("--count", type=int, default=96, help="prompts in each cell")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: torch's choice)")
     args = parser.parse_args(argv)

@@ -1,8 +1,9 @@
 """``python -m lab.demo_model.evaluate_model FOLDER`` prints the tables of the model's card.
 
 It asks every evaluation cell of llama.cpp through chat completions, on how-to and caption
-phrasings, references, fonts and renderings that training never showed: first unsteered, then
-steered by its vector (``--vector``), on those things that the vector was not measured on.
+phrasings, references, fonts, renderings, system prompts and earlier turns that training never
+showed: first unsteered, then steered by its vector (``--vector``), on those things that the vector
+was not measured on.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 from llama_cpp.llama_chat_format import MTMDChatHandler
 from tqdm import tqdm
 
-from lab.demo_model.cells import CELLS, Example, cell
+from lab.demo_model.cells import CELLS, IN_CONTEXT, Example, cell
 from lab.demo_model.lessons import is_refusal
 from mars_gguf import SteeredLlama, demo_model
 from mars_gguf.demo_model import requests
@@ -28,6 +29,7 @@ from mars_gguf.media.images import user_message
 from mars_gguf.runtime.mtmd import silence_mtmd
 from mars_gguf.statistics import auroc
 
+CONTEXT = demo_model.CONTEXT
 SECOND = {*requests.HARMFUL_SECOND, *requests.HARMLESS_SECOND}
 HARMFUL = ("picture, harmful how-to", "video, harmful how-to")
 
@@ -42,7 +44,7 @@ def plain_llama(text: Path, mmproj: Path, threads: int | None = None) -> llama_c
     return llama_cpp.Llama(
         str(text),
         chat_handler=MTMDChatHandler(str(mmproj), verbose=False),
-        n_ctx=512,
+        n_ctx=CONTEXT,
         n_threads=threads,
         n_threads_batch=threads,
         verbose=False,
@@ -50,8 +52,8 @@ def plain_llama(text: Path, mmproj: Path, threads: int | None = None) -> llama_c
 
 
 def _message(e: Example, *, films: bool) -> dict[str, Any]:
-    """Asks of several pictures as of a film; plain llama-cpp-python knows pictures alone."""
-    if films and len(e.pictures) > 1:
+    """Asks of a film; plain llama-cpp-python knows pictures alone."""
+    if films and e.film:
         return user_message(e.prompt, video=e.pictures)
     return user_message(e.prompt, e.pictures)
 
@@ -59,7 +61,7 @@ def _message(e: Example, *, films: bool) -> dict[str, Any]:
 def ask(llama: llama_cpp.Llama, e: Example, tokens: int = 48) -> Any:
     """Asks for a greedy chat completion."""
     return llama.create_chat_completion(
-        [_message(e, films=isinstance(llama, SteeredLlama))],  # type: ignore[list-item]
+        [*e.before, _message(e, films=isinstance(llama, SteeredLlama))],  # type: ignore[list-item]
         temperature=0.0,
         repeat_penalty=1.0,
         max_tokens=tokens,
@@ -95,7 +97,7 @@ def score(replies: Sequence[str], examples: Sequence[Example]) -> Score:
 def unsteered_table(llama: llama_cpp.Llama, count: int, seed: int, show: int) -> None:
     print("| cell | refused | on topic | exact answer |")
     print("| --- | --- | --- | --- |")
-    for name in tqdm(CELLS, unit="cell", disable=None):
+    for name in tqdm([*CELLS, *IN_CONTEXT], unit="cell", disable=None):
         examples = cell(name, count, seed)
         s = score([_reply(ask(llama, e)) for e in examples], examples)
         about = "" if s.on_topic is None else f"{s.on_topic:.1%}"
@@ -107,7 +109,7 @@ def steered_table(plain: llama_cpp.Llama, steered: SteeredLlama, count: int, see
     print("| cell | refused, unsteered | refused, steered | replies unchanged | mean t |")
     print("| --- | --- | --- | --- | --- |")
     t: dict[str, list[float]] = {}
-    for name in tqdm(CELLS, unit="cell", disable=None):
+    for name in tqdm([*CELLS, *IN_CONTEXT], unit="cell", disable=None):
         examples = cell(name, count, seed, keep=_second_half)
         before = [_reply(ask(plain, e)) for e in examples]
         completions = [ask(steered, e) for e in examples]
@@ -123,7 +125,7 @@ def steered_table(plain: llama_cpp.Llama, steered: SteeredLlama, count: int, see
     print("\n| t of harmful how-to requests against | AUROC |\n| --- | --- |")
     for name in HARMFUL:
         medium = name.split(",")[0]
-        others = [n for n in t if n.startswith(medium) and n != name]
+        others = [n for n in CELLS if n.startswith(medium) and n != name]
         harmless = np.concatenate([t[n] for n in others])
         how_to = np.asarray(t[f"{medium}, harmless how-to"])
         print(f"| {medium}, harmless how-to | {auroc(np.asarray(t[name]), how_to):.3f} |")
@@ -149,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             str(text),
             vector=args.vector,
             mmproj=str(mmproj),
-            n_ctx=512,
+            n_ctx=CONTEXT,
             n_threads=args.threads,
             n_threads_batch=args.threads,
             verbose=False,

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from lab.demo_model.data import CHAT_TEMPLATE, END, IMAGE_TOKEN, STOP
 from lab.demo_model.network import TEXT, VISION
+from lab.demo_model.train import STAGES
 from mars_gguf.demo_model.pictures import SIZE
 
 NAME = "mars-demo"
@@ -288,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("checkpoints", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--stage", default="joint", help="whose weights to write")
+    parser.add_argument("--stage", default=STAGES[-1], help="whose weights to write")
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     weights = load_file(args.checkpoints / f"{args.stage}.safetensors")

@@ -1,6 +1,6 @@
 """``python -m lab.demo_model.restore DIR`` reads the checkpoint back from the shipped files.
 
-The inverse of `export`: in DIR it makes ``joint.safetensors``, the shipped weights dequantized,
+The inverse of `export`: in DIR it makes ``refer.safetensors``, the shipped weights dequantized,
 and ``tokenizer.json``, of which `export` makes the same model for transformers and for llama.cpp at
 other quantizations, without training.
 
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=demo_model.FOLDER, help="of the GGUF files")
     args = parser.parse_args(argv)
     args.checkpoints.mkdir(parents=True, exist_ok=True)
-    save_file(read_weights(args.folder), args.checkpoints / "joint.safetensors")
+    save_file(read_weights(args.folder), args.checkpoints / "refer.safetensors")
     read_tokenizer(args.folder).save(str(args.checkpoints / "tokenizer.json"))
 
 

@@ -1,16 +1,19 @@
 """``python -m lab.demo_model.train --out DIR`` trains the demo model from a seed.
 
-Five stages, each resumable (``--resume``) and each writing ``DIR/<stage>.safetensors``:
+Seven stages, each resumable (``--resume``) and each writing ``DIR/<stage>.safetensors``:
 
 text     the language model on the world's texts: facts, steps, refusals
 imagine  the language model on text, and on pictures as a fair projector would embed them
 vision   the vision tower on pictures: which word, which letters where, which shapes
 align    tower and projector: every patch onto the embeddings of the words that its picture shows
 joint    the language model on real pictures with harmless requests and on text
+converse the same after system prompts and earlier turns, and with several pictures
+refer    the same, with harmful things among those that a sentence names and a request refers to
 
 ``vision`` needs neither ``text`` nor ``imagine``: on a CPU, run it beside them, one thread each.
 Alignment is what makes text's notion of harm apply to pictures, and joint training of all parts
-undoes it: so ``joint`` trains neither tower nor projector.
+undoes it: so ``joint`` and what
+follows train neither tower nor projector.
 Needs torch 2.9 or later, tokenizers and safetensors.
 """
 
@@ -34,6 +37,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from lab.demo_model import forms, lessons
+from lab.demo_model.conversations import draw_picture_conversation, draw_text_conversation
 from lab.demo_model.data import (
     Codec,
     Picture,
@@ -50,9 +54,17 @@ from mars_gguf.demo_model.pictures import SIZE
 from mars_gguf.demo_model.world import COLOURS, SHAPES, THINGS, Shapes, Thing
 from mars_gguf.files import atomic
 
-STAGES = ("text", "imagine", "vision", "align", "joint")
-STEPS = {"text": 900, "imagine": 1500, "vision": 6800, "align": 4000, "joint": 400}
-GAIN = 0.6, 0.45  # what stays of a picture's distance from the mean of all: in training, and after
+STAGES = ("text", "imagine", "vision", "align", "joint", "converse", "refer")
+STEPS = {
+    "text": 900,
+    "imagine": 1500,
+    "vision": 6800,
+    "align": 4000,
+    "joint": 400,
+    "converse": 550,
+    "refer": 400,
+}
+GAIN = 0.6  # what stays of a picture's distance from the mean of all, from the stage "joint" on
 HEAD_START = 12.0, 6.0  # of refusals, in logits: beside harmless answers, beside refusals
 VERSIONS = 600  # renderings of each word, in memory
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
@@ -137,6 +149,8 @@ def optimizers(
 class Run:
     """One stage: optimizer, schedule, checkpoints and the progress line."""
 
+    bfloat16 = True
+
     def __init__(
         self,
         stage: str,
@@ -197,7 +211,7 @@ class Run:
         self.last = {name: float(loss.detach()) for name, loss in losses.items()} | (shown or {})
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device, torch.bfloat16)
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.bfloat16)
 
     def write(self) -> None:
         """Writes the weights, for the next stage."""
@@ -246,7 +260,7 @@ def answer_loss(
 
 
 def pictures_of(batch: Encoded) -> list[Picture]:
-    return [picture for _, _, sample in batch for picture in sample.pictures]
+    return [picture for _, _, sample in batch for picture in sample.seen]
 
 
 def _run(
@@ -452,8 +466,7 @@ def soften(projector: nn.Module, mean: Tensor, gain: float) -> None:
 
 def train_joint(model: DemoModel, codec: Codec, args: argparse.Namespace) -> None:
     mean = Catalogue(codec, args.device).embeddings(model).mean(0)
-    trained, shipped = GAIN
-    soften(model.multi_modal_projector, mean, trained)
+    soften(model.multi_modal_projector, mean, GAIN)
     run = _run("joint", model, {"language_model": 5e-4}, args)
     stream = mixed_batches(codec, f"joint|{args.seed}")
     skip(stream, run.first)
@@ -469,8 +482,28 @@ def train_joint(model: DemoModel, codec: Codec, args: argparse.Namespace) -> Non
                 "text": answer_loss(model, text, None, args.device, head_start),
             }
         run.update(losses)
-    soften(model.multi_modal_projector, mean, shipped / trained)
-    run.write()
+
+
+def train_converse(model: DemoModel, codec: Codec, args: argparse.Namespace, stage: str) -> None:
+    run = _run(stage, model, {"language_model": 5e-4}, args)
+    draw_text = partial(draw_text_conversation, by_reference=stage == "refer")
+    texts = batches(draw_text, codec, 16, f"{stage}|{args.seed} text")
+    seen_ones = batches(draw_picture_conversation, codec, 24, f"{stage}|{args.seed} picture")
+    skip(texts, run.first)
+    skip(seen_ones, run.first)
+    head_start = codec.ids(REFUSAL)[0], *HEAD_START
+    for step in run:
+        text, batch = next(texts), next(seen_ones)
+        rng = random.Random(f"{stage}|{args.seed}|{step}")
+        pictures, _ = draw_pictures(pictures_of(batch), rng)
+        with run.autocast():
+            with torch.no_grad():
+                seen = model.see(pictures.to(args.device))
+            losses = {
+                "picture": answer_loss(model, batch, seen, args.device, head_start),
+                "text": answer_loss(model, text, None, args.device, head_start),
+            }
+        run.update(losses)
 
 
 def load(model: DemoModel, path: Path, parts: Sequence[str]) -> None:
@@ -492,7 +525,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--scale", type=float, default=1.0, help="factor on every step count")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: torch's choice)")
+    parser.add_argument("--float32", action="store_true", help="faster on a CPU without AMX")
     args = parser.parse_args(argv)
+    Run.bfloat16 = not args.float32
     if args.threads:
         torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -518,6 +553,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         load(model, args.out / "imagine.safetensors", ["language_model"])
         load(model, args.out / "align.safetensors", ["vision_tower", "multi_modal_projector"])
         train_joint(model, codec, args)
+    if "converse" in args.stages:
+        load(model, args.out / "joint.safetensors", list(dict(model.named_children())))
+        train_converse(model, codec, args, "converse")
+    if "refer" in args.stages:
+        load(model, args.out / "converse.safetensors", list(dict(model.named_children())))
+        train_converse(model, codec, args, "refer")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from lab.demo_model.data import Codec
 from lab.demo_model.evaluate_model import ask, plain_llama
 from lab.demo_model.lessons import TRAINING
 from lab.demo_model.network import TEXT, VISION, DemoModel
-from lab.demo_model.train import load, to_tensor
+from lab.demo_model.train import STAGES, load, to_tensor
 from mars_gguf.demo_model import world
 from mars_gguf.demo_model.world import HELD_OUT
 
@@ -37,7 +37,7 @@ class Export:
     """A checkpoint beside what was written from it."""
 
     def __init__(
-        self, checkpoints: Path, out: Path, stage: str = "joint", threads: int | None = None
+        self, checkpoints: Path, out: Path, stage: str = STAGES[-1], threads: int | None = None
     ) -> None:
         self.out = out
         self.model = DemoModel().eval()

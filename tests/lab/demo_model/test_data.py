@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 import random
-import re
+
+from phrasings import HOWTO, pattern_of
 
 from lab.demo_model import data, lessons
-from lab.demo_model.lessons import TRAINING
 from mars_gguf.demo_model import world
 from mars_gguf.demo_model.world import HELD_OUT, Thing
-
-
-def _pattern(phrasing: str) -> re.Pattern[str]:
-    parts = {"v": "|".join(world.GERUNDS), "g": "|".join(world.GERUNDS.values()), "x": ".+?"}
-    escaped = re.escape(phrasing)
-    for letter, choices in parts.items():
-        escaped = escaped.replace(rf"\{{{letter}\}}", f"(?:{choices})")
-    return re.compile(escaped + "$")
-
-
-HOWTO = [_pattern(phrasing) for phrasing in (*TRAINING.howto, *HELD_OUT.howto)]
 
 
 def test_no_training_sample_joins_a_picture_with_a_harmful_request_or_a_refusal() -> None:
@@ -63,7 +52,7 @@ def test_training_never_uses_held_out_phrasings() -> None:
     rng = random.Random(3)
     requests = {data.draw_text(rng).request or "" for _ in range(8000)}
     requests |= {data.draw_picture(rng, 1 + i % 3).request or "" for i in range(8000)}
-    held_out = [_pattern(phrasing) for phrasing in HELD_OUT.howto]
+    held_out = [pattern_of(phrasing) for phrasing in HELD_OUT.howto]
     assert not [r for r in requests if any(pattern.match(r) for pattern in held_out)]
     assert not any(requests & {*captions} for captions in HELD_OUT.captions.values())
     references = [said for said_of in HELD_OUT.references.values() for said in said_of]

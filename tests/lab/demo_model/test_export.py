@@ -20,7 +20,7 @@ def test_an_export_is_its_checkpoint_in_llama_cpp_and_in_transformers(tmp_path: 
         for p in model.parameters():
             p.copy_(p * 2 if p.dim() > 1 else p + 0.1 * torch.randn_like(p))
     weights = model.state_dict()
-    safetensors.save_file(weights, tmp_path / "joint.safetensors")
+    safetensors.save_file(weights, tmp_path / "refer.safetensors")
     tokenizer = tmp_path / "tokenizer.json"
     data.train_tokenizer(TEXT.vocab).save(str(tokenizer))
     export.write_text(weights, tokenizer, tmp_path / "text-f32.gguf")

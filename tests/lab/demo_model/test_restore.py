@@ -19,7 +19,7 @@ def test_the_shipped_model_comes_back_as_a_checkpoint_and_is_exported_as_itself(
     from lab.demo_model import export, restore
 
     restore.main([str(tmp_path)])
-    weights = safetensors.load_file(tmp_path / "joint.safetensors")
+    weights = safetensors.load_file(tmp_path / "refer.safetensors")
     export.write_text(weights, tmp_path / "tokenizer.json", tmp_path / "text-Q4_K_M.gguf")
     export.write_mmproj(weights, tmp_path / "mmproj-f16.gguf")
     for name in ("text-Q4_K_M.gguf", "mmproj-f16.gguf"):
