@@ -97,3 +97,15 @@ def test_the_table_of_the_packages_model_is_that_of_its_report() -> None:
     for bold, *cells in table:
         arm = bold.strip("*")
         assert cells == [str(whole(DEMO[m, arm][column])) for m, column in columns], arm
+
+
+def test_the_table_of_published_requests_is_that_of_its_report() -> None:
+    page = (EVALUATION.parent / "evaluation/qwen2.5-coder-0.5b/published/published.md").read_text()
+    (head, *_, table) = [rows(part) for part in page.split("\n\n") if part.startswith("| ")]
+    assert head[0][0] == "source"
+    reported = {name: [n, *(str(whole(float(c.split(" [")[0]))) for c in cells)]
+                for name, n, *cells in table[2:]}  # fmt: skip
+    quoted = table_after(EVALUATION, "published")
+    assert len(quoted) == 4
+    for name, *cells in quoted:
+        assert cells == reported[name], name
