@@ -53,6 +53,21 @@ def _name(host: str) -> str:
         return host
 
 
+def client_of(scope: Scope) -> str:
+    """The client that a request comes from, for what clients share: its address, of IPv6 the
+    network, which is commonly one client's; behind a proxy that is trusted, as that says."""
+    host = (scope.get("client") or ("",))[0]
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return str(host)
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return str(address.ipv4_mapped)
+        return str(ipaddress.ip_network((int(address), 64), strict=False))
+    return host
+
+
 def is_loopback(host: str) -> bool:
     """Tells whether ``host``, a name or an address, leads to this machine only."""
     try:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from uuid import uuid4
 
 from mars_gguf.runtime.judging import Steering
 from mars_gguf.server.checks import RequestError
-from mars_gguf.server.settings import DEFAULT_VECTOR
+from mars_gguf.server.settings import DEFAULT_VECTOR, ServerSettings
 
 
 class ClientGone(Exception):
@@ -19,7 +20,7 @@ class ClientGone(Exception):
 
 
 class TooLate(RequestError):
-    """Says that a reply took longer than the settings allow."""
+    """Says that a reply took longer than the settings allow, at all or while others wait."""
 
 
 @dataclass
@@ -29,7 +30,12 @@ class Exchange:
     request_id: str = field(default_factory=lambda: uuid4().hex)
     client_gone: asyncio.Event = field(default_factory=asyncio.Event)
     began: float = field(default_factory=time.perf_counter)
+    client: str = ""
     deadline: float = math.inf
+    turn_ends: float = math.inf  # if others wait
+    others_wait: Callable[[], bool] = lambda: False
+    bytes_left: float = math.inf  # of a whole reply
+    bytes_a_token: int = 0  # of its log probabilities
     vector: str | None = DEFAULT_VECTOR  # None where the model is served unsteered
     model: str | None = None
     prompt: object = None
@@ -39,6 +45,21 @@ class Exchange:
     tokens: int = 0
     responding: bool = False
     error: Exception | None = None
+
+    def begin(self, settings: ServerSettings, others_wait: Callable[[], bool]) -> None:
+        """Takes note that the model is at this request from now on."""
+        now = time.perf_counter()
+        self.deadline, self.turn_ends = now + settings.reply_timeout, now + settings.turn_timeout
+        self.others_wait = others_wait
+
+    def spend(self, size: int) -> None:
+        """Takes bytes from those that are left. Raises RequestError where there are no more."""
+        self.bytes_left -= size
+        if self.bytes_left < 0:
+            raise RequestError(
+                "the reply is too long to be sent at once: ask for a stream, for fewer tokens or "
+                "without logprobs"
+            )
 
 
 exchange: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
@@ -58,5 +79,11 @@ def require_wanted() -> None:
         return
     if current.client_gone.is_set():
         raise ClientGone
-    if time.perf_counter() > current.deadline:
+    now = time.perf_counter()
+    if now > current.deadline:
         raise TooLate("the reply took too long: ask for fewer tokens, or for a stream")
+    if now > current.turn_ends and current.others_wait():
+        raise TooLate(
+            "the reply took too long while others wait: ask for fewer tokens or a stream, or later",
+            503,
+        )

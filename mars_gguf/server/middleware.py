@@ -9,7 +9,7 @@ from anyio import to_thread
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mars_gguf.server.access import Access
+from mars_gguf.server.access import Access, client_of
 from mars_gguf.server.bodies import SMALL, Intake, require_modest
 from mars_gguf.server.exchange import Exchange, exchange
 from mars_gguf.server.http_errors import describe, error_response
@@ -105,8 +105,8 @@ def _exchange_of(scope: Scope) -> Exchange:
     try:
         UUID(given)
     except ValueError:
-        return Exchange()
-    return Exchange(given)
+        return Exchange(client=client_of(scope))
+    return Exchange(given, client=client_of(scope))
 
 
 def _replay(body: bytes, current: Exchange) -> Receive:

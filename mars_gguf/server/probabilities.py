@@ -12,11 +12,19 @@ from typing import Any, TypeVar
 from llama_cpp import Llama
 from numpy.typing import NDArray
 
-from mars_gguf.server.exchange import require_wanted
+from mars_gguf.server.exchange import exchange, require_wanted
 
 T = TypeVar("T")
 
+ENTRY = 24  # bytes: a token and its number, at the least
 _at_once = Llama.logits_to_logprobs
+
+
+def bytes_a_token(body: Any) -> int:
+    """Fewest bytes that the log probabilities of a token take in a reply to ``body``."""
+    if not body.logprobs:
+        return 0
+    return ENTRY * (1 + (getattr(body, "top_logprobs", body.logprobs) or 0))
 
 
 class _Rows:
@@ -36,6 +44,8 @@ class _Rows:
 
 def _row(logits: NDArray[Any]) -> NDArray[Any]:
     require_wanted()  # to sort a row takes longer than a token
+    if (current := exchange.get()) is not None:
+        current.spend(current.bytes_a_token)
     made: NDArray[Any] = _at_once(logits)
     return made
 

@@ -102,9 +102,14 @@ class ServerSettings(upstream.ServerSettings):
     """Most bytes of requests that are held at a time, those that wait for the model included; a
     request of 256 KiB or less, or one alone, is always taken."""
     max_waiting: int = Field(128, ge=0)
-    """Most requests that wait for the model; further ones are refused (503)."""
+    """Most requests that wait for the model; beyond, the last one of the client with the most of
+    them is refused (503)."""
     reply_timeout: float = Field(900.0, gt=0)
     """Seconds that the model works on one request; a stream ends then as at max_tokens."""
+    turn_timeout: float = Field(900.0, gt=0)
+    """Seconds after which a reply ends so where requests of other clients wait for the model."""
+    max_reply_bytes: int = Field(16 << 20, ge=1)
+    """Most bytes of a reply that is sent at once, not as a stream."""
     max_unread_bytes: int = Field(1 << 20, ge=1)
     """Most bytes of a streamed reply that wait for its client; beyond, the reply is given up."""
     allowed_hosts: list[str] = Field([])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -32,7 +31,8 @@ from mars_gguf.server.exchange import (
 )
 from mars_gguf.server.http_errors import describe
 from mars_gguf.server.internals import prepare_request_resources
-from mars_gguf.server.probabilities import row_by_row
+from mars_gguf.server.lines import Line
+from mars_gguf.server.probabilities import bytes_a_token, row_by_row
 from mars_gguf.server.request_types import ChatRequest, CompletionRequest
 from mars_gguf.server.settings import ServerSettings
 
@@ -42,10 +42,18 @@ Event = dict[str, str]  # its data, and the name of the event
 # Of a request, and not for the model.
 NOT_ARGUMENTS = {"n", "best_of", "logit_bias_type", "user", "min_tokens"}
 _model_thread = ThreadPoolExecutor(1, "model")
-_turn = anyio.Lock()
+_line = Line()
 
 
-class LongerUnlessSteered(MinTokensLogitsProcessor):  # type: ignore[misc]
+class _Processors(LogitsProcessorList):  # type: ignore[misc]
+    """A list that llama-cpp-python adds biases to: it goes on with what that returns."""
+
+    def extend(self, more: Any) -> _Processors:
+        super().extend(more)
+        return self
+
+
+class _LongerUnlessSteered(MinTokensLogitsProcessor):  # type: ignore[misc]
     """Forbids that a reply ends before ``min_tokens``, until the gate has opened: what was steered
     into a refusal may end where the model ends it."""
 
@@ -64,11 +72,10 @@ class LongerUnlessSteered(MinTokensLogitsProcessor):  # type: ignore[misc]
 async def _turn_of(settings: ServerSettings) -> AsyncIterator[None]:
     """Context manager: within it, a request has the model, until the deadline that begins with it.
     Raises RequestError (503) if too many wait for that, ClientGone if nobody waits by then."""
-    if _turn.locked() and _turn.statistics().tasks_waiting >= settings.max_waiting:
-        raise RequestError("too many requests wait for the model: try again later", 503)
-    async with _turn:
+    current = current_exchange()
+    async with _line.turn(current.client, settings.max_waiting):
+        current.begin(settings, partial(_line.others_wait, current.client))
         require_wanted()
-        current_exchange().deadline = time.perf_counter() + settings.reply_timeout
         yield
 
 
@@ -135,13 +142,18 @@ async def reply(
         llama: Any = prepare_request_resources(body, state.models, body.model, arguments)
         require_free_end(llama, arguments["logit_bias"])
         if body.min_tokens:
-            longer = LongerUnlessSteered(llama, body.min_tokens)
-            arguments["logits_processor"] = LogitsProcessorList([longer])
+            longer = _LongerUnlessSteered(llama, body.min_tokens)
+            arguments["logits_processor"] = _Processors([longer])
         return getattr(llama, method)(**arguments)
 
     if not body.stream:
-        whole = await in_turn(state.settings, begin)
-        return Response(dumps(form.whole(whole)), media_type="application/json")
+        current = current_exchange()
+        current.bytes_left = state.settings.max_reply_bytes
+        current.bytes_a_token = bytes_a_token(body)
+        content = dumps(form.whole(await in_turn(state.settings, begin)))
+        current.bytes_left = state.settings.max_reply_bytes
+        current.spend(len(content))
+        return Response(content, media_type="application/json")
     outbox = _Outbox(state.settings.max_unread_bytes, form)
     return EventSourceResponse(
         outbox.events(),
@@ -215,7 +227,7 @@ async def _put_all(chunks: Iterator[Any], outbox: _Outbox, *, interruptible: boo
             chunk = following
             outbox.put(chunk)
             await checkpoint()  # where a client that has left ends this
-            if interruptible and _turn.statistics().tasks_waiting:
+            if interruptible and len(_line):
                 break
         else:
             return

@@ -29,3 +29,14 @@ def test_a_client_that_leaves_frees_the_model(server: Server) -> None:
         assert tokens is None or int(tokens[1]) < 900
         assert tokens is not None or not stream
         assert chat(server, [HARMFUL])["mars"]["alpha"] > 0
+
+
+def test_a_client_that_leaves_the_line_has_not_to_be_waited_for(server: Server) -> None:
+    endless = {"messages": [HARMFUL], "max_tokens": 900, **ENDLESS}
+    first, second = uuid.uuid4().hex, uuid.uuid4().hex
+    with server.post({**endless, "stream": True}, first) as connection:
+        connection.recv(1)
+        server.post(endless, second).close()
+        assert " 499 " in server.line(second)
+        assert server.lines(f"request_id={first}") == []  # the model is at that still
+    server.line(first)

@@ -11,8 +11,10 @@ from models import DEMO
 
 from mars_gguf import demo_model
 from mars_gguf.runtime.llama import SteeredLlama
+from mars_gguf.server.checks import RequestError
 from mars_gguf.server.exchange import ClientGone, Exchange, exchange
-from mars_gguf.server.probabilities import row_by_row
+from mars_gguf.server.probabilities import bytes_a_token, row_by_row
+from mars_gguf.server.request_types import ChatRequest, CompletionRequest
 
 
 def test_row_by_row_they_are_as_at_once_and_end_when_the_client_leaves(
@@ -50,3 +52,24 @@ def test_row_by_row_they_are_as_at_once_and_end_when_the_client_leaves(
         assert made == [(llama.n_vocab(),)] * 2
     exchange.reset(token)
     llama.close()
+
+
+def test_those_of_a_whole_reply_are_counted_as_they_are_made() -> None:
+    llama = SteeredLlama(
+        DEMO, vector=demo_model.VECTOR, **models.OPTIONS | {"n_ctx": 0, "logits_all": True}
+    )
+    body = CompletionRequest(prompt="Hello " * 200, logprobs=5, echo=True)
+    request = Exchange(bytes_left=1000, bytes_a_token=bytes_a_token(body))
+    token = exchange.set(request)
+    with pytest.raises(RequestError, match="too long to be sent at once"):
+        row_by_row(lambda: llama.create_completion(body.prompt, logprobs=5, echo=True))
+    assert request.bytes_left > -200
+    exchange.reset(token)
+    llama.close()
+
+
+def test_only_probabilities_that_are_asked_for_are_counted() -> None:
+    messages = [{"role": "user", "content": "x"}]
+    assert bytes_a_token(ChatRequest(messages=messages)) == 0
+    some = bytes_a_token(ChatRequest(messages=messages, logprobs=True, top_logprobs=20))
+    assert some > 10 * bytes_a_token(ChatRequest(messages=messages, logprobs=True)) > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,65 @@ def test_no_more_requests_wait_than_the_settings_say(tmp_path: Path) -> None:
         assert 1 <= len(refused) <= 3
         assert {error.status_code for error in refused} == {503}
         assert {error.response.headers["Retry-After"] for error in refused} == {"5"}
+
+
+def at(address: str) -> dict[str, str]:
+    """Headers by which a proxy on this machine says where a client is."""
+    return {"X-Forwarded-For": address}
+
+
+def test_a_reply_ends_sooner_where_other_clients_wait(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"max_tokens": 900, "extra_body": ENDLESS}
+    a, b = at("192.0.2.1"), at("192.0.2.2")
+    with running(tmp_path, "--demo", *ONE_THREAD, "--turn_timeout", "0.3") as server:
+
+        def stream() -> list[Any]:
+            asked: Any = server.client.chat.completions.create(
+                model="any", messages=[HARMFUL], stream=True, extra_headers=a, **options
+            )
+            return [chunk.model_dump() for chunk in asked]
+
+        whole = chat(server, [HARMFUL], extra_headers=a, **options | {"max_tokens": 300})
+        assert whole["usage"]["completion_tokens"] == 300  # nobody waits
+        with ThreadPoolExecutor(3) as pool:
+            streamed_by_a = pool.submit(stream)
+            time.sleep(0.5)
+            own = pool.submit(chat, server, [HARMFUL], extra_headers=a)
+            assert chat(server, [HARMFUL], extra_headers=b)["mars"]["alpha"] > 0
+            chunks = streamed_by_a.result()
+            assert 1 < len(chunks) < 900
+            assert chunks[-1]["choices"][0]["finish_reason"] == "length"
+            assert chunks[-1]["mars"]["alpha"] > 0
+            own.result()
+            refused = pool.submit(chat, server, [HARMFUL], extra_headers=a, **options)
+            time.sleep(0.5)
+            chat(server, [HARMFUL], extra_headers=b)
+            with pytest.raises(openai.InternalServerError, match="while others wait") as error:
+                refused.result()
+            assert error.value.status_code == 503
+            assert error.value.response.headers["Retry-After"] == "5"
+
+
+def test_a_whole_reply_has_no_more_bytes_than_the_settings_say(tmp_path: Path) -> None:
+    probable = {"logprobs": True, "top_logprobs": 20, "extra_body": ENDLESS}
+    with running(tmp_path, "--demo", *ONE_THREAD, "--max_reply_bytes", "20000") as server:
+        assert chat(server, [HARMFUL], **probable | {"max_tokens": 5})["choices"]
+        headers = identified()
+        with pytest.raises(openai.BadRequestError, match="too long to be sent at once"):
+            chat(server, [HARMFUL], max_tokens=900, extra_headers=headers, **probable)
+        with pytest.raises(openai.BadRequestError, match="too long to be sent at once"):
+            chat(server, [HARMFUL], **probable | {"max_tokens": 14})  # which only its end tells
+        text, mars = streamed(server, [HARMFUL], **probable | {"max_tokens": 60})
+        assert len(text) > 30 and mars["alpha"] > 0
+
+
+def test_a_bias_and_a_least_length_are_both_followed(server: Server) -> None:
+    llama = Llama(DEMO, vocab_only=True, verbose=False)
+    token = llama.tokenize(b" tea", add_bos=False)[-1]
+    llama.close()
+    bias = {"logit_bias": {str(token): 1000}, "min_tokens": 4}
+    said = text_of(chat(server, [HARMLESS], max_tokens=6, extra_body=bias))
+    assert said.count("tea") == 6
 
 
 def test_a_reply_that_is_interrupted_ends_with_what_steering_did(tmp_path: Path) -> None:
