@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import socket
 import sys
 import threading
 import time
@@ -46,16 +47,26 @@ class Client:
         self.server, self.done = server, done
         self.address = f"192.0.2.{number + 1}"
         self.waited: list[float] = []
+        self.open: set[http.client.HTTPConnection] = set()
 
     def ask(self, body: dict[str, Any], read: Callable[[Any], object]) -> None:
         """Sends a request, and has ``read`` what comes of it."""
         connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=PATIENCE)
         headers = {"Content-Type": "application/json", "X-Forwarded-For": self.address}
-        with closing(connection), suppress(OSError, http.client.HTTPException):
+        self.open.add(connection)
+        with closing(connection), suppress(OSError, http.client.HTTPException, AttributeError):
             content = json.dumps(body).encode()
             connection.request("POST", CHAT, content, headers)
             response = connection.getresponse()
             read(response)
+        self.open.discard(connection)
+
+    def leave(self) -> None:
+        """Leaves all replies that are under way."""
+        for connection in list(self.open):
+            if (sock := connection.sock) is not None:
+                with suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
 
     def honest(self) -> None:
         for n in count():
@@ -111,6 +122,8 @@ def a_round(server: Served, hostile: bool, seconds: float) -> list[float]:
         thread.start()
     done.wait(seconds)
     done.set()
+    for client in clients[-len(HOSTILE) :] if hostile else ():
+        client.leave()
     for thread in threads:
         thread.join()
     return [waited for client in clients[: CLIENTS - len(HOSTILE)] for waited in client.waited]
