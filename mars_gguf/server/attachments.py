@@ -6,9 +6,9 @@ from __future__ import annotations
 import base64
 import binascii
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 from anyio import to_thread
@@ -17,10 +17,12 @@ from PIL import Image
 from mars_gguf.media.images import data_url
 from mars_gguf.modalities import IMAGE, VIDEO
 from mars_gguf.server.checks import RequestError
-from mars_gguf.server.decoders import LIMITER, decode_in_thread
+from mars_gguf.server.decoders import LINE, decode
+from mars_gguf.server.exchange import exchange
 from mars_gguf.server.fetching import fetch_in_thread, too_large
 from mars_gguf.server.settings import ServerSettings
 
+T = TypeVar("T")
 MEDIA = (IMAGE.part, "video_url", VIDEO.part)  # types of parts, and the key of what they hold
 BASE64 = 1 << 20  # characters that are decoded at a time
 
@@ -83,7 +85,7 @@ class _Limits:
 
     async def _decoded(self, asked: dict[str, Any], data: bytes = b"") -> list[Image.Image]:
         limits = {"max_pixels": self.n_pixels, "most_pixels": self.settings.max_media_pixels}
-        return await decode_in_thread(asked | limits, self.deadline, data)
+        return await self._in_turn(lambda: decode(asked | limits, self.deadline, data))
 
     async def _read(self, given: Any) -> bytes:
         url = given["url"] if isinstance(given, dict) else given
@@ -98,7 +100,15 @@ class _Limits:
 
     async def _url(self, picture: Image.Image) -> str:
         self.n_pixels -= picture.width * picture.height
-        return await to_thread.run_sync(data_url, picture, limiter=LIMITER)
+        return await self._in_turn(lambda: data_url(picture))
+
+    async def _in_turn(self, call: Callable[[], T]) -> T:
+        """Runs ``call`` in a thread when it is this client's turn; the time until then does not
+        count."""
+        current, began = exchange.get(), time.monotonic()
+        async with LINE.turn(current.client if current else ""):
+            self.deadline += time.monotonic() - began
+            return await to_thread.run_sync(call)
 
 
 def from_data_url(url: str, max_bytes: int) -> bytes:

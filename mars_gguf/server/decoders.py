@@ -15,13 +15,12 @@ import time
 from contextlib import suppress
 from typing import Any
 
-import anyio
-from anyio import to_thread
 from PIL import Image
 
 from mars_gguf.media.worker import LENGTH, pack
 from mars_gguf.server.checks import RequestError
 from mars_gguf.server.exchange import ClientGone, require_wanted
+from mars_gguf.server.lines import Line
 
 # Without Pillow's warnings: of a damaged picture, one for each of what may be thousands of tags.
 COMMAND = [sys.executable, "-W", "ignore", "-m", "mars_gguf.media.worker"]
@@ -32,14 +31,7 @@ MAX_ANSWER = 1 << 20  # bytes of words and sizes
 _TOO_LATE = "a picture or film takes too long to decode: send fewer or smaller ones"
 
 log = logging.getLogger("mars_gguf.server")
-LIMITER = anyio.CapacityLimiter(WORKERS)
-
-
-async def decode_in_thread(
-    asked: dict[str, Any], deadline: float, data: bytes = b""
-) -> list[Image.Image]:
-    """As `decode`, while others are served, when a worker is free."""
-    return await to_thread.run_sync(decode, asked, deadline, data, limiter=LIMITER)
+LINE = Line(WORKERS)
 
 
 def decode(asked: dict[str, Any], deadline: float, data: bytes = b"") -> list[Image.Image]:

@@ -67,14 +67,16 @@ class Line:
         place = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(client, deque()).append(place)
         gone = asyncio.create_task(current_exchange().client_gone.wait())
-        gone.add_done_callback(lambda _: place.done() or place.set_exception(ClientGone()))
+        gone.add_done_callback(
+            lambda _: None if place.done() else place.set_exception(ClientGone())
+        )
         try:
             await place
         except BaseException:
             if not place.cancelled() and place.exception() is None:  # its turn had come
                 self._leave(client, 0.0)
-            elif place in (own := self._waiting.get(client, ())):
-                own.remove(place)
+            elif client in self._waiting and place in self._waiting[client]:
+                self._waiting[client].remove(place)
                 self._forget_empty(client)
             raise
         finally:

@@ -171,7 +171,7 @@ def at(address: str) -> dict[str, str]:
 def test_a_reply_ends_sooner_where_other_clients_wait(tmp_path: Path) -> None:
     options: dict[str, Any] = {"max_tokens": 900, "extra_body": ENDLESS}
     a, b = at("192.0.2.1"), at("192.0.2.2")
-    with running(tmp_path, "--demo", *ONE_THREAD, "--turn_timeout", "0.3") as server:
+    with running(tmp_path, "--demo", *ONE_THREAD, "--turn_timeout", "1.5") as server:
 
         def stream() -> list[Any]:
             asked: Any = server.client.chat.completions.create(
@@ -179,8 +179,7 @@ def test_a_reply_ends_sooner_where_other_clients_wait(tmp_path: Path) -> None:
             )
             return [chunk.model_dump() for chunk in asked]
 
-        whole = chat(server, [HARMFUL], extra_headers=a, **options | {"max_tokens": 300})
-        assert whole["usage"]["completion_tokens"] == 300  # nobody waits
+        assert len(stream()) > 900  # nobody waits
         with ThreadPoolExecutor(3) as pool:
             streamed_by_a = pool.submit(stream)
             time.sleep(0.5)
