@@ -28,6 +28,7 @@ CHAT, RAW, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses
 # How a client takes its reply: to the end, or for so many pieces or seconds and then no more.
 MANNERS = {"whole": 10, "streamed": 6, "stream left": 5, "left": 1}
 
+FEW, OFTEN = 5, 5  # routes of few fields have few pairs, and each is drawn so often
 WRONGLY = 0.2  # of the odd fields have a value that is none of theirs
 ODDLY = 0.15  # of the chats are odd, too
 
@@ -76,7 +77,12 @@ class Request:
 
 def draw(seed: int, number: int) -> Request:
     """The request of that number. One after another, all pairs of fields are drawn."""
-    pairs = [(path, pair) for path in ROUTES for pair in _pairs(ROUTES[path])]
+    pairs = [
+        (path, pair)
+        for path, fields in ROUTES.items()
+        for pair in combinations([*fields, UNKNOWN], 2)
+        for _ in range(1 if len(fields) > FEW else OFTEN)
+    ]
     random.Random(seed).shuffle(pairs)
     path, odd = pairs[number % len(pairs)]
     rng = random.Random(f"{seed}/{number}")
@@ -95,10 +101,6 @@ def draw(seed: int, number: int) -> Request:
         body.setdefault("tools", [TOOL])
         body.setdefault("functions", [TOOL["function"]])
     return Request(seed, number, path, body, odd, manner, rng.randint(1, 5), 0.3 * rng.random())
-
-
-def _pairs(fields: list[str]) -> list[tuple[str, str]]:
-    return list(combinations([*fields, UNKNOWN], 2))
 
 
 def _plain(path: str, rng: random.Random) -> dict[str, Any]:

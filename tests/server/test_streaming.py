@@ -169,24 +169,25 @@ def at(address: str) -> dict[str, str]:
 
 
 def test_a_reply_ends_sooner_where_other_clients_wait(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"max_tokens": 900, "extra_body": ENDLESS}
+    options: dict[str, Any] = {"max_tokens": 15_000, "extra_body": ENDLESS}
     a, b = at("192.0.2.1"), at("192.0.2.2")
-    with running(tmp_path, "--demo", *ONE_THREAD, "--turn_timeout", "1.5") as server:
+    flags = ["--demo", *ONE_THREAD, "--n_ctx", "16384", "--turn_timeout", "1.5"]
+    with running(tmp_path, *flags) as server:
 
-        def stream() -> list[Any]:
+        def stream(**other: Any) -> list[Any]:
             asked: Any = server.client.chat.completions.create(
-                model="any", messages=[HARMFUL], stream=True, extra_headers=a, **options
+                model="any", messages=[HARMFUL], stream=True, extra_headers=a, **options | other
             )
             return [chunk.model_dump() for chunk in asked]
 
-        assert len(stream()) > 900  # nobody waits
+        assert len(stream(max_tokens=1500)) > 1500  # nobody waits
         with ThreadPoolExecutor(3) as pool:
             streamed_by_a = pool.submit(stream)
             time.sleep(0.5)
             own = pool.submit(chat, server, [HARMFUL], extra_headers=a)
             assert chat(server, [HARMFUL], extra_headers=b)["mars"]["alpha"] > 0
             chunks = streamed_by_a.result()
-            assert 1 < len(chunks) < 900
+            assert 1 < len(chunks) < 15_000
             assert chunks[-1]["choices"][0]["finish_reason"] == "length"
             assert chunks[-1]["mars"]["alpha"] > 0
             own.result()
