@@ -91,8 +91,8 @@ def run(server: Served, requests: list[Request]) -> Trial:
             if server.lives:
                 trial.end, trial.peak = server.memory(), server.memory("VmHWM")
     if not server.lives:
-        last = [o for o in trial.outcomes if o.status == "none"]
-        trial.died_at = [outcome.request for outcome in last]
+        last = [o.request for o in trial.outcomes if o.problems and o.status in ("none", LEFT)]
+        trial.died_at = last[:AT_A_TIME]
     trial.seconds = time.monotonic() - began
     return trial
 

@@ -44,6 +44,7 @@ SAMPLING = {*OWN, "top_k", "mirostat_mode", "seed", "max_tokens", "stop", "logit
 FINE, OF_TYPES = ("reply", "ValueError"), (
     "TypeError", "ArgumentError", "AttributeError", "KeyError"
 )  # fmt: skip
+CHILD = [sys.executable, "-m", "lab.hostile.calls", "--child"]
 BEGINS, ENDS = "call begins: ", "call ends: "
 SECONDS = 1200  # for all calls of one process
 
@@ -136,9 +137,10 @@ def run(seed: int, numbers: range) -> tuple[Counter[str], list[str]]:
     process they go on in another."""
     ends, problems = Counter[str](), list[str]()
     while numbers:
-        child = [sys.executable, "-m", "lab.hostile.calls", "--seed", str(seed), "--child"]
-        child += ["--first", str(numbers[0]), "--calls", str(len(numbers))]
-        done = subprocess.run(child, capture_output=True, text=True, timeout=SECONDS)
+        chosen = ["--seed", seed, "--first", numbers[0], "--calls", len(numbers)]
+        done = subprocess.run(
+            [*CHILD, *map(str, chosen)], capture_output=True, text=True, timeout=SECONDS
+        )
         last = numbers[0]
         for line in done.stdout.splitlines():
             if line.startswith(BEGINS):

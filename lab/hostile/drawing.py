@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
@@ -77,13 +78,7 @@ class Request:
 
 def draw(seed: int, number: int) -> Request:
     """The request of that number. One after another, all pairs of fields are drawn."""
-    pairs = [
-        (path, pair)
-        for path, fields in ROUTES.items()
-        for pair in combinations([*fields, UNKNOWN], 2)
-        for _ in range(1 if len(fields) > FEW else OFTEN)
-    ]
-    random.Random(seed).shuffle(pairs)
+    pairs = _pairs(seed)
     path, odd = pairs[number % len(pairs)]
     rng = random.Random(f"{seed}/{number}")
     body = _plain(path, rng)
@@ -101,6 +96,19 @@ def draw(seed: int, number: int) -> Request:
         body.setdefault("tools", [TOOL])
         body.setdefault("functions", [TOOL["function"]])
     return Request(seed, number, path, body, odd, manner, rng.randint(1, 5), 0.3 * rng.random())
+
+
+@cache
+def _pairs(seed: int) -> list[tuple[str, tuple[str, str]]]:
+    """Every two fields of every route, in the order in which they are drawn."""
+    pairs = [
+        (path, pair)
+        for path, fields in ROUTES.items()
+        for pair in combinations([*fields, UNKNOWN], 2)
+        for _ in range(1 if len(fields) > FEW else OFTEN)
+    ]
+    random.Random(seed).shuffle(pairs)
+    return pairs
 
 
 def _plain(path: str, rng: random.Random) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from typing import Any
 
 from mars_gguf.errors import MarsError
 
-MEBI = 1 << 20
 START = 120.0  # seconds
+COMMAND = [sys.executable, "-m", "mars_gguf.server"]
 _ADDRESS = re.compile(r"Uvicorn running on http://[\d.]+:(\d+)")
 _LINE = re.compile(r"^(\S+ \S+) INFO POST .* request_id=(\w+)$", re.M)
 
@@ -74,16 +74,7 @@ class Served:
 def served(*flags: str) -> Iterator[Served]:
     """Context manager: a server of the package's model on a free port of this machine, on one
     thread. Raises MarsError if it does not start."""
-    command = [
-        sys.executable,
-        "-m",
-        "mars_gguf.server",
-        "--demo",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        "0",
-    ]
+    command = [*COMMAND, "--demo", "--host", "127.0.0.1", "--port", "0"]
     command += ["--n_threads", "1", "--n_threads_batch", "1", *flags]
     with TemporaryDirectory() as folder:
         log = Path(folder) / "log"
