@@ -36,6 +36,7 @@ class Trial:
     """What came of all requests."""
 
     outcomes: list[Outcome] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)  # ids of requests, as the log says
     died_at: list[Request] = field(default_factory=list)
     idle: float = 0.0  # mebibytes, as the next three
     warm: float = 0.0
@@ -45,6 +46,9 @@ class Trial:
 
     def problems(self) -> list[str]:
         found = [f"{p}\n  {o.request}" for o in self.outcomes for p in o.problems]
+        found += [
+            f"the log says 500\n  {o.request}" for o in self.outcomes if o.request.id in self.failed
+        ]
         if self.died_at:
             shown = "\n  ".join(map(str, self.died_at))
             found.insert(0, f"the server ended. It was at, or had just been at:\n  {shown}")
@@ -93,6 +97,7 @@ def run(server: Served, requests: list[Request]) -> Trial:
     if not server.lives:
         last = [o.request for o in trial.outcomes if o.problems and o.status in ("none", LEFT)]
         trial.died_at = last[:AT_A_TIME]
+    trial.failed = server.failures()
     trial.seconds = time.monotonic() - began
     return trial
 

@@ -56,6 +56,10 @@ class Served:
             time.sleep(0.02)
         return self._ends[request_id]
 
+    def failures(self) -> list[str]:
+        """Ids of the requests that its log says it failed at, whether or not a client saw it."""
+        return re.findall(r" INFO POST \S+ 500 .*request_id=(\w+)", self.tail(1 << 30))
+
     def _read_log(self) -> None:
         with self.log.open(encoding="utf-8", errors="replace") as file:
             file.seek(self._read)

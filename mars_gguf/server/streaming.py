@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from contextvars import copy_context
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -188,7 +188,10 @@ class _Outbox:
 
     def _send(self, event: Event) -> None:
         self.held += len(event["data"])
-        self.channel.send_nowait(event)
+        try:
+            self.channel.send_nowait(event)
+        except anyio.BrokenResourceError as error:  # `events` has ended
+            raise ClientGone from error
         self.begun = True
 
     async def events(self) -> AsyncIterator[Event]:
@@ -215,7 +218,8 @@ async def _publish(outbox: _Outbox, begin: Callable[[], Any], settings: ServerSe
         except Exception as error:
             current.error = error
             if (outbox.begun or current.responding) and not isinstance(error, ClientGone):
-                outbox.fail(error)
+                with suppress(ClientGone):
+                    outbox.fail(error)
 
 
 async def _put_all(chunks: Iterator[Any], outbox: _Outbox, *, interruptible: bool) -> None:

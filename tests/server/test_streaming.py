@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import random
 import re
 import time
@@ -30,6 +32,8 @@ from servers import (
 
 from mars_gguf import demo, demo_model
 from mars_gguf.runtime.llama import SteeredLlama
+from mars_gguf.server.exchange import ClientGone
+from mars_gguf.server.streaming import AsMade, _Outbox
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +215,20 @@ def test_a_whole_reply_has_no_more_bytes_than_the_settings_say(tmp_path: Path) -
             chat(server, [HARMFUL], **probable | {"max_tokens": 14})  # which only its end tells
         text, mars = streamed(server, [HARMFUL], **probable | {"max_tokens": 60})
         assert len(text) > 30 and mars["alpha"] > 0
+
+
+def test_a_reply_whose_client_has_left_is_no_failure() -> None:
+    async def scenario() -> None:
+        outbox = _Outbox(1000, AsMade())
+        events = outbox.events()
+        outbox.put({"n": 1})
+        assert json.loads((await anext(events))["data"]) == {"n": 1}
+        await events.aclose()  # type: ignore[attr-defined]
+        for send in (lambda: outbox.put({"n": 2}), outbox.end, lambda: outbox.fail(ValueError())):
+            with pytest.raises(ClientGone):
+                send()
+
+    asyncio.run(scenario())
 
 
 def test_a_bias_and_a_least_length_are_both_followed(server: Server) -> None:
