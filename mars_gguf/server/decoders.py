@@ -20,7 +20,7 @@ from PIL import Image
 from mars_gguf.media.worker import LENGTH, pack
 from mars_gguf.server.checks import RequestError
 from mars_gguf.server.exchange import ClientGone, require_wanted
-from mars_gguf.server.lines import Line
+from mars_gguf.server.sharing import Line
 
 # Without Pillow's warnings: of a damaged picture, one for each of what may be thousands of tags.
 COMMAND = [sys.executable, "-W", "ignore", "-m", "mars_gguf.media.worker"]

@@ -31,10 +31,10 @@ from mars_gguf.server.exchange import (
 )
 from mars_gguf.server.http_errors import describe
 from mars_gguf.server.internals import prepare_request_resources
-from mars_gguf.server.lines import Line
 from mars_gguf.server.probabilities import bytes_a_token, row_by_row
 from mars_gguf.server.request_types import ChatRequest, CompletionRequest
 from mars_gguf.server.settings import ServerSettings
+from mars_gguf.server.sharing import Line
 
 T = TypeVar("T")
 Event = dict[str, str]  # its data, and the name of the event

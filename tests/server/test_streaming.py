@@ -237,7 +237,7 @@ def test_a_bias_and_a_least_length_are_both_followed(server: Server) -> None:
     llama.close()
     bias = {"logit_bias": {str(token): 1000}, "min_tokens": 4}
     said = text_of(chat(server, [HARMLESS], max_tokens=6, extra_body=bias))
-    assert said.count("tea") == 6
+    assert said.count("ea") == 6
 
 
 def test_a_reply_that_is_interrupted_ends_with_what_steering_did(tmp_path: Path) -> None:

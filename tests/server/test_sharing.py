@@ -8,10 +8,10 @@ from contextlib import suppress
 
 import pytest
 
-from mars_gguf.server import lines
+from mars_gguf.server import sharing
 from mars_gguf.server.checks import RequestError
 from mars_gguf.server.exchange import ClientGone, Exchange, exchange
-from mars_gguf.server.lines import Line
+from mars_gguf.server.sharing import Line
 
 
 class Clock:
@@ -24,7 +24,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(lines, "time", clock)
+    monkeypatch.setattr(sharing, "time", clock)
     return clock
 
 
