@@ -4,6 +4,7 @@ before they are made into requests, which takes far more time and memory."""
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -70,13 +71,16 @@ class Intake:
 
 
 def require_modest(body: bytes) -> None:
-    """Raises RequestError for JSON of more text, values or levels than a request can need. What is
-    no JSON passes: the application says what is wrong with it."""
+    """Raises RequestError for JSON of more text, values or levels than a request can need, or with
+    a number that is not finite, which no reply could quote. What is no JSON passes: the application
+    says what is wrong with it."""
     marks = sum(body.count(mark) for mark in (b",", b"{", b"["))
     if marks > MAX_MARKS:
         raise RequestError(f"found {marks} commas and brackets, expected at most {MAX_MARKS}", 413)
     try:
-        content = json.loads(body)
+        content = json.loads(body, parse_float=_finite, parse_constant=_finite)
+    except RequestError:
+        raise
     except (ValueError, RecursionError):
         return
     if isinstance(content, dict):
@@ -84,6 +88,12 @@ def require_modest(body: bytes) -> None:
         if _are_tokens(content.get("tokens")):
             del content["tokens"]
     _require_few_values(content)
+
+
+def _finite(number: str) -> float:
+    if not math.isfinite(value := float(number)):
+        raise RequestError(f"found the number {number[:20]}, expected a finite one")
+    return value
 
 
 def _require_few_items(content: dict[str, Any]) -> None:

@@ -122,6 +122,13 @@ def test_text_and_values_are_bounded_and_pictures_are_not_where_they_belong(
         assert refused.value.status == status
 
 
+@pytest.mark.parametrize("number", ["Infinity", "-Infinity", "NaN", "1e999", "-1E+999"])
+def test_a_number_that_is_not_finite_is_refused_wherever_it_stands(number: str) -> None:
+    with pytest.raises(RequestError, match="expected a finite one") as refused:
+        require_modest(b'{"tools": [{"parameters": {"minimum": %s}}]}' % number.encode())
+    assert refused.value.status == 400
+
+
 def test_what_is_no_json_is_left_to_the_application_to_refuse() -> None:
     for body in (b"", b"{nope", b"\xff\xfe", b"[" * 100_000):
         require_modest(body)
