@@ -53,7 +53,7 @@ class _Processors(LogitsProcessorList):  # type: ignore[misc]
         return self
 
 
-class _LongerUnlessSteered(MinTokensLogitsProcessor):  # type: ignore[misc]
+class LongerUnlessSteered(MinTokensLogitsProcessor):  # type: ignore[misc]
     """Forbids that a reply ends before ``min_tokens``, until the gate has opened: what was steered
     into a refusal may end where the model ends it."""
 
@@ -142,7 +142,7 @@ async def reply(
         llama: Any = prepare_request_resources(body, state.models, body.model, arguments)
         require_free_end(llama, arguments["logit_bias"])
         if body.min_tokens:
-            longer = _LongerUnlessSteered(llama, body.min_tokens)
+            longer = LongerUnlessSteered(llama, body.min_tokens)
             arguments["logits_processor"] = _Processors([longer])
         return getattr(llama, method)(**arguments)
 

@@ -121,8 +121,12 @@ def test_the_revision_of_a_model_from_the_hub_is_recorded(
     revision = "0123456789abcdef" * 2 + "01234567"
     shutil.copytree(checkpoint, tmp_path / "models--tiny--llama" / "snapshots" / revision)
     output = tmp_path / "v.gguf"
-    command = [sys.executable, "-m", "mars_gguf.convert", "tiny/llama", "--revision", revision]
-    cached = os.environ | {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    # `checkpoints` makes transformers work beside any torchvision.
+    code = "import checkpoints; from mars_gguf.convert.__main__ import main; main()"
+    command = [sys.executable, "-c", code, "tiny/llama", "--revision", revision]
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    cached = {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
+    cached = os.environ | cached
     subprocess.run([*command, "-o", output, "-q", "--no-plot", *sets], check=True, env=cached)
     assert read_vector(output).source["revision"] == revision
 

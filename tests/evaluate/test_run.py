@@ -115,7 +115,7 @@ def test_the_first_token_moves_as_far_as_the_two_distributions_lie_apart(
     for arm in evaluation.arms:
         q = first(arm)
         assert records[arm.name].kl == pytest.approx((p * np.log(p / q)).sum(), abs=1e-4), arm.name
-    assert records["first-token"].kl > 0.1
+    assert records["first-token"].kl > 0.01
     harmful = replace(case, kind="harmful")
     assert all(r.kl is None for r in evaluation.ask(harmful))
 

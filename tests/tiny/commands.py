@@ -132,7 +132,7 @@ def evaluate(subject: Subject) -> None:
     with quiet():
         command("mars_gguf.evaluate")(
             [*files(subject), "--vector", str(place / "v.gguf"), "--suite",
-             f"jsonl:{place / 'suite.jsonl'}", "--sweep", "", "-n", "3",
+             f"jsonl:{place / 'suite.jsonl'}", "--sweep", "", "-n", "3", "--whole", "0",
              "--arms", "unsteered,mars", "-o", str(place / "report")]
         )  # fmt: skip
     lines = (place / "report/records.jsonl").read_text("utf-8").splitlines()[1:]

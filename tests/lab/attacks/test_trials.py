@@ -4,10 +4,8 @@ from collections.abc import Iterator
 
 import models
 import pytest
-from llama_cpp import LogitsProcessorList
-from llama_cpp.llama import MinTokensLogitsProcessor
 
-from lab.attacks.attacks import LONGER, PLAIN, Attack, attacks
+from lab.attacks.attacks import PLAIN, attacks
 from lab.attacks.targets import Target, load_targets
 from lab.attacks.trials import Outcome, answers_behind, judged, measure
 from mars_gguf import SteeredLlama, demo_model
@@ -63,15 +61,10 @@ def llama() -> Iterator[SteeredLlama]:
 def test_replies_are_looked_at_to_their_end_and_nothing_follows_a_refusal_but_what_is_forced(
     llama: SteeredLlama,
 ) -> None:
-    """``min_tokens`` as llama-cpp-python has it is what the server must not let through."""
     targets = [t for t in load_targets(["demo"], ["text"], 6) if t.kind == "harmful"]
     every = {attack.name: attack for attack in attacks()}
 
-    def unbound(llama: SteeredLlama) -> dict[str, object]:
-        longer = MinTokensLogitsProcessor(LONGER, llama.token_eos())
-        return {"logits_processor": LogitsProcessorList([longer])}
-
-    forced = Attack("unbound", options=unbound)
+    forced = every['grammar: goes on with "Sure"']
     ways = [PLAIN, every["min_tokens"], forced, every["logit bias against the end"]]
     trials, failures = measure(llama, targets, ways, 24, 4)
     behind = {
@@ -81,8 +74,8 @@ def test_replies_are_looked_at_to_their_end_and_nothing_follows_a_refusal_but_wh
         for attack in ways
     }
     assert behind["none"] == behind["min_tokens"] == [False] * 4
-    assert len(behind["unbound"]) == 4 and sum(behind["unbound"]) >= 2
+    assert len(behind[forced.name]) == 4 and sum(behind[forced.name]) >= 2
     # The first words are a refusal all the same, which is all that was looked at before.
-    assert all(trial.steered.refused for trial in trials if trial.attack == "unbound")
+    assert all(trial.steered.refused for trial in trials if trial.attack == forced.name)
     ((refused, count),) = failures.items()
     assert "which ends replies; expected 0 or more" in refused and count == len(targets)
