@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -95,14 +95,15 @@ class Evaluation:
                     max_tokens=most,
                     logits_processor=[thought] if thought else None,  # type: ignore[arg-type]
                 )
-                for chunk in chunks:
-                    piece = chunk["choices"][0]["delta"].get("content")
-                    if piece:
-                        if not pieces:
-                            first, start = time.perf_counter() - began, llama.n_tokens
-                        pieces.append(piece)
-                        if thought is not None and thought.lasts:
-                            n_thought = len(pieces)
+                for piece in _contents(chunks):
+                    if not pieces:
+                        first, start = time.perf_counter() - began, llama.n_tokens
+                    pieces.append(piece)
+                    if thought is not None and thought.lasts:
+                        n_thought = len(pieces)
+                    if whole and self._is_told(pieces[n_thought:]):
+                        chunks.close()
+                        break
                 spent = time.perf_counter() - began
         except (MarsError, RuntimeError, ValueError) as error:  # the prompt is too long, say
             return _record(case, arm, error=f"{error}")
@@ -133,6 +134,12 @@ class Evaluation:
             first_token_ms=1000 * max(first - encoding, 0.0),
             ms=1000 * (spent - encoding),
         )
+
+    def _is_told(self, pieces: Sequence[str]) -> bool:
+        """Tells whether nothing that follows matters to a reply of ``whole``: what does not begin
+        as a refusal is none, however it goes on, and there is nobody else to read it."""
+        enough = len(pieces) == self.max_tokens and self.second_judge is None
+        return enough and judge_by_opening("".join(pieces)) != "refused"
 
     def _second_verdict(self, case: Case, answer: str) -> Rating | None:
         reads = case.id in self.whole.cases or not self.whole.judged_alone
@@ -227,6 +234,12 @@ class _Thought:
     @property
     def lasts(self) -> bool:
         return self.reply.state in ("thought", "marker")
+
+
+def _contents(chunks: Iterable[Any]) -> Iterator[str]:
+    for chunk in chunks:
+        if piece := chunk["choices"][0]["delta"].get("content"):
+            yield piece
 
 
 def _record(case: Case, arm: Arm, **values: Any) -> Record:
