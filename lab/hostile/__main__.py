@@ -94,8 +94,8 @@ def run(server: Served, requests: list[Request]) -> Trial:
                 trial.warm = server.memory()
             if server.lives:
                 trial.end, trial.peak = server.memory(), server.memory("VmHWM")
-    if not server.lives:
-        last = [o.request for o in trial.outcomes if o.problems and o.status in ("none", LEFT)]
+    last = [o.request for o in trial.outcomes if o.problems and o.status in ("none", LEFT)]
+    if last and server.ends():
         trial.died_at = last[:AT_A_TIME]
     trial.failed = server.failures()
     trial.seconds = time.monotonic() - began

@@ -6,9 +6,10 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -32,10 +33,18 @@ class Served:
     port: int
     _read: int = 0
     _ends: dict[str, float] = field(default_factory=dict)
+    _reading: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def lives(self) -> bool:
         return self.process.poll() is None
+
+    def ends(self, patience: float = 10.0) -> bool:
+        """Tells whether it ends before ``patience`` seconds are over: llama.cpp writes a backtrace
+        first, when nobody is answered any more."""
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(patience)
+        return not self.lives
 
     def memory(self, what: str = "VmRSS") -> float:
         """Mebibytes that it holds, or with VmHWM that it held at most; NaN if it has ended."""
@@ -52,7 +61,8 @@ class Served:
         while request_id not in self._ends:
             if time.monotonic() > deadline:
                 return None
-            self._read_log()
+            with self._reading:  # clients ask side by side
+                self._read_log()
             time.sleep(0.02)
         return self._ends[request_id]
 
