@@ -468,33 +468,31 @@ def train_joint(model: DemoModel, codec: Codec, args: argparse.Namespace) -> Non
     mean = Catalogue(codec, args.device).embeddings(model).mean(0)
     soften(model.multi_modal_projector, mean, GAIN)
     run = _run("joint", model, {"language_model": 5e-4}, args)
-    stream = mixed_batches(codec, f"joint|{args.seed}")
-    skip(stream, run.first)
-    head_start = codec.ids(REFUSAL)[0], *HEAD_START
-    for step in run:
-        text, batch = next(stream)
-        pictures, _ = draw_pictures(pictures_of(batch), random.Random(f"joint|{args.seed}|{step}"))
-        with run.autocast():
-            with torch.no_grad():
-                seen = model.see(pictures.to(args.device))
-            losses = {
-                "picture": answer_loss(model, batch, seen, args.device, head_start),
-                "text": answer_loss(model, text, None, args.device, head_start),
-            }
-        run.update(losses)
+    _learn_to_answer(run, model, codec, args, mixed_batches(codec, f"joint|{args.seed}"))
 
 
 def train_converse(model: DemoModel, codec: Codec, args: argparse.Namespace, stage: str) -> None:
     run = _run(stage, model, {"language_model": 5e-4}, args)
     draw_text = partial(draw_text_conversation, by_reference=stage == "refer")
     texts = batches(draw_text, codec, 16, f"{stage}|{args.seed} text")
-    seen_ones = batches(draw_picture_conversation, codec, 24, f"{stage}|{args.seed} picture")
-    skip(texts, run.first)
-    skip(seen_ones, run.first)
+    shown = batches(draw_picture_conversation, codec, 24, f"{stage}|{args.seed} picture")
+    _learn_to_answer(run, model, codec, args, zip(texts, shown, strict=True))
+
+
+def _learn_to_answer(
+    run: Run,
+    model: DemoModel,
+    codec: Codec,
+    args: argparse.Namespace,
+    stream: Iterator[tuple[Encoded, Encoded]],
+) -> None:
+    """Trains the language model on pairs of a text batch and a batch with real pictures, refusals
+    with their head start."""
+    skip(stream, run.first)
     head_start = codec.ids(REFUSAL)[0], *HEAD_START
     for step in run:
-        text, batch = next(texts), next(seen_ones)
-        rng = random.Random(f"{stage}|{args.seed}|{step}")
+        text, batch = next(stream)
+        rng = random.Random(f"{run.stage}|{args.seed}|{step}")
         pictures, _ = draw_pictures(pictures_of(batch), rng)
         with run.autocast():
             with torch.no_grad():
