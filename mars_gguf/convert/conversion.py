@@ -13,7 +13,7 @@ from mars_gguf.convert.choices import Calibration, CheckpointOptions, GgufOption
 from mars_gguf.convert.loader import Loaded, Say, is_gguf, load_extractor, make_room
 from mars_gguf.convert.pipeline import Measurement, measure
 from mars_gguf.convert.prompt_sets import PromptSets, gather, require_no_media
-from mars_gguf.convert.resuming import ResumeFile, code_sha256
+from mars_gguf.convert.resuming import ResumeFile, code_sha256, require_ours
 from mars_gguf.convert.vector_files import claimed, output_paths, write_outputs
 from mars_gguf.errors import MarsError
 from mars_gguf.files import sha256
@@ -83,7 +83,7 @@ def convert(
     options: how the model is loaded, as its kind is. quantization: what a GGUF must be, if given.
     source: further entries for the vector's account of how it was made.
     resume: a file to keep what is measured in, so that after an interruption the same call goes on.
-        It goes after an error, and when the vector is written.
+        It goes after an error of measuring, and when the vector is written.
     progress: whether a bar is shown on standard error. verbose: whether the libraries talk.
     say: is called with what a user should know meanwhile.
 
@@ -98,20 +98,22 @@ def convert(
         direction,
     )
     sets, kept = job.gather(), None if resume is None else Path(resume)
-    try:
-        with closing(job.load(say, verbose=verbose)) as extractor:
-            sets = job.fitting(extractor, sets, quantization)
-            make_room(extractor, sets, say)
-            account = job.source(extractor) | dict(source or {})
-            store = None if kept is None else ResumeFile(kept, job.key(extractor))
+    if kept is not None:
+        require_ours(kept)
+    with closing(job.load(say, verbose=verbose)) as extractor:
+        sets = job.fitting(extractor, sets, quantization)
+        make_room(extractor, sets, say)
+        account = job.source(extractor) | dict(source or {})
+        store = None if kept is None else ResumeFile(kept, job.key(extractor))
+        try:
             measurement = measure(
                 extractor, sets, job.calibration, source=account, given=direction, store=store,
                 progress=progress,
             )  # fmt: skip
-    except MarsError:  # the same call would end alike
-        if kept is not None:
-            kept.unlink(missing_ok=True)
-        raise
+        except MarsError:  # the same call would end alike
+            if kept is not None:
+                kept.unlink(missing_ok=True)
+            raise
     return Conversion(measurement, job.files(), kept)
 
 
@@ -169,10 +171,13 @@ class _Job:
 
     def key(self, extractor: Loaded) -> str:
         """Names all that decides what is seen of a prompt: the model and its mmproj, as far as a
-        look at the files tells, how long it may think, and the code that sees."""
-        files = [Path(name) for name in (self.model, self.mmproj) if name and Path(name).exists()]
+        look at the files tells, its weights' type and revision, how long it may think, and the code
+        that sees."""
+        files = [f for name in (self.model, self.mmproj) if name for f in _files(Path(name))]
         looks = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
         known = f"{code_sha256()} {extractor.backend} {extractor.fingerprint}"
+        if isinstance(self.options, CheckpointOptions):  # whose fingerprint knows no weights
+            known += f" {self.options.dtype} {self.options.revision}"
         return f"{known} {self._n_thought} {looks}"
 
     def source(self, extractor: Loaded) -> dict[str, str]:
@@ -194,3 +199,9 @@ class _Job:
         if self.prompts.system_prompt is not None:
             source["system_prompt"] = self.prompts.system_prompt
         return source
+
+
+def _files(path: Path) -> list[Path]:
+    """Lists the files of a model: one, those of a folder, or none where it is on a hub."""
+    inside = sorted(path.iterdir()) if path.is_dir() else [path]
+    return [file for file in inside if file.is_file()]

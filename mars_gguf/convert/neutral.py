@@ -75,7 +75,9 @@ def read_images(directory: str | PathLike[str]) -> dict[str, list[Image.Image]]:
         raise MarsError(f"{directory}: no such folder; expected a folder with pictures")
     entries = sorted(directory.iterdir(), key=lambda path: path.name)
     folders = [p for p in entries if p.is_dir() and not p.name.startswith(".")]
-    kinds = {"own": _loaded(entries)} | {p.name: _loaded(sorted(p.iterdir())) for p in folders}
+    kinds = {"own": _loaded(entries)}
+    for folder in folders:  # one of them may be called "own", too
+        kinds.setdefault(folder.name, []).extend(_loaded(sorted(folder.iterdir())))
     kinds = {kind: images for kind, images in kinds.items() if images}
     if not kinds:
         raise MarsError(

@@ -74,7 +74,11 @@ def neutral_probes(
             part = split(pictures, NEUTRAL_SHARES, seed)[k]
             deck = cycle(part)
             shown[kind] = [tuple(islice(deck, n)) for n in islice(cycle(STILLS), wanted)]
-            films[kind] = _films(kind, part, max(2, wanted // 2), size, seed + 1000 * k)
+            n_films = max(2, wanted // 2)
+            if own:  # a folder of the user's may be called as a kind that is drawn
+                films[kind] = [(picture,) * FRAMES for picture in part[:n_films]]
+            else:
+                films[kind] = _films(kind, n_films, size, seed + 1000 * k)
         for kinds, medium in ((shown, IMAGE.name), (films, VIDEO.name)):
             prompts = probes[medium][k]
             if paired:
@@ -92,13 +96,9 @@ def is_paired(media: str | PathLike[str] | None) -> bool:
     return media is not None and Path(media).suffix.lower() == ".jsonl"
 
 
-def _films(
-    kind: str, pictures: Sequence[Image.Image], number: int, size: int, seed: int
-) -> list[Shown]:
-    """Makes so many films: of a kind that is drawn, else of pictures that stand still."""
-    if kind in KINDS:
-        return [tuple(frames(kind, FRAMES, size, seed + i)) for i in range(1, number + 1)]
-    return [(picture,) * FRAMES for picture in pictures[:number]]
+def _films(kind: str, number: int, size: int, seed: int) -> list[Shown]:
+    """Draws so many films of a kind."""
+    return [tuple(frames(kind, FRAMES, size, seed + i)) for i in range(1, number + 1)]
 
 
 def _crossed(

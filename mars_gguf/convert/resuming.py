@@ -40,6 +40,15 @@ def code_sha256(package: Path = PACKAGE) -> str:
     return digest.hexdigest()
 
 
+def require_ours(path: Path) -> None:
+    """Raises MarsError for a file that no `ResumeFile` wrote: it would be removed in the end."""
+    if path.exists() and path.stat().st_size:
+        with _told(path), closing(sqlite3.connect(path, timeout=60)) as file:
+            tables = [name for (name,) in file.execute("SELECT tbl_name FROM sqlite_master")]
+            if set(tables) - {"seen"}:
+                raise sqlite3.DatabaseError("it holds something else")
+
+
 class ResumeFile:
     """Keeps what was seen of prompts in the file ``path`` (a `Store`).
 
@@ -82,15 +91,21 @@ class ResumeFile:
 
     @contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
-        try:
-            with closing(sqlite3.connect(self.path, timeout=60)) as file:
-                file.execute(SCHEMA)
-                yield file
-        except (sqlite3.Error, OSError) as error:
-            raise MarsError(
-                f"{self.path}: cannot be used to keep what is measured ({error}). Move it away, or "
-                "choose another --output."
-            ) from error
+        with _told(self.path), closing(sqlite3.connect(self.path, timeout=60)) as file:
+            file.execute(SCHEMA)
+            yield file
 
     def _name(self, key: str) -> str:
         return hashlib.sha256(f"{self.job} {key}".encode()).hexdigest()
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Makes MarsErrors of what goes wrong with the file."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise MarsError(
+            f"{path}: cannot be used to keep what is measured ({error}). Move it away, or choose "
+            "another --output."
+        ) from error

@@ -5,8 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from commands import convert as command
 from models import DEMO, DEMO_MMPROJ
@@ -22,6 +24,8 @@ from mars_gguf.convert import (
     read_artefact,
 )
 from mars_gguf.convert.extract_gguf import Session
+from mars_gguf.convert.extractor import Reply, Seen
+from mars_gguf.convert.resuming import ResumeFile
 from mars_gguf.demo_model import FOLDER
 from mars_gguf.errors import MarsError
 from mars_gguf.vectors import read_vector
@@ -108,6 +112,36 @@ def test_an_error_leaves_nothing_to_go_on_with(prompts: Prompts, tmp_path: Path)
     with pytest.raises(MarsError, match="the same mean hidden state"):
         converted(same, resume=tmp_path / "kept")
     assert not (tmp_path / "kept").exists()
+
+
+def test_what_lies_there_stays_where_nothing_was_measured(prompts: Prompts, tmp_path: Path) -> None:
+    notes, kept = tmp_path / "notes", tmp_path / "kept"
+    notes.write_text("a shopping list, of some length " * 99)
+    with pytest.raises(MarsError, match="notes: cannot be used to keep what is measured"):
+        converted(prompts, resume=notes)
+    assert notes.read_text().startswith("a shopping list")
+    state = Seen(np.zeros(3, np.float32), 1, Reply(1, ""))
+    ResumeFile(kept, "job").keep({"key": state})
+    with pytest.raises(MarsError, match="--reasoning-budget is of thoughts"):
+        convert(DEMO, prompts=prompts, options=GgufOptions(n_thought=9), resume=kept)
+    assert ResumeFile(kept, "job").find(["key"])
+
+
+def test_what_was_measured_of_a_checkpoint_is_of_its_type_its_revision_and_its_files(
+    tmp_path: Path,
+) -> None:
+    loaded: Any = SimpleNamespace(backend="transformers", fingerprint="of no weights")
+
+    def key(**options: Any) -> str:
+        given = (Prompts(), Calibration(), CheckpointOptions(**options), None)
+        return conversion._Job(str(tmp_path), None, *given).key(loaded)
+
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"one")
+    keys = [key(), key(dtype="float32"), key(revision="a1")]
+    assert keys[0] == key(batch_size=1)
+    weights.write_bytes(b"another")  # the folder stays as it is
+    assert len({*keys, key()}) == 4
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,15 @@ def test_every_folder_in_a_folder_is_a_kind_of_its_name(tmp_path):
         assert {image.getpixel((0, 0)) for image in images} == {colours[name]}
 
 
+def test_a_folder_called_own_goes_with_the_pictures_beside_it(tmp_path):
+    (tmp_path / "own").mkdir()
+    for i in range(neutral.MIN_PICTURES):
+        Image.new("RGB", (8, 8), RED).save(tmp_path / f"{i}.png")
+        Image.new("RGB", (8, 8), BLUE).save(tmp_path / "own" / f"{i}.png")
+    (images,) = read_images(tmp_path).values()
+    assert [image.getpixel((0, 0)) for image in images] == [RED] * 6 + [BLUE] * 6
+
+
 def test_a_folder_without_pictures_with_few_or_with_a_bad_one_is_refused(tmp_path):
     with pytest.raises(MarsError, match="no such folder"):
         read_images(tmp_path / "gone")

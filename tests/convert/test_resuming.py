@@ -6,6 +6,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mars_gguf.convert.extractor import Reply, Seen
-from mars_gguf.convert.resuming import ResumeFile, code_sha256
+from mars_gguf.convert.resuming import ResumeFile, code_sha256, require_ours
 from mars_gguf.errors import MarsError
 
 
@@ -47,6 +48,19 @@ def test_a_file_that_is_something_else_is_refused_and_left_as_it_is(tmp_path: Pa
     with pytest.raises(MarsError, match=r"v\.measured: cannot be used to keep what is measured"):
         ResumeFile(tmp_path / "v.measured", "job").find(["key"])
     assert (tmp_path / "v.measured").read_bytes() == before
+
+
+def test_whose_a_file_is_shows_in_its_tables(tmp_path: Path) -> None:
+    ours, empty, others = (tmp_path / name for name in ("ours", "empty", "others"))
+    ResumeFile(ours, "job").keep({"key": seen(1)})
+    empty.touch()  # as one is that was killed at the start
+    for path in (ours, empty, tmp_path / "none"):
+        require_ours(path)
+    assert not (tmp_path / "none").exists()
+    with closing(sqlite3.connect(others)) as file:
+        file.execute("CREATE TABLE recipes (name TEXT)")
+    with pytest.raises(MarsError, match="others: cannot be used .*it holds something else"):
+        require_ours(others)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit on file sizes there")
