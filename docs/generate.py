@@ -3,7 +3,7 @@
     python docs/generate.py            write both pages
     python docs/generate.py API.md     write one
 
-tests/docs/test_generated.py fails where a page is stale.
+tests/docs/test_generate.py fails where a page is stale.
 """
 
 from __future__ import annotations
@@ -25,22 +25,18 @@ WIDTH = "100"  # of help texts
 # What the page of the API has: a heading, what it is for, and objects of the package.
 SECTIONS = {
     "Steer": (
-        "A model whose replies are steered, what happened at the token that counts, and by what "
-        "policy. `template` "
-        "and `chat_template_kwargs` do here what they do in the commands; a film is a part "
-        '`{"type": "video", "video": [URL of each frame, ...]}` of a message. Any of '
-        "llama-cpp-python's chat handlers can be given as `chat_handler` instead. If steering "
-        "cannot do its work, an exception says so: a reply is never silently unsteered.",
+        "A model whose replies are steered, the record of what was done to one, and the policy "
+        "that decides it. If steering cannot do its work, an exception says so: a reply is never "
+        "silently unsteered. "
+        "[How pictures and films are given](MEDIA.md#in-python-and-over-http).",
         ["SteeredLlama", "Steering", "steering.Policy"],
     ),
     "Vectors": (
-        "What a vector file holds, read and written, and where that of a model is. "
-        "[The layout](VECTOR_FILE.md).",
+        "Vector files, read, written and found. [The layout](VECTOR_FILE.md).",
         ["read_vector", "write_vector", "Vector", "runtime.finding.find_vector"],
     ),
     "Convert": (
-        "A model's refusal geometry, measured: the converter as a library. "
-        "[What it does](CONVERTING.md).",
+        "The converter as a library. [What it does](CONVERTING.md).",
         [
             "convert.convert",
             "convert.Conversion",
@@ -190,7 +186,8 @@ def commands() -> str:
         "# Commands",
         "",
         "`mars-gguf NAME`, `python -m mars_gguf.NAME` and `mars-gguf-NAME` are the same command. "
-        "`mars-gguf` lists them, `mars-gguf --version` tells the version.",
+        "`mars-gguf` lists them, `mars-gguf --version` tells the version. "
+        "[Errors and exit codes](TROUBLESHOOTING.md).",
         "",
         "This page is made from the help of each command by `python docs/generate.py`.",
         "",

@@ -78,9 +78,13 @@ def strength(t: T, s: T, distance: float, limit: float) -> T:
 class Geometry:
     """The measurements of one block that steering needs.
 
-    safe, unsafe, readout: centroids and w, [n_embd]. By modality: shifts delta_m [n_embd]; the
-    thresholds t_m at which the gate opens and the spreads sigma_m > 0, both in units of t.
-    gate_ramp, trust_limit: see the module docstring.
+    safe, unsafe: centroids mu_s and mu_u, [n_embd].
+    readout: w, [n_embd].
+    shifts: by modality, what it shifts a state by, delta_m [n_embd].
+    spreads: by modality, that of neutral inputs, sigma_m > 0, in units of t.
+    thresholds: by modality, the t_m at which the gate opens.
+    gate_ramp: spreads from a gate that is shut to one that is fully open.
+    trust_limit: t_max, beyond which no state is pushed.
     """
 
     safe: Array
@@ -129,8 +133,8 @@ class Decision(NamedTuple):
 
 @dataclass(frozen=True)
 class Policy:
-    """Says which block is judged and pushed, and how strongly: one row of "what is read where, and
-    what is done about it".
+    """Says which block is judged and pushed, and how strongly. A vector file makes one; others may
+    be written.
 
     name: as reports call it.
     block: 0-based; its output at the last prompt token is judged, and pushed along r.

@@ -24,15 +24,15 @@ class Prompts:
     neutral_text: a file of harmless text besides, borderline requests above all.
     neutral_media: harmless pictures instead of drawn ones: a folder whose folders are kinds, or a
         JSON Lines file that pairs pictures with prompts.
-    own_wordings: whether pictures that a file pairs with prompts are asked about in those alone:
-        else in the package's, too, and drawn pictures in those.
+    own_wordings: whether pictures that a file pairs with prompts are asked about in those prompts
+        alone; else also in the package's, and drawn pictures in the file's.
     modalities: what is measured besides text; None: all that the model takes.
     probes: neutral pictures or groups of them, and half as many films.
     image_size: width and height of pictures that are drawn, in pixels.
     system_prompt: text that stands before every prompt.
     contexts: whether half of the neutral prompts stand after system prompts and earlier turns.
     quick: whether a quarter of all prompts is enough.
-    sha256: the hash that the text prompts must have (ContrastPrompts.sha256).
+    sha256: the hash that the text prompts must have, as a recipe and a card state it.
     """
 
     harmful: StrPath | None = None
@@ -55,9 +55,9 @@ class Calibration:
 
     layers: first and last candidate block; None: all but the first.
     over_refusal: share of neutral inputs, borderline ones among them, that may open the gate, in
-        each modality; None: as `calibration.budgets` chooses.
-    shrinkage: of the read-out, 0 to 1, "oas" or "ledoit-wolf" (geometry.shrunk).
-    seed: of splits and drawn pictures.
+        each modality; None: 0.1 of text, and of media 0.05 to 0.2, as much as is needed.
+    shrinkage: of the read-out, 0 to 1, "oas" or "ledoit-wolf".
+    seed: of how prompts are divided and pictures are drawn.
     """
 
     layers: tuple[int, int] | None = None

@@ -80,12 +80,14 @@ def convert(
     mmproj: the multimodal projector of a GGUF model. Without one, text alone is measured.
     direction: one measured elsewhere (read_artefact), in place of the model's own.
     prompts, calibration: what to measure with, and how to choose.
-    options: how the model is loaded, as its kind is. quantization: what a GGUF must be, if given.
+    options: how the model is loaded: GgufOptions of a GGUF, else CheckpointOptions.
+    quantization: the one that a GGUF must have, if given, such as "Q4_K_M".
     source: further entries for the vector's account of how it was made.
     resume: a file to keep what is measured in, so that after an interruption the same call goes on.
-        It goes after an error of measuring, and when the vector is written.
-    progress: whether a bar is shown on standard error. verbose: whether the libraries talk.
+        It is removed after an error of measuring, and when the vector is written.
+    progress: whether a bar is shown on standard error.
     say: is called with what a user should know meanwhile.
+    verbose: whether the libraries say what they do.
 
     Raises MarsError for bad input, ModelError for a model that does not load or cannot be measured.
     """

@@ -31,9 +31,9 @@ def find_vector(
     user's cache folder, and then in ``repositories`` of a hub (default: those that
     ``$MARS_VECTORS_FROM`` names, with commas between them).
 
-    Of several, one of this mmproj and this ``reasoning`` is taken. Returns the path of the file,
+    Of several, it takes one of this mmproj and this ``reasoning``. Returns the path of the file,
     which is checked against the index of where it was, and as any vector. Raises VectorError where
-    there is none, saying where was looked.
+    there is none, and says where it looked.
     """
     require_gguf(model)
     weights = model_sha256(model, *lora)

@@ -82,17 +82,20 @@ def judge(policies: Sequence[Policy], states: Mapping[int, Rows], modality: str)
 
 @dataclass(frozen=True)
 class Steering:
-    """The record of what happened at the token that counts: the first of a reply, or of its answer.
+    """The record of what steering did to one reply.
 
     modality: "text"; "image" if the context shows still pictures, one or several; "video" if it
-    shows a film.
-    t, z, gate, alpha: see mars_gguf.steering; alpha = 0 means nothing was changed.
+        shows a film.
+    t: where the state lies, 0 at the mean of harmless text, 1 at that of harmful text.
+    z: how far t lies beyond the threshold, in spreads.
+    gate: from 0, shut, to 1, fully open.
+    alpha: how far the state was pushed, in its units; 0 means that nothing was changed.
     layer: the block that was judged, and pushed.
     way: "cvec" or "inline", None if nothing was changed.
     milliseconds: spent on deciding and steering, beyond plain inference.
-    position: which token was judged and steered: the last of the "prompt"; that which ends in a
-    "thought" if the first token of a thought counts; or the one before the "answer", after the
-    thought. None while a reply has not come to its answer: then t, z and gate are None, too.
+    position: the token that was judged: the last of the "prompt"; the one that begins the
+        "thought", if that counts; or the one before the "answer", after the thought. None while a
+        reply has not come to its answer: then t, z and gate are None, too.
     policies: where several policies judge, t, z, gate, alpha and layer of each, by its name.
     """
 

@@ -63,27 +63,25 @@ class SteeredLlama(Llama):
     """A ``llama_cpp.Llama``, steered by a vector file. Takes every argument that ``Llama`` takes.
 
     vector: a file written by mars_gguf.convert, a Vector, or "auto" (`find_vector`); or several by
-        name, as a mapping: the strongest that opens is followed. None: to be measured alone.
+        name, as a mapping: the one that pushes most is followed. None: only to be measured.
     mmproj: multimodal projector (GGUF).
     template, chat_template_kwargs: how prompts are written (`formats.HANDLERS`; default: as the
         GGUF says), and variables for it; or a ``chat_handler`` of llama-cpp-python's.
-    reasoning: whether the model thinks, and which token counts (mars_gguf.reasoning); default: the
-        vector's, else as the chat template suggests.
+    reasoning: whether the model thinks, and which token is judged: "off", "thought" or "answer";
+        default: the vector's, else as the chat template suggests.
     way: "inline" (as "auto") adds to the state within the pass, for every kind of memory; "cvec"
         decodes the last prompt token again under llama.cpp's control vector.
     force: use a vector made for another quantization, other weights or chat template of the model.
     keep_turns: evaluate only what is new of a conversation with pictures. Replies then equal those
         from the start up to rounding, as they do with text in llama-cpp-python.
     allow_local_files: let messages show pictures by file:// addresses.
-    parse_special: special tokens in what users and tools write are such; else they are text.
+    parse_special: obey special tokens in what users and tools write; else they are text.
     context_overrides: fields of ``llama_context_params`` that ``Llama`` has no keyword for.
-    rpc_servers: "HOST:PORT,...", machines that layers go to (mars_gguf.runtime.rpc).
+    rpc_servers: "HOST:PORT,...", machines that layers go to.
     progress: called with the share of the model that is loaded, 0 to 1.
-    compiled: whether the tap answers in C; default: where that was built.
+    compiled: whether hidden states are read in C or in Python; default: in C where that was built.
 
-    ``on_batch`` is called after every evaluated batch, ``on_token`` after every sampled token;
-    ``begun``: whether the prompt that a chat handler asks to complete ends within a thought, and
-    ``laid``, its tokens, where most lie in the context; both are said by that handler.
+    ``on_batch``, if set, is called after every evaluated batch, ``on_token`` after every token.
 
     Raises VectorError for a vector that is damaged or made for another model, ModelError for a
     model or mmproj that does not load or cannot be read and steered. While generating, raises
@@ -96,6 +94,7 @@ class SteeredLlama(Llama):
     chat_handler: Any = Reported()
     on_batch: Callable[[], object] = staticmethod(lambda: None)
     on_token: Callable[[], object] = staticmethod(lambda: None)
+    # Set by a chat handler: whether its prompt ends within a thought; the tokens of that prompt.
     begun: bool | None = None
     laid: list[int] | None = None
 
@@ -159,8 +158,8 @@ class SteeredLlama(Llama):
         return self.steerer.policies or ()
 
     def using(self, *policies: Policy) -> AbstractContextManager[None]:
-        """Context manager: within it, replies are steered by ``policies`` instead, by none if none
-        are given. Raises ValueError for two of one name."""
+        """Context manager: within it, replies are steered by ``policies`` instead; without any,
+        not at all. Raises ValueError for two of one name."""
         return self.steerer.using(*policies)
 
     @property

@@ -20,9 +20,10 @@ from mars_gguf.vectors.format import BOUNDS, MAX_EMBD, MAX_LAYERS, Value, expect
 class Vector:
     """One steering vector: the geometry of one block, and where it comes from.
 
-    layer: index of the block whose output is steered, 0-based. geometry: centroids, read-out and
-    thresholds there (mars_gguf.steering). model: what it was measured on. calibration, source: what
-    was measured, and with what, as the vector's card explains it.
+    layer: index of the block whose output is steered, 0-based.
+    geometry: centroids, read-out and thresholds there (mars_gguf.steering).
+    model: what it was measured on.
+    calibration, source: what was measured, and with what, as the vector's card explains it.
     """
 
     layer: int
