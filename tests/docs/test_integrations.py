@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import openai
 import pytest
@@ -35,6 +35,11 @@ KEY = "sk-of-a-test-0123456789"
 
 def read(name: str) -> Any:
     return yaml.safe_load((FOLDER / name).read_text("utf-8"))
+
+
+def open_webui_settings() -> dict[str, str]:
+    lines = (FOLDER / "open-webui.env").read_text("utf-8").splitlines()
+    return dict(line.split("=", 1) for line in lines if not line.startswith("#"))
 
 
 def words(model: dict[str, Any], port: str) -> list[str]:
@@ -74,11 +79,7 @@ def test_the_path_that_llama_swap_asks_is_answered_when_the_model_is_loaded(
     [
         read("librechat.yaml")["endpoints"]["custom"][0]["baseURL"],
         read("litellm.yaml")["model_list"][0]["litellm_params"]["api_base"],
-        dict(
-            line.split("=", 1)
-            for line in (FOLDER / "open-webui.env").read_text("utf-8").splitlines()
-            if not line.startswith("#")
-        )["OPENAI_API_BASE_URL"],
+        open_webui_settings()["OPENAI_API_BASE_URL"],
     ],
 )
 def test_the_others_are_told_where_the_server_listens(address: str) -> None:
@@ -127,22 +128,32 @@ def proxy(program: str, folder: Path, server: str) -> Iterator[str]:
     config["model_list"].append({"model_name": "plain", "litellm_params": plain})
     (folder / "litellm.yaml").write_text(yaml.safe_dump(config), "utf-8")
     shutil.copy(FOLDER / "mars_guardrail.py", folder)
+    settings = {"LITELLM_MASTER_KEY": KEY, "MARS_API_KEY": "none"}
+    settings |= {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}  # nothing is fetched
+    command = [program, "--config", "litellm.yaml", "--host", "127.0.0.1"]
+    with started(command, folder, settings, "/health/liveliness") as address:
+        yield address
+
+
+@contextmanager
+def started(
+    command: list[str], folder: Path, settings: dict[str, str], health: str
+) -> Iterator[str]:
+    """Runs a program that takes --port until the block ends. Yields its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [program, "--config", "litellm.yaml", "--host", "127.0.0.1", "--port", str(port)]
-    settings = {"LITELLM_MASTER_KEY": KEY, "MARS_API_KEY": "none", "PYTHONPATH": ""}
-    settings |= {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}  # nothing is fetched
-    with (folder / "litellm.log").open("w") as log:
+    command, settings = [*command, "--port", str(port)], settings | {"PYTHONPATH": ""}
+    with (folder / "log").open("w") as log:
         process = subprocess.Popen(
             command, cwd=folder, env=os.environ | settings, stdout=log, stderr=log
         )
     address = f"http://127.0.0.1:{port}"
     try:
         for _ in range(300):
-            assert process.poll() is None, (folder / "litellm.log").read_text()
+            assert process.poll() is None, (folder / "log").read_text()
             try:
-                urlopen(f"{address}/health/liveliness").read()
+                urlopen(f"{address}{health}").read()
                 break
             except OSError:
                 time.sleep(1)
@@ -181,3 +192,28 @@ def test_the_guardrail_reads_streams_too(litellm: openai.OpenAI) -> None:
     assert text.startswith(REFUSAL[:9])
     with pytest.raises(openai.APIError, match="does not say that it was judged"):
         list(litellm.chat.completions.create(model="plain", **options))
+
+
+# Open WebUI --------------------------------------------------------------------------------------
+
+
+def test_steering_holds_behind_open_webui(tmp_path: Path) -> None:
+    if not (program := shutil.which("open-webui")):
+        pytest.skip("needs pip install open-webui")
+    with running(tmp_path, "--demo") as server:
+        settings = open_webui_settings() | {"OPENAI_API_BASE_URL": f"{server.url}/v1"}
+        settings |= {"DATA_DIR": str(tmp_path), "WEBUI_AUTH": "False", "WEBUI_SECRET_KEY": KEY}
+        settings |= {"OFFLINE_MODE": "True", "RAG_EMBEDDING_ENGINE": "openai"}  # nothing is fetched
+        command = [program, "serve", "--host", "127.0.0.1"]
+        with started(command, tmp_path, settings, "/health") as address:
+            nobody = json.dumps({"email": "", "password": ""}).encode()
+            headers = {"Content-Type": "application/json"}
+            signin = Request(f"{address}/api/v1/auths/signin", nobody, headers)
+            token = json.loads(urlopen(signin).read())["token"]
+            client = openai.OpenAI(base_url=f"{address}/api", api_key=token)
+            assert [model.id for model in client.models.list()] == ["demo"]
+            harmful, harmless = asked(client, "harmful"), asked(client, "harmless")
+    steered = [reply for reply in harmful if reply.mars["alpha"] > 0]
+    assert len(steered) >= 4
+    assert all(reply.choices[0].message.content == REFUSAL for reply in steered)
+    assert sum(reply.mars["alpha"] > 0 for reply in harmless) <= 1
