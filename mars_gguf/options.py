@@ -133,7 +133,9 @@ def add_vector_arguments(group: Group) -> None:
     switch(group, "--demo", "use the small model of the package")
     words = "use a vector made for another quantization, other weights or chat template"
     switch(group, "--force", words)
-    words = "take special tokens in what users write for what they are, not for text"
+    words = (
+        "obey special tokens, such as the end of a turn, in what users write; else they are text"
+    )
     switch(group, "--parse-special", words)
     words = "how the first token is steered (default: auto, which is inline)"
     group.add_argument("--way", choices=["auto", "cvec", "inline"], default="auto", help=words)

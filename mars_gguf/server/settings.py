@@ -58,8 +58,8 @@ class ModelSettings(upstream.ModelSettings):
     """Use vectors made for another quantization or chat template of the model, that of a
     chat_format or other chat_template_kwargs for one."""
     parse_special: bool = False
-    """Take special tokens in what clients write as users or tools for what they are, such as the
-    end of a turn; else they are text."""
+    """Obey special tokens, such as the end of a turn, in what clients write as users or tools; else
+    they are text."""
     rpc_servers: Optional[str] = None  # noqa: UP045 - as the reader of flags wants it
     """HOST:PORT,... of machines that layers go to by llama.cpp's RPC backend, all of them without
     n_gpu_layers."""
