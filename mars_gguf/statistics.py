@@ -156,8 +156,9 @@ class Mean:
     high: float
     n: int
 
-    def as_json(self) -> dict[str, float | int]:
-        return {"mean": self.value, "low": self.low, "high": self.high, "n": self.n}
+    def as_json(self) -> dict[str, float | int | None]:
+        low, high = (x if math.isfinite(x) else None for x in (self.low, self.high))
+        return {"mean": self.value, "low": low, "high": high, "n": self.n}
 
 
 def grouped_mean(values: Sequence[float], groups: Sequence[str]) -> Mean:

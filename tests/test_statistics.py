@@ -184,7 +184,9 @@ def test_of_none_or_all_the_interval_is_wilsons_of_so_many_groups(flag: bool) ->
 def test_one_group_says_nothing_of_others() -> None:
     found = grouped_share([True, False, True], ["a"] * 3)
     assert found.low < 0.25 and found.high > 0.75
-    assert grouped_mean([1.0, 2.0], ["a", "a"]).high == math.inf
+    of_one = grouped_mean([1.0, 2.0], ["a", "a"])
+    assert of_one.high == math.inf
+    assert of_one.as_json() == {"mean": 1.5, "low": None, "high": None, "n": 2}  # JSON has no inf
     assert grouped_share([], []).value is None
 
 

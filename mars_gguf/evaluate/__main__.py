@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from mars_gguf.vectors import read_vector
 
 MAX_TOKENS, MAX_WITH_THOUGHT = 64, 1024
 WHOLE, MAX_WHOLE = 8, 512  # replies to their end, and tokens of one
+MOST_STRENGTH = 1000
 Judge = ClassifierJudge | RatingJudge
 
 
@@ -70,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--strength",
-        type=float,
+        type=strength,
         default=1.0,
         metavar="X",
         help="of the arms with a fixed strength, in units of r (default: 1, as llama.cpp's)",
@@ -105,7 +107,7 @@ def _add_sweep_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--sweep",
         metavar="X,...",
-        type=lambda text: sorted({float(x) for x in text.split(",") if x}),
+        type=lambda text: sorted({strength(x) for x in text.split(",") if x}),
         default=[0.5, 1.0, 1.5, 2.0, 3.0],
         help="strengths at the first token to plot (default: 0.5,1,1.5,2,3; '' for none)",
     )
@@ -144,6 +146,15 @@ def _add_judge_arguments(p: argparse.ArgumentParser) -> None:
     switch(p, "--judge-whole", "let the second judge read only replies to their end (--whole)")
 
 
+def strength(text: str) -> float:
+    """Reads an option's value as a strength in units of r, for argparse; less than none would not
+    be pushed."""
+    with suppress(ValueError):
+        if 0 <= (value := float(text)) <= MOST_STRENGTH:  # NaN neither
+            return value
+    raise argparse.ArgumentTypeError(f"found {text!r}, expected 0 to {MOST_STRENGTH}")
+
+
 def named_vector(text: str) -> tuple[str, str]:
     """Reads an option's value NAME=VECTOR, for argparse."""
     name, _, path = text.partition("=")
@@ -159,6 +170,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     with command():
+        if len(dict(args.compare)) < len(args.compare):
+            raise MarsError("--compare: found a name twice, expected names that differ")
         compared = arms(args.arms, args.strength)
         compared += [other_vector(name, read_vector(path)) for name, path in args.compare]
         judge = _judge(args)
@@ -244,6 +257,7 @@ def _describe(
         way=llama.steerer.push.way,
         ctx_size=llama.n_ctx(),
         **{name: getattr(args, name) for name in names},
+        **({"parse_special": True} if args.parse_special else {}),
         compared={name: sha256(path) for name, path in args.compare},
         judge=args.judge or args.judge_url or args.judge_model,
         rates_harm=bool(args.judge_url or args.judge_model),

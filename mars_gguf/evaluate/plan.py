@@ -51,11 +51,14 @@ def load_plan(names: Sequence[str], *, seed: int = 0, limit: int | None = None) 
     """Loads suites, as `load_suite` does. Their sorts of cases take turns, so that a run which is
     broken off has asked some of all. Raises MarsError, also if cases of two have one id."""
     plan = Plan([], {}, [])
-    for name in names:
-        suite = load_suite(name, seed=seed, limit=limit)
+    called: Counter[str] = Counter()
+    for each in names:
+        suite = load_suite(each, seed=seed, limit=limit)
+        called[suite.name] += 1  # files of two folders may have one name
+        name = suite.name + (f" ({n})" if (n := called[suite.name]) > 1 else "")
         plan.cases.extend(suite.cases)
-        plan.suites.update({case.id: suite.name for case in suite.cases})
-        plan.problems.extend(f"{suite.name}: {problem}" for problem in suite.problems)
+        plan.suites.update({case.id: name for case in suite.cases})
+        plan.problems.extend(f"{name}: {problem}" for problem in suite.problems)
     if twice := len(plan.cases) - len(plan.suites):
         raise MarsError(f"{twice} cases have the id of another; evaluate such suites one by one")
     seen: Counter[tuple[str, str, str]] = Counter()

@@ -86,17 +86,18 @@ class RecordFile:
 
     def _read(self, run: dict[str, Any]) -> list[Record]:
         lines = []
-        for text in self.path.read_text("utf-8").splitlines():
-            with suppress(ValueError):  # of a line that was cut off
+        for text in self.path.read_bytes().split(b"\n"):
+            with suppress(ValueError, RecursionError):  # of a line that was cut off
                 lines.append(json.loads(text))
         try:
-            before = lines[0]["run"]
+            before = dict(lines[0]["run"])
             records = [Record(**line) for line in lines[1:]]
             # What failed, or was not judged, is asked again.
             records = [r for r in records if r.error is None and r.second_verdict != "unjudged"]
-        except (LookupError, TypeError) as error:
+        except (LookupError, TypeError, ValueError) as error:
             raise MarsError(f"{self.path}: not the records of a run ({error})") from error
-        differ = [key for key in run if before.get(key) != json.loads(json.dumps(run[key]))]
+        now = json.loads(json.dumps(run))
+        differ = [key for key in now | before if before.get(key) != now.get(key)]
         if differ:
             raise MarsError(
                 f"{self.path}: records of another run; {', '.join(differ)} differ"

@@ -34,7 +34,8 @@ def write(results: Results, folder: Path) -> list[Path]:
     }
     for name, text in texts.items():
         with atomic(folder / name) as part:
-            part.write_text(text, encoding="utf-8")
+            # Of a lone surrogate, which a suite's file may hold, this makes what JSON has for it.
+            part.write_text(text, encoding="utf-8", errors="backslashreplace")
     return [folder / name for name in texts] + write_plots(results, folder)
 
 

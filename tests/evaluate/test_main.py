@@ -91,6 +91,8 @@ def test_an_interrupted_run_keeps_what_is_done_and_goes_on(
     other = evaluate(*QUICK, "-n25", "-o", str(folder), "--resume")
     assert other.returncode == 2
     assert "max_tokens differs" in other.stderr
+    other = evaluate(*QUICK, "--parse-special", "-o", str(folder), "--resume")
+    assert "parse_special differs" in other.stderr
 
 
 def test_another_vector_of_the_model_is_an_arm(tmp_path: Path) -> None:
@@ -118,6 +120,9 @@ def test_another_vector_of_the_model_is_an_arm(tmp_path: Path) -> None:
         (["--demo", "--suite", "none.csv"], "none.csv: no such suite"),
         (["--demo", "--compare", "mars=v.gguf"], "a name that is no arm"),
         (["--demo", "--compare", "other=v.gguf"], "v.gguf: no such vector"),
+        (["--demo", "--compare", "a=v.gguf", "--compare", "a=w.gguf"], "found a name twice"),
+        (["--demo", "--strength", "nan"], "--strength: found 'nan', expected 0 to 1000"),
+        (["--demo", "--sweep=-1,2"], "--sweep: found '-1', expected 0 to 1000"),
         (["--demo", "--judge", "a", "--judge-url", "http://b"], "two judges"),
         (["--demo", "--judge-url", "not an address"], "not an address"),
         (["--demo", "--limit", "0"], "expected 1 to"),

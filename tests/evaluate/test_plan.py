@@ -39,6 +39,14 @@ def test_the_cases_of_several_suites_know_theirs_and_what_was_left_out(tmp_path:
         load_plan([str(files[0]), f"jsonl:{files[0]}"])
 
 
+def test_files_of_one_name_are_two_suites(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        own(tmp_path / name / "s.jsonl", {"id": name, "kind": "harmful", "prompt": "?"})
+    plan = load_plan([str(tmp_path / name / "s.jsonl") for name in "ab"])
+    assert plan.suites == {"a": "jsonl:s.jsonl", "b": "jsonl:s.jsonl (2)"}
+
+
 def test_cases_of_modalities_that_cannot_be_asked_are_counted(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     plan = load_plan([str(own(tmp_path / "a.jsonl", *rows("a", 4)))])

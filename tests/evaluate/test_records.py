@@ -49,17 +49,21 @@ def test_a_run_is_neither_overwritten_nor_mixed_with_another(tmp_path: Path) -> 
         RecordFile(tmp_path, RUN, resume=False)
     with pytest.raises(MarsError, match="another run; cases differ"):
         RecordFile(tmp_path, RUN | {"cases": 4}, resume=True)
+    with pytest.raises(MarsError, match="another run; suites differ"):
+        RecordFile(tmp_path, {"cases": RUN["cases"]}, resume=True)
     with pytest.raises(MarsError, match="no records.jsonl to resume"):
         RecordFile(tmp_path / "none", RUN, resume=True)
     assert RecordFile(tmp_path, RUN, resume=True).records == RECORDS[:1]
 
 
-@pytest.mark.parametrize("text", ["", "[]\n", '{"run": {}}\n{"what": 1}\n', "{}\n"])
+@pytest.mark.parametrize(
+    "text", ["", "[]\n", '{"run": {}}\n{"what": 1}\n', "{}\n", '{"run": 5}\n', "\xff\n"]
+)
 def test_a_file_of_something_else_is_a_clear_error(tmp_path: Path, text: str) -> None:
-    (tmp_path / "records.jsonl").write_text(text)
+    (tmp_path / "records.jsonl").write_text(text, "latin-1")
     with pytest.raises(MarsError, match="records"):
         RecordFile(tmp_path, RUN, resume=True)
-    assert (tmp_path / "records.jsonl").read_text() == text
+    assert (tmp_path / "records.jsonl").read_text("latin-1") == text
 
 
 def test_a_run_is_known_by_its_model_its_vector_and_what_is_asked(tmp_path: Path) -> None:

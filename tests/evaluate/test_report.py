@@ -72,6 +72,15 @@ def test_a_report_of_nothing_is_still_a_report(tmp_path: Path) -> None:
     assert "# Evaluation of tiny" in markdown and "sweep.png" not in markdown
 
 
+def test_a_lone_surrogate_of_a_suites_file_ends_no_report(results: Results, tmp_path: Path) -> None:
+    run = RUN | {"suites": ["jsonl:\udcff.jsonl"], "command": "evaluate --suite \udcff.jsonl"}
+    records = [replace(r, category="\ud800") for r in results.records]
+    report.write(replace(results, run=run, records=records), tmp_path)
+    saved = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert saved["run"] == run and {r["category"] for r in saved["records"]} == {"\ud800"}
+    assert "--suite \\udcff.jsonl" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
 def test_no_figure_is_quoted_over_several_suites(results: Results, tmp_path: Path) -> None:
     suites = {r.case: "ours" if r.modality == "image" else "theirs" for r in results.records}
     both = replace(results, suites=suites)
