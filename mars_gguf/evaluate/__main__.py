@@ -248,6 +248,7 @@ def _describe(
         "strength", "sweep", "sweep_limit", "max_tokens", "seed", "whole", "whole_tokens",
         "judge_whole",
     )  # fmt: skip
+    special: dict[str, Any] = {"parse_special": True} if args.parse_special else {}
     return describe_run(
         llama,
         *files[1:],
@@ -257,7 +258,7 @@ def _describe(
         way=llama.steerer.push.way,
         ctx_size=llama.n_ctx(),
         **{name: getattr(args, name) for name in names},
-        **({"parse_special": True} if args.parse_special else {}),
+        **special,
         compared={name: sha256(path) for name, path in args.compare},
         judge=args.judge or args.judge_url or args.judge_model,
         rates_harm=bool(args.judge_url or args.judge_model),
