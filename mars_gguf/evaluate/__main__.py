@@ -246,9 +246,8 @@ def _describe(
     """Describes the run by what it shares with one that it goes on with."""
     names = (
         "strength", "sweep", "sweep_limit", "max_tokens", "seed", "whole", "whole_tokens",
-        "judge_whole",
+        "judge_whole", *["parse_special"] * args.parse_special,
     )  # fmt: skip
-    special: dict[str, Any] = {"parse_special": True} if args.parse_special else {}
     return describe_run(
         llama,
         *files[1:],
@@ -258,7 +257,6 @@ def _describe(
         way=llama.steerer.push.way,
         ctx_size=llama.n_ctx(),
         **{name: getattr(args, name) for name in names},
-        **special,
         compared={name: sha256(path) for name, path in args.compare},
         judge=args.judge or args.judge_url or args.judge_model,
         rates_harm=bool(args.judge_url or args.judge_model),
