@@ -111,6 +111,12 @@ def load(
     except ValueError as error:
         if extras.stopped:
             raise extras.stopped[0] from None
+        if "llama_context" in str(error):
+            raise ModelError(
+                f"{model_path}: llama.cpp made no context of n_ctx = {arguments.get('n_ctx')} "
+                f"({error}). Is there memory for it? A smaller n_ctx (-c) takes less; verbose=True "
+                "shows what llama.cpp says."
+            ) from error
         raise ModelError(
             f"{model_path}: llama.cpp could not load this model ({error}). "
             "Is the file whole, and its architecture known to this llama.cpp? "

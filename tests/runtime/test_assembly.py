@@ -64,6 +64,11 @@ def measured(path: str, reasoning: str) -> Vector:
     return replace(given, model=replace(given.model, reasoning=reasoning, chat_template_kwargs=""))
 
 
+def test_a_context_that_has_no_room_is_told_from_a_file_that_is_broken() -> None:
+    with pytest.raises(ModelError, match=r"no context of n_ctx = 400000000 .* A smaller n_ctx"):
+        SteeredLlama(DEMO, vector=None, n_ctx=400_000_000, verbose=False)
+
+
 def test_a_vector_measured_otherwise_is_refused_by_name(thinks: str) -> None:
     for before, asked, said in (
         ("answer", "off", "reasoning: the vector was made for answer, this model has off"),
