@@ -8,6 +8,7 @@ import binascii
 import ctypes
 import hashlib
 import io
+import threading
 import time
 import weakref
 from collections import Counter, OrderedDict
@@ -31,7 +32,7 @@ from mars_gguf.runtime.template import Rendered
 
 MAX_EMBEDDINGS = 64 << 20  # bytes of encoded pictures that are kept
 MAX_BYTES = 64 << 20  # of a picture that an address answers with
-SECONDS = 20.0  # that each read from it may take
+SECONDS = 20.0  # in which that must have come
 SIDES = ((2048, 2048), (2048, 512), (512, 2048))  # of pictures that take the most tokens
 Embeddings = npt.NDArray[np.float32]
 
@@ -293,8 +294,8 @@ def require_decoded(code: int, context: Any) -> None:
 
 def load_url(url: str, *, allow_local_files: bool = False) -> bytes:
     """The content of a data URL, or the answer of an http or https address, at most MAX_BYTES and
-    within SECONDS a read; with ``allow_local_files``, of a file, too. Raises PromptError for
-    another URL or a larger picture, OSError for an address that does not answer."""
+    within SECONDS; with ``allow_local_files``, of a file, too. Raises PromptError for another URL
+    or a larger picture, OSError for an address that does not answer."""
     header, _, content = url.partition(",")
     scheme = url.partition(":")[0].lower()
     if scheme == "data" and header.endswith(";base64"):
@@ -308,17 +309,48 @@ def load_url(url: str, *, allow_local_files: bool = False) -> bytes:
         path = Path(urllib.request.url2pathname(url.removeprefix("file://")))
         if not path.is_file():  # a device or a pipe may never end
             raise PromptError(f"a picture's address: {path} is no file")
-        url = path.absolute().as_uri()
-    elif scheme not in ("http", "https"):
+        with path.open("rb") as file:
+            found = file.read(MAX_BYTES + 1)
+    elif scheme in ("http", "https"):
+        found = _answer_of(url)
+    else:
         raise PromptError(
             f"a picture's address: found {header:.40}, expected data:image/...;base64, http:// or "
             "https:// (or file:// with allow_local_files=True)"
         )
-    with urllib.request.urlopen(url, timeout=SECONDS) as file:
-        found = bytes(file.read(MAX_BYTES + 1))
     if len(found) > MAX_BYTES:
         raise PromptError(f"a picture of more than {MAX_BYTES} bytes: show a smaller one")
     return found
+
+
+def _answer_of(url: str) -> bytes:
+    """The answer of an address, up to a little more than MAX_BYTES. A thread waits for it: a socket
+    knows a time for each read alone, and a byte now and then would come for ever."""
+    import urllib.request
+
+    found, failed, ends = bytearray(), list[Exception](), time.monotonic() + SECONDS
+
+    def read() -> None:
+        try:
+            with urllib.request.urlopen(url, timeout=SECONDS) as answer:
+                while len(found) <= MAX_BYTES and time.monotonic() < ends:
+                    if not (piece := answer.read1(1 << 16)):
+                        break
+                    found.extend(piece)
+        except Exception as error:
+            failed.append(error)
+
+    reading = threading.Thread(target=read, daemon=True)
+    reading.start()
+    reading.join(SECONDS)
+    if reading.is_alive() or time.monotonic() >= ends:
+        raise TimeoutError(f"timed out: a picture's address took more than {SECONDS:g} s to answer")
+    for error in failed:
+        if isinstance(error, OSError):
+            raise error
+        # What is no address or no answer of HTTP, of which urllib has many errors.
+        raise PromptError(f"a picture's address could not be read: {error}") from error
+    return bytes(found)
 
 
 def silence_mtmd() -> None:

@@ -6,10 +6,12 @@ import base64
 import io
 import os
 import shutil
+import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -305,7 +307,7 @@ def test_a_chat_template_that_puts_nothing_after_a_picture_is_refused() -> None:
 
 
 @contextmanager
-def answering(answer: bytes | None) -> Iterator[str]:
+def answering(answer: bytes | None, status: str | int = 200) -> Iterator[str]:
     """Context manager: the address of a server of pictures; None: it takes a connection and never
     answers."""
     done = threading.Event()
@@ -315,9 +317,7 @@ def answering(answer: bytes | None) -> Iterator[str]:
             if answer is None:
                 done.wait(10)
                 return
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(answer)
+            self.wfile.write(b"HTTP/1.0 %s\r\n\r\n" % str(status).encode() + answer)
 
         def log_message(self, *_: Any) -> None:
             pass
@@ -335,6 +335,35 @@ def test_an_address_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(mtmd, "SECONDS", 0.2)
     with answering(None) as url, pytest.raises(OSError, match="timed out"):
         load_url(url)
+
+
+@pytest.mark.parametrize("beginning", [b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: "])
+def test_an_address_that_answers_a_byte_now_and_then_is_given_up(
+    beginning: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mtmd, "SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def drip() -> None:
+            connection, _ = server.accept()
+            with connection, suppress(OSError):
+                connection.sendall(beginning)
+                for _ in range(100):
+                    connection.sendall(b"a")
+                    time.sleep(0.05)
+
+        threading.Thread(target=drip, daemon=True).start()
+        began = time.monotonic()
+        with pytest.raises(OSError, match="more than 0.5 s"):
+            load_url(f"http://127.0.0.1:{server.getsockname()[1]}/picture.png")
+        assert time.monotonic() - began < 2
+
+
+def test_what_is_no_answer_and_no_address_is_said_to_be_none() -> None:
+    with answering(b"", status="no number") as url:
+        for odd in (url, "http://a b/", "http://[::1", "http://127.0.0.1:port/"):
+            with pytest.raises(PromptError, match="a picture's address could not be read"):
+                load_url(odd)
 
 
 def test_no_more_is_read_than_a_picture_can_have(
