@@ -2,10 +2,11 @@
 what a hostile client would.
 
 Requests are drawn from the seed: of every two fields of every route one with both at an extreme or
-beyond, about texts, pictures and films, with tools, grammars and streams, some left before their
-end; four are sent at a time. The server must never exit, answer 500, or send what is no JSON or
-does not say that it was judged; a reply must not outlive its client by more than it was at; memory
-must stay within bounds. Exits with 1 if one of it is not so, and prints the request that did it;
+beyond, about texts, pictures and films, with tools, grammars, streams and embeddings, some left
+before their end; four are sent at a time. The server must never exit, answer 500, or send what is
+no JSON or does not say that it was judged; a reply must not outlive its client by more than it was
+at; memory must stay within bounds. Exits with 1 if one of it is not so, and prints the request that
+did it;
 ``--only N`` sends that alone.
 """
 
@@ -118,7 +119,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     numbers = range(args.requests) if args.only is None else [args.only]
     with command():
-        with served() as server:
+        with served("--embedding", "true") as server:
             trial = run(server, [draw(args.seed, number) for number in numbers])
             log = "" if server.lives else server.tail()
         print(trial)

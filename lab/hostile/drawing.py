@@ -12,6 +12,7 @@ from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
 from lab.hostile.extremes import (
+    EMBEDDED,
     EXTREMES,
     FLAT,
     GRAMMARS,
@@ -26,10 +27,11 @@ from lab.hostile.extremes import (
 )
 
 CHAT, RAW, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
+EMBEDDINGS = "/v1/embeddings"
 # How a client takes its reply: to the end, or for so many pieces or seconds and then no more.
 MANNERS = {"whole": 10, "streamed": 6, "stream left": 5, "left": 1}
 
-FEW, OFTEN = 5, 5  # routes of few fields have few pairs, and each is drawn so often
+FEW, OFTEN = 5, 20  # routes of few fields have few pairs, and each is drawn so often
 WRONGLY = 0.2  # of the odd fields have a value that is none of theirs
 ODDLY = 0.15  # of the chats are odd, too
 
@@ -87,8 +89,11 @@ def draw(seed: int, number: int) -> Request:
         manner = rng.choices(list(MANNERS), list(MANNERS.values()))[0]
         if manner.startswith("stream"):
             body["stream"] = True
+    elif path == EMBEDDINGS:
+        manner = rng.choice(["whole", "left"])
+    extremes = EXTREMES | {"input": EMBEDDED} if path == EMBEDDINGS else EXTREMES
     for field in odd:
-        body[field] = rng.choice(WRONG if rng.random() < WRONGLY else EXTREMES.get(field, WRONG))
+        body[field] = rng.choice(WRONG if rng.random() < WRONGLY else extremes.get(field, WRONG))
     # A choice of tools needs some, a kind of bias a bias; alone they say nothing.
     if path == RESPONSES and "tool_choice" in odd:
         body.setdefault("tools", [FLAT])

@@ -219,6 +219,13 @@ EXTREMES: dict[str, list[Any]] = {
     "stream_options": [{"include_usage": True}], "metadata": [{"x": "y" * 100_000}],
     "chat_template_kwargs": [{"enable_thinking": True}, {"messages": []}, {"x": HUGE}],
 }  # fmt: skip
+# Inputs of embeddings: of which each text, or each token, takes a row of numbers.
+EMBEDDED: list[Any] = [
+    *TEXTS, TEXTS, [], [""], ["", TEXT], [TEXT, ""], [TEXT] * 3, ["a"] * 2048, ["a"] * 2049,
+    ["word " * 300] * 2048, ["word " * 300] * 9, ["é" * 3000] * 64, [HALF], [TEXT, HALF],
+    [1, 2], [[1, 2], [3]], [[]], [-1], [2**31], [300] * 5000, [[300] * 500] * 99, [TEXT, 1],
+    [None], {"text": TEXT}, [{"text": TEXT}],
+]  # fmt: skip
 # The fields of each route; those of the last two are upstream's, and in no table of ours.
 ROUTES: dict[str, list[str]] = {
     **{f"/v1/{path}": sorted(KNOWN[route]) for path, route in (  # type: ignore[index]

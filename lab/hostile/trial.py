@@ -11,7 +11,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from lab.hostile.drawing import CHAT, RESPONSES, Request
+from lab.hostile.drawing import CHAT, EMBEDDINGS, RESPONSES, Request
 from lab.hostile.serving import Served
 
 PATIENCE = 60.0  # seconds that a client waits
@@ -121,6 +121,8 @@ def _problems_of_reply(request: Request, status: int, reply: Any) -> Iterator[st
         request.path in (CHAT, RESPONSES) and not {"modality", "t", "alpha"} <= reply["mars"].keys()
     ):
         yield "a reply that does not say that it was judged"
+    elif request.path == EMBEDDINGS and not all(row["embedding"] for row in reply["data"]):
+        yield "an embedding of nothing"
 
 
 def _problems_of_stream(request: Request, content: bytes) -> Iterator[str]:

@@ -36,6 +36,7 @@ class Exchange:
     others_wait: Callable[[], bool] = lambda: False
     bytes_left: float = math.inf  # of a whole reply
     bytes_a_token: int = 0  # of its log probabilities
+    hold: Callable[[int], None] = lambda size: None  # takes note of what is held for it
     vector: str | None = DEFAULT_VECTOR  # None where the model is served unsteered
     model: str | None = None
     prompt: object = None
@@ -58,7 +59,7 @@ class Exchange:
         if self.bytes_left < 0:
             raise RequestError(
                 "the reply is too long to be sent at once: ask for a stream, for fewer tokens or "
-                "without logprobs"
+                "texts, or without logprobs"
             )
 
 
@@ -70,6 +71,13 @@ def current_exchange() -> Exchange:
     current = exchange.get()
     assert current is not None
     return current
+
+
+def hold(size: int) -> None:
+    """Takes note of bytes that are held for the request from now on, until it is answered; of none,
+    where ``size`` is negative, any more. Raises RequestError where there is no room (503)."""
+    if (current := exchange.get()) is not None:
+        current.hold(size)
 
 
 def require_wanted() -> None:

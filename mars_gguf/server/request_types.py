@@ -87,7 +87,7 @@ class KnownRequest(BaseModel):
         for name in given:
             if name not in KNOWN[cls.route]:
                 raise RequestError(
-                    f"{name[:40]!r}: no field of a {cls.route} request that is known here"
+                    f"{name[:40]!r}: no field of {cls.route} requests that is known here"
                 )
         if isinstance(messages := given.get("messages"), list):
             given["messages"] = [_without_nulls(message) for message in messages]

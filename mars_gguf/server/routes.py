@@ -15,6 +15,7 @@ from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.server import checks
 from mars_gguf.server.attachments import MEDIA, inline_media, media_parts
 from mars_gguf.server.checks import RequestError
+from mars_gguf.server.embedding import embeddings_of
 from mars_gguf.server.exchange import current_exchange, require_wanted
 from mars_gguf.server.request_types import ChatRequest, CompletionRequest, EmbeddingRequest
 from mars_gguf.server.response_events import ResponseForm
@@ -110,18 +111,18 @@ def _without_pictures(prompt: object) -> object:
     return prompt
 
 
-@router.post("/v1/embeddings", tags=["OpenAI V1"])
-async def embeddings(request: Request, body: EmbeddingRequest) -> dict[str, Any]:
+@router.post("/v1/embeddings", response_model=None, tags=["OpenAI V1"])
+async def embeddings(request: Request, body: EmbeddingRequest) -> Response:
     """Embeddings, of a model that is served with ``embedding``."""
-    if not request.app.state.models.settings(body.model).embedding:
+    state = request.app.state
+    if not state.models.settings(body.model).embedding:
         raise RequestError("this model gives no embeddings: it is served without 'embedding'")
-
-    def embedding(llama: SteeredLlama) -> Any:
-        for text in [body.input] if isinstance(body.input, str) else body.input:
-            llama.vocabulary.require_fits(text.encode(), llama.n_ctx())
-        return llama.create_embedding(body.input, body.model)
-
-    return await _ask(request, body.model, embedding)
+    texts = [body.input] if isinstance(body.input, str) else body.input
+    most = state.settings.max_reply_bytes
+    content = await _ask(
+        request, body.model, lambda llama: embeddings_of(llama, texts, body.model, most)
+    )
+    return Response(content, media_type="application/json")
 
 
 @router.post("/extras/tokenize", tags=["Extras"])
