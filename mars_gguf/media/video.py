@@ -72,7 +72,7 @@ def load_video(
     if not file.is_file():
         raise MarsError(f"{path}: no such file; expected a video")
     # An absolute path: nothing in its name is an option or a protocol to ffmpeg.
-    file = file.resolve()
+    file = file.absolute()
     if not file.stat().st_size:
         raise MarsError(f"{path}: the file is empty, expected a video")
     decode = _decode_with_ffmpeg if _has_ffmpeg() else _decode_with_pyav

@@ -2,9 +2,9 @@
 mars_gguf.media.worker FD``, standard input a socket, FD a file in memory.
 
 Both ways a message is its length (4 bytes, big-endian) and JSON. The file holds what it is about:
-the bytes of a picture, then the pixels of pictures as RGB, one after another, which many pieces
-through a socket would take much longer to bring where all processors are busy. Nothing that comes
-from here is run or unpickled, so that a decoder which a picture has taken over stays alone.
+the bytes of a picture or film, then the pixels of pictures as RGB, one after another, which many
+pieces through a socket would take much longer to bring where all processors are busy. Nothing that
+comes from here is run or unpickled, so that a decoder which a picture has taken over stays alone.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ import io
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import struct
 import sys
+import threading
+from contextlib import suppress
 from typing import Any
 
 from PIL import Image
@@ -46,11 +49,11 @@ def serve(connection: socket.socket, file: int) -> None:
         asked = json.loads(stream.read(*LENGTH.unpack(length)))
         # In C as well, unlike a handler of Python's.
         signal.setitimer(signal.ITIMER_REAL, asked["seconds"] + LAST)
-        some, each = FILM if "film" in asked else PICTURE
+        some, each = FILM if "max_frames" in asked else PICTURE
         memory = some + each * asked["most_pixels"]
         resource.setrlimit(resource.RLIMIT_DATA, (memory, most))
         try:
-            pictures = _film(asked) if "film" in asked else [_picture(asked, file)]
+            pictures = _film(asked, file) if "max_frames" in asked else [_picture(asked, file)]
             place = 0
             for picture in pictures:
                 place += os.pwrite(file, picture.tobytes(), place)
@@ -69,17 +72,18 @@ def _picture(asked: dict[str, Any], file: int) -> Image.Image:
     return decode_image(data, "a picture", asked["max_pixels"], asked["seconds"])
 
 
-def _film(asked: dict[str, Any]) -> list[Image.Image]:
-    """Frames of the film in a file, scaled down to ``max_pixels`` together."""
+def _film(asked: dict[str, Any], file: int) -> list[Image.Image]:
+    """Frames of a film, scaled down to ``max_pixels`` together."""
+    path = f"/proc/{os.getpid()}/fd/{file}"  # which ffmpeg can open, too
     try:
         frames = load_video(
-            asked["film"],
+            path,
             max_frames=asked["max_frames"],
             max_pixels=asked["most_pixels"],
             seconds=asked["seconds"],
         ).frames
     except MarsError as error:
-        raise MarsError(str(error).replace(asked["film"], "a film")) from error
+        raise MarsError(str(error).replace(path, "a film")) from error
     share = asked["max_pixels"] // len(frames)
     if share < SMALLEST_FRAME:
         raise MarsError("a film's frames have too many pixels, counting what precedes it")
@@ -90,7 +94,17 @@ def _film(asked: dict[str, Any]) -> list[Image.Image]:
     return frames
 
 
+def _end_with_parent(connection: socket.socket) -> None:
+    """Ends this process and those that it has begun when nobody is there to ask any more."""
+    gone = select.poll()
+    gone.register(connection, select.POLLRDHUP)
+    gone.poll()
+    with suppress(ProcessLookupError):  # it was begun in a group of others
+        os.killpg(os.getpid(), signal.SIGKILL)
+
+
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     connection = socket.socket(fileno=0)  # open until what is wrong has been said
+    threading.Thread(target=_end_with_parent, args=[connection], daemon=True).start()
     serve(connection, int(sys.argv[1]))

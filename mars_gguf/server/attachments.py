@@ -6,23 +6,21 @@ from __future__ import annotations
 import base64
 import binascii
 import time
-from collections.abc import Callable, Iterator, Sequence
-from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
 
-import anyio
 from anyio import to_thread
-from PIL import Image
 
 from mars_gguf.media.images import data_url
 from mars_gguf.modalities import IMAGE, VIDEO
 from mars_gguf.server.checks import RequestError
 from mars_gguf.server.decoders import LINE, decode
-from mars_gguf.server.exchange import exchange
-from mars_gguf.server.fetching import fetch_in_thread, too_large
+from mars_gguf.server.exchange import exchange, hold
+from mars_gguf.server.fetching import FETCHES, fetch_in_thread, too_large
 from mars_gguf.server.settings import ServerSettings
+from mars_gguf.server.sharing import Line
 
-T = TypeVar("T")
 MEDIA = (IMAGE.part, "video_url", VIDEO.part)  # types of parts, and the key of what they hold
 BASE64 = 1 << 20  # characters that are decoded at a time
 
@@ -71,44 +69,49 @@ class _Limits:
         self.deadline = time.monotonic() + settings.media_timeout
 
     async def picture(self, given: Any) -> str:
-        (found,) = await self._decoded({}, await self._read(given))
-        return await self._url(found)
+        (url,) = await self._urls(await self._read(given))
+        return url
 
     async def film(self, given: Any) -> list[str]:
-        data = await self._read(given)
-        with TemporaryDirectory() as folder:
-            path = anyio.Path(folder, "film")
-            await path.write_bytes(data)
-            film = {"film": str(path), "max_frames": self.settings.max_video_frames}
-            frames = await self._decoded(film)
-        return [await self._url(frame) for frame in frames]
-
-    async def _decoded(self, asked: dict[str, Any], data: bytes = b"") -> list[Image.Image]:
-        limits = {"max_pixels": self.n_pixels, "most_pixels": self.settings.max_media_pixels}
-        return await self._in_turn(lambda: decode(asked | limits, self.deadline, data))
+        most = self.settings.max_video_frames
+        return await self._urls(await self._read(given), max_frames=most)
 
     async def _read(self, given: Any) -> bytes:
         url = given["url"] if isinstance(given, dict) else given
         if url[:5].lower() == "data:":
             data = await to_thread.run_sync(from_data_url, url, self.n_bytes)
         else:
-            seconds = self.deadline - time.monotonic()
-            allow_private = self.settings.allow_private_media
-            data = await fetch_in_thread(url, self.n_bytes, seconds, allow_private)
+            async with self._turn(FETCHES):
+                seconds = self.deadline - time.monotonic()
+                allow_private = self.settings.allow_private_media
+                data = await fetch_in_thread(url, self.n_bytes, seconds, allow_private)
         self.n_bytes -= len(data)
+        hold(len(data))
         return data
 
-    async def _url(self, picture: Image.Image) -> str:
-        self.n_pixels -= picture.width * picture.height
-        return await self._in_turn(lambda: data_url(picture))
+    async def _urls(self, data: bytes, **asked: int) -> list[str]:
+        """Data URLs of what is in ``data``. All in one turn: pictures take much memory between."""
+        asked |= {"max_pixels": self.n_pixels, "most_pixels": self.settings.max_media_pixels}
+        async with self._turn(LINE):
+            urls, n_pixels = await to_thread.run_sync(_decoded, asked, self.deadline, data)
+        self.n_pixels -= n_pixels
+        hold(sum(map(len, urls)) - len(data))
+        return urls
 
-    async def _in_turn(self, call: Callable[[], T]) -> T:
-        """Runs ``call`` in a thread when it is this client's turn; the time until then does not
+    @asynccontextmanager
+    async def _turn(self, line: Line) -> AsyncIterator[None]:
+        """Context manager: within it, it is this client's turn; the time until then does not
         count."""
         current, began = exchange.get(), time.monotonic()
-        async with LINE.turn(current.client if current else ""):
+        async with line.turn(current.client if current else ""):
             self.deadline += time.monotonic() - began
-            return await to_thread.run_sync(call)
+            yield
+
+
+def _decoded(asked: dict[str, int], deadline: float, data: bytes) -> tuple[list[str], int]:
+    """Data URLs of a picture or of a film's frames, and how many pixels they have."""
+    pictures = decode(asked, deadline, data)
+    return [*map(data_url, pictures)], sum(p.width * p.height for p in pictures)
 
 
 def from_data_url(url: str, max_bytes: int) -> bytes:

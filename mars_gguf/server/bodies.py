@@ -1,10 +1,12 @@
-"""Receives the bodies of requests within limits of size, time and memory, and looks at them as JSON
-before they are made into requests, which takes far more time and memory."""
+"""Receives the bodies of requests within limits of size, time and memory, keeps account of what is
+held for them, and looks at them as JSON before they are made into requests, which takes far more
+time and memory."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,6 +16,7 @@ from starlette.requests import Request
 from starlette.types import Receive
 
 from mars_gguf.server.checks import RequestError
+from mars_gguf.server.exchange import Exchange
 from mars_gguf.server.settings import ServerSettings
 
 MAX_TEXT = 4 << 20  # characters besides pictures and films: more than any context holds
@@ -32,28 +35,41 @@ _URLS = ("url", "image_url", "video_url")
 
 
 class Intake:
-    """Receives bodies, and knows how much of them is held at a time."""
+    """Receives bodies, and knows how much is held at a time, for which client: of them, and of what
+    they name."""
 
     def __init__(self, settings: ServerSettings) -> None:
         self.largest = settings.max_media_bytes * 4 // 3 + MAX_TEXT  # the pictures in base64
-        self.room = max(settings.max_held_bytes, self.largest)
+        pictures = settings.max_media_pixels * 4  # as PNG in base64, at most
+        self.room = max(settings.max_held_bytes, self.largest + pictures)
         self.seconds = settings.body_timeout
-        self.held = 0
+        self.held = Counter[str]()
 
     @asynccontextmanager
-    async def body(self, receive: Receive) -> AsyncIterator[bytes]:
-        """Context manager: the body of a request, which counts as held until the block ends.
+    async def body(self, receive: Receive, current: Exchange) -> AsyncIterator[bytes]:
+        """Context manager: the body of a request, which counts as held until the block ends, as
+        does what the request is said to hold within.
 
         Raises ClientDisconnect, and RequestError for one that is too large (413), takes too long
         (408), or finds no room among the others (503).
         """
         pieces, size = list[bytes](), 0
+
+        def hold(more: int) -> None:
+            nonlocal size
+            size += more
+            self.held[current.client] += more
+            if more > 0 and size > SMALL:
+                self._require_room(current.client, size)
+
+        current.hold = hold
         try:
             with anyio.move_on_after(self.seconds) as limit:
                 async for piece in Request({"type": "http"}, receive).stream():
                     pieces.append(piece)
-                    size, self.held = size + len(piece), self.held + len(piece)
-                    self._require_room(size)
+                    hold(len(piece))
+                    if size > self.largest:
+                        raise RequestError(f"the request has more than {self.largest} bytes", 413)
             if limit.cancelled_caught:
                 raise RequestError(f"the request took more than {self.seconds:g} s to arrive", 408)
             body = b"".join(pieces)
@@ -61,12 +77,15 @@ class Intake:
             yield body
         finally:
             pieces.clear()  # an error that is raised above holds this frame for a while
-            self.held -= size
+            self.held[current.client] -= size
+            if not self.held[current.client]:
+                del self.held[current.client]
 
-    def _require_room(self, size: int) -> None:
-        if size > self.largest:
-            raise RequestError(f"the request has more than {self.largest} bytes", 413)
-        if self.held > self.room and size > SMALL:
+    def _require_room(self, client: str, size: int) -> None:
+        """Raises RequestError where there is none for a request of ``size``: none at all, or less
+        than its client has, so that one client leaves as much as it takes."""
+        own, left = self.held[client], self.room - self.held.total()
+        if left < 0 or own > max(size, left):
             raise RequestError("the server holds as many requests as it can: try again later", 503)
 
 

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from typing import Any
 
 from PIL import Image
 
@@ -34,10 +33,11 @@ log = logging.getLogger("mars_gguf.server")
 LINE = Line(WORKERS)
 
 
-def decode(asked: dict[str, Any], deadline: float, data: bytes = b"") -> list[Image.Image]:
-    """Decodes the picture in ``data`` or, if ``asked`` names one, a film, as `media.worker` does.
+def decode(asked: dict[str, int], deadline: float, data: bytes) -> list[Image.Image]:
+    """Decodes the picture in ``data`` or, if ``asked`` has max_frames, the film, as `media.worker`
+    does.
 
-    asked: max_pixels of what is returned, most_pixels of any picture; film, max_frames.
+    asked: max_pixels of what is returned, most_pixels of any picture; max_frames.
     deadline: in the clock of time.monotonic.
 
     Raises RequestError, with the worker's own words if it refuses, and ClientGone.
@@ -82,7 +82,7 @@ class Worker:
             )
         self.deadline = 0.0
 
-    def ask(self, asked: dict[str, Any], deadline: float, data: bytes) -> list[Image.Image] | str:
+    def ask(self, asked: dict[str, int], deadline: float, data: bytes) -> list[Image.Image] | str:
         """Pictures, or why there are none. Raises RequestError if it takes too long, ClientGone,
         and anything else if it gives no answer."""
         self.deadline = deadline + GRACE

@@ -16,9 +16,12 @@ import anyio
 from anyio import to_thread
 
 from mars_gguf.server.checks import RequestError
+from mars_gguf.server.sharing import Line
 
 MAX_REDIRECTS = 3
-_FETCHES = anyio.CapacityLimiter(8)
+AT_A_TIME = 8
+FETCHES = Line(AT_A_TIME)
+_THREADS = anyio.CapacityLimiter(AT_A_TIME)
 _NOT_PUBLIC = [
     ipaddress.ip_network(block)
     for block in (
@@ -45,7 +48,7 @@ async def fetch_in_thread(url: str, max_bytes: int, seconds: float, allow_privat
     # The name resolver knows no timeout: leave its thread behind rather than wait.
     with anyio.move_on_after(seconds):
         return await to_thread.run_sync(
-            fetch, url, max_bytes, seconds, allow_private, abandon_on_cancel=True, limiter=_FETCHES
+            fetch, url, max_bytes, seconds, allow_private, abandon_on_cancel=True, limiter=_THREADS
         )
     raise RequestError("a picture or film took too long to fetch")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from uuid import UUID
+import re
 
 from anyio import to_thread
 from starlette.datastructures import Headers, MutableHeaders
@@ -17,6 +17,7 @@ from mars_gguf.server.metrics import count_and_log
 from mars_gguf.server.settings import ServerSettings
 
 REQUEST_ID = "X-Request-ID"
+_UUID = re.compile("[0-9a-f]{8}(-?[0-9a-f]{4}){3}-?[0-9a-f]{12}", re.I)
 
 
 class ExchangeMiddleware:
@@ -58,7 +59,7 @@ class ExchangeMiddleware:
             current.client_gone.set()
 
         self.access.require(scope)
-        async with self.intake.body(receive) as body:
+        async with self.intake.body(receive, current) as body:
             if len(body) > SMALL:  # which takes a moment
                 await to_thread.run_sync(require_modest, body)
             else:
@@ -101,12 +102,9 @@ class _Response:
 
 def _exchange_of(scope: Scope) -> Exchange:
     """A new exchange, under the request's own id if it brings one that is a UUID."""
-    given = Headers(scope=scope).get(REQUEST_ID, "")
-    try:
-        UUID(given)
-    except ValueError:
-        return Exchange(client=client_of(scope))
-    return Exchange(given, client=client_of(scope))
+    given, client = Headers(scope=scope).get(REQUEST_ID, ""), client_of(scope)
+    # Not UUID(), which takes any number of braces and dashes as well.
+    return Exchange(given, client=client) if _UUID.fullmatch(given) else Exchange(client=client)
 
 
 def _replay(body: bytes, current: Exchange) -> Receive:

@@ -98,9 +98,10 @@ class ServerSettings(upstream.ServerSettings):
     """Seconds to fetch and decode the pictures and films of one request."""
     body_timeout: float = Field(60.0, gt=0)
     """Seconds for the body of a request to arrive in."""
-    max_held_bytes: int = Field(128 << 20, ge=1)
-    """Most bytes of requests that are held at a time, those that wait for the model included; a
-    request of 256 KiB or less, or one alone, is always taken."""
+    max_held_bytes: int = Field(512 << 20, ge=1)
+    """Most bytes of requests and of their pictures that are held at a time, of those that wait for
+    the model, too, and at most as many of one client as it leaves for others; a request of 256 KiB
+    or less, or one alone, is always taken."""
     max_waiting: int = Field(128, ge=0)
     """Most requests that wait for the model; beyond, the last one of the client with the most of
     them is refused (503)."""

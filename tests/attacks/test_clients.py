@@ -42,6 +42,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with a key, that waits two seconds for a body and holds 40 MiB of them."""
     limits = ["--body_timeout", "2", "--max_held_bytes", str(40 * MB)]
+    limits += ["--max_media_pixels", "1000000"]
     folder = tmp_path_factory.mktemp("closed")
     flags = ["--demo", *ONE_THREAD, *limits, "--api_key", "secret"]
     with running(folder, *flags, api_key="secret") as server:

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ from sites import pictures_served
 
 from mars_gguf.server import attachments, decoders
 from mars_gguf.server.checks import RequestError
+from mars_gguf.server.exchange import Exchange, exchange
 from mars_gguf.server.settings import read_settings
+from mars_gguf.server.sharing import Line
 
 PIXELS = base64.b64decode(PICTURE.partition(",")[2])  # the file in it
 
@@ -185,7 +188,10 @@ def test_a_film_that_may_not_be_loaded_is_an_error_of_the_client(
     assert "/tmp" not in str(refused.value)
 
 
-def test_films_are_decoded_within_limits(tmp_path: Path) -> None:
+def test_films_are_decoded_within_limits_and_written_to_no_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
     flags = ["--max_video_frames", "3", "--max_media_pixels", "7000", "--media_timeout", "30"]
     settings = read_settings(["--demo", *flags])[0]
     anyio.run(attachments.inline_media, [shown := film_message(film())], settings)
@@ -198,7 +204,6 @@ def test_films_are_decoded_within_limits(tmp_path: Path) -> None:
     given = {"type": "video", "video": [PICTURE] * 4}
     with pytest.raises(RequestError, match="4 frames, expected at most 3"):
         anyio.run(attachments.inline_media, [{"role": "user", "content": [given]}], settings)
-    path = tmp_path / "given"
     (tmp_path / "film.mp4").write_bytes(film())
     playlist = PLAYLIST % bytes(tmp_path / "film.mp4")
     for content, pixels, seconds, message in (
@@ -207,7 +212,73 @@ def test_films_are_decoded_within_limits(tmp_path: Path) -> None:
         (playlist, 7000, 30, "no frames found|PyAV cannot read it"),
         (film(2, 1280, 720), 7000, 30, "7000 pixels a frame|PyAV cannot read it"),
     ):
-        path.write_bytes(content)
-        asked = {"film": str(path), "max_frames": 3, "most_pixels": 7000, "max_pixels": pixels}
+        asked = {"max_frames": 3, "most_pixels": 7000, "max_pixels": pixels}
         with pytest.raises(RequestError, match=message):
-            decoders.decode(asked, time.monotonic() + seconds)
+            decoders.decode(asked, time.monotonic() + seconds, content)
+
+
+async def shown(client: str, url: str, held: list[int], *flags: str) -> None:
+    """As the server has a picture shown for a request of ``client``."""
+    settings = read_settings(["--demo", "--allow-private-media", *flags])[0]
+    exchange.set(Exchange(client=client, hold=held.append))
+    await attachments.inline_media([picture_message(url)], settings)
+
+
+def test_no_more_pictures_are_held_decoded_than_decoders_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not those of all requests that wait: of a small file a picture takes 48 MiB."""
+    decoded, most, held = 0, 0, list[int]()
+    decode, encode = attachments.decode, attachments.data_url
+
+    def counting(*args: Any) -> Any:
+        nonlocal decoded, most
+        decoded += 1
+        most = max(most, decoded)
+        return decode(*args)
+
+    def releasing(picture: Image.Image) -> str:
+        nonlocal decoded
+        time.sleep(0.1)
+        decoded -= 1
+        return encode(picture)
+
+    monkeypatch.setattr(attachments, "decode", counting)
+    monkeypatch.setattr(attachments, "data_url", releasing)
+
+    async def ask() -> None:
+        async with anyio.create_task_group() as asked:
+            for _ in range(6):
+                asked.start_soon(shown, "a", PICTURE, held)
+
+    anyio.run(ask)
+    assert most <= decoders.WORKERS
+    # The file, and what the model is shown instead of it.
+    assert sorted(held)[:6] == [len(encode(Image.open(io.BytesIO(PIXELS)))) - len(PIXELS)] * 6
+    assert sorted(held)[6:] == [len(PIXELS)] * 6
+
+
+def test_pictures_of_slow_addresses_are_waited_for_at_the_cost_of_who_names_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(attachments, "FETCHES", Line(2))
+    late, done = list[int](), list[str]()
+
+    async def ask(client: str, url: str, seconds: str) -> None:
+        try:
+            await shown(client, url, [], "--media_timeout", seconds)
+        except RequestError as error:
+            assert "too long" in str(error)
+            late.append(1)
+        done.append(client)
+
+    async def ask_all(site: str) -> None:
+        async with anyio.create_task_group() as asked:
+            for _ in range(6):
+                asked.start_soon(ask, "a", f"{site}/endless", "1")
+            await anyio.sleep(0.2)
+            asked.start_soon(ask, "b", f"{site}/picture", "30")
+
+    with pictures_served(PIXELS) as site:
+        anyio.run(ask_all, site)
+    assert len(late) == 6 and done.index("b") <= 2

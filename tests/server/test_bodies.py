@@ -12,11 +12,13 @@ from starlette.types import Message
 
 from mars_gguf.server.bodies import MAX_TEXT, SMALL, Intake, require_modest
 from mars_gguf.server.checks import RequestError
+from mars_gguf.server.exchange import Exchange
 from mars_gguf.server.settings import ServerSettings
 
 
 def intake(**settings: Any) -> Intake:
-    return Intake(ServerSettings(**{"max_media_bytes": 300_000, "max_held_bytes": 1} | settings))
+    small = {"max_media_bytes": 300_000, "max_media_pixels": 1, "max_held_bytes": 1}
+    return Intake(ServerSettings(**small | settings))
 
 
 async def receive_all(intake: Intake, *pieces: bytes, ends: bool = True) -> bytes:
@@ -30,7 +32,7 @@ async def receive_all(intake: Intake, *pieces: bytes, ends: bool = True) -> byte
         await anyio.sleep_forever()
         raise AssertionError
 
-    async with intake.body(receive) as body:
+    async with intake.body(receive, Exchange(client="b")) as body:
         return body
 
 
@@ -45,9 +47,15 @@ def test_a_body_counts_as_held_until_it_is_answered() -> None:
         async def receive() -> Message:
             return messages.pop(0)
 
-        async with small.body(receive) as body:
-            assert (body, small.held) == (b"".join(pieces), 300_000)
-        assert small.held == 0
+        current = Exchange(client="a")
+        async with small.body(receive, current) as body:
+            assert (body, small.held) == (b"".join(pieces), {"a": 300_000})
+            current.hold(50_000)  # a picture that it names
+            current.hold(-20_000)
+            assert small.held == {"a": 330_000}
+            with pytest.raises(RequestError, match="holds as many requests as it can"):
+                current.hold(small.room)
+        assert small.held == {}
 
     anyio.run(hold)
 
@@ -61,16 +69,39 @@ def test_a_body_that_is_too_large_too_slow_or_one_too_many_is_refused() -> None:
         ({}, largest, [b"a" * (SMALL + 1)], True, 503),
     ):
         refusing = intake(**settings)
-        refusing.held = held
+        refusing.held["a"] = held
         with pytest.raises(RequestError) as refused:
             anyio.run(lambda r=refusing, p=pieces, e=ends: receive_all(r, *p, ends=e))
-        assert (refused.value.status, refusing.held) == (status, held)
+        assert (refused.value.status, refusing.held.total()) == (status, held)
 
 
 def test_a_small_body_is_taken_however_many_are_held() -> None:
     full = intake()
-    full.held = full.room
+    full.held["a"] = full.room
     assert anyio.run(receive_all, full, b"a" * SMALL) == b"a" * SMALL
+
+
+@pytest.mark.parametrize(
+    ("held", "taken"),
+    [
+        ({"a": 60, "b": 19}, True),
+        ({"a": 80}, True),
+        ({"b": 50}, False),
+        ({"a": 60, "b": 20}, False),
+    ],
+)
+def test_a_client_leaves_as_much_room_to_others_as_it_takes(
+    held: dict[str, int], taken: bool
+) -> None:
+    """Of 100 MiB, where the client b asks for one more; the first that it asks for it may have."""
+    intake = Intake(ServerSettings(max_held_bytes=100 << 20))
+    intake.held.update({client: size << 20 for client, size in held.items()})
+    body = b"a" * (1 << 20)
+    if taken:
+        assert anyio.run(receive_all, intake, body) == body
+    else:
+        with pytest.raises(RequestError, match="holds as many requests as it can"):
+            anyio.run(receive_all, intake, body)
 
 
 def test_a_client_that_leaves_while_it_sends_is_gone() -> None:
@@ -83,7 +114,7 @@ def test_a_client_that_leaves_while_it_sends_is_gone() -> None:
         async def receive() -> Message:
             return messages.pop(0)
 
-        async with intake().body(receive):
+        async with intake().body(receive, Exchange()):
             raise AssertionError
 
     with pytest.raises(ClientDisconnect):

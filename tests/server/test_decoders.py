@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import re
 import signal
 import struct
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -176,15 +178,31 @@ def test_what_a_decoder_says_is_cut_short(tmp_path: Path, monkeypatch: pytest.Mo
         decoded(png(), 5)
 
 
-def test_what_decodes_a_film_ends_with_the_process_that_began_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A program in ffmpeg's place, which decodes for ever."""
+@pytest.fixture
+def endless_film(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Path]:
+    """A program in ffmpeg's place, which decodes for ever. Waits until it runs; its place in
+    /proc."""
     for name in ("ffmpeg", "ffprobe"):
         (tmp_path / name).write_text(f'#!/bin/sh\necho $$ > "{tmp_path}/pid"\nexec sleep 100\n')
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    (tmp_path / "film").write_bytes(bytes(100))
+
+    def begun() -> Path:
+        while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text()):
+            time.sleep(0.05)
+        return Path("/proc", (tmp_path / "pid").read_text().strip())
+
+    return begun
+
+
+def ended(process: Path) -> bool:
+    status = process / "status"
+    return not status.exists() or "zombie" in status.read_text()
+
+
+def test_what_decodes_a_film_ends_with_the_process_that_began_it(
+    endless_film: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     workers: list[decoders.Worker] = []
     begin = decoders.Worker
 
@@ -195,14 +213,32 @@ def test_what_decodes_a_film_ends_with_the_process_that_began_it(
     monkeypatch.setattr(decoders, "Worker", noted)
 
     def bring_down() -> None:
-        while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text()):
-            time.sleep(0.05)
+        endless_film()
         workers[0].process.kill()
 
     threading.Thread(target=bring_down).start()
-    film = {"film": str(tmp_path / "film"), "max_frames": 4}
     with pytest.raises(RequestError, match=r"its decoder ended \(SIGKILL\)"):
-        decoders.decode(LIMITS | film, time.monotonic() + 60)
+        decoders.decode(LIMITS | {"max_frames": 4}, time.monotonic() + 60, bytes(100))
     time.sleep(0.2)
-    status = Path("/proc", (tmp_path / "pid").read_text().strip(), "status")
-    assert not status.exists() or "zombie" in status.read_text()
+    assert ended(endless_film())
+
+
+ASK = """
+import time
+from mars_gguf.server import decoders
+asked = {"max_pixels": 9, "most_pixels": 9, "max_frames": 4}
+decoders.decode(asked, time.monotonic() + 60, bytes(100))
+"""
+
+
+def test_no_process_is_left_where_the_server_is_killed(
+    endless_film: Callable[[], Path],
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", ASK]) as server:
+        process = endless_film()
+        worker = Path("/proc", re.findall(r"PPid:\t(\d+)", (process / "status").read_text())[0])
+        server.kill()
+    deadline = time.monotonic() + 5
+    while not (ended(process) and ended(worker)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
