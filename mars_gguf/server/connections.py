@@ -6,12 +6,14 @@ import asyncio
 import os
 import socket
 import threading
+from collections import Counter
 from types import FrameType
 from typing import Any
 
 import h11
 import uvicorn
 
+from mars_gguf.server.access import client_of
 from mars_gguf.server.internals import H11Protocol
 
 MAX_CONNECTIONS = 256  # a quarter of the files that a process may commonly have open
@@ -29,12 +31,14 @@ FULL = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 0
 
 class Connection(H11Protocol):
     """A connection of uvicorn's, closed when it has no request for too long or its client does not
-    read. Where there are too many, a new one takes the place of that which has waited longest for a
-    whole request."""
+    read. Where there are too many, a client that has most of them makes room for a new one: by that
+    which has waited longest for a whole request, else by the last one, if the new one's client has
+    fewer."""
 
     timer: asyncio.TimerHandle | None = None
     stalled: asyncio.TimerHandle | None = None
     waiting_since = 0.0
+    address = ""  # of its client
     payload = framing = 0  # bytes of the body that is received, and about its chunks
 
     @property
@@ -50,18 +54,27 @@ class Connection(H11Protocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNSENT)
+        self.address = client_of({"client": self.client})
         self._wait()
         others = [c for c in self.connections if isinstance(c, Connection) and c is not self]
-        if len(others) < MAX_CONNECTIONS:
-            return
-        waiting = [connection for connection in others if not connection.has_request]
+        if len(others) >= MAX_CONNECTIONS:
+            self._make_room(others)
+
+    def _make_room(self, others: list[Connection]) -> None:
+        have = Counter(connection.address for connection in (*others, self))
+        crowd = [c for c in others if have[c.address] >= have[self.address]]
+        waiting = [c for c in crowd if not c.has_request]
+        most = max(have.values())
         if waiting:
-            longest = min(waiting, key=lambda connection: connection.waiting_since)
-            self.connections.discard(longest)
-            longest.transport.abort()
+            last = min(waiting, key=lambda c: (-have[c.address], c.waiting_since))
+        elif most > have[self.address]:
+            last = max((c for c in crowd if have[c.address] == most), key=lambda c: c.waiting_since)
         else:
             self.transport.write(FULL)
             self.transport.close()
+            return
+        self.connections.discard(last)
+        last.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         for start in range(0, len(data), SLICE):

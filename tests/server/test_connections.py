@@ -50,6 +50,29 @@ def test_connections_without_a_request_make_room_and_are_closed_in_the_end(
         assert all(map(gone, idle))
 
 
+def test_a_client_that_has_most_connections_makes_room_for_others(tmp_path: Path) -> None:
+    body = json.dumps({"messages": [HARMFUL], "max_tokens": 900, **ENDLESS}).encode()
+    whole = (POST + f"Content-Length: {len(body)}\n\n").replace("\n", "\r\n").encode() + body
+    asked = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with running(tmp_path, "--demo", *ONE_THREAD, "--max_waiting", "300") as server:
+        address = ("127.0.0.1", server.port)
+        with ExitStack() as stack:
+
+            def flood(sent: bytes) -> None:
+                for _ in range(300):
+                    other = socket.create_connection(address, 15, ("127.0.0.2", 0))
+                    stack.enter_context(other).sendall(sent)
+
+            first = stack.enter_context(server.begin("GET /v1/models HTTP/1.1\n"))
+            flood(b"GET / HTTP/1.1\r\n")  # and no more
+            first.sendall(b"Host: localhost\r\n\r\n")
+            assert first.recv(4096).startswith(b"HTTP/1.1 200")
+            flood(whole)
+            late = stack.enter_context(server.begin(""))
+            late.sendall(asked)
+            assert late.recv(4096).startswith(b"HTTP/1.1 200")
+
+
 def test_a_client_that_does_not_read_its_reply_keeps_nobody_waiting_and_is_given_up(
     tmp_path: Path,
 ) -> None:
