@@ -227,14 +227,20 @@ def require_grammar(llama: Llama, grammar: str) -> None:
 
 
 def require_arguments(
-    llama: Llama,
+    llama: Any,
     *,
+    prompt: object = None,
+    suffix: object = None,
     logit_bias: Mapping[Any, float] | None = None,
     seed: int | None = None,
     **_: Any,
 ) -> None:
     """Raise PromptError for arguments of a completion with a ``logit_bias`` of what is no token, or
-    one that is no sensible number; or with a ``seed`` over which all later ones would fail."""
+    one that is no sensible number; or with a ``seed`` over which all later ones would fail.
+    ValueError for a text of more tokens than the context has, as far as that can be told."""
+    for text in (prompt, suffix):
+        if isinstance(text, str):
+            llama.vocabulary.require_fits(text.encode(), llama.n_ctx())
     if not isinstance(seed, Integral | None):
         raise PromptError(f"seed: found a {type(seed).__name__}, expected a whole number")
     n_vocab = llama.n_vocab()

@@ -199,8 +199,6 @@ class SteeredLlama(Llama):
     def create_completion(self, prompt: str | list[int], *args: Any, **kwargs: Any) -> Any:
         """As ``Llama.create_completion``; a stream ends with a SteeringError if another prompt came
         in between. Raises PromptError for what llama.cpp would end the process over."""
-        if isinstance(prompt, str):
-            self.vocabulary.require_fits(prompt.encode(), self.n_ctx())
         require_arguments(self, **_COMPLETION.bind(self, prompt, *args, **kwargs).arguments)
         return self.steerer.turns.hand_over(super().create_completion, prompt, *args, **kwargs)
 

@@ -6,6 +6,7 @@ import json
 import logging
 import time
 import traceback
+from urllib.parse import quote
 
 from prometheus_client import Counter, Histogram
 from starlette.types import Scope
@@ -18,6 +19,7 @@ from mars_gguf.server.settings import UNSTEERED
 
 log = logging.getLogger("mars_gguf.server")
 
+MAX_PATH = 200  # characters in the log, as they are in an address: they bring no words of their own
 TENTHS = [n / 10 for n in range(11)]
 SECONDS = [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]
 REQUESTS = Counter("mars_requests", "Requests answered", ["path", "status"])
@@ -34,7 +36,7 @@ def count_and_log(scope: Scope, current: Exchange, status: int, log_prompts: boo
     """Counts the request and logs one line of it; a failure of the server with its traceback,
     whose messages may quote the request only where ``log_prompts``."""
     REQUESTS.labels(getattr(scope.get("route"), "path", "other"), status).inc()
-    words = [scope["method"], printable(scope["path"]), str(status)]
+    words = [scope["method"], quote(scope["path"])[:MAX_PATH], str(status)]
     if current.first_token is not None:
         waited = current.first_token - current.began
         policy = (current.model or "", current.vector or UNSTEERED)

@@ -35,6 +35,7 @@ from mars_gguf.vectors import Vector, read_vector
 from mars_gguf.vectors.shelf import AUTO
 
 log = logging.getLogger("mars_gguf.server")
+MAX_NAME = 256  # characters of a model's name
 # Settings in which models may differ that are loaded once.
 OWN = {"model_alias", "vector", "vectors", "vectors_from", "force_vector"}
 
@@ -113,6 +114,8 @@ class Models:
     def settings(self, model: str | None) -> ModelSettings:
         """The settings of the model that a request means by ``model``: the first if it names none,
         and where there is one model alone, that. Raises UnknownModel."""
+        if model and len(model) > MAX_NAME:  # which every piece of a stream would repeat
+            raise UnknownModel(model, [*self._by_alias])
         if not model or len(self._by_alias) == 1:
             return next(iter(self._by_alias.values()))
         if model not in self._by_alias:

@@ -136,6 +136,7 @@ def test_a_text_that_cannot_fit_the_context_is_not_tokenized(server: Server, tex
             (CHAT, {"messages": [{"role": "user", "content": text}]}),
             (CHAT, {"messages": [{"role": "user", "content": parts}]}),
             (RAW, {"prompt": text}),
+            (RAW, {"prompt": "a", "suffix": text}),
             ("/extras/tokenize", {"input": text}),
             ("/extras/tokenize/count", {"input": text}),
         ):

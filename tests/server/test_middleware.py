@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 
 import openai
@@ -17,9 +18,15 @@ from servers import (
 def test_a_request_with_an_id_that_is_none_is_answered_and_logged_under_another(
     server: Server,
 ) -> None:
-    given = {"X-Request-ID": "not-a-uuid"}
-    _, line = chat_and_line(server, [HARMFUL], extra_headers=given)
-    assert "not-a-uuid" not in line
+    for given in ("not-a-uuid", "-" * 9000 + "0" * 32, "{ " + "0" * 31, "urn:uuid:" + "0" * 32):
+        _, line = chat_and_line(server, [HARMFUL], extra_headers={"X-Request-ID": given})
+        assert "not-a-uuid" not in line and "0" * 31 not in line
+
+
+def test_a_request_keeps_an_id_of_its_own(server: Server) -> None:
+    for given in (uuid.uuid4().hex, str(uuid.uuid4()).upper()):
+        reply = chat(server, [HARMFUL], max_tokens=1, extra_headers={"X-Request-ID": given})
+        assert reply["_request_id"] == given
 
 
 def test_a_probe_that_fails_is_a_500_and_no_reply(configured: Server, broken: str) -> None:

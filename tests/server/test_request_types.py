@@ -61,7 +61,7 @@ def test_a_field_that_is_not_known_is_refused(server: Server) -> None:
         ):
             reply = server.send(path, json.dumps({**body, name: value}).encode())
             assert reply.status == 400
-            assert "no field of a" in reply.error["message"]
+            assert "no field of" in reply.error["message"]
             assert len(reply.error["message"]) < 400
 
 

@@ -125,6 +125,8 @@ def test_a_name_that_no_model_has_is_an_error_where_there_are_several(
         with pytest.raises(openai.NotFoundError, match="expected one of pictures, ") as refused:
             call()
         assert refused.value.code == "model_not_found"
+    with pytest.raises(openai.NotFoundError, match="expected one of demo"):
+        chat(server, [HARMFUL], model="x" * 257)
     for model in ("gpt-5", "demo", ""):
         assert chat(server, [HARMFUL], model=model, max_tokens=1)["mars"]["alpha"] > 0
 
