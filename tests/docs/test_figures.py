@@ -53,21 +53,14 @@ def refused(modality: str, arm: str, kind: str) -> float:
     )
 
 
-def test_the_readme_has_the_figures_of_the_reports() -> None:
+def test_the_readme_has_the_figures_of_the_packages_model() -> None:
     expected = []
-    for name, modality in (("text", "text"), ("pictures", "image")):
-        cells = [
-            f"{whole(refused(modality, 'unsteered', k))} → {whole(refused(modality, 'mars', k))}"
-            for k in ("harmful", "borderline", "harmless")
-        ]
-        expected.append([f"Qwen2.5-Coder-0.5B-Instruct, {name}", *cells])
     for name, modality in (("text", "text"), ("pictures", "image"), ("films", "video")):
         before, after = DEMO[modality, "unsteered"], DEMO[modality, "mars"]
         cells = [
-            f"{whole(before[f'refused, {k}'])} → {whole(after[f'refused, {k}'])}"
-            for k in ("harmful", "borderline", "harmless")
+            f"{whole(before[f'refused, {k}'])} → {whole(after[f'refused, {k}'])}" for k in KINDS
         ]
-        expected.append([f"mars-demo, {name}", *cells])
+        expected.append([name, *cells])
     assert table_after(README, "results") == expected
 
 
@@ -99,13 +92,38 @@ def test_the_table_of_the_packages_model_is_that_of_its_report() -> None:
         assert cells == [str(whole(DEMO[m, arm][column])) for m, column in columns], arm
 
 
-def test_the_table_of_published_requests_is_that_of_its_report() -> None:
+def published() -> dict[str, list[str]]:
+    """The rows of the page about published requests, by name: how many, then one cell an arm."""
     page = (EVALUATION.parent / "evaluation/qwen2.5-coder-0.5b/published/published.md").read_text()
     (head, *_, table) = [rows(part) for part in page.split("\n\n") if part.startswith("| ")]
     assert head[0][0] == "source"
-    reported = {name: [n, *(str(whole(float(c.split(" [")[0]))) for c in cells)]
-                for name, n, *cells in table[2:]}  # fmt: skip
+    assert table[0][2:] == ["unsteered", "safety-prompt", "random-1", "mars"]
+    return {name: cells for name, *cells in table[2:]}
+
+
+def test_the_readme_has_the_figures_of_published_requests() -> None:
+    found = table_after(README, "published")
+    reported = published()
+    for name, *cells in found:
+        kind, form = name.split(", ")
+        source = {"harmful": "all of them, harmful", "safe": "xstest, safe"}[kind]
+        n, *percent = reported[f"{source}, {'text' if form == 'as text' else 'pictures'}"]
+        shares = [each.split(" [") for each in percent]
+        expected = [f"{whole(float(share))} [{interval}" for share, interval in shares]
+        assert [cell.replace("**", "") for cell in cells] == [n, *expected], name
+    assert len(found) == 4
+
+
+def test_the_table_of_published_requests_by_source_is_that_of_its_report() -> None:
+    def change(cells: list[str]) -> str:
+        before, after = (whole(float(cells[i].split(" [")[0])) for i in (1, -1))
+        return f"{before} → {after}"
+
+    reported = published()
     quoted = table_after(EVALUATION, "published")
-    assert len(quoted) == 4
-    for name, *cells in quoted:
-        assert cells == reported[name], name
+    assert len(quoted) == 5
+    for name, _, *cells in quoted:
+        source, _, half = name.lower().partition(", its ")
+        kind = "safe" if half == "safe half" else "harmful"
+        rows_of = [reported[f"{source}, {kind}, {form}"] for form in ("text", "pictures")]
+        assert cells == [change(row) for row in rows_of], name
