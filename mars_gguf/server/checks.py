@@ -11,6 +11,8 @@ from llama_cpp.server.types import CreateChatCompletionRequest, CreateCompletion
 
 from mars_gguf.errors import MarsError
 
+# Characters: at each token of a stream all beginnings of each are looked for at the end of it.
+MAX_STOP = 256
 MAX_BIASED = 256  # characters, of which each key is tokenized while all requests wait
 # As the OpenAI API has them: more are megabytes a token, and hold the model while they are sorted.
 MAX_TOP_LOGPROBS, MAX_LOGPROBS = 20, 5
@@ -87,6 +89,15 @@ def require_short_biases(bias: Mapping[str, float] | None) -> None:
         if len(text) > MAX_BIASED:
             raise RequestError(
                 f"logit_bias: found a key of {len(text)} characters, expected at most {MAX_BIASED}"
+            )
+
+
+def require_short_stops(stop: str | Sequence[str] | None) -> None:
+    """Raises RequestError for a text to stop at that is longer than any marker."""
+    for text in [stop] if isinstance(stop, str) else stop or ():
+        if len(text) > MAX_STOP:
+            raise RequestError(
+                f"stop: found {len(text)} characters, expected at most {MAX_STOP} in each"
             )
 
 

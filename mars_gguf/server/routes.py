@@ -91,6 +91,7 @@ def _begin(request: Request, body: ChatRequest | CompletionRequest, prompt: obje
         raise RequestError(f"n: found {body.n}, expected 1 reply a request")
     checks.require_few_probabilities(body)
     checks.require_short_biases(body.logit_bias)
+    checks.require_short_stops(body.stop)
     if state.settings.log_prompts:
         current.prompt = _without_pictures(prompt)
     if body.mars is not None:

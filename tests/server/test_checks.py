@@ -23,6 +23,8 @@ from servers import (
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "half of a surrogate pair"),
         ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice: names"),
         ({"n": 2}, "n: found 2, expected 1"),
+        ({"stop": "a" * 257}, "stop: found 257 characters"),
+        ({"stop": ["a", "a" * 257]}, "stop: found 257 characters"),
     ],
 )
 def test_a_mistake_in_a_chat_request_is_an_error_of_the_client(
