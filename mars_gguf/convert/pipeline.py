@@ -150,10 +150,12 @@ def _require_usable(given: Artefact, extractor: Extractor, media: Mapping[str, S
 
 def _renderable(extractor: Extractor, sets: PromptSets) -> tuple[PromptSets, list[str]]:
     """Leaves out the contexts that the chat template does not write, of prompts with media too.
-    Returns what is left, and what is to be said of it."""
+    Returns what is left, and what is to be said of it. Raises MarsError for a system prompt."""
     lost = [c for c in sets.contexts if c.messages and not extractor.takes(c)]
     if not lost:
         return sets, []
+    if sets.contexts[0] in lost:
+        raise MarsError("--system-prompt: the chat template does not write it. Leave it out.")
 
     def written(prompt: Prompt) -> Prompt:
         return replace(prompt, context=Context()) if prompt.context in lost else prompt

@@ -94,7 +94,7 @@ def _section(path: Path, section: str, values: Mapping[str, Any]) -> dict[str, A
         if kind is float and type(value) is int:
             value = float(value)
         found = type(value)  # not isinstance: True is no whole number
-        if found is not kind or (kind is str and not value):
+        if found is not kind or (kind is str and (not value or "\0" in value)):  # NUL: no path
             raise MarsError(f"{path}: {name} is {value!r:.60}, expected {expected}")
         if kind is list and (not value or not set(map(str, value)) <= set(MODALITIES)):
             raise MarsError(f"{path}: {name} is {value!r:.60}, expected some of {MODALITIES}")

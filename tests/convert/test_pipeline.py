@@ -277,6 +277,15 @@ def test_contexts_that_the_template_does_not_write_are_left_out_with_a_note(
     }
 
 
+def test_a_system_prompt_that_the_template_does_not_write_is_refused(plain_toy: Toy) -> None:
+    given = Context("none", ({"role": "system", "content": "Be kind."},))
+    sets = PromptSets(CONTRAST, {}, [given])
+    with pytest.raises(MarsError, match="--system-prompt: the chat template does not write it"):
+        measure(
+            replace(plain_toy, unwritten=("none",)), sets, Calibration(), source={}, progress=False
+        )
+
+
 def test_what_a_file_tells_of_its_calibration_is_what_was_measured(
     plain_toys_conversion: Measurement,
 ) -> None:

@@ -183,6 +183,7 @@ def test_a_shrinkage_that_is_none_ends_with_a_message(
         ("path", "paht", "unknown key model.paht, expected one of path, hub"),
         ('"model.gguf"', "3", "model.path is 3, expected a path"),
         ('"model.gguf"', '""', "model.path is '', expected a path"),
+        ('"model.gguf"', '"a\\u0000b"', r"model.path is 'a\\x00b', expected a path"),
         ('path = "model.gguf"', "", "needs a path or a hub id"),
         ("path =", 'hub = "A/B"\npath =', "needs a path or a hub id, one of them"),
         ("path =", "file =", "needs a path or a hub id"),
