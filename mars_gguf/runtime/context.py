@@ -162,7 +162,7 @@ class Context:
 
     def mark_beginning(self, *, again: bool) -> None:
         """Remember that an evaluation begins here; with ``again``, so that it can be repeated."""
-        keep = again and not self.memory.rewinds_far
+        keep = again and self.memory.lets_go
         self.before = self.n_tokens, self.memory.snapshot() if keep else None
 
     def take_back_latest(self) -> list[int]:

@@ -53,9 +53,18 @@ class Memory:
     @property
     def rewinds_far(self) -> bool:
         """Whether any number of tokens can be taken back: not where the memory lets go of what has
-        left sliding windows either."""
-        lets_go = self.window > 0 and not self._llama.context_params.swa_full
-        return self.rewinds and not lets_go
+        left sliding windows either, or has, as one of full size does once it was restored."""
+        whole = self.window == 0 or (self._full_size and self.first_held <= 0)
+        return self.rewinds and whole
+
+    @property
+    def lets_go(self) -> bool:
+        """Whether an evaluation may leave no way back to where it began, but for a snapshot."""
+        return not self.rewinds_far or (self.window > 0 and not self._in_order)
+
+    @property
+    def _full_size(self) -> bool:
+        return bool(self._llama.context_params.swa_full)
 
     @property
     def window(self) -> int:
@@ -67,8 +76,13 @@ class Memory:
         lib.llama_memory_clear(self.handle, True)
 
     def cut(self, position: int) -> None:
-        """Remove sequence 0 from ``position`` on. Raises SteeringError if llama.cpp refuses."""
-        if not lib.llama_memory_seq_rm(self.handle, 0, position, -1):
+        """Remove sequence 0 from ``position`` on. Raises SteeringError if llama.cpp refuses, or if
+        a part of the sliding windows that end there is gone, although they are of full size."""
+        shrinks = self.n_held > position
+        cut = lib.llama_memory_seq_rm(self.handle, 0, position, -1)
+        if cut and shrinks and self.window > 0 and self._full_size:
+            cut = 0 <= self.first_held <= max(0, position + 1 - self.window)
+        if not cut:
             raise SteeringError(f"llama.cpp could not rewind the context to position {position}")
 
     def snapshot(self) -> Any:

@@ -121,7 +121,9 @@ class Turns:
     def _begin(self, tokens: list[int], *, reset: bool) -> Reply:
         if not tokens:
             raise PromptError("prompt: found nothing, expected text")
-        if self.context.steered_at is not None or not self._is_read():
+        anew = self.context.steered_at is not None or not self._is_read()
+        # Other policies than those that judged it may push it now.
+        if anew or (self.llama.policies and not self._repeats()):
             self.llama._requires_eval = True
         require_prompt(self.llama, tokens, self.context.tokens)
         if reset:
@@ -134,6 +136,11 @@ class Turns:
         if waits and self._begun is not None:
             self.reply = Reply(thoughts_of(self.llama, template.thinks, begun=self._begun))
         return self.reply
+
+    def _repeats(self) -> bool:
+        """Whether what was evaluated last can be taken back, to be evaluated again."""
+        position, snapshot = self.context.before or (-1, None)
+        return snapshot is not None or (position >= 0 and self.context.memory.rewinds_far)
 
     def _step(self, reply: Reply, steps: Steps, given: Sequence[int] | None) -> int | None:
         """The next token of ``reply``, None at its end."""

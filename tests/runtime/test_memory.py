@@ -338,6 +338,24 @@ def test_windows_that_let_go_change_no_reply(
 
 
 @pytest.mark.parametrize("family", ["gemma3"])
+@pytest.mark.parametrize("opens", [CLOSED, OPEN])
+def test_windows_of_full_size_that_were_restored_change_no_reply(files: str, opens: float) -> None:
+    """Cells that were restored are used again before free ones."""
+    llama, fresh = (windowed(files, opens, swa_full=True) for _ in range(2))
+    asleep = replace(llama.policies[0], name="asleep", block=2, gate="shut")
+    # Of two policies the first is not known to push before all of the prompt is evaluated.
+    with llama.using(*llama.policies, asleep):
+        complete(llama, TEXT, REPLY)
+        llama.load_state(llama.save_state())
+        said = [*TEXT, *REPLY[:-1]]
+        for prompt in ([*said, *tokens(150, 3)], [*said[:100], *tokens(50, 5)]):
+            fresh.context.rewind(0)
+            assert near(complete(llama, prompt), complete(fresh, prompt))
+    llama.close()
+    fresh.close()
+
+
+@pytest.mark.parametrize("family", ["gemma3"])
 def test_windows_are_closed_gates_to_the_bit_where_plain_llama_cpp_python_is_right(
     files: str,
 ) -> None:

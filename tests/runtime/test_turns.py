@@ -272,6 +272,25 @@ def test_of_two_replies_the_one_that_began_last_goes_on() -> None:
         next(other)
 
 
+@pytest.mark.parametrize("model", ["hybrid", "recurrent"], indirect=True)
+def test_other_policies_push_where_memory_cannot_rewind_what_others_had_judged(model: str) -> None:
+    shut, opening = (vector(model, 1, opens).policy() for opens in (CLOSED, OPEN))
+    llama, prompt = steered(model, keep_turns=True), [5, 6, 7, 8, 9, 10]
+
+    def asked(end: int = 6) -> Any:
+        return llama.create_completion(prompt[:end], max_tokens=1, temperature=0.0)
+
+    with llama.using(opening):
+        expected, alpha = asked(), alpha_of(llama)
+    llama.reset()
+    with llama.using(shut):
+        asked(4)
+        asked()
+    with llama.using(opening):  # the same prompt, which is there with all that was read of it
+        assert asked()["choices"] == expected["choices"]
+    assert 0 < alpha_of(llama) == pytest.approx(alpha, rel=1e-3)
+
+
 def test_a_prompt_of_no_tokens_is_refused_and_the_reply_before_goes_on() -> None:
     llama, fresh = steered(DEMO), steered(DEMO)
     tokens = tokens_of(llama, QUESTION)
