@@ -114,8 +114,8 @@ def load(
         if "llama_context" in str(error):
             raise ModelError(
                 f"{model_path}: llama.cpp made no context of n_ctx = {arguments.get('n_ctx')} "
-                f"({error}). Is there memory for it? A smaller n_ctx (-c) takes less; verbose=True "
-                "shows what llama.cpp says."
+                f"({error}). Is there too little memory (a smaller n_ctx, -c, takes less), or an "
+                "option that the model cannot have? verbose=True shows what llama.cpp says."
             ) from error
         raise ModelError(
             f"{model_path}: llama.cpp could not load this model ({error}). "
