@@ -47,6 +47,13 @@ def _positive_number(text: str) -> float:
     return value
 
 
+def _temperature(text: str) -> float:
+    value = float(text)
+    if not value >= 0:  # llama-cpp-python would draw from all tokens, whatever else was asked for
+        raise argparse.ArgumentTypeError(f"found {text}, expected 0 or more")
+    return value
+
+
 def _tokens(text: str) -> int:
     return -1 if text == "-1" else positive(text)
 
@@ -66,7 +73,8 @@ MESSAGE: list[tuple[str, Any, Any, str, str]] = [  # flags, type, default, metav
 REPLIES: list[tuple[str, Any, Any, str, str]] = [
     ("-n --max-tokens", _tokens, 512, "N",
      "tokens of a reply, at most (default: 512; -1: until the context is full)"),
-    ("--temp", float, 0.8, "X", "temperature, 0 for the likeliest token each time (default: 0.8)"),
+    ("--temp", _temperature, 0.8, "X",
+     "temperature, 0 for the likeliest token each time (default: 0.8)"),
     ("--top-k", int, 40, "N", "draw from the N likeliest tokens (default: 40; 0: from all)"),
     ("--top-p", float, 0.95, "X",
      "draw from the likeliest tokens that make up this share (default: 0.95; 1: from all)"),

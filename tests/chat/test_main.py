@@ -145,6 +145,7 @@ def test_a_video_is_attached_to_the_one_request(tmp_path: Path) -> None:
         (["-m", DEMO, "--vector", str(demo_model.VECTOR), "--video", "v", "-p", "x"], "--mmproj"),
         (["-m", DEMO, "--mmproj", DEMO, "--vector", str(demo_model.VECTOR), "-p", "x"], "mmproj"),
         (["--demo", "--fps", "0", "-p", "x"], "expected a number above 0"),
+        (["--demo", "--temp=-1", "-p", "x"], "found -1, expected 0 or more"),
         (["--demo", "-p", b"caf\xe9"], r"--prompt: found b'\xe9', expected UTF-8"),
         (["--demo", "-sys", b"caf\xe9", "-p", "x"], r"--system-prompt: found b'\xe9', expected"),
         (["--demo", "-t", "100000", "-p", "x"], "found 100000, expected 1 to 512"),
