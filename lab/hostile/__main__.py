@@ -27,8 +27,9 @@ from mars_gguf.options import positive
 
 AT_A_TIME = 4
 WARM_UP = 0.2  # of the requests
-# Mebibytes: at most at any time over an idle server, and from the warm-up to the end.
-MOST_MEMORY, MOST_GROWTH = 1024, 128
+# Mebibytes: at most at any time over an idle server, and from the warm-up to the end, between which
+# what the requests of a moment hold differs by 130.
+MOST_MEMORY, MOST_GROWTH = 1024, 256
 SHOWN = 10  # problems
 
 

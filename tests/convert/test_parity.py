@@ -49,7 +49,7 @@ def real(short_smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 @pytest.fixture(scope="module")
 def parity(real: tuple[str, str]) -> Parity:
     pairs = builtin_contrast()
-    contrast = ContrastPrompts(pairs.harmful[::8], pairs.harmless[::8])
+    contrast = ContrastPrompts(pairs.harmful[::12], pairs.harmless[::12])
     a = GgufExtractor(real[1], n_threads=2, n_ctx=2048)
     b = TransformersExtractor(real[0], CheckpointOptions(batch_size=32))
     assert not a.fingerprint.differences(b.fingerprint)
