@@ -466,8 +466,8 @@ def test_a_real_chat_model_converts_and_steers(smollm2: str, tmp_path: Path) -> 
     """It hardly refuses, and says so; what counts is that the file steers this very model."""
     pairs = builtin_contrast()
     extractor = GgufExtractor(smollm2, n_threads=2, n_ctx=2048)
-    some = replace(pairs.thinned(8), neutral={})
-    made = measured(extractor, some, layers=(15, 16), over_refusal=0.1)
+    some = replace(pairs.thinned(10), neutral={})
+    made = measured(extractor, some, layers=(15, 15), over_refusal=0.1)
     extractor.close()
     assert any("seldom refuses" in warning for warning in made.warnings)
     assert made.scores.separation[made.vector.layer] > 0.65

@@ -258,10 +258,10 @@ def small(tmp_path: Path) -> Path:
     folder = demo_model.FOLDER
     contrast = []
     for name in ("harmful", "harmless"):
-        contrast.append(read_prompts(folder / f"{name}.jsonl")[::4])
+        contrast.append(read_prompts(folder / f"{name}.jsonl")[::8])
         (tmp_path / name).write_text("\n".join(contrast[-1]))
     rows: list[dict[str, Any]] = [
-        json.loads(line) for line in (folder / "neutral.jsonl").read_text().splitlines()[::16]
+        json.loads(line) for line in (folder / "neutral.jsonl").read_text().splitlines()[::32]
     ]
     for row in rows:
         row["image"] = str(folder / row["image"])
