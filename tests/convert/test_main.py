@@ -327,7 +327,21 @@ def test_neutral_text_of_ones_own_is_measured_with_and_quick_measures_on_a_quart
     assert odd.calibration["shrinkage"] == "oas"
     assert odd.source["prompts_sha256"] != plain.source["prompts_sha256"]
     output = tmp_path / "v.gguf"
-    main([DEMO, "--quick", "--layers", "6", "--no-plot", "-q", "-t", "1", "-o", str(output)])
+    main(
+        [
+            DEMO,
+            "--quick",
+            "--no-contexts",
+            "--layers",
+            "6",
+            "--no-plot",
+            "-q",
+            "-t",
+            "1",
+            "-o",
+            str(output),
+        ]
+    )
     quick, whole = read_vector(output), builtin_contrast()
     assert sum(counts(quick, "harmful")) == -(-len(whole.harmful) // 4)
     assert "quarter" in str(quick.source["quick"])

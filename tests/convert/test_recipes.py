@@ -258,10 +258,10 @@ def small(tmp_path: Path) -> Path:
     folder = demo_model.FOLDER
     contrast = []
     for name in ("harmful", "harmless"):
-        contrast.append(read_prompts(folder / f"{name}.jsonl")[::8])
+        contrast.append(read_prompts(folder / f"{name}.jsonl")[::4])
         (tmp_path / name).write_text("\n".join(contrast[-1]))
     rows: list[dict[str, Any]] = [
-        json.loads(line) for line in (folder / "neutral.jsonl").read_text().splitlines()[::32]
+        json.loads(line) for line in (folder / "neutral.jsonl").read_text().splitlines()[::16]
     ]
     for row in rows:
         row["image"] = str(folder / row["image"])
@@ -282,6 +282,7 @@ def small(tmp_path: Path) -> Path:
         sha256 = "{ContrastPrompts(*contrast).sha256}"
         [neutral]
         media = "neutral.jsonl"
+        own_wordings = true
         modalities = ["image"]
         [calibration]
         layers = "4-6"
