@@ -12,7 +12,7 @@ from lab.hostile.serving import served
 def test_honest_clients_have_replies_beside_hostile_ones() -> None:
     with served("--turn_timeout", "1") as server:
         for hostile in (False, True):
-            waited = a_round(server, hostile, 4.0)
+            waited = a_round(server, hostile, 2.0)
             assert waited and min(waited) > 0
         assert server.lives
 
