@@ -225,7 +225,7 @@ def test_places_that_cannot_be_written_are_refused_before_the_model_is_opened(
     model.write_bytes(b"GGUF, as far as this goes")
     output = places(tmp_path)[place]
     if place == "without rights" and not Path("/proc").is_dir():
-        pytest.skip("no directory that nobody may write to")
+        pytest.skip("no /proc, where not even root may write")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(SystemExit) as ended:
         convert(str(model), folder=inputs, output=output)

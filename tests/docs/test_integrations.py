@@ -104,7 +104,7 @@ def litellm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]
     """A client of LiteLLM's proxy, as it is shipped, in front of the demo model, which has an
     unsteered twin called plain."""
     if not (program := shutil.which("litellm")):
-        pytest.skip("needs pip install 'litellm[proxy]'")
+        pytest.skip("needs pip install 'litellm[proxy]' beside, as it pins what tests have")
     folder = tmp_path_factory.mktemp("litellm")
     own = {"model": str(TEXT_MODEL), "mmproj": str(MMPROJ), "n_ctx": 1024, "n_threads": 1}
     models = [
@@ -199,7 +199,7 @@ def test_the_guardrail_reads_streams_too(litellm: openai.OpenAI) -> None:
 
 def test_steering_holds_behind_open_webui(tmp_path: Path) -> None:
     if not (program := shutil.which("open-webui")):
-        pytest.skip("needs pip install open-webui")
+        pytest.skip("needs pip install open-webui beside, as it pins what tests have")
     with running(tmp_path, "--demo") as server:
         settings = open_webui_settings() | {"OPENAI_API_BASE_URL": f"{server.url}/v1"}
         settings |= {"DATA_DIR": str(tmp_path), "WEBUI_AUTH": "False", "WEBUI_SECRET_KEY": KEY}
