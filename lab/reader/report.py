@@ -1,12 +1,10 @@
 """``python -m lab.reader.report MODEL.gguf -o DIR`` converts a text model behind the constructed
 projector, and evaluates the vector on forms and requests that nothing was chosen by looking at.
 
-In one run beside MARS: no steering, a random direction, and MARS without or
-with other parts (``ARMS``), one of them one threshold for all modalities (the rule before version 3
-of the vector file: what 1 % of the neutral inputs of the worst modality exceed, in spreads, text's
-spread being the larger one of neutral and harmful prompts; what the model refuses by itself
-counts). Then the same requests in conversations, into DIR/conversations. DIR gets
-the reports of `mars_gguf.evaluate` and the vector's card; pictures, suites and vectors stay in
+In one run beside MARS: no steering, a safety prompt and a random direction. Then the same requests
+in conversations, without steering and with MARS, into DIR/conversations. All further options are
+`mars_gguf.evaluate`'s (-t, ...). DIR gets the
+reports of `mars_gguf.evaluate` and the vector's card; pictures, suites and vectors stay in
 DIR/parts, and what is there is not made again.
 """
 
@@ -18,10 +16,8 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from llama_cpp import Llama
 
 from lab.reader import build, neutral, suite
@@ -30,33 +26,18 @@ from lab.reader.projector import known_tokens
 from mars_gguf.console import command
 from mars_gguf.convert import Prompts
 from mars_gguf.convert import convert as measured
-from mars_gguf.convert.pipeline import Measurement
 from mars_gguf.convert.vector_files import resume_path
 from mars_gguf.evaluate.builtin import CONTEXTS
 from mars_gguf.loading import say
+from mars_gguf.modalities import IMAGE
 from mars_gguf.runtime.weights import require_gguf
-from mars_gguf.vectors import Vector, write_vector
 
 FORMS = (
     "plain", "plain-instruction-1", "plain-instruction-2", "plain-instruction-3",
     "plain-subject-1", "plain-subject-2",
 )  # fmt: skip
-ARMS = ("random-1", "projection", "no-recentering", "mars")
+ARMS = ("safety-prompt", "random-1", "mars")
 IN_CONVERSATIONS = ("mars",)
-
-
-def one_threshold(measurement: Measurement) -> Vector:
-    """Makes the vector with the gate of before: thresholds z_0 sigma_m with one z_0."""
-    vector = measurement.vector
-    g, layer = vector.geometry, vector.layer
-    harmful = measurement.coordinates["harmful text"][:, layer]
-    spreads, worst = {}, 0.0
-    for m in vector.modalities:
-        t = measurement.coordinates[f"neutral {m}"][:, layer] - float(g.shifts[m] @ g.readout)
-        spreads[m] = float(max(t.std(), harmful.std()) if m == "text" else t.std())
-        worst = max(worst, float(np.quantile(t, 0.99)) / spreads[m])
-    thresholds = {m: worst * spread for m, spread in spreads.items()}
-    return replace(vector, geometry=replace(g, spreads=spreads, thresholds=thresholds))
 
 
 def prepare(model: str, parts: Path) -> None:
@@ -81,14 +62,13 @@ def seeing(model: str, parts: Path) -> Iterator[Writer]:
 
 
 def convert(model: str, parts: Path, output: Path) -> None:
-    """Makes the vector, its card and plot, and the one that it is compared with."""
-    prompts = Prompts(neutral_media=parts / "neutral")
+    """Makes the vector, its card and plot."""
+    prompts = Prompts(neutral_media=parts / "neutral", modalities=(IMAGE.name,))
     resume = resume_path(parts / "mars.gguf")
     conversion = measured(
         model, parts / "mmproj.gguf", prompts=prompts, resume=resume, progress=True, say=say
     )
     _, *beside = conversion.write(parts / "mars.gguf")
-    write_vector(one_threshold(conversion.measurement), parts / "one-threshold.gguf")
     for path in beside:
         shutil.copy(path, output / path.name)
 
@@ -98,18 +78,17 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("model")
     p.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
     p.add_argument("--limit", type=int, default=20, help="requests of a form, kind and medium")
-    args = p.parse_args(argv)
+    args, further = p.parse_known_args(argv)
     require_gguf(str(args.model))
     parts = args.output / "parts"
     prepare(args.model, parts)
-    if not (parts / "one-threshold.gguf").exists():
+    if not (parts / "mars.gguf").exists():
         convert(args.model, parts, args.output)
-    compared = ["--compare", f"one-threshold={parts / 'one-threshold.gguf'}"]
     suites = [str(parts / "suite" / f"{form}.jsonl") for form in FORMS]
-    evaluate(args, args.output, suites, ARMS, args.limit, compared)
+    evaluate(args, args.output, suites, ARMS, args.limit, further)
     limit = args.limit * len(CONTEXTS) // 2
     suites = [str(parts / "suite" / "conversations.jsonl")]
-    evaluate(args, args.output / "conversations", suites, IN_CONVERSATIONS, limit, [])
+    evaluate(args, args.output / "conversations", suites, IN_CONVERSATIONS, limit, further)
 
 
 def evaluate(
