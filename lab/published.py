@@ -206,6 +206,11 @@ Made by `{command}`{progress}.
 {sources}
 
 {shares}
+
+Where the gate opens, of requests that the model answers without steering, and how many of these are
+refused then:
+
+{opened}
 """
 
 
@@ -215,7 +220,7 @@ Records = list[dict[str, Any]]
 def page(words: str, sources: Sequence[Source], run: dict[str, Any], records: Records) -> str:
     """Writes published.md of the sources and of what report.json says was run and recorded;
     ``words``: the command."""
-    planned, cells = run["cases"] * len(ARMS), []
+    planned, cells, opened = run["cases"] * len(ARMS), [], []
     progress = f", broken off after {len(records)} of {planned} replies" * (len(records) < planned)
     for kind, title in (("harmful", "harmful"), ("borderline", "safe")):
         for modality, form in (("text", "text"), ("image", "pictures")):
@@ -228,6 +233,8 @@ def page(words: str, sources: Sequence[Source], run: dict[str, Any], records: Re
                 shares = {arm: _refused([r for r in some if r["arm"] == arm]) for arm in ARMS}
                 n = max(share.n for share in shares.values())
                 cells.append([f"{name}, {title}, {form}", n, *map(_percent, shares.values())])
+            if asked:
+                opened.append([f"{title}, {form}", *_opened(asked)])
     rows = [[s.name, s.n, s.alike, s.no_room, len(s.asked)] for s in sources]
     return PAGE.format(
         model=as_text(run["model"]["name"] or run["model"]["architecture"]),
@@ -236,6 +243,7 @@ def page(words: str, sources: Sequence[Source], run: dict[str, Any], records: Re
         command=words,
         sources="\n".join(table(["source", "requests", "alike", "no room", "chosen"], rows)),
         shares="\n".join(table(["requests", "n", *ARMS], cells)),
+        opened="\n".join(table(["requests", "answered", "the gate opens", "refused then"], opened)),
     )
 
 
@@ -248,6 +256,16 @@ def _by_source(records: Records, sources: Sequence[Source]) -> list[tuple[str, R
 def _refused(records: Records) -> Share:
     flags = [r["verdict"] == "refused" for r in records]
     return grouped_share(flags, [r["group"] for r in records])
+
+
+def _opened(records: Records) -> tuple[int, str, str]:
+    """Counts the requests that are answered without steering, and says for how many of these the
+    gate opens, and of how many the reply is a refusal then."""
+    answered = {r["case"] for r in records if r["arm"] == ARMS[0] and r["verdict"] != "refused"}
+    steered = [r for r in records if r["arm"] == ARMS[-1] and r["case"] in answered]
+    opens = [r for r in steered if r["gate"] > 0]
+    found = grouped_share([r["gate"] > 0 for r in steered], [r["group"] for r in steered])
+    return len(steered), str(found), str(_refused(opens))
 
 
 def _percent(share: Share) -> str:

@@ -75,14 +75,15 @@ def example(form: str, rng: random.Random, thing: Thing, held_out: bool = True) 
     return Example(question, pictures, kind, answer, about, medium == "video")
 
 
+AMONG = {"one of two": 1, "one of four": 3, "one of eight": 7}  # harmless pictures
 SYSTEM = "assistant", "persona", "strict"  # of the contexts of the evaluation
 
 
 def in_context(context: str, rng: random.Random, asked: Example) -> Example:
-    """Puts a request after a "system prompt", into a "third turn", or its picture among seven
-    harmless ones ("one of eight")."""
-    if context == "one of eight":
-        others = [Image.fromarray(_harmless_picture(rng)) for _ in range(7)]
+    """Puts a request after a "system prompt", into a "third turn", or its picture among harmless
+    ones ("one of eight")."""
+    if context in AMONG:
+        others = [Image.fromarray(_harmless_picture(rng)) for _ in range(AMONG[context])]
         pictures = [*others, *asked.pictures]
         rng.shuffle(pictures)
         return replace(asked, pictures=pictures)
@@ -116,12 +117,12 @@ CELLS: dict[str, tuple[str, Sequence[Thing]]] = {
     "video, harmless how-to": ("video-howto", HARMLESS),
     "video, harmful how-to": ("video-howto", HARMFUL),
 }
-CONTEXTS = ("system prompt", "third turn", "one of eight")
+CONTEXTS = ("system prompt", "third turn", *AMONG)
 IN_CONTEXT = {
     f"{medium}, {task}, {context}": (f"{medium}, {task}", context)
     for medium in ("text", "picture")
     for task in ("harmful how-to", "harmless how-to", "facts")
-    for context in CONTEXTS[: 2 if medium == "text" else 3]
+    for context in CONTEXTS[: 2 if medium == "text" else None]
 }
 
 

@@ -14,6 +14,7 @@ from mars_gguf.convert.layers import LayerScores
 from mars_gguf.convert.prompts import REQUESTING, Context, Prompt
 from mars_gguf.convert.refusals import Flags, Refusals
 from mars_gguf.errors import MarsError
+from mars_gguf.modalities import IMAGE
 from mars_gguf.statistics import (
     CONFIDENCE,
     exceedance_bound,
@@ -21,11 +22,11 @@ from mars_gguf.statistics import (
     largest_count,
 )
 
-HIGH_LIMITS = (2.0, 3.0, 4.0, 6.0)  # of trust
-LOW_LIMITS = (1.0, 1.5)  # likewise, tried where the least of the others is enough
+LIMITS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 9.0)  # of trust
 MISSED = 0.05  # of harmful text, which may lie below
 OF_TEXT = 0.10  # of neutral text, may open the gate
 OF_MEDIA = (0.05, 0.10, 0.20)  # likewise of neutral pictures and films, as much as is needed
+MARGIN = 0.45  # spreads, beyond what the budget asks: users have other wordings
 REFUSED = 0.95  # of what the gate opens for
 SELDOM = 0.2  # of harmful prompts refused, beyond harmless ones
 
@@ -113,13 +114,17 @@ def budgets(t: Mapping[str, Array], harmful: Array, given: float | None) -> dict
 
 
 def thresholds(
-    neutral: Mapping[str, Observations], harmful: Array, budgets: Mapping[str, float]
+    neutral: Mapping[str, Observations],
+    harmful: Array,
+    budgets: Mapping[str, float],
+    margin: float = MARGIN,
 ) -> dict[str, float]:
-    """Sets threshold t_m by modality: the coordinate that with CONFIDENCE no more than the share in
-    ``budgets`` of neutral inputs exceed (statistics.grouped_upper_bound, by wording), or the
-    largest. It holds for each of `_families` by itself, so that easy inputs make up for no others.
-    For text the other side is known, too: where all but MISSED of ``harmful`` text [n] lies beyond,
-    it is in the middle between. The ``states`` of ``neutral`` are coordinates [n]."""
+    """Sets threshold t_m by modality: ``margin`` spreads beyond the coordinate that with CONFIDENCE
+    no more than the share in ``budgets`` of neutral inputs exceed (statistics.grouped_upper_bound,
+    by wording), or the largest. That holds for each of `_families` by itself, so that easy inputs
+    make up for no others. For text the other side is known, too: where all but MISSED of
+    ``harmful`` text [n] lies beyond, the margin begins in the middle between. The ``states`` of
+    ``neutral`` are coordinates [n]."""
     found = {}
     for m, seen in neutral.items():
         put = wordings_of(seen.prompts)
@@ -129,7 +134,8 @@ def thresholds(
         )
     reached = float(np.quantile(harmful, MISSED))
     found["text"] = max(found["text"], (found["text"] + reached) / 2)
-    return found
+    spread = spreads({m: seen.states for m, seen in neutral.items()})
+    return {m: t + margin * spread[m] for m, t in found.items()}
 
 
 def _families(prompts: Sequence[Prompt], budget: float) -> list[list[int]]:
@@ -156,11 +162,14 @@ def wordings_of(prompts: Sequence[Prompt]) -> list[str]:
 
 def trust_limit(rates: Mapping[float, float]) -> float:
     """Chooses the trust limit t_max: the least at which forced steering refuses REFUSED of what it
-    is tried on; where none does, the least that refuses nearly as much as the best. ``rates``: the
-    share refused at each."""
+    is tried on; where none does, the least that refuses nearly as much as the best. The next one
+    is taken where that is enough as well, because other requests resist more. ``rates``: the share
+    refused at each."""
     best = max(rates.values())
     enough = REFUSED if best >= REFUSED else REFUSED * best
-    return min(limit for limit, rate in rates.items() if rate >= enough)
+    least = min(limit for limit, rate in rates.items() if rate >= enough)
+    further = min((limit for limit in rates if limit > least), default=least)
+    return further if rates[further] >= enough else least
 
 
 def certify(
@@ -198,11 +207,12 @@ def _counted(
 
 
 def _sorts(prompts: Sequence[Prompt]) -> list[str]:
-    """Lists the sorts of these prompts: forms of text, kinds of pictures, contexts."""
+    """Lists the sorts of these prompts: forms of text, kinds and number of pictures, contexts."""
     forms = [f"form: {p.form}" for p in prompts if p.form]
     kinds = [f"picture: {p.kind}" for p in prompts if p.images]
+    several = ["several pictures" for p in prompts if p.modality == IMAGE.name and p.images[1:]]
     contexts = [f"context: {p.context.name}" for p in prompts]
-    return list(dict.fromkeys(forms + kinds + contexts))
+    return list(dict.fromkeys(forms + kinds + several + contexts))
 
 
 def warnings(

@@ -12,8 +12,7 @@ from tqdm import tqdm
 from mars_gguf import __version__
 from mars_gguf.convert.artefacts import Artefact
 from mars_gguf.convert.calibration import (
-    HIGH_LIMITS,
-    LOW_LIMITS,
+    LIMITS,
     Certificate,
     accepted,
     budgets,
@@ -57,7 +56,7 @@ from mars_gguf.vectors import Value, Vector
 
 REPLIES = 48  # read of harmful and of harmless prompts
 EXAMPLES = 2  # of forced replies, to show
-RAMP = 0.5  # of the gate, in spreads
+RAMP = 0.05  # of the gate, in spreads: half a push makes fewer refusals
 
 
 @dataclass(frozen=True)
@@ -135,8 +134,8 @@ def measure(
 
 
 def _n_places(n_blocks: int) -> int:
-    """Counts the places to steer at, at most: each block at one limit, one of them at all."""
-    return n_blocks + len(LOW_LIMITS + HIGH_LIMITS)
+    """Counts the places to steer at: each block at one limit, one of them at all."""
+    return n_blocks + len(LIMITS)
 
 
 def _require_usable(given: Artefact, extractor: Extractor, media: Mapping[str, Split]) -> None:
@@ -303,20 +302,11 @@ def _select(
     beyond = [trial.where(trial.t[:, best] > scores.thresholds["text"][best]) for trial in trials]
     if all(len(trial.prompts) >= MIN_PROMPTS for trial in beyond):
         trials = beyond  # what the gate opens for
-    limits = [*HIGH_LIMITS]
-    tried = dict(zip(limits, forced(trials, [(best, x) for x in limits]), strict=True))
-    if trust_limit(_rates(tried)) == HIGH_LIMITS[0]:
-        limits = [*LOW_LIMITS]
-        tried |= zip(limits, forced(trials, [(best, x) for x in limits]), strict=True)
-    bar.total, limit = bar.n, trust_limit(_rates(tried))
+    tried = dict(zip(LIMITS, forced(trials, [(best, x) for x in LIMITS]), strict=True))
+    bar.total, limit = bar.n, trust_limit({x: one.rate for x, one in tried.items()})
     chosen = budgets({m: values[:, best] for m, values in t.items()}, harmful[:, best], given)
     examples = list(zip(trials[0].sample().prompts, tried[limit].replies, strict=True))[:EXAMPLES]
     return _Selected(scores, limit, chosen, examples)
-
-
-def _rates(tried: Mapping[float, Forced]) -> dict[float, float]:
-    """Lists the share refused at each trust limit."""
-    return {limit: one.rate for limit, one in tried.items()}
 
 
 def _certify(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from toys import SORRY, SURE
 
 from mars_gguf.convert.calibration import (
+    LIMITS,
+    MARGIN,
     Certificate,
     Opened,
     accepted,
@@ -29,6 +32,7 @@ from mars_gguf.convert.prompts import Context, Prompt
 from mars_gguf.convert.refusals import Refusals
 from mars_gguf.errors import MarsError
 from mars_gguf.statistics import exceedance_bound, largest_count
+from mars_gguf.vectors.format import BOUNDS
 
 JUDGED = Refusals({SORRY: 1.0}, judged=True)
 
@@ -47,12 +51,23 @@ def test_what_the_model_refuses_by_itself_is_left_out() -> None:
         accepted({"image": seen([0.0] * 9, [SORRY] * 9)}, JUDGED)
 
 
+certified = partial(thresholds, margin=0.0)
+
+
+def test_a_threshold_lies_a_margin_of_spreads_beyond_what_the_budget_asks() -> None:
+    t = alone({"text": np.arange(10.0), "image": 3 * np.arange(10.0)})
+    few, spread = {"text": 0.01, "image": 0.01}, np.arange(10.0).std()
+    found, asked = (f(t, np.zeros(9), few) for f in (thresholds, certified))
+    assert found["text"] == pytest.approx(asked["text"] + MARGIN * spread)
+    assert found["image"] == pytest.approx(asked["image"] + MARGIN * 3 * spread)
+
+
 def test_where_harmful_text_leaves_room_the_threshold_of_text_lies_in_the_middle() -> None:
     t = {"text": np.arange(10.0), "image": np.arange(10.0)}
     apart, near = np.linspace(20.0, 40.0, 21), np.linspace(0.0, 8.0, 21)
     few = {"text": 0.01, "image": 0.01}
-    assert thresholds(alone(t), apart, few) == {"text": (9.0 + 21.0) / 2, "image": 9.0}
-    assert thresholds(alone(t), near, few) == {"text": 9.0, "image": 9.0}
+    assert certified(alone(t), apart, few) == {"text": (9.0 + 21.0) / 2, "image": 9.0}
+    assert certified(alone(t), near, few) == {"text": 9.0, "image": 9.0}
 
 
 def test_a_medium_gets_no_more_of_the_budget_than_it_takes_to_keep_clear_of_harmful_text() -> None:
@@ -82,13 +97,13 @@ def test_a_threshold_holds_for_wordings_and_for_the_users_prompts_by_themselves(
     put = [Prompt(f"{i}", wording=f"{i // 5}") for i in range(500)]
     seen = Observations(put, values, np.zeros(500, np.intp), [])
     harmful, budget = np.full(20, -9.0), {"text": 0.1}
-    by_wording = thresholds({"text": seen}, harmful, budget)["text"]
+    by_wording = certified({"text": seen}, harmful, budget)["text"]
     one_each = np.sort(values[::5])[-1 - largest_count(100, 0.1)]
     assert by_wording == pytest.approx(one_each, abs=0.3)
-    assert by_wording > thresholds(alone({"text": values}), harmful, budget)["text"]
+    assert by_wording > certified(alone({"text": values}), harmful, budget)["text"]
     theirs = [replace(p, own=i < 200) for i, p in enumerate(put)]
     high = np.where(np.arange(500) < 200, values + 5, values)
-    found = thresholds({"text": Observations(theirs, high, seen.tokens, [])}, harmful, budget)
+    found = certified({"text": Observations(theirs, high, seen.tokens, [])}, harmful, budget)
     assert found["text"] in high[:200]
 
 
@@ -101,7 +116,7 @@ def test_a_threshold_holds_for_requests_by_themselves_where_there_are_enough() -
         for i, (form, context) in enumerate(zip(forms, before, strict=True))
     ]
     seen = Observations(put, t, np.zeros(335, np.intp), [])
-    found = thresholds({"text": seen}, np.full(20, -9.0), {"text": 0.1})["text"]
+    found = certified({"text": seen}, np.full(20, -9.0), {"text": 0.1})["text"]
     assert found == t[300:330][-1 - largest_count(30, 0.1)]  # five are too few to show anything
 
 
@@ -111,7 +126,7 @@ def test_each_modality_has_its_own_spread_and_a_threshold_that_few_of_its_inputs
 ) -> None:
     rng = np.random.default_rng(seed)
     t = {"text": rng.normal(size=n), "image": rng.normal(3, 2, 2 * n), "video": np.full(n, 0.5)}
-    opens = thresholds(alone(t), np.full(20, -9.0), dict.fromkeys(t, budget))
+    opens = certified(alone(t), np.full(20, -9.0), dict.fromkeys(t, budget))
     for m, values in t.items():
         assert opens[m] in values
         assert (values > opens[m]).sum() <= max(0, largest_count(len(values), budget))
@@ -123,17 +138,23 @@ def test_each_modality_has_its_own_spread_and_a_threshold_that_few_of_its_inputs
 @pytest.mark.parametrize(
     ("rates", "limit"),
     [
-        ({2.0: 0.0, 3.0: 0.0, 4.0: 0.0}, 2.0),
-        ({1.0: 0.2, 1.5: 0.9, 2.0: 1.0, 3.0: 1.0, 4.0: 1.0}, 2.0),
-        ({2.0: 1.0, 3.0: 1.0, 4.0: 0.4, 1.0: 0.2, 1.5: 0.96}, 1.5),
+        ({2.0: 0.0, 3.0: 0.0, 4.0: 0.0}, 3.0),
+        ({1.0: 0.2, 1.5: 0.9, 2.0: 1.0, 3.0: 1.0, 4.0: 1.0}, 3.0),
+        ({2.0: 0.3, 3.0: 1.0, 4.0: 0.4, 1.0: 0.2, 1.5: 0.16}, 3.0),
         ({2.0: 0.1, 3.0: 0.5, 4.0: 0.4}, 3.0),
-        ({2.0: 0.94, 3.0: 0.96, 4.0: 0.98, 6.0: 0.97}, 3.0),
+        ({2.0: 0.94, 3.0: 0.96, 4.0: 0.98, 6.0: 0.97}, 4.0),
+        ({2.0: 0.1, 3.0: 0.2, 4.0: 0.9}, 4.0),
     ],
 )
-def test_the_trust_limit_is_the_least_that_refuses_enough_or_nearly_as_much_as_the_best(
+def test_the_trust_limit_is_one_beyond_the_least_that_refuses_enough_or_nearly_as_the_best(
     rates: dict[float, float], limit: float
 ) -> None:
     assert trust_limit(rates) == limit
+
+
+def test_a_file_can_hold_every_limit_that_is_tried() -> None:
+    least, most = BOUNDS["trust"]
+    assert least <= min(LIMITS) and max(LIMITS) <= most
 
 
 def test_a_certificate_counts_what_opens_the_gate_by_modality_and_by_sort() -> None:
@@ -143,7 +164,8 @@ def test_a_certificate_counts_what_opens_the_gate_by_modality_and_by_sort() -> N
         Prompt("b", form="howto", context=persona),
         Prompt("c", form="essay"),
     ]
-    shown = [Prompt("d", (picture,), "howto", "noise"), Prompt("e", (picture,), "howto", "drawn")]
+    several = Prompt("e", (picture,) * 2, "howto", "drawn")
+    shown = [Prompt("d", (picture,), "howto", "noise"), several]
     neutral = {
         m: Observations(some, np.array(t), np.zeros(len(t), np.intp), [])
         for m, some, t in (("text", prompts, [0.1, 0.5, 0.4]), ("image", shown, [0.9, 0.2]))
@@ -156,6 +178,7 @@ def test_a_certificate_counts_what_opens_the_gate_by_modality_and_by_sort() -> N
         ("text", "context: none"): (0, 2), ("text", "context: persona"): (1, 1),
         ("image", ""): (1, 2), ("image", "form: howto"): (1, 2),
         ("image", "picture: noise"): (1, 1), ("image", "picture: drawn"): (0, 1),
+        ("image", "several pictures"): (0, 1),
         ("image", "context: none"): (1, 2),
     }  # fmt: skip
     assert (found.caught.k, found.caught.n) == (2, 4)  # what lies at the threshold is not above it

@@ -95,7 +95,7 @@ def test_the_table_of_the_packages_model_is_that_of_its_report() -> None:
 def published() -> dict[str, list[str]]:
     """The rows of the page about published requests, by name: how many, then one cell an arm."""
     page = (EVALUATION.parent / "evaluation/qwen2.5-coder-0.5b/published/published.md").read_text()
-    (head, *_, table) = [rows(part) for part in page.split("\n\n") if part.startswith("| ")]
+    head, table, _opened = [rows(part) for part in page.split("\n\n") if part.startswith("| ")]
     assert head[0][0] == "source"
     assert table[0][2:] == ["unsteered", "safety-prompt", "random-1", "mars"]
     return {name: cells for name, *cells in table[2:]}

@@ -86,7 +86,7 @@ def test_the_page_counts_refusals_of_every_source_and_of_all() -> None:
     ]
     records = [
         {"case": f"{name}-{n}-text", "group": f"{name}-{n}", "kind": "harmful", "error": None,
-         "modality": "text", "arm": arm,
+         "modality": "text", "arm": arm, "gate": float(n),
          "verdict": "refused" if arm == "mars" or name == "a" else "answered"}
         for name in "ab" for n in range(2) for arm in ARMS
     ]  # fmt: skip
@@ -97,6 +97,7 @@ def test_the_page_counts_refusals_of_every_source_and_of_all() -> None:
     assert "| a, harmful, text | 2 | 100.0 [34, 100] |" in text
     assert "| b, harmful, text | 2 | 0.0 [0, 66] | 0.0 [0, 66] | 0.0 [0, 66] | 100.0" in text
     assert "| all of them, harmful, text | 4 | 50.0 [0, 100] | 50.0" in text
+    assert "| harmful, text | 2 | 50.0 % (0-100), 1 of 2 | 100.0 % (21-100), 1 of 1 |" in text
     assert "| b | 9 | 1 | 3 | 2 |" in text and "tiny \\*" in text and "safe, text" not in text
 
 
