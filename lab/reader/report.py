@@ -3,9 +3,8 @@ projector, and evaluates the vector on forms and requests that nothing was chose
 
 In one run beside MARS: no steering, a safety prompt and a random direction. Then the same requests
 in conversations, without steering and with MARS, into DIR/conversations. All further options are
-`mars_gguf.evaluate`'s (-t, ...). DIR gets the
-reports of `mars_gguf.evaluate` and the vector's card; pictures, suites and vectors stay in
-DIR/parts, and what is there is not made again.
+`mars_gguf.evaluate`'s (-t, ...). DIR gets its reports and the vector's card; pictures, suites and
+vectors stay in DIR/parts, and what is there is not made again.
 """
 
 from __future__ import annotations

@@ -9,7 +9,9 @@ from mars_gguf.chat.lines import typed_path
 from mars_gguf.errors import MarsError
 
 
-@pytest.mark.skipif(os.name == "nt", reason="backslashes part folders there")
+@pytest.mark.skipif(
+    os.name == "nt", reason="on Windows a backslash parts folders, and quotes nothing"
+)
 def test_a_path_may_be_typed_with_quotes_backslashes_and_a_tilde(tmp_path: Path) -> None:
     path = tmp_path / "a picture's.png"
     path.touch()

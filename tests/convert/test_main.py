@@ -212,7 +212,9 @@ def places(folder: Path) -> dict[str, Path]:
     }
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no links like these there")
+@pytest.mark.skipif(
+    sys.platform == "win32", reason="Windows makes no symbolic links without further rights"
+)
 @pytest.mark.parametrize("place", [
     "the model itself", "a folder", "under a file", "without rights", "a link to itself",
     "under a link to itself", "a card that is a link to itself", "a link to its card",
@@ -225,7 +227,7 @@ def test_places_that_cannot_be_written_are_refused_before_the_model_is_opened(
     model.write_bytes(b"GGUF, as far as this goes")
     output = places(tmp_path)[place]
     if place == "without rights" and not Path("/proc").is_dir():
-        pytest.skip("no /proc, where not even root may write")
+        pytest.skip("this system has no /proc, where not even root may write")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(SystemExit) as ended:
         convert(str(model), folder=inputs, output=output)

@@ -63,7 +63,9 @@ def test_whose_a_file_is_shows_in_its_tables(tmp_path: Path) -> None:
         require_ours(others)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no limit on file sizes there")
+@pytest.mark.skipif(
+    sys.platform == "win32", reason="Windows has no limit on file sizes (RLIMIT_FSIZE)"
+)
 def test_a_full_disk_is_said_in_words_and_leaves_a_file_that_can_be_read(tmp_path: Path) -> None:
     code = """
 import resource, sys

@@ -51,7 +51,9 @@ with command():
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no limit on file sizes there")
+@pytest.mark.skipif(
+    sys.platform == "win32", reason="Windows has no limit on file sizes (RLIMIT_FSIZE)"
+)
 def test_a_full_disk_leaves_vector_card_and_plot_as_they_were(tmp_path: Path) -> None:
     outputs = [tmp_path / f"v.{suffix}" for suffix in ("gguf", "md", "png")]
     written = [outputs[0], outputs[2], outputs[1]]  # in this order
