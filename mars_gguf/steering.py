@@ -14,20 +14,30 @@ both means over text prompts:
     alpha = s * D * ReLU(t_max - t)                        strength, bounded by the trust region
     h' = h + alpha * r_hat                                 steered state
 
+Several pictures hide one another: t of a prompt is about a mean over them. So each of n is asked
+about alone, too, at a threshold that is f(n) spreads higher, and the gate opens by the largest z:
+
+    f(n) = q(1 - b / n) - q(1 - b)                         q: quantile of the normal distribution
+
+Of n values of a normal distribution, one lies f(n) beyond a bound that one alone exceeds with
+probability b about as seldom.
+
 The read-out w says where a state lies, r_hat is where it is pushed; pushing by alpha moves t by
 alpha / D whatever w is. The plain choice is w = r / D^2, the projection on r_hat. A better one is
 measured by the converter: of all w with <w, r> = 1, the one that neutral inputs move least
 (mars_gguf.convert.geometry.readout).
 
 After D'Inca, Mancini and Sebe, "Modality-Agnostic Refusal Steering" (arXiv 2606.31876); the
-read-out, the spread, the ramp and the limit t_max are ours.
+read-out, the spread, the ramp, the limit t_max and pictures judged alone are ours.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from statistics import NormalDist
 from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -37,6 +47,7 @@ from mars_gguf.modalities import measured_as
 
 Array = npt.NDArray[np.floating]
 T = TypeVar("T", float, Array)
+BUDGET = 0.05  # b: of harmless prompts that open a gate
 
 
 def coordinate(h: Array, safe: Array, readout: Array) -> Array:
@@ -63,6 +74,13 @@ def projection(direction: Array) -> Array:
 def gate(z: float, ramp: float) -> float:
     """Gate s in [0, 1]: min(1, ReLU(z) / ramp), ``z`` and ``ramp`` > 0 in spreads."""
     return min(1.0, max(0.0, z / ramp))
+
+
+def further(n: int) -> float:
+    """f(n): how many spreads higher the threshold of each of ``n`` pictures lies that are judged
+    alone, so that all together open the gate about as seldom as one; 0 for one."""
+    normal = NormalDist()
+    return normal.inv_cdf(1 - BUDGET / n) - normal.inv_cdf(1 - BUDGET)
 
 
 def strength(t: T, s: T, distance: float, limit: float) -> T:
@@ -123,12 +141,14 @@ class Geometry:
 
 
 class Decision(NamedTuple):
-    """The decision on one hidden state: t, z, gate s and alpha (units of h)."""
+    """The decision on one prompt: t, z, gate s and alpha (units of h). ``apart``: which of the
+    states with one picture alone t, z and gate are of; None where they are of the whole prompt."""
 
     t: float
     z: float
     gate: float
     alpha: float
+    apart: int | None = None
 
 
 @dataclass(frozen=True)
@@ -151,25 +171,34 @@ class Policy:
     strength: float | None = None
     system_prompt: str | None = None
 
-    def decide(self, h: Array, modality: str) -> Decision:
+    def decide(self, h: Array, modality: str, apart: Sequence[tuple[Array, str]] = ()) -> Decision:
         """Decides how strongly to push hidden state ``h`` [n_embd] of a prompt of ``modality``,
-        which is judged as its fallback where it was not measured.
+        which is judged as its fallback where it was not measured. ``apart``: of a prompt with
+        several pictures, the state and modality of the same prompt with each of them alone.
 
-        Raises KeyError for a modality without measurements, FloatingPointError if ``h`` is not
-        finite: such a state can be neither judged nor pushed.
+        Raises KeyError for a modality without measurements, FloatingPointError if a state is not
+        finite: such a one can be neither judged nor pushed.
         """
+        g, own = self.geometry, self._place(h, modality)
+        (t, z), which = own, None
+        for i, (its_t, its_z) in enumerate(self._place(*state) for state in apart):
+            if its_z - further(len(apart)) > z:
+                t, z, which = its_t, its_z - further(len(apart)), i
+        s = {"measured": gate(z, g.gate_ramp), "shut": 0.0, "open": 1.0}[self.gate]
+        if self.strength is not None:
+            return Decision(t, z, s, s * self.strength * g.distance, which)
+        alpha = float(strength(own[0], s, g.distance, g.trust_limit)) if s > 0 else 0.0
+        return Decision(t, z, s, alpha, which)
+
+    def _place(self, h: Array, modality: str) -> tuple[float, float]:
+        """t and z of a state."""
         g, known = self.geometry, measured_as(modality, self.geometry.spreads)
         if known is None:
             raise KeyError(modality)
         t = g.coordinate(h, known)
         if not math.isfinite(t):  # as it is if and only if h is
             raise FloatingPointError("the hidden state has NaN or infinite entries")
-        z = (t - g.thresholds[known]) / g.spreads[known]
-        s = {"measured": gate(z, g.gate_ramp), "shut": 0.0, "open": 1.0}[self.gate]
-        if self.strength is not None:
-            return Decision(t, z, s, s * self.strength * g.distance)
-        alpha = float(strength(t, s, g.distance, g.trust_limit)) if s > 0 else 0.0
-        return Decision(t, z, s, alpha)
+        return t, (t - g.thresholds[known]) / g.spreads[known]
 
     def push(self, alpha: float) -> npt.NDArray[np.float32]:
         """The vector that is added to h: alpha * r_hat, float32 [n_embd]."""

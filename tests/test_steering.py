@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -9,11 +10,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mars_gguf.steering import (
+    BUDGET,
     Array,
     Decision,
     Geometry,
     Policy,
     coordinate,
+    further,
     gate,
     projection,
     strength,
@@ -274,3 +277,31 @@ def test_policies_are_the_same_by_their_geometry_and_what_is_done_about_it(situa
     assert policy == Policy("mars", 1, g)
     assert policy != replace(policy, gate="shut")
     assert policy != Policy("mars", 1, replace(g, trust_limit=1.0))
+
+
+@pytest.mark.parametrize("n", [1, 2, 8, 16])
+def test_the_largest_of_several_exceeds_the_higher_threshold_about_as_often_as_one(n):
+    drawn = np.random.default_rng(n).normal(size=(200_000, n)).max(axis=1)
+    bound = NormalDist().inv_cdf(1 - BUDGET)
+    assert (drawn > bound + further(n)).mean() == pytest.approx(BUDGET, abs=0.003)
+
+
+@untimed
+@given(situations(), states(12), st.integers(2, 4))
+def test_pictures_apart_open_the_gate_and_the_strength_keeps_to_the_whole_prompt(
+    situation, other, n
+):
+    g, h = situation
+    other = other[: len(h)]
+    policy = Policy("mars", 1, g)
+    whole, one = policy.decide(h, "image"), policy.decide(other, "image")
+    found = policy.decide(h, "image", [(h, "image")] * (n - 1) + [(other, "image")])
+    higher = one.z - further(n)
+    assert found.z == max(whole.z, higher)
+    assert found.apart == (n - 1 if higher > whole.z else None)
+    assert found.t == (one.t if higher > whole.z else whole.t)
+    assert found.alpha == (
+        strength(whole.t, found.gate, g.distance, g.trust_limit) if found.gate else 0
+    )
+    shut = replace(policy, gate="shut").decide(h, "image", [(other, "image")] * n)
+    assert (shut.gate, shut.alpha) == (0, 0)

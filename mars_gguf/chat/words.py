@@ -50,13 +50,15 @@ def why(turn: Turn, geometry: Geometry) -> RenderableType:
     """Shows what the runtime measured at the token that it judged, with t on a gauge."""
     assert turn.steering is not None
     s = turn.steering
-    opens = geometry.thresholds[measured_as(s.modality, geometry.thresholds) or s.modality]
     table = Table.grid(padding=(0, 2))
     table.add_row("modality", f"{s.modality}: {MEDIA[s.modality]} in the context")
-    if s.t is None or s.position is None:
+    if s.t is None or s.z is None or s.position is None:
         table.add_row("judged", "nothing: the thought did not end. Allow more tokens with -n")
         return table
-    table.add_row("judged", JUDGED[s.position])
+    apart = "" if s.picture is None else f"; number {s.picture} of what was shown, alone"
+    table.add_row("judged", JUDGED[s.position] + apart)
+    spread = geometry.spreads[measured_as(s.modality, geometry.spreads) or s.modality]
+    opens = s.t - s.z * spread  # higher for one of several pictures
     table.add_row("t", gauge(s.t, opens))
     table.add_row("gate", f"{s.gate:.2f}: opens at t = {opens:.2f}; z = {s.z:.1f}")
     if turn.steered:

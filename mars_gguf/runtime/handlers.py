@@ -1,9 +1,11 @@
-"""Handles chats with a SteeredLlama: brings a conversation with pictures into its context, and adds
-to every completion a report of what steering did."""
+"""Handles chats with a SteeredLlama: has prompts with pictures laid into its context, and adds to
+every completion a report of what steering did."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from llama_cpp import Llama
@@ -14,11 +16,12 @@ from llama_cpp.llama_chat_format import (
 )
 
 from mars_gguf.errors import PromptError
-from mars_gguf.runtime.chunks import Chunk, n_alike
+from mars_gguf.runtime.laying import Render, lay
 from mars_gguf.runtime.messages import Messages
-from mars_gguf.runtime.mtmd import chunks_of, guard
+from mars_gguf.runtime.mtmd import guard
 from mars_gguf.runtime.replies import Reply
 from mars_gguf.runtime.template import ChatTemplate
+from mars_gguf.runtime.turns import Laid
 
 
 def own_handler(*, llama: Llama, **kwargs: Any) -> Any:
@@ -29,20 +32,24 @@ def own_handler(*, llama: Llama, **kwargs: Any) -> Any:
         template = template.thoughtless  # else the reply would be a thought that does not end
 
     def formatter(*, messages: Messages, **variables: Any) -> ChatFormatterResponse:
-        rendered = template.render(messages, **variables)
+        render: Render = partial(template.render, **variables)
         if llama.projector is None:
+            rendered = render(messages)
             response = rendered.without_media()
             llama.vocabulary.require_fits(response.prompt.encode(), llama.n_ctx())
+            laid = Laid(rendered.begun)
         else:
             response = ChatFormatterResponse("")
-            llama.laid = _lay(llama, chunks_of(llama, llama.projector, rendered))
-        llama.begun = rendered.begun if template is llama.template else None
+            # Where the answer counts, what was thought of all pictures comes before it.
+            apart = bool(llama.policies) and template.reasoning != "answer"
+            laid = lay(llama, render, messages, apart=apart)
+        llama.laid = laid if template is llama.template else replace(laid, begun=None)
         return response
 
     try:
         return chat_formatter_to_chat_completion_handler(formatter)(llama=llama, **kwargs)
     finally:
-        llama.begun = llama.laid = None  # of a request that failed, nothing is left for the next
+        llama.laid = Laid()  # of a request that failed, nothing is left for the next
 
 
 def _is_bound(
@@ -71,59 +78,6 @@ def _is_bound(
         )
     wants_json = response_format is not None and response_format["type"] == "json_object"
     return calls or wants_json or grammar is not None
-
-
-def _lay(llama: Llama, chunks: list[Chunk]) -> list[int]:
-    """Lay a prompt into the context, all but its last run of text; the whole prompt as tokens,
-    pictures by their marks. Raises ValueError if it does not fit."""
-    context = llama.context
-    common, rest = _held(chunks, llama, context.n_reusable)
-    held = context.rewind(common)
-    if held < common:
-        _, rest = _held(chunks, llama, held)
-    *head, last = rest
-    for chunk in head:
-        _require_room(llama, chunk.n_tokens)
-        if chunk.is_text:
-            llama.eval(chunk.tokens)
-        else:
-            end = llama.projector.decode(llama.ctx, chunk, context.n_tokens)
-            context.announce(chunk.modality, chunk.identity)
-            llama.n_tokens = end
-    _require_room(llama, last.n_tokens)
-    again = max(0, common - context.n_tokens)  # of what the context held
-    if again:
-        llama.eval(last.tokens[:again])
-    context.keep()
-    return [*context.tokens, *last.tokens[again:]]
-
-
-def _held(chunks: list[Chunk], llama: Llama, end: int) -> tuple[int, list[Chunk]]:
-    """How many positions of the context up to ``end`` the prompt begins with, but for its last
-    token, and what follows them; none where turns are not kept."""
-    if not llama.context.keep_turns:
-        return 0, chunks
-    position, known = 0, llama.context.tokens
-    for i, chunk in enumerate(chunks):
-        if chunk.is_text:
-            last = i == len(chunks) - 1
-            same = n_alike(chunk.tokens[:-1] if last else chunk.tokens, known[position:end])
-            position += same
-            if same < chunk.n_tokens:
-                return position, [chunk.after(same), *chunks[i + 1 :]]
-            continue
-        after = position + chunk.n_positions
-        ids = llama.input_ids[position:after]
-        if after > end or not llama.context.marks.stand_for(chunk, ids):
-            return position, chunks[i:]
-        position = after
-    raise AssertionError("a prompt ends with text")
-
-
-def _require_room(llama: Llama, n_tokens: int) -> None:
-    needed = llama.n_tokens + n_tokens
-    if needed > llama.n_ctx():
-        raise ValueError(f"Prompt exceeds n_ctx: {needed} > {llama.n_ctx()}")
 
 
 class ReportingHandler:

@@ -53,30 +53,53 @@ class Verdict(NamedTuple):
         return max(self.judged, key=force)
 
 
+class Seen(NamedTuple):
+    """The states of a prompt's last token, by block, [n_embd] each, and the prompt's modality.
+    ``picture``: the one of several that it was asked about, by its place from 1."""
+
+    states: Mapping[int, Rows]
+    modality: str
+    picture: int | None = None
+
+
+class Apart(NamedTuple):
+    """A prompt that shows several pictures, ``seen`` with each of them alone; the ``seconds`` that
+    took. Empty of other prompts."""
+
+    seen: tuple[Seen, ...] = ()
+    seconds: float = 0.0
+
+
+NOTHING_APART = Apart()
+
+
 def blocks_of(policies: Sequence[Policy]) -> list[int]:
     """The blocks whose states ``policies`` judge, rising."""
     return sorted({policy.block for policy in policies})
 
 
-def judge(policies: Sequence[Policy], states: Mapping[int, Rows], modality: str) -> Verdict:
-    """Judge a prompt of ``modality`` by the ``states`` of its last token, by block, [n_embd] each.
+def judge(policies: Sequence[Policy], whole: Seen, apart: Sequence[Seen] = ()) -> Verdict:
+    """Judge a prompt as a ``whole``, and ``apart``, with each of several pictures alone.
 
     Raises ModelError for a modality that was not measured, SteeringError for a state that is not
     finite.
     """
     judged = []
     for policy in policies:
-        state = states[policy.block]
+        state, *others = ((seen.states[policy.block], seen.modality) for seen in (whole, *apart))
         try:
-            judged.append(Judged(policy, policy.decide(state, modality)))
+            decision = policy.decide(*state, others)
         except KeyError:
             measured = ", ".join(sorted(policy.geometry.spreads, key=lambda m: (m != "text", m)))
             raise ModelError(
-                f"the prompt has media ({modality}), but the vector was measured on {measured} "
-                "only. Convert with --mmproj."
+                f"the prompt has media ({whole.modality}), but the vector was measured on "
+                f"{measured} only. Convert with --mmproj."
             ) from None
         except FloatingPointError as error:
             raise SteeringError(f"{error}. Nothing was generated.") from error
+        if decision.apart is not None:
+            decision = Decision(*decision[:4], apart[decision.apart].picture)
+        judged.append(Judged(policy, decision))
     return Verdict(tuple(judged))
 
 
@@ -97,6 +120,9 @@ class Steering:
         "thought", if that counts; or the one before the "answer", after the thought. None while a
         reply has not come to its answer: then t, z and gate are None, too.
     policies: where several policies judge, t, z, gate, alpha and layer of each, by its name.
+    picture: where a turn shows several pictures or films, the one that t, z and gate are of, by its
+        place from 1: asked about alone, it lies farthest beyond the threshold, which is higher
+        then. None where they are of the whole prompt.
     """
 
     modality: str
@@ -109,6 +135,7 @@ class Steering:
     milliseconds: float
     position: Position | None = "prompt"
     policies: Mapping[str, Mapping[str, float]] | None = None
+    picture: int | None = None
 
     @property
     def note(self) -> str | None:
@@ -116,9 +143,10 @@ class Steering:
         return UNREACHED if self.position is None else None
 
     def report(self) -> dict[str, Any]:
-        """As JSON has it; the note and the policies if there are any."""
+        """As JSON has it; the note, the policies and the picture if there are any."""
         fields = asdict(self) | {"note": self.note}
-        return {k: v for k, v in fields.items() if v is not None or k not in ("note", "policies")}
+        some = ("note", "policies", "picture")
+        return {k: v for k, v in fields.items() if v is not None or k not in some}
 
 
 def steering_of(
@@ -128,14 +156,15 @@ def steering_of(
     chosen, decision = verdict.chosen
     each = {
         policy.name: {"t": t, "z": z, "gate": gate, "alpha": alpha, "layer": policy.block}
-        for policy, (t, z, gate, alpha) in verdict.judged
+        for policy, (t, z, gate, alpha, _) in verdict.judged
     }
     return Steering(
         modality,
-        *decision,
+        *decision[:4],
         layer=chosen.block,
         way=way if decision.alpha > 0 else None,
         milliseconds=1000 * seconds,
         position=position,
         policies=each if len(each) > 1 else None,
+        picture=decision.apart,
     )

@@ -50,7 +50,7 @@ from mars_gguf.runtime.mtmd import Projector, chunks_of
 from mars_gguf.runtime.selftest import self_test
 from mars_gguf.runtime.steerer import ContextEnd, Steerer
 from mars_gguf.runtime.tap import Tap
-from mars_gguf.runtime.turns import alone
+from mars_gguf.runtime.turns import Laid, alone
 from mars_gguf.runtime.weights import fingerprint_of
 from mars_gguf.steering import Policy
 
@@ -94,9 +94,7 @@ class SteeredLlama(Llama):
     chat_handler: Any = Reported()
     on_batch: Callable[[], object] = staticmethod(lambda: None)
     on_token: Callable[[], object] = staticmethod(lambda: None)
-    # Set by a chat handler: whether its prompt ends within a thought; the tokens of that prompt.
-    begun: bool | None = None
-    laid: list[int] | None = None
+    laid: Laid = Laid()  # set by a chat handler
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import count, islice, pairwise
 from typing import Any, Literal
 
 from llama_cpp import mtmd_cpp
@@ -173,6 +173,43 @@ def media_of(messages: Messages) -> Iterator[Medium]:
         for part in content if isinstance(content, list) else []:
             film = next(films) if part["type"] == VIDEO.part else None
             yield from (Medium(url, film) for url in _urls(part))
+
+
+MOST_APART = 16  # that a turn is asked about
+
+
+def each_apart(messages: Messages) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """The conversation with one of the pictures and films of its last turn alone, for each of them,
+    by its place from 1; nothing where that does not show several. More than MOST_APART stay with
+    their neighbours, in so many groups. The turn is what users and tools say after the last reply.
+    """
+    known = [checked(n, message) for n, message in enumerate(messages)]
+    replies = [n for n, message in enumerate(known) if message["role"] == "assistant"]
+    start = replies[-1] + 1 if replies else 0
+    shown = [
+        (n, i)
+        for n, message in enumerate(known[start:], start)
+        if isinstance(message.get("content"), list)
+        for i, part in enumerate(message["content"])
+        if part["type"] != TEXT.part
+    ]
+    groups = min(len(shown), MOST_APART)
+    if groups < 2:
+        return
+    for start, end in pairwise(len(shown) * k // groups for k in range(groups + 1)):
+        yield start + 1, _without(known, {*shown[:start], *shown[end:]})
+
+
+def _without(
+    messages: list[dict[str, Any]], left_out: set[tuple[int, int]]
+) -> list[dict[str, Any]]:
+    """``messages`` without parts, by the numbers of message and part."""
+    return [
+        {**m, "content": [p for i, p in enumerate(m["content"]) if (n, i) not in left_out]}
+        if isinstance(m.get("content"), list)
+        else m
+        for n, m in enumerate(messages)
+    ]
 
 
 # The proof that nothing is lost: digits, which no template trims, escapes or writes otherwise, in

@@ -35,6 +35,7 @@ MAX_BYTES = 64 << 20  # of a picture that an address answers with
 SECONDS = 20.0  # in which that must have come
 SIDES = ((2048, 2048), (2048, 512), (512, 2048))  # of pictures that take the most tokens
 Embeddings = npt.NDArray[np.float32]
+Load = Callable[[str], bytes]
 
 
 class Projector:
@@ -45,7 +46,7 @@ class Projector:
 
     def __init__(self, path: str, llama: Llama, *, verbose: bool = False) -> None:
         self.path, self.verbose = path, verbose
-        self.load: Callable[[str], bytes] = load_url
+        self.load: Load = load_url
         self.seconds = 0.0
         params = mtmd_cpp.mtmd_context_params_default()
         params.use_gpu, params.print_timings = True, verbose
@@ -72,13 +73,15 @@ class Projector:
             mtmd_cpp.mtmd_free(self.context)
             self.context = None
 
-    def tokenize(self, text: str, media: Sequence[Medium]) -> list[Chunk]:
-        """The chunks of a prompt with a marker for each of ``media``, in order. Raises PromptError
-        for pictures that cannot be read or that the model cannot take."""
+    def tokenize(self, text: str, media: Sequence[Medium], load: Load | None = None) -> list[Chunk]:
+        """The chunks of a prompt with a marker for each of ``media``, in order; ``load`` reads what
+        their URLs name in place of the projector's own. Raises PromptError for pictures that cannot
+        be read or that the model cannot take."""
+        load = load or self.load
         with ExitStack() as stack:
             bitmaps = []
             for number, medium in enumerate(media):
-                bitmaps.append(self._bitmap(self.load(medium.url), f"picture {number + 1}"))
+                bitmaps.append(self._bitmap(load(medium.url), f"picture {number + 1}"))
                 stack.callback(mtmd_cpp.mtmd_bitmap_free, bitmaps[-1])
             _name(bitmaps, media)
             return self._tokenize(text, bitmaps, media)
@@ -358,16 +361,19 @@ def silence_mtmd() -> None:
     mtmd_cpp.mtmd_helper_log_set(llama_log_callback, cast(Any, None))
 
 
-def chunks_of(llama: Llama, projector: Projector | None, rendered: Rendered) -> list[Chunk]:
-    """The runs that a prompt is made of. Raises PromptError for one that ends with a medium, or
-    shows any where nothing is seen; ValueError for a text that cannot fit the context."""
+def chunks_of(
+    llama: Llama, projector: Projector | None, rendered: Rendered, load: Load | None = None
+) -> list[Chunk]:
+    """The runs that a prompt is made of, its pictures read by ``load``. Raises PromptError for one
+    that ends with a medium, or shows any where nothing is seen; ValueError for a text that cannot
+    fit the context."""
     llama.vocabulary.require_fits(rendered.text.encode(), llama.n_ctx())
     if projector is None:
         response = rendered.without_media()
         text, add_bos = response.prompt.encode(), not response.added_special
         return [text_chunk(llama.tokenize(text, add_bos=add_bos, special=True))]
     llama.vocabulary.require_tokenizable(rendered.text.encode(), special=True)
-    chunks = projector.tokenize(rendered.text, rendered.media)
+    chunks = projector.tokenize(rendered.text, rendered.media, load)
     if not chunks or not chunks[-1].is_text:
         raise PromptError(
             "the chat template puts nothing after a picture, where llama.cpp has no logits. "

@@ -24,7 +24,7 @@ from llama_cpp import Llama
 from llama_cpp import llama_cpp as lib
 
 from mars_gguf.reasoning import Markers
-from mars_gguf.runtime.judging import Steering, Verdict
+from mars_gguf.runtime.judging import NOTHING_APART, Apart, Steering, Verdict
 
 State = Literal["prompt", "thought", "candidate", "marker", "answer", "over"]
 Meaning = Literal["blank", "thought", "answer"]
@@ -66,6 +66,7 @@ class Reply:
     """One reply, from its prompt on.
 
     thoughts: how its thoughts are told, None if it has none.
+    apart: what was seen of the prompt with each of its pictures alone.
     steering: what steering did, None before the first token.
     last: the token that was sampled last, and the position it belongs to.
     doubt: the verdict on the state from which a ``marker`` began.
@@ -75,9 +76,9 @@ class Reply:
     unjudged: something was taken back in such a step, and nothing evaluated since.
     """
 
-    def __init__(self, thoughts: Thoughts | None = None) -> None:
+    def __init__(self, thoughts: Thoughts | None = None, apart: Apart = NOTHING_APART) -> None:
         self.state: State = "prompt"
-        self.thoughts = thoughts
+        self.thoughts, self.apart = thoughts, apart
         self.steering: Steering | None = None
         self.last: tuple[int, int] | None = None
         self.doubt: Verdict | None = None

@@ -16,6 +16,7 @@ from mars_gguf.errors import SteeringError
 from mars_gguf.runtime.context import Context, explaining
 from mars_gguf.runtime.judging import (
     Position,
+    Seen,
     Steering,
     Verdict,
     Way,
@@ -146,8 +147,7 @@ class Steerer:
 
     def _before_token(self) -> bool | None:
         """Judge, and have pushed if a gate opens, where the token that counts comes next; whether
-        it was, None where it does not come next. Raises SteeringError if the end of the context
-        cannot be judged."""
+        it was, None elsewhere. Raises SteeringError if the end cannot be judged."""
         reply = self.turns.reply
         if self.policies is None:
             raise SteeringError("loaded without a vector, to be measured: nothing can be sampled")
@@ -217,7 +217,8 @@ class Steerer:
         return self._judge(self.reader.states)
 
     def _judge(self, states: Mapping[int, Rows]) -> Verdict:
-        return judge(self.policies or (), states, self.context.modality)
+        apart = self.turns.reply.apart.seen
+        return judge(self.policies or (), Seen(states, self.context.modality), apart)
 
     def _settle(self, position: Position) -> bool:
         """Judge the end of the context and push it if a gate opens; whether one did."""
@@ -233,8 +234,8 @@ class Steerer:
         return verdict.chosen.opens
 
     def _record(self, verdict: Verdict, seconds: float, position: Position) -> None:
-        modality, way = self.context.modality, self.push.way
-        self.turns.reply.record(steering_of(verdict, modality, way, seconds, position))
+        reply, modality, way = self.turns.reply, self.context.modality, self.push.way
+        reply.record(steering_of(verdict, modality, way, seconds + reply.apart.seconds, position))
 
 
 class ContextEnd:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any, TypeVar, cast
 
@@ -12,6 +13,7 @@ from llama_cpp import Llama
 
 from mars_gguf.errors import ModelError, PromptError, SteeringError
 from mars_gguf.runtime.context import Context, require_prompt
+from mars_gguf.runtime.judging import NOTHING_APART, Apart
 from mars_gguf.runtime.replies import Reply, thoughts_of
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -54,6 +56,20 @@ OVERTAKEN = (
 Steps = Generator[int, Sequence[int] | None, None]
 
 
+@dataclass(frozen=True)
+class Laid:
+    """The prompt that a chat handler lays into the context, or is about to.
+
+    begun: it ends within a thought; None of a reply that is not followed past one.
+    tokens: pictures by their marks; None of a prompt that is evaluated as text.
+    apart: what was seen of it with each of its pictures alone.
+    """
+
+    begun: bool | None = None
+    tokens: list[int] | None = None
+    apart: Apart = NOTHING_APART
+
+
 class Turns:
     """The reply that ``llama`` (a SteeredLlama) is at, and its beginning, going on and end.
 
@@ -63,7 +79,7 @@ class Turns:
     def __init__(self, llama: Llama, context: Context, is_read: Callable[[], bool]) -> None:
         self.llama, self.context, self._is_read = llama, context, is_read
         self.reply = Reply()
-        self._begun: bool | None = None  # whether the prompt ends within a thought
+        self._laid = Laid()
 
     def moved(self) -> None:
         """Take note that something else than evaluation moved the end of the context."""
@@ -81,26 +97,26 @@ class Turns:
     def hand_over(self, complete: Any, prompt: Any, *args: Any, **kwargs: Any) -> Any:
         """The completion of ``prompt``, or of what the chat handler laid into the context, whole or
         as a stream, with what that said of it handed over to the reply that begins."""
-        begun, laid = self.llama.begun, self.llama.laid
-        self.llama.begun = self.llama.laid = None
-        with self._beginning(begun):
-            completion = complete(laid or prompt, *args, **kwargs)
-        return self._stream(completion, begun) if isinstance(completion, Iterator) else completion
+        laid: Laid = self.llama.laid
+        self.llama.laid = Laid()
+        with self._beginning(laid):
+            completion = complete(laid.tokens or prompt, *args, **kwargs)
+        return self._stream(completion, laid) if isinstance(completion, Iterator) else completion
 
-    def _stream(self, chunks: Iterator[Any], begun: bool | None) -> Iterator[Any]:
-        with self._beginning(begun):
+    def _stream(self, chunks: Iterator[Any], laid: Laid) -> Iterator[Any]:
+        with self._beginning(laid):
             first = next(chunks, None)
         if first is not None:
             yield first
             yield from chunks
 
     @contextmanager
-    def _beginning(self, begun: bool | None) -> Iterator[None]:
-        self._begun = begun
+    def _beginning(self, laid: Laid) -> Iterator[None]:
+        self._laid = laid
         try:
             yield
         finally:
-            self._begun = None
+            self._laid = Laid()
 
     def generate(self, steps: Steps, prompt: list[int], *, reset: bool) -> Steps:
         """The tokens of a reply to ``prompt`` by llama-cpp-python's generator, each sampled while
@@ -130,11 +146,12 @@ class Turns:
             self.context.resume(tokens)
         self.context.no_cell_left = False
         self.reply.state = "over"
-        self.reply = Reply()
-        template = self.llama.template
+        template, begun = self.llama.template, self._laid.begun
         waits = template.reasoning == "answer" and not self.llama.brought
-        if waits and self._begun is not None:
-            self.reply = Reply(thoughts_of(self.llama, template.thinks, begun=self._begun))
+        thoughts = None
+        if waits and begun is not None:
+            thoughts = thoughts_of(self.llama, template.thinks, begun=begun)
+        self.reply = Reply(thoughts, self._laid.apart)
         return self.reply
 
     def _repeats(self) -> bool:

@@ -199,7 +199,9 @@ def test_unfinished_bodies_are_held_up_to_a_limit_and_questions_still_answered(
         )
         assert reply.choices
         answers = [done.result() for done in held]
-    assert {answer.split(b" ", 2)[1] for answer in answers} == {b"503", b"408"}
+    # Those that grow side by side may all find no room; else the last of them wait too long.
+    refused = [answer.split(b" ", 2)[1] for answer in answers]
+    assert b"503" in refused and set(refused) <= {b"503", b"408"}
     assert all(b"retry-after" in answer for answer in answers if b" 503 " in answer[:20])
 
 

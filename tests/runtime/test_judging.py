@@ -36,7 +36,7 @@ from models import (
 )
 
 from mars_gguf.errors import ModelError, SteeringError
-from mars_gguf.runtime.judging import Steering, blocks_of, judge, steering_of
+from mars_gguf.runtime.judging import Seen, Steering, blocks_of, judge, steering_of
 from mars_gguf.runtime.tap import Rows
 from mars_gguf.steering import Geometry, Policy, projection
 
@@ -72,7 +72,7 @@ def test_the_report_agrees_with_an_independent_computation(
         assert (report["modality"], report["way"]) == (modality, way)
         assert report["layer"] == given.layer
         assert report["milliseconds"] > 0
-    assert report | {"policies": None} == vars(llama.last_steering)
+    assert report | {"policies": None, "picture": None} == vars(llama.last_steering)
 
 
 def plain_handler() -> Any:
@@ -156,7 +156,7 @@ def test_the_strongest_that_opens_is_followed_else_the_one_nearest_to_opening(
         for n, (block, opens, distance, gate, strength) in enumerate(rows)
     ]
     states = {block: at(t) for block, t in enumerate(ts, 1)}
-    verdict = judge(policies, states, "text")
+    verdict = judge(policies, Seen(states, "text"))
     assert [one.policy for one in verdict.judged] == policies
     for one in verdict.judged:
         assert one.decision == one.policy.decide(states[one.policy.block], "text")
@@ -174,7 +174,7 @@ def test_the_strongest_that_opens_is_followed_else_the_one_nearest_to_opening(
 def test_how_strong_a_push_is_counts_in_units_of_its_own_direction() -> None:
     far = policy("far", distance=100.0, opens=-9.0, limit=1.0)
     near = policy("near", distance=1.0, opens=-9.0, limit=3.0)
-    verdict = judge([far, near], {1: at(0.5)}, "text")
+    verdict = judge([far, near], Seen({1: at(0.5)}, "text"))
     assert verdict.judged[0].decision.alpha > verdict.judged[1].decision.alpha
     assert verdict.chosen.policy.name == "near"
 
@@ -182,7 +182,7 @@ def test_how_strong_a_push_is_counts_in_units_of_its_own_direction() -> None:
 def test_each_policy_is_judged_by_the_state_of_its_own_block() -> None:
     policies = [policy("late", 5, opens=1.0), policy("early", 2, opens=1.0)]
     assert blocks_of([*policies, policy(block=2)]) == [2, 5]
-    verdict = judge(policies, {2: at(0.2), 5: at(1.8)}, "text")
+    verdict = judge(policies, Seen({2: at(0.2), 5: at(1.8)}, "text"))
     assert [one.decision.t for one in verdict.judged] == pytest.approx([1.8, 0.2])
     assert verdict.chosen.policy.name == "late"
     report = steering_of(verdict, "text", "inline", 0.002, "answer").report()
@@ -196,7 +196,7 @@ def test_each_policy_is_judged_by_the_state_of_its_own_block() -> None:
 
 
 def test_a_single_policy_is_reported_by_itself() -> None:
-    shut = steering_of(judge([policy()], {1: at(0.1)}, "image"), "image", "cvec", 0, "prompt")
+    shut = steering_of(judge([policy()], Seen({1: at(0.1)}, "image")), "image", "cvec", 0, "prompt")
     assert (shut.way, shut.alpha, shut.policies) == (None, 0.0, None)
     assert not {"policies", "note"} & shut.report().keys()
     unreached = Steering("text", None, None, None, 0.0, 1, None, 0.0, None)
@@ -217,4 +217,4 @@ def test_what_cannot_be_judged_is_an_error_whichever_policy_meets_it(
 ) -> None:
     policies = [policy("b", 2, measured=("text", "image")), policy("a", 1, measured=("text",))]
     with pytest.raises(error, match=said):
-        judge(policies, {1: state, 2: at(0.1)}, modality)
+        judge(policies, Seen({1: state, 2: at(0.1)}, modality))

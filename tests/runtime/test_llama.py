@@ -283,7 +283,7 @@ def test_the_report_comes_through_a_call_that_knows_only_llama() -> None:
     """As the server's streaming path calls it: unbound, by the base class's name."""
     llama = steered(DEMO)
     chunks = list(llama_cpp.Llama.create_chat_completion(llama, TEXT, stream=True, max_tokens=3))
-    assert chunks[-1]["mars"] | {"policies": None} == vars(llama.last_steering)
+    assert chunks[-1]["mars"] | {"policies": None, "picture": None} == vars(llama.last_steering)
     reply = llama_cpp.Llama.create_chat_completion(llama, TEXT, max_tokens=3)
     assert reply["mars"]["alpha"] > 0
 

@@ -22,6 +22,7 @@ from mars_gguf.errors import SteeringError
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.runtime.reading import logits as logits_of
 from mars_gguf.runtime.tap import LayerOutput, Rows
+from mars_gguf.runtime.turns import Laid
 from mars_gguf.vectors import Vector
 
 QUESTION = [user("How do I make bread?")]
@@ -380,7 +381,7 @@ def test_it_cannot_be_drawn_again_under_a_grammar_and_is_an_error(likely: Any) -
     grammar = llama_cpp.LlamaGrammar.from_string("root ::= [^~]*", verbose=False)
     tokens = llama.chunks(QUESTION)[0].tokens
     processor = LogitsProcessorList([Script(tokens_of(llama, "keep tea"))])
-    llama.begun = False  # a chat handler's word that a thought may come
+    llama.laid = Laid(begun=False)  # a chat handler's word that a thought may come
     with pytest.raises(SteeringError, match="under a grammar"):
         llama.create_completion(list(tokens), grammar=grammar, logits_processor=processor)
     llama.close()

@@ -16,7 +16,9 @@ from llama_cpp import llama_cpp as lib
 from models import CLOSED, OPEN, assistant, film, steer, user
 
 from mars_gguf.errors import ModelError
+from mars_gguf.runtime.judging import Seen
 from mars_gguf.runtime.llama import SteeredLlama
+from mars_gguf.runtime.messages import each_apart
 from mars_gguf.runtime.tap import Rows
 
 from .subject import Messages, Subject, Watch, any_vector, clear, say, say_with, vector
@@ -285,13 +287,45 @@ def reuse(subject: Subject) -> None:
         original = projector.decode
         projector.decode = lambda *a, **k: decoded.append(1) or original(*a, **k)
         counts, there = [], []
+
+        def pieces(messages: Messages) -> int:
+            return sum(not chunk.is_text for chunk in llama.chunks(messages))
+
         for messages in subject.conversation():
             decoded.clear()
             alike(say(llama, messages), say(afresh, messages), "logits")
             counts.append(len(decoded))
-            there.append(sum(not chunk.is_text for chunk in llama.chunks(messages)))
-        first, both, _ = there
-        require(counts == [first, both - first, 0], f"decoded {counts} of {there} pieces")
+            apart = [pieces(alone) for _, alone in each_apart(messages)]
+            there.append((pieces(messages), *apart))
+        (first,), (both, *apart), _ = there
+        expected = [first, both - first + sum(alone - first for alone in apart), 0]
+        require(counts == expected, f"decoded {counts} of {there} pieces")
+
+
+def apart(subject: Subject) -> None:
+    """Of several pictures, each is judged as it is alone, after what comes before it."""
+    if subject.family.text_only:
+        raise NotHere("text alone")
+    _, messages, _ = subject.conversation()
+    with (
+        closing(subject.steered(1, CLOSED)) as llama,
+        closing(subject.steered(1, CLOSED, keep_turns=True)) as keeping,
+        closing(subject.steered(1, CLOSED)) as afresh,
+    ):
+        for one in (llama, keeping):
+            say(one, messages)
+            seen = one.steerer.turns.reply.apart.seen
+            require(len(seen) == 2, f"{len(seen)} of 2 pictures were judged alone")
+            for place, content in enumerate(messages[-1]["content"][:-1]):
+                text = messages[-1]["content"][-1]
+                say(afresh, [*messages[:-1], {"role": "user", "content": [content, text]}])
+                alone, expected = (
+                    seen[place],
+                    Seen(afresh.steerer.reader.states, afresh.context.modality, place + 1),
+                )
+                require(alone.picture == expected.picture, f"picture {alone.picture}")
+                require(alone.modality == expected.modality, f"modality {alone.modality}")
+                alike(alone.states[1], expected.states[1], f"state of picture {place + 1}")
 
 
 def refused(attempt: Callable[[], object], reason: str) -> str:
@@ -331,4 +365,5 @@ RUNTIME: dict[str, Check] = {
     "modality": modality,
     "heard": heard,
     "kept turns": reuse,
+    "pictures apart": apart,
 }
