@@ -47,7 +47,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def may_lack(family: Family) -> set[str]:
     """The checks for which there may be nothing to check."""
     lacking = {"cvec"} if family.hybrid else set()
-    lacking |= {"modality", "kept turns"} if family.text_only else set()
+    lacking |= {"modality", "kept turns", "pictures apart"} if family.text_only else set()
     return lacking | ({"q8_0 cache"} if family.name == "mamba2" else set())
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from mars_gguf.bench import extraction, price, processes, replying
+from mars_gguf.bench import apart, extraction, price, processes, replying
 from mars_gguf.bench.figures import TABLE, Figure, missed
 from mars_gguf.bench.printing import machine, print_report, versions
 from mars_gguf.bench.subject import Asked, Subject, demo_prompts
@@ -147,6 +147,7 @@ def _measure(args: argparse.Namespace, subject: Subject) -> list[Figure]:
         *whole.measure(asked),
         *price.measure(subject, asked),
         *replying.measure(subject, asked),
+        *apart.measure(subject, asked),
         *extraction.measure(subject, asked),
     ]
     return sorted(figures, key=lambda figure: NAMES.index(figure.name))
