@@ -55,6 +55,13 @@ def parser() -> argparse.ArgumentParser:
         "--cvector-generator", metavar="FILE", help="llama.cpp's program, to compare with"
     )
     p.add_argument(
+        "--guard-prompt",
+        type=Path,
+        metavar="FILE",
+        help="what the guard of the price is asked: a text with {{ user_input }}, or a prompts.yml "
+        "of NeMo Guardrails (default: a question of ours)",
+    )
+    p.add_argument(
         "--transformers",
         metavar="DIR",
         help="transformers checkpoint of the same model, to compare with",
@@ -143,9 +150,10 @@ def _measure(args: argparse.Namespace, subject: Subject) -> list[Figure]:
     program = args.cvector_generator and str(Path(args.cvector_generator).absolute())
     whole = processes.Processes(subject, program, args.transformers)
     asked = Asked(args.only, args.repetitions, started)
+    guard = price.guard_prompt(args.guard_prompt) if args.guard_prompt else price.GUARD
     figures = [
         *whole.measure(asked),
-        *price.measure(subject, asked),
+        *price.measure(subject, asked, guard),
         *replying.measure(subject, asked),
         *apart.measure(subject, asked),
         *extraction.measure(subject, asked),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from mars_gguf.bench.price import REPLY_TOKENS, WAYS, measure
 from mars_gguf.bench.printing import print_report
 from mars_gguf.bench.processes import Processes
 from mars_gguf.bench.subject import Asked
+from mars_gguf.errors import MarsError
 
 
 def test_every_way_is_measured_in_turn_and_stands_in_one_table(
@@ -71,3 +73,41 @@ def test_a_guard_is_asked_before_the_reply_and_steering_does_what_is_said(
         child.priced(**common, options=given.options, vector=given.vector, gate=gate)
         assert asked[-1] == ([1, 5, 6], 2, pushed)
     assert price.COLUMNS.keys() == {"ms", "MiB", "rate"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "found"),
+    [
+        ("guard.txt", "Is {{ user_input }} bad?", "Is {{ user_input }} bad?"),
+        (
+            "prompts.yml",
+            "prompts:\n- task: self_check_input\n  content: |\n    Block {{ user_input }}?\n"
+            "- task: other\n  content: Hello.\n",
+            "Block {{ user_input }}?\n",
+        ),
+    ],
+)
+def test_a_guards_prompt_is_a_text_or_one_of_nemo_guardrails(
+    tmp_path: Path, name: str, text: str, found: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    assert price.guard_prompt(tmp_path / name) == found
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("guard.txt", "Is it bad?", "where the request stands"),
+        ("prompts.yml", "prompts: []\n", "self_check_input"),
+        ("prompts.yml", "prompts: [\n", "self_check_input"),
+        ("prompts.yml", "prompts:\n- task: self_check_input\n  content: 5\n", "where the request"),
+        ("none", None, "No such file"),
+    ],
+)
+def test_a_file_without_a_guards_prompt_is_refused(
+    tmp_path: Path, name: str, text: str | None, said: str
+) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(MarsError, match=said):
+        price.guard_prompt(tmp_path / name)
