@@ -263,7 +263,7 @@ class Sample:
 
 def _cached(llama: SteeredLlama) -> int:
     assert llama.projector is not None
-    return sum(picture.nbytes for picture in llama.projector._embeddings.values())
+    return llama.projector.encoded.n_bytes
 
 
 @dataclass

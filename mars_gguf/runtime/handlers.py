@@ -41,8 +41,7 @@ def own_handler(*, llama: Llama, **kwargs: Any) -> Any:
         else:
             response = ChatFormatterResponse("")
             # Where the answer counts, what was thought of all pictures comes before it.
-            apart = bool(llama.policies) and template.reasoning != "answer"
-            laid = lay(llama, render, messages, apart=apart)
+            laid = lay(llama, render, messages, apart=template.reasoning != "answer")
         llama.laid = laid if template is llama.template else replace(laid, begun=None)
         return response
 

@@ -22,11 +22,35 @@ UNREACHED = (
 )
 
 
+class Seen(NamedTuple):
+    """The states of a prompt's last token, by block, [n_embd] each, and the prompt's modality.
+    ``picture``: the one of a turn's that it shows alone, by its place from 1, or the first of a few
+    that it shows; None of a whole prompt."""
+
+    states: Mapping[int, Rows]
+    modality: str
+    picture: int | None = None
+
+
+class Apart(NamedTuple):
+    """A prompt that shows several pictures, ``seen`` with each of them alone, () of other prompts;
+    None where it was not, because nothing steered. ``seconds``: that took, the encoding of pictures
+    aside."""
+
+    seen: tuple[Seen, ...] | None = ()
+    seconds: float = 0.0
+
+
+NOTHING_APART, UNSEEN_APART = Apart(), Apart(None)
+
+
 class Judged(NamedTuple):
-    """A policy, and its decision on one state."""
+    """A policy, its decision on a prompt, and the prompt that t, z and gate are of: the whole one,
+    or one with a picture alone."""
 
     policy: Policy
     decision: Decision
+    seen: Seen
 
     @property
     def opens(self) -> bool:
@@ -53,29 +77,20 @@ class Verdict(NamedTuple):
         return max(self.judged, key=force)
 
 
-class Seen(NamedTuple):
-    """The states of a prompt's last token, by block, [n_embd] each, and the prompt's modality.
-    ``picture``: the one of several that it was asked about, by its place from 1."""
-
-    states: Mapping[int, Rows]
-    modality: str
-    picture: int | None = None
-
-
-class Apart(NamedTuple):
-    """A prompt that shows several pictures, ``seen`` with each of them alone; the ``seconds`` that
-    took. Empty of other prompts."""
-
-    seen: tuple[Seen, ...] = ()
-    seconds: float = 0.0
-
-
-NOTHING_APART = Apart()
-
-
 def blocks_of(policies: Sequence[Policy]) -> list[int]:
     """The blocks whose states ``policies`` judge, rising."""
     return sorted({policy.block for policy in policies})
+
+
+def seen_by(blocks: Sequence[int], apart: Apart) -> tuple[Seen, ...]:
+    """The prompts with one picture alone that policies of these ``blocks`` judge. Raises
+    SteeringError if they were seen for other policies."""
+    if apart.seen is None or any(not one.states.keys() >= set(blocks) for one in apart.seen):
+        raise SteeringError(
+            "what steers has changed since the prompt was laid into the context, and its pictures "
+            "were not seen alone for it. Ask again. Nothing was generated."
+        )
+    return apart.seen
 
 
 def judge(policies: Sequence[Policy], whole: Seen, apart: Sequence[Seen] = ()) -> Verdict:
@@ -89,17 +104,16 @@ def judge(policies: Sequence[Policy], whole: Seen, apart: Sequence[Seen] = ()) -
         state, *others = ((seen.states[policy.block], seen.modality) for seen in (whole, *apart))
         try:
             decision = policy.decide(*state, others)
-        except KeyError:
+        except KeyError as error:
             measured = ", ".join(sorted(policy.geometry.spreads, key=lambda m: (m != "text", m)))
             raise ModelError(
-                f"the prompt has media ({whole.modality}), but the vector was measured on "
+                f"the prompt has media ({error.args[0]}), but the vector was measured on "
                 f"{measured} only. Convert with --mmproj."
             ) from None
         except FloatingPointError as error:
             raise SteeringError(f"{error}. Nothing was generated.") from error
-        if decision.apart is not None:
-            decision = Decision(*decision[:4], apart[decision.apart].picture)
-        judged.append(Judged(policy, decision))
+        by = whole if decision.apart is None else apart[decision.apart]
+        judged.append(Judged(policy, decision, by))
     return Verdict(tuple(judged))
 
 
@@ -107,8 +121,8 @@ def judge(policies: Sequence[Policy], whole: Seen, apart: Sequence[Seen] = ()) -
 class Steering:
     """The record of what steering did to one reply.
 
-    modality: "text"; "image" if the context shows still pictures, one or several; "video" if it
-        shows a film.
+    modality: of the prompt that t is of: "text"; "image" if it shows still pictures, one or
+        several; "video" if it shows a film.
     t: where the state lies, 0 at the mean of harmless text, 1 at that of harmful text.
     z: how far t lies beyond the threshold, in spreads.
     gate: from 0, shut, to 1, fully open.
@@ -119,10 +133,11 @@ class Steering:
     position: the token that was judged: the last of the "prompt"; the one that begins the
         "thought", if that counts; or the one before the "answer", after the thought. None while a
         reply has not come to its answer: then t, z and gate are None, too.
-    policies: where several policies judge, t, z, gate, alpha and layer of each, by its name.
-    picture: where a turn shows several pictures or films, the one that t, z and gate are of, by its
-        place from 1: asked about alone, it lies farthest beyond the threshold, which is higher
-        then. None where they are of the whole prompt.
+    policies: where several policies judge, t, z, gate, alpha, layer (and picture) of each, by its
+        name.
+    picture: the picture or film of the turn that t, z and gate are of, by its place from 1: of
+        several in the conversation it lies, shown alone, farthest beyond its threshold, which is
+        higher then. None where they are of the whole prompt, as alpha always is.
     """
 
     modality: str
@@ -149,22 +164,21 @@ class Steering:
         return {k: v for k, v in fields.items() if v is not None or k not in some}
 
 
-def steering_of(
-    verdict: Verdict, modality: str, way: Way, seconds: float, position: Position
-) -> Steering:
+def steering_of(verdict: Verdict, way: Way, seconds: float, position: Position) -> Steering:
     """The report of a verdict that was followed."""
-    chosen, decision = verdict.chosen
+    chosen, decision, seen = verdict.chosen
     each = {
         policy.name: {"t": t, "z": z, "gate": gate, "alpha": alpha, "layer": policy.block}
-        for policy, (t, z, gate, alpha, _) in verdict.judged
+        | ({} if by.picture is None else {"picture": by.picture})
+        for policy, (t, z, gate, alpha, _), by in verdict.judged
     }
     return Steering(
-        modality,
+        seen.modality,
         *decision[:4],
         layer=chosen.block,
         way=way if decision.alpha > 0 else None,
         milliseconds=1000 * seconds,
         position=position,
         policies=each if len(each) > 1 else None,
-        picture=decision.apart,
+        picture=seen.picture,
     )

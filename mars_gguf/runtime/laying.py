@@ -1,58 +1,89 @@
-"""Lays prompts with pictures into the context of a SteeredLlama. Where a turn shows
-several, each is laid alone first, to see what the model makes of it: among others it hardly shows.
-"""
+"""Lays prompts with pictures into the context of a SteeredLlama. Where a conversation shows
+several, those of the last turn are laid alone first, to see what the model makes of each: among
+others it hardly shows."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 
 from llama_cpp import Llama
 
 from mars_gguf.runtime.chunks import Chunk, n_alike
-from mars_gguf.runtime.judging import NOTHING_APART, Apart, Seen
+from mars_gguf.runtime.judging import NOTHING_APART, UNSEEN_APART, Apart, Seen
 from mars_gguf.runtime.messages import Messages, each_apart
-from mars_gguf.runtime.mtmd import Load, chunks_of
+from mars_gguf.runtime.mtmd import chunks_of
 from mars_gguf.runtime.template import Rendered
 from mars_gguf.runtime.turns import Laid
 
+MOST_APART = 16  # prompts that a turn is seen apart in
+MOST_TEXT = 4  # times the length of the whole prompt that those may read of text, all together
 Render = Callable[..., Rendered]
 
 
 def lay(llama: Llama, render: Render, messages: Messages, *, apart: bool) -> Laid:
     """Lay the prompt of ``messages`` into the context, all but its last run of text; with
-    ``apart``, see it with each of several pictures alone before. Raises ValueError if it does not
-    fit the context."""
-    load = cache(llama.projector.load)  # what is judged alone is what is shown: it is read once
+    ``apart``, see it with each of several pictures alone before, if anything steers. Raises
+    ValueError if it does not fit the context."""
+    context, projector = llama.context, llama.projector
+    load = cache(projector.load)  # what is judged alone is what is shown: it is read once
+
+    def cut(rendered: Rendered) -> list[Chunk]:
+        return chunks_of(llama, projector, rendered, load)
+
     whole = render(messages)
-    chunks = chunks_of(llama, llama.projector, whole, load)
+    chunks = cut(whole)
     _require_room(llama, 0, sum(chunk.n_positions for chunk in chunks))
-    seen = _see_apart(llama, render, messages, load) if apart else NOTHING_APART
-    last, held = _lay_head(llama, chunks, kept=llama.context.keep_turns)
-    again = max(0, held - llama.context.n_tokens)  # of what the context held
+    alone = each_apart(messages, most_apart(chunks)) if apart else iter(())
+    with projector.encoded.keeping_all():
+        seen = _see_apart(llama, alone, lambda shown: cut(render(shown)))
+        last, held = _lay_head(llama, chunks, kept=context.keep_turns)
+    again = max(0, held - context.n_tokens)  # of what the context held
     if again:
         llama.eval(last.tokens[:again])
-    llama.context.keep()
-    return Laid(whole.begun, [*llama.context.tokens, *last.tokens[again:]], seen)
+    context.keep()
+    return Laid(whole.begun, [*context.tokens, *last.tokens[again:]], seen)
 
 
-def _see_apart(llama: Llama, render: Render, messages: Messages, load: Load) -> Apart:
-    """See the prompt with each of several pictures alone. Nothing of that outlasts it in a context
+def most_apart(chunks: list[Chunk]) -> int:
+    """How many prompts the pictures of one may be seen apart in. Each reads again what stands after
+    the first picture: a long text there would make many pictures cost many times the prompt."""
+    first = next((i for i, chunk in enumerate(chunks) if not chunk.is_text), len(chunks))
+    again = sum(chunk.n_tokens for chunk in chunks[first:] if chunk.is_text)
+    whole = sum(chunk.n_tokens for chunk in chunks)
+    return min(MOST_APART, MOST_TEXT * whole // max(1, again))
+
+
+def _see_apart(
+    llama: Llama,
+    prompts: Iterator[tuple[int, Messages]],
+    cut: Callable[[Messages], list[Chunk]],
+) -> Apart:
+    """See prompts that show one of several pictures alone. Nothing of that outlasts it in a context
     whose turns are not kept."""
-    began, seen = time.perf_counter(), list[Seen]()
-    for picture, shown in each_apart(messages):
-        chunks = chunks_of(llama, llama.projector, render(shown), load)
+    began, encoding = time.perf_counter(), llama.projector.seconds
+    seen: list[Seen] = []
+    for picture, messages in prompts:
+        if not llama.policies:
+            return UNSEEN_APART
+        chunks = cut(messages)
         # What comes before the pictures is the same in all.
-        last, _ = _lay_head(llama, chunks, kept=llama.context.keep_turns or bool(seen))
+        kept = llama.context.keep_turns or bool(seen)
+        last, _ = _lay_head(llama, chunks, kept=kept, comes_back=not seen)
         llama.eval(last.tokens)
         seen.append(Seen(llama.steerer.reader.states, llama.context.modality, picture))
-    return Apart(tuple(seen), time.perf_counter() - began)
+    # The pictures would be encoded in any case.
+    seconds = time.perf_counter() - began - (llama.projector.seconds - encoding)
+    return Apart(tuple(seen), seconds) if seen else NOTHING_APART
 
 
-def _lay_head(llama: Llama, chunks: list[Chunk], *, kept: bool) -> tuple[Chunk, int]:
+def _lay_head(
+    llama: Llama, chunks: list[Chunk], *, kept: bool, comes_back: bool = False
+) -> tuple[Chunk, int]:
     """Lay a prompt into the context, all but its last run of text, and return what is left of that,
-    and how many positions the context held of the prompt. ``kept``: it goes on from those."""
+    and how many positions the context held of the prompt. ``kept``: it goes on from those.
+    ``comes_back``: others will go on from where its first picture begins."""
     context = llama.context
     held, rest = _held(llama, chunks, context.n_reusable) if kept else (0, chunks)
     end = context.rewind(held)
@@ -63,10 +94,13 @@ def _lay_head(llama: Llama, chunks: list[Chunk], *, kept: bool) -> tuple[Chunk, 
         _require_room(llama, llama.n_tokens, chunk.n_tokens)
         if chunk.is_text:
             llama.eval(chunk.tokens)
-        else:
-            after = llama.projector.decode(llama.ctx, chunk, context.n_tokens)
-            context.announce(chunk.modality, chunk.identity)
-            llama.n_tokens = after
+            continue
+        if comes_back and context.n_tokens and not context.memory.rewinds_far:
+            context.memory.keep(context.n_tokens)
+        comes_back = False
+        after = llama.projector.decode(llama.ctx, chunk, context.n_tokens)
+        context.announce(chunk.modality, chunk.identity)
+        llama.n_tokens = after
     _require_room(llama, llama.n_tokens, last.n_tokens)
     return last, held
 

@@ -175,41 +175,49 @@ def media_of(messages: Messages) -> Iterator[Medium]:
             yield from (Medium(url, film) for url in _urls(part))
 
 
-MOST_APART = 16  # that a turn is asked about
-
-
-def each_apart(messages: Messages) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    """The conversation with one of the pictures and films of its last turn alone, for each of them,
-    by its place from 1; nothing where that does not show several. More than MOST_APART stay with
-    their neighbours, in so many groups. The turn is what users and tools say after the last reply.
-    """
+def each_apart(messages: Messages, most: int) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """The conversation with one alone of the pictures and films of its last turn, for each of them,
+    by its place from 1; nothing where the conversation shows no other. More than ``most`` stay with
+    their neighbours, in so many groups. The turn is what follows the last reply that more was said
+    to; calls of tools are none."""
     known = [checked(n, message) for n, message in enumerate(messages)]
-    replies = [n for n, message in enumerate(known) if message["role"] == "assistant"]
-    start = replies[-1] + 1 if replies else 0
-    shown = [
+    media = [
         (n, i)
-        for n, message in enumerate(known[start:], start)
+        for n, message in enumerate(known)
         if isinstance(message.get("content"), list)
         for i, part in enumerate(message["content"])
         if part["type"] != TEXT.part
     ]
-    groups = min(len(shown), MOST_APART)
-    if groups < 2:
-        return
-    for start, end in pairwise(len(shown) * k // groups for k in range(groups + 1)):
-        yield start + 1, _without(known, {*shown[:start], *shown[end:]})
+    begun = _turn(known)
+    shown = [place for place in media if place[0] >= begun]
+    groups = min(len(shown), most) if len(media) > 1 else 0
+    bounds = [len(shown) * k // groups for k in range(groups + 1)] if groups else []
+    for start, end in pairwise(bounds):
+        yield start + 1, _without(known, set(media) - set(shown[start:end]))
+
+
+def _turn(messages: Sequence[Mapping[str, Any]]) -> int:
+    """The number of the message that the last turn begins with."""
+    begun = 0
+    for n, message in enumerate(messages[:-1]):
+        reply = message["role"] == "assistant" and not any(_called(message))
+        if reply and messages[n + 1]["role"] != "assistant":
+            begun = n + 1
+    return begun
 
 
 def _without(
     messages: list[dict[str, Any]], left_out: set[tuple[int, int]]
 ) -> list[dict[str, Any]]:
     """``messages`` without parts, by the numbers of message and part."""
-    return [
-        {**m, "content": [p for i, p in enumerate(m["content"]) if (n, i) not in left_out]}
-        if isinstance(m.get("content"), list)
-        else m
-        for n, m in enumerate(messages)
-    ]
+    left = []
+    for n, message in enumerate(messages):
+        content = message.get("content")
+        if isinstance(content, list):
+            parts = [part for i, part in enumerate(content) if (n, i) not in left_out]
+            message = {**message, "content": parts or [{"type": TEXT.part, TEXT.part: ""}]}
+        left.append(message)
+    return left
 
 
 # The proof that nothing is lost: digits, which no template trims, escapes or writes otherwise, in

@@ -12,8 +12,8 @@ import threading
 import time
 import weakref
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,10 +38,53 @@ Embeddings = npt.NDArray[np.float32]
 Load = Callable[[str], bytes]
 
 
+class Encoded:
+    """The embeddings of pictures by identity: those used last, of at most MAX_EMBEDDINGS bytes."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[bytes, int], Embeddings] = OrderedDict()
+        self._keeps_all = False
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all that is kept."""
+        return sum(embeddings.nbytes for embeddings in self._kept.values())
+
+    def get(self, identity: tuple[bytes, int]) -> Embeddings | None:
+        """Those of a picture, None if they are not kept."""
+        if identity in self._kept:
+            self._kept.move_to_end(identity)
+        return self._kept.get(identity)
+
+    def add(self, identity: tuple[bytes, int], embeddings: Embeddings) -> None:
+        """Keep those of a picture; the ones used longest ago make room."""
+        self._kept[identity] = embeddings
+        self._make_room()
+
+    @contextmanager
+    def keeping_all(self) -> Iterator[None]:
+        """Context manager: what is added within is kept to its end, however much that is."""
+        self._keeps_all = True
+        try:
+            yield
+        finally:
+            self._keeps_all = False
+            self._make_room()
+
+    def clear(self) -> None:
+        """Let go of all."""
+        self._kept.clear()
+
+    def _make_room(self) -> None:
+        while not self._keeps_all and self.n_bytes > MAX_EMBEDDINGS:
+            self._kept.popitem(last=False)
+
+
 class Projector:
     """The mmproj of a model, loaded. Raises ModelError if it is not one, or not of that model.
 
-    load: reads what the URL of a picture names. seconds: what encoding pictures took so far.
+    load: reads what the URL of a picture names. encoded: the pictures that were, and seconds: what
+        that took so far.
     """
 
     def __init__(self, path: str, llama: Llama, *, verbose: bool = False) -> None:
@@ -65,7 +108,7 @@ class Projector:
             )
         self.mrope = bool(mtmd_cpp.mtmd_decode_use_mrope(self.context))
         self.n_embd_input = lib.llama_model_n_embd_inp(llama.model)
-        self._embeddings: OrderedDict[tuple[bytes, int], Embeddings] = OrderedDict()
+        self.encoded = Encoded()
 
     def close(self) -> None:
         """Free it. To be called before the model is freed."""
@@ -168,9 +211,8 @@ class Projector:
 
     def encode(self, chunk: Chunk) -> Embeddings:
         """The embeddings of a medium, [n_tokens, n_embd_input]; those used last are kept."""
-        if chunk.identity in self._embeddings:
-            self._embeddings.move_to_end(chunk.identity)
-            return self._embeddings[chunk.identity]
+        if (known := self.encoded.get(chunk.identity)) is not None:
+            return known
         began = time.perf_counter()
         with interrupts_held(), suppress_stdout_stderr(disable=self.verbose):
             code = mtmd_cpp.mtmd_encode_chunk(self.context, chunk.pointer)
@@ -186,14 +228,12 @@ class Projector:
                 "libmtmd encoded a picture to NaN or infinite values: load the model anew, or show "
                 "another picture"
             )
-        self._embeddings[chunk.identity] = kept
-        while sum(e.nbytes for e in self._embeddings.values()) > MAX_EMBEDDINGS:
-            self._embeddings.popitem(last=False)
+        self.encoded.add(chunk.identity, kept)
         return kept
 
     def forget(self) -> None:
         """Let go of all encoded pictures."""
-        self._embeddings.clear()
+        self.encoded.clear()
 
     def decode(self, context: Any, chunk: Chunk, start: int, sequence: int = 0) -> int:
         """Decode a medium into ``sequence`` from position ``start`` on; the position after it.

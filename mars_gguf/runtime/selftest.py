@@ -10,7 +10,8 @@ import numpy as np
 from llama_cpp import Llama
 
 from mars_gguf.errors import ModelError, SteeringError
-from mars_gguf.runtime.judging import Judged
+from mars_gguf.modalities import TEXT
+from mars_gguf.runtime.judging import Judged, Seen
 from mars_gguf.runtime.pushing import control_vector, require_moved
 from mars_gguf.runtime.reading import See, eval_seen, logits
 from mars_gguf.runtime.replies import Reply
@@ -61,7 +62,7 @@ def require_readable(llama: Llama, blocks: Sequence[int]) -> None:
 
 def _require_pushed(llama: Llama, policy: Policy) -> None:
     """Raise SteeringError unless a push by D changes what comes after it, once."""
-    by_one = Judged(policy, Decision(0.0, 0.0, 1.0, policy.geometry.distance))
+    by_one = Judged(policy, Decision(0.0, 0.0, 1.0, policy.geometry.distance), Seen({}, TEXT.name))
     seen: list[Rows] = []
 
     def first(by: float = 0.0) -> Rows:

@@ -22,6 +22,7 @@ from mars_gguf.runtime.judging import (
     Way,
     blocks_of,
     judge,
+    seen_by,
     steering_of,
 )
 from mars_gguf.runtime.pushing import Push
@@ -217,7 +218,7 @@ class Steerer:
         return self._judge(self.reader.states)
 
     def _judge(self, states: Mapping[int, Rows]) -> Verdict:
-        apart = self.turns.reply.apart.seen
+        apart = seen_by(self.blocks, self.turns.reply.apart)
         return judge(self.policies or (), Seen(states, self.context.modality), apart)
 
     def _settle(self, position: Position) -> bool:
@@ -234,8 +235,8 @@ class Steerer:
         return verdict.chosen.opens
 
     def _record(self, verdict: Verdict, seconds: float, position: Position) -> None:
-        reply, modality, way = self.turns.reply, self.context.modality, self.push.way
-        reply.record(steering_of(verdict, modality, way, seconds + reply.apart.seconds, position))
+        seconds += self.turns.reply.apart.seconds
+        self.turns.reply.record(steering_of(verdict, self.push.way, seconds, position))
 
 
 class ContextEnd:

@@ -185,7 +185,7 @@ def test_each_policy_is_judged_by_the_state_of_its_own_block() -> None:
     verdict = judge(policies, Seen({2: at(0.2), 5: at(1.8)}, "text"))
     assert [one.decision.t for one in verdict.judged] == pytest.approx([1.8, 0.2])
     assert verdict.chosen.policy.name == "late"
-    report = steering_of(verdict, "text", "inline", 0.002, "answer").report()
+    report = steering_of(verdict, "inline", 0.002, "answer").report()
     assert (report["layer"], report["way"], report["position"]) == (5, "inline", "answer")
     assert report["milliseconds"] == 2
     assert list(report["policies"]) == ["late", "early"]
@@ -196,7 +196,7 @@ def test_each_policy_is_judged_by_the_state_of_its_own_block() -> None:
 
 
 def test_a_single_policy_is_reported_by_itself() -> None:
-    shut = steering_of(judge([policy()], Seen({1: at(0.1)}, "image")), "image", "cvec", 0, "prompt")
+    shut = steering_of(judge([policy()], Seen({1: at(0.1)}, "image")), "cvec", 0, "prompt")
     assert (shut.way, shut.alpha, shut.policies) == (None, 0.0, None)
     assert not {"policies", "note"} & shut.report().keys()
     unreached = Steering("text", None, None, None, 0.0, 1, None, 0.0, None)

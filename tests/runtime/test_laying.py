@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +15,9 @@ from models import CLOSED, DEMO, DEMO_MMPROJ, OPTIONS, Messages, film, picture, 
 from lab.demo_model.cells import cell
 from lab.demo_model.evaluate_model import ask
 from mars_gguf import SteeredLlama, demo_model
+from mars_gguf.errors import SteeringError
 from mars_gguf.runtime.judging import Steering
-from mars_gguf.runtime.messages import MOST_APART
+from mars_gguf.runtime.laying import MOST_APART, MOST_TEXT, most_apart
 from mars_gguf.runtime.reading import logits
 from mars_gguf.steering import further
 
@@ -60,7 +63,7 @@ def test_a_picture_is_judged_as_it_is_alone_beyond_a_threshold_that_rises_with_t
     shown = [picture(n) for n in (1, 2, 3)]
     alone = [say(demo, [user(QUESTION, one)]) for one in shown]
     whole = say(demo, [user(QUESTION, *shown)])
-    seen = demo.steerer.turns.reply.apart.seen
+    seen = demo.steerer.turns.reply.apart.seen or ()
     g = demo.policies[0].geometry
     block = demo.policies[0].block
     ts = [g.coordinate(each.states[block], "image") for each in seen]
@@ -85,7 +88,7 @@ def test_a_closed_gate_is_plain_after_several_pictures_were_judged(keep_turns: b
     ):
         reference.create_chat_completion(messages, temperature=0.0, max_tokens=1)
         steering = say(llama, messages)
-        assert steering.gate == 0 and len(llama.steerer.turns.reply.apart.seen) == 3
+        assert steering.gate == 0 and len(llama.steerer.turns.reply.apart.seen or ()) == 3
         assert llama.n_tokens == reference.n_tokens
         if keep_turns:  # goes on from the cells of what comes before the pictures
             np.testing.assert_allclose(logits(llama), logits(reference), atol=1e-3)
@@ -109,21 +112,73 @@ def test_what_is_judged_alone_is_what_is_shown_every_address_is_asked_once(
     assert list(asked.values()) == [1, 1, 1]
 
 
-def test_pictures_and_films_of_one_turn_are_judged_those_of_earlier_turns_stay(
+def test_pictures_and_films_of_one_turn_are_judged_not_those_of_earlier_turns(
     demo: SteeredLlama,
 ) -> None:
     earlier = [user("What is it?", picture(1)), {"role": "assistant", "content": "A kite."}]
     split = [user("Look.", picture(2)), film(QUESTION, picture(3), picture(4))]
     say(demo, [*earlier, *split])
-    seen = demo.steerer.turns.reply.apart.seen
+    seen = demo.steerer.turns.reply.apart.seen or ()
     assert [each.modality for each in seen] == ["image", "video"]
-    for lone in ([*earlier, user(QUESTION, picture(2))], [user(QUESTION)]):
+    say(demo, [*earlier, user(QUESTION, picture(2))])
+    assert [each.picture for each in demo.steerer.turns.reply.apart.seen or ()] == [1]
+    for lone in ([user(QUESTION, picture(2))], [*earlier, user(QUESTION)]):
         say(demo, lone)
         assert demo.steerer.turns.reply.apart.seen == ()
 
 
 def test_very_many_pictures_are_judged_in_groups(demo: SteeredLlama) -> None:
     say(demo, [user(QUESTION, *(picture(n) for n in range(MOST_APART + 4)))])
-    seen = demo.steerer.turns.reply.apart.seen
+    seen = demo.steerer.turns.reply.apart.seen or ()
     assert len(seen) == MOST_APART
     assert [each.picture for each in seen][-1] == MOST_APART + 3
+
+
+def test_a_long_text_behind_many_pictures_is_not_read_many_times(demo: SteeredLlama) -> None:
+    shown = [picture(n) for n in range(12)]
+    for text, alone in ((QUESTION, True), (QUESTION + " kite" * 300, False)):
+        chunks = demo.chunks([user(text, *shown)])
+        n, whole = most_apart(chunks), sum(chunk.n_tokens for chunk in chunks)
+        assert n >= MOST_TEXT and (n >= len(shown)) == alone
+        assert n * len(demo.tokenize(text.encode(), add_bos=False)) <= MOST_TEXT * whole
+        say(demo, [user(text, *shown)])
+        assert len(demo.steerer.turns.reply.apart.seen or ()) == min(len(shown), n)
+
+
+def test_a_request_that_fails_while_pictures_are_judged_leaves_nothing_for_the_next(
+    demo: SteeredLlama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lone = [user(QUESTION, picture(1))]
+    expected = say(demo, lone)
+    assert demo.projector is not None
+    decode, calls = demo.projector.decode, Counter[str]()
+
+    def failing(*args: Any, **kwargs: Any) -> int:
+        calls["decode"] += 1
+        if calls["decode"] == 2:
+            raise KeyboardInterrupt
+        return decode(*args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(demo.projector, "decode", failing)
+        with pytest.raises(KeyboardInterrupt):
+            say(demo, [user(QUESTION, picture(1), picture(2))])
+    found = say(demo, lone)
+    assert (found.t, found.z, found.picture) == (expected.t, expected.z, None)
+    assert demo.steerer.turns.reply.apart.seen == ()
+
+
+def test_a_stream_is_judged_as_a_call_and_not_under_other_policies(demo: SteeredLlama) -> None:
+    messages: Messages = [user(QUESTION, picture(1), picture(2))]
+    expected = say(demo, messages)
+    chunks: Any = demo.create_chat_completion(messages, stream=True, temperature=0.0, max_tokens=1)
+    report = list(chunks)[-1]["mars"]
+    assert (report["z"], report["t"]) == (expected.z, expected.t)
+    with demo.using():
+        late: Any = demo.create_chat_completion(messages, stream=True, max_tokens=1)
+    with pytest.raises(SteeringError, match="has changed since"):
+        list(late)
+    other = replace(demo.policies[0], name="other", block=demo.policies[0].block - 1)
+    late = demo.create_chat_completion(messages, stream=True, max_tokens=1)
+    with demo.using(other), pytest.raises(SteeringError, match="has changed since"):
+        list(late)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from models import assistant, picture, user
+from models import assistant, film, picture, user
 from templates import BOTH, JOINS, WRITES
 from tiny import FAMILIES
 
 from mars_gguf.errors import PromptError
 from mars_gguf.reasoning import KNOWN, Markers
+from mars_gguf.runtime.messages import each_apart
 from mars_gguf.runtime.template import CHATML, MARKER, ChatTemplate, chat_template
 
 
@@ -140,3 +141,56 @@ def test_earlier_thoughts_may_be_shown_or_left_out(markers: Markers) -> None:
     endless = assistant(f"{markers.open}Cats.")
     source = drops.replace("OPEN", markers.open)
     assert "And?" in ChatTemplate(source).render([user("What?"), endless, user("And?")]).text
+
+
+A, B, C = (user("", picture(n))["content"][0] for n in (1, 2, 3))
+WHAT = {"type": "text", "text": "What?"}
+FILM = film("", picture(4), picture(5))["content"][0]
+CALLS = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "look"}}]}
+
+
+def said(*parts: dict[str, Any], role: str = "user") -> dict[str, Any]:
+    return {"role": role, "content": list(parts)}
+
+
+@pytest.mark.parametrize(
+    ("messages", "shown"),
+    [
+        ([said(WHAT)], []),
+        ([said(A, WHAT)], []),
+        ([said(A, B, WHAT)], [[A], [B]]),
+        ([said(A, FILM, A, WHAT)], [[A], [FILM], [A]]),
+        ([said(A), said(B, WHAT)], [[A], [B]]),
+        # What earlier turns showed is left out; nothing of this one shows any: nothing is judged.
+        ([said(A, WHAT), assistant("Tea."), said(B, WHAT)], [[B]]),
+        ([said(A, B, WHAT), assistant("Tea."), said(WHAT)], []),
+        # A reply that is to go on, and a call of a tool, end no turn.
+        ([said(A, B, WHAT), assistant("Sure,")], [[A], [B]]),
+        ([said(A, B, WHAT), CALLS, said(C, role="tool")], [[A], [B], [C]]),
+        ([said(A, role="system"), said(B, WHAT)], [[A], [B]]),
+    ],
+)
+def test_each_picture_of_the_last_turn_is_shown_alone_with_every_text(
+    messages: list[dict[str, Any]], shown: list[list[dict[str, Any]]]
+) -> None:
+    found = list(each_apart(messages, 16))
+    assert [picture for picture, _ in found] == list(range(1, len(shown) + 1))
+    for (_, alone), expected in zip(found, shown, strict=True):
+        parts = [p for m in alone if isinstance(m["content"], list) for p in m["content"]]
+        assert [part for part in parts if part["type"] != "text"] == expected
+        assert sum(part == WHAT for part in parts) == sum(
+            part == WHAT
+            for m in messages
+            if isinstance(m["content"], list)
+            for part in m["content"]
+        )
+        assert [m["role"] for m in alone] == [m["role"] for m in messages]
+        ChatTemplate(FAMILIES["smolvlm"].chat.template).render(
+            [m for m in alone if m["role"] == "user"]
+        )
+
+
+def test_more_pictures_than_may_be_shown_alone_are_shown_in_groups() -> None:
+    messages = [said(*(A for _ in range(10)), WHAT)]
+    found = [(picture, len(alone[0]["content"]) - 1) for picture, alone in each_apart(messages, 4)]
+    assert found == [(1, 2), (3, 3), (6, 2), (8, 3)]

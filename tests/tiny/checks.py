@@ -295,7 +295,7 @@ def reuse(subject: Subject) -> None:
             decoded.clear()
             alike(say(llama, messages), say(afresh, messages), "logits")
             counts.append(len(decoded))
-            apart = [pieces(alone) for _, alone in each_apart(messages)]
+            apart = [pieces(alone) for _, alone in each_apart(messages, 16)]
             there.append((pieces(messages), *apart))
         (first,), (both, *apart), _ = there
         expected = [first, both - first + sum(alone - first for alone in apart), 0]
