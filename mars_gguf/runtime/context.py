@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 from llama_cpp import Llama
@@ -212,6 +213,23 @@ class Context:
         n_plain, self.n_tokens = self.n_tokens, getattr(state, "held", self.n_tokens)
         self.steered_at = n_plain if n_plain < self.n_tokens else None
         self.marks.read(self.llama.input_ids[: self.n_tokens], getattr(state, "shown", {}))
+
+
+@contextmanager
+def aside(context: Context) -> Iterator[None]:
+    """Context manager: where turns are kept, what is evaluated within is taken back at its end,
+    unless the memory is too large to be copied; else the context is then whatever it is."""
+    if not (context.keep_turns and context.n_tokens):
+        yield
+        return
+    tokens, marks, steered_at = context.tokens, deepcopy(context.marks), context.steered_at
+    with context.memory.aside() as restores:
+        yield
+    if restores:
+        context.n_tokens, context.marks, context.steered_at = len(tokens), marks, steered_at
+        context.llama.input_ids[: len(tokens)] = tokens
+        context.llama.n_tokens = len(tokens)  # whoever knows its end has to look again
+        context.llama._requires_eval, context.before = True, None
 
 
 @contextmanager

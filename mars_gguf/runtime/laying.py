@@ -5,12 +5,14 @@ others it hardly shows."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 from llama_cpp import Llama
 
 from mars_gguf.runtime.chunks import Chunk, n_alike
+from mars_gguf.runtime.context import aside
 from mars_gguf.runtime.judging import NOTHING_APART, UNSEEN_APART, Apart, Seen
 from mars_gguf.runtime.messages import Messages, each_apart
 from mars_gguf.runtime.mtmd import chunks_of
@@ -35,7 +37,7 @@ def lay(llama: Llama, render: Render, messages: Messages, *, apart: bool) -> Lai
     whole = render(messages)
     chunks = cut(whole)
     _require_room(llama, 0, sum(chunk.n_positions for chunk in chunks))
-    alone = each_apart(messages, most_apart(chunks)) if apart else iter(())
+    alone = list(each_apart(messages, most_apart(chunks))) if apart else []
     with projector.encoded.keeping_all():
         seen = _see_apart(llama, alone, lambda shown: cut(render(shown)))
         last, held = _lay_head(llama, chunks, kept=context.keep_turns)
@@ -57,25 +59,26 @@ def most_apart(chunks: list[Chunk]) -> int:
 
 def _see_apart(
     llama: Llama,
-    prompts: Iterator[tuple[int, Messages]],
+    prompts: list[tuple[int, list[dict[str, Any]]]],
     cut: Callable[[Messages], list[Chunk]],
 ) -> Apart:
-    """See prompts that show one of several pictures alone. Nothing of that outlasts it in a context
-    whose turns are not kept."""
+    """See prompts that show one of several pictures alone."""
     began, encoding = time.perf_counter(), llama.projector.seconds
     seen: list[Seen] = []
-    for picture, messages in prompts:
-        if not llama.policies:
-            return UNSEEN_APART
-        chunks = cut(messages)
-        # What comes before the pictures is the same in all.
-        kept = llama.context.keep_turns or bool(seen)
-        last, _ = _lay_head(llama, chunks, kept=kept, comes_back=not seen)
-        llama.eval(last.tokens)
-        seen.append(Seen(llama.steerer.reader.states, llama.context.modality, picture))
+    if not prompts:
+        return NOTHING_APART
+    if not llama.policies:
+        return UNSEEN_APART
+    with aside(llama.context):
+        for picture, messages in prompts:
+            # What comes before the pictures is the same in all.
+            kept = llama.context.keep_turns or bool(seen)
+            last, _ = _lay_head(llama, cut(messages), kept=kept, comes_back=not seen)
+            llama.eval(last.tokens)
+            seen.append(Seen(llama.steerer.reader.states, llama.context.modality, picture))
     # The pictures would be encoded in any case.
     seconds = time.perf_counter() - began - (llama.projector.seconds - encoding)
-    return Apart(tuple(seen), seconds) if seen else NOTHING_APART
+    return Apart(tuple(seen), seconds)
 
 
 def _lay_head(

@@ -8,6 +8,8 @@ llama.cpp copies that part alone, without the rest of the cache (PARTIAL_ONLY in
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from llama_cpp import Llama
@@ -85,19 +87,32 @@ class Memory:
         if not cut:
             raise SteeringError(f"llama.cpp could not rewind the context to position {position}")
 
-    def snapshot(self) -> Any:
-        """A copy of the part of sequence 0 that cannot be rewound."""
-        size = lib.llama_state_seq_get_size_ext(self._llama.ctx, 0, _PARTIAL)
+    def snapshot(self, flags: int = _PARTIAL) -> Any:
+        """A copy of the part of sequence 0 that cannot be rewound; with ``flags`` 0, of all."""
+        size = lib.llama_state_seq_get_size_ext(self._llama.ctx, 0, flags)
         buffer = (ctypes.c_uint8 * size)()
-        if lib.llama_state_seq_get_data_ext(self._llama.ctx, buffer, size, 0, _PARTIAL) != size:
+        if lib.llama_state_seq_get_data_ext(self._llama.ctx, buffer, size, 0, flags) != size:
             raise SteeringError("llama.cpp could not copy the state of the memory")
         return buffer
 
-    def restore(self, snapshot: Any) -> None:
+    def restore(self, snapshot: Any, flags: int = _PARTIAL) -> None:
         """Put back a `snapshot`."""
         size = len(snapshot)
-        if lib.llama_state_seq_set_data_ext(self._llama.ctx, snapshot, size, 0, _PARTIAL) != size:
+        if lib.llama_state_seq_set_data_ext(self._llama.ctx, snapshot, size, 0, flags) != size:
             raise SteeringError("llama.cpp could not restore the state of the memory")
+
+    @contextmanager
+    def aside(self) -> Iterator[bool]:
+        """Context manager: at its end sequence 0 is as it was, unless it takes more than MAX_BYTES.
+        Yields whether it will be."""
+        fits = lib.llama_state_seq_get_size_ext(self._llama.ctx, 0, 0) <= MAX_BYTES
+        whole, kept = self.snapshot(0) if fits else None, self._kept
+        yield fits
+        if whole is not None:
+            self.clear()
+            self.restore(whole, 0)
+            self._kept = kept
+            self.forget_order()
 
     def note_end(self, before: int, end: int) -> None:
         """Take note that sequence 0, which ended at position ``before``, ends at ``end``."""
