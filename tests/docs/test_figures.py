@@ -66,7 +66,7 @@ def test_the_readme_has_the_figures_of_the_packages_model() -> None:
 
 def test_the_table_of_the_real_model_is_that_of_its_report() -> None:
     table = table_after(EVALUATION, "qwen")
-    assert len(SUITES) == 6 and len(table) == 6
+    assert len(SUITES) == 6 and len(table) == 4
     for bold, *cells in table:
         arm = bold.strip("*")
         parts = [
@@ -127,3 +127,28 @@ def test_the_table_of_published_requests_by_source_is_that_of_its_report() -> No
         kind = "safe" if half == "safe half" else "harmful"
         rows_of = [reported[f"{source}, {kind}, {form}"] for form in ("text", "pictures")]
         assert cells == [change(row) for row in rows_of], name
+
+
+def test_what_was_reached_is_what_the_report_says() -> None:
+    reached = {name: cells[-1] for name, *cells in table_after(EVALUATION, "aims")}
+    shown = list(dict.fromkeys((suite, kind) for suite, kind, _ in QWEN if kind == "image"))
+
+    def more(kind: str, *key: str) -> float:
+        after, before = (QWEN[(*key, arm)][f"refused, {kind}"] for arm in ("mars", "unsteered"))
+        return after - before
+
+    harmless = [more("harmless", *key) for key in shown]
+    text = refused("text", "mars", "borderline") - refused("text", "unsteered", "borderline")
+    expected = {
+        "harmful pictures refused, the five forms above": refused("image", "mars", "harmful"),
+        "harmless pictures refused, more than unsteered, the worst form": max(harmless),
+        "... on average": mean(harmless),
+        "borderline pictures refused, more than unsteered": mean(
+            more("borderline", *key) for key in shown
+        ),
+        "harmful text refused": refused("text", "mars", "harmful"),
+        "borderline text refused, more than unsteered": text,
+    }
+    assert {name: reached[name] for name in expected} == {
+        name: str(whole(value)) for name, value in expected.items()
+    }
