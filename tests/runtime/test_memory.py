@@ -24,6 +24,7 @@ from mars_gguf.chat.conversation import Conversation
 from mars_gguf.runtime import memory
 from mars_gguf.runtime.chunks import Chunk
 from mars_gguf.runtime.llama import SteeredLlama
+from mars_gguf.runtime.messages import each_apart
 from mars_gguf.runtime.mtmd import Projector
 from mars_gguf.runtime.reading import logits as logits_of
 
@@ -148,7 +149,8 @@ def test_later_turns_of_a_hybrid_decode_new_pictures_alone(
     for messages in three_turns(family, begins):
         decoded.clear()
         logits = say(llama, messages, "Tea and a hat.")
-        counts.append(len(decoded) - (shown(llama, messages) - so_far))
+        alone = sum(shown(llama, lone) for _, lone in each_apart(messages, 16))
+        counts.append(len(decoded) - (shown(llama, messages) - so_far) - alone)
         so_far = shown(llama, messages)
         fresh = load(files, keep_turns=False)
         assert near(logits, say(fresh, messages, "Tea and a hat."))
@@ -168,9 +170,12 @@ def test_a_turn_of_a_hybrid_that_continues_what_the_context_holds_evaluates_what
     for messages in three_turns(family, "Tea"):
         llama.evaluated.clear()
         say(llama, messages, "Tea")  # one token, which is sampled and not evaluated
-        texts = [chunk.n_tokens for chunk in llama.chunks(messages) if chunk.is_text]
-        assert sum(llama.evaluated) == sum(texts) - before
-        before = sum(texts)
+        texts, *alone = (
+            sum(chunk.n_tokens for chunk in llama.chunks(each) if chunk.is_text)
+            for each in (messages, *(lone for _, lone in each_apart(messages, 16)))
+        )
+        assert sum(llama.evaluated) == texts - before + sum(alone)
+        before = texts
     llama.close()
 
 
@@ -391,7 +396,7 @@ def test_conversations_with_pictures_go_on_in_windows_that_let_go(
         messages = [*messages, user(f"{QUESTION} {turn}" * 8, *shown)]
         decoded.clear()
         logits = say(llama, messages, answer)
-        assert len(decoded) == len(shown)
+        assert len(decoded) == len(shown) + (turn == 1)  # alone as well
         fresh = load(files, opens, n_ctx=1024, swa_full=False, keep_turns=False)
         assert near(logits, say(fresh, messages, answer))
         fresh.close()
