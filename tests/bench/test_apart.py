@@ -17,7 +17,7 @@ def test_four_pictures_are_judged_alone_or_not_at_all(monkeypatch: pytest.Monkey
 
     def noting(self: SteeredLlama, *args: object, **kwargs: object) -> object:
         reply = ask(self, *args, **kwargs)
-        seen.append(len(self.steerer.turns.reply.apart.seen))
+        seen.append(len(self.steerer.turns.reply.apart.seen or ()))
         assert (self.last_steering is None) == (seen[-1] == 0)
         return reply
 
