@@ -6,16 +6,23 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from models import CLOSED, DEMO, DEMO_MMPROJ, OPTIONS, Messages, film, picture, plain, user, vector
+from rich.console import Console
+from tiny import FAMILIES
+from tiny.subject import Subject
 
 from lab.demo_model.cells import cell
 from lab.demo_model.evaluate_model import ask
 from mars_gguf import SteeredLlama, demo_model
+from mars_gguf.chat.conversation import Turn
+from mars_gguf.chat.words import why
 from mars_gguf.errors import SteeringError
+from mars_gguf.runtime import memory, mtmd
 from mars_gguf.runtime.judging import Steering
 from mars_gguf.runtime.laying import MOST_APART, MOST_TEXT, most_apart
 from mars_gguf.runtime.reading import logits
@@ -182,3 +189,72 @@ def test_a_stream_is_judged_as_a_call_and_not_under_other_policies(demo: Steered
     late = demo.create_chat_completion(messages, stream=True, max_tokens=1)
     with demo.using(other), pytest.raises(SteeringError, match="has changed since"):
         list(late)
+
+
+def test_each_picture_is_encoded_once_however_little_may_be_kept(
+    demo: SteeredLlama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert demo.projector is not None
+    demo.projector.forget()
+    monkeypatch.setattr(mtmd, "MAX_EMBEDDINGS", 0)
+    encode, calls = mtmd.mtmd_cpp.mtmd_encode_chunk, Counter[str]()
+
+    def counting(*args: Any) -> int:
+        calls["encode"] += 1
+        return int(encode(*args))
+
+    monkeypatch.setattr(mtmd.mtmd_cpp, "mtmd_encode_chunk", counting)
+    say(demo, [user(QUESTION, picture(1), picture(2), picture(3))])
+    assert calls["encode"] == 3 and demo.projector.encoded.n_bytes == 0
+
+
+@pytest.mark.parametrize("most", [0, memory.MAX_BYTES])
+def test_a_kept_conversation_goes_on_whether_or_not_its_memory_could_be_put_back(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "MAX_BYTES", most)
+    closed = vector(DEMO, opens=CLOSED)
+    first = [user("What is it?", picture(1))]
+    second = [*first, {"role": "assistant", "content": "A kite."}, user("And here?", picture(2))]
+    with (
+        closing(SteeredLlama(DEMO, vector=closed, mmproj=DEMO_MMPROJ, **OPTIONS)) as fresh,
+        closing(
+            SteeredLlama(DEMO, vector=closed, mmproj=DEMO_MMPROJ, keep_turns=True, **OPTIONS)
+        ) as llama,
+    ):
+        say(llama, first)
+        found, expected = say(llama, second), say(fresh, second)
+        assert len(llama.steerer.turns.reply.apart.seen or ()) == 1
+        assert (found.picture, found.t) == (expected.picture, pytest.approx(expected.t, abs=0.02))
+        assert llama.n_tokens == fresh.n_tokens
+        np.testing.assert_allclose(logits(llama), logits(fresh), atol=0.05)
+
+
+def test_where_the_answer_counts_nothing_is_judged_alone_unless_a_grammar_forbids_the_thought(
+    tmp_path: Path,
+) -> None:
+    subject = Subject.of(FAMILIES["internvl-qwen3"], tmp_path)
+    shown = [user("What?", picture(1), picture(2))]
+    wants_json: Any = {"response_format": {"type": "json_object"}}
+    for reasoning, options, expected in (
+        ("answer", {}, 0), ("answer", wants_json, 2), ("thought", {}, 2), ("off", {}, 2),
+    ):  # fmt: skip
+        with closing(subject.steered(1, CLOSED, reasoning=reasoning, force=True)) as llama:
+            llama.create_chat_completion(shown, max_tokens=1, **options)
+            seen = llama.steerer.turns.reply.apart.seen
+            assert len(seen or ()) == expected, (reasoning, options)
+
+
+def test_a_chat_says_why_by_the_threshold_of_the_picture_beside_a_film(demo: SteeredLlama) -> None:
+    g = demo.policies[0].geometry
+    (asked,) = cell("picture, harmful how-to", 1)
+    messages = [film("Look.", picture(3), picture(4)), user(asked.prompt, *asked.pictures)]
+    steering = say(demo, messages)
+    assert (steering.picture, steering.modality) == (2, "image")
+    assert demo.context.modality == "video"
+    opens = g.thresholds["image"] + further(2) * g.spreads["image"]
+    console = Console(record=True, width=120)
+    console.print(why(Turn(messages, seed=0, steering=steering), g))
+    said = console.export_text()
+    assert "number 2 of what was shown, alone" in said
+    assert f"opens at t = {opens:.2f}" in said
