@@ -6,8 +6,8 @@ from setuptools.command.build_py import build_py
 
 root = Path(__file__).parent
 commands = {
-    "bench.__main__", "chat.__main__", "convert.__main__", "demo", "evaluate.__main__",
-    "rpc_server", "server.__main__", "vectors.__main__",
+    "chat.__main__", "convert.__main__", "demo", "evaluate.__main__", "rpc_server",
+    "server.__main__", "vectors.__main__",
 }  # fmt: skip
 
 
@@ -65,7 +65,6 @@ setup(
         "mars_gguf.runtime": ["compat.json"],
         "mars_gguf.convert": ["data/*"],
         "mars_gguf.evaluate": ["data/*"],
-        "mars_gguf.bench": ["*.json"],
         "mars_gguf.server": ["*.json"],
         "mars_gguf.demo_model": ["*.gguf", "*.jsonl", "*.json", "*.md", "demo/*", "neutral/*"],
     },

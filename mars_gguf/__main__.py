@@ -13,7 +13,6 @@ COMMANDS = {
     "chat": "chat with a steered model in the terminal",
     "evaluate": "measure what steering changes and costs, against simpler ways to steer",
     "server": "serve steered models behind the OpenAI API",
-    "bench": "measure the tool's own cost against its limits",
     "demo": "see what steering does, on the small model of the package",
     "rpc_server": "lend this machine's devices to models on another one",
     "vectors": "check a vector file and print what it holds; find, or publish, that of a model",

@@ -6,7 +6,7 @@ from typing import Any
 
 from models import DEMO, OPTIONS
 
-from mars_gguf.bench.subject import Subject, demo_prompts
+from lab.bench.subject import Subject, demo_prompts
 from mars_gguf.demo_model import VECTOR
 
 READING: dict[str, Any] = {"n_threads": 1}

@@ -27,10 +27,10 @@ ROOMS = [
     ["runtime", "demo_model"],
     ["options", "loading"],
     ["convert", "evaluate"],
-    ["chat", "server", "rpc_server", "bench", "demo", "__main__", "completion"],
+    ["chat", "server", "rpc_server", "demo", "__main__", "completion"],
 ]
 # Besides the runtime: plain llama-cpp-python, to compare with, and its server.
-KNOW_LLAMA_CPP = ("runtime", "server", "bench", "demo")
+KNOW_LLAMA_CPP = ("runtime", "server", "demo")
 # Checkpoints are read by these, and a judge of the evaluation that is one.
 KNOW_TORCH = ("convert.checkpoint", "convert.extract_transformers", "evaluate.judges")
 PURE = ("steering", "statistics", "openings", "reasoning", "modalities", "vectors",

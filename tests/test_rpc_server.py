@@ -37,7 +37,7 @@ def server() -> Iterator[str]:
 
 def run(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", f"mars_gguf.{command}", *arguments],
+        [sys.executable, "-m", command if "." in command else f"mars_gguf.{command}", *arguments],
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
 
@@ -130,7 +130,7 @@ def test_an_evaluation_refuses_what_it_refuses_on_the_cpu(server: str, tmp_path:
 
 def test_the_bench_prints_what_steering_costs_there(server: str) -> None:
     done = run(
-        "bench", "--demo", "-t", "1", "--repetitions", "1", "--rpc", server,
+        "lab.bench", "--demo", "-t", "1", "--repetitions", "1", "--rpc", server,
         "--only", "first-token-python,extraction-text,memory-runtime",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -273,7 +273,7 @@ def _cost(results: Results) -> Iterator[str]:
     yield (
         "MARS over unsteered, median over cases asked in turn in one run, without the "
         "encoding of pictures. Both arms read the hidden state: `python -m "
-        "mars_gguf.bench` compares with plain llama-cpp-python.\n"
+        "lab.bench` compares with plain llama-cpp-python.\n"
     )
     rows = ([where, *_numbers(row, *row)] for where, row in cost(results).items())
     yield from table(["", "cases", "time to first token", "tokens a second"], list(rows))

@@ -13,7 +13,7 @@ from models import DEMO
 
 from mars_gguf.demo_model import VECTOR
 
-COMMAND = [sys.executable, "-m", "mars_gguf.bench"]
+COMMAND = [sys.executable, "-m", "lab.bench"]
 
 
 QUICK = ["--demo", "-t1", "--repetitions", "1"]
@@ -86,7 +86,7 @@ def test_check_fails_when_an_aim_is_missed_and_only_then(tmp_path: Path) -> None
     ],
 )
 def test_bad_input_is_a_clear_error(arguments: list[str], said: str) -> None:
-    done = ended("mars_gguf.bench", *arguments)
+    done = ended("lab.bench", *arguments)
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr

@@ -10,9 +10,9 @@ import pytest
 from models import vector
 from subjects import subject
 
-from mars_gguf.bench import replying
-from mars_gguf.bench.figures import ratios
-from mars_gguf.bench.subject import Asked
+from lab.bench import replying
+from lab.bench.figures import ratios
+from lab.bench.subject import Asked
 from mars_gguf.runtime.tap import Tap
 from mars_gguf.vectors import write_vector
 

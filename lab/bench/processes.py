@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mars_gguf.bench.child import peak_bytes
-from mars_gguf.bench.figures import Figure, differences, interleaved, ratios
-from mars_gguf.bench.subject import Asked, Subject
+from lab.bench.child import peak_bytes
+from lab.bench.figures import Figure, differences, interleaved, ratios
+from lab.bench.subject import Asked, Subject
 from mars_gguf.convert.extract_gguf import GgufExtractor
 from mars_gguf.convert.prompts import Prompt
 from mars_gguf.errors import MarsError
@@ -221,7 +221,7 @@ class Processes:
 
 def child(task: str, **arguments: Any) -> list[str]:
     """Makes the command of a task of child.py."""
-    return [sys.executable, "-m", "mars_gguf.bench.child", task, json.dumps(arguments)]
+    return [sys.executable, "-m", "lab.bench.child", task, json.dumps(arguments)]
 
 
 def _words(given: dict[str, Any]) -> list[str]:

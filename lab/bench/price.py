@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
-from mars_gguf.bench.figures import Figure, differences, interleaved
-from mars_gguf.bench.processes import MIB, Processes, child
-from mars_gguf.bench.subject import Asked, Subject
+from lab.bench.figures import Figure, differences, interleaved
+from lab.bench.processes import MIB, Processes, child
+from lab.bench.subject import Asked, Subject
 from mars_gguf.convert.prompts import Context, Prompt
 from mars_gguf.errors import MarsError
 from mars_gguf.evaluate.arms import SAFETY_PROMPT

@@ -8,7 +8,7 @@ from pathlib import Path
 from models import OPTIONS
 from subjects import subject
 
-from mars_gguf.bench.processes import Processes
+from lab.bench.processes import Processes
 
 
 def test_options_reach_every_kind_of_model() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mars_gguf.bench.figures import Aim, Figure, Run, interleaved, missed, ratios, summary
+from lab.bench.figures import Aim, Figure, Run, interleaved, missed, ratios, summary
 
 finite = st.floats(-1e6, 1e6)
 

@@ -11,8 +11,8 @@ from commands import few_prompts
 from models import DEMO_MMPROJ
 from subjects import subject
 
-from mars_gguf.bench.processes import Processes
-from mars_gguf.bench.subject import Asked
+from lab.bench.processes import Processes
+from lab.bench.subject import Asked
 from mars_gguf.convert.choices import Prompts
 from mars_gguf.demo_model import VECTOR
 from mars_gguf.vectors import read_vector, write_vector

@@ -8,9 +8,9 @@ from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from functools import partial
 
-from mars_gguf.bench.extraction import picture_prompts
-from mars_gguf.bench.figures import Figure, Run, interleaved, ratios, timed
-from mars_gguf.bench.subject import Asked, Subject
+from lab.bench.extraction import picture_prompts
+from lab.bench.figures import Figure, Run, interleaved, ratios, timed
+from lab.bench.subject import Asked, Subject
 from mars_gguf.media.images import user_message
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.runtime.messages import Messages

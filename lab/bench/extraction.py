@@ -12,8 +12,8 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from llama_cpp import llama_cpp as lib
 
-from mars_gguf.bench.figures import Figure, Run, interleaved, ratios, timed
-from mars_gguf.bench.subject import Asked, Subject
+from lab.bench.figures import Figure, Run, interleaved, ratios, timed
+from lab.bench.subject import Asked, Subject
 from mars_gguf.convert import pipeline
 from mars_gguf.convert.choices import Calibration
 from mars_gguf.convert.extract_gguf import GgufExtractor, Session

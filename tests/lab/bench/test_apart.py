@@ -6,8 +6,8 @@ import pytest
 from models import DEMO_MMPROJ
 from subjects import subject
 
-from mars_gguf.bench import apart
-from mars_gguf.bench.subject import Asked
+from lab.bench import apart
+from lab.bench.subject import Asked
 from mars_gguf.runtime.llama import SteeredLlama
 
 

@@ -1,4 +1,4 @@
-"""``python -m mars_gguf.bench.child TASK JSON`` does one task in a process of its own, and prints
+"""``python -m lab.bench.child TASK JSON`` does one task in a process of its own, and prints
 the memory it took. Each task imports only what it is about."""
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ def priced(
 
     from llama_cpp import Llama
 
+    from lab.bench.replying import reply
     from mars_gguf import SteeredLlama
-    from mars_gguf.bench.replying import reply
 
     if rpc_servers:
         from mars_gguf.runtime.rpc import use_servers

@@ -12,8 +12,8 @@ from typing import Any
 from llama_cpp import Llama
 from llama_cpp import llama_cpp as lib
 
-from mars_gguf.bench.figures import Figure, ratios
-from mars_gguf.bench.subject import Asked, Subject
+from lab.bench.figures import Figure, ratios
+from lab.bench.subject import Asked, Subject
 from mars_gguf.convert.prompts import Prompt
 from mars_gguf.errors import MarsError
 from mars_gguf.runtime.llama import SteeredLlama, Way

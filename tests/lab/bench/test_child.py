@@ -18,7 +18,7 @@ from mars_gguf.convert.prompts import Prompt
 
 
 def run(task: str, **arguments: Any) -> dict[str, float]:
-    command = [sys.executable, "-m", "mars_gguf.bench.child", task, json.dumps(arguments)]
+    command = [sys.executable, "-m", "lab.bench.child", task, json.dumps(arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     said: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return said

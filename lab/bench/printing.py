@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lab.bench.figures import Figure, summary
+from lab.bench.price import COLUMNS, WAYS
 from mars_gguf import __version__
-from mars_gguf.bench.figures import Figure, summary
-from mars_gguf.bench.price import COLUMNS, WAYS
 
 COLOURS = {"met": "green", "missed": "red", "shown": "dim"}  # what tells nothing is yellow
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
-from mars_gguf.bench.figures import Aim, Figure
-from mars_gguf.bench.printing import machine, print_report, versions
+from lab.bench.figures import Aim, Figure
+from lab.bench.printing import machine, print_report, versions
 
 
 def test_a_figure_within_the_noise_is_shown_with_how_much_that_is() -> None:

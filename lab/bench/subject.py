@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from lab.bench.figures import Figure
 from mars_gguf import demo_model
-from mars_gguf.bench.figures import Figure
 from mars_gguf.convert.choices import Prompts
 from mars_gguf.convert.prompt_sets import PromptSets, gather
 

@@ -11,11 +11,11 @@ import pytest
 from rich.console import Console
 from subjects import subject
 
-from mars_gguf.bench import child, price, replying
-from mars_gguf.bench.price import REPLY_TOKENS, WAYS, measure
-from mars_gguf.bench.printing import print_report
-from mars_gguf.bench.processes import Processes
-from mars_gguf.bench.subject import Asked
+from lab.bench import child, price, replying
+from lab.bench.price import REPLY_TOKENS, WAYS, measure
+from lab.bench.printing import print_report
+from lab.bench.processes import Processes
+from lab.bench.subject import Asked
 from mars_gguf.errors import MarsError
 
 

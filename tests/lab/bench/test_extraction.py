@@ -13,8 +13,8 @@ from llama_cpp import llama_cpp as lib
 from models import DEMO, DEMO_MMPROJ, mmproj_of, picture
 from subjects import READING, subject
 
-from mars_gguf.bench import extraction
-from mars_gguf.bench.figures import Figure
+from lab.bench import extraction
+from lab.bench.figures import Figure
 from mars_gguf.convert.choices import Calibration, Prompts
 from mars_gguf.convert.extract_gguf import GgufExtractor
 from mars_gguf.convert.prompt_sets import gather

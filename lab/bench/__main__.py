@@ -1,4 +1,4 @@
-"""``python -m mars_gguf.bench -m MODEL.gguf [--mmproj MMPROJ.gguf] --vector VECTOR.gguf`` measures
+"""``python -m lab.bench -m MODEL.gguf [--mmproj MMPROJ.gguf] --vector VECTOR.gguf`` measures
 what the tool costs, each figure held against the limit of what it is built on."""
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 
 from rich.console import Console
 
-from mars_gguf.bench import apart, extraction, price, processes, replying
-from mars_gguf.bench.figures import TABLE, Figure, missed
-from mars_gguf.bench.printing import machine, print_report, versions
-from mars_gguf.bench.subject import Asked, Subject, demo_prompts
+from lab.bench import apart, extraction, price, processes, replying
+from lab.bench.figures import TABLE, Figure, missed
+from lab.bench.printing import machine, print_report, versions
+from lab.bench.subject import Asked, Subject, demo_prompts
 from mars_gguf.console import command
 from mars_gguf.convert.choices import Prompts
 from mars_gguf.errors import MarsError
@@ -35,7 +35,7 @@ NO_AIM = "no aim: too small a model to chat with"
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        prog="mars-gguf bench", description=__doc__, epilog=f"Figures: {', '.join(NAMES)}."
+        prog="python -m lab.bench", description=__doc__, epilog=f"Figures: {', '.join(NAMES)}."
     )
     add_model_arguments(p)
     p.add_argument(
@@ -127,7 +127,7 @@ def _report(args: argparse.Namespace, argv: Sequence[str], subject: Subject) -> 
     """All that the figures depend on."""
     files = [Path(p) for p in (subject.model, subject.mmproj, subject.vector) if p]
     report = {
-        "command": shlex.join(["python", "-m", "mars_gguf.bench", *argv]),
+        "command": shlex.join(["python", "-m", "lab.bench", *argv]),
         "machine": machine(),
         "versions": versions(),
         "model": {
