@@ -20,7 +20,6 @@ from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from tqdm import tqdm
 
 from mars_gguf import demo_model
 from mars_gguf.console import command
@@ -29,6 +28,7 @@ from mars_gguf.errors import MarsError
 from mars_gguf.files import atomic
 from mars_gguf.media.images import load_image, user_message
 from mars_gguf.options import add_threads_argument
+from mars_gguf.progress import progress_bar
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.vectors import write_vector
 
@@ -113,17 +113,15 @@ def run(threads: int | None, vector: Path, *, progress: bool = True) -> list[dic
             Llama(files, chat_handler=MTMDChatHandler(mmproj, verbose=False), **options)
         ) as plain,
     ):
-        return [
-            {
-                "modality": request.modality,
-                "kind": request.kind,
-                "prompt": request.prompt,
-                "image": request.images,
-                "unsteered": ask(plain, request),
-                "steered": ask(steered, request),
-            }
-            for request in tqdm(requests(), desc="requests", disable=not progress)
-        ]
+        asked, results = requests(), []
+        with progress_bar("Asking", len(asked), "requests", shown=progress) as bar:
+            for request in asked:
+                both = {"unsteered": ask(plain, request), "steered": ask(steered, request)}
+                shown = {"prompt": request.prompt, "image": request.images}
+                group = {"modality": request.modality, "kind": request.kind}
+                results.append(group | shown | both)
+                bar.advance()
+        return results
 
 
 def show(results: list[dict[str, Any]], console: Console, *, every: bool) -> None:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from mars_gguf.console import printable
 from mars_gguf.options import llama_options
+from mars_gguf.progress import progress_bar
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.vectors.shelf import AUTO
 
@@ -27,13 +23,13 @@ def load_steered(
     `model_files`, ready to steer. What is unusual about it is said on standard error. Raises
     MarsError."""
     model, mmproj, vector = files
-    with _bar(Path(model).name) as progress:
+    with progress_bar(f"Loading {Path(model).name}", 1.0) as bar:
         llama = SteeredLlama(
             model,
             vector=vector,
             mmproj=mmproj,
             keep_turns=keep_turns,
-            progress=None if args.verbose else progress,
+            progress=bar.reach if bar.shown and not args.verbose else None,
             **llama_options(args),
         )
     if args.vector == AUTO:
@@ -61,20 +57,3 @@ def say_if_without_template(
 def say(line: str) -> None:
     """Says a line on standard error."""
     print(line, file=sys.stderr)
-
-
-@contextmanager
-def _bar(name: str) -> Iterator[Callable[[float], object] | None]:
-    """A bar on standard error, if that is a terminal. Yields the function to tell the share to."""
-    if sys.stderr is None or not sys.stderr.isatty():
-        yield None
-        return
-    columns = TextColumn("Loading {task.description}", markup=False), BarColumn()
-    # A file of its own: llama-cpp-python sends standard error to nowhere while it loads.
-    with os.fdopen(os.dup(2), "w", encoding="utf-8") as terminal:
-        bar = Progress(
-            *columns, TaskProgressColumn(), console=Console(file=terminal), transient=True
-        )
-        with bar:
-            task = bar.add_task(printable(name), total=1.0)
-            yield lambda share: bar.update(task, completed=share)

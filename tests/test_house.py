@@ -23,7 +23,7 @@ ROOMS = [
     ["__init__", "errors", "modalities", "statistics", "reasoning", "formats", "interrupts"],
     ["steering", "openings", "console"],
     ["files", "markdown", "vectors"],
-    ["hub", "media"],
+    ["hub", "media", "progress"],
     ["runtime", "demo_model"],
     ["options", "loading"],
     ["convert", "evaluate"],

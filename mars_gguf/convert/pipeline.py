@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from mars_gguf import __version__
 from mars_gguf.convert.artefacts import Artefact
@@ -51,6 +50,7 @@ from mars_gguf.convert.prompts import MIN_PROMPTS, Context, Prompt, Rows
 from mars_gguf.convert.refusals import N_TOKENS, Refusals
 from mars_gguf.convert.splits import Split, Splits, split_prompts
 from mars_gguf.errors import MarsError
+from mars_gguf.progress import Bar, progress_bar
 from mars_gguf.steering import Geometry
 from mars_gguf.vectors import Value, Vector
 
@@ -101,7 +101,7 @@ def measure(
 
     # Observing a prompt and reading a reply take about the same time: each is a step of the bar.
     total = len(splits) + TRIED * _n_places(min(FINALISTS, len(layers)))
-    with tqdm(total=total, desc="measuring", unit="prompt", disable=not progress) as bar:
+    with progress_bar("Measuring", total, "prompts", shown=progress) as bar:
         observer = _Observer(extractor, bar, store)
         fitted = _fit(observer, splits, layers, given, calibration.shrinkage)
         plain = replace(fitted.axes, readout=projections(fitted.axes.base))
@@ -167,14 +167,14 @@ def _renderable(extractor: Extractor, sets: PromptSets) -> tuple[PromptSets, lis
 
 
 class _Observer(NamedTuple):
-    """Observes prompts, shows how far it is on a ``bar`` (tqdm), and keeps what was seen."""
+    """Observes prompts, shows how far it is on a ``bar``, and keeps what was seen."""
 
     extractor: Extractor
-    bar: Any
+    bar: Bar
     store: Store | None
 
     def observe(self, prompts: Sequence[Prompt], **options: Any) -> Observations:
-        return observe(self.extractor, prompts, self.bar.update, store=self.store, **options)
+        return observe(self.extractor, prompts, self.bar.advance, store=self.store, **options)
 
     def observe_together(
         self, sets: Mapping[str, Sequence[Prompt]], **options: Any
@@ -290,11 +290,11 @@ def _select(
     scores = score_layers(harmful, t, layers, largest_budgets(t, given))
     trials, finalists = _trials(seen.harmful, answered, fitted.refusals), scores.finalists()
     bar, n_tried = observer.bar, sum(len(trial.sample().prompts) for trial in trials)
-    bar.total = bar.n + n_tried * _n_places(len(finalists))
+    bar.expect(n_tried * _n_places(len(finalists)))
 
     def forced(trials: Sequence[Trial], places: list[Place]) -> list[Forced]:
         base, refusals, some = fitted.axes.base, fitted.refusals, [t.sample() for t in trials]
-        return force(observer.extractor, some, base, refusals, places, bar.update)
+        return force(observer.extractor, some, base, refusals, places, bar.advance)
 
     found = forced(trials, [(layer, FORCED_LIMIT) for layer in finalists])
     scores.effect[finalists] = [one.rate for one in found]
@@ -303,7 +303,7 @@ def _select(
     if all(len(trial.prompts) >= MIN_PROMPTS for trial in beyond):
         trials = beyond  # what the gate opens for
     tried = dict(zip(LIMITS, forced(trials, [(best, x) for x in LIMITS]), strict=True))
-    bar.total, limit = bar.n, trust_limit({x: one.rate for x, one in tried.items()})
+    limit = trust_limit({x: one.rate for x, one in tried.items()})
     chosen = budgets({m: values[:, best] for m, values in t.items()}, harmful[:, best], given)
     examples = list(zip(trials[0].sample().prompts, tried[limit].replies, strict=True))[:EXAMPLES]
     return _Selected(scores, limit, chosen, examples)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from tqdm import tqdm
 
 from mars_gguf.console import command
 from mars_gguf.errors import MarsError
@@ -34,6 +33,7 @@ from mars_gguf.options import (
     seed,
     switch,
 )
+from mars_gguf.progress import progress_bar
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.vectors import read_vector
 
@@ -267,9 +267,9 @@ def _describe(
 def _ask(work: Work, file: RecordFile) -> bool:
     """Asks what is not on record yet, with a bar. Returns whether the user broke it off."""
     total, done = sum(len(cases) * len(each.arms) for each, cases in work), len(file.records)
-    with tqdm(desc="replies", total=total, initial=done, unit="reply", disable=None) as bar:
+    with progress_bar("Asking", total, "replies", done=done) as bar:
         try:
-            ask_all(work, file, bar.update)
+            ask_all(work, file, bar.advance)
         except KeyboardInterrupt:
             return True
     return False
