@@ -9,11 +9,19 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from zlib import crc32
 
-from lab.judge.cut import UNSEEN, Label, Reply, read
-from lab.judge.rates import at_first, counted, now, precision, recall
+from lab.judge.labels import (
+    UNSEEN,
+    Label,
+    LabelledReply,
+    at_first,
+    now,
+    precision,
+    read_labels,
+    recall,
+)
 from mars_gguf.markdown import table
 
-Group = Callable[[Reply], str]
+Group = Callable[[LabelledReply], str]
 GROUPS: dict[str, Group] = {
     "model": lambda reply: reply.model,
     "kind of request": lambda reply: reply.kind,
@@ -28,14 +36,14 @@ CELLS: dict[str, tuple[Label, bool]] = {
 }
 
 
-def mended_on(reply: Reply) -> bool:
+def mended_on(reply: LabelledReply) -> bool:
     """Tells whether rules were mended by looking at replies to this request, every second one."""
     return crc32(reply.request.encode()) % 2 == 0
 
 
-def report(replies: Sequence[Reply]) -> Iterator[str]:
+def report(replies: Sequence[LabelledReply]) -> Iterator[str]:
     """Writes the lines of the page."""
-    clear = counted(replies)
+    clear = [reply for reply in replies if reply.label != "doubtful"]
     yield "# The judge by opening on replies that it was not made with"
     yield ""
     yield (
@@ -69,7 +77,7 @@ def report(replies: Sequence[Reply]) -> Iterator[str]:
     yield from _halves(clear)
 
 
-def _figures(replies: Sequence[Reply]) -> list[str]:
+def _figures(replies: Sequence[LabelledReply]) -> list[str]:
     once = list({reply.opening: reply for reply in replies}.values())
     rows = {"every reply": replies, "every opening once": once}
     return table(
@@ -78,7 +86,7 @@ def _figures(replies: Sequence[Reply]) -> list[str]:
     )
 
 
-def _confusion(title: str, group: Group, replies: Sequence[Reply]) -> list[str]:
+def _confusion(title: str, group: Group, replies: Sequence[LabelledReply]) -> list[str]:
     rows = []
     for name in sorted({group(reply) for reply in replies}):
         some = [reply for reply in replies if group(reply) == name]
@@ -88,7 +96,7 @@ def _confusion(title: str, group: Group, replies: Sequence[Reply]) -> list[str]:
     return table((title, "n", *CELLS, "precision", "recall"), rows)
 
 
-def _halves(replies: Sequence[Reply]) -> list[str]:
+def _halves(replies: Sequence[LabelledReply]) -> list[str]:
     rows = []
     for title, looked_at in (("the half looked at", True), ("the other half", False)):
         half = [reply for reply in replies if mended_on(reply) == looked_at]
@@ -97,7 +105,7 @@ def _halves(replies: Sequence[Reply]) -> list[str]:
     return table(('of "refused"', "n", "precision at first", "now", "recall at first", "now"), rows)
 
 
-def _mistake(reply: Reply) -> str:
+def _mistake(reply: LabelledReply) -> str:
     where = ", ".join([reply.id, reply.request, reply.context, reply.arm])
     return f"- {reply.label}, judged {reply.verdict} ({where}): {json.dumps(reply.opening)}"
 
@@ -105,7 +113,7 @@ def _mistake(reply: Reply) -> str:
 def main(argv: list[str] | None = None) -> None:
     p = argparse.ArgumentParser(prog="lab.judge.measure", description=__doc__)
     p.add_argument("file", nargs="?", type=Path, default=UNSEEN)
-    for line in report(read(p.parse_args(argv).file)):
+    for line in report(read_labels(p.parse_args(argv).file)):
         print(line)
 
 

@@ -10,7 +10,9 @@ and takes everything else for blank.
     python -m lab.reader.suite MODEL.gguf mmproj.gguf -o suite/
     python -m lab.reader.neutral MODEL.gguf mmproj.gguf -o neutral/
 
-Or all at once: `python -m lab.reader.report MODEL.gguf -o DIR` measures what steering does,
-`python -m lab.reader.tried MODEL.gguf -o DIR` what other rules than the converter's would do, and
-`python -m lab.reader.looks MODEL.gguf -o DIR` whether a few more tokens tell more of harm.
+`python -m lab.reader.report MODEL.gguf -o DIR` does all that and measures what steering does.
+
+To judge a prompt after a look, a few more tokens on a copy of its sequence: `look_sets` makes
+prompts in wordings that are fitted on, certified on and left out, `look_states` reads states at
+their last tokens and after looks, `look_rules` says what scores of them catch.
 """

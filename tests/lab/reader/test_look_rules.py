@@ -1,4 +1,4 @@
-"""Rules and judgements, against the same computed slowly, on random states and scores."""
+"""What scores catch, against the same computed slowly, on random scores."""
 
 from __future__ import annotations
 
@@ -6,26 +6,9 @@ import numpy as np
 import pytest
 
 from lab.reader import look_rules
-from lab.reader.look_rules import (
-    CERTIFIED,
-    NEUTRAL,
-    PASSING,
-    VIEWS,
-    Asked,
-    area,
-    caught,
-    certified,
-    crowded,
-    rules,
-    scores,
-    share,
-    thinned,
-)
+from lab.reader.look_rules import CERTIFIED, NEUTRAL, PASSING, Asked, area, caught, certified, share
 from lab.reader.look_sets import KINDS
 from mars_gguf.statistics import auroc, largest_count
-
-BLOCKS = tuple(range(9, 24))
-RULES = {rule.name.split()[0]: rule for rule in rules(24)}
 
 
 @pytest.fixture(scope="module")
@@ -105,81 +88,3 @@ def test_the_certified_threshold_is_the_least_that_few_wordings_exceed(
     assert allowed > 0
     least = min(x for x in t[neutral] if beyond(x, PASSING) <= allowed)
     assert certified(t, asked) == least
-    harmless = asked.of("harmless")
-    by_wording = [t[harmless & (asked.wordings == w)] for w in range(30)]
-    every = [(one > 0).mean() > 0.5 for one in by_wording if one.size]
-    assert crowded(t > 0, asked, 0.5) == (sum(every), len(every))
-
-
-@pytest.fixture(scope="module")
-def states() -> dict[str, np.ndarray]:
-    """Of prompts in two forms and neutral pictures, harm along one axis, form along another."""
-    rng = np.random.default_rng(3)
-    found = {}
-    for form, (medium, n) in enumerate({"text": 40, "asked": 60, "image": 30}.items()):
-        for kind in KINDS:
-            x = rng.normal(size=(n, len(VIEWS), len(BLOCKS), 8))
-            x[..., 0] += 2.0 * (kind == "harmful") + 0.7 * (kind == "borderline")
-            x[..., 1] += form
-            found[f"fit-{medium}-{kind}"] = x.astype(np.float16)
-    return found
-
-
-def slow_t(
-    states: dict[str, np.ndarray], view: int, block: int, varied: bool, x: np.ndarray
-) -> np.ndarray:
-    at = {n: s[:, view, block].astype(float) for n, s in states.items()}
-    r, covariances = np.zeros(8), []
-    for form in ("text", "asked") if varied else ("text",):
-        neutral = np.concatenate([at[f"fit-{form}-{kind}"] for kind in NEUTRAL])
-        covariances.append(np.cov(neutral.T, bias=True))
-        harmless = neutral if varied else at[f"fit-{form}-harmless"]
-        r += at[f"fit-{form}-harmful"].mean(0) - harmless.mean(0)
-    pictures = np.concatenate([at[f"fit-image-{kind}"] for kind in NEUTRAL])
-    covariances.append(np.cov(pictures.T, bias=True))
-    c = np.mean(covariances, axis=0)
-    w = np.linalg.inv(0.5 * c + 0.5 * np.trace(c) / 8 * np.eye(8)) @ r
-    safe, unsafe = (at[f"fit-text-{kind}"].mean(0) for kind in ("harmless", "harmful"))
-    return np.asarray((x[:, view, block] - safe) @ w / ((unsafe - safe) @ w))
-
-
-@pytest.mark.parametrize("name", ["(0)", "(a)", "(b3)", "(c2)", "(c4)"])
-def test_a_score_is_the_mean_of_t_over_views_and_blocks(
-    name: str, states: dict[str, np.ndarray]
-) -> None:
-    rule = RULES[name]
-    x = np.random.default_rng(4).normal(size=(5, len(VIEWS), len(BLOCKS), 8))
-    places = [(VIEWS.index(v), BLOCKS.index(b)) for v in rule.views for b in rule.blocks]
-    expected = np.mean([slow_t(states, v, b, rule.varied, x) for v, b in places], axis=0)
-    found, read = scores(rule, states, {"some": x}, BLOCKS)
-    np.testing.assert_allclose(found["some"], expected, rtol=1e-6, atol=1e-9)
-    assert read["some"].all()
-
-
-def test_in_doubt_alone_what_lies_above_the_least_harmful_text_is_read(
-    states: dict[str, np.ndarray],
-) -> None:
-    first, _ = scores(RULES["(a)"], states, states, BLOCKS)
-    after, _ = scores(RULES["(c3)"], states, states, BLOCKS)
-    found, read = scores(RULES["(d)"], states, states, BLOCKS)
-    least = min(first[f"fit-{form}-harmful"].min() for form in ("text", "asked"))
-    assert not all(flags.all() for flags in read.values())
-    for name, t in found.items():
-        np.testing.assert_array_equal(read[name], first[name] > least)
-        np.testing.assert_array_equal(t, np.where(first[name] > least, after[name], -np.inf))
-
-
-def test_thinned_text_is_some_of_it_and_all_else_stays(states: dict[str, np.ndarray]) -> None:
-    quarter = thinned(states, 0.25, 0)
-    assert {n: len(x) for n, x in quarter.items() if "asked" in n} == dict.fromkeys(
-        [f"fit-asked-{kind}" for kind in KINDS], 15
-    )
-    assert quarter["fit-image-harmless"] is states["fit-image-harmless"]
-    rows = {row.tobytes() for row in states["fit-text-harmful"]}
-    drawn = {row.tobytes() for row in quarter["fit-text-harmful"]}
-    assert len(drawn) == 10
-    assert drawn < rows
-    assert drawn != {row.tobytes() for row in thinned(states, 0.25, 1)["fit-text-harmful"]}
-    np.testing.assert_array_equal(
-        thinned(states, 1.0, 5)["fit-text-harmful"], states["fit-text-harmful"]
-    )
