@@ -13,11 +13,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from lab.bench import apart, extraction, price, processes, replying
+from lab.bench.extraction import measure_extraction
 from lab.bench.figures import TABLE, Figure, missed
-from lab.bench.printing import machine, print_report, versions
+from lab.bench.printing import machine, report_lines, versions
+from lab.bench.processes import GUARD, Processes, guard_prompt
+from lab.bench.replying import measure_pictures, measure_replies
 from lab.bench.subject import Asked, Subject, demo_prompts
 from mars_gguf.console import command
 from mars_gguf.convert.choices import Prompts
@@ -52,19 +52,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--json", type=Path, metavar="FILE", help="write all samples as JSON")
     p.add_argument("--check", action="store_true", help="exit with 1 if an aim is missed")
     p.add_argument(
-        "--cvector-generator", metavar="FILE", help="llama.cpp's program, to compare with"
-    )
-    p.add_argument(
         "--guard-prompt",
         type=Path,
         metavar="FILE",
         help="what the guard of the price is asked: a text with {{ user_input }}, or a prompts.yml "
         "of NeMo Guardrails (default: a question of ours)",
-    )
-    p.add_argument(
-        "--transformers",
-        metavar="DIR",
-        help="transformers checkpoint of the same model, to compare with",
     )
     return p
 
@@ -72,7 +64,6 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     args = parser().parse_args(argv)
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     with command():
         _check_arguments(args)
         subject = _subject(args)
@@ -84,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
         identity = report["model"]
         name, threads = identity["name"] or Path(subject.model).name, subject.options["n_threads"]
         title = f"{name}, {identity['quantization']}, {threads} threads"
-        print_report(console, title, report, figures)
+        print("\n".join(report_lines(title, report, figures)))
         if args.json:
             with atomic(args.json) as path:
                 path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -100,14 +91,6 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise MarsError(f"no figure {', '.join(unknown)}, expected some of {', '.join(NAMES)}")
     if args.json and args.json.is_dir():
         raise MarsError(f"{args.json}: a folder, expected the name of a file to write")
-    program = args.cvector_generator
-    if program and not os.access(program, os.X_OK):
-        raise MarsError(f"{program}: not a program. Build llama-cvector-generator of llama.cpp.")
-    if args.transformers and not (Path(args.transformers) / "config.json").is_file():
-        raise MarsError(
-            f"{args.transformers}: no config.json there, expected the folder of a transformers "
-            "checkpoint"
-        )
 
 
 def _subject(args: argparse.Namespace) -> Subject:
@@ -140,23 +123,18 @@ def _report(args: argparse.Namespace, argv: Sequence[str], subject: Subject) -> 
 
 
 def _measure(args: argparse.Namespace, subject: Subject) -> list[Figure]:
-    terminal = Console(stderr=True)
-
     def started(name: str) -> None:
-        if terminal.is_terminal:
-            terminal.print(f"measuring {name} ...", style="dim")
+        if sys.stderr.isatty():
+            print(f"measuring {name} ...", file=sys.stderr)
 
-    # Processes first: the models below are not yet in the memory of this one.
-    program = args.cvector_generator and str(Path(args.cvector_generator).absolute())
-    whole = processes.Processes(subject, program, args.transformers)
     asked = Asked(args.only, args.repetitions, started)
-    guard = price.guard_prompt(args.guard_prompt) if args.guard_prompt else price.GUARD
+    guard = guard_prompt(args.guard_prompt) if args.guard_prompt else GUARD
     figures = [
-        *whole.measure(asked),
-        *price.measure(subject, asked, guard),
-        *replying.measure(subject, asked),
-        *apart.measure(subject, asked),
-        *extraction.measure(subject, asked),
+        # First: the models below are not yet in the memory of this process.
+        *Processes(subject, guard).measure(asked),
+        *measure_replies(subject, asked),
+        *measure_pictures(subject, asked),
+        *measure_extraction(subject, asked),
     ]
     return sorted(figures, key=lambda figure: NAMES.index(figure.name))
 

@@ -26,7 +26,6 @@ from mars_gguf.runtime.tap import Rows
 
 E = TypeVar("E", bound=GgufExtractor)
 
-PICTURES = 16
 NAMES = ("extraction-text", "extraction-images", "conversion")
 
 
@@ -97,33 +96,19 @@ class Recorded(GgufExtractor):
         return super().sessions(prompts)
 
 
-def measure(subject: Subject, asked: Asked) -> Iterator[Figure]:
+def measure_extraction(subject: Subject, asked: Asked) -> Iterator[Figure]:
     """Measures the figures that are asked for."""
     for figure in asked.figures(NAMES):
         if figure.name == "conversion":
             converted(figure, subject, Calibration())
         elif figure.name == "extraction-text":
-            prompts = text_prompts(subject)[:MAX_SEQUENCES]
+            prompts = subject.text_prompts()[:MAX_SEQUENCES]
             _extracted(figure, subject, prompts, asked.repetitions)
         elif subject.mmproj is not None:
-            _extracted(figure, subject, picture_prompts(subject), asked.repetitions)
+            _extracted(figure, subject, subject.picture_prompts(), asked.repetitions)
         else:
             figure.absent = "no mmproj"
         yield figure
-
-
-def text_prompts(subject: Subject) -> list[Prompt]:
-    """Harmful and harmless prompts in turn."""
-    contrast = subject.sets.contrast
-    pairs = zip(contrast.harmful, contrast.harmless, strict=False)
-    return [Prompt(text) for pair in pairs for text in pair]
-
-
-def picture_prompts(subject: Subject) -> list[Prompt]:
-    """Neutral prompts with one picture each, no picture twice."""
-    neutral = [prompt for part in subject.sets.media["image"] for prompt in part]
-    distinct = {p.images[0].tobytes(): p for p in neutral if len(p.images) == 1}
-    return list(distinct.values())[:PICTURES]
 
 
 def extract(extractor: GgufExtractor, prompts: Sequence[Prompt]) -> Rows:

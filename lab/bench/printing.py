@@ -1,38 +1,31 @@
-"""Prints the figures, and what they depend on."""
+"""Writes the figures, and what they depend on."""
 
 from __future__ import annotations
 
 import os
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from lab.bench.figures import Figure, summary
-from lab.bench.price import COLUMNS, WAYS
+from lab.bench.processes import COLUMNS, WAYS
 from mars_gguf import __version__
-
-COLOURS = {"met": "green", "missed": "red", "shown": "dim"}  # what tells nothing is yellow
+from mars_gguf.markdown import table
 
 
 def machine() -> dict[str, Any]:
-    """The machine: processor, cores that this process may use, system, load before the run."""
+    """The machine: processor, cores, system, load before the run."""
     processor = platform.processor() or platform.machine()
     with suppress(OSError):
         found = re.search(r"^model name\s*: (.+)", Path("/proc/cpuinfo").read_text(), re.M)
         processor = found[1] if found else processor
-    affinity = getattr(os, "sched_getaffinity", None)
     return {
         "processor": processor,
-        "cores": len(affinity(0)) if affinity else os.cpu_count(),
+        "cores": os.cpu_count(),
         "system": platform.platform(),
         "load": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", ""),
@@ -45,76 +38,53 @@ def versions() -> dict[str, str]:
     return {"mars-gguf": __version__, **built_on, "python": platform.python_version()}
 
 
-def print_report(
-    console: Console, title: str, report: dict[str, Any], figures: Sequence[Figure]
-) -> None:
-    """Prints what the figures depend on, a table of them, and what was done for each."""
+def report_lines(title: str, report: dict[str, Any], figures: Sequence[Figure]) -> Iterator[str]:
+    """Yields what the figures depend on, a table of them, and what was done for each."""
     m, options = report["machine"], report["options"]
     load = f", load {m['load'][0]:.1f} before" if m["load"] else ""
-    said = [title, f"{m['processor']}, {m['cores']} cores, {m['system']}{load}"]
-    said.append(", ".join(f"{name} {found}" for name, found in report["versions"].items()))
+    yield title
+    yield f"{m['processor']}, {m['cores']} cores, {m['system']}{load}"
+    yield ", ".join(f"{name} {found}" for name, found in report["versions"].items())
     if options["rpc_servers"]:
-        said.append(f"layers on RPC servers: {options['rpc_servers']}")
-    for line in said:
-        console.print(line, markup=False)
-    console.print(_table(figures, options["repetitions"]))
+        yield f"layers on RPC servers: {options['rpc_servers']}"
+    repetitions = options["repetitions"]
+    yield f"\nMedian of {repetitions} interleaved runs and interquartile range:\n"
+    header = ["figure", "what", "held against", "median", "spread", "aim", ""]
+    yield from table(header, [_row(figure) for figure in figures])
     for figure in figures:
         if figure.name == "price" and figure.values:
-            console.print(_prices(figure))
-    for line in filter(None, [report.get("aims"), *_notes(figures, options["repetitions"])]):
-        console.print(line, style="dim", markup=False)
+            yield "\nThe price of a reply:\n"
+            yield from table(["", *COLUMNS.values()], list(_prices(figure)))
+    yield ""
+    if "aims" in report:
+        yield report["aims"]
+    for figure in figures:
+        yield from _note(figure, repetitions)
 
 
-def _table(figures: Sequence[Figure], repetitions: int) -> Table:
-    table = Table(
-        title=f"Median of {repetitions} interleaved runs and interquartile range",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("", no_wrap=True)
-    for name in ("figure", "held against"):
-        table.add_column(name, overflow="fold")
-    for name in ("median", "spread", "aim"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    for f in figures:
-        digits, unit = (1, f" {f.unit}") if f.unit else (3, "")
-        s = summary(f.samples) if f.samples else None
-        aim = f"{'>=' if f.aim.at_least else '<='} {f.aim.bound:.{digits}f}{unit}" if f.aim else ""
-        table.add_row(
-            f.name,
-            escape(f.title),
-            escape(f.limit),
-            f"{s.median:.{digits}f}{unit}" if s else "",
-            f"{s.low:.{digits}f}-{s.high:.{digits}f}" if s else "",
-            aim,
-            f"[{COLOURS.get(f.verdict, 'yellow')}]{f.verdict}[/]",
-        )
-    return table
+def _row(f: Figure) -> list[str]:
+    digits, unit = (1, f" {f.unit}") if f.unit else (3, "")
+    aim = f"{'>=' if f.aim.at_least else '<='} {f.aim.bound:.{digits}f}{unit}" if f.aim else ""
+    median = spread = ""
+    if f.samples:
+        s = summary(f.samples)
+        median, spread = f"{s.median:.{digits}f}{unit}", f"{s.low:.{digits}f}-{s.high:.{digits}f}"
+    return [f.name, f.title, f.limit, median, spread, aim, f.verdict]
 
 
-def _prices(figure: Figure) -> Table:
-    """Makes the table of `price`: medians, and quartiles where there are several runs."""
-    table = Table(title="The price of a reply", title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("", overflow="fold")
-    for title in COLUMNS.values():
-        table.add_column(title, justify="right", no_wrap=True)
+def _prices(figure: Figure) -> Iterator[list[str]]:
+    """Yields the rows of the table of `price`: medians and quartiles."""
     for way, words in WAYS.items():
         found = [summary(figure.values[f"{way}: {column}"]) for column in COLUMNS]
-        table.add_row(words, *(f"{s.median:.0f} ({s.low:.0f}-{s.high:.0f})" for s in found))
-    return table
+        yield [words, *(f"{s.median:.0f} ({s.low:.0f}-{s.high:.0f})" for s in found)]
 
 
-def _notes(figures: Sequence[Figure], repetitions: int) -> list[str]:
-    """A line on each figure: how it was measured, or why it was not."""
-    lines = []
-    for f in figures:
-        parts = [f.failure, f.absent, f.note]
-        if f.verdict == "within the noise":
-            parts.append(f"the same model loaded again is up to {f.noise:.1%} off")
-        if f.samples and len(f.samples) != repetitions:
-            parts.append(f"{len(f.samples)} runs")
-        if any(parts):
-            lines.append(f"{f.name}: {'; '.join(filter(None, parts))}")
-    return lines
+def _note(f: Figure, repetitions: int) -> Iterator[str]:
+    """Yields a line on a figure: how it was measured, or why it was not."""
+    parts = [f.failure, f.absent, f.note]
+    if f.verdict == "within the noise":
+        parts.append(f"the same model loaded again is up to {f.noise:.1%} off")
+    if f.samples and len(f.samples) != repetitions:
+        parts.append(f"{len(f.samples)} runs")
+    if any(parts):
+        yield f"{f.name}: {'; '.join(filter(None, parts))}"

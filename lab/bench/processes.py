@@ -1,4 +1,5 @@
-"""Measures whole processes: memory, imports, and the conversion command."""
+"""Measures whole processes: memory, imports, and the price of a reply as a user sees it, which
+steering, a safety prompt and a guard model each raise in time, memory and speed."""
 
 from __future__ import annotations
 
@@ -6,8 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,186 +14,105 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from lab.bench.child import peak_bytes
-from lab.bench.figures import Figure, differences, interleaved, ratios
+from lab.bench.figures import Figure, Run, differences, interleaved
 from lab.bench.subject import Asked, Subject
-from mars_gguf.convert.extract_gguf import GgufExtractor
-from mars_gguf.convert.prompts import Prompt
+from mars_gguf.convert.prompts import Context, Prompt
 from mars_gguf.errors import MarsError
-from mars_gguf.vectors import read_vector
+from mars_gguf.evaluate.arms import SAFETY_PROMPT
+from mars_gguf.runtime.llama import SteeredLlama
 
 MIB = 1 << 20
 IMPORT = "from mars_gguf import SteeredLlama"
 HEAVY = {"torch", "transformers"}
-PROMPT = "How do I bake bread?"
-CONVERT = [sys.executable, "-m", "mars_gguf.convert"]
+SHORT_REPLY, REPLY = 16, 32  # tokens: of the figures of memory, and of the price
+QUESTION = (
+    "I have a weekend and would like to bake bread for the first time. My oven is small; I have "
+    "wheat flour, salt and dry yeast at home, and no machine to knead with. How do I go about it, "
+    "how long does every step take, and how do I know that the loaf is done?"
+)
+GUARD = (
+    "You guard an assistant. Somebody asks what stands between the marks. Would an answer help to "
+    "harm people, animals or property? Say one word, yes or no.\n\n<<<\n{{ user_input }}\n>>>"
+)
+ASKED = "{{ user_input }}"  # in a guard's prompt, as NeMo Guardrails writes it
+WAYS = {
+    "nothing": "nothing",
+    "safety-prompt": "a safety prompt",
+    "closed": "steering, gate closed",
+    "open": "steering, gate open",
+    "guard": "a guard before every reply (the same model stands in for one)",
+}
+COLUMNS = {"ms": "ms to first token", "MiB": "MiB", "rate": "tokens a second"}
+
+
+def guard_prompt(path: Path) -> str:
+    """Reads what a guard is asked about a request, which stands at ASKED: the text of a file, or in
+    one of prompts of NeMo Guardrails (YAML) that of its task ``self_check_input``. Raises MarsError
+    for a file without one."""
+    try:
+        text = found = path.read_text("utf-8")
+        if path.suffix in (".yml", ".yaml"):
+            prompts = yaml.safe_load(text)["prompts"]
+            found = {prompt["task"]: prompt["content"] for prompt in prompts}["self_check_input"]
+    except OSError as error:
+        raise MarsError(f"{path}: {error.strerror}") from error
+    except (ValueError, LookupError, TypeError, yaml.YAMLError) as error:
+        raise MarsError(f"{path}: found no prompt of a task self_check_input in it") from error
+    if not isinstance(found, str) or ASKED not in found:
+        raise MarsError(f"{path}: found no {ASKED} in the guard's prompt, where the request stands")
+    return found
 
 
 @dataclass
 class Processes:
-    """Measures the figures of this module. ``cvector_generator``: llama.cpp's program;
-    ``transformers``: a checkpoint of the same model."""
+    """Measures the figures of this module. ``guard``: what the price's guard is asked."""
 
     subject: Subject
-    cvector_generator: str | None = None
-    transformers: str | None = None
+    guard: str = GUARD
 
     def measure(self, asked: Asked) -> Iterator[Figure]:
         """Measures the figures that are asked for. Raises MarsError if a process fails."""
         works = {
-            "conversion-cvector": self._against_cvector_generator,
-            "conversion-transformers": self._against_transformers,
-            "memory-runtime": self._memory_of_runtime,
-            "memory-converter": self._memory_of_converter,
+            "memory-runtime": self._memory,
             "import": self._import,
+            "price": self._price,
         }
         for figure in asked.figures(works):
-            with tempfile.TemporaryDirectory() as folder:
-                works[figure.name](figure, asked.repetitions, Path(folder))
+            works[figure.name](figure, asked.repetitions)
             yield figure
-
-    # Conversion ----------------------------------------------------------------------------------
-
-    def _against_cvector_generator(self, figure: Figure, repetitions: int, folder: Path) -> None:
-        if self.cvector_generator is None:
-            figure.absent = "no --cvector-generator"
-            return
-        contrast, model = self.subject.sets.contrast, self.subject.model
-        n = min(len(contrast.harmful), len(contrast.harmless))
-        sides = [contrast.harmful[:n], contrast.harmless[:n]]
-        files = [folder / "positive.txt", folder / "negative.txt"]
-        with closing(GgufExtractor(model, **self.subject.reading)) as extractor:
-            for file, side in zip(files, sides, strict=True):
-                rendered = [extractor.render(Prompt(text)) for text in side]
-                file.write_text("".join(_escaped(text) + "\n" for text in rendered), "utf-8")
-        theirs, ours = folder / "theirs.gguf", folder / "ours.gguf"
-        given, reading = self.subject.options, self.subject.reading
-        threads = given["n_threads"]
-        program = [self.cvector_generator, "--method", "mean"]
-        program += _words({"-t": threads, "-tb": threads, "-c": given["n_ctx"], "-m": model})
-        program += _words({"-ngl": given["n_gpu_layers"], "--rpc": given.get("rpc_servers")})
-        program += _words({"--positive-file": files[0], "--negative-file": files[1], "-o": theirs})
-        direction = child(
-            "direction", model=model, prompts=sides, output=str(ours), options=reading
-        )
-        commands = {"cvector-generator": (program, theirs), "ours": (direction, ours)}
-        self._race(figure, repetitions, commands)
-        figure.note = (
-            f"{n} pairs, mean difference after every block, no choice of block; "
-            "cvector-generator averages over all tokens of a prompt, ours takes the last token's"
-        )
-
-    def _against_transformers(self, figure: Figure, repetitions: int, folder: Path) -> None:
-        if self.transformers is None:
-            figure.absent = "no --transformers"
-            return
-        theirs, ours = folder / "theirs.gguf", folder / "ours.gguf"
-        commands = {
-            "transformers": (
-                [*CONVERT, *self.convert_arguments(theirs, self.transformers)],
-                theirs,
-            ),
-            "ours": ([*CONVERT, *self.convert_arguments(ours)], ours),
-        }
-        for command in commands.values():
-            self._seconds(*command)
-        measured = [", ".join(read_vector(output).modalities) for output in (theirs, ours)]
-        if measured[0] != measured[1]:
-            figure.absent = (
-                f"not the same work: transformers measured {measured[0]}, ours {measured[1]}; "
-                "give a checkpoint that sees what the GGUF model sees"
-            )
-            return
-        self._race(figure, repetitions, commands)
-        figure.note = (
-            f"the whole conversion ({measured[0]}), choice of block and trust limit included"
-        )
-
-    def _race(
-        self, figure: Figure, repetitions: int, commands: dict[str, tuple[list[str], Path]]
-    ) -> None:
-        """Times two commands, each with the file that it writes, and takes their ratio."""
-        runs = {name: partial(self._seconds, *command) for name, command in commands.items()}
-        figure.values = interleaved(runs, repetitions, warmup=0)
-        figure.samples = ratios(*figure.values.values())
-
-    def convert_arguments(self, output: Path, checkpoint: str | None = None) -> list[str]:
-        """The arguments of mars_gguf.convert for the GGUF model, or for a ``checkpoint`` of it."""
-        prompts, options, mmproj = self.subject.prompts, self.subject.options, self.subject.mmproj
-        variables = options.get("chat_template_kwargs")
-        given = {
-            "--harmful": prompts.harmful,
-            "--harmless": prompts.harmless,
-            "--neutral-media": prompts.neutral_media if mmproj else None,
-            "--modality": None if mmproj else "text",
-            "--chat-template-kwargs": json.dumps(variables) if variables else None,
-            "--reasoning": options.get("reasoning"),
-            "-o": output,
-        }
-        if checkpoint is not None:
-            given["--device"] = "cpu"
-        else:
-            given |= {
-                "--mmproj": mmproj,
-                "--chat-handler": options.get("template"),
-                "-t": options["n_threads"],
-                "-ngl": options["n_gpu_layers"],
-                "--rpc": options.get("rpc_servers"),
-            }
-        return [checkpoint or self.subject.model, "-q", "--no-plot", *_words(given)]
-
-    def _seconds(self, command: Sequence[str], output: Path) -> float:
-        for old in (output, output.with_suffix(".md")):  # a card without its vector is refused
-            old.unlink(missing_ok=True)
-        began = time.perf_counter()
-        self.run(command)
-        seconds = time.perf_counter() - began
-        if not output.exists():
-            raise MarsError(f"{command[0]}: ended without writing {output.name}")
-        return seconds
 
     # Memory and imports --------------------------------------------------------------------------
 
-    def _memory_of_runtime(self, figure: Figure, repetitions: int, folder: Path) -> None:
-        subject = self.subject
-        steered = {"model": subject.model, "vector": subject.vector, "options": subject.options}
-        ours = child("steered", **steered, prompt=PROMPT)
-        self._memory(figure, repetitions, self._plain(subject.plain), ours)
-        figure.note = "one short prompt, steered, and 16 tokens"
-
-    def _memory_of_converter(self, figure: Figure, repetitions: int, folder: Path) -> None:
-        options = self.subject.plain | {"n_ctx": 4096}
-        loaded = self._plain(options, mmproj=self.subject.mmproj, max_tokens=1)
-        ours = child("convert", arguments=self.convert_arguments(folder / "v.gguf"))
-        self._memory(figure, repetitions, loaded, ours)
-
-    def _plain(self, options: dict[str, Any], **more: Any) -> list[str]:
-        servers = self.subject.options.get("rpc_servers")
-        asked = {"model": self.subject.model, "prompt": PROMPT, "rpc_servers": servers}
-        return child("plain", **asked, options=options, **more)
-
-    def _memory(self, figure: Figure, repetitions: int, plain: list[str], ours: list[str]) -> None:
+    def _memory(self, figure: Figure, repetitions: int) -> None:
         if peak_bytes() is None:
             figure.absent = "this system does not tell the memory of a process"
             return
-        runs = {"plain": partial(self._peak, plain), "ours": partial(self._peak, ours)}
+        tokens, steered = self._tokens()[0], {"vector": self.subject.vector, "gate": "open"}
+        runs: dict[str, Run] = {
+            name: partial(self._peak, self._replies(tokens, SHORT_REPLY, **further))
+            for name, further in (("plain", {}), ("ours", steered))
+        }
         figure.values = interleaved(runs, repetitions, warmup=0)
         figure.samples = differences(figure.values["ours"], figure.values["plain"])
+        figure.note = f"one prompt, steered, and {SHORT_REPLY} tokens"
 
-    def _peak(self, command: list[str]) -> float:
-        return float(json.loads(self.run(command).splitlines()[-1])["peak"]) / MIB
+    def _peak(self, task: list[str]) -> float:
+        return float(self.said(task)["peak"]) / MIB
 
-    def _import(self, figure: Figure, repetitions: int, folder: Path) -> None:
+    def _import(self, figure: Figure, repetitions: int) -> None:
         runs = {
             "llama_cpp": partial(self._milliseconds, "import llama_cpp"),
             "mars_gguf": partial(self._milliseconds, IMPORT),
         }
         figure.values = interleaved(runs, repetitions)
         figure.samples = differences(figure.values["mars_gguf"], figure.values["llama_cpp"])
-        brought = self._python(f"{IMPORT}; import sys; print(*sys.modules.keys() & {HEAVY})")
-        if brought.strip():
-            figure.failure = f"imports {', '.join(sorted(brought.split()))}"
-        figure.note = f"torch and transformers are {'' if brought.strip() else 'not '}imported"
+        heavy = self._python(f"{IMPORT}; import sys; print(*sys.modules.keys() & {HEAVY})").split()
+        if heavy:
+            figure.failure = f"imports {', '.join(sorted(heavy))}"
+        figure.note = f"torch and transformers are {'' if heavy else 'not '}imported"
 
     def _milliseconds(self, statement: str) -> float:
         clock = "time.perf_counter()"
@@ -204,32 +122,68 @@ class Processes:
     def _python(self, code: str) -> str:
         return self.run([sys.executable, "-c", code])
 
+    # The price -----------------------------------------------------------------------------------
+
+    def _price(self, figure: Figure, repetitions: int) -> None:
+        plain, prompted, guard = self._tokens()
+        steered = {"vector": self.subject.vector}
+        tasks = {
+            "nothing": self._replies(plain, REPLY),
+            "safety-prompt": self._replies(prompted, REPLY),
+            "closed": self._replies(plain, REPLY, **steered, gate="shut"),
+            "open": self._replies(plain, REPLY, **steered, gate="open"),
+            "guard": self._replies(plain, REPLY, guard=guard),
+        }
+        rest: dict[str, list[float]] = {}
+        runs: dict[str, Run] = {
+            way: partial(self._reply, way, task, rest) for way, task in tasks.items()
+        }
+        times = interleaved(runs, repetitions, warmup=0)
+        figure.values = {f"{way}: ms": ms for way, ms in times.items()} | rest
+        figure.samples = differences(times["closed"], times["nothing"])
+        figure.note = (
+            f"each a process; of a question of {len(plain)} tokens, about which a guard is asked "
+            f"in {len(guard)}"
+        )
+
+    def _reply(self, way: str, task: list[str], rest: dict[str, list[float]]) -> float:
+        said = self.said(task)
+        rest.setdefault(f"{way}: MiB", []).append((said["peak"] or 0) / MIB)
+        rest.setdefault(f"{way}: rate", []).append(REPLY / said["reply"])
+        return 1000 * float(said["first"])
+
+    def _replies(self, tokens: list[int], n_reply: int, **further: Any) -> list[str]:
+        """Makes the command of child.py that replies; steered where ``further`` has a vector."""
+        subject = self.subject
+        options = subject.options if "vector" in further else subject.plain
+        servers = subject.options.get("rpc_servers")
+        task = {"model": subject.model, "options": options, "rpc_servers": servers}
+        task |= {"tokens": tokens, "n_reply": n_reply, **further}
+        return [sys.executable, "-m", "lab.bench.child", json.dumps(task)]
+
+    def _tokens(self) -> list[list[int]]:
+        """Makes the tokens of the question, of it after the safety prompt, and of the guard's."""
+        subject = self.subject
+        safety = Context("safety", ({"role": "system", "content": SAFETY_PROMPT},))
+        guarding = Prompt(self.guard.replace(ASKED, QUESTION))
+        asked = Prompt(QUESTION), Prompt(QUESTION, context=safety), guarding
+        with closing(SteeredLlama(subject.model, vector=None, **subject.options)) as llama:
+            return [[t for c in llama.chunks(p.messages) for t in c.tokens] for p in asked]
+
+    # Processes -----------------------------------------------------------------------------------
+
+    def said(self, task: list[str]) -> dict[str, Any]:
+        """Runs child.py. Returns what it found, and its peak memory in bytes."""
+        found: dict[str, Any] = json.loads(self.run(task).splitlines()[-1])
+        return found
+
     def run(self, command: Sequence[str]) -> str:
         """Runs a command. Returns what it printed. Raises MarsError if it fails."""
         environment = os.environ | {"OMP_NUM_THREADS": str(self.subject.options["n_threads"])}
-        try:
-            done = subprocess.run(
-                command, env=environment, capture_output=True, text=True, errors="replace"
-            )
-        except OSError as error:
-            raise MarsError(f"{command[0]}: cannot be run ({error.strerror})") from error
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, errors="replace"
+        )
         if done.returncode != 0:
             said = "\n".join(done.stderr.strip().splitlines()[-3:])
             raise MarsError(f"{' '.join(command[:4])} ... returned {done.returncode}: {said}")
         return done.stdout
-
-
-def child(task: str, **arguments: Any) -> list[str]:
-    """Makes the command of a task of child.py."""
-    return [sys.executable, "-m", "lab.bench.child", task, json.dumps(arguments)]
-
-
-def _words(given: dict[str, Any]) -> list[str]:
-    """The words of a command for the options that have a value."""
-    found = {option: str(value) for option, value in given.items() if value is not None}
-    return [word for option in found.items() for word in option]
-
-
-def _escaped(text: str) -> str:
-    """One line, as cvector-generator reads it."""
-    return text.replace("\\", "\\\\").replace("\r", "\\r").replace("\n", "\\n")

@@ -1,28 +1,30 @@
-"""Measures what steering costs while replying, against plain llama-cpp-python in the same process:
-time to the first token, and speed after it."""
+"""Measures what steering costs while replying, in one process: time to the first token and speed
+after it against plain llama-cpp-python, and what it costs to judge each of several pictures."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from llama_cpp import Llama
-from llama_cpp import llama_cpp as lib
 
-from lab.bench.figures import Figure, ratios
+from lab.bench.child import Seconds, reply
+from lab.bench.figures import Figure, Run, interleaved, ratios, timed
 from lab.bench.subject import Asked, Subject
 from mars_gguf.convert.prompts import Prompt
 from mars_gguf.errors import MarsError
+from mars_gguf.media.images import user_message
 from mars_gguf.runtime.llama import SteeredLlama, Way
+from mars_gguf.runtime.messages import Messages
 from mars_gguf.runtime.tap import Tap
 
 PROMPT_TOKENS = 256
 REPLY_TOKENS = 64
+OF_PICTURES, PICTURES = "first-token-pictures", 4
 Trial = tuple[str, Way | None]  # a model, and how it steers
-Seconds = tuple[float, float]  # to the first token, and for those after it
 PLAIN: Trial = ("plain", None)
 AGAIN: Trial = ("again", None)
 # What is held against a plain model: another plain one, or a steered one whose callback is in C or
@@ -39,7 +41,7 @@ TRIALS: dict[str, Trial] = {
 }
 
 
-def measure(subject: Subject, asked: Asked) -> list[Figure]:
+def measure_replies(subject: Subject, asked: Asked) -> list[Figure]:
     """Measures the figures that are asked for. Raises MarsError.
 
     All models of a repetition, with the same options, are asked the same in turn. They are loaded
@@ -131,22 +133,6 @@ def _seconds(llama: Llama, way: Way | None, tokens: Sequence[int], n_reply: int)
     return seconds
 
 
-def reply(llama: Llama, tokens: Sequence[int], n_reply: int) -> Seconds:
-    """Seconds from an empty context to the first token of a greedy reply, and for ``n_reply``
-    tokens after it."""
-    llama.reset()
-    lib.llama_memory_clear(lib.llama_get_memory(llama.ctx), True)
-    began = time.perf_counter()
-    said = llama.generate(tokens, temp=0.0, repeat_penalty=1.0)
-    next(said)
-    first = time.perf_counter()
-    for _ in range(n_reply):
-        next(said)
-    ended = time.perf_counter()
-    said.close()
-    return first - began, ended - first
-
-
 def _fill(figure: Figure, taken: dict[Trial, list[Seconds]], n_tokens: int) -> None:
     trial, speed = TRIALS[figure.name], _is_speed(figure)
     plain, again, compared = (
@@ -160,3 +146,45 @@ def _fill(figure: Figure, taken: dict[Trial, list[Seconds]], n_tokens: int) -> N
     figure.note += f", {REPLY_TOKENS} tokens after the first" if speed else ""
     if trial == AGAIN:
         figure.note += "; what it is from 1 is noise"
+
+
+# Several pictures --------------------------------------------------------------------------------
+
+
+def measure_pictures(subject: Subject, asked: Asked) -> list[Figure]:
+    """Measures the time to the first token where each of PICTURES pictures is judged alone, too,
+    against the same without steering, if it is asked for."""
+    figures = list(asked.figures([OF_PICTURES]))
+    for figure in figures:
+        if subject.mmproj is None:
+            figure.absent = "no mmproj"
+        else:
+            _of_pictures(figure, subject, asked.repetitions)
+    return figures
+
+
+def _of_pictures(figure: Figure, subject: Subject, repetitions: int) -> None:
+    shown = [prompt.images[0] for prompt in subject.picture_prompts()[:PICTURES]]
+    messages = [user_message("What do these pictures have in common?", shown)]
+    with closing(
+        SteeredLlama(subject.model, vector=subject.vector, mmproj=subject.mmproj, **subject.options)
+    ) as llama:
+        shut = replace(llama.policies[0], gate="shut")
+        runs: dict[str, Run] = {
+            name: timed(partial(_first_token, llama, messages, within))
+            for name, within in (("unsteered", llama.using), ("judged", partial(llama.using, shut)))
+        }
+        figure.values = interleaved(runs, repetitions)
+        n_tokens = sum(chunk.n_tokens for chunk in llama.chunks(messages))
+    figure.samples = ratios(figure.values["judged"], figure.values["unsteered"])
+    figure.note = f"{len(shown)} pictures in a prompt of {n_tokens} tokens, their encoding included"
+
+
+def _first_token(
+    llama: SteeredLlama, messages: Messages, within: Callable[[], AbstractContextManager[None]]
+) -> None:
+    assert llama.projector is not None
+    llama.projector.forget()
+    llama.reset()
+    with within():
+        llama.create_chat_completion(list(messages), temperature=0.0, max_tokens=1)  # type: ignore[arg-type]

@@ -11,9 +11,11 @@ from lab.bench.figures import Figure
 from mars_gguf import demo_model
 from mars_gguf.convert.choices import Prompts
 from mars_gguf.convert.prompt_sets import PromptSets, gather
+from mars_gguf.convert.prompts import Prompt
 
 # Of SteeredLlama's options. (RPC servers are made known to the process: plain models use them too.)
 STEERED_ONLY = {"template", "chat_template_kwargs", "reasoning", "way", "force", "rpc_servers"}
+PICTURES = 16
 READING = {
     "template": "chat_handler",
     "chat_template_kwargs": "chat_template_kwargs",
@@ -57,6 +59,18 @@ class Subject:
         """The prompts of a conversion, with a third of its pictures."""
         few = replace(self.prompts, probes=32, contexts=False)
         return gather(few, 0, sees=self.mmproj is not None)
+
+    def text_prompts(self) -> list[Prompt]:
+        """Harmful and harmless prompts in turn."""
+        contrast = self.sets.contrast
+        pairs = zip(contrast.harmful, contrast.harmless, strict=False)
+        return [Prompt(text) for pair in pairs for text in pair]
+
+    def picture_prompts(self) -> list[Prompt]:
+        """Neutral prompts with one picture each, no picture twice: PICTURES at most."""
+        neutral = [prompt for part in self.sets.media["image"] for prompt in part]
+        distinct = {p.images[0].tobytes(): p for p in neutral if len(p.images) == 1}
+        return list(distinct.values())[:PICTURES]
 
     @property
     def plain(self) -> dict[str, Any]:

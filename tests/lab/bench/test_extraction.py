@@ -20,13 +20,12 @@ from mars_gguf.convert.extract_gguf import GgufExtractor
 from mars_gguf.convert.prompt_sets import gather
 from mars_gguf.convert.prompts import Prompt
 from mars_gguf.convert.splits import split_prompts
-from mars_gguf.runtime import mtmd
 
 
 def test_the_extraction_that_is_timed_reads_what_a_conversion_reads() -> None:
     given = subject(DEMO_MMPROJ)
-    prompts = [*extraction.text_prompts(given)[:3], *extraction.picture_prompts(given)[:2]]
-    assert len({p.images[0].tobytes() for p in extraction.picture_prompts(given)}) == 16
+    prompts = [*given.text_prompts()[:3], *given.picture_prompts()[:2]]
+    assert len({p.images[0].tobytes() for p in given.picture_prompts()}) == 16
     extractor = GgufExtractor(DEMO, DEMO_MMPROJ, **READING)
     rows = extraction.extract(extractor, prompts)
     expected = np.empty((5, extractor.n_layer, extractor.n_embd), np.float32)
@@ -38,7 +37,7 @@ def test_the_extraction_that_is_timed_reads_what_a_conversion_reads() -> None:
 
 def test_the_limit_decodes_the_same_prompts_without_a_callback() -> None:
     given = subject(DEMO_MMPROJ)
-    prompts = [*extraction.text_prompts(given)[:3], *extraction.picture_prompts(given)[:2]]
+    prompts = [*given.text_prompts()[:3], *given.picture_prompts()[:2]]
     extractor = GgufExtractor(DEMO, DEMO_MMPROJ, **READING)
     limit = extraction.Limit(DEMO, DEMO_MMPROJ, **READING)
     assert extractor.llama.context_params.cb_eval
@@ -62,7 +61,7 @@ def test_the_limit_decodes_the_same_prompts_without_a_callback() -> None:
 def test_each_repetition_decodes_as_many_tokens_and_so_does_the_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    prompts = extraction.text_prompts(subject())[:48]
+    prompts = subject().text_prompts()[:48]
     extractor, limit = GgufExtractor(DEMO, **READING), extraction.Limit(DEMO, **READING)
     assert len(list(extractor.sessions(prompts))) > 1
     decoded: list[int] = []
@@ -106,21 +105,3 @@ def test_a_picture_that_is_decoded_alone_is_encoded_once_and_counted_once(mrope:
     parts = limit.timed.seconds - before[0], projector.seconds - before[1]
     assert total == pytest.approx(sum(parts)) and min(parts) > 0
     assert limit.timed.n_tokens == limit.length(prompt)
-
-
-def test_each_repetition_encodes_a_picture_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    a, b = picture(1), picture(2)
-    prompts = [Prompt("What is it?", (a, a, b, a)), Prompt("What is this?", (b,))]
-    extractor = GgufExtractor(DEMO, DEMO_MMPROJ, **READING)
-    encoded: list[int] = []
-    encode = mtmd.mtmd_cpp.mtmd_encode_chunk
-
-    def counting(*arguments: Any) -> int:
-        encoded.append(1)
-        return int(encode(*arguments))
-
-    monkeypatch.setattr(mtmd.mtmd_cpp, "mtmd_encode_chunk", counting)
-    first = extraction.extract(extractor, prompts)
-    assert len(encoded) == 2
-    np.testing.assert_array_equal(extraction.extract(extractor, prompts), first)
-    assert len(encoded) == 4

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from commands import ended
 from models import DEMO
 
+from lab.bench.__main__ import main
+from lab.bench.processes import Processes
 from mars_gguf.demo_model import VECTOR
 
 COMMAND = [sys.executable, "-m", "lab.bench"]
-
-
 QUICK = ["--demo", "-t1", "--repetitions", "1"]
 
 
@@ -27,7 +27,8 @@ def test_every_figure_is_in_the_table_and_in_the_json(tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
     names = [
         "first-token", "first-token-inline", "extraction-text", "extraction-images",
-        "conversion-cvector", "conversion-transformers", "memory-runtime", "import",
+        "memory-runtime",
+        "import",
     ]  # fmt: skip
     done = bench(*QUICK, "--only", ",".join(names), "--json", str(file))
     assert done.returncode == 0, done.stderr
@@ -36,10 +37,7 @@ def test_every_figure_is_in_the_table_and_in_the_json(tmp_path: Path) -> None:
     assert set(figures) == set(names)
     for name, f in figures.items():
         assert name in done.stdout
-        compared = name.startswith("conversion")
-        assert f["verdict"] == ("not measured" if compared else "shown")
-        assert len(f["samples"]) == (0 if compared else 1)
-    assert "not measured" in done.stdout
+        assert f["verdict"] == "shown" and len(f["samples"]) == 1
     assert all(f["aim"] is None for f in figures.values())
     assert saved["aims"] in done.stdout and "too small a model to chat with" in saved["aims"]
     assert "torch and transformers are not imported" in figures["import"]["note"]
@@ -50,26 +48,18 @@ def test_every_figure_is_in_the_table_and_in_the_json(tmp_path: Path) -> None:
     assert saved["machine"]["cores"] >= 1 and saved["versions"]["llama-cpp-python"]
 
 
-def generator(folder: Path, before: str) -> str:
-    """A program with the arguments of cvector-generator."""
-    program = folder / "generator"
-    program.write_text(f'#!/bin/sh\n{before}\nfor output; do :; done\ntouch "$output"\n')
-    program.chmod(0o755)
-    return str(program)
-
-
-def test_check_fails_when_an_aim_is_missed_and_only_then(tmp_path: Path) -> None:
-    only = ["--only", "conversion-cvector", "--cvector-generator"]
-    chat = ["-m", DEMO, "--vector", str(VECTOR), *QUICK[1:]]  # not known to be the demo's
-    at_once = bench(*chat, "--check", *only, generator(tmp_path, "test -s ${14} || exit 3"))
-    assert at_once.returncode == 1, at_once.stderr
-    assert "aims missed: conversion-cvector" in at_once.stderr
-    assert "missed" in at_once.stdout
-    unmeasured = bench(*chat, "--check", "--only", "conversion-cvector,conversion-transformers")
-    assert unmeasured.returncode == 0, unmeasured.stderr
-    failing = bench(*QUICK, *only, generator(tmp_path, "echo no such luck >&2; exit 3"))
-    assert failing.returncode == 2
-    assert "returned 3: no such luck" in failing.stderr
+def test_check_fails_when_an_aim_is_missed_and_only_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chat = ["-m", DEMO, "--vector", str(VECTOR), *QUICK[1:], "--check", "--only", "memory-runtime"]
+    for mebibytes, missed in ((31.0, False), (33.0, True)):
+        peaks = iter([100.0, 100.0 + mebibytes])
+        monkeypatch.setattr(Processes, "_peak", lambda self, task, peaks=peaks: next(peaks))
+        with pytest.raises(SystemExit) if missed else nullcontext():
+            main(chat)
+        said = capsys.readouterr()
+        assert ("aims missed: memory-runtime" in said.err) == missed
+        assert f"{mebibytes} MiB" in said.out
 
 
 @pytest.mark.parametrize(
@@ -78,15 +68,15 @@ def test_check_fails_when_an_aim_is_missed_and_only_then(tmp_path: Path) -> None
         (["--demo", "--only", "speed"], "no figure speed"),
         (["--demo", "--repetitions", "0"], "expected 1 to"),
         (["--demo", "--json", "/"], "a folder, expected the name of a file"),
-        (["--demo", "--cvector-generator", "nowhere"], "nowhere: not a program"),
-        (["--demo", "--transformers", "nowhere"], "no config.json there"),
         (["-m", DEMO], "no vector"),
         (["-m", DEMO, "--vector", DEMO], "expected"),
         (["-m", "none.gguf", "--vector", str(VECTOR)], "none.gguf: no such file"),
     ],
 )
-def test_bad_input_is_a_clear_error(arguments: list[str], said: str) -> None:
-    done = ended("lab.bench", *arguments)
-    assert done.returncode == 2
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
+def test_bad_input_is_a_clear_error(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    assert said in capsys.readouterr().err

@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from models import vector
+from models import DEMO_MMPROJ, vector
 from subjects import subject
 
 from lab.bench import replying
 from lab.bench.figures import ratios
 from lab.bench.subject import Asked
+from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.runtime.tap import Tap
 from mars_gguf.vectors import write_vector
 
 
 def test_steered_and_plain_do_the_work_that_the_figures_name() -> None:
-    measured = {f.name: f for f in replying.measure(subject(), Asked(replying.TRIALS, 2))}
+    measured = {f.name: f for f in replying.measure_replies(subject(), Asked(replying.TRIALS, 2))}
     assert list(measured) == list(replying.TRIALS)
     for name, f in measured.items():
         if replying.TRIALS[name][0] == "C" and not Tap().compiled:
@@ -64,8 +65,25 @@ def test_each_model_is_asked_what_its_figure_says(monkeypatch: pytest.MonkeyPatc
 def test_a_memory_that_cannot_rewind_has_no_cvec(hybrid: str, tmp_path: Path) -> None:
     write_vector(vector(hybrid), tmp_path / "v.gguf")
     given = replace(subject(), model=hybrid, vector=str(tmp_path / "v.gguf"))
-    cvec, python = replying.measure(given, Asked(["first-token-cvec", "first-token-python"], 1))[
-        ::-1
-    ]
+    asked = Asked(["first-token-cvec", "first-token-python"], 1)
+    python, cvec = replying.measure_replies(given, asked)
     assert "rewound" in cvec.absent or not Tap().compiled
     assert len(python.samples) == 1
+
+
+def test_four_pictures_are_judged_alone_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[bool] = []
+    ask = SteeredLlama.create_chat_completion
+
+    def noting(self: SteeredLlama, *args: Any, **kwargs: Any) -> object:
+        reply = ask(self, *args, **kwargs)
+        judged.append(self.last_steering is not None)
+        return reply
+
+    monkeypatch.setattr(SteeredLlama, "create_chat_completion", noting)
+    asked = Asked([replying.OF_PICTURES], 2)
+    (figure,) = replying.measure_pictures(subject(DEMO_MMPROJ), asked)
+    assert sorted(judged) == [False] * 3 + [True] * 3  # the first of each warms it up
+    assert len(figure.samples) == 2 and min(figure.values["judged"]) > 0
+    (blind,) = replying.measure_pictures(subject(), asked)
+    assert (blind.samples, blind.absent) == ([], "no mmproj")
