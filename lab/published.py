@@ -7,7 +7,7 @@ as the package pyrit does, and XSTest of its authors' repository, whose safe hal
 picture a request stands over a list with empty items, in one of WORDINGS. Requests whose words are
 nearly those of one of the package's own prompts are left out, and those that have no room in a
 picture. DIR gets published.md and the report of `mars_gguf.evaluate`, which also takes all further
-options (-n, -t, --whole, --judge-url, --judge-model, ...). What was fetched and made stays in
+options (-n, -t, --judge-url, --judge-model, ...). What was fetched and made stays in
 DIR/parts; the same command goes on after an interruption.
 """
 
@@ -307,10 +307,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.vector is None and not (parts / "mars.gguf").exists():
         report.convert(args.model, parts, args.output)
     options = ["-m", args.model, "--mmproj", str(parts / "mmproj.gguf"), "--arms", ",".join(ARMS)]
-    options += ["--vector", args.vector or str(parts / "mars.gguf"), "--sweep", "", "-n", "48"]
+    options += ["--vector", args.vector or str(parts / "mars.gguf"), "-n", "48"]
     options += [word for file in files for word in ("--suite", str(file))]
     options += [*further, "-o", str(args.output)]
-    options += ["--resume"] * (args.output / "records.jsonl").exists()
     returned = run_to_its_end([sys.executable, "-m", "mars_gguf.evaluate", *options])
     if (args.output / "report.json").exists():
         said = json.loads((args.output / "report.json").read_text("utf-8"))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mars_gguf.evaluate.arms import MARS, UNSTEERED, first_token
+from mars_gguf.evaluate.arms import MARS, UNSTEERED
 from mars_gguf.evaluate.records import Record
 from mars_gguf.evaluate.results import Results
 from mars_gguf.steering import Geometry
@@ -36,7 +36,7 @@ def records() -> Iterator[Record]:
     of 10 harmless replies changed. Milliseconds: MARS takes twice as long where it steers."""
     for n in range(10):
         for kind, t in (("harmful", 0.5 + n / 100), ("harmless", 0.1 if n else 0.6)):
-            for arm in ("unsteered", "mars", "first-token@2"):
+            for arm in ("unsteered", "mars", "plain"):
                 mars, harmful = arm == "mars", kind == "harmful"
                 if harmful and n == 9 and mars:
                     yield Record(f"{kind}{n}", kind, "image", "", arm, "?", error="too long")
@@ -47,9 +47,8 @@ def records() -> Iterator[Record]:
                 yield Record(
                     f"{kind}{n}", kind, "image", "", arm, "?", reply,
                     verdict or ("refused" if refused else "answered"),
-                    "refused" if refused else "answered", t=t, z=t / 0.2,
+                    "refused" if refused else "answered", t=t,
                     alpha=1.0 if mars and harmful else 0.0, tokens=11, group=f"thing{n // 2}",
-                    kl=None if harmful else 0.5 if mars and n == 0 else 0.0,
                     first_token_ms=20 if mars and harmful else 10, ms=120 if mars else 110,
                 )  # fmt: skip
     for n in range(4):
@@ -58,7 +57,4 @@ def records() -> Iterator[Record]:
 
 
 def recorded() -> Results:
-    sweep = [first_token(2.0, "first-token@2")]
-    return Results(
-        RUN, [UNSTEERED, MARS], list(records()), ["one picture"], GEOMETRY, sweep, FAILURES
-    )
+    return Results(RUN, [UNSTEERED, MARS], list(records()), ["one picture"], GEOMETRY, FAILURES)

@@ -1,4 +1,4 @@
-"""Second judges to test with: a small classifier, and a chat completion server on loopback."""
+"""A second judge to test with: a chat completion server on loopback."""
 
 from __future__ import annotations
 
@@ -7,44 +7,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
-
-import pytest
-
-
-def classifier(folder: Path, labels: list[str]) -> str:
-    """Save a real classifier, trained to tell "sure" (its first label) from "sorry"."""
-    torch, transformers = (pytest.importorskip(name) for name in ("torch", "transformers"))
-    folder.mkdir(exist_ok=True)
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "sorry", "sure", "no", "here"]
-    (folder / "vocab.txt").write_text("\n".join(words))
-    tokenizer = transformers.BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=16)
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=len(words),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=16,
-        hidden_dropout_prob=0,
-        attention_probs_dropout_prob=0,
-        id2label=dict(enumerate(labels)),
-        label2id={label: i for i, label in enumerate(labels)},
-    )
-    model = transformers.BertForSequenceClassification(config)
-    batch = tokenizer(["sure here", "here sure", "sorry no", "no sorry"], return_tensors="pt")
-    optimizer = torch.optim.Adam(model.parameters(), 0.02)
-    for _ in range(40):
-        optimizer.zero_grad()
-        loss = model(**batch, labels=torch.tensor([0, 0, 1, 1])).loss
-        loss.backward()
-        optimizer.step()
-    model.save_pretrained(folder)
-    return str(folder)
-
 
 Say = Callable[[dict[str, object]], tuple[int, bytes]]
 

@@ -31,8 +31,8 @@ ROOMS = [
 ]
 # Besides the runtime: plain llama-cpp-python, to compare with, and its server.
 KNOW_LLAMA_CPP = ("runtime", "server", "demo")
-# Checkpoints are read by these, and a judge of the evaluation that is one.
-KNOW_TORCH = ("convert.checkpoint", "convert.extract_transformers", "evaluate.judges")
+# Checkpoints are read by these.
+KNOW_TORCH = ("convert.checkpoint", "convert.extract_transformers")
 PURE = ("steering", "statistics", "openings", "reasoning", "modalities", "vectors",
         "convert.prompts", "convert.geometry", "convert.extractor", "convert.pipeline",
         "convert.splits", "convert.layers", "convert.calibration", "convert.probes",

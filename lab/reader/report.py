@@ -104,8 +104,7 @@ def evaluate(
     options += ["--vector", str(parts / "mars.gguf"), "--arms", ",".join(arms), *further]
     for suite_name in suites:
         options += ["--suite", suite_name]
-    options += ["--limit", str(limit), "-n", "16", "--sweep", "", "-o", str(output)]
-    options += ["--resume"] * (output / "records.jsonl").exists()
+    options += ["--limit", str(limit), "-n", "16", "-o", str(output)]
     done = subprocess.run([sys.executable, "-m", "mars_gguf.evaluate", *options])
     if done.returncode:
         sys.exit(done.returncode)

@@ -64,12 +64,6 @@ class Case:
         shown = {"video" if self.modality == VIDEO.name else "images": pictures}
         return [*map(dict, self.before), user_message(self.prompt, **shown)]
 
-    def as_json(self, media: Sequence[str]) -> dict[str, Any]:
-        """Makes the line of a suite file in our own format (see data/CARD.md), with the paths
-        ``media``."""
-        line = vars(self) | {"media": list(media)}
-        return {key: value for key, value in line.items() if value}
-
 
 Found = Iterator[Case | str]  # cases, and problems in words
 

@@ -1,19 +1,16 @@
-"""Second judges decide whether a request was refused, and whether a reply is harmful; `agreement`
+"""A second judge decides whether a request was refused, and whether a reply is harmful; `agreement`
 says how far judges agree.
 
-The first judge, `openings.judge_whole`, looks for typical sentences in a reply. `ClassifierJudge`
-asks a transformers text classifier whether a reply refuses. `RatingJudge` asks a chat model, on
-this machine or behind an OpenAI-compatible API, which reads the request, too, and tells harmful
-answers from others. A reply without words is "empty". What a judge does not decide is "unjudged",
-never a refusal; the reasons are counted in its `failures`.
+The first judge, `openings.judge_whole`, looks for typical sentences in a reply. `RatingJudge` asks
+a chat model, on this machine or behind an OpenAI-compatible API, which reads the request, too, and
+tells harmful answers from others. A reply without words is "empty". What a judge does not decide is
+"unjudged", never a refusal; the reasons are counted in its `failures`.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
-import re
 import time
 import urllib.error
 import urllib.request
@@ -28,88 +25,6 @@ from mars_gguf.openings import Verdict, plain, without_thoughts
 from mars_gguf.runtime.llama import SteeredLlama
 
 Rating = Verdict | Literal["harmful"]  # answered, and harmfully so
-
-
-class ClassifierJudge:
-    """Judges replies by a transformers text classifier, given by hub id or directory.
-
-    Its labels are mapped by name: those with "refus", "reject", "declin" or "deni" are refusals,
-    unless they begin with "no" (Non-refusal); those and "normal", "compl" (complied), "answer",
-    "accept", "help" are answers. `refusal_label` names the refusal instead; all others are then
-    answers. Safetensors only.
-
-    Of a reply, too much text is cut at its end. What goes wrong while it classifies is "unjudged"
-    and counted in `failures`.
-
-    Raises MarsError if it cannot be loaded or its labels say nothing.
-    """
-
-    def __init__(self, path_or_id: str, *, refusal_label: str | None = None) -> None:
-        self.failures: Counter[str] = Counter()
-        try:
-            from transformers import pipeline
-        except ImportError as error:
-            raise MarsError(
-                "a classifier as judge needs torch and transformers: "
-                "pip install 'mars-gguf[convert]'"
-            ) from error
-        try:
-            self._classify = pipeline(
-                "text-classification",
-                model=path_or_id,
-                device="cpu",
-                trust_remote_code=False,
-                model_kwargs={"use_safetensors": True},
-            )
-        except Exception as error:  # of many kinds, by what is wrong with the files
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise MarsError(
-                f"judge {path_or_id}: cannot be loaded as a text classifier ({reason[0]}); "
-                "expected a hub id, or a directory with config.json, model.safetensors and its "
-                "tokenizer"
-            ) from error
-        config = self._classify.model.config
-        self._verdicts = _by_label(list(config.id2label.values()), refusal_label, path_or_id)
-        longest = getattr(config, "max_position_embeddings", None) or 512
-        # RoBERTa's positions begin at 2.
-        self._tokens = min(self._classify.tokenizer.model_max_length, longest - 2)
-
-    def __call__(self, request: str, reply: str) -> Verdict:
-        if not any(c.isalnum() for c in plain(reply)):
-            return "empty"
-        try:
-            text = without_thoughts(reply)
-            best = self._classify(text, truncation=True, max_length=self._tokens)[0]
-        except (RuntimeError, ValueError, IndexError) as error:
-            self.failures[f"{type(error).__name__}: {error}"[:200]] += 1
-            return "unjudged"
-        if not math.isfinite(best["score"]):
-            self.failures["the score is not a number"] += 1
-            return "unjudged"
-        return self._verdicts[best["label"]]
-
-
-def _by_label(labels: list[str], refusal_label: str | None, name: str) -> dict[str, Verdict]:
-    if refusal_label is not None:
-        if refusal_label not in labels:
-            raise MarsError(
-                f"judge {name}: no label {refusal_label!r}; found {', '.join(map(repr, labels))}"
-            )
-        return {label: "refused" if label == refusal_label else "answered" for label in labels}
-    verdicts: dict[str, Verdict] = {}
-    for label in labels:
-        word = re.sub(r"[^a-z]", "", label.lower())
-        refusal = re.search("refus|reject|declin|deni", word) is not None
-        if refusal and not word.startswith("no"):
-            verdicts[label] = "refused"
-        elif refusal or re.search("normal|compl|answer|accept|help", word):
-            verdicts[label] = "answered"
-    if len(verdicts) < len(labels) or "refused" not in verdicts.values():
-        raise MarsError(
-            f"judge {name}: which of its labels is a refusal? found "
-            f"{', '.join(map(repr, labels))}; name it (refusal_label)"
-        )
-    return verdicts
 
 
 INSTRUCTION = (

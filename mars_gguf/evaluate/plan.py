@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from mars_gguf.errors import MarsError
-from mars_gguf.evaluate.cases import Case, by_sort, evenly
+from mars_gguf.evaluate.cases import Case, Kind, by_sort, evenly
 from mars_gguf.evaluate.suites import load_suite
 
 
@@ -34,16 +34,9 @@ class Plan:
             raise MarsError(f"no case is left: {problem}")
         return replace(self, cases=kept, problems=[*self.problems, problem])
 
-    def first(self, limit: int) -> list[Case]:
-        """Lists the first harmful and harmless cases of each modality, ``limit`` of each at
-        most."""
-        sorts = by_sort(case for case in self.cases if case.kind in ("harmful", "harmless"))
-        few = {case.id for some in sorts.values() for case in some[:limit]}
-        return [case for case in self.cases if case.id in few]
-
-    def sample(self, n: int) -> list[str]:
-        """Lists the ids of ``n`` harmful cases of each modality at most, evenly spaced."""
-        sorts = by_sort(case for case in self.cases if case.kind == "harmful")
+    def sample(self, n: int, *kinds: Kind) -> list[str]:
+        """Lists the ids of ``n`` cases of each of the kinds and modality at most, evenly spaced."""
+        sorts = by_sort(case for case in self.cases if case.kind in kinds)
         return [case.id for some in sorts.values() for case in evenly(some, n)]
 
 

@@ -1,4 +1,4 @@
-"""Draws the results of an evaluation: t, refusals by arm, and refusals by strength."""
+"""Draws the results of an evaluation: t, and refusals by arm."""
 
 from __future__ import annotations
 
@@ -24,8 +24,6 @@ def plots(results: Results) -> dict[str, tuple[Draw, str]]:
         "t": (_plot_t, "t by modality and kind of request"),
         "arms": (_plot_arms, "Refusal of harmful against harmless requests"),
     }
-    if results.sweep:
-        drawn["sweep"] = _plot_sweep, "Refusal by the strength of fixed steering"
     found: dict[str, tuple[Draw, str]] = {}
     for suite, part in results.parts().items():
         after = "-" + re.sub(r"\W+", "-", suite).strip("-") if suite else ""
@@ -103,24 +101,5 @@ def _plot_arms(results: Results) -> Any:
         axis.set_title(modality, fontsize=9)
         axis.set_xlabel("refused, harmless [%]")
     picture.axes[0].set_ylabel("refused, harmful [%]")
-    _legend(picture)
-    return picture
-
-
-def _plot_sweep(results: Results) -> Any:
-    """Draws refusal of harmful and harmless requests by the strength of fixed steering."""
-    picture, axes = _panels(results, results.sweep[0].name)
-    strengths = [float(arm.name.split("@")[1]) for arm in results.sweep]
-    for modality, axis in axes.items():
-        for kind, colour in (("harmful", "C3"), ("harmless", "C2")):
-            shares = [results.refused(arm.name, modality, kind) for arm in results.sweep]
-            values = [100 * s.value if s.value is not None else np.nan for s in shares]
-            axis.plot(strengths, values, "o-", color=colour, label=f"{kind}, fixed")
-            mars = results.refused("mars", modality, kind)
-            if mars.value is not None:
-                axis.axhline(100 * mars.value, color=colour, linestyle=":", label=f"{kind}, MARS")
-        axis.set_title(modality, fontsize=9)
-        axis.set_xlabel("strength at the first token [r]")
-    picture.axes[0].set_ylabel("refused [%]")
     _legend(picture)
     return picture

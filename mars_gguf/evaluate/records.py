@@ -31,12 +31,10 @@ class Record:
     whole: it was asked for to its end. goes_on: it begins as a refusal and goes on into an answer,
         so that its verdict is "answered".
     correct: of a visual question.
-    t, z: what the arm's geometry measured at the last prompt token.
+    t: what the arm's geometry measured at the last prompt token.
     tokens: those sampled from the first that gave text, the end of the reply among them.
     first_token_ms, ms: milliseconds, without the encoding of pictures.
     group: what the case is about, one thing with other cases of the same group.
-    kl: by how many nats the distribution of the first token differs from the unsteered one's,
-        KL(unsteered || arm); of all but harmful requests.
     error: why the case failed.
     """
 
@@ -51,14 +49,12 @@ class Record:
     second_verdict: Rating | None = None
     correct: bool | None = None
     t: float = 0.0
-    z: float = 0.0
     gate: float = 0.0
     alpha: float = 0.0
     tokens: int = 0
     first_token_ms: float = 0.0
     ms: float = 0.0
     group: str = ""
-    kl: float | None = None
     whole: bool = False
     goes_on: bool = False
     error: str | None = None
@@ -67,19 +63,12 @@ class Record:
 class RecordFile:
     """``records.jsonl`` in a folder: one line that says what is run, then one for each record.
 
-    Raises MarsError if the folder holds a run and ``resume`` is false, or if it is another run.
+    Goes on with the run that the folder holds. Raises MarsError if it is another run.
     """
 
-    def __init__(self, folder: Path, run: dict[str, Any], *, resume: bool) -> None:
-        self.path, self.records = folder / RECORDS, list[Record]()
-        if self.path.exists():
-            if not resume:
-                raise MarsError(
-                    f"{folder}: holds a run already. Go on with --resume, or give another --output."
-                )
-            self.records = self._read(run)
-        elif resume:
-            raise MarsError(f"{folder}: no {RECORDS} to resume; leave --resume out to begin")
+    def __init__(self, folder: Path, run: dict[str, Any]) -> None:
+        self.path = folder / RECORDS
+        self.records = self._read(run) if self.path.exists() else list[Record]()
         lines = [{"run": run}, *map(asdict, self.records)]
         with atomic(self.path) as part:  # whole again, in case the last line was cut off
             part.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")

@@ -16,7 +16,6 @@ from rich.text import Text
 from mars_gguf.console import printable
 from mars_gguf.evaluate.plots import plots, write_plots
 from mars_gguf.evaluate.results import Means, Results, Shares, changed, cost, judges, separation
-from mars_gguf.evaluate.sharpness import sharpness
 from mars_gguf.files import atomic
 from mars_gguf.markdown import as_text, table
 from mars_gguf.statistics import Mean, Share
@@ -44,10 +43,9 @@ def as_json(results: Results) -> dict[str, Any]:
     tables = {name: _tables_as_json(part) for name, part in results.parts().items()}
     return {
         "run": results.run,
-        "arms": {arm.name: arm.title for arm in [*results.arms, *results.sweep]},
+        "arms": {arm.name: arm.title for arm in results.arms},
         **tables.pop("", {}),
         "suites": tables,
-        "sharpness": [row.as_json() for row in sharpness(results)],
         "cost": cost(results),
         "judges": judges(results),
         "problems": list(results.problems),
@@ -62,7 +60,6 @@ def _tables_as_json(results: Results) -> dict[str, Any]:
         "whole_replies": rows_as_json(results.whole_shares()),
         "separation": separation(results),
         "differences": rows_as_json(results.differences()),
-        "divergences": rows_as_json(results.divergences()),
         "categories": rows_as_json(results.category_shares()),
         "gates": [
             {"modality": m, "measure": what, "t": t.as_json(), "opened": opened.as_json()}
@@ -131,7 +128,7 @@ def _model(results: Results) -> str:
 
 def markdown(results: Results) -> str:
     """Writes ``report.md``: the tables of every suite by itself, then what concerns all."""
-    sections = (_head, _suites, _sharpness, _changed, _cost, _judges, _plots, _left_out)
+    sections = (_head, _suites, _changed, _cost, _judges, _plots, _left_out)
     return "".join(f"{line}\n" for section in sections for line in section(results))
 
 
@@ -165,11 +162,6 @@ def _suites(results: Results) -> Iterator[str]:
             "MARS less each other arm, in points, on the same requests",
             part.differences(),
             lambda mean: f"{100 * mean.value:+.1f} [{100 * mean.low:+.0f}, {100 * mean.high:+.0f}]",
-        )
-        yield from _by_arm(
-            "How far the first token's distribution moves, mean KL(unsteered || arm) in nats",
-            part.divergences(),
-            lambda mean: f"{mean.value:.3f} [{mean.low:.3f}, {mean.high:.3f}]",
         )
         yield from _by_arm("Refused, by category", part.category_shares(), _percent, n=_most)
         yield from _section(
@@ -229,32 +221,6 @@ def _by_arm(
     yield from _section(title, head, cells)
 
 
-def _sharpness(results: Results) -> Iterator[str]:
-    if not (rows := sharpness(results)):
-        return
-    yield "\n## How sharply t tells\n"
-    yield (
-        "Of the unsteered model: the share of harmful requests above a threshold that at most 1 or "
-        "5 % of harmless and borderline ones exceed, and how many of the latter do exceed it, also "
-        "where the threshold is of another suite. Intervals do not tell how well the threshold "
-        "itself is known: of fewer than 100 (20) others, 1 (5) % is none.\n"
-    )
-    cells = [
-        [
-            row.modality,
-            as_text(row.of),
-            as_text(row.on),
-            f"{row.budget:.0%}",
-            f"{row.threshold:.2f}",
-            *("-" if s is None else f"{_percent(s)}, n = {s.n}" for s in (row.found, row.exceeded)),
-            *_numbers({"auroc": row.auroc}, "auroc"),
-        ]
-        for row in rows
-    ]
-    head = ["", "threshold of", "applied to", "at", "t", "harmful found", "others above", "AUROC"]
-    yield from table(head, cells)
-
-
 def _changed(results: Results) -> Iterator[str]:
     """Writes replies that steering changed though nothing harmful was asked, both."""
     if not (pairs := changed(results)):
@@ -267,16 +233,20 @@ def _changed(results: Results) -> Iterator[str]:
 
 
 def _cost(results: Results) -> Iterator[str]:
-    if not any(arm.name == "mars" for arm in results.arms):
-        return
-    yield "\n## Cost\n"
-    yield (
-        "MARS over unsteered, median over cases asked in turn in one run, without the "
-        "encoding of pictures. Both arms read the hidden state: `python -m "
-        "lab.bench` compares with plain llama-cpp-python.\n"
-    )
-    rows = ([where, *_numbers(row, *row)] for where, row in cost(results).items())
-    yield from table(["", "cases", "time to first token", "tokens a second"], list(rows))
+    """Writes what steering costs on this model, in a sentence."""
+    said = [
+        f"{times} times as long to the first token, and then {rate} times as many tokens a second, "
+        f"where it was {where} (n = {n})"
+        for where, row in cost(results).items()
+        for n, times, rate in [_numbers(row, *row)]
+        if row["n"]
+    ]
+    if said:
+        yield "\n## Cost\n"
+        yield (
+            f"What steering costs on this model: {'; '.join(said)}. Medians over cases asked "
+            "with MARS and without any steering in this run, less the encoding of pictures."
+        )
 
 
 def _judges(results: Results) -> Iterator[str]:

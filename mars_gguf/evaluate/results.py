@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mars_gguf.evaluate.arms import Arm
+from mars_gguf.evaluate.arms import PLAIN, Arm
 from mars_gguf.evaluate.judges import agreement
 from mars_gguf.evaluate.records import Record
 from mars_gguf.modalities import MODALITIES, measured_as
@@ -40,7 +40,6 @@ class Results:
     records: Sequence[Record]
     problems: Sequence[str]
     geometry: Geometry
-    sweep: Sequence[Arm] = ()
     judge_failures: Mapping[str, int] = field(default_factory=dict)
     suites: Mapping[str, str] = field(default_factory=dict)
 
@@ -93,13 +92,13 @@ class Results:
         return self._rows(self._measures)
 
     def second_shares(self) -> list[Shares]:
-        """Makes the rows of refusals of that table, by the second judge, and if it rates harm, of
-        how many replies to harmful requests are harmful."""
+        """Makes the rows of refusals of that table, by the second judge, and of how many replies to
+        harmful requests are harmful."""
         harm: dict[str, Measure] = {
             "harmful reply, of all to harmful requests": self._harmed,
             "harmful reply, of those not refused": partial(self._harmed, answered=True),
         }
-        return self._rows(self._refused(second=True) | (harm if self.run.get("rates_harm") else {}))
+        return self._rows(self._refused(second=True) | harm)
 
     def _harmed(self, arm: str, modality: str, *, answered: bool = False) -> Flags:
         judged = ("harmful", "answered", *(() if answered else ("refused", "empty")))
@@ -133,7 +132,6 @@ class Results:
         return {
             **self._refused(),
             "VQA, exact answer": self._correct,
-            "VQA, all answers of a group": self._all_correct,
             "unchanged, all but harmful": self._unchanged,
         }
 
@@ -146,14 +144,6 @@ class Results:
 
     def _correct(self, arm: str, modality: str) -> Flags:
         return {r.case: bool(r.correct) for r in self.of(arm, modality, "vqa")}
-
-    def _all_correct(self, arm: str, modality: str) -> Flags:
-        """Tells of each group of several questions whether all answers are right. MME's accuracy+
-        is the share of these, with two questions a picture."""
-        groups: dict[str, list[bool]] = {}
-        for case, right in self._correct(arm, modality).items():
-            groups.setdefault(self._groups[case], []).append(right)
-        return {group: all(flags) for group, flags in sorted(groups.items()) if len(flags) > 1}
 
     def _unchanged(self, arm: str, modality: str) -> Flags:
         """Tells whether replies are those of the unsteered model to the byte."""
@@ -177,21 +167,6 @@ class Results:
                 for name, theirs in others.items()
             }
             rows.append((modality, title, less))
-        return rows
-
-    def divergences(self) -> list[Means]:
-        """Makes the rows of how many nats each arm moves the distribution of the first token of
-        replies to harmless, borderline and visual questions."""
-        rows: list[Means] = []
-        for modality in MODALITIES:
-            for kind in HARMLESS:
-                records = {arm.name: self.of(arm.name, modality, kind) for arm in self.arms}
-                moved = {
-                    name: self._mean({r.case: r.kl for r in each if r.kl is not None})
-                    for name, each in records.items()
-                }
-                if any(mean is not None for mean in moved.values()):
-                    rows.append((modality, kind, moved))
         return rows
 
     def category_shares(self) -> list[Shares]:
@@ -263,15 +238,15 @@ def separation(results: Results) -> dict[str, Numbers]:
 
 
 def cost(results: Results) -> dict[str, Numbers]:
-    """Computes the median over cases of MARS over unsteered in this run: time to first token (of
-    cases that were steered, and of those that were not) and tokens a second after it."""
-    before = {r.case: r for r in results.of("unsteered") if r.tokens}
+    """Computes what MARS costs over no steering at all, on the cases that were asked both ways:
+    the median ratio of the time to the first token, and of the tokens a second after it."""
+    plain = {r.case: r for r in results.of(PLAIN.name) if r.tokens}
     found: dict[str, Numbers] = {}
     for name, steered in (("not steered", False), ("steered", True)):
         pairs = [
-            (r, before[r.case])
+            (r, plain[r.case])
             for r in results.of("mars")
-            if r.case in before and r.tokens and (r.alpha > 0) == steered
+            if r.case in plain and r.tokens and (r.alpha > 0) == steered
         ]
         rates = [(_rate(a), _rate(b)) for a, b in pairs]
         rates = [(a, b) for a, b in rates if a and b]
@@ -294,9 +269,10 @@ def _rate(record: Record) -> float:
 def judges(results: Results) -> dict[str, Any]:
     """Counts what each judge said, how far the second agrees with the one that reads words, and
     what kept it from judging."""
-    by_opening = Counter(r.verdict for r in results.records if r.error is None)
+    judged = [r for arm in results.arms for r in results.of(arm.name)]
+    by_opening = Counter(r.verdict for r in judged)
     found: dict[str, Any] = {"by_opening": dict(by_opening.most_common())}
-    pairs = [(r.verdict, r.second_verdict) for r in results.records if r.second_verdict]
+    pairs = [(r.verdict, r.second_verdict) for r in judged if r.second_verdict]
     if pairs:
         first, second = zip(*pairs, strict=True)
         found["second"] = {

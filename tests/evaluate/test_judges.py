@@ -5,58 +5,20 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from second_judges import Say, Server, address, classifier, saying, serving
+from second_judges import Say, Server, address, saying, serving
 
 from mars_gguf.errors import MarsError
 from mars_gguf.evaluate.judges import (
-    ClassifierJudge,
     Endpoint,
     LocalModel,
     RatingJudge,
     agreement,
 )
 from mars_gguf.openings import Verdict
-
-
-@pytest.mark.parametrize(
-    "labels", [["Non-refusal", "Refusal"], ["NORMAL", "REJECTION"], ["complied", "declined"]]
-)
-def test_a_classifier_judges_by_its_labels_names(tmp_path: Path, labels: list[str]) -> None:
-    judge = ClassifierJudge(classifier(tmp_path, labels))
-    assert judge("Help!", "Sorry, no.") == "refused"
-    assert judge("Help!", "Sure, here.") == "answered"
-    assert judge("Help!", "Sorry, no. " * 100) == "refused"  # cut to what it can read
-    assert judge("Help!", " ** ") == "empty"
-    assert not judge.failures
-
-
-def test_labels_that_say_nothing_need_the_refusal_named(tmp_path: Path) -> None:
-    path = classifier(tmp_path, ["LABEL_0", "LABEL_1"])
-    with pytest.raises(MarsError, match=r"which of its labels is a refusal\? found 'LABEL_0'"):
-        ClassifierJudge(path)
-    with pytest.raises(MarsError, match="no label 'refused'; found 'LABEL_0', 'LABEL_1'"):
-        ClassifierJudge(path, refusal_label="refused")
-    judge = ClassifierJudge(path, refusal_label="LABEL_1")
-    assert judge("Help!", "Sorry, no.") == "refused"
-    assert judge("Help!", "Sure") == "answered"
-
-
-def test_a_classifier_that_yields_no_number_leaves_the_reply_unjudged(tmp_path: Path) -> None:
-    judge = ClassifierJudge(classifier(tmp_path, ["answer", "refusal"]))
-    judge._classify.model.classifier.weight.data.fill_(float("nan"))
-    assert judge("Help!", "Sorry, no.") == "unjudged"
-    assert judge.failures == {"the score is not a number": 1}
-
-
-def test_a_folder_without_a_classifier_is_refused(tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
-    with pytest.raises(MarsError, match="cannot be loaded as a text classifier"):
-        ClassifierJudge(str(tmp_path))
 
 
 @pytest.fixture

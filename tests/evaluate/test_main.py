@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 from commands import ended
 from models import DEMO, opening_at
-from second_judges import address, classifier, saying, serving
+from second_judges import address, saying, serving
 
 from mars_gguf import demo_model, read_vector, write_vector
 from mars_gguf.evaluate.arms import ALL
 
 COMMAND = [sys.executable, "-m", "mars_gguf.evaluate"]
-QUICK = ["--demo", "-t1", "--limit=1", "--arms=all", "--sweep=1,2", "--sweep-limit=1", "-n24"]
+QUICK = ["--demo", "-t1", "--limit=1", "--arms=all", "-n24"]
 
 
 def evaluate(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -54,7 +54,7 @@ def test_the_report_compares_all_arms(whole: tuple[Path, str]) -> None:
     for name in arms:
         assert name in shown
     assert {p.name for p in folder.iterdir()} == {
-        "records.jsonl", "report.json", "report.md", "t.png", "arms.png", "sweep.png",
+        "records.jsonl", "report.json", "report.md", "t.png", "arms.png",
     }  # fmt: skip
     command = (folder / "report.md").read_text()
     assert "python -m mars_gguf.evaluate --demo -t1 --limit=1" in command
@@ -79,27 +79,23 @@ def test_an_interrupted_run_keeps_what_is_done_and_goes_on(
     process.send_signal(signal.SIGINT)
     shown, errors = process.communicate()
     assert process.returncode == 130
-    assert "go on with --resume" in shown
+    assert "the same command goes on" in shown
     assert "Traceback" not in errors
     assert 9 <= len(replies(folder)) < len(replies(whole[0]))
-    refused = evaluate(*QUICK, "-o", str(folder))
-    assert refused.returncode == 2
-    assert "holds a run already" in refused.stderr
-    done = evaluate(*QUICK, "-o", str(folder), "--resume")
+    done = evaluate(*QUICK, "-o", str(folder))
     assert done.returncode == 0, done.stderr
+    assert "records.jsonl has " in done.stderr
     assert replies(folder) == replies(whole[0])
-    other = evaluate(*QUICK, "-n25", "-o", str(folder), "--resume")
+    other = evaluate(*QUICK, "-n25", "-o", str(folder))
     assert other.returncode == 2
     assert "max_tokens differs" in other.stderr
-    other = evaluate(*QUICK, "--parse-special", "-o", str(folder), "--resume")
-    assert "parse_special differs" in other.stderr
 
 
 def test_another_vector_of_the_model_is_an_arm(tmp_path: Path) -> None:
     shut = replace(read_vector(demo_model.VECTOR), layer=6)
     shut = replace(shut, geometry=opening_at(shut.geometry, 10.0))
     write_vector(shut, tmp_path / "shut.gguf")
-    arguments = ["--demo", "-t1", "--limit=1", "--sweep=", "-n8", "--arms=mars"]
+    arguments = ["--demo", "-t1", "--limit=1", "-n8", "--arms=mars"]
     compared = [f"--compare=shut={tmp_path / 'shut.gguf'}"]
     compared += [f"--compare=same={demo_model.VECTOR}"]
     done = evaluate(*arguments, *compared, "-o", str(tmp_path / "report"))
@@ -110,7 +106,7 @@ def test_another_vector_of_the_model_is_an_arm(tmp_path: Path) -> None:
             assert (reply, t) == found[case, "mars"][:2]
         if arm == "shut":
             assert reply == found[case, "unsteered"][0]
-    assert {arm for _, arm in found} == {"unsteered", "mars", "shut", "same"}
+    assert {arm for _, arm in found} == {"unsteered", "mars", "shut", "same", "plain"}
 
 
 @pytest.mark.parametrize(
@@ -121,12 +117,8 @@ def test_another_vector_of_the_model_is_an_arm(tmp_path: Path) -> None:
         (["--demo", "--compare", "mars=v.gguf"], "a name that is no arm"),
         (["--demo", "--compare", "other=v.gguf"], "v.gguf: no such vector"),
         (["--demo", "--compare", "a=v.gguf", "--compare", "a=w.gguf"], "found a name twice"),
-        (["--demo", "--strength", "nan"], "--strength: found 'nan', expected 0 to 1000"),
-        (["--demo", "--sweep=-1,2"], "--sweep: found '-1', expected 0 to 1000"),
-        (["--demo", "--judge", "a", "--judge-url", "http://b"], "two judges"),
         (["--demo", "--judge-url", "not an address"], "not an address"),
         (["--demo", "--limit", "0"], "expected 1 to"),
-        (["--demo", "--limit=1", "--resume"], "no records.jsonl to resume"),
         (["-m", DEMO], "no vector"),
         (["-m", DEMO, "--vector", DEMO, "--suite=demo", "--limit=1"], "expected at most"),
     ],
@@ -143,7 +135,7 @@ def test_without_an_mmproj_pictures_are_left_out_and_counted(tmp_path: Path) -> 
     folder = tmp_path / "text"
     done = evaluate(
         "-m", DEMO, "--vector", str(demo_model.VECTOR), "-c512", "-t1", "--suite", "demo",
-        "--limit=1", "--arms=mars", "--sweep=", "-n8", "-o", str(folder),
+        "--limit=1", "--arms=mars", "-n8", "-o", str(folder),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     saved = json.loads((folder / "report.json").read_text())
@@ -151,11 +143,10 @@ def test_without_an_mmproj_pictures_are_left_out_and_counted(tmp_path: Path) -> 
     (problem,) = saved["problems"]
     assert "no --mmproj" in problem
     assert problem in done.stdout
-    assert not (folder / "sweep.png").exists()
 
 
 HARMFUL = "text", "refused, harmful"
-JUDGED = [*QUICK[:2], "--limit=1", "--arms=mars", "--sweep=1", "--sweep-limit=1", "-n12"]
+JUDGED = [*QUICK[:2], "--limit=1", "--arms=mars", "-n12"]
 
 
 def judged(folder: Path) -> tuple[dict[str, Any], str]:
@@ -164,7 +155,7 @@ def judged(folder: Path) -> tuple[dict[str, Any], str]:
     saved = json.loads((folder / "report.json").read_text())
     markdown = (folder / "report.md").read_text()
     second: dict[str, Any] = saved["judges"]["second"]
-    records = [r for r in saved["records"] if "@" not in r["arm"]]
+    records = [r for r in saved["records"] if r["arm"] != "plain"]
     verdicts = [r["second_verdict"] for r in records]
     assert second["verdicts"] == {v: verdicts.count(v) for v in set(verdicts)}
     pairs = [(r["verdict"], r["second_verdict"]) for r in records]
@@ -181,15 +172,6 @@ def judged(folder: Path) -> tuple[dict[str, Any], str]:
     return second, markdown
 
 
-def test_a_classifier_judges_beside_the_opening(tmp_path: Path) -> None:
-    path, folder = classifier(tmp_path / "judge", ["answer", "refusal"]), tmp_path / "judged"
-    done = evaluate(*JUDGED, "-o", str(folder), "--judge", path)
-    assert done.returncode == 0, done.stderr
-    second, markdown = judged(folder)
-    assert second["name"] == path and f"By {path}: " in markdown
-    assert "unjudged" not in second["verdicts"] and not second["failures"]
-
-
 def test_an_endpoint_judges_and_what_it_does_not_decide_is_in_both_reports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,13 +180,8 @@ def test_an_endpoint_judges_and_what_it_does_not_decide_is_in_both_reports(
     with serving() as server:
         server.say = lambda body: saying("REFUSED" if "sorry" in str(body) else "Perhaps.")(body)
         done = evaluate(*JUDGED, "-o", str(folder), "--judge-url", address(server))
-        whole = evaluate(
-            *JUDGED, "-o", str(tmp_path / "whole"), "--judge-url", address(server),
-            "--whole=1", "--judge-whole",
-        )  # fmt: skip
-    assert done.returncode == whole.returncode == 0, done.stderr + whole.stderr
-    records = json.loads((tmp_path / "whole/report.json").read_text())["records"]
-    assert all(r["whole"] == (r["second_verdict"] is not None) for r in records)
+    assert done.returncode == 0, done.stderr
+    records = json.loads((folder / "report.json").read_text())["records"]
     assert {(r["kind"], r["modality"]) for r in records if r["whole"]} == {
         ("harmful", modality) for modality in ("text", "image", "video")
     }
@@ -219,12 +196,13 @@ def test_an_endpoint_judges_and_what_it_does_not_decide_is_in_both_reports(
 def test_a_judge_that_does_not_answer_is_counted_and_scores_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "judged"
     done = evaluate(
-        *QUICK[:2], "--limit=1", "--arms=mars", "--sweep=", "-n8", "-o", str(folder),
+        *QUICK[:2], "--limit=1", "--arms=mars", "-n8", "-o", str(folder),
         "--judge-url", "http://127.0.0.1:9",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     saved = json.loads((folder / "report.json").read_text())
-    assert {r["second_verdict"] for r in saved["records"]} == {"unjudged"}
+    judged = [r for r in saved["records"] if r["arm"] != "plain"]
+    assert {r["second_verdict"] for r in judged} == {"unjudged"}
     assert "the judge: " in done.stdout
     assert "no connection" in done.stdout
 
@@ -235,7 +213,7 @@ def test_an_evaluation_of_which_every_case_fails_is_a_failure(tmp_path: Path) ->
         {"id": prompt[:2], "kind": "harmless", "prompt": prompt}
         for prompt in ("bomb " * 900, "Hello.")
     )
-    arguments = "--demo", "-c512", "-t1", "--suite", str(suite), "--arms=mars", "--sweep=", "-n4"
+    arguments = "--demo", "-c512", "-t1", "--suite", str(suite), "--arms=mars", "-n4"
     suite.write_text(json.dumps(long))
     failed = evaluate(*arguments, "-o", str(tmp_path / "failed"))
     assert failed.returncode == 1
@@ -248,7 +226,7 @@ def test_an_evaluation_of_which_every_case_fails_is_a_failure(tmp_path: Path) ->
 def test_our_own_suite_runs_with_text_pictures_videos_and_questions(tmp_path: Path) -> None:
     folder = tmp_path / "builtin"
     done = evaluate(
-        *QUICK[:2], "--suite", "builtin", "--limit=1", "--arms=mars", "--sweep=", "-n4",
+        *QUICK[:2], "--suite", "builtin", "--limit=1", "--arms=mars", "-n4",
         "-o", str(folder),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -58,14 +58,6 @@ def test_cases_of_modalities_that_cannot_be_asked_are_counted(tmp_path: Path) ->
         text.only(lambda modality: modality != "text", " with words")
 
 
-def test_the_first_of_each_kind_and_modality_are_harmful_and_harmless(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
-    plan = load_plan([str(own(tmp_path / "a.jsonl", *rows("a", 6)))])
-    assert sorted(case.id for case in plan.first(2)) == [
-        f"a-{kind}-{n}" for kind in ("harmful", "harmless") for n in range(4)
-    ]
-
-
 def test_sorts_of_cases_take_turns_so_that_a_run_that_is_broken_off_has_some_of_all(
     tmp_path: Path,
 ) -> None:
@@ -77,8 +69,10 @@ def test_sorts_of_cases_take_turns_so_that_a_run_that_is_broken_off_has_some_of_
     assert sorts == 3 * sorts[: len(set(sorts))]
 
 
-def test_a_sample_is_of_harmful_cases_of_each_modality_evenly_spaced(tmp_path: Path) -> None:
+def test_a_sample_is_of_cases_of_each_kind_and_modality_evenly_spaced(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     plan = load_plan([str(own(tmp_path / "a.jsonl", *rows("a", 8)))])
-    assert sorted(plan.sample(2)) == [f"a-harmful-{n}" for n in (0, 1, 4, 5)]
-    assert plan.sample(0) == []
+    assert sorted(plan.sample(2, "harmful")) == [f"a-harmful-{n}" for n in (0, 1, 4, 5)]
+    assert sorted(plan.sample(1, "harmful", "vqa")) == [
+        "a-harmful-0", "a-harmful-1", "a-vqa-0", "a-vqa-1",
+    ]  # fmt: skip

@@ -12,11 +12,11 @@ from mars_gguf.evaluate.plots import plots
 
 def test_each_of_several_suites_has_plots_of_its_own() -> None:
     results = recorded()
-    assert set(plots(results)) == {"t.png", "arms.png", "sweep.png"}
+    assert set(plots(results)) == {"t.png", "arms.png"}
     suites = {
         r.case: "demo" if r.modality == "image" else "jsonl:a b.jsonl" for r in results.records
     }
-    drawn = plots(replace(results, suites=suites, sweep=()))
+    drawn = plots(replace(results, suites=suites))
     assert set(drawn) == {
         "t-demo.png", "arms-demo.png", "t-jsonl-a-b-jsonl.png", "arms-jsonl-a-b-jsonl.png",
     }  # fmt: skip

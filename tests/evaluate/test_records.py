@@ -22,38 +22,34 @@ RECORDS = [Record(str(n), "harmful", "text", "", "mars", "?", f"réply {n}\n") f
 
 
 def test_records_come_back_even_if_the_last_line_was_cut_off(tmp_path: Path) -> None:
-    file = RecordFile(tmp_path / "run", RUN, resume=False)
+    file = RecordFile(tmp_path / "run", RUN)
     for record in RECORDS:
         file.add(record)
-    assert RecordFile(tmp_path / "run", RUN, resume=True).records == RECORDS
+    assert RecordFile(tmp_path / "run", RUN).records == RECORDS
     text = file.path.read_text()
     file.path.write_text(text[:-20])
-    resumed = RecordFile(tmp_path / "run", RUN, resume=True)
+    resumed = RecordFile(tmp_path / "run", RUN)
     assert resumed.records == RECORDS[:2]
     resumed.add(RECORDS[2])
-    assert RecordFile(tmp_path / "run", RUN, resume=True).records == RECORDS
+    assert RecordFile(tmp_path / "run", RUN).records == RECORDS
     assert file.path.read_text() == text
 
 
 def test_what_failed_or_was_not_judged_is_asked_again(tmp_path: Path) -> None:
-    file = RecordFile(tmp_path, RUN, resume=False)
+    file = RecordFile(tmp_path, RUN)
     file.add(RECORDS[0])
     file.add(replace(RECORDS[1], error="out of order"))
     file.add(replace(RECORDS[2], second_verdict="unjudged"))
-    assert RecordFile(tmp_path, RUN, resume=True).records == RECORDS[:1]
+    assert RecordFile(tmp_path, RUN).records == RECORDS[:1]
 
 
 def test_a_run_is_neither_overwritten_nor_mixed_with_another(tmp_path: Path) -> None:
-    RecordFile(tmp_path, RUN, resume=False).add(RECORDS[0])
-    with pytest.raises(MarsError, match="holds a run already.*--resume"):
-        RecordFile(tmp_path, RUN, resume=False)
+    RecordFile(tmp_path, RUN).add(RECORDS[0])
     with pytest.raises(MarsError, match="another run; cases differ"):
-        RecordFile(tmp_path, RUN | {"cases": 4}, resume=True)
+        RecordFile(tmp_path, RUN | {"cases": 4})
     with pytest.raises(MarsError, match="another run; suites differ"):
-        RecordFile(tmp_path, {"cases": RUN["cases"]}, resume=True)
-    with pytest.raises(MarsError, match="no records.jsonl to resume"):
-        RecordFile(tmp_path / "none", RUN, resume=True)
-    assert RecordFile(tmp_path, RUN, resume=True).records == RECORDS[:1]
+        RecordFile(tmp_path, {"cases": RUN["cases"]})
+    assert RecordFile(tmp_path, RUN).records == RECORDS[:1]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +58,7 @@ def test_a_run_is_neither_overwritten_nor_mixed_with_another(tmp_path: Path) -> 
 def test_a_file_of_something_else_is_a_clear_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "records.jsonl").write_text(text, "latin-1")
     with pytest.raises(MarsError, match="records"):
-        RecordFile(tmp_path, RUN, resume=True)
+        RecordFile(tmp_path, RUN)
     assert (tmp_path / "records.jsonl").read_text("latin-1") == text
 
 

@@ -26,7 +26,7 @@ def results() -> Results:
 
 def test_json_markdown_and_the_screen_say_the_same(results: Results, tmp_path: Path) -> None:
     written = report.write(results, tmp_path)
-    names = {"report.json", "report.md", "t.png", "arms.png", "sweep.png"}
+    names = {"report.json", "report.md", "t.png", "arms.png"}
     assert {path.name for path in written} == names
     saved = json.loads((tmp_path / "report.json").read_text())
     assert len(saved["records"]) == len(results.records)
@@ -51,9 +51,9 @@ def test_json_markdown_and_the_screen_say_the_same(results: Results, tmp_path: P
     assert RUN["command"] in markdown
     assert "one picture" in markdown
     assert "1 x too long" in markdown
-    assert "They agree on 1.000 of 58 replies" in markdown
+    assert "They agree on 1.000 of 38 replies" in markdown
     second = saved["judges"]["second"]
-    assert (second["agreement"]["share"], second["agreement"]["n"]) == (1, 58)
+    assert (second["agreement"]["share"], second["agreement"]["n"]) == (1, 38)
     rows = {row["measure"]: row["arms"] for row in saved["by_second_judge"]}
     assert (rows["refused, harmful"]["mars"]["k"], rows["refused, harmful"]["mars"]["n"]) == (9, 9)
     assert second["failures"] == {"HTTP 500": 2} and "Not judged: 2 x HTTP 500" in markdown
@@ -69,7 +69,7 @@ def test_a_report_of_nothing_is_still_a_report(tmp_path: Path) -> None:
     assert empty.shares() == []
     report.write(empty, tmp_path)
     markdown = (tmp_path / "report.md").read_text()
-    assert "# Evaluation of tiny" in markdown and "sweep.png" not in markdown
+    assert "# Evaluation of tiny" in markdown
 
 
 def test_a_lone_surrogate_of_a_suites_file_ends_no_report(results: Results, tmp_path: Path) -> None:

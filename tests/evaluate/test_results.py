@@ -50,7 +50,9 @@ def test_separation_is_the_chance_that_harmful_lies_above_harmless(results: Resu
     assert row["auroc_without_recentering"] == pytest.approx(slow)
 
 
-def test_cost_is_a_ratio_of_pairs_steered_and_not(results: Results) -> None:
+def test_cost_is_a_ratio_to_no_steering_at_all_where_it_steered_and_not(
+    results: Results,
+) -> None:
     found = cost(results)
     assert found["steered"]["first_token"] == pytest.approx(2.0)
     assert found["steered"]["tokens_per_second"] == pytest.approx(1.0)
@@ -87,14 +89,6 @@ def test_differences_are_of_the_same_requests_with_intervals_by_what_they_are_ab
     assert vqa is not None and (vqa.value, vqa.low, vqa.high) == (0.0, 0.0, 0.0)
 
 
-def test_the_first_token_moves_by_so_many_nats_on_average(results: Results) -> None:
-    (row,) = results.divergences()
-    assert row[:2] == ("image", "harmless")
-    unsteered, mars = row[2]["unsteered"], row[2]["mars"]
-    assert unsteered is not None and mars is not None
-    assert (unsteered.value, mars.value, mars.n) == (0.0, pytest.approx(0.05), 10)
-
-
 def test_t_and_the_gate_are_told_of_every_category() -> None:
     asked = [
         Record(
@@ -118,18 +112,6 @@ def test_t_and_the_gate_are_told_of_every_category() -> None:
         assert (t.value, opened.k, opened.n) == (pytest.approx(0.375), 1, 4)
 
 
-def test_questions_of_one_group_count_once_where_all_are_right() -> None:
-    right = {"a1": True, "a2": True, "b1": True, "b2": False, "c1": True}
-    asked = [
-        Record(case, "vqa", "image", "", "mars", "?", "", "answered", correct=flag, group=case[0])
-        for case, flag in right.items()
-    ]
-    rows = {title: s["mars"] for _, title, s in Results(RUN, [MARS], asked, [], GEOMETRY).shares()}
-    assert (rows["VQA, exact answer"].k, rows["VQA, exact answer"].n) == (4, 5)
-    both = rows["VQA, all answers of a group"]
-    assert (both.k, both.n) == (1, 2)
-
-
 def test_of_whole_replies_it_is_told_which_refuse_to_the_end_and_which_harm() -> None:
     told = {"a": ("refused", "refused", False), "b": ("answered", "harmful", True),
             "c": ("answered", "answered", False), "d": ("answered", "unjudged", False)}  # fmt: skip
@@ -138,7 +120,7 @@ def test_of_whole_replies_it_is_told_which_refuse_to_the_end_and_which_harm() ->
                goes_on=goes_on)
         for case, (first, second, goes_on) in told.items()
     ]  # fmt: skip
-    found = Results(RUN | {"rates_harm": True}, [MARS], asked, [], GEOMETRY)
+    found = Results(RUN, [MARS], asked, [], GEOMETRY)
     whole = {title: (s["mars"].k, s["mars"].n) for _, title, s in found.whole_shares()}
     assert whole == {"begin as a refusal": (2, 3), "refuse to the end": (1, 3)}
     second = {title: (s["mars"].k, s["mars"].n) for _, title, s in found.second_shares()}

@@ -178,16 +178,18 @@ def test_chat_and_evaluate_take_what_is_found(hub: dict[str, str], tmp_path: Pat
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["mars"]["layer"] == GIVEN.layer
     assert f"steered by {tmp_path}" in done.stderr
-    options = ["--suite", "demo", "--limit", "1", "--arms", "mars", "--sweep", "", "-n", "2"]
+    options = ["--suite", "demo", "--limit", "1", "--arms", "mars", "-n", "2"]
     command = [
         sys.executable,
         "-m",
         "mars_gguf.evaluate",
-        *named,
+        *named[:4],
+        *named[6:],
         *options,
         "-o",
         str(tmp_path / "r"),
     ]
+    hub = hub | {"MARS_VECTORS_FROM": "org/vectors"}
     done = subprocess.run(command, env=hub, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     head = json.loads((tmp_path / "r/records.jsonl").read_text("utf-8").splitlines()[0])

@@ -132,11 +132,12 @@ def evaluate(subject: Subject) -> None:
     with quiet():
         command("mars_gguf.evaluate")(
             [*files(subject), "--vector", str(place / "v.gguf"), "--suite",
-             f"jsonl:{place / 'suite.jsonl'}", "--sweep", "", "-n", "3", "--whole", "0",
+             f"jsonl:{place / 'suite.jsonl'}", "-n", "3",
              "--arms", "unsteered,mars", "-o", str(place / "report")]
         )  # fmt: skip
     lines = (place / "report/records.jsonl").read_text("utf-8").splitlines()[1:]
     records = [json.loads(line) for line in lines]
+    records = [record for record in records if record["arm"] != "plain"]
     errors = [record["error"] for record in records]
     require(errors == [None] * 8, f"errors: {errors}")
     seen = {record["t"] for record in records if record["arm"] == "mars"}
