@@ -1,8 +1,5 @@
 """Loads the parts of a SteeredLlama: the model, its mmproj, its template and its vectors; with the
 parameters that ``Llama.__init__`` has no keyword for.
-
-``Llama.__init__`` assigns ``model_params`` and ``context_params`` before it uses them; data
-descriptors of those names change what is assigned.
 """
 
 from __future__ import annotations
@@ -74,7 +71,7 @@ def policies_of(
     return tuple(vector.policy(name) for name, vector in vectors.items())
 
 
-def is_brought(
+def uses_plain_handler(
     plain: Mapping[str, Any], written: Mapping[str, Any], vectors: Mapping[str, Vector]
 ) -> bool:
     """Whether prompts are written by a chat handler of llama-cpp-python's among the ``plain``
@@ -191,16 +188,18 @@ class Extras:
         self.stopped: list[BaseException] = []
         self._callback: Any = lib.llama_progress_callback(self._report) if progress else None
 
-    def add_to_context(self, params: Any) -> None:
-        """Complete ``llama_context_params``."""
+    def with_callback(self, params: Any) -> Any:
+        """``llama_context_params``, completed."""
         self.tap.install(params)
         for name, value in self.overrides.items():
             setattr(params, name, value)
+        return params
 
-    def add_to_model(self, params: Any) -> None:
-        """Complete ``llama_model_params``."""
+    def with_progress(self, params: Any) -> Any:
+        """``llama_model_params``, completed."""
         if self._callback is not None:
             params.progress_callback = self._callback
+        return params
 
     def _report(self, share: float, _user_data: int) -> bool:
         try:
@@ -209,23 +208,6 @@ class Extras:
         except BaseException as error:  # Ctrl-C, too; it would be lost in ctypes
             self.stopped.append(error)
         return not self.stopped
-
-
-class Completed:
-    """Data descriptor: an attribute that a method of ``Extras`` completes when it is assigned."""
-
-    def __init__(self, complete: Callable[[Extras, Any], None]) -> None:
-        self._complete = complete
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
-    def __set__(self, llama: Any, params: Any) -> None:
-        self._complete(llama.extras, params)
-        llama.__dict__[self._name] = params
-
-    def __get__(self, llama: Any, owner: type | None = None) -> Any:
-        return llama.__dict__[self._name]
 
 
 def renew_context(llama: Llama, **fields: int) -> None:

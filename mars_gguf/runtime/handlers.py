@@ -93,7 +93,7 @@ class ReportingHandler:
 
     def __call__(self, *, llama: Llama, **kwargs: Any) -> Any:
         messages = kwargs.get("messages", ())
-        if llama.brought:
+        if llama.uses_plain_handler:
             _require_no_film(messages)
         system = _system(messages)
         notes = [said for policy in llama.policies if (said := policy.caution(system))]
@@ -112,19 +112,18 @@ class ReportingHandler:
             yield chunk
 
 
-class Reported:
-    """Data descriptor: the ``chat_handler`` of a Llama, as one that reports."""
-
-    def __get__(self, llama: Any, owner: type | None = None) -> Any:
-        if llama._chat_handler is None and llama.chat_format is None:
-            return None  # Llama.__init__ has yet to choose a format
-        given = llama._chat_handler or llama._chat_handlers.get(llama.chat_format)
-        return ReportingHandler(given or get_chat_completion_handler(llama.chat_format))
-
-    def __set__(self, llama: Any, handler: Any) -> None:
-        handler = handler.handler if isinstance(handler, ReportingHandler) else handler
-        guard(handler, llama.context.announce)
-        llama._chat_handler = handler
+def chat_handler_of(llama: Llama) -> ReportingHandler:
+    """The chat handler of a SteeredLlama: its own, or that of llama-cpp-python's which it was
+    given, or which belongs to the ``chat_format`` that it was."""
+    if not llama.uses_plain_handler:
+        return ReportingHandler(own_handler)
+    handler = (
+        llama.chat_handler
+        or llama._chat_handlers.get(llama.chat_format)
+        or get_chat_completion_handler(llama.chat_format)
+    )
+    guard(handler, llama.context.announce)
+    return ReportingHandler(handler)
 
 
 def _system(messages: Sequence[Any]) -> str | None:

@@ -6,8 +6,8 @@ from __future__ import annotations
 import ctypes
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial, wraps
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 from numbers import Integral
 from typing import Any
 
@@ -162,30 +162,25 @@ BOUNDS = {
 }
 
 
-def looking_at_arguments(init_sampler: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorator of ``Llama._init_sampler``, where the arguments of completions, `generate` and
-    `sample` meet, and grammars of every origin (text, schemas, tools): raises PromptError for what
-    llama.cpp would end the process over."""
-
-    @wraps(init_sampler)
-    def looking(llama: Llama, *args: Any, grammar: Any = None, **kwargs: Any) -> Any:
-        for name, (least, most) in BOUNDS.items():
-            tempers = name == "temperature"
-            value = kwargs.get("temp" if tempers else name)
-            untempered = tempers and value is not None and value <= 0
-            if value is not None and not untempered and not least <= value <= most:  # NaN neither
-                raise PromptError(f"{name}: found {value}, expected {least:g} to {most:g}")
-        if grammar is None:
-            return init_sampler(llama, *args, **kwargs)
+def require_sampling(llama: Llama, grammar: Any, **arguments: Any) -> None:
+    """Raise PromptError for arguments of a sampler over which llama.cpp would end the process."""
+    for name, (least, most) in BOUNDS.items():
+        tempers = name == "temperature"
+        value = arguments.get("temp" if tempers else name)
+        untempered = tempers and value is not None and value <= 0
+        if value is not None and not untempered and not least <= value <= most:  # NaN neither
+            raise PromptError(f"{name}: found {value}, expected {least:g} to {most:g}")
+    if grammar is not None:
         require_grammar(llama, grammar._grammar)
-        sampler = init_sampler(llama, *args, grammar=grammar, **kwargs)
-        sampler.sample = partial(_sample_allowed, llama, sampler)
-        return sampler
-
-    return looking
 
 
 _CANDIDATE = np.dtype([("id", np.intc), ("logit", np.single), ("p", np.single)], align=True)
+
+
+def require_allowed(llama: Llama, sampler: Any) -> Any:
+    """``sampler``, made to raise PromptError where its grammar allows no token."""
+    sampler.sample = partial(_sample_allowed, llama, sampler)
+    return sampler
 
 
 def _sample_allowed(llama: Llama, sampler: Any, _context: object, index: int = -1) -> int:

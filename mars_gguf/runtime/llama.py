@@ -26,29 +26,29 @@ from llama_cpp import llama_cpp as lib
 from mars_gguf.reasoning import Reasoning
 from mars_gguf.runtime.assembly import (
     AnyVector,
-    Completed,
     Extras,
     add_projector,
-    is_brought,
     load,
     policies_of,
     read_vectors,
     template_of,
+    uses_plain_handler,
 )
 from mars_gguf.runtime.chunks import Chunk
 from mars_gguf.runtime.context import Context
-from mars_gguf.runtime.handlers import Reported, own_handler
+from mars_gguf.runtime.handlers import chat_handler_of
 from mars_gguf.runtime.judging import Steering, Way
 from mars_gguf.runtime.limits import (
     Vocabulary,
-    looking_at_arguments,
+    require_allowed,
     require_arguments,
+    require_sampling,
     require_tokens,
 )
 from mars_gguf.runtime.messages import Messages
 from mars_gguf.runtime.mtmd import Projector, chunks_of
 from mars_gguf.runtime.selftest import self_test
-from mars_gguf.runtime.steerer import ContextEnd, Steerer
+from mars_gguf.runtime.steerer import Steerer
 from mars_gguf.runtime.tap import Tap
 from mars_gguf.runtime.turns import Laid, alone
 from mars_gguf.runtime.weights import fingerprint_of
@@ -88,10 +88,6 @@ class SteeredLlama(Llama):
     SteeringError rather than return an unsteered token.
     """
 
-    context_params: Any = Completed(Extras.add_to_context)
-    model_params: Any = Completed(Extras.add_to_model)
-    n_tokens: Any = ContextEnd()
-    chat_handler: Any = Reported()
     on_batch: Callable[[], object] = staticmethod(lambda: None)
     on_token: Callable[[], object] = staticmethod(lambda: None)
     laid: Laid = Laid()  # set by a chat handler
@@ -122,13 +118,13 @@ class SteeredLlama(Llama):
             reasoning=reasoning,
         )  # fmt: skip
         self.vectors = read_vectors(vector, model_path, kwargs | written, force=force)
-        self.brought = is_brought(kwargs, written, self.vectors)
+        self.uses_plain_handler = uses_plain_handler(kwargs, written, self.vectors)
         self._arguments = written | dict(
             vector=self.vectors or None, way=way, force=force, keep_turns=keep_turns,
             allow_local_files=allow_local_files, parse_special=parse_special,
             context_overrides=context_overrides, rpc_servers=rpc_servers,
+            chat_handler=kwargs.get("chat_handler"), chat_format=kwargs.get("chat_format"),
         )  # fmt: skip
-        self._chat_handler: Any = None
         self.projector: Projector | None = None
         self.tap = Tap(compiled=compiled)
         self.extras = Extras(self.tap, context_overrides, progress)
@@ -144,8 +140,7 @@ class SteeredLlama(Llama):
         self.template.as_text = None if parse_special else self.vocabulary.as_text
         mmproj = mmproj or getattr(kwargs.get("chat_handler"), "clip_model_path", None)
         self.fingerprint = fingerprint_of(self, self.template, mmproj)
-        if not self.brought:
-            self._chat_handler = own_handler
+        self.chat_handler: Any = chat_handler_of(self)
         if policies := policies_of(self.vectors, self.fingerprint, force=force):
             self.steerer.steer_by(*policies)
         self_test(self)
@@ -167,7 +162,48 @@ class SteeredLlama(Llama):
 
     reset = alone(Llama.reset)
     create_chat_completion = alone(Llama.create_chat_completion)
-    _init_sampler = looking_at_arguments(Llama._init_sampler)
+
+    # Llama assigns these: parameters before it loads a model and makes a context of them, and the
+    # end of the context wherever it moves that.
+
+    @property
+    def model_params(self) -> Any:
+        """``llama_model_params``, which tell the progress."""
+        return self._model_params
+
+    @model_params.setter
+    def model_params(self, params: Any) -> None:
+        self._model_params = self.extras.with_progress(params)
+
+    @property
+    def context_params(self) -> Any:
+        """``llama_context_params``, which have the eval callback."""
+        return self._context_params
+
+    @context_params.setter
+    def context_params(self, params: Any) -> None:
+        self._context_params = self.extras.with_callback(params)
+
+    @property
+    def n_tokens(self) -> int:
+        """Positions in the context; whoever sets it moves the end of the context."""
+        return self.context.n_tokens
+
+    @n_tokens.setter
+    def n_tokens(self, end: int) -> None:
+        grown = end > self.context.n_tokens
+        if not self.context.counting:
+            self.steerer.moved()
+        self.context.move(end)
+        if grown:
+            self.on_batch()
+
+    def _init_sampler(self, *args: Any, grammar: Any = None, **kwargs: Any) -> Any:
+        """As ``Llama._init_sampler``, where the arguments of completions, `generate` and `sample`
+        meet. Raises PromptError for those that llama.cpp would end the process over."""
+        require_sampling(self, grammar, **kwargs)
+        sampler = super()._init_sampler(*args, grammar=grammar, **kwargs)
+        return sampler if grammar is None else require_allowed(self, sampler)
 
     @alone
     def eval(self, tokens: Sequence[int]) -> None:
@@ -237,8 +273,6 @@ class SteeredLlama(Llama):
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
-        state["chat_handler"] = self._chat_handler if self.brought else None
-        state["chat_format"] = state["chat_format"] if self.brought else None
         return state | self._arguments
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import takewhile
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from llama_cpp import Llama
@@ -237,19 +237,3 @@ class Steerer:
     def _record(self, verdict: Verdict, seconds: float, position: Position) -> None:
         seconds += self.turns.reply.apart.seconds
         self.turns.reply.record(steering_of(verdict, self.push.way, seconds, position))
-
-
-class ContextEnd:
-    """Data descriptor: ``n_tokens``, the positions in the context of a Llama, which whoever sets it
-    moves."""
-
-    def __get__(self, llama: Any, owner: type | None = None) -> Any:
-        return self if llama is None else llama.context.n_tokens
-
-    def __set__(self, llama: Any, value: int) -> None:
-        grown = value > llama.context.n_tokens
-        if not llama.context.counting:
-            llama.steerer.moved()
-        llama.context.move(value)
-        if grown:
-            llama.on_batch()

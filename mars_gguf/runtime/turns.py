@@ -147,7 +147,7 @@ class Turns:
         self.context.no_cell_left = False
         self.reply.state = "over"
         template, begun = self.llama.template, self._laid.begun
-        waits = template.reasoning == "answer" and not self.llama.brought
+        waits = template.reasoning == "answer" and not self.llama.uses_plain_handler
         thoughts = None
         if waits and begun is not None:
             thoughts = thoughts_of(self.llama, template.thinks, begun=begun)
