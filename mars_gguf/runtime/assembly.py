@@ -129,6 +129,7 @@ def add_projector(llama: Llama, mmproj: str, *, allow_local_files: bool) -> Proj
     ModelError."""
     require_gguf(mmproj)
     projector = Projector(mmproj, llama, verbose=llama.verbose)
+    llama._stack.enter_context(contextlib.closing(projector))
     projector.load = partial(load_url, allow_local_files=allow_local_files)
     # Some models must decode a whole picture in one micro-batch.
     needed = min(projector.most_tokens_at_once(), lib.llama_n_ctx(llama.ctx))
@@ -139,7 +140,7 @@ def add_projector(llama: Llama, mmproj: str, *, allow_local_files: bool) -> Proj
 
 
 def template_of(
-    llama: Llama, written: Mapping[str, Any], vectors: Mapping[str, Vector]
+    llama: Llama, written: Mapping[str, Any], vectors: Mapping[str, Vector], *, parse_special: bool
 ) -> ChatTemplate:
     """How prompts are written, by the arguments ``written``, or with the reasoning that the vectors
     were measured with. Raises ModelError for thoughts that the template does not know."""
@@ -170,6 +171,7 @@ def template_of(
             f"reasoning: found {asked!r}, but this model's chat template knows no thoughts. Leave "
             "it out."
         )
+    template.as_text = None if parse_special else llama.vocabulary.as_text
     return template
 
 
@@ -188,18 +190,13 @@ class Extras:
         self.stopped: list[BaseException] = []
         self._callback: Any = lib.llama_progress_callback(self._report) if progress else None
 
-    def with_callback(self, params: Any) -> Any:
-        """``llama_context_params``, completed."""
-        self.tap.install(params)
-        for name, value in self.overrides.items():
-            setattr(params, name, value)
-        return params
-
-    def with_progress(self, params: Any) -> Any:
-        """``llama_model_params``, completed."""
+    def add_to(self, model_params: Any, context_params: Any) -> None:
+        """Complete ``llama_model_params`` and ``llama_context_params``."""
         if self._callback is not None:
-            params.progress_callback = self._callback
-        return params
+            model_params.progress_callback = self._callback
+        self.tap.install(context_params)
+        for name, value in self.overrides.items():
+            setattr(context_params, name, value)
 
     def _report(self, share: float, _user_data: int) -> bool:
         try:

@@ -81,15 +81,14 @@ class SteeredLlama(Llama):
     progress: called with the share of the model that is loaded, 0 to 1.
     compiled: whether hidden states are read in C or in Python; default: in C where that was built.
 
-    ``on_batch``, if set, is called after every evaluated batch, ``on_token`` after every token.
-
     Raises VectorError for a vector that is damaged or made for another model, ModelError for a
     model or mmproj that does not load or cannot be read and steered. While generating, raises
     SteeringError rather than return an unsteered token.
     """
 
-    on_batch: Callable[[], object] = staticmethod(lambda: None)
-    on_token: Callable[[], object] = staticmethod(lambda: None)
+    on_batch: Callable[[], object] = staticmethod(lambda: None)  # called after every batch
+    on_token: Callable[[], object] = staticmethod(lambda: None)  # and after every token
+    projector: Projector | None = None
     laid: Laid = Laid()  # set by a chat handler
 
     def __init__(
@@ -113,10 +112,8 @@ class SteeredLlama(Llama):
         **kwargs: Any,
     ) -> None:
         self.lock, self.closed, self.vocabulary = threading.RLock(), False, Vocabulary(self)
-        written: dict[str, Any] = dict(
-            mmproj=mmproj, template=template, chat_template_kwargs=chat_template_kwargs,
-            reasoning=reasoning,
-        )  # fmt: skip
+        written: dict[str, Any] = {"mmproj": mmproj, "template": template, "reasoning": reasoning}
+        written["chat_template_kwargs"] = chat_template_kwargs
         self.vectors = read_vectors(vector, model_path, kwargs | written, force=force)
         self.uses_plain_handler = uses_plain_handler(kwargs, written, self.vectors)
         self._arguments = written | dict(
@@ -125,19 +122,16 @@ class SteeredLlama(Llama):
             context_overrides=context_overrides, rpc_servers=rpc_servers,
             chat_handler=kwargs.get("chat_handler"), chat_format=kwargs.get("chat_format"),
         )  # fmt: skip
-        self.projector: Projector | None = None
         self.tap = Tap(compiled=compiled)
         self.extras = Extras(self.tap, context_overrides, progress)
         self.context = Context(self, keep_turns=keep_turns)
         self.steerer = Steerer(self, self.context, self.tap, way)
         load(self, self.extras, model_path, rpc_servers, kwargs)
         self.n_layer: int = lib.llama_model_n_layer(self.model)
-        # Closed before the interpreter takes apart what Llama.close needs.
         atexit.register(_close, weakref.ref(self))
         if mmproj is not None:
             self.projector = add_projector(self, mmproj, allow_local_files=allow_local_files)
-        self.template = template_of(self, written, self.vectors)
-        self.template.as_text = None if parse_special else self.vocabulary.as_text
+        self.template = template_of(self, written, self.vectors, parse_special=parse_special)
         mmproj = mmproj or getattr(kwargs.get("chat_handler"), "clip_model_path", None)
         self.fingerprint = fingerprint_of(self, self.template, mmproj)
         self.chat_handler: Any = chat_handler_of(self)
@@ -163,26 +157,15 @@ class SteeredLlama(Llama):
     reset = alone(Llama.reset)
     create_chat_completion = alone(Llama.create_chat_completion)
 
-    # Llama assigns these: parameters before it loads a model and makes a context of them, and the
-    # end of the context wherever it moves that.
-
-    @property
-    def model_params(self) -> Any:
-        """``llama_model_params``, which tell the progress."""
-        return self._model_params
-
-    @model_params.setter
-    def model_params(self, params: Any) -> None:
-        self._model_params = self.extras.with_progress(params)
-
     @property
     def context_params(self) -> Any:
-        """``llama_context_params``, which have the eval callback."""
+        """``llama_context_params``; Llama assigns them before it loads the model."""
         return self._context_params
 
     @context_params.setter
     def context_params(self, params: Any) -> None:
-        self._context_params = self.extras.with_callback(params)
+        self._context_params = params
+        self.extras.add_to(self.model_params, params)
 
     @property
     def n_tokens(self) -> int:
@@ -191,24 +174,17 @@ class SteeredLlama(Llama):
 
     @n_tokens.setter
     def n_tokens(self, end: int) -> None:
-        grown = end > self.context.n_tokens
-        if not self.context.counting:
-            self.steerer.moved()
-        self.context.move(end)
-        if grown:
-            self.on_batch()
+        self.steerer.move(end)
 
     def _init_sampler(self, *args: Any, grammar: Any = None, **kwargs: Any) -> Any:
-        """As ``Llama._init_sampler``, where the arguments of completions, `generate` and `sample`
-        meet. Raises PromptError for those that llama.cpp would end the process over."""
+        """As Llama's. Raises PromptError for what llama.cpp would end the process over."""
         require_sampling(self, grammar, **kwargs)
         sampler = super()._init_sampler(*args, grammar=grammar, **kwargs)
         return sampler if grammar is None else require_allowed(self, sampler)
 
     @alone
     def eval(self, tokens: Sequence[int]) -> None:
-        """As ``Llama.eval``; reads the hidden state of the last token unless ``tokens`` continue
-        a reply (are the token that was sampled last)."""
+        """As ``Llama.eval``; reads the state of the last token unless they continue a reply."""
         self.steerer.eval(list(tokens))
 
     @alone
@@ -245,8 +221,7 @@ class SteeredLlama(Llama):
             return super().embed(input, *args, **kwargs)
 
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
-        """As ``Llama.tokenize``. Raises PromptError for a text that llama.cpp would take very long
-        over, or end the process."""
+        """As ``Llama.tokenize``. Raises PromptError for a text that llama.cpp could not take."""
         self.vocabulary.require_tokenizable(text, special)
         return list(super().tokenize(text, add_bos, special))
 
@@ -272,16 +247,12 @@ class SteeredLlama(Llama):
         return self.context.added_to(super().save_state())
 
     def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = super().__getstate__()
-        return state | self._arguments
+        return dict(super().__getstate__(), **self._arguments)
 
     def close(self) -> None:
         """Free the model, if it was loaded."""
         with self.lock:
             self.closed = True
-            projector, self.projector = self.__dict__.get("projector"), None
-            if projector is not None:
-                projector.close()
             if "_stack" in self.__dict__:
                 super().close()
 
@@ -291,6 +262,7 @@ class SteeredLlama(Llama):
 
 
 def _close(reference: weakref.ref[SteeredLlama]) -> None:
+    """Close a model before the interpreter takes apart what that needs."""
     llama = reference()
     if llama is not None:
         llama.steerer.turns.give_up()

@@ -72,6 +72,15 @@ class Steerer:
             self.steer_by(*before or ())
             self.policies = before
 
+    def move(self, end: int) -> None:
+        """Take note that the context ends at position ``end`` now."""
+        grown = end > self.context.n_tokens
+        if not self.context.counting:
+            self.moved()
+        self.context.move(end)
+        if grown:
+            self.llama.on_batch()
+
     def moved(self) -> None:
         """Take note that something else than `eval` moved the end of the context."""
         self._found = None
