@@ -141,14 +141,14 @@ class Geometry:
 
 
 class Decision(NamedTuple):
-    """The decision on one prompt: t, z, gate s and alpha (units of h). ``apart``: which of the
+    """The decision on one prompt: t, z, gate s and alpha (units of h). ``isolated``: which of the
     states with one picture alone t, z and gate are of; None where they are of the whole prompt."""
 
     t: float
     z: float
     gate: float
     alpha: float
-    apart: int | None = None
+    isolated: int | None = None
 
 
 @dataclass(frozen=True)
@@ -171,9 +171,11 @@ class Policy:
     strength: float | None = None
     system_prompt: str | None = None
 
-    def decide(self, h: Array, modality: str, apart: Sequence[tuple[Array, str]] = ()) -> Decision:
+    def decide(
+        self, h: Array, modality: str, isolated: Sequence[tuple[Array, str]] = ()
+    ) -> Decision:
         """Decides how strongly to push hidden state ``h`` [n_embd] of a prompt of ``modality``,
-        which is judged as its fallback where it was not measured. ``apart``: of a prompt with
+        which is judged as its fallback where it was not measured. ``isolated``: of a prompt with
         several pictures, the state and modality of the same prompt with each of them alone.
 
         Raises KeyError for a modality without measurements, FloatingPointError if a state is not
@@ -181,9 +183,9 @@ class Policy:
         """
         g, own = self.geometry, self._place(h, modality)
         (t, z), which = own, None
-        for i, (its_t, its_z) in enumerate(self._place(*state) for state in apart):
-            if its_z - further(len(apart)) > z:
-                t, z, which = its_t, its_z - further(len(apart)), i
+        for i, (its_t, its_z) in enumerate(self._place(*state) for state in isolated):
+            if its_z - further(len(isolated)) > z:
+                t, z, which = its_t, its_z - further(len(isolated)), i
         s = {"measured": gate(z, g.gate_ramp), "shut": 0.0, "open": 1.0}[self.gate]
         if self.strength is not None:
             return Decision(t, z, s, s * self.strength * g.distance, which)

@@ -298,7 +298,7 @@ def test_pictures_apart_open_the_gate_and_the_strength_keeps_to_the_whole_prompt
     found = policy.decide(h, "image", [(h, "image")] * (n - 1) + [(other, "image")])
     higher = one.z - further(n)
     assert found.z == max(whole.z, higher)
-    assert found.apart == (n - 1 if higher > whole.z else None)
+    assert found.isolated == (n - 1 if higher > whole.z else None)
     assert found.t == (one.t if higher > whole.z else whole.t)
     assert found.alpha == (
         strength(whole.t, found.gate, g.distance, g.trust_limit) if found.gate else 0

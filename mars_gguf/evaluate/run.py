@@ -181,7 +181,6 @@ class _Thought:
         template, self.n_seen = llama.template, -1
         assert template.thinks is not None
         self.reply = Reply(thoughts_of(llama, template.thinks, begun=template.begins_thought))
-        self.reply.begin()
 
     def __call__(self, ids: Any, scores: Any) -> Any:
         for token in ids[self.n_seen :] if self.n_seen >= 0 else ():

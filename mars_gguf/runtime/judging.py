@@ -32,7 +32,7 @@ class Seen(NamedTuple):
     picture: int | None = None
 
 
-class Apart(NamedTuple):
+class Isolated(NamedTuple):
     """A prompt that shows several pictures, ``seen`` with each of them alone, () of other prompts;
     None where it was not, because nothing steered. ``seconds``: that took, the encoding of pictures
     aside."""
@@ -41,7 +41,7 @@ class Apart(NamedTuple):
     seconds: float = 0.0
 
 
-NOTHING_APART, UNSEEN_APART = Apart(), Apart(None)
+NOT_ISOLATED, UNSEEN = Isolated(), Isolated(None)
 
 
 class Judged(NamedTuple):
@@ -82,26 +82,26 @@ def blocks_of(policies: Sequence[Policy]) -> list[int]:
     return sorted({policy.block for policy in policies})
 
 
-def seen_by(blocks: Sequence[int], apart: Apart) -> tuple[Seen, ...]:
+def seen_by(blocks: Sequence[int], isolated: Isolated) -> tuple[Seen, ...]:
     """The prompts with one picture alone that policies of these ``blocks`` judge. Raises
     SteeringError if they were seen for other policies."""
-    if apart.seen is None or any(not one.states.keys() >= set(blocks) for one in apart.seen):
+    if isolated.seen is None or any(not one.states.keys() >= set(blocks) for one in isolated.seen):
         raise SteeringError(
-            "what steers has changed since the prompt was laid into the context, and its pictures "
+            "what steers has changed since the prompt was read, and its pictures "
             "were not seen alone for it. Ask again. Nothing was generated."
         )
-    return apart.seen
+    return isolated.seen
 
 
-def judge(policies: Sequence[Policy], whole: Seen, apart: Sequence[Seen] = ()) -> Verdict:
-    """Judge a prompt as a ``whole``, and ``apart``, with each of several pictures alone.
+def judge(policies: Sequence[Policy], whole: Seen, isolated: Sequence[Seen] = ()) -> Verdict:
+    """Judge a prompt as a ``whole``, and ``isolated``, with each of several pictures alone.
 
     Raises ModelError for a modality that was not measured, SteeringError for a state that is not
     finite.
     """
     judged = []
     for policy in policies:
-        state, *others = ((seen.states[policy.block], seen.modality) for seen in (whole, *apart))
+        state, *others = ((seen.states[policy.block], seen.modality) for seen in (whole, *isolated))
         try:
             decision = policy.decide(*state, others)
         except KeyError as error:
@@ -112,7 +112,7 @@ def judge(policies: Sequence[Policy], whole: Seen, apart: Sequence[Seen] = ()) -
             ) from None
         except FloatingPointError as error:
             raise SteeringError(f"{error}. Nothing was generated.") from error
-        by = whole if decision.apart is None else apart[decision.apart]
+        by = whole if decision.isolated is None else isolated[decision.isolated]
         judged.append(Judged(policy, decision, by))
     return Verdict(tuple(judged))
 
@@ -182,3 +182,8 @@ def steering_of(verdict: Verdict, way: Way, seconds: float, position: Position) 
         policies=each if len(each) > 1 else None,
         picture=seen.picture,
     )
+
+
+def unreached(modality: str, block: int) -> Steering:
+    """The report of a reply that has not come to its answer."""
+    return Steering(modality, None, None, None, 0.0, block, None, 0.0, position=None)

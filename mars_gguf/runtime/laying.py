@@ -13,7 +13,7 @@ from llama_cpp import Llama
 
 from mars_gguf.runtime.chunks import Chunk, n_alike
 from mars_gguf.runtime.context import aside
-from mars_gguf.runtime.judging import NOTHING_APART, UNSEEN_APART, Apart, Seen
+from mars_gguf.runtime.judging import NOT_ISOLATED, UNSEEN, Isolated, Seen
 from mars_gguf.runtime.messages import Messages, each_apart
 from mars_gguf.runtime.mtmd import chunks_of
 from mars_gguf.runtime.template import Rendered
@@ -61,14 +61,14 @@ def _see_apart(
     llama: Llama,
     prompts: list[tuple[int, list[dict[str, Any]]]],
     cut: Callable[[Messages], list[Chunk]],
-) -> Apart:
+) -> Isolated:
     """See prompts that show one of several pictures alone."""
     began, encoding = time.perf_counter(), llama.projector.seconds
     seen: list[Seen] = []
     if not prompts:
-        return NOTHING_APART
+        return NOT_ISOLATED
     if not llama.policies:
-        return UNSEEN_APART
+        return UNSEEN
     with aside(llama.context):
         for picture, messages in prompts:
             # What comes before the pictures is the same in all.
@@ -78,7 +78,7 @@ def _see_apart(
             seen.append(Seen(llama.steerer.reader.states, llama.context.modality, picture))
     # The pictures would be encoded in any case.
     seconds = time.perf_counter() - began - (llama.projector.seconds - encoding)
-    return Apart(tuple(seen), seconds)
+    return Isolated(tuple(seen), seconds)
 
 
 def _lay_head(

@@ -1,6 +1,6 @@
 """A reply, followed token by token: where it stands, and where its answer begins.
 
-The states, and what leads from one to the next (drawn in docs/ARCHITECTURE.md):
+The states:
 
     prompt      nothing is sampled yet: the end of the context is judged before anything is
     thought     within a thought
@@ -9,25 +9,71 @@ The states, and what leads from one to the next (drawn in docs/ARCHITECTURE.md):
     answer      the answer has begun; without thoughts, it does with the first token
     over        another prompt uses the context: the reply cannot go on
 
-Thoughts are told by the texts of the tokens that are generated, never by what the prompt says.
+TABLE says what leads from one to the next; docs/ARCHITECTURE.md shows it. Thoughts are told by the
+texts of the tokens that are generated, never by what the prompt says.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple, get_args
 
 from llama_cpp import Llama
 from llama_cpp import llama_cpp as lib
 
 from mars_gguf.reasoning import Markers
-from mars_gguf.runtime.judging import NOTHING_APART, Apart, Steering, Verdict
+from mars_gguf.runtime.judging import NOT_ISOLATED, Isolated, Steering, Verdict
 
 State = Literal["prompt", "thought", "candidate", "marker", "answer", "over"]
-Meaning = Literal["blank", "thought", "answer"]
+# In the text of a reply: nothing but blanks; what may become the marker of a thought; that marker;
+# the one that ends a thought; or anything else. And: a prompt is evaluated; another reply begins.
+Event = Literal["blank", "marker", "open", "close", "text", "prompt", "overtaken"]
+# Judge the state that the answer comes from: the one before this token, of a marker the one before
+# that. A thought begins, so that no answer has; a thought has ended.
+Action = Literal["judge", "begin thought", "end thought"]
+STATES: tuple[State, ...] = get_args(State)
+EVENTS: tuple[Event, ...] = get_args(Event)
+
+
+class Transition(NamedTuple):
+    """The next state, and what is done on the way."""
+
+    next: State
+    action: Action | None = None
+
+
+_THOUGHT, _CLOSED = Transition("thought", "begin thought"), Transition("candidate", "end thought")
+_ANSWER = Transition("answer", "judge")
+
+
+def _from(otherwise: Transition, events: Mapping[Event, Transition]) -> Mapping[Event, Transition]:
+    """The transitions from one state, by all events."""
+    always: dict[Event, Transition] = {
+        "prompt": Transition("prompt"),
+        "overtaken": Transition("over"),
+    }
+    return dict.fromkeys(EVENTS, otherwise) | always | dict(events)
+
+
+TABLE: Mapping[State, Mapping[Event, Transition]] = {
+    "prompt": _from(_ANSWER, {}),
+    "thought": _from(Transition("thought"), {"close": _CLOSED, "prompt": Transition("thought")}),
+    "candidate": _from(
+        _ANSWER,
+        {
+            "blank": Transition("candidate"),
+            "marker": Transition("marker", "begin thought"),
+            "open": _THOUGHT,
+            "prompt": Transition("candidate"),
+        },
+    ),
+    "marker": _from(_ANSWER, {"marker": Transition("marker"), "open": _THOUGHT}),
+    "answer": _from(Transition("answer"), {"close": _CLOSED}),
+    "over": _from(Transition("over"), {"prompt": Transition("over")}),
+}
 
 
 @dataclass(frozen=True)
@@ -66,23 +112,25 @@ class Reply:
     """One reply, from its prompt on.
 
     thoughts: how its thoughts are told, None if it has none.
-    apart: what was seen of the prompt with each of its pictures alone.
+    isolated: what was seen of the prompt with each of its pictures alone.
     steering: what steering did, None before the first token.
     last: the token that was sampled last, and the position it belongs to.
-    doubt: the verdict on the state from which a ``marker`` began.
+    kept: the verdict on the state from which a ``candidate`` or ``marker`` began, None if that was
+        steered.
     answered: whether an answer has begun since the last thought did.
-    after_thought: whether a thought has ended.
+    thought_ended: whether a thought has ended.
     in_step: whether `Llama.generate` is at its next token, so that what moves is drafts.
-    unjudged: something was taken back in such a step, and nothing evaluated since.
     """
 
-    def __init__(self, thoughts: Thoughts | None = None, apart: Apart = NOTHING_APART) -> None:
+    def __init__(self, thoughts: Thoughts | None = None, isolated: Isolated = NOT_ISOLATED) -> None:
+        self.thoughts, self.isolated = thoughts, isolated
         self.state: State = "prompt"
-        self.thoughts, self.apart = thoughts, apart
+        if thoughts is not None:
+            self.state = "thought" if thoughts.begun else "candidate"
         self.steering: Steering | None = None
         self.last: tuple[int, int] | None = None
-        self.doubt: Verdict | None = None
-        self.answered = self.after_thought = self.in_step = self.unjudged = False
+        self.kept: Verdict | None = None
+        self.answered = self.thought_ended = self.in_step = False
         markers = Markers("", "") if thoughts is None else thoughts.markers
         self._open, self._close = markers.open.encode(), markers.close.encode()
         self._text = b""  # since the state began; in a thought and an answer, the end of it
@@ -96,20 +144,25 @@ class Reply:
         finally:
             self.in_step = False
 
-    def goes_on(self, tokens: list[int], position: int, *, drafts: bool) -> bool:
+    def continues(self, tokens: list[int], position: int, *, drafts: bool) -> bool:
         """Whether ``tokens`` that are evaluated at ``position`` are the one that was sampled last,
         in a step with ``drafts`` behind it."""
-        alone = len(tokens) == 1 or (drafts and self.in_step)
-        return alone and self.last == (tokens[0], position)
+        single = len(tokens) == 1 or (drafts and self.in_step)
+        return single and self.last == (tokens[0], position)
+
+    def lags(self, end: int) -> bool:
+        """Whether, within a step, a context that ends at ``end`` lacks the token that was sampled
+        last: something else has taken it back."""
+        return self.in_step and self.last is not None and end <= self.last[1]
 
     def by_hand(self) -> Reply:
         """The reply that goes on from here where the caller evaluates by hand, without thoughts;
         this one is over."""
         other = Reply()
-        if self.state != "prompt":
+        if self.last is not None:
             other.state = "answer"
         other.steering, other.last = self.steering, self.last
-        self.state = "over"
+        self.come("overtaken")
         return other
 
     def record(self, steering: Steering) -> None:
@@ -118,99 +171,100 @@ class Reply:
         if known is None or known.alpha == 0 or steering.alpha > 0:
             self.steering = steering
 
-    # Thoughts ------------------------------------------------------------------------------------
+    # From state to state -------------------------------------------------------------------------
 
-    @property
-    def waits(self) -> bool:
-        """Whether the answer has yet to begin."""
-        return self.state != "answer"
+    def come(self, event: Event) -> None:
+        """Go on with what is no token: a prompt is evaluated, or another reply begins."""
+        self.state = TABLE[self.state][event].next
+        self.last = None
+
+    def judges(self, token: int) -> bool:
+        """Whether the answer begins, or begins anew, with ``token``, the next one."""
+        return any(action == "judge" for action, _, _ in self._path(token))
+
+    def take(self, token: int, *, steered: bool = False) -> None:
+        """Go on with ``token``, the next one. ``steered``: it comes from a steered state, as will
+        whatever begins with it: a blank one begins the answer."""
+        if steered:
+            self.kept = None
+        for action, state, text in self._path(token, steered=steered):
+            self.state, self._text = state, text
+            self.thought_ended |= action == "end thought"
+            self.answered = state == "answer" or (self.answered and action != "begin thought")
+
+    def _path(
+        self, token: int, *, steered: bool = False
+    ) -> Iterator[tuple[Action | None, State, bytes]]:
+        """Yields the transitions that ``token`` brings, each with the next state and its text so
+        far: one token may hold the end of a thought and the beginning of the answer."""
+        state, text = self.state, self._text + self._piece(token)
+        while True:
+            event, text, rest = self._event(state, text)
+            if steered and event == "blank":
+                event = "text"
+            state, action = TABLE[state][event]
+            yield action, state, text
+            if not rest:
+                return
+            text = rest
+
+    def _event(self, state: State, text: bytes) -> tuple[Event, bytes, bytes]:
+        """The first event in ``text``, all since ``state`` began; how much of it is to be
+        remembered; and the text after it."""
+        if state in ("candidate", "marker"):
+            text = text.lstrip()
+            if not text:
+                return "blank", b"", b""
+            if text.startswith(self._open):
+                return "open", b"", text.removeprefix(self._open)
+            assert self.thoughts is not None
+            first = self.thoughts.whole and state == "candidate"
+            if self._open.startswith(text) and not first:
+                return "marker", text, b""
+            return "text", b"", text
+        before, closed, after = text.partition(self._close) if self._close else (text, b"", b"")
+        return ("close", b"", after) if closed else ("text", before[1 - len(self._close) :], b"")
+
+    def _piece(self, token: int) -> bytes:
+        return b"" if self.thoughts is None else self.thoughts.piece(token)
+
+    # What is read --------------------------------------------------------------------------------
 
     @property
     def reads(self) -> bool:
         """Whether the answer may begin with the token after the next one: then the state of that
         next one is needed, which was not evaluated yet."""
         # One token may end the marker and begin the answer.
-        if self.thoughts is None:
-            return False
-        if self.state == "thought":
-            return self._closes(self._text)
-        return self.state == "candidate" or (self.state == "answer" and self._goes_on(self._text))
+        return (
+            self.state == "candidate"
+            or (self.state == "thought" and self._closes(self._text))
+            or (self.state == "answer" and self._begins_anew(self._text))
+        )
 
-    def begin(self) -> None:
-        """Come from the prompt to the first token."""
-        begun = self.thoughts is not None and self.thoughts.begun
-        self._go("answer" if self.thoughts is None else "thought" if begun else "candidate", b"")
+    @property
+    def unreached(self) -> bool:
+        """Whether an answer has yet to begin."""
+        return self.state != "answer" and not self.answered
 
-    def begins_answer(self, token: int) -> bool:
-        """Whether the answer begins with ``token``, the next one, or begins anew after a marker
-        within the answer."""
-        if self.state == "answer":
-            _, _, after = (self._text + self._piece(token)).partition(self._close)
-            return self._goes_on(self._text) and bool(after.strip())
-        return self.meaning(token) == "answer"
-
-    def meaning(self, token: int) -> Meaning:
-        """The part of the reply that ``token``, the next one, would belong to."""
-        assert self.thoughts is not None
-        piece = self._piece(token)
-        text = (self._text + piece).lstrip()
-        if self.state == "answer" or (self.state != "thought" and not text):
-            return "answer" if self.state == "answer" else "blank"
-        if self.state == "thought" or text.startswith(self._open):
-            _, closed, after = text.removeprefix(self._open).partition(self._close)
-            return "answer" if closed and after.strip() else "thought"
-        first = self.thoughts.whole and self.state == "candidate"
-        return "thought" if self._open.startswith(text) and not first else "answer"
-
-    def take(self, token: int, *, over: bool = False) -> None:
-        """Go on with ``token``, the next one. ``over``: the answer begins if no thought does."""
-        meaning, text = self.meaning(token), self._text + self._piece(token)
-        if self.state not in ("thought", "answer"):
-            if not text.lstrip().startswith(self._open):
-                if meaning == "answer" or (over and meaning == "blank"):
-                    self._go("answer", b"")
-                elif meaning == "thought":
-                    self.answered = False
-                    self._go("marker", text)
-                return
-            # The token that ends the marker may go on with the thought, and end that, too.
-            text, self.answered = text.lstrip().removeprefix(self._open), False
-            self._go("thought", b"")
-        _, closed, after = text.partition(self._close)
-        if closed:
-            self.after_thought = True
-            self._go("answer" if after.strip() else "candidate", b"")
-        else:
-            self._text = text[1 - len(self._close) :]
-
-    def alone(self, tokens: list[int]) -> list[int]:
+    def evaluable(self, tokens: list[int]) -> list[int]:
         """The tokens that can be evaluated at once, of one that was taken and a draft after it: one
         while the answer has yet to begin, and none by which it may begin anew."""
         if self.thoughts is None:
             return tokens
-        if self.waits or self.reads:
+        if self.state != "answer" or self.reads:
             return tokens[:1]
         text, kept = self._text, tokens[:1]
         for token in tokens[1:]:
             text += self._piece(token)
-            if self._close in text or self._goes_on(text):
+            if self._close in text or self._begins_anew(text):
                 break
             kept.append(token)
         return kept
-
-    def _go(self, state: State, text: bytes) -> None:
-        self.state, self._text = state, text
-        self.answered = self.answered or state == "answer"
-
-    def _piece(self, token: int) -> bytes:
-        assert self.thoughts is not None
-        return self.thoughts.piece(token)
 
     def _closes(self, text: bytes) -> bool:
         """Whether ``text`` ends with a part of the marker that ends a thought."""
         return any(text.endswith(self._close[:n]) for n in range(1, len(self._close)))
 
-    def _goes_on(self, text: bytes) -> bool:
+    def _begins_anew(self, text: bytes) -> bool:
         """Whether an answer may begin anew within the token after ``text``."""
-        assert self.thoughts is not None
-        return not self.thoughts.whole and self._closes(text)
+        return self.thoughts is not None and not self.thoughts.whole and self._closes(text)

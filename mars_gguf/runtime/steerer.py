@@ -17,16 +17,17 @@ from mars_gguf.runtime.context import Context, explaining
 from mars_gguf.runtime.judging import (
     Position,
     Seen,
-    Steering,
     Verdict,
     Way,
     blocks_of,
     judge,
     seen_by,
     steering_of,
+    unreached,
 )
 from mars_gguf.runtime.pushing import Push
 from mars_gguf.runtime.reading import Reader, logits
+from mars_gguf.runtime.replies import Reply
 from mars_gguf.runtime.tap import Rows, Tap
 from mars_gguf.runtime.turns import Turns
 from mars_gguf.steering import Policy
@@ -72,6 +73,11 @@ class Steerer:
             self.steer_by(*before or ())
             self.policies = before
 
+    @property
+    def reply(self) -> Reply:
+        """The reply that ``llama`` is at."""
+        return self.turns.reply
+
     def move(self, end: int) -> None:
         """Take note that the context ends at position ``end`` now."""
         grown = end > self.context.n_tokens
@@ -92,33 +98,29 @@ class Steerer:
     def eval(self, tokens: list[int]) -> None:
         """Evaluate tokens, and read the states of the last one unless they continue a reply (are
         the token that was sampled last, and its drafts)."""
-        if not self.turns.reply.in_step:
-            self.turns.reply = self.turns.reply.by_hand()
-        reply, drafts = self.turns.reply, self.llama.draft_model is not None
+        if not self.reply.in_step:
+            self.turns.reply = self.reply.by_hand()
+        reply, drafts = self.reply, self.llama.draft_model is not None
         with self.context.evaluating():
             if not tokens:
                 self.reader.pass_over(tokens)
-            elif reply.goes_on(tokens, self.context.n_tokens, drafts=drafts):
+            elif not reply.continues(tokens, self.context.n_tokens, drafts=drafts):
+                self._eval_prompt(tokens)
+            else:
                 # A draft may repeat the mark of a picture, which is no token.
-                tokens = reply.alone(list(takewhile(lambda token: token >= 0, tokens)))
-                reply.unjudged = False
+                tokens = reply.evaluable(list(takewhile(lambda token: token >= 0, tokens)))
                 if reply.reads:
                     self._read(tokens, again=True)
                 else:
                     self.reader.pass_over(tokens)
-            else:
-                self._eval_prompt(tokens)
 
     def _eval_prompt(self, tokens: list[int]) -> None:
-        reply = self.turns.reply
-        if reply.thoughts is None:
-            reply.state = "prompt"
-        reply.last = None
+        self.reply.come("prompt")
         if self.context.steered_at is not None:
             tokens = self.context.take_back_steered() + tokens
         # A chat handler's text may turn out to be the end of the prompt, and then it has to be
         # taken back and evaluated again, steered.
-        early = reply.in_step and reply.state == "prompt" and reply.thoughts is None
+        early = self.reply.in_step and self.reply.state == "prompt"
         within = early and self.push.way == "inline"
         with explaining(self.context, tokens):
             self._read(tokens, again=not early or len(self.blocks) > 1, push=within)
@@ -144,79 +146,60 @@ class Steerer:
         context was not evaluated by `eval`: it cannot be judged."""
         self.context.require_known()
         end = self.context.n_tokens
-        if index not in (None, end - 1) and not self.turns.reply.in_step:
+        if index not in (None, end - 1) and not self.reply.in_step:
             raise SteeringError(
                 f"idx: found {index}, expected {end - 1}, the end of what was judged. "
                 "Nothing was generated."
             )
-        pushed = self._before_token()
-        token = self._after_token(draw(), pushed, draw, grammar=grammar)
-        self.turns.reply.last = token, end if index is None else index + 1
+        if self.policies is None:
+            raise SteeringError("loaded without a vector, to be measured: nothing can be sampled")
+        token = self._sample_steered(draw, grammar=grammar) if self.policies else draw()
+        self.reply.last = token, end if index is None else index + 1
         self.llama.on_token()
         return token
 
-    def _before_token(self) -> bool | None:
-        """Judge, and have pushed if a gate opens, where the token that counts comes next; whether
-        it was, None elsewhere. Raises SteeringError if the end cannot be judged."""
-        reply = self.turns.reply
-        if self.policies is None:
-            raise SteeringError("loaded without a vector, to be measured: nothing can be sampled")
-        if not self.policies:
-            return None
-        if reply.thoughts is None:
-            if reply.state != "prompt" and not reply.unjudged:
-                return None
-            if reply.state == "prompt":
-                reply.steering = None
-            pushed = self._settle(self.llama.template.first_position)
-            reply.state, reply.unjudged = "answer", False
-            return pushed
-        if reply.state == "prompt":
-            reply.begin()
-        if reply.state != "candidate":
-            return None
-        reply.doubt = self._weigh()
-        if reply.meaning(int(np.argmax(logits(self.llama)))) != "answer":
-            return None
-        return self._settle("answer" if reply.after_thought else "prompt")
-
-    def _after_token(
-        self, token: int, pushed: bool | None, sample: Callable[[], int], *, grammar: bool
-    ) -> int:
-        """Follow a reply with thoughts past ``token``, and return it; another one of ``sample``
-        where the answer began with it unforeseen, and the gate opened."""
-        reply = self.turns.reply
-        if reply.thoughts is None or not self.policies:
-            return token
-        if pushed is None and reply.begins_answer(token):
-            pushed = self._settle_after(grammar=grammar)
-            token = sample() if pushed else token
-        if pushed:
-            reply.doubt = None  # whatever begins now comes from a steered state
-        reply.take(token, over=pushed is True)
-        if reply.waits and not reply.answered:
-            modality, block = self.context.modality, self.blocks[-1]
-            reply.record(Steering(modality, None, None, None, 0.0, block, None, 0.0, None))
+    def _sample_steered(self, draw: Callable[[], int], *, grammar: bool) -> int:
+        """A token of ``draw``, which is judged, and steered if a gate opens, where the answer
+        begins with it: before it is drawn, or again, where that could not be foreseen."""
+        reply = self.reply
+        foreseen = self._foresees_answer()
+        pushed = foreseen and self._settle()
+        token = draw()
+        if not foreseen and reply.judges(token) and self._settle_unforeseen(grammar=grammar):
+            pushed, token = True, draw()
+        reply.take(token, steered=pushed)
+        if reply.unreached:
+            reply.record(unreached(self.context.modality, self.blocks[-1]))
         return token
 
-    def _settle_after(self, *, grammar: bool) -> bool:
-        """The answer began with a token that was not the most probable one: judge, and have pushed,
-        after the fact; whether it was, and the token has to be sampled anew. Raises SteeringError
-        where it cannot be."""
-        reply = self.turns.reply
-        before = not reply.after_thought and reply.state in ("candidate", "marker")
-        position: Position = "prompt" if before else "answer"
-        begun = reply.state == "marker"
-        if begun and reply.doubt is None:
+    def _foresees_answer(self) -> bool:
+        """Whether the answer begins with the next token, as far as can be told before it is drawn:
+        behind a prompt, or where the likeliest token begins it."""
+        reply = self.reply
+        if reply.state == "candidate":
+            reply.kept = self._weigh()
+            return reply.judges(int(np.argmax(logits(self.llama))))
+        if reply.state == "prompt":
+            reply.steering = None
+            return True
+        return reply.thoughts is None and reply.lags(self.context.n_tokens)
+
+    def _settle_unforeseen(self, *, grammar: bool) -> bool:
+        """Judge the state that an answer comes from which began with a token that was not the
+        likeliest one, and push it if a gate opens: whether one did, and the token has to be drawn
+        again. Raises SteeringError where it cannot be."""
+        reply = self.reply
+        if reply.state == "answer" and not self.reader.knows(self.blocks):
+            return False  # it began before, and was judged there
+        verdict = reply.kept if reply.state == "marker" else self._weigh()
+        if verdict is None:
             return False
-        verdict = reply.doubt if begun else self._weigh()
-        assert verdict is not None
         if not verdict.chosen.opens:
-            self._record(verdict, 0.0, position)
+            self._record(verdict, 0.0)
             return False
-        if begun or grammar:
+        if reply.state == "marker" or grammar:
             raise SteeringError(UNFORESEEN.format(" under a grammar" if grammar else ""))
-        return self._settle(position)
+        return self._settle()
 
     def _weigh(self) -> Verdict:
         """The verdict on the end of the context."""
@@ -227,10 +210,10 @@ class Steerer:
         return self._judge(self.reader.states)
 
     def _judge(self, states: Mapping[int, Rows]) -> Verdict:
-        apart = seen_by(self.blocks, self.turns.reply.apart)
-        return judge(self.policies or (), Seen(states, self.context.modality), apart)
+        isolated = seen_by(self.blocks, self.reply.isolated)
+        return judge(self.policies or (), Seen(states, self.context.modality), isolated)
 
-    def _settle(self, position: Position) -> bool:
+    def _settle(self) -> bool:
         """Judge the end of the context and push it if a gate opens; whether one did."""
         began = time.perf_counter()
         if self._found is not None:
@@ -240,9 +223,17 @@ class Steerer:
             if verdict.chosen.opens:
                 self.push.again(verdict.chosen)
             seconds = time.perf_counter() - began
-        self._record(verdict, seconds, position)
+        self._record(verdict, seconds)
         return verdict.chosen.opens
 
-    def _record(self, verdict: Verdict, seconds: float, position: Position) -> None:
-        seconds += self.turns.reply.apart.seconds
-        self.turns.reply.record(steering_of(verdict, self.push.way, seconds, position))
+    def _record(self, verdict: Verdict, seconds: float) -> None:
+        seconds += self.reply.isolated.seconds
+        self.reply.record(steering_of(verdict, self.push.way, seconds, self._position))
+
+    @property
+    def _position(self) -> Position:
+        """The token that is judged now."""
+        reply = self.reply
+        if reply.state in ("candidate", "marker") and not reply.thought_ended:
+            return "prompt"
+        return "answer" if reply.thoughts is not None else self.llama.template.first_position

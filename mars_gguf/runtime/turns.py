@@ -13,7 +13,7 @@ from llama_cpp import Llama
 
 from mars_gguf.errors import ModelError, PromptError, SteeringError
 from mars_gguf.runtime.context import Context, require_prompt
-from mars_gguf.runtime.judging import NOTHING_APART, Apart
+from mars_gguf.runtime.judging import NOT_ISOLATED, Isolated
 from mars_gguf.runtime.replies import Reply, thoughts_of
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -62,12 +62,12 @@ class Laid:
 
     begun: it ends within a thought; None of a reply that is not followed past one.
     tokens: pictures by their marks; None of a prompt that is evaluated as text.
-    apart: what was seen of it with each of its pictures alone.
+    isolated: what was seen of it with each of its pictures alone.
     """
 
     begun: bool | None = None
     tokens: list[int] | None = None
-    apart: Apart = NOTHING_APART
+    isolated: Isolated = NOT_ISOLATED
 
 
 class Turns:
@@ -84,15 +84,15 @@ class Turns:
     def moved(self) -> None:
         """Take note that something else than evaluation moved the end of the context."""
         if self.reply.in_step:  # drafts are taken back, and the reply goes on
-            self.reply.unjudged = True
             return
         reply = Reply()
-        reply.steering, self.reply.state = self.reply.steering, "over"
+        reply.steering = self.reply.steering
+        self.give_up()
         self.reply = reply
 
     def give_up(self) -> None:
         """End the reply that another thread is at, as soon as it comes to its next token."""
-        self.reply.state = "over"
+        self.reply.come("overtaken")
 
     def hand_over(self, complete: Any, prompt: Any, *args: Any, **kwargs: Any) -> Any:
         """The completion of ``prompt``, or of what the chat handler laid into the context, whole or
@@ -145,13 +145,13 @@ class Turns:
         if reset:
             self.context.resume(tokens)
         self.context.no_cell_left = False
-        self.reply.state = "over"
+        self.give_up()
         template, begun = self.llama.template, self._laid.begun
         waits = template.reasoning == "answer" and not self.llama.uses_plain_handler
         thoughts = None
         if waits and begun is not None:
             thoughts = thoughts_of(self.llama, template.thinks, begun=begun)
-        self.reply = Reply(thoughts, self._laid.apart)
+        self.reply = Reply(thoughts, self._laid.isolated)
         return self.reply
 
     def _repeats(self) -> bool:

@@ -70,7 +70,7 @@ def test_a_picture_is_judged_as_it_is_alone_beyond_a_threshold_that_rises_with_t
     shown = [picture(n) for n in (1, 2, 3)]
     alone = [say(demo, [user(QUESTION, one)]) for one in shown]
     whole = say(demo, [user(QUESTION, *shown)])
-    seen = demo.steerer.turns.reply.apart.seen or ()
+    seen = demo.steerer.turns.reply.isolated.seen or ()
     g = demo.policies[0].geometry
     block = demo.policies[0].block
     ts = [g.coordinate(each.states[block], "image") for each in seen]
@@ -95,7 +95,7 @@ def test_a_closed_gate_is_plain_after_several_pictures_were_judged(keep_turns: b
     ):
         reference.create_chat_completion(messages, temperature=0.0, max_tokens=1)
         steering = say(llama, messages)
-        assert steering.gate == 0 and len(llama.steerer.turns.reply.apart.seen or ()) == 3
+        assert steering.gate == 0 and len(llama.steerer.turns.reply.isolated.seen or ()) == 3
         assert llama.n_tokens == reference.n_tokens
         if keep_turns:  # goes on from the cells of what comes before the pictures
             np.testing.assert_allclose(logits(llama), logits(reference), atol=1e-3)
@@ -125,18 +125,18 @@ def test_pictures_and_films_of_one_turn_are_judged_not_those_of_earlier_turns(
     earlier = [user("What is it?", picture(1)), {"role": "assistant", "content": "A kite."}]
     split = [user("Look.", picture(2)), film(QUESTION, picture(3), picture(4))]
     say(demo, [*earlier, *split])
-    seen = demo.steerer.turns.reply.apart.seen or ()
+    seen = demo.steerer.turns.reply.isolated.seen or ()
     assert [each.modality for each in seen] == ["image", "video"]
     say(demo, [*earlier, user(QUESTION, picture(2))])
-    assert [each.picture for each in demo.steerer.turns.reply.apart.seen or ()] == [1]
+    assert [each.picture for each in demo.steerer.turns.reply.isolated.seen or ()] == [1]
     for lone in ([user(QUESTION, picture(2))], [*earlier, user(QUESTION)]):
         say(demo, lone)
-        assert demo.steerer.turns.reply.apart.seen == ()
+        assert demo.steerer.turns.reply.isolated.seen == ()
 
 
 def test_very_many_pictures_are_judged_in_groups(demo: SteeredLlama) -> None:
     say(demo, [user(QUESTION, *(picture(n) for n in range(MOST_APART + 4)))])
-    seen = demo.steerer.turns.reply.apart.seen or ()
+    seen = demo.steerer.turns.reply.isolated.seen or ()
     assert len(seen) == MOST_APART
     assert [each.picture for each in seen][-1] == MOST_APART + 3
 
@@ -149,7 +149,7 @@ def test_a_long_text_behind_many_pictures_is_not_read_many_times(demo: SteeredLl
         assert n >= MOST_TEXT and (n >= len(shown)) == alone
         assert n * len(demo.tokenize(text.encode(), add_bos=False)) <= MOST_TEXT * whole
         say(demo, [user(text, *shown)])
-        assert len(demo.steerer.turns.reply.apart.seen or ()) == min(len(shown), n)
+        assert len(demo.steerer.turns.reply.isolated.seen or ()) == min(len(shown), n)
 
 
 def test_a_request_that_fails_while_pictures_are_judged_leaves_nothing_for_the_next(
@@ -172,7 +172,7 @@ def test_a_request_that_fails_while_pictures_are_judged_leaves_nothing_for_the_n
             say(demo, [user(QUESTION, picture(1), picture(2))])
     found = say(demo, lone)
     assert (found.t, found.z, found.picture) == (expected.t, expected.z, None)
-    assert demo.steerer.turns.reply.apart.seen == ()
+    assert demo.steerer.turns.reply.isolated.seen == ()
 
 
 def test_a_stream_is_judged_as_a_call_and_not_under_other_policies(demo: SteeredLlama) -> None:
@@ -224,7 +224,7 @@ def test_a_kept_conversation_goes_on_whether_or_not_its_memory_could_be_put_back
     ):
         say(llama, first)
         found, expected = say(llama, second), say(fresh, second)
-        assert len(llama.steerer.turns.reply.apart.seen or ()) == 1
+        assert len(llama.steerer.turns.reply.isolated.seen or ()) == 1
         assert (found.picture, found.t) == (expected.picture, pytest.approx(expected.t, abs=0.02))
         assert llama.n_tokens == fresh.n_tokens
         np.testing.assert_allclose(logits(llama), logits(fresh), atol=0.05)
@@ -241,7 +241,7 @@ def test_where_the_answer_counts_nothing_is_judged_alone_unless_a_grammar_forbid
     ):  # fmt: skip
         with closing(subject.steered(1, CLOSED, reasoning=reasoning, force=True)) as llama:
             llama.create_chat_completion(shown, max_tokens=1, **options)
-            seen = llama.steerer.turns.reply.apart.seen
+            seen = llama.steerer.turns.reply.isolated.seen
             assert len(seen or ()) == expected, (reasoning, options)
 
 

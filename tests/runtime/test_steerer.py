@@ -543,7 +543,7 @@ def test_drafts_wait_until_the_answer_has_begun(demo: Model, opens: float) -> No
 
     def counted(tokens: Any) -> None:
         reply, start = drafting.steerer.turns.reply, drafting.n_tokens
-        waits, begun = reply.waits, reply.state != "prompt"
+        waits, begun = reply.state != "answer", reply.last is not None
         original(tokens)
         if reply.in_step and begun:
             grown.append((waits, drafting.n_tokens - start))

@@ -320,7 +320,7 @@ def apart(subject: Subject) -> None:
         earlier = [{**messages[0], "content": messages[0]["content"][-1:]}, messages[1]]
         for one in (llama, keeping):
             say(one, messages)
-            seen = one.steerer.turns.reply.apart.seen or ()
+            seen = one.steerer.turns.reply.isolated.seen or ()
             require(len(seen) == 2, f"{len(seen)} of 2 pictures were judged alone")
             for place, content in enumerate(messages[-1]["content"][:-1]):
                 text = messages[-1]["content"][-1]
