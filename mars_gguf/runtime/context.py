@@ -14,7 +14,7 @@ from mars_gguf.errors import ModelError, SteeringError
 from mars_gguf.modalities import MEDIA
 from mars_gguf.runtime.chunks import n_alike
 from mars_gguf.runtime.marks import Marks
-from mars_gguf.runtime.memory import Memory
+from mars_gguf.runtime.memory import MAX_BYTES, Checkpoint, Memory
 
 
 class Context:
@@ -23,7 +23,7 @@ class Context:
     n_tokens: positions in the context.
     marks: the media that it shows.
     steered_at: the first position that holds what steering left, None if none does.
-    before: where the latest evaluation began, and a snapshot of the memory there (or None).
+    before: where the latest evaluation began, None if nothing is known of it.
     keep_turns: keep snapshots of a memory that cannot be rewound, to continue turns from.
     """
 
@@ -32,7 +32,7 @@ class Context:
         self.n_tokens = 0
         self.marks = Marks()
         self.steered_at: int | None = None
-        self.before: tuple[int, Any] | None = None
+        self.before: Checkpoint | None = None
         self.no_cell_left = False
         self.counting = False  # positions are added by eval, which says itself what they hold
         self._announced: tuple[str, Any] = (MEDIA[0], None)  # the medium that is decoded next
@@ -118,61 +118,56 @@ class Context:
         try:
             yield
         except BaseException:
-            self.take_back(0)
+            self.rewind(0)
             raise
 
     # Rewinding -----------------------------------------------------------------------------------
-
-    def take_back(self, position: int, snapshot: Any = None) -> None:
-        """Take the context back to ``position``, by a ``snapshot`` of it where one is needed."""
-        self.llama.n_tokens = position
-        if position == 0:
-            self.memory.clear()
-            return
-        if snapshot is not None:
-            self.memory.restore(snapshot)
-            self.memory.forget_order()
-        self.memory.cut(position)
 
     def rewind(self, position: int) -> int:
         """Take the context back to ``position`` (at most ``n_reusable``), or to as near before it
         as the memory can be brought back to; return where it ends now."""
         if not 0 <= position <= self.n_reusable:
             raise ValueError(f"position {position}, expected 0 to {self.n_reusable}")
-        position, snapshot = self.memory.nearest(position)
-        # n_tokens first: what lies beyond it is never relied on.
-        self.take_back(position, snapshot)
-        if position == 0:
+        checkpoint = self.memory.nearest(position)
+        self.restore(checkpoint)
+        if checkpoint.position == 0:
             self.llama.reset()
         self.before = None
         self.llama._requires_eval = True  # the logits are those of a later position
-        return position
+        return checkpoint.position
 
-    def take_back_steered(self) -> list[int]:
-        """Take back the steered token and what follows it; return the tokens to evaluate anew."""
-        assert self.steered_at is not None
-        start, snapshot = self.memory.nearest(self.steered_at)
-        tokens = self.tokens[start:]
-        if min(tokens) < 0:
-            raise SteeringError(
-                "the context holds a picture and a steered token, which this memory (recurrent, "
-                "hybrid or of sliding windows) cannot take back. Call reset() and begin anew."
-            )
-        self.take_back(start, snapshot)
-        return tokens
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take the context back to where it ended at ``checkpoint``."""
+        self.llama.n_tokens = checkpoint.position  # first: what lies beyond is never relied on
+        self.memory.restore(checkpoint)
 
     def mark_beginning(self, *, again: bool) -> None:
         """Remember that an evaluation begins here; with ``again``, so that it can be repeated."""
-        keep = again and self.memory.lets_go
-        self.before = self.n_tokens, self.memory.snapshot() if keep else None
+        snapshot = self.memory.snapshot() if again and self.memory.lets_go else None
+        self.before = Checkpoint(self.n_tokens, snapshot)
 
-    def take_back_latest(self) -> list[int]:
-        """Take back what was evaluated last; return its tokens."""
-        assert self.before is not None
-        position, snapshot = self.before
-        tokens = self.tokens[position:]
-        self.take_back(position, snapshot)
-        return tokens
+    @property
+    def repeats(self) -> bool:
+        """Whether the latest evaluation can be taken back, and repeated."""
+        if self.before is None:
+            return False
+        return self.before.snapshot is not None or self.memory.rewinds_far
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Context manager: where turns are kept, what is evaluated within is taken back at its end,
+        unless the memory is too large to be copied; else the context is then whatever it is."""
+        kept = self.keep_turns and self.n_tokens and self.memory.size(whole=True) <= MAX_BYTES
+        if not kept:
+            yield
+            return
+        tokens, marks, steered_at = self.tokens, deepcopy(self.marks), self.steered_at
+        checkpoint = self.memory.whole(len(tokens))
+        yield
+        self.n_tokens, self.marks, self.steered_at = len(tokens), marks, steered_at
+        self.llama.input_ids[: len(tokens)] = tokens
+        self.restore(checkpoint)
+        self.llama._requires_eval, self.before = True, None
 
     def resume(self, tokens: Sequence[int]) -> None:
         """Make ready for `Llama.generate` with a prompt of ``tokens``, which would rewind the
@@ -208,28 +203,25 @@ class Context:
     def restored(self, state: Any) -> None:
         """Take note that ``Llama.load_state`` has put ``state`` in the place of the context."""
         self.before = None
-        self.memory.forget_order()
-        self.memory.drop_snapshots()
+        self.memory.forget()
         n_plain, self.n_tokens = self.n_tokens, getattr(state, "held", self.n_tokens)
         self.steered_at = n_plain if n_plain < self.n_tokens else None
         self.marks.read(self.llama.input_ids[: self.n_tokens], getattr(state, "shown", {}))
 
 
-@contextmanager
-def aside(context: Context) -> Iterator[None]:
-    """Context manager: where turns are kept, what is evaluated within is taken back at its end,
-    unless the memory is too large to be copied; else the context is then whatever it is."""
-    if not (context.keep_turns and context.n_tokens):
-        yield
-        return
-    tokens, marks, steered_at = context.tokens, deepcopy(context.marks), context.steered_at
-    with context.memory.aside() as restores:
-        yield
-    if restores:
-        context.n_tokens, context.marks, context.steered_at = len(tokens), marks, steered_at
-        context.llama.input_ids[: len(tokens)] = tokens
-        context.llama.n_tokens = len(tokens)  # whoever knows its end has to look again
-        context.llama._requires_eval, context.before = True, None
+def rewind_steered(context: Context) -> list[int]:
+    """Take back what steering left, and return the tokens from there on, to evaluate again. Raises
+    SteeringError, with an empty context, if there are media among them."""
+    assert context.steered_at is not None
+    known = context.tokens
+    again = known[context.rewind(context.steered_at) :]
+    if min(again) < 0:
+        context.rewind(0)
+        raise SteeringError(
+            "the context held a picture and a steered token, which this memory (recurrent, hybrid "
+            "or of sliding windows) cannot take back. It is empty now: begin anew."
+        )
+    return again
 
 
 @contextmanager

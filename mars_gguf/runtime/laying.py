@@ -12,7 +12,6 @@ from typing import Any
 from llama_cpp import Llama
 
 from mars_gguf.runtime.chunks import Chunk, n_alike
-from mars_gguf.runtime.context import aside
 from mars_gguf.runtime.judging import NOT_ISOLATED, UNSEEN, Isolated, Seen
 from mars_gguf.runtime.messages import Messages, each_apart
 from mars_gguf.runtime.mtmd import chunks_of
@@ -69,7 +68,7 @@ def _see_apart(
         return NOT_ISOLATED
     if not llama.policies:
         return UNSEEN
-    with aside(llama.context):
+    with llama.context.aside():
         for picture, messages in prompts:
             # What comes before the pictures is the same in all.
             kept = llama.context.keep_turns or bool(seen)
@@ -89,9 +88,8 @@ def _lay_head(
     ``comes_back``: others will go on from where its first picture begins."""
     context = llama.context
     held, rest = _held(llama, chunks, context.n_reusable) if kept else (0, chunks)
-    end = context.rewind(held)
-    if end < held:
-        _, rest = _held(llama, chunks, end)
+    if context.rewind(held) < held:
+        _, rest = _held(llama, chunks, context.n_tokens)
     *head, last = rest
     for chunk in head:
         _require_room(llama, llama.n_tokens, chunk.n_tokens)

@@ -8,9 +8,7 @@ llama.cpp copies that part alone, without the rest of the cache (PARTIAL_ONLY in
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from llama_cpp import Llama
 from llama_cpp import llama_cpp as lib
@@ -22,13 +20,24 @@ MAX_BYTES = 256 << 20  # of all together; the newest is kept whatever it takes
 _PARTIAL = lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
 
 
+class Checkpoint(NamedTuple):
+    """A position that sequence 0 can be made to end at again. ``snapshot``: what has to be put back
+    for it, None where the cells are still there; of the ``whole`` memory, with the checkpoints that
+    were ``kept``, or of the part that cannot be rewound."""
+
+    position: int
+    snapshot: Any = None
+    whole: bool = False
+    kept: tuple[Any, ...] = ()
+
+
 class Memory:
     """The memory of the context of ``llama``, whichever that is by now, and the newest few
-    snapshots of it by the positions that they were taken at."""
+    checkpoints of it."""
 
     def __init__(self, llama: Llama) -> None:
         self._llama = llama
-        self._kept: list[tuple[int, Any]] = []  # positions rise
+        self._kept: list[Checkpoint] = []  # positions rise
         self._in_order = True  # windows let go of the earliest positions first
 
     @property
@@ -73,11 +82,38 @@ class Memory:
         """Tokens that the sliding windows span, 0 without such."""
         return int(lib.llama_model_n_swa(self._llama.model))
 
-    def clear(self) -> None:
-        """Empty all sequences."""
-        lib.llama_memory_clear(self.handle, True)
+    # Ways back -----------------------------------------------------------------------------------
 
-    def cut(self, position: int) -> None:
+    def nearest(self, position: int) -> Checkpoint:
+        """The last position up to ``position`` where sequence 0 can be made to end."""
+        if self.n_held - 1 < position or self.rewinds_far:
+            return Checkpoint(position)
+        # A cell that has left the windows is used again when another is needed.
+        held = self.first_held <= max(0, position - self.window)
+        if held and self._in_order and self.rewinds:
+            return Checkpoint(position)
+        return next((c for c in reversed(self._kept) if c.position <= position), Checkpoint(0))
+
+    def whole(self, position: int) -> Checkpoint:
+        """A checkpoint of all of sequence 0, which ends at ``position``, however it is changed."""
+        return Checkpoint(position, self.snapshot(whole=True), True, tuple(self._kept))
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Make sequence 0 end where it did at ``checkpoint``."""
+        if checkpoint.whole or checkpoint.position == 0:
+            lib.llama_memory_clear(self.handle, True)
+        if checkpoint.snapshot is not None and checkpoint.position > 0:
+            size, flags = len(checkpoint.snapshot), 0 if checkpoint.whole else _PARTIAL
+            context, data = self._llama.ctx, checkpoint.snapshot
+            if lib.llama_state_seq_set_data_ext(context, data, size, 0, flags) != size:
+                raise SteeringError("llama.cpp could not restore the state of the memory")
+            self._in_order = False
+        if checkpoint.whole:
+            self._kept = list(checkpoint.kept)
+        elif checkpoint.position > 0:
+            self._cut(checkpoint.position)
+
+    def _cut(self, position: int) -> None:
         """Remove sequence 0 from ``position`` on. Raises SteeringError if llama.cpp refuses, or if
         a part of the sliding windows that end there is gone, although they are of full size."""
         shrinks = self.n_held > position
@@ -87,76 +123,46 @@ class Memory:
         if not cut:
             raise SteeringError(f"llama.cpp could not rewind the context to position {position}")
 
-    def snapshot(self, flags: int = _PARTIAL) -> Any:
-        """A copy of the part of sequence 0 that cannot be rewound; with ``flags`` 0, of all."""
-        size = lib.llama_state_seq_get_size_ext(self._llama.ctx, 0, flags)
+    def size(self, *, whole: bool = False) -> int:
+        """Bytes of a `snapshot`."""
+        flags = 0 if whole else _PARTIAL
+        return int(lib.llama_state_seq_get_size_ext(self._llama.ctx, 0, flags))
+
+    def snapshot(self, *, whole: bool = False) -> Any:
+        """A copy of the part of sequence 0 that cannot be rewound, or of the ``whole``."""
+        size, flags = self.size(whole=whole), 0 if whole else _PARTIAL
         buffer = (ctypes.c_uint8 * size)()
         if lib.llama_state_seq_get_data_ext(self._llama.ctx, buffer, size, 0, flags) != size:
             raise SteeringError("llama.cpp could not copy the state of the memory")
         return buffer
-
-    def restore(self, snapshot: Any, flags: int = _PARTIAL) -> None:
-        """Put back a `snapshot`."""
-        size = len(snapshot)
-        if lib.llama_state_seq_set_data_ext(self._llama.ctx, snapshot, size, 0, flags) != size:
-            raise SteeringError("llama.cpp could not restore the state of the memory")
-
-    @contextmanager
-    def aside(self) -> Iterator[bool]:
-        """Context manager: at its end sequence 0 is as it was, unless it takes more than MAX_BYTES.
-        Yields whether it will be."""
-        fits = lib.llama_state_seq_get_size_ext(self._llama.ctx, 0, 0) <= MAX_BYTES
-        whole, kept = self.snapshot(0) if fits else None, self._kept
-        yield fits
-        if whole is not None:
-            self.clear()
-            self.restore(whole, 0)
-            self._kept = kept
-            self.forget_order()
 
     def note_end(self, before: int, end: int) -> None:
         """Take note that sequence 0, which ended at position ``before``, ends at ``end``."""
         if end < before:
             self._in_order = end == 0 or (self._in_order and self.first_held == 0)
         # Something else may stand at later positions from now on.
-        self._kept = [(at, snapshot) for at, snapshot in self._kept if at <= end]
+        self._kept = [checkpoint for checkpoint in self._kept if checkpoint.position <= end]
 
-    def forget_order(self) -> None:
-        """Take note that the cells may lie anywhere: they were restored."""
-        self._in_order = False
-
-    def nearest(self, position: int) -> tuple[int, Any]:
-        """The last position up to ``position`` where sequence 0 can be made to end, and the
-        snapshot that is needed for it, None if none is."""
-        if self.n_held - 1 < position or self.rewinds_far:
-            return position, None
-        # A cell that has left the windows is used again when another is needed.
-        held = self.first_held <= max(0, position - self.window)
-        if held and self._in_order and self.rewinds:
-            return position, None
-        kept = [(at, snapshot) for at, snapshot in self._kept if at <= position]
-        return kept[-1] if kept else (0, None)
+    def forget(self) -> None:
+        """Take note that the memory was replaced: its cells may lie anywhere."""
+        self._in_order, self._kept = False, []
 
     def keep(self, position: int) -> None:
-        """Keep a snapshot of ``position``, the end of sequence 0; the oldest make room for it."""
-        if self.snapshot_positions[-1:] == [position]:
+        """Keep a checkpoint of ``position``, the end of sequence 0; the oldest make room for it."""
+        if self.kept_positions[-1:] == [position]:
             return
-        self._kept.append((position, self.snapshot()))
+        self._kept.append(Checkpoint(position, self.snapshot()))
         while len(self._kept) > 1 and (
-            len(self._kept) > MAX_SNAPSHOTS or self.snapshot_bytes > MAX_BYTES
+            len(self._kept) > MAX_SNAPSHOTS or self.kept_bytes > MAX_BYTES
         ):
             del self._kept[0]
 
-    def drop_snapshots(self) -> None:
-        """Let go of all snapshots."""
-        self._kept = []
+    @property
+    def kept_positions(self) -> list[int]:
+        """The positions of the checkpoints that are kept, rising."""
+        return [checkpoint.position for checkpoint in self._kept]
 
     @property
-    def snapshot_positions(self) -> list[int]:
-        """The positions of the snapshots, rising."""
-        return [at for at, _ in self._kept]
-
-    @property
-    def snapshot_bytes(self) -> int:
-        """Bytes of all snapshots."""
-        return sum(len(snapshot) for _, snapshot in self._kept)
+    def kept_bytes(self) -> int:
+        """Bytes of all of them."""
+        return sum(len(checkpoint.snapshot) for checkpoint in self._kept)

@@ -82,7 +82,7 @@ def n_prompts_and_copies(llama: SteeredLlama) -> tuple[int, int]:
     if llama.context.memory.rewinds:
         return MAX_SEQUENCES, MAX_COPIES
     llama.eval([max(llama.token_bos(), 0)])
-    size = len(llama.context.memory.snapshot())
+    size = llama.context.memory.size()
     llama.reset()
     n = max(1, min(MAX_SEQUENCES, MAX_STATES // (2 * size)))
     return n, n

@@ -17,6 +17,7 @@ from mars_gguf.errors import ModelError, SteeringError
 from mars_gguf.interrupts import interrupts_held
 from mars_gguf.runtime.context import Context
 from mars_gguf.runtime.judging import Judged, Verdict, Way
+from mars_gguf.runtime.memory import Checkpoint
 from mars_gguf.runtime.reading import Reader, eval_seen
 from mars_gguf.runtime.tap import Rows
 
@@ -71,8 +72,10 @@ class Push:
             if self.way == "cvec":
                 after = self._under_control_vector(chosen)
             else:
-                tokens = self.context.take_back_latest()
-                end = self.context.n_tokens + len(tokens) - 1
+                assert self.context.before is not None
+                tokens = self.context.tokens[self.context.before.position :]
+                end = self.context.n_tokens - 1
+                self.context.restore(self.context.before)
                 after = self.reader.evaluate(
                     tokens,
                     [chosen.policy.block],
@@ -90,7 +93,7 @@ class Push:
         """Take the last token back and decode it alone, under llama.cpp's control vector."""
         context, block = self.context, chosen.policy.block
         token = int(self.llama.input_ids[context.n_tokens - 1])
-        context.take_back(context.n_tokens - 1)
+        context.restore(Checkpoint(context.n_tokens - 1))
         context.note_steered(context.n_tokens)
         after: dict[int, Rows] = {}
         with control_vector(self.llama, block, chosen.push):

@@ -113,8 +113,7 @@ def _first_token(llama: Llama) -> int:
 
 
 def _empty(llama: Llama) -> None:
-    llama.context.take_back(0)
-    llama.reset()
+    llama.context.rewind(0)
 
 
 def _logits_after(

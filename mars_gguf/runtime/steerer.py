@@ -13,7 +13,7 @@ import numpy as np
 from llama_cpp import Llama
 
 from mars_gguf.errors import SteeringError
-from mars_gguf.runtime.context import Context, explaining
+from mars_gguf.runtime.context import Context, explaining, rewind_steered
 from mars_gguf.runtime.judging import (
     Position,
     Seen,
@@ -117,7 +117,7 @@ class Steerer:
     def _eval_prompt(self, tokens: list[int]) -> None:
         self.reply.come("prompt")
         if self.context.steered_at is not None:
-            tokens = self.context.take_back_steered() + tokens
+            tokens = rewind_steered(self.context) + tokens
         # A chat handler's text may turn out to be the end of the prompt, and then it has to be
         # taken back and evaluated again, steered.
         early = self.reply.in_step and self.reply.state == "prompt"

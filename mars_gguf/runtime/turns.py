@@ -139,7 +139,7 @@ class Turns:
             raise PromptError("prompt: found nothing, expected text")
         anew = self.context.steered_at is not None or not self._is_read()
         # Other policies than those that judged it may push it now.
-        if anew or (self.llama.policies and not self._repeats()):
+        if anew or (self.llama.policies and not self.context.repeats):
             self.llama._requires_eval = True
         require_prompt(self.llama, tokens, self.context.tokens)
         if reset:
@@ -153,11 +153,6 @@ class Turns:
             thoughts = thoughts_of(self.llama, template.thinks, begun=begun)
         self.reply = Reply(thoughts, self._laid.isolated)
         return self.reply
-
-    def _repeats(self) -> bool:
-        """Whether what was evaluated last can be taken back, to be evaluated again."""
-        position, snapshot = self.context.before or (-1, None)
-        return snapshot is not None or (position >= 0 and self.context.memory.rewinds_far)
 
     def _step(self, reply: Reply, steps: Steps, given: Sequence[int] | None) -> int | None:
         """The next token of ``reply``, None at its end."""

@@ -32,7 +32,7 @@ def state_bytes(extractor: GgufExtractor) -> int:
     """Bytes of one recurrent state."""
     llama = extractor.llama
     llama.eval([1])
-    size = len(llama.context.memory.snapshot())
+    size = llama.context.memory.size()
     llama.reset()
     return size
 

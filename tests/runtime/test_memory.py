@@ -258,13 +258,13 @@ def test_snapshots_are_few_and_take_no_more_memory_than_said(
     words = models.tokens_of(llama, "How is it?")
 
     def kept() -> list[int]:
-        return llama.context.memory.snapshot_positions
+        return llama.context.memory.kept_positions
 
     for turn in range(1, 8):
         complete(llama, words * turn)
     assert 1 < len(kept()) <= memory.MAX_SNAPSHOTS
     assert kept() == sorted(kept()) and kept()[-1] <= llama.n_tokens
-    monkeypatch.setattr(memory, "MAX_BYTES", llama.context.memory.snapshot_bytes // len(kept()))
+    monkeypatch.setattr(memory, "MAX_BYTES", llama.context.memory.kept_bytes // len(kept()))
     complete(llama, words * 9)
     assert len(kept()) == 1
     llama.context.rewind(kept()[0] - 1)
@@ -436,7 +436,7 @@ class Toy(memory.Memory):
     rewinds_far: Any = False
     window: Any = 0
 
-    def snapshot(self) -> Any:
+    def snapshot(self, *, whole: bool = False) -> Any:
         return b"."
 
 
@@ -455,15 +455,15 @@ def test_the_nearest_position_is_the_last_one_of_which_all_that_is_seen_is_held(
     for at in sorted(kept):
         toy.keep(at)
     if not in_order:
-        toy.forget_order()
+        toy._in_order = False
     held = set(range(first, n_held))
     # The first token of what follows sees a window's length of those before it.
     seen = set(range(max(0, position - window), position))
     if position >= n_held or (rewinds and in_order and seen <= held):
-        assert toy.nearest(position) == (position, None)
+        assert toy.nearest(position) == memory.Checkpoint(position)
     else:
         at = max((at for at in kept if at <= position), default=0)
-        assert toy.nearest(position) == (at, b"." if at else None)
+        assert toy.nearest(position) == memory.Checkpoint(at, b"." if at else None)
 
 
 def test_what_can_be_rewound_ends_anywhere_without_a_snapshot() -> None:
@@ -471,7 +471,7 @@ def test_what_can_be_rewound_ends_anywhere_without_a_snapshot() -> None:
     said = tokens(40, 1)
     llama.eval(said)
     llama.context.keep()
-    assert llama.context.memory.snapshot_positions == []
+    assert llama.context.memory.kept_positions == []
     for position in (33, 20, 1, 0):
         assert llama.context.rewind(position) == position == llama.context.memory.n_held
     with pytest.raises(ValueError, match="position 1, expected 0 to 0"):
@@ -489,9 +489,8 @@ def test_what_cannot_be_rewound_goes_on_from_the_last_snapshot_before(model: str
     for asked, expected in ((39, 30), (30, 30), (29, 20), (12, 10), (9, 0)):
         assert llama.context.rewind(asked) == llama.n_tokens == expected
         assert llama.context.memory.n_held == expected
-        assert max(llama.context.memory.snapshot_positions, default=0) <= expected
-        fresh.reset()
-        fresh.context.take_back(0)
+        assert max(llama.context.memory.kept_positions, default=0) <= expected
+        fresh.context.rewind(0)
         for start in range(0, 40, 10):
             fresh.eval(said[start : start + 10])
             if start >= expected:
