@@ -1,5 +1,5 @@
-"""Handles chats with a SteeredLlama: has prompts with pictures laid into its context, and adds to
-every completion a report of what steering did."""
+"""Handles chats with a SteeredLlama: has prompts with pictures decoded into its context, and adds
+to every completion a report of what steering did."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from llama_cpp.llama_chat_format import (
 )
 
 from mars_gguf.errors import PromptError
-from mars_gguf.runtime.laying import Render, lay
+from mars_gguf.runtime.decoding import Render, decode_prompt
 from mars_gguf.runtime.messages import Messages
 from mars_gguf.runtime.mtmd import guard
 from mars_gguf.runtime.replies import Reply
 from mars_gguf.runtime.template import ChatTemplate
-from mars_gguf.runtime.turns import Laid
+from mars_gguf.runtime.turns import ChatPrompt
 
 
 def own_handler(*, llama: Llama, **kwargs: Any) -> Any:
     """The chat handler of a SteeredLlama that was given none: llama-cpp-python's own for text, with
-    the prompts of ``llama.template``. With an mmproj a prompt is laid into the context first."""
+    the prompts of ``llama.template``. With an mmproj a prompt is decoded first."""
     template: ChatTemplate = llama.template
     if _is_bound(**kwargs):
         template = template.thoughtless  # else the reply would be a thought that does not end
@@ -37,18 +37,19 @@ def own_handler(*, llama: Llama, **kwargs: Any) -> Any:
             rendered = render(messages)
             response = rendered.without_media()
             llama.vocabulary.require_fits(response.prompt.encode(), llama.n_ctx())
-            laid = Laid(rendered.begun)
+            prompt = ChatPrompt(rendered.begun)
         else:
             response = ChatFormatterResponse("")
             # Where the answer counts, what was thought of all pictures comes before it.
-            laid = lay(llama, render, messages, apart=template.reasoning != "answer")
-        llama.laid = laid if template is llama.template else replace(laid, begun=None)
+            isolates = template.reasoning != "answer"
+            prompt = decode_prompt(llama, render, messages, isolates=isolates)
+        llama.chat_prompt = prompt if template is llama.template else replace(prompt, begun=None)
         return response
 
     try:
         return chat_formatter_to_chat_completion_handler(formatter)(llama=llama, **kwargs)
     finally:
-        llama.laid = Laid()  # of a request that failed, nothing is left for the next
+        llama.chat_prompt = ChatPrompt()  # of a request that failed, nothing is left for the next
 
 
 def _is_bound(

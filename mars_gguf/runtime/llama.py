@@ -50,7 +50,7 @@ from mars_gguf.runtime.mtmd import Projector, chunks_of
 from mars_gguf.runtime.selftest import self_test
 from mars_gguf.runtime.steerer import Steerer
 from mars_gguf.runtime.tap import Tap
-from mars_gguf.runtime.turns import Laid, alone
+from mars_gguf.runtime.turns import ChatPrompt, locked
 from mars_gguf.runtime.weights import fingerprint_of
 from mars_gguf.steering import Policy
 
@@ -89,7 +89,7 @@ class SteeredLlama(Llama):
     on_batch: Callable[[], object] = staticmethod(lambda: None)  # called after every batch
     on_token: Callable[[], object] = staticmethod(lambda: None)  # and after every token
     projector: Projector | None = None
-    laid: Laid = Laid()  # set by a chat handler
+    chat_prompt: ChatPrompt = ChatPrompt()  # set by a chat handler
 
     def __init__(
         self,
@@ -154,8 +154,8 @@ class SteeredLlama(Llama):
         """The record of what steering did to the latest reply."""
         return self.steerer.turns.reply.steering
 
-    reset = alone(Llama.reset)
-    create_chat_completion = alone(Llama.create_chat_completion)
+    reset = locked(Llama.reset)
+    create_chat_completion = locked(Llama.create_chat_completion)
 
     @property
     def context_params(self) -> Any:
@@ -182,12 +182,12 @@ class SteeredLlama(Llama):
         sampler = super()._init_sampler(*args, grammar=grammar, **kwargs)
         return sampler if grammar is None else require_allowed(self, sampler)
 
-    @alone
+    @locked
     def eval(self, tokens: Sequence[int]) -> None:
         """As ``Llama.eval``; reads the state of the last token unless they continue a reply."""
         self.steerer.eval(list(tokens))
 
-    @alone
+    @locked
     def sample(self, *args: Any, **kwargs: Any) -> int:
         """As ``Llama.sample``; before the first token of a reply, steers. Raises SteeringError if
         the end of the context was not evaluated by `eval`: it cannot be judged."""
@@ -205,14 +205,14 @@ class SteeredLlama(Llama):
         steps = super().generate(tokens, *args, **kwargs)
         yield from self.steerer.turns.generate(steps, list(tokens), reset=bool(reset))
 
-    @alone
+    @locked
     def create_completion(self, prompt: str | list[int], *args: Any, **kwargs: Any) -> Any:
         """As ``Llama.create_completion``; a stream ends with a SteeringError if another prompt came
         in between. Raises PromptError for what llama.cpp would end the process over."""
         require_arguments(self, **_COMPLETION.bind(self, prompt, *args, **kwargs).arguments)
         return self.steerer.turns.hand_over(super().create_completion, prompt, *args, **kwargs)
 
-    @alone
+    @locked
     def embed(self, input: str | list[str], *args: Any, **kwargs: Any) -> Any:
         """As ``Llama.embed``, which clears the context. Raises PromptError for a text of no tokens,
         over which llama-cpp-python writes beside its memory."""
@@ -225,13 +225,13 @@ class SteeredLlama(Llama):
         self.vocabulary.require_tokenizable(text, special)
         return list(super().tokenize(text, add_bos, special))
 
-    @alone
+    @locked
     def chunks(self, messages: Messages, **kwargs: Any) -> list[Chunk]:
         """The runs of text and pictures that the prompt of ``messages`` is made of. Raises
         PromptError for messages that do not become a prompt."""
         return chunks_of(self, self.projector, self.template.render(messages, **kwargs))
 
-    @alone
+    @locked
     def load_state(self, state: Any) -> None:
         """Restore what ``save_state`` returned. Nothing can be sampled before the next `eval`: what
         the end of the restored context was is not known."""
@@ -240,7 +240,7 @@ class SteeredLlama(Llama):
         self.steerer.moved()
         self.context.restored(state)
 
-    @alone
+    @locked
     def save_state(self) -> Any:
         """Like ``Llama.save_state``, with what the pictures show. A plain ``Llama`` that loads it
         does not see what a steered token left in the cache; this one evaluates that anew."""

@@ -19,20 +19,20 @@ from mars_gguf.runtime.replies import Reply, thoughts_of
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
-def alone(method: Method) -> Method:
+def locked(method: Method) -> Method:
     """Decorator: the method holds its object's ``lock``, an RLock. A stream that it returns does at
     each step, and not in between. Raises ModelError if the object is ``closed``, where llama.cpp
     would end the process."""
 
     @wraps(method)
-    def locked(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+    def holding(self: Any, /, *args: Any, **kwargs: Any) -> Any:
         with self.lock:
             if self.closed:
                 raise ModelError("the model is closed: load it anew")
             reply = method(self, *args, **kwargs)
             return _steps(self, reply) if isinstance(reply, Iterator) else reply
 
-    return cast(Method, locked)
+    return cast(Method, holding)
 
 
 def _steps(owner: Any, stream: Iterator[Any]) -> Generator[Any, None, None]:
@@ -57,11 +57,12 @@ Steps = Generator[int, Sequence[int] | None, None]
 
 
 @dataclass(frozen=True)
-class Laid:
-    """The prompt that a chat handler lays into the context, or is about to.
+class ChatPrompt:
+    """The prompt of a chat, about to be replied to.
 
     begun: it ends within a thought; None of a reply that is not followed past one.
-    tokens: pictures by their marks; None of a prompt that is evaluated as text.
+    tokens: of a prompt that is decoded, all but its last run of text, media by their marks; None of
+        one that is evaluated as text.
     isolated: what was seen of it with each of its pictures alone.
     """
 
@@ -79,7 +80,7 @@ class Turns:
     def __init__(self, llama: Llama, context: Context, is_read: Callable[[], bool]) -> None:
         self.llama, self.context, self._is_read = llama, context, is_read
         self.reply = Reply()
-        self._laid = Laid()
+        self._prompt = ChatPrompt()
 
     def moved(self) -> None:
         """Take note that something else than evaluation moved the end of the context."""
@@ -95,28 +96,28 @@ class Turns:
         self.reply.come("overtaken")
 
     def hand_over(self, complete: Any, prompt: Any, *args: Any, **kwargs: Any) -> Any:
-        """The completion of ``prompt``, or of what the chat handler laid into the context, whole or
-        as a stream, with what that said of it handed over to the reply that begins."""
-        laid: Laid = self.llama.laid
-        self.llama.laid = Laid()
-        with self._beginning(laid):
-            completion = complete(laid.tokens or prompt, *args, **kwargs)
-        return self._stream(completion, laid) if isinstance(completion, Iterator) else completion
+        """The completion of ``prompt``, or of the one that a chat handler has decoded, whole or as
+        a stream, with what is known of it handed over to the reply that begins."""
+        known: ChatPrompt = self.llama.chat_prompt
+        self.llama.chat_prompt = ChatPrompt()
+        with self._beginning(known):
+            completion = complete(known.tokens or prompt, *args, **kwargs)
+        return self._stream(completion, known) if isinstance(completion, Iterator) else completion
 
-    def _stream(self, chunks: Iterator[Any], laid: Laid) -> Iterator[Any]:
-        with self._beginning(laid):
+    def _stream(self, chunks: Iterator[Any], known: ChatPrompt) -> Iterator[Any]:
+        with self._beginning(known):
             first = next(chunks, None)
         if first is not None:
             yield first
             yield from chunks
 
     @contextmanager
-    def _beginning(self, laid: Laid) -> Iterator[None]:
-        self._laid = laid
+    def _beginning(self, prompt: ChatPrompt) -> Iterator[None]:
+        self._prompt = prompt
         try:
             yield
         finally:
-            self._laid = Laid()
+            self._prompt = ChatPrompt()
 
     def generate(self, steps: Steps, prompt: list[int], *, reset: bool) -> Steps:
         """The tokens of a reply to ``prompt`` by llama-cpp-python's generator, each sampled while
@@ -146,12 +147,12 @@ class Turns:
             self.context.resume(tokens)
         self.context.no_cell_left = False
         self.give_up()
-        template, begun = self.llama.template, self._laid.begun
+        template, begun = self.llama.template, self._prompt.begun
         waits = template.reasoning == "answer" and not self.llama.uses_plain_handler
         thoughts = None
         if waits and begun is not None:
             thoughts = thoughts_of(self.llama, template.thinks, begun=begun)
-        self.reply = Reply(thoughts, self._laid.isolated)
+        self.reply = Reply(thoughts, self._prompt.isolated)
         return self.reply
 
     def _step(self, reply: Reply, steps: Steps, given: Sequence[int] | None) -> int | None:

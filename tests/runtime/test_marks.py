@@ -34,7 +34,7 @@ runs = st.lists(
 )
 
 
-def laid(context: list[Run]) -> tuple[Marks, Ids, list[tuple[int, Chunk]]]:
+def context_of(context: list[Run]) -> tuple[Marks, Ids, list[tuple[int, Chunk]]]:
     """The marks and token ids of a context, and its media by where they begin."""
     marks, ids, media = Marks(), np.zeros(0, np.intc), []
     for modality, n, identity in context:
@@ -53,7 +53,7 @@ def shown(marks: Marks, ids: Ids, start: int, chunk: Chunk) -> bool:
 @settings(deadline=None)
 @given(runs)
 def test_a_mark_is_no_token_and_stands_for_its_medium_alone(context: list[Run]) -> None:
-    marks, ids, media = laid(context)
+    marks, ids, media = context_of(context)
     found = [int(ids[start]) for start, _ in media]
     assert len(set(found)) == len(found) and all(mark < 0 for mark in found)
     assert marks.modality == modalities.of(chunk.modality for _, chunk in media)
@@ -69,7 +69,7 @@ def test_a_mark_is_no_token_and_stands_for_its_medium_alone(context: list[Run]) 
 @settings(deadline=None)
 @given(runs, st.integers(0, 20))
 def test_media_that_begin_behind_the_end_are_forgotten(context: list[Run], end: int) -> None:
-    marks, ids, media = laid(context)
+    marks, ids, media = context_of(context)
     marks.cut(end, ids)
     kept = [(start, chunk) for start, chunk in media if start < end]
     assert marks.modality == modalities.of(chunk.modality for _, chunk in kept)
@@ -81,7 +81,7 @@ def test_media_that_begin_behind_the_end_are_forgotten(context: list[Run], end: 
 def test_a_restored_context_shows_what_it_says_and_nothing_twice_that_it_does_not_say(
     context: list[Run],
 ) -> None:
-    marks, ids, media = laid(context)
+    marks, ids, media = context_of(context)
     told, untold = Marks(), Marks()
     told.read(ids, marks.shown)
     untold.read(ids, {})

@@ -413,15 +413,15 @@ def test_a_handler_of_llama_cpp_python_is_steered_in_windows_that_let_go(
     messages = [user("Where do people keep tea, and why? " * 30, picture(1))]
     handler = MTMDChatHandler(models.mmproj_of(files), verbose=False)
     own = load(files, OPEN, keep_turns=False, **WINDOWS | {"n_batch": 128, "n_ubatch": 128})
-    brought = load(
+    plainly = load(
         files, OPEN, keep_turns=False, mmproj=None, chat_handler=handler,
         **WINDOWS | {"n_batch": 128, "n_ubatch": 128},
     )  # fmt: skip
     logits = say(own, messages)
     assert own.n_tokens > 256 + 64
-    assert near(say(brought, messages), logits)
+    assert near(say(plainly, messages), logits)
     own.close()
-    brought.close()
+    plainly.close()
 
 
 # How far it can be taken back --------------------------------------------------------------------

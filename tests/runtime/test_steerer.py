@@ -22,7 +22,7 @@ from mars_gguf.errors import SteeringError
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.runtime.reading import logits as logits_of
 from mars_gguf.runtime.tap import LayerOutput, Rows
-from mars_gguf.runtime.turns import Laid
+from mars_gguf.runtime.turns import ChatPrompt
 from mars_gguf.vectors import Vector
 
 QUESTION = [user("How do I make bread?")]
@@ -124,7 +124,7 @@ def say(
 def say_plainly(
     llama: SteeredLlama, messages: Any, forced: Sequence[int] = (), n: int = 0
 ) -> Logits:
-    """The same, of a model without chat handlers: its prompt laid into the context chunk by
+    """The same, of a model without chat handlers: its prompt decoded into the context chunk by
     chunk, as llama-cpp-python's handlers for pictures do."""
     chunks = llama.chunks(messages)
     llama.reset()
@@ -381,7 +381,7 @@ def test_it_cannot_be_drawn_again_under_a_grammar_and_is_an_error(likely: Any) -
     grammar = llama_cpp.LlamaGrammar.from_string("root ::= [^~]*", verbose=False)
     tokens = llama.chunks(QUESTION)[0].tokens
     processor = LogitsProcessorList([Script(tokens_of(llama, "keep tea"))])
-    llama.laid = Laid(begun=False)  # a chat handler's word that a thought may come
+    llama.chat_prompt = ChatPrompt(begun=False)  # a chat handler's word that a thought may come
     with pytest.raises(SteeringError, match="under a grammar"):
         llama.create_completion(list(tokens), grammar=grammar, logits_processor=processor)
     llama.close()

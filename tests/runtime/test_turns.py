@@ -41,7 +41,7 @@ from models import (
 )
 
 from mars_gguf.errors import ModelError, PromptError, SteeringError
-from mars_gguf.runtime.turns import OVERTAKEN, alone
+from mars_gguf.runtime.turns import OVERTAKEN, locked
 
 
 class Counter:
@@ -60,12 +60,12 @@ class Counter:
         finally:
             self.held -= 1
 
-    @alone
+    @locked
     def whole(self, n: int) -> tuple[int, int]:
         """A docstring."""
         return self.held, n
 
-    @alone
+    @locked
     def stream(self, n: int) -> Iterator[int]:
         assert self.held == 1
 
@@ -78,7 +78,7 @@ class Counter:
 
         return steps()
 
-    @alone
+    @locked
     def fails(self) -> Iterator[int]:
         def steps() -> Iterator[int]:
             yield self.held
@@ -130,7 +130,7 @@ def test_threads_come_one_after_the_other() -> None:
         lock, closed = threading.RLock(), False
         within, most = 0, 0
 
-        @alone
+        @locked
         def work(self) -> None:
             Slow.within += 1
             Slow.most = max(Slow.most, Slow.within)

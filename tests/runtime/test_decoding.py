@@ -23,8 +23,8 @@ from mars_gguf.chat.conversation import Turn
 from mars_gguf.chat.words import why
 from mars_gguf.errors import SteeringError
 from mars_gguf.runtime import memory, mtmd
+from mars_gguf.runtime.decoding import MOST_ISOLATED, MOST_TEXT, most_isolated
 from mars_gguf.runtime.judging import Steering
-from mars_gguf.runtime.laying import MOST_APART, MOST_TEXT, most_apart
 from mars_gguf.runtime.reading import logits
 from mars_gguf.steering import further
 
@@ -135,17 +135,17 @@ def test_pictures_and_films_of_one_turn_are_judged_not_those_of_earlier_turns(
 
 
 def test_very_many_pictures_are_judged_in_groups(demo: SteeredLlama) -> None:
-    say(demo, [user(QUESTION, *(picture(n) for n in range(MOST_APART + 4)))])
+    say(demo, [user(QUESTION, *(picture(n) for n in range(MOST_ISOLATED + 4)))])
     seen = demo.steerer.turns.reply.isolated.seen or ()
-    assert len(seen) == MOST_APART
-    assert [each.picture for each in seen][-1] == MOST_APART + 3
+    assert len(seen) == MOST_ISOLATED
+    assert [each.picture for each in seen][-1] == MOST_ISOLATED + 3
 
 
 def test_a_long_text_behind_many_pictures_is_not_read_many_times(demo: SteeredLlama) -> None:
     shown = [picture(n) for n in range(12)]
     for text, alone in ((QUESTION, True), (QUESTION + " kite" * 300, False)):
         chunks = demo.chunks([user(text, *shown)])
-        n, whole = most_apart(chunks), sum(chunk.n_tokens for chunk in chunks)
+        n, whole = most_isolated(chunks), sum(chunk.n_tokens for chunk in chunks)
         assert n >= MOST_TEXT and (n >= len(shown)) == alone
         assert n * len(demo.tokenize(text.encode(), add_bos=False)) <= MOST_TEXT * whole
         say(demo, [user(text, *shown)])

@@ -1,5 +1,5 @@
-"""Lays prompts with pictures into the context of a SteeredLlama. Where a conversation shows
-several, those of the last turn are laid alone first, to see what the model makes of each: among
+"""Decodes prompts with pictures into the context of a SteeredLlama. Where a conversation shows
+several, those of the last turn are decoded alone first, to see what the model makes of each: among
 others it hardly shows."""
 
 from __future__ import annotations
@@ -16,17 +16,19 @@ from mars_gguf.runtime.judging import NOT_ISOLATED, UNSEEN, Isolated, Seen
 from mars_gguf.runtime.messages import Messages, each_apart
 from mars_gguf.runtime.mtmd import chunks_of
 from mars_gguf.runtime.template import Rendered
-from mars_gguf.runtime.turns import Laid
+from mars_gguf.runtime.turns import ChatPrompt
 
-MOST_APART = 16  # prompts that a turn is seen apart in
+MOST_ISOLATED = 16  # prompts that a turn is shown in, each with a picture alone
 MOST_TEXT = 4  # times the length of the whole prompt that those may read of text, all together
 Render = Callable[..., Rendered]
 
 
-def lay(llama: Llama, render: Render, messages: Messages, *, apart: bool) -> Laid:
-    """Lay the prompt of ``messages`` into the context, all but its last run of text; with
-    ``apart``, see it with each of several pictures alone before, if anything steers. Raises
-    ValueError if it does not fit the context."""
+def decode_prompt(
+    llama: Llama, render: Render, messages: Messages, *, isolates: bool
+) -> ChatPrompt:
+    """Decode the prompt of ``messages`` into the context, all but its last run of text; with
+    ``isolates``, with each of several pictures alone before, if anything steers. Raises ValueError
+    if it does not fit the context."""
     context, projector = llama.context, llama.projector
     load = cache(projector.load)  # what is judged alone is what is shown: it is read once
 
@@ -36,43 +38,44 @@ def lay(llama: Llama, render: Render, messages: Messages, *, apart: bool) -> Lai
     whole = render(messages)
     chunks = cut(whole)
     _require_room(llama, 0, sum(chunk.n_positions for chunk in chunks))
-    alone = list(each_apart(messages, most_apart(chunks))) if apart else []
+    prompts = list(each_apart(messages, most_isolated(chunks))) if isolates else []
     with projector.encoded.keeping_all():
-        seen = _see_apart(llama, alone, lambda shown: cut(render(shown)))
-        last, held = _lay_head(llama, chunks, kept=context.keep_turns)
-    again = max(0, held - context.n_tokens)  # of what the context held
+        isolated = _isolate(llama, prompts, lambda shown: cut(render(shown)))
+        last, held = _decode_head(llama, chunks, reuses=context.keep_turns)
+    again = max(0, held - context.n_tokens)  # tokens that the context held
     if again:
         llama.eval(last.tokens[:again])
     context.keep()
-    return Laid(whole.begun, [*context.tokens, *last.tokens[again:]], seen)
+    return ChatPrompt(whole.begun, [*context.tokens, *last.tokens[again:]], isolated)
 
 
-def most_apart(chunks: list[Chunk]) -> int:
-    """How many prompts the pictures of one may be seen apart in. Each reads again what stands after
-    the first picture: a long text there would make many pictures cost many times the prompt."""
+def most_isolated(chunks: list[Chunk]) -> int:
+    """In how many prompts the pictures of one may be shown alone. Each reads again what stands
+    after the first picture: a long text there would make many pictures cost many times the
+    prompt."""
     first = next((i for i, chunk in enumerate(chunks) if not chunk.is_text), len(chunks))
     again = sum(chunk.n_tokens for chunk in chunks[first:] if chunk.is_text)
     whole = sum(chunk.n_tokens for chunk in chunks)
-    return min(MOST_APART, MOST_TEXT * whole // max(1, again))
+    return min(MOST_ISOLATED, MOST_TEXT * whole // max(1, again))
 
 
-def _see_apart(
+def _isolate(
     llama: Llama,
     prompts: list[tuple[int, list[dict[str, Any]]]],
     cut: Callable[[Messages], list[Chunk]],
 ) -> Isolated:
-    """See prompts that show one of several pictures alone."""
-    began, encoding = time.perf_counter(), llama.projector.seconds
-    seen: list[Seen] = []
+    """Read the states of ``prompts``, which show one of several pictures alone."""
     if not prompts:
         return NOT_ISOLATED
     if not llama.policies:
         return UNSEEN
+    began, encoding = time.perf_counter(), llama.projector.seconds
+    seen: list[Seen] = []
     with llama.context.aside():
         for picture, messages in prompts:
-            # What comes before the pictures is the same in all.
-            kept = llama.context.keep_turns or bool(seen)
-            last, _ = _lay_head(llama, cut(messages), kept=kept, comes_back=not seen)
+            # Text before the pictures is the same in all: the others go on from there.
+            reuses, first = llama.context.keep_turns or bool(seen), not seen
+            last, _ = _decode_head(llama, cut(messages), reuses=reuses, keeps_text=first)
             llama.eval(last.tokens)
             seen.append(Seen(llama.steerer.reader.states, llama.context.modality, picture))
     # The pictures would be encoded in any case.
@@ -80,29 +83,29 @@ def _see_apart(
     return Isolated(tuple(seen), seconds)
 
 
-def _lay_head(
-    llama: Llama, chunks: list[Chunk], *, kept: bool, comes_back: bool = False
+def _decode_head(
+    llama: Llama, chunks: list[Chunk], *, reuses: bool, keeps_text: bool = False
 ) -> tuple[Chunk, int]:
-    """Lay a prompt into the context, all but its last run of text, and return what is left of that,
-    and how many positions the context held of the prompt. ``kept``: it goes on from those.
-    ``comes_back``: others will go on from where its first picture begins."""
+    """Decode a prompt, all but its last run of text, and return what is left of that, and how many
+    positions the context held of the prompt. ``reuses``: go on from those. ``keeps_text``: let
+    others go on from where the first picture begins."""
     context = llama.context
-    held, rest = _held(llama, chunks, context.n_reusable) if kept else (0, chunks)
+    held, rest = _held(llama, chunks, context.n_reusable) if reuses else (0, chunks)
     if context.rewind(held) < held:
         _, rest = _held(llama, chunks, context.n_tokens)
     *head, last = rest
     for chunk in head:
-        _require_room(llama, llama.n_tokens, chunk.n_tokens)
+        _require_room(llama, context.n_tokens, chunk.n_tokens)
         if chunk.is_text:
             llama.eval(chunk.tokens)
             continue
-        if comes_back and context.n_tokens and not context.memory.rewinds_far:
+        if keeps_text and context.n_tokens and not context.memory.rewinds_far:
             context.memory.keep(context.n_tokens)
-        comes_back = False
+        keeps_text = False
         after = llama.projector.decode(llama.ctx, chunk, context.n_tokens)
         context.announce(chunk.modality, chunk.identity)
         llama.n_tokens = after
-    _require_room(llama, llama.n_tokens, last.n_tokens)
+    _require_room(llama, context.n_tokens, last.n_tokens)
     return last, held
 
 
