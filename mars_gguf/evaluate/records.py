@@ -13,7 +13,7 @@ from typing import Any
 
 from mars_gguf import __version__
 from mars_gguf.errors import MarsError
-from mars_gguf.evaluate.cases import Case
+from mars_gguf.evaluate.cases import Case, StoredPicture
 from mars_gguf.evaluate.judges import Rating
 from mars_gguf.files import atomic, sha256
 from mars_gguf.openings import Verdict
@@ -106,10 +106,9 @@ def describe_run(
 ) -> dict[str, Any]:
     """Describes what makes two runs the same: model, mmproj, vector, cases and options. Pictures
     that are drawn follow from the seed, which belongs to the options."""
-    asked, content = hashlib.sha256(), cache(_content)  # a table's rows name its file again
+    asked, content = hashlib.sha256(), cache(_content)
     for case in cases:
-        paths = [getattr(source, "path", source) for source in case.media]
-        media = [content(path) for path in paths if isinstance(path, Path)]
+        media = [content(s) for s in case.media if isinstance(s, Path | StoredPicture)]
         asks = case.id, case.kind, case.modality, case.prompt, case.request, case.answer
         facts = *asks, media, [dict(message) for message in case.before]
         asked.update(json.dumps(facts).encode())
@@ -127,8 +126,10 @@ def describe_run(
     }
 
 
-def _content(source: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Describes a file, or the files of a folder of frames."""
+def _content(source: Path | StoredPicture) -> list[tuple[str, dict[str, Any]]]:
+    """Describes a file, the files of a folder of frames, or a picture that stands in a table."""
+    if isinstance(source, StoredPicture):
+        return [(source.place, {"sha256": hashlib.sha256(source.content).hexdigest()})]
     files = sorted(source.iterdir()) if source.is_dir() else [source]
     return [(file.name, _file(file)) for file in files if file.is_file()]
 

