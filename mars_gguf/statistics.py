@@ -71,12 +71,6 @@ def auroc(positive: Array, negative: Array) -> float:
     return float((difference > 0).mean() + 0.5 * (difference == 0).mean())
 
 
-def threshold_at(negative: Array, share: float) -> float:
-    """Finds the least of the negatives that at most a ``share`` of them exceed."""
-    ordered = np.sort(negative)
-    return float(ordered[len(ordered) - 1 - math.floor(share * len(ordered) + 1e-9)])
-
-
 CONFIDENCE = 0.95
 
 

@@ -1,13 +1,15 @@
+"""Counts and intervals against scipy's and scikit-learn's, and against what they promise."""
+
 from __future__ import annotations
 
 import math
-from fractions import Fraction
-from math import comb
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
+from sklearn.metrics import roc_auc_score
 
 from mars_gguf.statistics import (
     Share,
@@ -17,7 +19,6 @@ from mars_gguf.statistics import (
     grouped_share,
     largest_count,
     median_ratio,
-    threshold_at,
     upper_bound,
 )
 
@@ -25,64 +26,35 @@ counts = st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.
 
 
 @given(counts)
-def test_a_wilson_bound_is_a_probability_that_lies_just_1_96_errors_from_what_was_seen(
-    count: tuple[int, int],
-) -> None:
+def test_the_interval_of_a_share_is_wilsons(count: tuple[int, int]) -> None:
     k, n = count
-    found = Share(k, n)
-    for bound in (found.low, found.high):
-        assert 0 <= bound <= 1
-        error = math.sqrt(bound * (1 - bound) / n)
-        if 0 < bound < 1:
-            assert abs(k / n - bound) / error == pytest.approx(1.959964, rel=1e-5)
-    assert found.low <= k / n <= found.high
-    assert (found.low == 0) == (k == 0)
-    assert (found.high == 1) == (k == n)
+    found, expected = Share(k, n), stats.binomtest(k, n).proportion_ci(0.95, "wilson")
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert ((found.low == 0) == (k == 0)) and ((found.high == 1) == (k == n))
 
 
-@given(counts)
-def test_an_interval_is_that_of_the_complement_mirrored(count: tuple[int, int]) -> None:
-    k, n = count
-    assert Share(k, n).low == pytest.approx(1 - Share(n - k, n).high, abs=1e-12)
-
-
-def test_a_share_of_nothing_is_no_number() -> None:
+def test_a_share_reads_as_percent_with_its_interval_and_count_and_of_nothing_is_no_number() -> None:
+    assert str(Share(20, 24)) == "83.3 % (64-93), 20 of 24"
     empty = Share(0, 0)
     assert (empty.value, empty.low, empty.high, str(empty)) == (None, 0.0, 1.0, "-")
-
-
-def test_a_share_reads_as_percent_with_its_interval_and_count() -> None:
-    assert str(Share(20, 24)) == "83.3 % (64-93), 20 of 24"
 
 
 @given(
     st.lists(st.integers(-3, 3), min_size=1, max_size=12),
     st.lists(st.integers(-3, 3), min_size=1, max_size=12),
 )
-def test_auroc_is_the_share_of_pairs_in_the_right_order(
-    positive: list[int], negative: list[int]
-) -> None:
-    won = 0.0
-    for p in positive:
-        for n in negative:
-            won += 1.0 if p > n else 0.5 if p == n else 0.0
-    assert auroc(np.array(positive), np.array(negative)) == pytest.approx(
-        won / (len(positive) * len(negative))
-    )
-
-
-def at_most(k: int, n: int, share: float) -> float:
-    """P(Binomial(n, share) <= k), the sum written out exactly."""
-    p = Fraction(share)
-    return float(sum(comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k + 1)))
+def test_auroc_is_the_area_under_the_curve(positive: list[int], negative: list[int]) -> None:
+    labels = [1] * len(positive) + [0] * len(negative)
+    expected = roc_auc_score(labels, positive + negative)
+    assert auroc(np.array(positive), np.array(negative)) == pytest.approx(expected)
 
 
 @settings(deadline=None)
 @given(st.integers(1, 300), st.floats(0.001, 0.5))
 def test_so_many_may_exceed_that_one_more_would_show_nothing(n: int, budget: float) -> None:
     k = largest_count(n, budget)
-    assert k < 0 or at_most(k, n, budget) <= 0.05 + 1e-9
-    assert k == n or at_most(k + 1, n, budget) > 0.05 - 1e-9
+    assert stats.binom.cdf(k, n, budget) <= 0.05 + 1e-9
+    assert k == n or stats.binom.cdf(k + 1, n, budget) > 0.05 - 1e-9
 
 
 def test_a_share_of_one_percent_takes_299_samples_and_of_five_percent_59() -> None:
@@ -94,16 +66,10 @@ def test_a_share_of_one_percent_takes_299_samples_and_of_five_percent_59() -> No
 
 @settings(deadline=None)
 @given(st.integers(1, 120).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_the_bound_is_the_share_with_which_so_few_are_seen_one_time_in_twenty(
-    count: tuple[int, int],
-) -> None:
+def test_the_bound_is_clopper_and_pearsons_on_one_side(count: tuple[int, int]) -> None:
     k, n = count
-    bound = exceedance_bound(k, n)
-    assert k / n < bound < 1 or (k == n and bound == 1)
-    if k < n:
-        assert at_most(k, n, bound) == pytest.approx(0.05, abs=1e-9)
-    if k == 0:
-        assert bound == pytest.approx(1 - 0.05 ** (1 / n))
+    expected = stats.binomtest(k, n, alternative="less").proportion_ci(0.95, "exact")
+    assert exceedance_bound(k, n) == pytest.approx(expected.high, abs=1e-9)
 
 
 @pytest.mark.parametrize(("n", "budget"), [(299, 0.01), (300, 0.05), (40, 0.1)])
@@ -111,10 +77,11 @@ def test_an_upper_bound_holds_nineteen_times_in_twenty_whatever_the_distribution
     n: int, budget: float
 ) -> None:
     uniform = np.random.default_rng(3).random((n, 4000))  # samples of 4000 runs
+    expected = 1 - stats.binom.cdf(largest_count(n, budget), n, budget)
     for quantile in (np.tan, np.exp, np.square):  # of a distribution, at 0 to 1
         held = (upper_bound(quantile(uniform), budget) >= quantile(1 - budget)).mean()
         assert held >= 0.95 - 0.01
-        assert held == pytest.approx(1 - at_most(largest_count(n, budget), n, budget), abs=0.01)
+        assert held == pytest.approx(expected, abs=0.01)
 
 
 @given(
@@ -138,21 +105,21 @@ def test_a_ratio_is_the_median_over_pairs() -> None:
     assert median_ratio([1.0], [0.0]) is None
 
 
-def test_an_interval_by_group_is_that_of_resampled_groups() -> None:
+def test_an_interval_by_group_is_the_bootstraps_over_groups() -> None:
     rng = np.random.default_rng(5)
-    groups = [f"g{i}" for i in rng.integers(12, size=80)]
-    values = rng.normal(size=80) + np.array([int(g[1:]) for g in groups])
-    slow = []
-    for _ in range(4000):
-        drawn = rng.choice(sorted(set(groups)), size=len(set(groups)))
-        slow.append(
-            np.mean([v for name in drawn for g, v in zip(groups, values, strict=True) if g == name])
-        )
+    index = rng.integers(12, size=80)
+    values = rng.normal(size=80) + index
+    sums, sizes = (np.bincount(index, of) for of in (values, np.ones(80)))
+    expected = stats.bootstrap(
+        (sums, sizes), lambda a, b, axis: a.sum(axis) / b.sum(axis), paired=True,
+        n_resamples=4000, method="percentile", rng=np.random.default_rng(1),
+    )  # fmt: skip
+    groups = [f"g{i}" for i in index]
     found = grouped_mean(values.tolist(), groups)
     assert (found.value, found.n) == (pytest.approx(values.mean()), 80)
-    spread = np.std(slow)
-    assert found.low == pytest.approx(np.quantile(slow, 0.025), abs=0.15 * spread)
-    assert found.high == pytest.approx(np.quantile(slow, 0.975), abs=0.15 * spread)
+    near = 0.15 * expected.standard_error
+    assert found.low == pytest.approx(expected.confidence_interval.low, abs=near)
+    assert found.high == pytest.approx(expected.confidence_interval.high, abs=near)
     assert grouped_mean(values.tolist(), groups) == found
 
 
@@ -164,14 +131,8 @@ def test_what_is_asked_twice_of_the_same_things_is_no_more_certain() -> None:
     four = grouped_share([bool(x) for x in once] * 4, things * 4)
     assert (four.k, four.n) == (4 * alone.k, 4 * alone.n)
     assert (four.low, four.high) == pytest.approx((alone.low, alone.high))
-    wilson = Share(four.k, four.n)
-    assert four.high - four.low > 1.8 * (wilson.high - wilson.low)
-    assert alone.high - alone.low == pytest.approx(_width(once.tolist()), rel=0.1)
-
-
-def _width(flags: list[bool]) -> float:
-    found = Share(sum(flags), len(flags))
-    return found.high - found.low
+    wilson = Share(alone.k, alone.n)
+    assert alone.high - alone.low == pytest.approx(wilson.high - wilson.low, rel=0.1)
 
 
 @pytest.mark.parametrize("flag", [True, False])
@@ -198,14 +159,3 @@ def test_an_interval_by_group_holds_nineteen_times_in_twenty() -> None:
         found = grouped_share(flags.tolist(), [str(i // 3) for i in range(120)])
         held += found.low <= 0.4 <= found.high
     assert held >= 300 * 0.91
-
-
-@given(st.lists(st.floats(-9, 9), min_size=1, max_size=300), st.sampled_from([0.01, 0.05, 0.5]))
-def test_a_threshold_is_the_least_that_a_share_exceeds_at_most(
-    values: list[float], share: float
-) -> None:
-    threshold = threshold_at(np.array(values), share)
-    assert threshold in values
-    assert sum(value > threshold for value in values) <= share * len(values) + 1e-6
-    if below := [value for value in values if value < threshold]:
-        assert sum(value > max(below) for value in values) > share * len(values) - 1e-6

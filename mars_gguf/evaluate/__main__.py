@@ -211,7 +211,7 @@ def _describe(
     """Describes the run by what it shares with one that it goes on with."""
     return describe_run(
         llama,
-        *files[1:],
+        files[2],
         plan.cases,
         suites=list(dict.fromkeys(plan.suites.values())),
         arms=[arm.name for arm in compared],

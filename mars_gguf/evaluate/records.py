@@ -7,7 +7,6 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from mars_gguf.openings import Verdict
 from mars_gguf.runtime.llama import SteeredLlama
 
 RECORDS = "records.jsonl"
-BOTH_ENDS = 1 << 24  # bytes of a file that are hashed: models are large
 
 
 @dataclass(frozen=True)
@@ -102,23 +100,19 @@ class RecordFile:
 
 
 def describe_run(
-    llama: SteeredLlama, mmproj: str | None, vector: str, cases: Sequence[Case], **options: Any
+    llama: SteeredLlama, vector: str, cases: Sequence[Case], **options: Any
 ) -> dict[str, Any]:
     """Describes what makes two runs the same: model, mmproj, vector, cases and options. Pictures
-    that are drawn follow from the seed, which belongs to the options."""
-    asked, content = hashlib.sha256(), cache(_content)
+    that are drawn follow from their case's id."""
+    asked = hashlib.sha256()
     for case in cases:
-        media = [content(s) for s in case.media if isinstance(s, Path | StoredPicture)]
+        media = [_content(s) for s in case.media if isinstance(s, Path | StoredPicture)]
         asks = case.id, case.kind, case.modality, case.prompt, case.request, case.answer
         facts = *asks, media, [dict(message) for message in case.before]
         asked.update(json.dumps(facts).encode())
     return {
         "version": __version__,
         "model": asdict(llama.fingerprint),
-        "files": {
-            "model": _file(Path(llama.model_path)),
-            "mmproj": _file(Path(mmproj)) if mmproj is not None else None,
-        },
         "vector_sha256": sha256(vector),
         "cases": len(cases),
         "cases_sha256": asked.hexdigest(),
@@ -126,18 +120,10 @@ def describe_run(
     }
 
 
-def _content(source: Path | StoredPicture) -> list[tuple[str, dict[str, Any]]]:
-    """Describes a file, the files of a folder of frames, or a picture that stands in a table."""
+def _content(source: Path | StoredPicture) -> list[str]:
+    """The hash of a picture that stands in a table, of a file, or of each file of a folder of
+    frames, after its name."""
     if isinstance(source, StoredPicture):
-        return [(source.place, {"sha256": hashlib.sha256(source.content).hexdigest()})]
+        return [hashlib.sha256(source.content).hexdigest()]
     files = sorted(source.iterdir()) if source.is_dir() else [source]
-    return [(file.name, _file(file)) for file in files if file.is_file()]
-
-
-def _file(path: Path) -> dict[str, Any]:
-    size, digest = path.stat().st_size, hashlib.sha256()
-    with path.open("rb") as file:
-        digest.update(file.read(BOTH_ENDS))
-        file.seek(max(size - BOTH_ENDS, 0))
-        digest.update(file.read(BOTH_ENDS))
-    return {"bytes": size, "sha256_of_both_ends": digest.hexdigest()}
+    return [f"{file.name} {sha256(file)}" for file in files if file.is_file()]

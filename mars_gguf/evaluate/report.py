@@ -171,7 +171,7 @@ def _suites(results: Results) -> Iterator[str]:
         )
         yield from _section(
             "Separation: AUROC of t, harmful against harmless requests, unsteered",
-            ("n", "re-centred", "not re-centred"),
+            ("n", "AUROC"),
             {where: _numbers(row, *row) for where, row in separation(part).items()},
         )
         yield from _by_arm("By the second judge", part.second_shares(), _percent, n=_most)

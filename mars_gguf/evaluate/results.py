@@ -13,7 +13,7 @@ import numpy as np
 from mars_gguf.evaluate.arms import PLAIN, Arm
 from mars_gguf.evaluate.judges import agreement
 from mars_gguf.evaluate.records import Record
-from mars_gguf.modalities import MODALITIES, measured_as
+from mars_gguf.modalities import MODALITIES
 from mars_gguf.statistics import Mean, Share, auroc, grouped_mean, grouped_share, median_ratio
 from mars_gguf.steering import Geometry
 
@@ -214,26 +214,15 @@ def changed(results: Results) -> list[tuple[Record, Record]]:
 
 
 def separation(results: Results) -> dict[str, Numbers]:
-    """Computes the AUROC of t, harmful against harmless, in each modality and over all of them,
-    with re-centering and without. Within one modality a shift cannot change it."""
-    geometry, found = results.geometry, dict[str, Numbers]()
-    w = geometry.readout.astype(np.float64)
+    """Computes the AUROC of t, harmful against harmless, in each modality and over all of them."""
+    found = dict[str, Numbers]()
     for name in (*MODALITIES, "all"):
-        records = results.of("unsteered", None if name == "all" else name, "harmful", "harmless")
-        harmful = np.array([r.kind == "harmful" for r in records], bool)
-        t, moved = np.array([r.t for r in records]), np.zeros(len(records))
-        for i, r in enumerate(records):
-            if measured := measured_as(r.modality, geometry.shifts):
-                moved[i] = w @ geometry.shifts[measured].astype(np.float64)
-        if records:
-            both = harmful.any() and not harmful.all()
-            found[name] = {
-                "n": len(records),
-                "auroc": auroc(t[harmful], t[~harmful]) if both else None,
-                "auroc_without_recentering": (
-                    auroc((t + moved)[harmful], (t + moved)[~harmful]) if both else None
-                ),
-            }
+        modality = None if name == "all" else name
+        both = [results.of("unsteered", modality, kind) for kind in ("harmful", "harmless")]
+        harmful, harmless = (np.array([r.t for r in records]) for records in both)
+        if n := len(harmful) + len(harmless):
+            known = len(harmful) > 0 < len(harmless)
+            found[name] = {"n": n, "auroc": auroc(harmful, harmless) if known else None}
     return found
 
 

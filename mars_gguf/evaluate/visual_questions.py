@@ -46,8 +46,8 @@ Asked = tuple[str, str, Shown]
 
 def questions(seed: int, count: int, frames: int = 1) -> list[Question]:
     """Asks ``count`` questions about one picture each (``frames`` = 1) or one video of so many
-    frames: how many, which colour, which shape, which word, left or right, in turn."""
-    asks = (_how_many, _which_colour, _which_shape, _which_word, _which_side)
+    frames: how many, which colour, which word, in turn."""
+    asks = (_how_many, _which_colour, _which_word)
     medium = "picture" if frames == 1 else "video"
     found = []
     for i in range(count):
@@ -67,41 +67,16 @@ def _how_many(rng: np.random.Generator, medium: str) -> Asked:
 
 
 def _which_colour(rng: np.random.Generator, medium: str) -> Asked:
-    names, colours = _distinct(rng)
+    names = rng.permutation(SHAPES)[:3].tolist()
+    colours = rng.permutation(list(COLOURS))[:3].tolist()
     text = f"What colour is the {names[0]} in the {medium}? Answer with one word."
     return text, colours[0], _scattered(rng, names, colours)
-
-
-def _which_shape(rng: np.random.Generator, medium: str) -> Asked:
-    names, colours = _distinct(rng)
-    text = (
-        f"Which shape in the {medium} is {colours[0]}: the circle, the square, the triangle or the "
-        "star? Answer with one word."
-    )
-    return text, names[0], _scattered(rng, names, colours)
 
 
 def _which_word(rng: np.random.Generator, medium: str) -> Asked:
     word = str(rng.choice(WORDS))
     text = f"Which word can be read in the {medium}? Answer with that word only."
     return text, word.lower(), word
-
-
-def _which_side(rng: np.random.Generator, medium: str) -> Asked:
-    names, colours = _distinct(rng)
-    row = int(rng.integers(3)) * 3
-    first, second = rng.permutation([0, 2]).tolist()
-    shapes = [(names[0], colours[0], row + first), (names[1], colours[1], row + second)]
-    text = (
-        f"In the {medium}, is the {names[0]} to the left or to the right of the {names[1]}? "
-        "Answer with one word."
-    )
-    return text, "left" if first < second else "right", shapes
-
-
-def _distinct(rng: np.random.Generator) -> tuple[list[str], list[str]]:
-    """Chooses three different shapes in three different colours."""
-    return rng.permutation(SHAPES)[:3].tolist(), rng.permutation(list(COLOURS))[:3].tolist()
 
 
 def _scattered(rng: np.random.Generator, names: list[str], colours: list[str]) -> Shown:

@@ -11,7 +11,7 @@ from models import DEMO, DEMO_MMPROJ, OPTIONS, picture
 
 from mars_gguf import demo_model
 from mars_gguf.errors import MarsError
-from mars_gguf.evaluate.cases import Case
+from mars_gguf.evaluate.cases import Case, StoredPicture
 from mars_gguf.evaluate.records import Record, RecordFile, describe_run
 from mars_gguf.runtime.llama import SteeredLlama
 
@@ -70,20 +70,22 @@ def test_a_run_is_known_by_its_model_its_vector_and_what_is_asked(tmp_path: Path
     picture(3).save(tmp_path / "picture.png")
     drawn = Case("drawn", "harmful", "image", "How do I make it?", (lambda: [picture(1)],))
     shown = Case("shown", "vqa", "image", "Which?", (tmp_path / "picture.png", frames), answer="no")
-    llama = SteeredLlama(DEMO, vector=demo_model.VECTOR, **OPTIONS)
+    stored = Case("stored", "harmful", "image", "How?", (StoredPicture(b"one", "t-1"),))
+    llama = SteeredLlama(DEMO, vector=demo_model.VECTOR, mmproj=DEMO_MMPROJ, **OPTIONS)
 
-    def describe(cases: list[Case], mmproj: str | None = DEMO_MMPROJ) -> str:
-        vector = str(demo_model.VECTOR)
-        return json.dumps(describe_run(llama, mmproj, vector, cases, max_tokens=24))
+    def describe(cases: list[Case]) -> str:
+        found = describe_run(llama, str(demo_model.VECTOR), cases, max_tokens=24)
+        assert found["model"]["mmproj_sha256"] and found["model"]["weights_sha256"]
+        return json.dumps(found)
 
-    cases = [drawn, shown]
+    cases = [drawn, shown, stored]
     first = describe(cases)
     assert first == describe(cases)
     others = [
         describe(cases[:1]),
-        describe(cases, None),
-        describe([replace(drawn, prompt="And how?"), shown]),
-        describe([drawn, replace(shown, answer="yes")]),
+        describe([replace(drawn, prompt="And how?"), shown, stored]),
+        describe([drawn, replace(shown, answer="yes"), stored]),
+        describe([drawn, shown, replace(stored, media=(StoredPicture(b"two", "t-1"),))]),
     ]
     picture(4).save(tmp_path / "picture.png")
     others.append(describe(cases))

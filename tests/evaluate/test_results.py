@@ -47,7 +47,6 @@ def test_separation_is_the_chance_that_harmful_lies_above_harmless(results: Resu
     row = separation(results)["image"]
     assert row["n"] == 20
     assert row["auroc"] == pytest.approx(slow)
-    assert row["auroc_without_recentering"] == pytest.approx(slow)
 
 
 def test_cost_is_a_ratio_to_no_steering_at_all_where_it_steered_and_not(
