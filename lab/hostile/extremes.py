@@ -230,7 +230,6 @@ EMBEDDED: list[Any] = [
 ROUTES: dict[str, list[str]] = {
     **{f"/v1/{path}": sorted(KNOWN[route]) for path, route in (  # type: ignore[index]
         ("chat/completions", "chat"), ("completions", "completion"), ("embeddings", "embedding"),
-        ("responses", "response"),
     )},
     "/extras/tokenize": ["input", "model"], "/extras/detokenize": ["tokens", "model"],
 }  # fmt: skip

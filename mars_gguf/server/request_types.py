@@ -23,7 +23,7 @@ from typing_extensions import TypedDict
 
 from mars_gguf.server.checks import MAX_REPEAT_PENALTY, RequestError
 
-Route = Literal["chat", "completion", "response", "embedding"]
+Route = Literal["chat", "completion", "embedding"]
 FIELDS: list[dict[str, Any]] = json.loads(
     Path(__file__).with_name("fields.json").read_text(encoding="utf-8")
 )

@@ -18,12 +18,10 @@ from mars_gguf.server.checks import RequestError
 from mars_gguf.server.embedding import embeddings_of
 from mars_gguf.server.exchange import current_exchange, require_wanted
 from mars_gguf.server.request_types import ChatRequest, CompletionRequest, EmbeddingRequest
-from mars_gguf.server.response_events import ResponseForm
-from mars_gguf.server.response_requests import ResponseRequest, chat_request
 from mars_gguf.server.schemas import require_schemas
 from mars_gguf.server.served import NamedVector
 from mars_gguf.server.settings import DEFAULT_VECTOR, RENDERED_FORMATS
-from mars_gguf.server.streaming import Form, in_turn, reply
+from mars_gguf.server.streaming import in_turn, reply
 
 T = TypeVar("T")
 
@@ -33,16 +31,6 @@ router = APIRouter()
 @router.post("/v1/chat/completions", response_model=None, tags=["OpenAI V1"])
 async def chat_completions(request: Request, body: ChatRequest) -> Response:
     """Chat completion, steered. ``mars`` in the reply says what steering did."""
-    return await _chat(request, body)
-
-
-@router.post("/v1/responses", response_model=None, tags=["OpenAI V1"])
-async def responses(request: Request, body: ResponseRequest) -> Response:
-    """Response to an input, as a chat completion gives it."""
-    return await _chat(request, chat_request(body), ResponseForm(body))
-
-
-async def _chat(request: Request, body: ChatRequest, form: Form | None = None) -> Response:
     settings, served = request.app.state.settings, request.app.state.models
     _begin(request, body, body.messages)
     if settings.chat_only:
@@ -60,7 +48,7 @@ async def _chat(request: Request, body: ChatRequest, form: Form | None = None) -
             raise RequestError("this model sees no pictures: it is served without an mmproj")
         await inline_media(body.messages, settings)
         require_wanted()
-    return await reply(request, body, "create_chat_completion", form)
+    return await reply(request, body, "create_chat_completion")
 
 
 @router.post("/v1/engines/copilot-codex/completions", response_model=None, include_in_schema=False)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from contextvars import copy_context
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import numpy as np
@@ -37,7 +37,7 @@ from mars_gguf.server.settings import ServerSettings
 from mars_gguf.server.sharing import Line
 
 T = TypeVar("T")
-Event = dict[str, str]  # its data, and the name of the event
+Event = dict[str, str]  # its data
 
 # Of a request, and not for the model.
 NOT_ARGUMENTS = {"n", "best_of", "logit_bias_type", "user", "min_tokens"}
@@ -98,43 +98,8 @@ async def _in_model_thread(call: Callable[..., T], *args: Any) -> T:
     return result
 
 
-class Form(Protocol):
-    """How clients are told of a reply."""
-
-    def whole(self, completion: dict[str, Any]) -> dict[str, Any]:
-        """A whole reply, of the completion that llama-cpp-python makes."""
-
-    def events(self, chunk: dict[str, Any]) -> Iterable[Event]:
-        """The events of a streamed reply, of a chunk that llama-cpp-python makes."""
-
-    def end(self) -> Iterable[Event]:
-        """The events behind those of the last chunk."""
-
-    def failure(self, content: dict[str, Any]) -> Event:
-        """The event of an error, of its body."""
-
-
-class AsMade:
-    """Tells clients of a reply as llama-cpp-python makes it."""
-
-    def whole(self, completion: dict[str, Any]) -> dict[str, Any]:
-        return completion
-
-    def events(self, chunk: dict[str, Any]) -> Iterable[Event]:
-        return [{"data": dumps(chunk)}]
-
-    def end(self) -> Iterable[Event]:
-        return [{"data": "[DONE]"}]
-
-    def failure(self, content: dict[str, Any]) -> Event:
-        return {"data": dumps(content)}
-
-
-async def reply(
-    request: Request, body: ChatRequest | CompletionRequest, method: str, form: Form | None = None
-) -> Response:
-    """Answers a request by what ``method`` of its model makes of it, in a ``form``."""
-    form = form or AsMade()
+async def reply(request: Request, body: ChatRequest | CompletionRequest, method: str) -> Response:
+    """Answers a request by what ``method`` of its model makes of it."""
     state = request.app.state
     arguments = body.model_dump(exclude=NOT_ARGUMENTS)
 
@@ -150,11 +115,11 @@ async def reply(
         current = current_exchange()
         current.bytes_left = state.settings.max_reply_bytes
         current.bytes_a_token = bytes_a_token(body)
-        content = dumps(form.whole(await in_turn(state.settings, begin)))
+        content = dumps(await in_turn(state.settings, begin))
         current.bytes_left = state.settings.max_reply_bytes
         current.spend(len(content))
         return Response(content, media_type="application/json")
-    outbox = _Outbox(state.settings.max_unread_bytes, form)
+    outbox = _Outbox(state.settings.max_unread_bytes)
     return EventSourceResponse(
         outbox.events(),
         data_sender_callable=partial(_publish, outbox, begin, state.settings),
@@ -166,30 +131,29 @@ async def reply(
 class _Outbox:
     """The events of a reply that its client has yet to take: the model waits for no socket."""
 
-    def __init__(self, most: int, form: Form) -> None:
-        self.most, self.form, self.held, self.begun = most, form, 0, False
+    def __init__(self, most: int) -> None:
+        self.most, self.held, self.begun = most, 0, False
         self.channel, self._taken = anyio.create_memory_object_stream[Event](math.inf)
 
     def put(self, chunk: dict[str, Any]) -> None:
-        """Adds the events of a chunk. Raises RequestError where the client leaves too much."""
-        for event in self.form.events(chunk):
-            if self.held + len(event["data"]) > self.most:
-                raise RequestError("the reply was given up: its client does not read it", 408)
-            self._send(event)
+        """Adds a chunk. Raises RequestError where the client leaves too much."""
+        data = dumps(chunk)
+        if self.held + len(data) > self.most:
+            raise RequestError("the reply was given up: its client does not read it", 408)
+        self._send(data)
 
     def end(self) -> None:
-        """Adds the last events: however long, nothing follows them."""
-        for event in self.form.end():
-            self._send(event)
+        """Adds what says that nothing follows."""
+        self._send("[DONE]")
 
     def fail(self, error: Exception) -> None:
         """Adds an error."""
-        self._send(self.form.failure(describe(error)[1]))
+        self._send(dumps(describe(error)[1]))
 
-    def _send(self, event: Event) -> None:
-        self.held += len(event["data"])
+    def _send(self, data: str) -> None:
+        self.held += len(data)
         try:
-            self.channel.send_nowait(event)
+            self.channel.send_nowait({"data": data})
         except anyio.BrokenResourceError as error:  # `events` has ended
             raise ClientGone from error
         self.begun = True

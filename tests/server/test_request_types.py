@@ -12,9 +12,8 @@ from servers import HARMFUL, HARMLESS, Server
 
 from mars_gguf.server import request_types
 from mars_gguf.server.request_types import FIELDS, KNOWN, Route
-from mars_gguf.server.response_requests import ResponseRequest
 
-CHAT, RAW, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
+CHAT, RAW = "/v1/chat/completions", "/v1/completions"
 ROUTES = get_args(Route)
 UPSTREAM: dict[Route, Any] = {
     "chat": types.CreateChatCompletionRequest,
@@ -24,7 +23,6 @@ UPSTREAM: dict[Route, Any] = {
 OURS: dict[Route, Any] = {
     "chat": request_types.ChatRequest,
     "completion": request_types.CompletionRequest,
-    "response": ResponseRequest,
     "embedding": request_types.EmbeddingRequest,
 }
 
@@ -45,11 +43,10 @@ def test_null_stands_for_the_default_wherever_it_is_given(server: Server) -> Non
     for path, body in (
         (CHAT, {"messages": [HARMFUL, said | {"refusal": None}, HARMFUL], **nulls}),
         (RAW, {"prompt": "Hello", **nulls}),
-        (RESPONSES, {"max_output_tokens": 8} | dict.fromkeys(KNOWN["response"]) | {"input": "Hi"}),
     ):
         reply = server.send(path, json.dumps(body).encode())
         assert reply.status == 200, reply.content
-        assert {"choices", "output"} & json.loads(reply.content).keys()
+        assert "choices" in json.loads(reply.content)
 
 
 def test_a_field_that_is_not_known_is_refused(server: Server) -> None:
@@ -57,7 +54,6 @@ def test_a_field_that_is_not_known_is_refused(server: Server) -> None:
         for path, body in (
             (CHAT, {"messages": [HARMFUL]}),
             (RAW, {"prompt": "Hello"}),
-            (RESPONSES, {"input": "Hello"}),
         ):
             reply = server.send(path, json.dumps({**body, name: value}).encode())
             assert reply.status == 400
@@ -70,9 +66,6 @@ def test_no_number_makes_the_server_fail(server: Server, value: float) -> None:
     for name in KNOWN["chat"] - without_effect("chat"):
         body = {"messages": [HARMLESS], "max_tokens": 2, name: value}
         assert server.send(CHAT, json.dumps(body).encode()).status < 500, name
-    for name in KNOWN["response"] - without_effect("response"):
-        body = {"input": "Hello", "max_output_tokens": 2, name: value}
-        assert server.send(RESPONSES, json.dumps(body).encode()).status < 500, name
 
 
 @pytest.mark.parametrize("route", [*UPSTREAM])
