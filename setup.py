@@ -75,7 +75,6 @@ setup(
     install_requires=[
         f"llama-cpp-python{llama_cpp_python}",
         "gguf>=0.17",
-        "filelock>=4",
         "numpy>=1.24",
         "platformdirs>=4",
         "pillow>=10.1",
@@ -85,7 +84,6 @@ setup(
         "pyyaml>=6",
         "rich>=13",
         "shtab>=1.9",
-        "tqdm>=4.66",
         "tomli>=2; python_version < '3.11'",
     ],
     extras_require={
@@ -96,6 +94,7 @@ setup(
         "docs": ["mkdocs>=1.6,<2", "griffelib>=2"],
         "test": [
             "pytest>=8",
+            "filelock>=4",
             "build>=1",
             "twine>=6.1",
             "setuptools>=77",

@@ -65,7 +65,7 @@ EXAMPLES = {
     "ask_server.py": "asks a steered server with the `openai` client",
 }
 COMMANDS = (
-    "convert", "convert.parity", "chat", "evaluate", "server", "demo",
+    "convert", "chat", "evaluate", "server", "demo",
     "rpc_server", "vectors", "vectors find", "vectors publish", "completion",
 )  # fmt: skip
 

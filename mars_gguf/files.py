@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,20 +49,6 @@ def require_writable(path: str | os.PathLike[str]) -> None:
         folder = next(p for p in target.parents if p.exists())
         with _temporary(target, folder):
             pass
-
-
-def remove_partial(path: str | os.PathLike[str]) -> None:
-    """Removes what killed processes left of writing ``path``.
-
-    For callers that know that no other writes it now. Raises MarsError, naming ``path``.
-    """
-    path = Path(path)
-    with _named(path):
-        target = _target(path)
-        name = re.compile(re.escape(f"{target.name}.") + f"[a-z0-9_]{{8}}{re.escape(SUFFIX)}")
-        for file in target.parent.iterdir() if target.parent.exists() else ():
-            if name.fullmatch(file.name) and file.is_file():
-                file.unlink(missing_ok=True)
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

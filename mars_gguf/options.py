@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,8 +15,6 @@ from mars_gguf.hub import download
 from mars_gguf.reasoning import REASONINGS
 from mars_gguf.vectors.shelf import AUTO
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-DEVICES = ("auto", "cpu", "cuda", "mps")
 MOST_THREADS = 512  # llama.cpp's own bound; beyond it the process aborts
 
 Group = argparse._ArgumentGroup | argparse.ArgumentParser
@@ -68,17 +65,6 @@ def json_object(text: str) -> dict[str, Any]:
     return value
 
 
-def layer_range(text: str | None) -> tuple[int, int] | None:
-    """Reads the first and last block of ``--layers``. Raises MarsError."""
-    if text is None:
-        return None
-    found = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", text, re.ASCII)
-    if found is None:
-        raise MarsError(f"--layers: found {text!r}, expected FIRST-LAST, as in 8-20, or one")
-    first, last = found.groups(default=found[1])
-    return int(first), int(last)
-
-
 # Options -----------------------------------------------------------------------------------------
 
 
@@ -100,6 +86,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options that say which model is steered by which vector, and how it is run."""
     group = parser.add_argument_group("model")
     add_file_arguments(group)
+    switch(group, "--no-mmproj", "load no mmproj: text only")
     add_vector_arguments(group)
     add_template_arguments(group)
     add_context_argument(group)
@@ -121,7 +108,6 @@ def add_file_arguments(group: Group, model: str = "model in GGUF format") -> Non
         "which file of the repository, or a pattern such as '*Q4_K_M.gguf'. Its mmproj is "
         "taken along; --mmproj chooses another one, from the repository or from here",
     )
-    switch(group, "--no-mmproj", "load no mmproj: text only")
 
 
 def add_vector_arguments(group: Group) -> None:
@@ -192,33 +178,6 @@ def add_verbose_argument(group: Group) -> None:
     switch(group, "-v --verbose", "show what the libraries say")
 
 
-def add_checkpoint_arguments(group: Group, dtype: str = "auto", batch_size: int = 8) -> None:
-    """Adds the options that say how a transformers model is run."""
-    words = "of the weights (default: %(default)s; auto: as they are stored)"
-    group.add_argument("--dtype", choices=DTYPES, default=dtype, help=words)
-    group.add_argument("--device", choices=DEVICES, default="auto")
-    words = "prompts at once (default: %(default)s)"
-    option(group, "--batch-size N", words, positive, batch_size)
-
-
-def add_prompt_arguments(group: Group, probes: int = 100) -> None:
-    """Adds the options that say what a model is measured with, and which blocks of it."""
-    words = "harmful prompts, one a line or JSON Lines (default: built in)"
-    option(group, "--harmful FILE", words)
-    option(group, "--harmless FILE", "harmless prompts, likewise")
-    option(
-        group,
-        "--neutral-media PATH",
-        "your own harmless pictures instead of drawn ones: a directory, "
-        "its folders kinds, or a .jsonl file that pairs pictures with prompts",
-    )
-    words = "neutral pictures or groups of them, and half as many films (default: %(default)s)"
-    option(group, "--probes N", words, positive, probes)
-    words = "width and height of neutral pictures (default: %(default)s)"
-    option(group, "--image-size N", words, positive, 224)
-    option(group, "--layers FIRST-LAST", "candidate blocks (default: all but the first)")
-
-
 # What they name ----------------------------------------------------------------------------------
 
 
@@ -270,11 +229,12 @@ def require_one_source(args: argparse.Namespace) -> None:
 def gguf_files(args: argparse.Namespace) -> tuple[str, str | None]:
     """Finds the model and its mmproj, if there is one. Downloads what comes from a hub. Returns
     their paths. Raises MarsError."""
-    mmproj = None if args.no_mmproj else args.mmproj
+    blind = getattr(args, "no_mmproj", False)  # which not every command has
+    mmproj = None if blind else args.mmproj
     if not args.hf_repo:
         return args.model, mmproj
     model = download(args.hf_repo, args.hf_file)
-    if mmproj is None and not args.no_mmproj:
+    if mmproj is None and not blind:
         mmproj = download(args.hf_repo, "*mmproj*.gguf", needed=False)
     elif mmproj is not None and not Path(mmproj).exists():
         mmproj = download(args.hf_repo, mmproj)

@@ -6,11 +6,12 @@ import io
 import json
 import os
 import runpy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 from unittest.mock import patch
 
 from mars_gguf.demo_model import FOLDER
@@ -66,6 +67,11 @@ def few_media(folder: Path, n: int = 24) -> Path:
     return file
 
 
-def few_prompts_options(folder: Path, n: int = 24) -> list[str]:
-    """The options of a conversion with them."""
-    return [f"--{side}={path}" for side, path in few_prompts(folder, n).items()]
+def recipe(folder: Path, output: str = "v.gguf", **sections: Mapping[str, Any]) -> str:
+    """A recipe that writes ``output`` in ``folder``, of [model], [prompts] and so on."""
+    lines = [f"output = {json.dumps(output)}"]
+    for name, values in sections.items():
+        lines += [f"[{name}]", *(f"{k} = {json.dumps(v, default=str)}" for k, v in values.items())]
+    path = folder / f"{output}.toml"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return str(path)

@@ -30,7 +30,7 @@ with contextlib.suppress(AttributeError, OSError, TypeError):
 # Files that take long, from the longest: begun first, or one process would be left with them at the
 # end.
 LONG = (
-    "test_real_model", "test_families", "test_parity", "test_demo", "test_pipeline",
+    "test_real_model", "test_families", "test_demo", "test_pipeline",
     "test_extract_gguf", "test_rpc_server", "test_streaming", "test_extract_transformers",
 )  # fmt: skip
 

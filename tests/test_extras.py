@@ -24,11 +24,8 @@ def without(package: str, module: str, *options: str) -> subprocess.CompletedPro
     ("package", "module", "options"),
     [
         ("safetensors", "convert", ["a.safetensors", "--model", DEMO]),
-        ("torch", "convert", ["a.pt", "--model", DEMO]),
         ("torch", "convert", ["ORG/NAME"]),
         ("transformers", "convert", ["ORG/NAME"]),
-        ("torch", "convert.parity", [DEMO, "ORG/NAME"]),
-        ("transformers", "convert.parity", [DEMO, "ORG/NAME"]),
     ],
 )
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(
@@ -36,8 +33,7 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(
 ) -> None:
     if package == "transformers":
         pytest.importorskip("torch")  # the first that is missed
-    for suffix in ("safetensors", "pt"):
-        (tmp_path / f"a.{suffix}").write_bytes(b"")
+    (tmp_path / "a.safetensors").write_bytes(b"")
     paths = [str(tmp_path / option) if option[:2] == "a." else option for option in options]
     done = without(package, f"mars_gguf.{module}", *paths)
     assert (done.returncode, done.stdout) == (2, "")
@@ -47,8 +43,7 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("module", ["convert", "convert.parity"])
-def test_help_needs_no_optional_package(module: str) -> None:
-    done = without("torch", f"mars_gguf.{module}", "--help")
+def test_help_needs_no_optional_package() -> None:
+    done = without("torch", "mars_gguf.convert", "--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert "usage: " in done.stdout

@@ -2,22 +2,13 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from mars_gguf.errors import MarsError
-from mars_gguf.files import atomic, remove_partial, require_writable
-
-KILLED = """
-import os, sys
-from mars_gguf.files import atomic
-with atomic(sys.argv[1]) as file:
-    file.write_text("half")
-    os._exit(9)
-"""
+from mars_gguf.files import atomic, require_writable
 
 
 def interrupted_after(_: int) -> None:
@@ -90,24 +81,6 @@ def test_whether_a_file_can_be_written_is_told_without_a_trace(tmp_path: Path) -
     with pytest.raises(MarsError, match=r"old\.txt: cannot be written: it is write-protected"):
         require_writable(old)
     assert list(tmp_path.iterdir()) == [old] and old.read_text() == "old"
-
-
-def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
-    left = subprocess.run(
-        [sys.executable, "-c", KILLED, tmp_path / "v.md"], check=False, capture_output=True
-    )
-    assert left.returncode != 0
-    (partial,) = tmp_path.iterdir()
-    others = [tmp_path / name for name in (
-        "v.md", "v.md.partial", "v.md.abcdefgh.partial.md", "v.md.abcdefghi.partial",
-        "a-v.md.abcdefgh.partial", "vxmd.abcdefgh.partial", "v.gguf.abcdefgh.partial",
-    )]  # fmt: skip
-    for other in others:
-        other.write_text("")
-    remove_partial(tmp_path / "v.md")
-    assert not partial.exists()
-    assert sorted(tmp_path.iterdir()) == sorted(others)
-    remove_partial(tmp_path / "no-folder" / "v.md")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no umask there")

@@ -104,7 +104,7 @@ def test_a_model_of_the_hub_is_converted_with_its_mmproj(
 ) -> None:
     folder, output = demo_model.FOLDER, tmp_path / "v.gguf"
     sets = [f"--{name}={folder / name}.jsonl" for name in ("harmful", "harmless")]
-    options = ["--probes", "16", "--image-size", "32", "-t", "1", "-q", "--no-plot", *sets]
+    options = ["--quick", "-t", "1", "-q", *sets]
     named = ["-hfr", "org/model", "-hff", "*Q4_K_M.gguf", "-o", str(output)]
     command = [sys.executable, "-m", "mars_gguf.convert", *named, *options]
     subprocess.run(command, check=True, env=hub, cwd=tmp_path)

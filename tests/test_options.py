@@ -4,10 +4,8 @@ import argparse
 
 import pytest
 
-from mars_gguf.errors import MarsError
 from mars_gguf.options import (
     add_model_arguments,
-    layer_range,
     llama_options,
 )
 
@@ -60,11 +58,3 @@ def test_how_prompts_are_written_is_said_in_words_of_the_library(parser):
     assert options["reasoning"] == "thought"
     assert options["template"] == "chatml"
     assert options["chat_template_kwargs"] == {"enable_thinking": False}
-
-
-@pytest.mark.parametrize("text", ["3-", "-3", "a", "1-2-3", "٣", "9" * 10])
-def test_ranges_of_blocks_are_two_numbers_or_one(text):
-    assert layer_range(None) is None
-    assert (layer_range("8-20"), layer_range("7")) == ((8, 20), (7, 7))
-    with pytest.raises(MarsError, match="expected FIRST-LAST, as in 8-20, or one"):
-        layer_range(text)

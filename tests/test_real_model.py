@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from commands import convert
+from commands import convert, recipe
 from models import OPTIONS
 
 from lab.reader import build, neutral
@@ -44,14 +44,16 @@ def qwen() -> str:
     return path
 
 
-def few_prompts(folder: Path) -> list[str]:
-    """Options for some of the built-in prompts: of all, and of all blocks, there would be more to
+def few_prompts(folder: Path, **model: str) -> str:
+    """A recipe on some of the built-in prompts: of all, and of all blocks, there would be more to
     try than a test has time for."""
     some = builtin_contrast().thinned(6)
-    for name, texts in (("harmful", some.harmful), ("harmless", some.harmless)):
+    sides = {"harmful": some.harmful, "harmless": some.harmless}
+    for name, texts in sides.items():
         (folder / name).write_text("\n".join(texts), encoding="utf-8")
-    sets = ["--harmful", str(folder / "harmful"), "--harmless", str(folder / "harmless")]
-    return [*sets, "--no-contexts", "--probes", "6", "--layers", "21-22"]
+    neutral = {"contexts": False, "count": 6, "media": "neutral", "modalities": ["image"]}
+    few = {"prompts": {name: name for name in sides}, "calibration": {"layers": "21-22"}}
+    return recipe(folder, "vector.gguf", model=model, neutral=neutral, **few)
 
 
 def test_a_small_conversion_tells_pictures_of_harmful_requests_from_harmless_ones(
@@ -60,9 +62,7 @@ def test_a_small_conversion_tells_pictures_of_harmful_requests_from_harmless_one
     mmproj, vector = str(tmp_path / "mmproj.gguf"), str(tmp_path / "vector.gguf")
     build.main([qwen, "-o", mmproj, "--tokens", "4000"])
     neutral.main([qwen, mmproj, "-o", str(tmp_path / "neutral")])
-    pictures = ["--neutral-media", str(tmp_path / "neutral"), "--modality", "image"]
-    sets = few_prompts(tmp_path)
-    convert([qwen, "--mmproj", mmproj, *pictures, *sets, "-q", "-t", "1", "-o", vector])
+    convert(["--recipe", few_prompts(tmp_path, path=qwen, mmproj=mmproj), "-q", "-t", "1"])
     assert "seldom refuses" not in capsys.readouterr().out
     llama = SteeredLlama(qwen, vector=vector, mmproj=mmproj, **OPTIONS | {"n_ctx": 1024})
     try:

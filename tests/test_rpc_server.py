@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
-from commands import few_prompts_options
+from commands import few_prompts, recipe
 from models import DEMO, DEMO_MMPROJ
 from rpc_servers import Line, free_port, serving, why_not
 from servers import running
@@ -76,16 +76,18 @@ def test_there_steering_is_exact_to_the_bit(server: str) -> None:
     assert row.count("| equal ") == 6
 
 
-def conversion(folder: Path, name: str, *more: str) -> list[str]:
-    sets = few_prompts_options(folder)
-    few = ["--no-contexts", "--layers", "5-6"]
-    return [DEMO, *sets, "-o", str(folder / name), "-q", "-t", "1", *few, *more]
+def conversion(folder: Path, name: str, *more: str, **seen: Any) -> list[str]:
+    path = recipe(
+        folder, name, model={"path": DEMO, **seen}, prompts=few_prompts(folder),
+        neutral={"contexts": False, "count": 12, "modalities": ["image"] if seen else ["text"]},
+        calibration={"layers": "5-6"},
+    )  # fmt: skip
+    return ["--recipe", path, "-q", "-t", "1", *more]
 
 
 def test_a_conversion_is_that_of_the_cpu(server: str, tmp_path: Path) -> None:
-    media = ["--mmproj", DEMO_MMPROJ, "--probes", "12", "--modality", "image"]
     for name, more in (("here.gguf", []), ("there.gguf", ["--rpc", server])):
-        done = run("convert", *conversion(tmp_path, name, *media, *more))
+        done = run("convert", *conversion(tmp_path, name, *more, mmproj=DEMO_MMPROJ))
         assert done.returncode == 0, done.stderr
     here, there = (read_vector(tmp_path / name) for name in ("here.gguf", "there.gguf"))
     assert here.layer == there.layer

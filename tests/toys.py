@@ -10,7 +10,7 @@ import numpy as np
 
 from mars_gguf.convert.choices import Calibration
 from mars_gguf.convert.extractor import Reply
-from mars_gguf.convert.pipeline import Measurement, measure
+from mars_gguf.convert.pipeline import Measurement, measure_vector
 from mars_gguf.convert.prompt_sets import PromptSets
 from mars_gguf.convert.prompts import Context, ContrastPrompts, Prompt, Push, Rows
 from mars_gguf.vectors import ModelFingerprint
@@ -107,7 +107,7 @@ def toy_measurement(**source: str) -> Measurement:
     """A measurement of a toy that refuses, on text alone."""
     sets = PromptSets(toy_contrast())
     toy, told = Toy({"harmful": 0.6}, pliable={2: 0.0}), {"backend": "toy"} | source
-    return measure(toy, sets, Calibration(), source=told, progress=False)
+    return measure_vector(toy, sets, Calibration(), source=told, progress=False)
 
 
 def hash_of(text: str) -> int:

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tqdm import tqdm
+from rich.console import Console
+from rich.progress import track
 
 from lab.attacks.attacks import Attack
 from lab.attacks.targets import Target
@@ -104,7 +105,7 @@ def measure(
     trials: dict[str, list[Trial]] = {attack.name: [] for attack in ways}
     wholes: Counter[tuple[str, str, str]] = Counter()
     failures: Counter[str] = Counter()
-    for target in tqdm(targets, unit="request", disable=None):
+    for target in track(targets, "requests", console=Console(stderr=True)):
         for attack in ways:
             if not attack.suits(target.modality):
                 continue

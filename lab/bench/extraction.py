@@ -17,8 +17,7 @@ from lab.bench.subject import Asked, Subject
 from mars_gguf.convert import pipeline
 from mars_gguf.convert.choices import Calibration
 from mars_gguf.convert.extract_gguf import GgufExtractor, Session
-from mars_gguf.convert.loader import make_room
-from mars_gguf.convert.prompt_sets import gather
+from mars_gguf.convert.prompt_sets import gather, renderable
 from mars_gguf.convert.prompts import Prompt
 from mars_gguf.runtime.chunks import Chunk
 from mars_gguf.runtime.prefill import MAX_SEQUENCES, CachedPrompt, Decoder, Prefill
@@ -145,9 +144,12 @@ def converted(figure: Figure, subject: Subject, calibration: Calibration) -> Non
     """Measures a whole conversion, once: it takes minutes."""
     sets = gather(subject.prompts, calibration.seed, sees=subject.mmproj is not None)
     with closing(_load(Recorded, subject)) as extractor, closing(_load(Limit, subject)) as limit:
+        sets = renderable(extractor, sets)
         for one in (extractor, limit):
-            make_room(one, sets, say=lambda line: None)
-        convert = partial(pipeline.measure, extractor, sets, calibration, source={}, progress=False)
+            one.make_room(sets.longest())
+        convert = partial(
+            pipeline.measure_vector, extractor, sets, calibration, source={}, progress=False
+        )
         ours = timed(convert)()
         prompts = list(extractor.asked.values())
         theirs = limit.run(prompts)

@@ -18,7 +18,8 @@ from typing import Any
 import llama_cpp
 import numpy as np
 from llama_cpp.llama_chat_format import MTMDChatHandler
-from tqdm import tqdm
+from rich.console import Console
+from rich.progress import track
 
 from lab.demo_model.cells import CELLS, IN_CONTEXT, Example, cell
 from lab.demo_model.lessons import is_refusal
@@ -97,7 +98,7 @@ def score(replies: Sequence[str], examples: Sequence[Example]) -> Score:
 def unsteered_table(llama: llama_cpp.Llama, count: int, seed: int, show: int) -> None:
     print("| cell | refused | on topic | exact answer |")
     print("| --- | --- | --- | --- |")
-    for name in tqdm([*CELLS, *IN_CONTEXT], unit="cell", disable=None):
+    for name in track([*CELLS, *IN_CONTEXT], "cells", console=Console(stderr=True)):
         examples = cell(name, count, seed)
         s = score([_reply(ask(llama, e)) for e in examples], examples)
         about = "" if s.on_topic is None else f"{s.on_topic:.1%}"
@@ -109,7 +110,7 @@ def steered_table(plain: llama_cpp.Llama, steered: SteeredLlama, count: int, see
     print("| cell | refused, unsteered | refused, steered | replies unchanged | mean t |")
     print("| --- | --- | --- | --- | --- |")
     t: dict[str, list[float]] = {}
-    for name in tqdm([*CELLS, *IN_CONTEXT], unit="cell", disable=None):
+    for name in track([*CELLS, *IN_CONTEXT], "cells", console=Console(stderr=True)):
         examples = cell(name, count, seed, keep=_second_half)
         before = [_reply(ask(plain, e)) for e in examples]
         completions = [ask(steered, e) for e in examples]

@@ -25,7 +25,6 @@ from lab.reader.projector import known_tokens
 from mars_gguf.console import command
 from mars_gguf.convert import Prompts
 from mars_gguf.convert import convert as measured
-from mars_gguf.convert.vector_files import resume_path
 from mars_gguf.evaluate.builtin import CONTEXTS
 from mars_gguf.loading import say
 from mars_gguf.modalities import IMAGE
@@ -60,16 +59,20 @@ def seeing(model: str, parts: Path) -> Iterator[Writer]:
         yield writer
 
 
-def convert(model: str, parts: Path, output: Path) -> None:
+def convert(model: str, parts: Path, folder: Path) -> None:
     """Makes the vector, its card and plot."""
     prompts = Prompts(neutral_media=parts / "neutral", modalities=(IMAGE.name,))
-    resume = resume_path(parts / "mars.gguf")
     conversion = measured(
-        model, parts / "mmproj.gguf", prompts=prompts, resume=resume, progress=True, say=say
+        model,
+        parts / "mmproj.gguf",
+        prompts=prompts,
+        output=parts / "mars.gguf",
+        progress=True,
+        say=say,
     )
-    _, *beside = conversion.write(parts / "mars.gguf")
+    _, *beside = conversion.write()
     for path in beside:
-        shutil.copy(path, output / path.name)
+        shutil.copy(path, folder / path.name)
 
 
 def main(argv: list[str] | None = None) -> None:

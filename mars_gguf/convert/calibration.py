@@ -35,7 +35,7 @@ SELDOM = 0.2  # of harmful prompts refused, beyond harmless ones
 class Opened:
     """Counts the inputs that open the gate: ``k`` of ``n`` certifying ones of a modality.
 
-    group: their sort, "" for all of the modality. wordings: in so many the ``n`` are put; those of
+    group: their sort, "" for all of the modality. wordings: how many the ``n`` come in; those of
         one wording count as one sample.
     """
 
@@ -127,9 +127,9 @@ def thresholds(
     ``neutral`` are coordinates [n]."""
     found = {}
     for m, seen in neutral.items():
-        put = wordings_of(seen.prompts)
+        wordings = wordings_of(seen.prompts)
         found[m] = max(
-            grouped_upper_bound(seen.states[some], [put[i] for i in some], budgets[m])
+            grouped_upper_bound(seen.states[some], [wordings[i] for i in some], budgets[m])
             for some in _families(seen.prompts, budgets[m])
         )
     reached = float(np.quantile(harmful, MISSED))
@@ -146,17 +146,17 @@ def _families(prompts: Sequence[Prompt], budget: float) -> list[list[int]]:
     for i, p in enumerate(prompts):
         key = p.own, p.form in REQUESTING, p.context.name == Context().name
         families.setdefault(key, []).append(i)
-    put = wordings_of(prompts)
+    wordings = wordings_of(prompts)
     large = [
         some
         for some in families.values()
-        if largest_count(len({put[i] for i in some}), budget) >= 0
+        if largest_count(len({wordings[i] for i in some}), budget) >= 0
     ]
     return [list(range(len(prompts))), *large]
 
 
 def wordings_of(prompts: Sequence[Prompt]) -> list[str]:
-    """Lists how each of the prompts is put: in a wording of several, or in words of its own."""
+    """Lists the wording of each prompt: one of several prompts, or its own words."""
     return [p.wording or p.text for p in prompts]
 
 
@@ -182,13 +182,16 @@ def certify(
     [n] at the chosen block, as ``harmful`` [n] are of harmful text."""
     rows, by_wording = [], {}
     for m, seen in neutral.items():
-        opened, put = seen.states > opens[m], wordings_of(seen.prompts)
-        rows.append(_counted(m, "", opened, put, [True] * len(put)))
+        opened, wordings = seen.states > opens[m], wordings_of(seen.prompts)
+        rows.append(_counted(m, "", opened, wordings, [True] * len(wordings)))
         for sort in _sorts(seen.prompts):
             some = [sort in _sorts([p]) for p in seen.prompts]
-            rows.append(_counted(m, sort, opened, put, some))
+            rows.append(_counted(m, sort, opened, wordings, some))
         if m != "text":
-            each = [_counted(m, w, opened, put, [w == one for one in put]) for w in set(put)]
+            each = [
+                _counted(m, w, opened, wordings, [w == one for one in wordings])
+                for w in set(wordings)
+            ]
             several = [one for one in each if one.n > 1]
             by_wording[m] = sorted(several, key=lambda one: (-one.k / one.n, -one.n, one.group))
     n_caught = int((harmful > opens["text"]).sum())
@@ -197,13 +200,12 @@ def certify(
 
 
 def _counted(
-    modality: str, group: str, opened: Flags, put: Sequence[str], some: Sequence[bool]
+    modality: str, group: str, opened: Flags, wordings: Sequence[str], some: Sequence[bool]
 ) -> Opened:
-    """Counts which of ``some`` [n] inputs opened the gate, and in how many wordings they are
-    ``put``."""
-    wordings = {one for one, counts in zip(put, some, strict=True) if counts}
+    """Counts which of ``some`` [n] inputs opened the gate, and how many wordings they come in."""
+    different = {one for one, counts in zip(wordings, some, strict=True) if counts}
     k = int(opened[np.asarray(some)].sum())
-    return Opened(modality, group, sum(some), k, len(wordings))
+    return Opened(modality, group, sum(some), k, len(different))
 
 
 def _sorts(prompts: Sequence[Prompt]) -> list[str]:

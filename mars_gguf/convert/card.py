@@ -14,7 +14,6 @@ from mars_gguf.vectors import Vector
 from mars_gguf.vectors.describe import describe
 
 WORST = 3  # wordings that are named
-PARITY = "## Parity"  # the heading that mars_gguf.convert.parity puts its table under
 TEXT = (files("mars_gguf.convert") / "data" / "card.md").read_text(encoding="utf-8")
 PLACES = {  # which token of a model that thinks was measured, by its reasoning
     "answer": " Measured where the answer begins, after the model's own thought, {}.",
@@ -24,11 +23,8 @@ PLACES = {  # which token of a model that thinks was measured, by its reasoning
 }
 
 
-def card(measurement: Measurement, name: str, sha256: str, parity: str = "") -> str:
-    """Writes the card, in Markdown, of the vector file called ``name`` with this hash.
-
-    parity: a table of mars_gguf.convert.parity to end with.
-    """
+def card(measurement: Measurement, name: str, sha256: str) -> str:
+    """Writes the card, in Markdown, of the vector file called ``name`` with this hash."""
     vector, certificate, warnings = measurement.vector, measurement.certificate, ""
     if measurement.warnings:
         warnings = "\n".join(["## Warnings", "", *(f"- {w}" for w in measurement.warnings), "", ""])
@@ -36,7 +32,7 @@ def card(measurement: Measurement, name: str, sha256: str, parity: str = "") -> 
         f"{m} {float(str(vector.calibration[f'over_refusal.{m}'])):.1%}" for m in vector.modalities
     ]
     thoughts = vector.source.get("thoughts")
-    text = TEXT.format(
+    return TEXT.format(
         name=name,
         model=as_text(model_name(vector)),
         made_of=as_text(vector.model.quantization or vector.source["backend"]),
@@ -59,13 +55,6 @@ def card(measurement: Measurement, name: str, sha256: str, parity: str = "") -> 
         values=describe(vector),
         sha256=sha256,
     )
-    return text + ("\n" + parity if parity else "")
-
-
-def split_parity(text: str) -> tuple[str, str]:
-    """Divides a card's text in what comes before its parity table, and the table ("": none)."""
-    text, heading, table = text.partition(f"\n{PARITY}: ")
-    return text.rstrip() + "\n\n", heading.lstrip() + table
 
 
 def model_name(vector: Vector) -> str:

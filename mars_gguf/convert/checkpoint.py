@@ -74,7 +74,8 @@ class Checkpoint:
             kwargs=options.chat_template_kwargs,
         )
         kind = "AutoModelForImageTextToText" if multimodal else "AutoModelForCausalLM"
-        device = _device(options.device)
+        device = "mps" if torch.backends.mps.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else device
         self.model = self._load(
             getattr(transformers, kind), dtype=options.dtype, device_map=device
         ).eval()
@@ -151,18 +152,18 @@ class Checkpoint:
     def run(self, inputs: Inputs) -> Any:
         """Runs the model on ``inputs``; with logits of the last token alone where it can choose."""
         options = {"logits_to_keep": 1} if "logits_to_keep" in self._accepts else {}
-        with self._told(inputs):
+        with self._errors_of(inputs):
             return self.model(**inputs, use_cache=False, **options)
 
     def replies(self, inputs: Inputs, n_tokens: int) -> list[Reply]:
         """Generates the first ``n_tokens`` tokens of the greedy replies."""
         asked = {name: x for name, x in inputs.items() if name != "position_ids"}
-        with self._told(inputs):
+        with self._errors_of(inputs):
             rows = self.model.generate(**asked, max_new_tokens=n_tokens)
         return [self.reply(row) for row in rows[:, inputs["input_ids"].shape[1] :].tolist()]
 
     @contextmanager
-    def _told(self, inputs: Inputs) -> Iterator[None]:
+    def _errors_of(self, inputs: Inputs) -> Iterator[None]:
         """Turns whatever any architecture's code raises into a ModelError."""
         try:
             with torch.inference_mode():
@@ -173,8 +174,8 @@ class Checkpoint:
             shape = " x ".join(map(str, inputs["input_ids"].shape))
             raise ModelError(
                 f"{self.name}: its forward pass failed on {shape} tokens "
-                f"({' '.join(str(error).split()):.400}). If memory ran out, try a smaller "
-                "--batch-size or --dtype bfloat16."
+                f"({' '.join(str(error).split()):.400}). If memory ran out, try a recipe with "
+                "model.dtype = 'bfloat16', or fewer prompts at once (CheckpointOptions.batch_size)."
             ) from error
 
     def reply(self, tokens: list[int]) -> Reply:
@@ -221,18 +222,6 @@ def require_checkpoint(model: str) -> None:
             f"{model}: no weights in this directory, expected *.safetensors beside config.json. "
             "Is the download complete?"
         )
-
-
-def _device(name: str) -> str:
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    found = [device for device, there in available.items() if there]
-    if name not in ("auto", *found):
-        raise MarsError(f"--device: found {name!r}, this machine has {', '.join(found)}")
-    return found[0] if name == "auto" else name
 
 
 def _architecture(*model_types: str) -> str:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields
 from os import PathLike
 from typing import Any, TypeVar
 
-from mars_gguf.convert.geometry import SHRINKAGE, Shrinkage, read_shrinkage
 from mars_gguf.errors import MarsError
 from mars_gguf.reasoning import N_THOUGHT, Reasoning
 
@@ -51,22 +50,19 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Chooses how block, read-out and gate are found. Raises MarsError for values out of range.
+    """Chooses how block and gate are found. Raises MarsError for values out of range.
 
     layers: first and last candidate block; None: all but the first.
     over_refusal: share of neutral inputs, borderline ones among them, that may open the gate, in
         each modality; None: 0.1 of text, and of media 0.05 to 0.2, as much as is needed.
-    shrinkage: of the read-out, 0 to 1, "oas" or "ledoit-wolf".
     seed: of how prompts are divided and pictures are drawn.
     """
 
     layers: tuple[int, int] | None = None
     over_refusal: float | None = None
-    shrinkage: Shrinkage = SHRINKAGE
     seed: int = 0
 
     def __post_init__(self) -> None:
-        read_shrinkage(str(self.shrinkage))
         if self.over_refusal is not None and not 0 <= self.over_refusal < 1:
             raise MarsError(
                 f"--over-refusal: found {self.over_refusal}, expected a share from 0 to below 1"
@@ -98,11 +94,11 @@ class GgufOptions:
 
 @dataclass(frozen=True)
 class CheckpointOptions:
-    """Chooses how a model of transformers is loaded and asked.
+    """Chooses how a model of transformers is loaded and asked. It runs on CUDA, else on MPS, else
+    on the CPU.
 
     chat_template_kwargs: variables for the chat template.
     dtype: of the weights; "auto": as they are stored.
-    device: "cpu", "cuda" or "mps"; "auto" takes CUDA, else MPS, else the CPU.
     batch_size: prompts at once.
     revision: commit of a model on the hub.
     trust_remote_code: whether code that comes with the model is run; else such models are refused.
@@ -110,7 +106,6 @@ class CheckpointOptions:
 
     chat_template_kwargs: Mapping[str, Any] | None = None
     dtype: str = "auto"
-    device: str = "auto"
     batch_size: int = 8
     revision: str | None = None
     trust_remote_code: bool = False

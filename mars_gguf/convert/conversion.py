@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Union
 
 from mars_gguf.console import printable
 from mars_gguf.convert.artefacts import Artefact
 from mars_gguf.convert.choices import Calibration, CheckpointOptions, GgufOptions, Prompts, StrPath
-from mars_gguf.convert.loader import Loaded, Say, is_gguf, load_extractor, make_room
-from mars_gguf.convert.pipeline import Measurement, measure
-from mars_gguf.convert.prompt_sets import PromptSets, gather, require_no_media
+from mars_gguf.convert.extractor import Say
+from mars_gguf.convert.pipeline import Measurement, measure_vector
+from mars_gguf.convert.prompt_sets import PromptSets, gather, renderable, require_no_media
 from mars_gguf.convert.resuming import ResumeFile, code_sha256, require_ours
-from mars_gguf.convert.vector_files import claimed, output_paths, write_outputs
+from mars_gguf.convert.vector_files import output_paths, resume_path, write_outputs
 from mars_gguf.errors import MarsError
 from mars_gguf.files import sha256
 from mars_gguf.modalities import TEXT
 from mars_gguf.vectors import Vector
+
+if TYPE_CHECKING:
+    from mars_gguf.convert.extract_gguf import GgufExtractor
+    from mars_gguf.convert.extract_transformers import TransformersExtractor
+
+Loaded = Union["GgufExtractor", "TransformersExtractor"]
 
 
 @dataclass(frozen=True)
@@ -27,12 +35,12 @@ class Conversion:
 
     measurement: the vector, with everything that its card and plot tell.
     inputs: the files that it was made from, which it does not replace.
-    resume: the file that keeps what was measured, and goes when the vector is written.
+    output: where it is written, if `write` is not told.
     """
 
     measurement: Measurement
     inputs: tuple[str, ...] = ()
-    resume: Path | None = None
+    output: Path | None = None
 
     @property
     def vector(self) -> Vector:
@@ -44,18 +52,20 @@ class Conversion:
         """Sentences that speak against using the vector."""
         return self.measurement.warnings
 
-    def write(self, path: StrPath, *, plot: bool = True) -> list[Path]:
+    def write(self, path: StrPath | None = None) -> list[Path]:
         """Writes the vector to ``path`` (.gguf), with its card (.md) and its plot (.png) beside it:
         all of them or, after an error, none. They replace an older vector with its card and plot.
 
         Returns the paths written. Raises MarsError for a path that cannot be written, or that holds
-        anything else, and while another conversion is writing there.
+        anything else.
         """
-        outputs = output_paths(str(path), self.inputs, plot=plot)
-        with claimed(outputs[0]):
-            write_outputs(self.measurement, outputs)
-            if self.resume is not None:
-                self.resume.unlink(missing_ok=True)
+        target = path or self.output
+        if target is None:
+            raise MarsError("found no path to write to, expected one here or as convert's output")
+        outputs = output_paths(target, self.inputs)
+        write_outputs(self.measurement, outputs)
+        if self.output is not None:
+            resume_path(self.output).unlink(missing_ok=True)
         return outputs
 
 
@@ -69,7 +79,7 @@ def convert(
     options: GgufOptions | CheckpointOptions | None = None,
     quantization: str | None = None,
     source: Mapping[str, str] | None = None,
-    resume: StrPath | None = None,
+    output: StrPath | None = None,
     progress: bool = False,
     say: Say = lambda line: None,
     verbose: bool = False,
@@ -83,124 +93,158 @@ def convert(
     options: how the model is loaded: GgufOptions of a GGUF, else CheckpointOptions.
     quantization: the one that a GGUF must have, if given, such as "Q4_K_M".
     source: further entries for the vector's account of how it was made.
-    resume: a file to keep what is measured in, so that after an interruption the same call goes on.
-        It is removed after an error of measuring, and when the vector is written.
+    output: where `Conversion.write` will write. Whether it can is seen before anything is measured;
+        and what is measured is kept beside it, so that after an interruption the same call goes on.
     progress: whether a bar is shown on standard error.
     say: is called with what a user should know meanwhile.
     verbose: whether the libraries say what they do.
 
     Raises MarsError for bad input, ModelError for a model that does not load or cannot be measured.
     """
-    job = _Job(
-        str(model),
-        None if mmproj is None else str(mmproj),
-        prompts or Prompts(),
-        calibration or Calibration(),
-        options or (GgufOptions() if is_gguf(str(model)) else CheckpointOptions()),
-        direction,
-    )
-    sets, kept = job.gather(), None if resume is None else Path(resume)
-    if kept is not None:
-        require_ours(kept)
+    job = _Job.of(model, mmproj, prompts, options, direction)
+    calibration = calibration or Calibration()
+    if direction is not None and calibration.layers is not None:
+        raise MarsError(f"layers: {direction.origin} is of block {direction.layer} alone")
+    inputs, resume = job.inputs(), None
+    if output is not None:
+        output_paths(output, inputs)
+        require_ours(resume := resume_path(output))
+    sees = mmproj is not None or not is_gguf(job.model)
+    sets = gather(job.prompts, calibration.seed, sees=sees)
     with closing(job.load(say, verbose=verbose)) as extractor:
         sets = job.fitting(extractor, sets, quantization)
-        make_room(extractor, sets, say)
-        account = job.source(extractor) | dict(source or {})
-        store = None if kept is None else ResumeFile(kept, job.key(extractor))
-        try:
-            measurement = measure(
-                extractor, sets, job.calibration, source=account, given=direction, store=store,
-                progress=progress,
-            )  # fmt: skip
-        except MarsError:  # the same call would end alike
-            if kept is not None:
-                kept.unlink(missing_ok=True)
-            raise
-    return Conversion(measurement, job.files(), kept)
+        extractor.make_room(sets.longest(), say)
+        measure = partial(measure_vector, extractor, sets, calibration, progress=progress)
+        account = job.account(extractor) | dict(source or {})
+        with _resumed(resume, job.key(extractor)) as store:
+            measurement = measure(source=account, given=direction, store=store)
+    return Conversion(measurement, inputs, None if output is None else Path(output))
+
+
+def is_gguf(model: str) -> bool:
+    """Tells whether a model is for llama.cpp: any file is, and what is called as one."""
+    return Path(model).is_file() or model.lower().endswith(".gguf")
 
 
 @dataclass(frozen=True)
 class _Job:
-    """A call of `convert`, with the defaults filled in."""
+    """Holds what a call of `convert` measures, and on what."""
 
     model: str
     mmproj: str | None
     prompts: Prompts
-    calibration: Calibration
     options: GgufOptions | CheckpointOptions
     direction: Artefact | None
 
-    def gather(self) -> PromptSets:
-        """Reads and checks all that can be before the model is loaded. Raises MarsError."""
-        given = self.direction
-        if given is not None and self.calibration.layers is not None:
-            raise MarsError(
-                f"--layers: {given.origin} is of block {given.layer}, there is no choice"
-            )
-        sees = self.mmproj is not None or not is_gguf(self.model)
-        return gather(self.prompts, self.calibration.seed, sees=sees)
+    @classmethod
+    def of(
+        cls,
+        model: StrPath,
+        mmproj: StrPath | None,
+        prompts: Prompts | None,
+        options: GgufOptions | CheckpointOptions | None,
+        direction: Artefact | None,
+    ) -> _Job:
+        """A job with the defaults filled in."""
+        usual = GgufOptions() if is_gguf(str(model)) else CheckpointOptions()
+        projector = None if mmproj is None else str(mmproj)
+        return cls(str(model), projector, prompts or Prompts(), options or usual, direction)
 
-    def load(self, say: Say, *, verbose: bool) -> Loaded:
-        wanted = self.prompts.modalities
-        images = wanted is None or set(wanted) != {TEXT.name}
-        return load_extractor(
-            self.model, self.mmproj, self.options, images=images, say=say, verbose=verbose
-        )
-
-    def fitting(self, extractor: Loaded, sets: PromptSets, quantization: str | None) -> PromptSets:
-        """Leaves out of ``sets`` what the model does not see. Raises MarsError if it was asked for,
-        and for a model of another ``quantization``."""
-        found = extractor.fingerprint.quantization
-        if quantization not in (None, found):
-            raise MarsError(
-                f"{self.model}: found quantization {found!r}, the recipe says {quantization!r}"
-            )
-        if extractor.sees_images:
-            return sets
-        require_no_media(self.prompts)
-        return replace(sets, media={})
-
-    def files(self) -> tuple[str, ...]:
-        """The files that were read."""
+    def inputs(self) -> tuple[str, ...]:
+        """The files that are read."""
         p = self.prompts
         read = (self.model, self.mmproj, p.harmful, p.harmless, p.neutral_text, p.neutral_media)
         given = () if self.direction is None else (self.direction.path,)
         return tuple(str(path) for path in (*read, *given) if path)
 
-    @property
-    def _n_thought(self) -> int:
-        return self.options.n_thought if isinstance(self.options, GgufOptions) else 0
+    def load(self, say: Say, *, verbose: bool) -> Loaded:
+        """Loads the model. Raises MarsError for options of the other kind of model, ModelError for
+        one that does not load."""
+        options = self.options
+        if is_gguf(self.model) != isinstance(options, GgufOptions):
+            kind = "transformers" if isinstance(options, GgufOptions) else "GGUF"
+            raise MarsError(f"{self.model}: a {kind} model, found {type(options).__name__}")
+        if isinstance(options, GgufOptions):
+            return self._load_gguf(options, say, verbose=verbose)
+        if self.mmproj is not None:
+            raise MarsError(f"--mmproj goes with GGUF models, {self.model} has its own processor")
+        from mars_gguf.convert.extract_transformers import TransformersExtractor
+
+        wanted = self.prompts.modalities
+        images = wanted is None or set(wanted) != {TEXT.name}
+        return TransformersExtractor(self.model, options, images=images, verbose=verbose)
+
+    def _load_gguf(self, options: GgufOptions, say: Say, *, verbose: bool) -> GgufExtractor:
+        from mars_gguf.convert.extract_gguf import GgufExtractor
+        from mars_gguf.loading import say_if_without_template
+
+        extractor = GgufExtractor(self.model, self.mmproj, **vars(options), verbose=verbose)
+        if extractor.thinker is None and options.n_thought != GgufOptions.n_thought:
+            extractor.close()
+            raise MarsError(
+                "reasoning_budget is of thoughts, and this model is measured without any: it would "
+                "change nothing. Leave it out, or give --reasoning answer to a model that thinks."
+            )
+        say_if_without_template(extractor.llama, options.chat_handler, say)
+        if extractor.reasoning and options.reasoning is None:
+            say(f"--reasoning {extractor.reasoning}, as the chat template suggests")
+        return extractor
+
+    def fitting(self, extractor: Loaded, sets: PromptSets, quantization: str | None) -> PromptSets:
+        """Leaves out of ``sets`` what the model does not see and its template does not write.
+        Raises MarsError if it was asked for, and for a model of another ``quantization``."""
+        found = extractor.fingerprint.quantization
+        if quantization not in (None, found):
+            raise MarsError(
+                f"{self.model}: found quantization {found!r}, the recipe says {quantization!r}"
+            )
+        if not extractor.sees_images:
+            require_no_media(self.prompts)
+            sets = replace(sets, media={})
+        return renderable(extractor, sets)
 
     def key(self, extractor: Loaded) -> str:
         """Names all that decides what is seen of a prompt: the model and its mmproj, as far as a
-        look at the files tells, its weights' type and revision, how long it may think, and the code
-        that sees."""
+        look at the files tells, how it is loaded, and the code that sees."""
         files = [f for name in (self.model, self.mmproj) if name for f in _files(Path(name))]
         looks = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-        known = f"{code_sha256()} {extractor.backend} {extractor.fingerprint}"
+        known = f"{code_sha256()} {extractor.backend} {extractor.fingerprint} {looks}"
         if isinstance(self.options, CheckpointOptions):  # whose fingerprint knows no weights
-            known += f" {self.options.dtype} {self.options.revision}"
-        return f"{known} {self._n_thought} {looks}"
+            return f"{known} {self.options.dtype} {self.options.revision}"
+        return f"{known} {self.options.n_thought}"
 
-    def source(self, extractor: Loaded) -> dict[str, str]:
-        """Tells how the vector is made, for its metadata."""
-        built_in = self.prompts.harmful is None
+    def account(self, extractor: Loaded) -> dict[str, str]:
+        """Says how the vector is made, for its metadata."""
+        built_in, options = self.prompts.harmful is None, self.options
         source = {"backend": extractor.backend, "prompts": "built in" if built_in else "files"}
-        if extractor.fingerprint.reasoning in ("thought", "answer"):
-            source["thoughts"] = f"ended after {self._n_thought} tokens"
+        if isinstance(options, GgufOptions):
+            if extractor.fingerprint.reasoning in ("thought", "answer"):
+                source["thoughts"] = f"ended after {options.n_thought} tokens"
+        elif options.revision is not None:
+            source["revision"] = options.revision
         if not extractor.fingerprint.name:
             source["model"] = printable(Path(self.model).name)
         if self.direction is not None:
             source["direction"] = self.direction.origin
             if self.direction.path is not None:
                 source["direction_sha256"] = sha256(self.direction.path)
-        if isinstance(self.options, CheckpointOptions) and self.options.revision is not None:
-            source["revision"] = self.options.revision
         if self.prompts.quick:
             source["quick"] = "measured on a quarter of the prompts"
         if self.prompts.system_prompt is not None:
             source["system_prompt"] = self.prompts.system_prompt
         return source
+
+
+@contextmanager
+def _resumed(path: Path | None, job: str) -> Iterator[ResumeFile | None]:
+    """Yields the file at ``path`` that keeps what is measured. It is removed after a MarsError: the
+    same call would end alike."""
+    try:
+        yield None if path is None else ResumeFile(path, job)
+    except MarsError:
+        if path is not None:
+            path.unlink(missing_ok=True)
+        raise
 
 
 def _files(path: Path) -> list[Path]:

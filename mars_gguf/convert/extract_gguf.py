@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mars_gguf.convert.choices import GgufOptions
-from mars_gguf.convert.extractor import Reply
+from mars_gguf.convert.extractor import Reply, Say
 from mars_gguf.convert.prompts import Context, Prompt, Push, Rows
 from mars_gguf.convert.refusals import N_TOKENS
 from mars_gguf.convert.thinker import Thinker, ThoughtAndAnswer
@@ -267,10 +267,12 @@ class GgufExtractor:
         found = self.decoder.replies(prompts, n_tokens, first, leading)
         return [reply[leading.answers[i] :] for i, reply in enumerate(found)]
 
-    def make_room(self, prompts: Sequence[Prompt]) -> None:
-        """Renew the context if one of ``prompts`` and the beginning of its reply do not fit into
-        it. Raises ModelError instead where its length was given."""
+    def make_room(self, prompts: Sequence[Prompt], say: Say = lambda line: None) -> None:
+        """Renews the context if one of ``prompts`` and the beginning of its reply do not fit into
+        it, and says so. Raises ModelError instead where its length was given."""
         self._make_room(max(map(self._length_by_sizes, prompts), default=0) + self._reserve)
+        if self.grows and self.n_cells > N_CTX:
+            say(f"the prompts need a context of {self.n_cells} tokens, instead of {N_CTX}")
 
     def _make_room(self, needed: int) -> None:
         """Likewise, for ``needed`` cells."""
@@ -280,7 +282,8 @@ class GgufExtractor:
         if not self.grows:
             raise ModelError(
                 f"a prompt and the beginning of its reply need {needed} tokens of context, found "
-                f"{self.n_cells}. Give --ctx-size {padded} or more, or leave it out."
+                f"{self.n_cells}. Give n_ctx (a recipe's model.ctx_size) {padded} or more, or "
+                "leave it out."
             )
         self.prefill.forget()
         renew_context(self.llama, n_ctx=padded)

@@ -16,7 +16,7 @@ import numpy as np
 
 from mars_gguf.convert.checkpoint import Checkpoint, Inputs, torch, transformers
 from mars_gguf.convert.choices import CheckpointOptions
-from mars_gguf.convert.extractor import Reply
+from mars_gguf.convert.extractor import Reply, Say
 from mars_gguf.convert.prompts import Context, Prompt, Push, Rows
 from mars_gguf.errors import MarsError, ModelError
 
@@ -53,7 +53,7 @@ class Batch:
         if not np.isfinite(states).all():
             raise ModelError(
                 f"hidden states in {self.checkpoint.model.dtype} have NaN or infinite entries. "
-                "Use --dtype bfloat16 or float32."
+                "Give a recipe's model.dtype, bfloat16 or float32."
             )
         return states, logits
 
@@ -113,7 +113,7 @@ class TransformersExtractor:
             transformers.utils.logging.set_verbosity_error()
         options = options or CheckpointOptions()
         if options.batch_size < 1:
-            raise MarsError(f"--batch-size: found {options.batch_size}, expected at least 1")
+            raise MarsError(f"batch_size: found {options.batch_size}, expected at least 1")
         self.batch_size = options.batch_size
         self.checkpoint = Checkpoint(model, options, images=images)
         self.fingerprint = self.checkpoint.fingerprint
@@ -131,6 +131,9 @@ class TransformersExtractor:
         except ModelError:
             return False
         return True
+
+    def make_room(self, prompts: Sequence[Prompt], say: Say) -> None:
+        """Does nothing: every batch has the memory that it needs."""
 
     def close(self) -> None:
         """Frees the model."""

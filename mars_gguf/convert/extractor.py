@@ -18,6 +18,8 @@ from mars_gguf.convert.prompts import Context, Prompt, Push, Rows
 from mars_gguf.vectors import ModelFingerprint
 
 Advance = Callable[[int], object]
+Say = Callable[[str], object]
+"""Is called with what a user should know meanwhile, a line at a time."""
 Read = Callable[[Sequence[Prompt], Rows], Rows]
 Tokens = npt.NDArray[np.intp]
 
@@ -93,7 +95,7 @@ class Observations:
         ]
 
 
-class Seen(NamedTuple):
+class Observation(NamedTuple):
     """Holds what was seen of one prompt; its reply is without text where none was asked for."""
 
     state: Rows
@@ -104,10 +106,10 @@ class Seen(NamedTuple):
 class Store(Protocol):
     """Keeps what was seen, so that an interrupted conversion goes on where it stopped."""
 
-    def find(self, keys: Sequence[str]) -> dict[str, Seen]:
+    def find(self, keys: Sequence[str]) -> dict[str, Observation]:
         """Returns those of the keys that are kept."""
 
-    def keep(self, seen: Mapping[str, Seen]) -> None:
+    def keep(self, seen: Mapping[str, Observation]) -> None:
         """Keeps what was seen."""
 
 
@@ -129,7 +131,7 @@ def observe(
         is kept in their place, so that many prompts need little memory.
     store: what it holds is not observed again. stage: the name there of how states are read.
     """
-    seen: dict[int, Seen] = {}
+    seen: dict[int, Observation] = {}
     keys: list[str] = []
     if store is not None:
         keys = [_key(prompt, n_tokens, stage) for prompt in prompts]
@@ -146,7 +148,7 @@ def observe(
         if n_tokens or extractor.answers_later:
             replies = session.replies(n_tokens or 1)
             tokens = [reply.token for reply in replies]
-        fresh = dict(zip(indices, map(Seen, rows, tokens, replies), strict=True))
+        fresh = dict(zip(indices, map(Observation, rows, tokens, replies), strict=True))
         if store is not None:
             store.keep({keys[i]: one for i, one in fresh.items()})
         seen |= fresh

@@ -7,18 +7,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from mars_gguf.errors import MarsError
 from mars_gguf.steering import Geometry
 
 Array = npt.NDArray[np.floating]
-Shrinkage = float | str
-RULES = "oas", "ledoit-wolf"  # of shrinkage, besides a number
 SHRINKAGE = 0.5  # a ridge of the mean variance; known rules shrink less and separate worse
 
 
@@ -48,7 +44,7 @@ def centroids(harmless: Array, harmful: Array) -> Centroids:
 def readout(
     base: Centroids,
     deviations: Sequence[Array],
-    shrinkage: Shrinkage = SHRINKAGE,
+    shrinkage: float = SHRINKAGE,
     neutral: Array | None = None,
 ) -> Array:
     """Computes the read-out w after every block, [L, d]: a shrunken Fisher discriminant, which of
@@ -60,8 +56,8 @@ def readout(
     ``deviations`` holds, for each modality, neutral hidden states less their mean, [n, L, d]: what
     the form of a prompt, its context, the subject of a picture or the medium do to the state
     without any harm in it. With C their covariance, averaged over the modalities, and m = tr C / d,
-    w is ((1 - rho) C + rho m 1)^-1 (mu_u - neutral), scaled. `shrunk` says what rho is. NaN where
-    the centroids coincide.
+    w is ((1 - rho) C + rho m 1)^-1 (mu_u - neutral), scaled; rho is the ``shrinkage``, with 1 w is
+    the projection on r. NaN where the centroids coincide.
     """
     r = base.direction
     away = r if neutral is None else base.unsafe - neutral
@@ -69,53 +65,11 @@ def readout(
     for layer in range(r.shape[0]):
         parts = [d[:, layer].astype(np.float64) / np.sqrt(len(d)) for d in deviations]
         a = np.concatenate(parts) / np.sqrt(len(parts))
-        rho = shrunk(a, shrinkage)
-        found = r[layer] if rho == 1.0 else _solved(a, away[layer], rho)
+        found = r[layer] if shrinkage == 1.0 else _solved(a, away[layer], shrinkage)
         # Where neutral text lies beyond harmful text, away from it is no way towards harm.
-        w[layer] = found if found @ r[layer] > 0 else _solved(a, r[layer], rho)
+        w[layer] = found if found @ r[layer] > 0 else _solved(a, r[layer], shrinkage)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(w / np.einsum("ld,ld->l", w, r)[:, None])
-
-
-def projections(base: Centroids) -> Array:
-    """Computes the plain read-out, the projection on r, [L, d]; NaN where centroids coincide."""
-    r = base.direction.astype(np.float64)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(r / np.einsum("ld,ld->l", r, r)[:, None])
-
-
-def read_shrinkage(text: str) -> Shrinkage:
-    """Reads a rule of shrinkage as commands and recipes spell it. Raises MarsError."""
-    if text in RULES:
-        return text
-    with suppress(ValueError):
-        if 0 <= (value := float(text)) <= 1:
-            return value
-    raise MarsError(f"--shrinkage: found {text!r}, expected 0 to 1, {' or '.join(RULES)}")
-
-
-def shrunk(a: Array, rule: Shrinkage) -> float:
-    """Computes the shrinkage rho, 0 to 1, of the covariance C = a' a of samples ``a`` [n, d], each
-    scaled by the root of its weight.
-
-    A number is rho itself; 1 makes w the projection on r. "oas" is the oracle approximating
-    shrinkage (Chen, Wiesel, Eldar and Hero 2010) and "ledoit-wolf" that of Ledoit and Wolf (2004):
-    the rho with which the shrunken covariance is expected to lie nearest to the true one.
-    """
-    if not isinstance(rule, str):
-        return rule
-    n, d = a.shape
-    norms = (a * a).sum(1)
-    squared, trace = float(((a @ a.T) ** 2).sum()), float(norms.sum())
-    spread = squared - trace**2 / d
-    if spread <= 0:
-        return 1.0
-    if rule == "oas":
-        rho = ((1 - 2 / d) * squared + trace**2) / ((n + 1 - 2 / d) * spread)
-    else:
-        # Of n samples x = a sqrt(n): the mean of ||x x' - C||^2, over n.
-        rho = (n * float((norms**2).sum()) - squared) / n / spread
-    return float(np.clip(rho, 0.0, 1.0))
 
 
 def _solved(a: Array, r: Array, rho: float) -> Array:

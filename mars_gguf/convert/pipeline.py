@@ -24,15 +24,7 @@ from mars_gguf.convert.calibration import (
 )
 from mars_gguf.convert.choices import Calibration
 from mars_gguf.convert.extractor import Extractor, Observations, Reply, Store, observe
-from mars_gguf.convert.geometry import (
-    Array,
-    Axes,
-    Shrinkage,
-    centroids,
-    projections,
-    readout,
-    robust_shift,
-)
+from mars_gguf.convert.geometry import Array, Axes, centroids, readout, robust_shift
 from mars_gguf.convert.layers import (
     FINALISTS,
     FORCED_LIMIT,
@@ -46,9 +38,9 @@ from mars_gguf.convert.layers import (
     score_layers,
 )
 from mars_gguf.convert.prompt_sets import PromptSets
-from mars_gguf.convert.prompts import MIN_PROMPTS, Context, Prompt, Rows
+from mars_gguf.convert.prompts import MIN_PROMPTS, Prompt, Rows
 from mars_gguf.convert.refusals import N_TOKENS, Refusals
-from mars_gguf.convert.splits import Split, Splits, split_prompts
+from mars_gguf.convert.splits import Splits, split_prompts
 from mars_gguf.errors import MarsError
 from mars_gguf.progress import Bar, progress_bar
 from mars_gguf.steering import Geometry
@@ -75,7 +67,7 @@ class Measurement:
     warnings: list[str]
 
 
-def measure(
+def measure_vector(
     extractor: Extractor,
     sets: PromptSets,
     calibration: Calibration,
@@ -93,77 +85,43 @@ def measure(
     Raises MarsError for prompt sets that are too small or a direction that separates nothing.
     """
     if given is not None:
-        _require_usable(given, extractor, sets.media)
+        given.require_fits(extractor.n_layer, extractor.n_embd)
         calibration = replace(calibration, layers=(given.layer, given.layer))
     layers = candidates(extractor.n_layer, calibration.layers)
-    sets, left_out = _renderable(extractor, sets)
     splits = split_prompts(sets.contrast, sets.media, sets.contexts, calibration.seed)
 
     # Observing a prompt and reading a reply take about the same time: each is a step of the bar.
     total = len(splits) + TRIED * _n_places(min(FINALISTS, len(layers)))
     with progress_bar("Measuring", total, "prompts", shown=progress) as bar:
         observer = _Observer(extractor, bar, store)
-        fitted = _fit(observer, splits, layers, given, calibration.shrinkage)
-        plain = replace(fitted.axes, readout=projections(fitted.axes.base))
-        both = fitted.axes, plain
-        selecting = _coordinates(observer, splits, "select", both)
-        certifying = _coordinates(observer, splits, "certify", both)
-        selected = _select(observer, fitted, selecting[0], layers, calibration.over_refusal)
-    (geometry, certificate), (projected, _) = (
-        _certify(fitted, selected, *seen) for seen in zip(selecting, certifying, strict=True)
-    )
+        fitted = _fit(observer, splits, layers, given)
+        selecting = _coordinates(observer, splits, "select", fitted.axes)
+        certifying = _coordinates(observer, splits, "certify", fitted.axes)
+        selected = _select(observer, fitted, selecting, layers, calibration.over_refusal)
+    geometry, certificate = _certify(fitted, selected, selecting, certifying)
     warned = warnings(
         fitted.refusals, selected.scores, selected.layer, certificate, selected.budgets
     )
-    told = _told(splits, certificate, selected, projected, calibration.shrinkage)
     vector = Vector(
         selected.layer,
         geometry,
         extractor.fingerprint,
-        told,
+        _account(splits, certificate, selected),
         {**source, "tool": f"mars-gguf {__version__}", "prompts_sha256": sets.contrast.sha256},
     )
     return Measurement(
         vector,
         selected.scores,
-        _before_recentering(fitted.axes, certifying[0]),
+        _before_recentering(fitted.axes, certifying),
         certificate,
         selected.examples,
-        left_out + fitted.notes + warned,
+        [*sets.notes, *fitted.notes, *warned],
     )
 
 
 def _n_places(n_blocks: int) -> int:
     """Counts the places to steer at: each block at one limit, one of them at all."""
     return n_blocks + len(LIMITS)
-
-
-def _require_usable(given: Artefact, extractor: Extractor, media: Mapping[str, Split]) -> None:
-    given.require_fits(extractor.n_layer, extractor.n_embd)
-    if unmeasured := sorted(set(given.shifts) - set(media)):
-        raise MarsError(
-            f"{given.origin}: has a shift of {', '.join(unmeasured)}, but without neutral "
-            "pictures its spread cannot be measured. Give --mmproj, or leave the shift out."
-        )
-
-
-def _renderable(extractor: Extractor, sets: PromptSets) -> tuple[PromptSets, list[str]]:
-    """Leaves out the contexts that the chat template does not write, of prompts with media too.
-    Returns what is left, and what is to be said of it. Raises MarsError for a system prompt."""
-    lost = [c for c in sets.contexts if c.messages and not extractor.takes(c)]
-    if not lost:
-        return sets, []
-    if sets.contexts[0] in lost:
-        raise MarsError("--system-prompt: the chat template does not write it. Leave it out.")
-
-    def written(prompt: Prompt) -> Prompt:
-        return replace(prompt, context=Context()) if prompt.context in lost else prompt
-
-    media = {m: Split(*([written(p) for p in part] for part in s)) for m, s in sets.media.items()}
-    kept = [context for context in sets.contexts if context not in lost]
-    names = ", ".join(dict.fromkeys(c.name for c in lost))
-    note = f"The chat template does not write these contexts, which were not measured: {names}."
-    return replace(sets, contexts=kept, media=media), [note]
 
 
 class _Observer(NamedTuple):
@@ -203,7 +161,6 @@ def _fit(
     splits: Splits,
     layers: Sequence[int],
     given: Artefact | None,
-    shrinkage: Shrinkage,
 ) -> _Fitted:
     harmful, harmful_replies = observer.with_replies(splits.harmful.fit)
     harmless, harmless_replies = observer.with_replies(splits.harmless.fit)
@@ -221,50 +178,38 @@ def _fit(
     states["text"] = np.concatenate([harmless, states["text"]])
     base, notes = measured, list[str]()
     if given is not None:
-        base, notes = given.place(measured), given.notes(measured)
+        base, notes = given.place(measured), [given.note(measured)]
     of_text = states["text"].mean(0, dtype=np.float64)
-    w = readout(base, [x - x.mean(0) for x in states.values()], shrinkage, of_text)
+    w = readout(base, [x - x.mean(0) for x in states.values()], neutral=of_text)
     shifts = {"text": np.zeros_like(base.safe)}
     for m, seen in neutral.items():
         if m != "text":
             shifts[m] = robust_shift(seen.states, [p.stratum for p in seen.prompts], base, w)
-    if given is not None:
-        for m, shift in given.shifts.items():
-            shifts[m][given.layer] = shift
     refusals = Refusals.of(harmful_replies, harmless_replies)
     return _Fitted(Axes(base, w, shifts), refusals, notes)
 
 
-class _Seen(NamedTuple):
+class _HeldOut(NamedTuple):
     """Holds coordinates [n, L] of one part: of harmful text, and neutral prompts by modality."""
 
     harmful: Observations
     neutral: dict[str, Observations]
 
 
-def _coordinates(
-    observer: _Observer, splits: Splits, part: str, axes: Sequence[Axes]
-) -> list[_Seen]:
-    """Observes the ``part`` of all splits, along each of ``axes``."""
+def _coordinates(observer: _Observer, splits: Splits, part: str, axes: Axes) -> _HeldOut:
+    """Observes the ``part`` of all splits, along ``axes``."""
 
     def read(prompts: Sequence[Prompt], states: Rows) -> Rows:
-        found = np.empty((len(prompts), len(axes), states.shape[1]), np.float32)
+        found = np.empty(states.shape[:2], np.float32)
         modalities = np.asarray([p.modality for p in prompts])
         for m in set(modalities.tolist()):
-            rows = modalities == m
-            found[rows] = np.stack([one.t(states[rows], m) for one in axes], 1)
+            found[modalities == m] = axes.t(states[modalities == m], m)
         return found
 
-    harmful, *others = (getattr(x, part) for x in (splits.harmful, *splits.neutral.values()))
-    neutral = dict(zip(splits.neutral, others, strict=True))
-    stage = " ".join(one.sha256 for one in axes)
-    seen = observer.observe_together({"harmful": harmful, **neutral}, stage=stage, read=read)
-
-    def along(i: int) -> _Seen:
-        harmful, *rest = (replace(one, states=one.states[:, i]) for one in seen.values())
-        return _Seen(harmful, dict(zip(neutral, rest, strict=True)))
-
-    return [along(i) for i in range(len(axes))]
+    sets = {"harmful": splits.harmful, **splits.neutral}
+    parts = {name: getattr(split, part) for name, split in sets.items()}
+    seen = observer.observe_together(parts, stage=axes.sha256, read=read)
+    return _HeldOut(seen.pop("harmful"), seen)
 
 
 class _Selected(NamedTuple):
@@ -282,7 +227,7 @@ class _Selected(NamedTuple):
 
 
 def _select(
-    observer: _Observer, fitted: _Fitted, seen: _Seen, layers: Sequence[int], given: float | None
+    observer: _Observer, fitted: _Fitted, seen: _HeldOut, layers: Sequence[int], given: float | None
 ) -> _Selected:
     answered = accepted(seen.neutral, fitted.refusals)
     t = {m: one.states for m, one in answered.items()}
@@ -310,7 +255,7 @@ def _select(
 
 
 def _certify(
-    fitted: _Fitted, selected: _Selected, selecting: _Seen, certifying: _Seen
+    fitted: _Fitted, selected: _Selected, selecting: _HeldOut, certifying: _HeldOut
 ) -> tuple[Geometry, Certificate]:
     """Sets the gate at the chosen block and counts what opens it."""
     layer, refusals = selected.layer, fitted.refusals
@@ -336,7 +281,7 @@ def _trials(
     return [Trial(seen.prompts, seen.states) for seen in some]
 
 
-def _before_recentering(axes: Axes, seen: _Seen) -> dict[str, Array]:
+def _before_recentering(axes: Axes, seen: _HeldOut) -> dict[str, Array]:
     """Moves coordinates [n, L] back to before re-centering, by the names of the sets."""
     found = {"harmful text": seen.harmful.states}
     for m, neutral in seen.neutral.items():
@@ -345,15 +290,8 @@ def _before_recentering(axes: Axes, seen: _Seen) -> dict[str, Array]:
     return found
 
 
-def _told(
-    splits: Splits,
-    certificate: Certificate,
-    selected: _Selected,
-    projected: Geometry,
-    shrinkage: Shrinkage,
-) -> dict[str, Value]:
-    """Tells how the vector was measured, for its file. ``projected``: what its geometry would be if
-    t were the projection on the direction, to compare the two."""
+def _account(splits: Splits, certificate: Certificate, selected: _Selected) -> dict[str, Value]:
+    """Says how the vector was measured, for its file."""
     scores, layer = selected.scores, selected.layer
     sets = {"harmful": splits.harmful, **{f"neutral.{m}": x for m, x in splits.neutral.items()}}
     return {
@@ -370,7 +308,4 @@ def _told(
         "score.reach": float(scores.reach[layer]),
         "score.effect": float(scores.effect[layer]),
         **{f"over_refusal.{m}": budget for m, budget in selected.budgets.items()},
-        "shrinkage": str(shrinkage),
-        **{f"projection.threshold.{m}": x for m, x in projected.thresholds.items()},
-        **{f"projection.spread.{m}": x for m, x in projected.spreads.items()},
     }

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from mars_gguf.convert.choices import Prompts
+from mars_gguf.convert.extractor import Extractor
 from mars_gguf.convert.probes import is_paired, neutral_probes
 from mars_gguf.convert.prompts import Context, ContrastPrompts, Prompt, contexts, read_contrast
 from mars_gguf.convert.splits import Split
@@ -22,11 +23,13 @@ class PromptSets:
 
     media: by modality, neutral prompts with pictures or films.
     contexts: what stands before prompts; the first of them (none, or a system prompt) before all.
+    notes: what the user should know of what was left out, in sentences.
     """
 
     contrast: ContrastPrompts
     media: Mapping[str, Split] = field(default_factory=dict)
     contexts: Sequence[Context] = (Context(),)
+    notes: Sequence[str] = ()
 
     def longest(self) -> list[Prompt]:
         """The longest text after every context, and all that have media: none needs more cells."""
@@ -84,3 +87,22 @@ def require_no_media(prompts: Prompts) -> None:
             "pictures. A GGUF model needs --mmproj, a transformers model a processor that takes "
             "images."
         )
+
+
+def renderable(extractor: Extractor, sets: PromptSets) -> PromptSets:
+    """Leaves out the contexts that the chat template does not write, of prompts with media too,
+    with a note. Raises MarsError for a system prompt."""
+    lost = [c for c in sets.contexts if c.messages and not extractor.takes(c)]
+    if not lost:
+        return sets
+    if sets.contexts[0] in lost:
+        raise MarsError("--system-prompt: the chat template does not write it. Leave it out.")
+
+    def written(prompt: Prompt) -> Prompt:
+        return replace(prompt, context=Context()) if prompt.context in lost else prompt
+
+    media = {m: Split(*([written(p) for p in part] for part in s)) for m, s in sets.media.items()}
+    kept = [context for context in sets.contexts if context not in lost]
+    names = ", ".join(dict.fromkeys(c.name for c in lost))
+    note = f"The chat template does not write these contexts, which were not measured: {names}."
+    return replace(sets, contexts=kept, media=media, notes=(*sets.notes, note))

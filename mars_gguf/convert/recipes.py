@@ -2,14 +2,15 @@
 
     python -m mars_gguf.convert --recipe convert/NAME.toml
 
-docs/CONVERTING.md shows a recipe with every key. Every key but output, one of path and hub, and
-prompts.sha256 may be left out. Paths are relative to the recipe. A recipe says what is measured;
-what machine it runs on (threads, device, batch size) stays with the command line.
+docs/CONVERTING.md shows a recipe with every key. Every key but output and one of path and hub may
+be left out. Paths are relative to the recipe. A recipe says what is measured; what machine it runs
+on stays with the command line.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from importlib.resources import files
@@ -19,7 +20,6 @@ from typing import Any
 from mars_gguf.errors import MarsError
 from mars_gguf.formats import HANDLERS
 from mars_gguf.modalities import MODALITIES
-from mars_gguf.options import DTYPES
 from mars_gguf.reasoning import REASONINGS
 
 if sys.version_info >= (3, 11):
@@ -27,12 +27,14 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 KEYS: dict[str, dict[str, tuple[str, str]]] = tomllib.loads(
     (files("mars_gguf.convert") / "data" / "recipe.toml").read_text(encoding="utf-8")
 )
 _KINDS = {
     "text": str,
     "a path": str,
+    "a range": str,  # of blocks
     "a whole number": int,
     "a number": float,
     "a list": list,  # of MODALITIES
@@ -43,8 +45,8 @@ _CHOICES = {"dtype": DTYPES, "chat_handler": HANDLERS, "reasoning": REASONINGS}
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """Reads the options of the convert command that a recipe stands for, by name; those it does not
-    name are absent. Raises MarsError for a file that is no recipe, naming the key."""
+    """Reads the choices that a recipe makes, by name; those it does not make are absent. Raises
+    MarsError for a file that is no recipe, naming the key."""
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -53,24 +55,27 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise MarsError(f"{path}: cannot be read as TOML ({error})") from error
     sections = {name: value for name, value in content.items() if isinstance(value, dict)}
     sections[""] = {name: value for name, value in content.items() if name not in sections}
-    options: dict[str, Any] = {}
+    choices: dict[str, Any] = {}
     for section, values in sections.items():
         if section not in KEYS:
-            raise MarsError(
-                f"{path}: unknown section [{section}], expected "
-                + ", ".join(f"[{name}]" for name in KEYS if name)
-            )
-        options |= _section(path, section, values)
+            known = ", ".join(f"[{name}]" for name in KEYS if name)
+            raise MarsError(f"{path}: unknown section [{section}], expected {known}")
+        for key, value in values.items():
+            try:
+                name, choice = _choice(section, key, value)
+            except ValueError as error:
+                raise MarsError(f"{path}: {error}") from None
+            is_path = KEYS[section][key][0] == "a path"
+            choices[name] = os.path.normpath(path.parent / choice) if is_path else choice
     model = sections.get("model", {})
     if ("path" in model) == ("hub" in model):
         raise MarsError(f"{path}: [model] needs a path or a hub id, one of them")
     _require_together(path, model)
     if "file" in model:  # a GGUF of the hub
-        options["hf_repo"] = options.pop("input")
-    for key, option in (("output", "output"), ("prompts.sha256", "prompts_sha256")):
-        if option not in options:
-            raise MarsError(f"{path}: {key} is missing")
-    return options
+        choices["hf_repo"] = choices.pop("input")
+    if "output" not in choices:
+        raise MarsError(f"{path}: output is missing")
+    return choices
 
 
 def _require_together(path: Path, model: Mapping[str, Any]) -> None:
@@ -83,25 +88,29 @@ def _require_together(path: Path, model: Mapping[str, Any]) -> None:
             raise MarsError(f"{path}: model.{other} does not go with model.{key}, a GGUF file")
 
 
-def _section(path: Path, section: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    known, options = KEYS[section], dict[str, Any]()
-    for key, value in values.items():
-        name = f"{section}.{key}" if section else key
-        if key not in known:
-            raise MarsError(f"{path}: unknown key {name}, expected one of {', '.join(known)}")
-        expected, option = known[key]
-        kind = _KINDS[expected]
-        if kind is float and type(value) is int:
-            value = float(value)
-        found = type(value)  # not isinstance: True is no whole number
-        if found is not kind or (kind is str and (not value or "\0" in value)):  # NUL: no path
-            raise MarsError(f"{path}: {name} is {value!r:.60}, expected {expected}")
-        if kind is list and (not value or not set(map(str, value)) <= set(MODALITIES)):
-            raise MarsError(f"{path}: {name} is {value!r:.60}, expected some of {MODALITIES}")
-        if value not in (choices := _CHOICES.get(option, [value])):
-            raise MarsError(f"{path}: {name} is {value!r:.60}, expected one of {choices}")
-        least, most = (0, (1 << 32) - 1) if option == "seed" else (1, 1 << 24)
-        if kind is int and not least <= value <= most:
-            raise MarsError(f"{path}: {name} is {value}, expected {least} to {most}")
-        options[option] = os.path.normpath(path.parent / value) if expected == "a path" else value
-    return options
+def _choice(section: str, key: str, value: Any) -> tuple[str, Any]:
+    """The choice that a key makes, its name first. Raises ValueError."""
+    name = f"{section}.{key}" if section else key
+    if key not in KEYS[section]:
+        raise ValueError(f"unknown key {name}, expected one of {', '.join(KEYS[section])}")
+    expected, choice = KEYS[section][key]
+    kind = _KINDS[expected]
+    if kind is float and type(value) is int:
+        value = float(value)
+    found = type(value)  # not isinstance: True is no whole number
+    if found is not kind or (kind is str and (not value or "\0" in value)):  # NUL: no path
+        raise ValueError(f"{name} is {value!r:.60}, expected {expected}")
+    if kind is list and (not value or not set(map(str, value)) <= set(MODALITIES)):
+        raise ValueError(f"{name} is {value!r:.60}, expected some of {MODALITIES}")
+    if value not in (choices := _CHOICES.get(choice, [value])):
+        raise ValueError(f"{name} is {value!r:.60}, expected one of {choices}")
+    least, most = (0, (1 << 32) - 1) if choice == "seed" else (1, 1 << 24)
+    if kind is int and not least <= value <= most:
+        raise ValueError(f"{name} is {value}, expected {least} to {most}")
+    if expected == "a range":
+        blocks = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", value, re.ASCII)
+        if blocks is None:
+            raise ValueError(f"{name} is {value!r:.60}, expected FIRST-LAST, as in 8-20, or one")
+        first, last = blocks.groups(default=blocks[1])
+        return choice, (int(first), int(last))
+    return choice, value

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mars_gguf.convert.extractor import Reply, Seen
+from mars_gguf.convert.extractor import Observation, Reply
 from mars_gguf.errors import MarsError
 from mars_gguf.files import sha256
 
@@ -21,14 +21,14 @@ SCHEMA = (
     "reply INT, text TEXT)"
 )
 PACKAGE = Path(__file__).parents[1]
-ROOMS = "convert", "media", "runtime"
+FOLDERS = "convert", "media", "runtime"
 
 
 @cache
 def code_sha256(package: Path = PACKAGE) -> str:
-    """Hashes the code that decides what is seen of a prompt: the modules of ``package`` in ROOMS
+    """Hashes the code that decides what is seen of a prompt: the modules of ``package`` in FOLDERS
     and beside them, and the version of llama-cpp-python. Hexadecimal."""
-    folders = [package, *(package / room for room in ROOMS)]
+    folders = [package, *(package / folder for folder in FOLDERS)]
     files = sorted(
         f for folder in folders for f in folder.iterdir() if f.suffix in (".py", ".c", ".toml")
     )
@@ -43,7 +43,7 @@ def code_sha256(package: Path = PACKAGE) -> str:
 def require_ours(path: Path) -> None:
     """Raises MarsError for a file that no `ResumeFile` wrote: it would be removed in the end."""
     if path.exists() and path.stat().st_size:
-        with _told(path), closing(sqlite3.connect(path, timeout=60)) as file:
+        with _named(path), closing(sqlite3.connect(path, timeout=60)) as file:
             tables = [name for (name,) in file.execute("SELECT tbl_name FROM sqlite_master")]
             if set(tables) - {"seen"}:
                 raise sqlite3.DatabaseError("it holds something else")
@@ -59,21 +59,21 @@ class ResumeFile:
     def __init__(self, path: Path, job: str) -> None:
         self.path, self.job = path, job
 
-    def find(self, keys: Sequence[str]) -> dict[str, Seen]:
+    def find(self, keys: Sequence[str]) -> dict[str, Observation]:
         """Returns those of the keys that are kept. Raises MarsError for another kind of file."""
         if not self.path.exists():
             return {}
         query = "SELECT shape, state, token, reply, text FROM seen WHERE key = ?"
-        found: dict[str, Seen] = {}
+        found: dict[str, Observation] = {}
         with self._connected() as file:
             for key in keys:
                 for shape, state, token, reply, text in file.execute(query, [self._name(key)]):
                     size = tuple(map(int, shape.split(",")))
                     values = np.frombuffer(state, np.float32).reshape(size)
-                    found[key] = Seen(values, token, Reply(reply, text))
+                    found[key] = Observation(values, token, Reply(reply, text))
         return found
 
-    def keep(self, seen: Mapping[str, Seen]) -> None:
+    def keep(self, seen: Mapping[str, Observation]) -> None:
         """Keeps what was seen; what is in the file is whole at any time. Raises MarsError."""
         rows = [
             (
@@ -91,7 +91,7 @@ class ResumeFile:
 
     @contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
-        with _told(self.path), closing(sqlite3.connect(self.path, timeout=60)) as file:
+        with _named(self.path), closing(sqlite3.connect(self.path, timeout=60)) as file:
             file.execute(SCHEMA)
             yield file
 
@@ -100,7 +100,7 @@ class ResumeFile:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _named(path: Path) -> Iterator[None]:
     """Makes MarsErrors of what goes wrong with the file."""
     try:
         yield

@@ -31,7 +31,7 @@ DEMO = Path(demo_model).parent
 PROMPTS = 24
 FILES = ["v.gguf", "v.md", "v.png"]
 # What the folder may hold besides, until the next conversion has ended.
-LEFT = r"v\.measured(-journal)?|v\.gguf\.lock|v\.(gguf|md|png|measured)\.[a-z0-9_]{8}\.partial"
+LEFT = r"v\.measured(-journal)?|" + (PARTIAL := r"v\.(gguf|md|png|measured)\.[a-z0-9_]{8}\.partial")
 
 # Runs the converter; at the step with this number in this folder it gets this signal.
 STEPPING = """
@@ -81,7 +81,7 @@ class Conversions:
         for name in ("harmful", "harmless"):
             lines = (DEMO / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
             (folder / name).write_text("\n".join(lines[:PROMPTS]), encoding="utf-8")
-        self.run("--shrinkage", "1")
+        self.run("--over-refusal", "0.3")
         self.older = self.content()
         began = time.monotonic()
         *_, steps = self.run(step=0).splitlines()
@@ -102,7 +102,7 @@ class Conversions:
             module = ["-c", STEPPING, str(step), str(int(number)), str(self.place)]
         sets = [f"--{name}={self.folder / name}" for name in ("harmful", "harmless")]
         model = str(DEMO / "text-Q4_K_M.gguf")
-        output = ["-o", str(self.place / "v.gguf"), "-q", "-t", "1", "--no-contexts"]
+        output = ["-o", str(self.place / "v.gguf"), "-q", "-t", "1"]
         return subprocess.Popen(
             [sys.executable, *module, model, *sets, *output, *more],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -117,7 +117,7 @@ class Conversions:
 
     def until_it_writes(self, process: Process) -> None:
         """Wait until the conversion has begun."""
-        while process.poll() is None and not (self.place / "v.gguf.lock").exists():
+        while process.poll() is None and not (self.place / "v.measured").exists():
             time.sleep(0.005)
 
 
@@ -142,6 +142,9 @@ def attack(conversions: Conversions, end: End) -> str:
     assert "Traceback" not in error, error
     conversions.run()
     after = conversions.content()
+    for name in [name for name in after if re.fullmatch(PARTIAL, name)]:
+        (conversions.place / name).unlink()
+        del after[name]
     assert list(after) == FILES, f"left after the next conversion: {sorted(after)}"
     again = read_vector(conversions.place / "v.gguf")
     a, b = again.geometry, conversions.vector.geometry

@@ -7,7 +7,6 @@ import os
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,69 +14,49 @@ import gguf
 import numpy as np
 import pytest
 from commands import convert as main
+from commands import few_prompts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import DEMO
 
+from mars_gguf.convert import GgufOptions, Prompts, convert
 from mars_gguf.convert.artefacts import Artefact, is_artefact, read_artefact
 from mars_gguf.convert.geometry import Centroids
-from mars_gguf.convert.prompts import builtin_contrast
 from mars_gguf.errors import MarsError
-from mars_gguf.vectors import Vector, read_vector
 
 N_LAYER, N_EMBD = 6, 8
 rng = np.random.default_rng(3)
 SAFE, UNSAFE = rng.normal(size=(2, N_LAYER, N_EMBD)).astype(np.float32)
 ALL = {"centroid.safe": SAFE, "centroid.unsafe": UNSAFE}
 ONE = {"layer": np.int64(2), "direction": (UNSAFE - SAFE)[2]}
+FORMATS = pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
 
 
 def save(path: Path, values: Any) -> Path:
     """Write ``values`` in the format that the suffix names."""
     if path.suffix == ".npz":
         np.savez(path, **values)
-    elif path.suffix == ".safetensors":
+    else:
         safetensors = pytest.importorskip("safetensors.numpy")
         safetensors.save_file({k: np.asarray(v).copy() for k, v in values.items()}, path)
-    else:
-        torch = pytest.importorskip("torch")
-        torch.save(
-            {k: torch.as_tensor(np.asarray(v)) for k, v in values.items()}
-            if isinstance(values, dict)
-            else torch.as_tensor(values),
-            path,
-        )
     return path
 
 
-FORMATS = pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".pt"])
-
-
 @FORMATS
-def test_centroids_of_all_blocks_are_read_at_the_chosen_one(suffix: str, tmp_path: Path) -> None:
-    shift = rng.normal(size=(N_LAYER, N_EMBD)).astype(np.float32)
-    path = save(tmp_path / f"a{suffix}", ALL | {"shift.image": shift})
+def test_a_file_is_read_of_all_blocks_at_the_chosen_one_or_of_one(
+    suffix: str, tmp_path: Path
+) -> None:
+    path = save(tmp_path / f"a{suffix}", ALL)
     assert is_artefact(path)
     found = read_artefact(path, 4)
-    assert found.layer == 4
-    assert found.n_layer == N_LAYER
+    assert (found.layer, found.n_layer, found.path) == (4, N_LAYER, path)
     np.testing.assert_allclose(found.direction, UNSAFE[4] - SAFE[4], rtol=1e-5)
-    np.testing.assert_array_equal(found.shifts["image"], shift[4])
+    assert found.centroids is not None
+    np.testing.assert_array_equal(found.centroids, (SAFE[4], UNSAFE[4]))
     found.require_fits(N_LAYER, N_EMBD)
-
-
-@FORMATS
-def test_a_direction_of_one_block_brings_its_layer(suffix: str, tmp_path: Path) -> None:
-    found = read_artefact(save(tmp_path / f"a{suffix}", ONE))
-    assert (found.layer, found.n_layer, found.safe, found.unsafe) == (2, None, None, None)
+    found = read_artefact(save(tmp_path / f"b{suffix}", ONE))
+    assert (found.layer, found.n_layer, found.centroids) == (2, None, None)
     np.testing.assert_array_equal(found.direction, ONE["direction"])
-
-
-def test_a_bare_tensor_is_a_direction(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    path = tmp_path / "direction.pt"
-    torch.save(torch.ones(N_EMBD, dtype=torch.bfloat16), path)
-    np.testing.assert_array_equal(read_artefact(path, 3).direction, np.ones(N_EMBD))
 
 
 def but(**changes: Any) -> dict[str, Any]:
@@ -88,35 +67,31 @@ def but(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("values", "layer", "message"),
     [
-        (but(layer=None), None, "'layer' missing; say of which block this is with --layer"),
-        (but(), 3, "found 'layer' 2, but --layer 3"),
-        (but(layer=np.float64(2)), None, "'layer' is .*expected one integer"),
-        (but(direction=None), None, "'centroid.safe' and 'centroid.unsafe' missing"),
-        (but(direction=None, centroid_safe=SAFE[2]), None, ": 'centroid.unsafe' missing"),
-        (but(direction=np.full(N_EMBD, np.nan)), None, "'direction' has NaN or infinite"),
-        (but(direction=np.full(N_EMBD, np.inf)), None, "'direction' has NaN or infinite"),
+        (but(layer=None), None, "found 'layer' None and --layer None, expected one integer"),
+        (but(), 3, "found 'layer' 2 and --layer 3"),
+        (but(layer=np.float64(2)), None, "found 'layer' 2.0 .*expected one integer"),
+        (but(direction=None), None, r"found \['layer'\], expected 'direction', or both"),
+        (but(direction=None, centroid_safe=SAFE[2]), None, "expected 'direction', or both"),
+        (but(**{k.replace(".", "_"): v[2] for k, v in ALL.items()}), None, "expected 'direction'"),
+        (but(direction=np.full(N_EMBD, np.nan)), None, "expected finite numbers"),
+        (but(direction=np.full(N_EMBD, np.inf)), None, "expected finite numbers"),
+        (but(direction=np.array(["a"] * N_EMBD)), None, "expected finite numbers"),
+        (but(direction=np.ones(8, complex)), None, "expected finite numbers"),
         (but(direction=np.zeros(N_EMBD)), None, "direction at block 2 is zero"),
-        (but(direction=np.ones(3), shift_image=np.ones(4)), None, "found shapes"),
+        ({"layer": 2, "centroid.safe": SAFE[2], "centroid.unsafe": SAFE[2, 1:]}, None, "shapes"),
         (but(direction=np.ones((2, 3, 4))), None, "found shapes"),
         (but(direction=np.float32(1)), None, "found shapes"),
-        (but(direction=np.array(["a"] * N_EMBD)), None, "expected numbers"),
-        (but(directoin=np.ones(3)), None, "unknown names 'directoin', expected 'layer' and"),
+        (but(directoin=np.ones(3)), None, r"unknown names \['directoin'\], expected 'layer' and"),
         (ALL, 6, "found 6 blocks, but the layer is 6"),
         (ALL, -1, "found 6 blocks, but the layer is -1"),
-        (
-            but(centroid_safe=SAFE[2], centroid_unsafe=UNSAFE[2], direction=SAFE[2] - UNSAFE[2]),
-            None,
-            "'direction' does not point from 'centroid.safe' to 'centroid.unsafe'",
-        ),
     ],
 )
 def test_what_is_missing_or_wrong_is_named(
     values: dict[str, Any], layer: int | None, message: str, tmp_path: Path
 ) -> None:
-    path = tmp_path / "a.npz"
-    np.savez(path, **values)
-    with pytest.raises(MarsError, match=message):
-        read_artefact(path, layer)
+    np.savez(tmp_path / "a.npz", **values)
+    with pytest.raises(MarsError, match=f"a.npz: cannot be read as an artefact: .*{message}"):
+        read_artefact(tmp_path / "a.npz", layer)
 
 
 class Runs:
@@ -129,19 +104,13 @@ class Runs:
         return os.mkdir, (str(self.trace),)
 
 
-@pytest.mark.parametrize("suffix", [".npz", ".pt"])
-def test_a_pickle_that_wants_to_run_code_does_not(suffix: str, tmp_path: Path) -> None:
-    path, trace = tmp_path / f"evil{suffix}", tmp_path / "ran"
-    if suffix == ".pt":
-        torch = pytest.importorskip("torch")
-        torch.save({"direction": Runs(trace)}, path)
-    else:
-        np.savez(path, direction=np.array([Runs(trace)], dtype=object))
-    with pytest.raises(MarsError, match="cannot be read as"):
-        read_artefact(path, 1)
-    path.write_bytes(pickle.dumps(Runs(trace), protocol=2))
-    with pytest.raises(MarsError, match="cannot be read as"):
-        read_artefact(path, 1)
+def test_a_pickle_that_wants_to_run_code_does_not(tmp_path: Path) -> None:
+    path, trace = tmp_path / "evil.npz", tmp_path / "ran"
+    np.savez(path, direction=np.array([Runs(trace)], dtype=object))
+    for _ in range(2):
+        with pytest.raises(MarsError, match="cannot be read as"):
+            read_artefact(path, 1)
+        path.write_bytes(pickle.dumps(Runs(trace), protocol=2))
     assert not trace.exists()
 
 
@@ -169,8 +138,7 @@ HOSTILE_NPZ: dict[str, tuple[Any, ...]] = {
     "encrypted": (GOOD, {6: 1, -8: 1}),
     "unknown compression": (GOOD, {8: 77, -10: 77}),
     "corrupt deflate": (GOOD, {DATA + 5: 255, DATA + 6: 255}, zipfile.ZIP_DEFLATED),
-    "corrupt LZMA": (GOOD, {DATA + i: 255 for i in range(4, 12)}, zipfile.ZIP_LZMA),
-    "corrupt bzip2": (GOOD, {DATA + i: 255 for i in range(4, 12)}, zipfile.ZIP_BZIP2),
+    "LZMA": (GOOD, {}, zipfile.ZIP_LZMA),
     "more values than memory": (npy(f"({2**50},)"), {}),
     "more values than an index": (npy(f"({2**80},)"), {}),
     "a negative shape": (npy("(-8,)"), {}),
@@ -184,27 +152,8 @@ def test_hostile_npz_files_are_refused(hostile: tuple[Any, ...], tmp_path: Path)
     npz(tmp_path / "a.npz", GOOD, {})
     assert read_artefact(tmp_path / "a.npz", 1).direction.tolist() == [1] * 8
     npz(tmp_path / "a.npz", *hostile)
-    with pytest.raises(MarsError, match="a.npz: cannot be read as .npz"):
+    with pytest.raises(MarsError, match="a.npz: cannot be read as an artefact"):
         read_artefact(tmp_path / "a.npz", 1)
-
-
-HOSTILE_PT: dict[str, Callable[[Any], Any]] = {
-    "a ragged list": lambda torch: [[1.0], [1.0, 2.0]],
-    "sparse": lambda torch: torch.ones(8).to_sparse(),
-    "without data": lambda torch: torch.ones(8, device="meta"),
-    "conjugated": lambda torch: torch.ones(8, dtype=torch.complex64).conj(),
-    "larger than the file": lambda torch: torch.ones(1).expand(1 << 40),
-}
-
-
-@pytest.mark.parametrize("make", HOSTILE_PT.values(), ids=HOSTILE_PT)
-def test_tensors_that_are_no_plain_arrays_are_refused(
-    make: Callable[[Any], Any], tmp_path: Path
-) -> None:
-    torch = pytest.importorskip("torch")
-    torch.save({"direction": make(torch)}, tmp_path / "a.pt")
-    with pytest.raises(MarsError, match="a.pt: cannot be read as tensors alone"):
-        read_artefact(tmp_path / "a.pt", 1)
 
 
 @FORMATS
@@ -254,7 +203,7 @@ def test_the_two_tools_number_layers_differently(generator: bool, tmp_path: Path
         assert f"direction.{block + generator}" in found.origin
     with pytest.raises(MarsError, match="choose one with --layer"):
         read_artefact(path)
-    with pytest.raises(MarsError, match=r"no direction of block 9 \(direction\.(9|10) of"):
+    with pytest.raises(MarsError, match=r"not of 9 \(direction\.(9|10)\)"):
         read_artefact(path, 9)
 
 
@@ -264,7 +213,7 @@ def test_what_is_no_control_vector_is_no_artefact(tmp_path: Path) -> None:
     assert is_artefact(tmp_path / "missing.npz")
     path = control_vector(tmp_path / "v.gguf", {1: np.ones(4)}, generator=False)
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(MarsError, match="damaged, or no control vector"):
+    with pytest.raises(MarsError, match=r"v\.gguf: cannot be read as an artefact: truncated"):
         read_artefact(path, 1)
 
 
@@ -280,8 +229,7 @@ def test_a_direction_keeps_its_line_and_gets_length_and_sign_from_the_model(
     scale: float, flip: bool, seed: int
 ) -> None:
     tilted = R + 0.5 * np.linalg.norm(R) * np.random.default_rng(seed).normal(size=N_EMBD) / 3
-    given_direction = (-scale if flip else scale) * tilted
-    artefact = Artefact(2, given_direction)
+    artefact = Artefact(2, (-scale if flip else scale) * tilted)
     placed = artefact.place(MEASURED)
     r = placed.direction[2]
     cosine = r @ tilted / np.linalg.norm(r) / np.linalg.norm(tilted)
@@ -290,17 +238,15 @@ def test_a_direction_keeps_its_line_and_gets_length_and_sign_from_the_model(
     # Measured centroids, projected on the line, lie at its ends.
     assert r @ (MEASURED.unsafe[2] - placed.unsafe[2]) == pytest.approx(0, abs=1e-9)
     np.testing.assert_array_equal(placed.safe[2], MEASURED.safe[2])
-    for block in (0, 1, 3, 4, 5):
-        np.testing.assert_array_equal(placed.unsafe[block], MEASURED.unsafe[block])
-    turned = any("turned around" in note for note in artefact.notes(MEASURED))
-    assert turned == (artefact.cosine(MEASURED) < 0)
+    others = [0, 1, 3, 4, 5]
+    np.testing.assert_array_equal(placed.unsafe[others], MEASURED.unsafe[others])
+    assert ("turned around" in artefact.note(MEASURED)) == (artefact.cosine(MEASURED) < 0)
 
 
 def test_given_centroids_are_used_as_they_are() -> None:
     safe, unsafe = SAFE[2] + 0.1, UNSAFE[2] + 0.2
-    placed = Artefact(2, unsafe - safe, safe, unsafe).place(MEASURED)
-    np.testing.assert_array_equal(placed.safe[2], safe)
-    np.testing.assert_array_equal(placed.unsafe[2], unsafe)
+    placed = Artefact(2, unsafe - safe, (safe, unsafe)).place(MEASURED)
+    np.testing.assert_array_equal((placed.safe[2], placed.unsafe[2]), (safe, unsafe))
 
 
 def test_what_does_not_fit_the_model_is_refused() -> None:
@@ -309,75 +255,53 @@ def test_what_does_not_fit_the_model_is_refused() -> None:
     with pytest.raises(MarsError, match=r"cosine -?0\.00 with the difference"):
         Artefact(2, across).place(MEASURED)
     with pytest.raises(MarsError, match="safe and unsafe mixed up"):
-        Artefact(2, -R, UNSAFE[2], SAFE[2]).place(MEASURED)
-    with pytest.raises(MarsError, match="found arrays of 8 values, expected the model's n_embd, 9"):
-        Artefact(2, R).require_fits(N_LAYER, 9)
-    with pytest.raises(MarsError, match="found block 6, expected 1 to 5"):
-        Artefact(6, R).require_fits(N_LAYER, N_EMBD)
-    with pytest.raises(MarsError, match="leave out row 0, the embeddings"):
-        Artefact(2, R, n_layer=N_LAYER + 1).require_fits(N_LAYER, N_EMBD)
+        Artefact(2, -R, (UNSAFE[2], SAFE[2])).place(MEASURED)
+    for artefact, n_embd, found in (
+        (Artefact(2, R), 9, "block 2 of 6, n_embd 8; expected one of 1 to 5 of 6, n_embd 9"),
+        (Artefact(6, R), N_EMBD, "found block 6 of 6"),
+        (Artefact(2, R, n_layer=N_LAYER + 1), N_EMBD, "found block 2 of 7"),
+    ):
+        with pytest.raises(MarsError, match=found):
+            artefact.require_fits(N_LAYER, n_embd)
 
 
-@pytest.fixture
-def sets(tmp_path: Path) -> list[str]:
-    pairs = builtin_contrast()
-    for name, prompts in (("harmful", pairs.harmful), ("harmless", pairs.harmless)):
-        (tmp_path / name).write_text("\n".join(prompts[:60]), encoding="utf-8")
-    return ["--harmful", str(tmp_path / "harmful"), "--harmless", str(tmp_path / "harmless")]
-
-
-@pytest.fixture
-def measured(tmp_path: Path, sets: list[str]) -> Vector:
-    main([DEMO, "-o", str(tmp_path / "own.gguf"), "-q", "--no-plot", "-t", "1", *sets])
-    return read_vector(tmp_path / "own.gguf")
-
-
-def test_the_command_gives_back_a_vector_from_its_own_centroids_or_its_direction(
-    measured: Vector, sets: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_vector_is_given_back_from_its_own_centroids_and_from_its_direction(
+    tmp_path: Path,
 ) -> None:
+    sets, options = Prompts(**few_prompts(tmp_path, 60)), GgufOptions(n_threads=1)
+    measured = convert(DEMO, prompts=sets, options=options).vector
     g, layer = measured.geometry, measured.layer
-    options = ["--model", DEMO, "-q", "--no-plot", "-t", "1", *sets]
     whole = save(
         tmp_path / "whole.npz",
         {"layer": layer, "centroid.safe": g.safe, "centroid.unsafe": g.unsafe},
     )
-    imported = control_vector(
+    turned = control_vector(
         tmp_path / "repeng.gguf", {layer: -3 * g.direction / g.distance}, generator=False
     )
-    for path, *more in ((whole,), (imported, "--layer", str(layer))):
-        output = tmp_path / f"from-{path.stem}.gguf"
-        main([str(path), "-o", str(output), *more, *options])
-        again = read_vector(output)
-        assert again.layer == layer
-        assert again.model == measured.model
+    for path in (whole, turned):
+        given_direction = read_artefact(path)
+        made = convert(DEMO, prompts=sets, options=options, direction=given_direction)
+        again = made.vector
+        assert (again.layer, again.model) == (layer, measured.model)
         np.testing.assert_allclose(again.geometry.direction, g.direction, atol=1e-4 * g.distance)
         assert again.geometry.thresholds == pytest.approx(g.thresholds, abs=1e-3)
         assert again.geometry.trust_limit == g.trust_limit
-        assert path.name in again.source["direction"]
-        assert "Its cosine with the one" in output.with_suffix(".md").read_text()
-    assert "turned around" in capsys.readouterr().out
+        assert path.name in str(again.source["direction"])
+        assert len(str(again.source["direction_sha256"])) == 64
+        assert ("turned around" in made.warnings[0]) == (path is turned)
 
 
 @pytest.mark.parametrize(
-    ("values", "options", "message"),
+    ("options", "message"),
     [
-        (ONE, [], "holds a direction, no model"),
-        (ONE, ["--model", DEMO], "found arrays of 8 values"),
-        (ONE, ["--model", DEMO, "--layers", "1-2"], "there is no choice"),
-        (ONE, ["--model", "missing.gguf"], "missing.gguf: no such file"),
-        ({"layer": 2}, ["--model", DEMO], "'centroid.safe' and 'centroid.unsafe' missing"),
-        (
-            {"layer": 2, "direction": np.ones(256), "shift.image": np.ones(256)},
-            ["--model", DEMO],
-            "has a shift of image, but without neutral pictures",
-        ),
+        ([], "holds a direction, no model"),
+        (["--model", DEMO], "found block 2 of 8, n_embd 8; expected one of 1 to 7 of 8, n_embd"),
     ],
-)  # fmt: skip
-def test_artefacts_that_cannot_be_used_end_with_a_message_and_no_file(
-    values: dict[str, Any], options: list[str], message: str, tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    path = save(tmp_path / "a.npz", values)
+)
+def test_artefacts_that_cannot_be_used_end_the_command_with_a_message_and_no_file(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = save(tmp_path / "a.npz", ONE)
     with pytest.raises(SystemExit) as ended:
         main([str(path), "-o", str(tmp_path / "v.gguf"), "-q", "-t", "1", *options])
     assert ended.value.code == 2

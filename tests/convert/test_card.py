@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from toys import toy_measurement
 
-from mars_gguf.convert.card import PARITY, card, split_parity
+from mars_gguf.convert.card import card
 from mars_gguf.convert.extractor import Reply
 from mars_gguf.convert.pipeline import Measurement
 from mars_gguf.convert.prompts import Prompt
@@ -70,10 +70,3 @@ def test_warnings_stand_on_a_card_before_any_number(measurement: Measurement) ->
     text = card(measurement, "v.gguf", "")
     measurement.warnings.clear()
     assert text.index("- Look out.\n") < text.index("## Where prompts lie")
-
-
-def test_a_parity_table_comes_off_a_card_as_it_was_put_on(measurement: Measurement) -> None:
-    table = f"{PARITY}: a and b\n\n| 1 |\n"
-    whole = card(measurement, "v.gguf", "", table)
-    assert split_parity(whole) == (card(measurement, "v.gguf", "") + "\n", table)
-    assert split_parity(card(measurement, "v.gguf", ""))[1] == ""

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from checkpoints import LLAMA, LLAVA, TEXTS, torch, transformers  # skips them without
 from commands import convert as main
+from commands import recipe
 from models import picture
 
 from mars_gguf.convert.extract_transformers import TransformersExtractor
@@ -22,7 +23,7 @@ from mars_gguf.convert.prompts import Prompt
 from mars_gguf.errors import ModelError
 from mars_gguf.vectors import read_vector
 
-pytestmark = pytest.mark.usefixtures("offline")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("offline")]
 
 
 def without_weights(folder: Path) -> None:
@@ -61,44 +62,29 @@ def change_config(folder: Path, **changes: Any) -> None:
 
 @LLAMA
 @pytest.mark.parametrize(
-    ("damage", "options", "message"),
+    ("damage", "message"),
     [
-        (without_weights, [], "no weights in this directory, expected \\*.safetensors"),
-        (without_config, [], "no config.json in this directory"),
-        (without_template, [], "no chat template, expected a chat model"),
-        (with_a_template_that_drops_the_user, [], "cannot be used: .*loses the text 'Is this"),
-        (as_encoder_decoder, [], "an encoder-decoder model"),
-        (with_code_of_its_own, [], "could not load it as AutoConfig"),
-        (with_damaged_weights, [], "could not load it as AutoModelForCausalLM"),
-        (None, ["--modality", "image"], "--modality image: this model sees no pictures"),
-        (None, ["--device", "mps"], "--device: found 'mps', this machine has"),
-        (None, ["--mmproj", "p.gguf"], "--mmproj goes with GGUF models"),
-        (None, ["-ngl", "9"], "--n-gpu-layers goes with GGUF models"),
-        (None, ["--ctx-size", "512"], "--ctx-size goes with GGUF models"),
-        (None, ["--revision", "main"], "--revision: .*expected the name of a model on the hub"),
-        (None, ["--layers", "9-9"], "layers: found 9 to 9, expected a range within 1 to 3"),
+        (without_weights, "no weights in this directory, expected \\*.safetensors"),
+        (without_config, "no config.json in this directory"),
+        (without_template, "no chat template, expected a chat model"),
+        (with_a_template_that_drops_the_user, "cannot be used: .*loses the text 'Is this"),
+        (as_encoder_decoder, "an encoder-decoder model"),
+        (with_code_of_its_own, "could not load it as AutoConfig"),
+        (with_damaged_weights, "could not load it as AutoModelForCausalLM"),
     ],
-)  # fmt: skip
-def test_checkpoints_that_cannot_be_converted_end_with_a_message_and_no_file(
-    checkpoint: str, damage: Any, options: list[str], message: str, sets: list[str],
-    tmp_path: Path, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+)
+def test_checkpoints_that_cannot_be_measured_are_refused(
+    checkpoint: str, damage: Any, message: str, tmp_path: Path
+) -> None:
     folder = tmp_path / "model"
     shutil.copytree(checkpoint, folder)
-    if damage is not None:
-        damage(folder)
-    before = set(tmp_path.iterdir())
-    with pytest.raises(SystemExit) as ended:
-        main([str(folder), "-o", str(tmp_path / "v.gguf"), "-q", *options, *sets])
-    assert ended.value.code == 2
-    assert set(tmp_path.iterdir()) == before
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert re.search(message, error)
+    damage(folder)
+    with pytest.raises(ModelError, match=message):
+        TransformersExtractor(str(folder))
 
 
 @LLAMA
-def test_a_forward_pass_that_fails_is_a_message_with_advice(
+def test_a_forward_pass_that_fails_ends_the_command_with_advice_and_no_file(
     checkpoint: str, sets: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -111,7 +97,8 @@ def test_a_forward_pass_that_fails_is_a_message_with_advice(
     assert ended.value.code == 2
     error = capsys.readouterr().err
     assert re.search(r"failed on 8 x \d+ tokens \(CUDA out of memory. Tried to allo", error)
-    assert "try a smaller --batch-size or --dtype bfloat16" in error
+    assert "try a recipe with model.dtype" in error
+    assert not (tmp_path / "v.gguf").exists()
 
 
 @LLAMA
@@ -120,15 +107,15 @@ def test_the_revision_of_a_model_from_the_hub_is_recorded(
 ) -> None:
     revision = "0123456789abcdef" * 2 + "01234567"
     shutil.copytree(checkpoint, tmp_path / "models--tiny--llama" / "snapshots" / revision)
-    output = tmp_path / "v.gguf"
+    prompts = {name[2:]: file for name, file in zip(sets[::2], sets[1::2], strict=True)}
+    path = recipe(tmp_path, model={"hub": "tiny/llama", "revision": revision}, prompts=prompts)
     # `checkpoints` makes transformers work beside any torchvision.
     code = "import checkpoints; from mars_gguf.convert.__main__ import main; main()"
-    command = [sys.executable, "-c", code, "tiny/llama", "--revision", revision]
-    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    cached = {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
-    cached = os.environ | cached
-    subprocess.run([*command, "-o", output, "-q", "--no-plot", *sets], check=True, env=cached)
-    assert read_vector(output).source["revision"] == revision
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    cached = {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": paths}
+    command = [sys.executable, "-c", code, "--recipe", path, "-q"]
+    subprocess.run(command, check=True, env=os.environ | cached)
+    assert read_vector(tmp_path / "v.gguf").source["revision"] == revision
 
 
 @LLAVA

@@ -1,4 +1,4 @@
-"""The converter as a library."""
+"""The converter as a library: models are loaded by what they are, and what was measured is kept."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import convert as command
+from commands import few_prompts
 from models import DEMO, DEMO_MMPROJ
+from templates import with_template
+from thinking import ALWAYS, write_likely
 
 from mars_gguf.convert import (
     Calibration,
@@ -24,9 +26,8 @@ from mars_gguf.convert import (
     read_artefact,
 )
 from mars_gguf.convert.extract_gguf import Session
-from mars_gguf.convert.extractor import Reply, Seen
+from mars_gguf.convert.extractor import Observation, Reply
 from mars_gguf.convert.resuming import ResumeFile
-from mars_gguf.demo_model import FOLDER
 from mars_gguf.errors import MarsError
 from mars_gguf.vectors import read_vector
 
@@ -37,48 +38,36 @@ BLOCKS = Calibration(layers=(5, 6))
 @pytest.fixture
 def prompts(tmp_path: Path) -> Prompts:
     """Some of the shipped model's own."""
-    for name in ("harmful", "harmless"):
-        lines = (FOLDER / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines[:60]), encoding="utf-8")
-    return Prompts(
-        harmful=tmp_path / "harmful.jsonl", harmless=tmp_path / "harmless.jsonl", contexts=False
-    )
+    return Prompts(**few_prompts(tmp_path, 60), contexts=False)
 
 
 def converted(prompts: Prompts, **more: Any) -> Conversion:
     return convert(DEMO, prompts=prompts, calibration=BLOCKS, options=ONE_THREAD, **more)
 
 
-def test_the_library_writes_what_the_command_writes(prompts: Prompts, tmp_path: Path) -> None:
-    made = converted(prompts)
-    written = made.write(tmp_path / "library" / "v.gguf")
-    assert [path.name for path in written] == ["v.gguf", "v.md", "v.png"]
-    sets = ["--harmful", str(prompts.harmful), "--harmless", str(prompts.harmless)]
-    more = ["--no-contexts", "--layers", "5-6", "-t", "1", "-q"]
-    command([DEMO, "-o", str(tmp_path / "command" / "v.gguf"), *sets, *more])
-    for path in written:
-        assert path.read_bytes() == (tmp_path / "command" / path.name).read_bytes()
-    assert sorted(path.name for path in (tmp_path / "library").iterdir()) == sorted(
-        path.name for path in written
-    )
-    found = read_vector(written[0])
-    assert (found.layer, found.source) == (made.vector.layer, made.vector.source)
-    assert made.write(tmp_path / "bare.gguf", plot=False)[1:] == [tmp_path / "bare.md"]
-
-
-def test_a_direction_measured_elsewhere_is_calibrated_and_never_written_over(
+def test_a_conversion_writes_vector_card_and_plot_where_it_is_told(
     prompts: Prompts, tmp_path: Path
 ) -> None:
-    own, *_ = converted(prompts).write(tmp_path / "own.gguf", plot=False)
+    made = converted(prompts)
+    written = made.write(tmp_path / "new" / "v.gguf")
+    assert [path.name for path in written] == ["v.gguf", "v.md", "v.png"]
+    assert sorted((tmp_path / "new").iterdir()) == written
+    found = read_vector(written[0])
+    assert (found.layer, found.source) == (made.vector.layer, made.vector.source)
+    with pytest.raises(MarsError, match="found no path to write to"):
+        made.write()
+
+
+def test_a_direction_measured_elsewhere_is_never_written_over(
+    prompts: Prompts, tmp_path: Path
+) -> None:
+    own, *_ = converted(prompts).write(tmp_path / "own.gguf")
     stock = tmp_path / "stock.gguf"
     stock.write_bytes(own.read_bytes().replace(b"mars.version", b"mars.ignored"))
     given = read_artefact(stock)
-    made = convert(DEMO, prompts=prompts, options=ONE_THREAD, direction=given)
-    assert made.vector.layer == given.layer
-    assert len(str(made.vector.source["direction_sha256"])) == 64
     with pytest.raises(MarsError, match=r"stock\.gguf: this is the input itself"):
-        made.write(stock)
-    with pytest.raises(MarsError, match="is of block .*, there is no choice"):
+        convert(DEMO, prompts=prompts, options=ONE_THREAD, direction=given, output=stock)
+    with pytest.raises(MarsError, match=r"is of block \d alone"):
         converted(prompts, direction=given)
 
 
@@ -93,38 +82,36 @@ def test_what_was_measured_is_kept_until_the_vector_is_written_and_known_by_its_
         return observe(self, *given)
 
     monkeypatch.setattr(Session, "observe", counted)
-    kept = tmp_path / "kept"
-    first = converted(prompts, resume=kept)
+    output, kept = tmp_path / "v.gguf", tmp_path / "v.measured"
+    first = converted(prompts, output=output)
     n_prompts = sum(seen)
     seen.clear()
-    again = converted(prompts, resume=kept)
+    again = converted(prompts, output=output)
     assert n_prompts > 100 and not seen
     assert again.vector.calibration == first.vector.calibration
     monkeypatch.setattr(conversion, "code_sha256", lambda: "of other code")
-    again = converted(prompts, resume=kept)
-    assert sum(seen) == n_prompts
-    again.write(tmp_path / "v.gguf", plot=False)
-    assert not kept.exists()
+    again = converted(prompts, output=output)
+    assert sum(seen) == n_prompts and kept.exists()
+    again.write()
+    assert output.exists() and not kept.exists()
 
 
-def test_an_error_leaves_nothing_to_go_on_with(prompts: Prompts, tmp_path: Path) -> None:
+def test_after_an_error_of_measuring_nothing_is_kept_and_before_one_all(
+    prompts: Prompts, tmp_path: Path
+) -> None:
+    output, kept = tmp_path / "v.gguf", tmp_path / "v.measured"
     same = Prompts(harmful=prompts.harmful, harmless=prompts.harmful, contexts=False)
     with pytest.raises(MarsError, match="the same mean hidden state"):
-        converted(same, resume=tmp_path / "kept")
-    assert not (tmp_path / "kept").exists()
-
-
-def test_what_lies_there_stays_where_nothing_was_measured(prompts: Prompts, tmp_path: Path) -> None:
-    notes, kept = tmp_path / "notes", tmp_path / "kept"
-    notes.write_text("a shopping list, of some length " * 99)
-    with pytest.raises(MarsError, match="notes: cannot be used to keep what is measured"):
-        converted(prompts, resume=notes)
-    assert notes.read_text().startswith("a shopping list")
-    state = Seen(np.zeros(3, np.float32), 1, Reply(1, ""))
-    ResumeFile(kept, "job").keep({"key": state})
-    with pytest.raises(MarsError, match="--reasoning-budget is of thoughts"):
-        convert(DEMO, prompts=prompts, options=GgufOptions(n_thought=9), resume=kept)
+        converted(same, output=output)
+    assert not kept.exists()
+    ResumeFile(kept, "job").keep({"key": Observation(np.zeros(3, np.float32), 1, Reply(1, ""))})
+    with pytest.raises(MarsError, match="reasoning_budget is of thoughts"):
+        convert(DEMO, prompts=prompts, options=GgufOptions(n_thought=9), output=output)
     assert ResumeFile(kept, "job").find(["key"])
+    kept.write_text("a shopping list, of some length " * 99)
+    with pytest.raises(MarsError, match="v.measured: cannot be used to keep what is measured"):
+        converted(prompts, output=output)
+    assert kept.read_text().startswith("a shopping list")
 
 
 def test_what_was_measured_of_a_checkpoint_is_of_its_type_its_revision_and_its_files(
@@ -133,7 +120,7 @@ def test_what_was_measured_of_a_checkpoint_is_of_its_type_its_revision_and_its_f
     loaded: Any = SimpleNamespace(backend="transformers", fingerprint="of no weights")
 
     def key(**options: Any) -> str:
-        given = (Prompts(), Calibration(), CheckpointOptions(**options), None)
+        given = (Prompts(), CheckpointOptions(**options), None)
         return conversion._Job(str(tmp_path), None, *given).key(loaded)
 
     weights = tmp_path / "model.safetensors"
@@ -147,10 +134,9 @@ def test_what_was_measured_of_a_checkpoint_is_of_its_type_its_revision_and_its_f
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"options": CheckpointOptions()}, "CheckpointOptions go with transformers models, "),
-        ({"model": "ORG/NAME", "options": ONE_THREAD}, "GgufOptions go with GGUF models, ORG/NAME"),
+        ({"options": CheckpointOptions()}, "a GGUF model, found CheckpointOptions"),
+        ({"model": "ORG/NAME", "options": ONE_THREAD}, "ORG/NAME: a transformers model, found Gg"),
         ({"model": "ORG/NAME", "mmproj": DEMO_MMPROJ}, "--mmproj goes with GGUF models"),
-        ({"options": GgufOptions(n_thought=9)}, "--reasoning-budget is of thoughts"),
         ({"quantization": "F16"}, "found quantization 'Q4_K_M', the recipe says 'F16'"),
     ],
 )
@@ -160,9 +146,35 @@ def test_what_does_not_fit_the_model_is_refused(given: dict[str, Any], message: 
         convert(model, prompts=few, **given)
 
 
-def test_the_room_is_imported_without_what_only_some_models_need() -> None:
+def test_any_file_is_for_llama_cpp_and_a_directory_or_a_hub_id_for_transformers(
+    tmp_path: Path,
+) -> None:
+    assert conversion.is_gguf(DEMO) and conversion.is_gguf("no/such/MODEL.GGUF")
+    assert not conversion.is_gguf(str(tmp_path)) and not conversion.is_gguf("ORG/NAME")
+
+
+def test_how_prompts_are_written_is_said_where_the_model_does_not_say_it(tmp_path: Path) -> None:
+    said: list[str] = []
+    plain = with_template(tmp_path / "plain.gguf", None)
+    thinking, _ = write_likely(tmp_path, "</think>", ALWAYS)
+    for model, options in (
+        (plain, GgufOptions(n_threads=1)),
+        (plain, GgufOptions(n_threads=1, chat_handler="chatml")),
+        (thinking, GgufOptions(n_threads=1)),
+        (thinking, GgufOptions(n_threads=1, reasoning="off")),
+    ):
+        job = conversion._Job(model, None, Prompts(), options, None)
+        job.load(said.append, verbose=False).close()
+    assert said == [
+        "the model has no chat template: prompts are written as ChatML. --chat-handler chooses "
+        "another way.",
+        "--reasoning answer, as the chat template suggests",
+    ]
+
+
+def test_the_package_is_imported_without_what_only_some_models_need() -> None:
     code = (
-        "import sys; from mars_gguf.convert import *; import mars_gguf.convert.pipeline; "
+        "import sys; from mars_gguf.convert import *; import mars_gguf.convert.__main__; "
         "print([m for m in ('llama_cpp', 'torch', 'transformers', 'matplotlib') "
         "if m in sys.modules])"
     )

@@ -522,7 +522,7 @@ def test_a_prompt_that_leaves_no_room_for_a_reply_is_refused_with_what_to_do() -
     extractor = GgufExtractor(DEMO, n_ctx=512, n_threads=1)
     fitting = [p for n in range(600) if extractor.length(p := Prompt("tea " * n)) < 511]
     longest = max(fitting, key=extractor.length)
-    with pytest.raises(ModelError, match="--ctx-size"):
+    with pytest.raises(ModelError, match="Give n_ctx"):
         list(next(extractor.sessions([longest]))[1].replies(16))
 
 
@@ -593,7 +593,7 @@ def test_small_contexts_hold_batches_as_large_as_themselves(n_ctx: int) -> None:
 def test_what_cannot_be_measured_is_refused(
     small_llama: str, gemma: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ModelError, match="tokens of context, found 512. Give --ctx-size 1024"):
+    with pytest.raises(ModelError, match="tokens of context, found 512. Give n_ctx .* 1024"):
         next(GgufExtractor(DEMO, n_ctx=512, n_threads=1).sessions([LONG[0]]))
     with pytest.raises(PromptError, match="without mmproj"):
         next(opened(DEMO).sessions(PICTURES))

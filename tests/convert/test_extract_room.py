@@ -8,22 +8,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import convert as main
 from llama_cpp import llama_cpp as lib
 from models import picture, tapped
-from tiny import FAMILIES, templates
+from tiny import templates
 from tiny.sliced import smolvlm
 
 from mars_gguf.convert.choices import Prompts
 from mars_gguf.convert.extract_gguf import N_CTX, GgufExtractor
-from mars_gguf.convert.loader import make_room
-from mars_gguf.convert.prompt_sets import gather
+from mars_gguf.convert.prompt_sets import gather, renderable
 from mars_gguf.convert.prompts import Prompt
 from mars_gguf.convert.refusals import N_TOKENS
 from mars_gguf.errors import ModelError
 from mars_gguf.runtime import prefill
 from mars_gguf.runtime.tap import LayerOutput, Rows
-from mars_gguf.vectors import read_vector
 
 TEXTS = [Prompt(f"Where do people keep {n} kites? " * (1 + n % 3)) for n in range(40)]
 
@@ -80,33 +77,6 @@ def test_a_budget_below_two_states_measures_one_prompt_at_a_time(
     extractor = GgufExtractor(hybrid, n_threads=1)
     assert seen(extractor, TEXTS[:3])[1] == [1, 1, 1]
     extractor.close()
-
-
-def converted(place: Path, name: str) -> Rows:
-    """What a conversion measures, of some of its vectors: [n, n_embd]."""
-    sides = {"harmful": "bomb poison virus knife", "harmless": "hat tea kite bread"}
-    command = ["-o", str(place / name), "--probes", "8", "-t", "1", "-q", "--no-plot"]
-    for option, file in (("-m", "model.gguf"), ("--mmproj", "mmproj.gguf")):
-        command += [option, str(place / file)]
-    for side, things in sides.items():
-        asked = [f"How do I make a {x} {n}?" for n in range(4) for x in things.split()]
-        (place / f"{side}.txt").write_text("\n".join(asked), "utf-8")
-        command += [f"--{side}", str(place / f"{side}.txt")]
-    main(
-        [*command, "--layers", "1-2", "--modality", "image", "--image-size", "56", "--no-contexts"]
-    )
-    geometry = read_vector(place / name).geometry
-    return np.stack([geometry.safe, geometry.unsafe, *geometry.shifts.values()])
-
-
-def test_a_hybrid_is_converted_to_the_same_vector_with_many_and_with_few_sequences(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    FAMILIES["qwen35"].write(tmp_path)
-    many = converted(tmp_path, "many.gguf")
-    monkeypatch.setattr(prefill, "MAX_STATES", 1)
-    few = converted(tmp_path, "few.gguf")
-    assert np.abs(many - few).max() < 1e-3 * np.abs(many).max()
 
 
 # Contexts -----------------------------------------------------------------------------------------
@@ -171,7 +141,7 @@ def test_a_context_that_was_given_is_kept_and_what_is_needed_is_said(tiles: Path
     extractor = opened(tiles, n_ctx=N_CTX)
     needed = max(map(extractor.length, SHOWN)) + N_TOKENS
     padded = -(-needed // 256) * 256
-    said = f"need {needed} tokens of context, found {N_CTX}. Give --ctx-size {padded} or more"
+    said = f"need {needed} tokens of context, found {N_CTX}. Give n_ctx .* {padded} or more"
     for ask in (extractor.make_room, lambda prompts: list(extractor.sessions(prompts))):
         with pytest.raises(ModelError, match=said):
             ask(SHOWN)
@@ -182,16 +152,12 @@ def test_a_context_that_was_given_is_kept_and_what_is_needed_is_said(tiles: Path
     fitting.close()
 
 
-def test_the_command_says_that_it_takes_a_longer_context_or_which_one_is_needed(
-    tiles: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = [
-        *("-m", str(tiles / "model.gguf"), "--mmproj", str(tiles / "mmproj.gguf"), "-t", "1"),
-        *("-o", str(tiles / "v.gguf"), "--probes", "48", "-q"),
-    ]
+def test_a_longer_context_is_said_and_all_that_a_conversion_asks_fits_into_it(tiles: Path) -> None:
     extractor, said = opened(tiles), list[str]()
     sets = gather(Prompts(probes=48), 0, sees=True)
-    make_room(extractor, sets, said.append)
+    extractor.make_room([Prompt("Tea.")], said.append)
+    assert said == []
+    extractor.make_room(renderable(extractor, sets).longest(), said.append)
     n_cells = extractor.n_cells
     assert n_cells > N_CTX
     assert said == [f"the prompts need a context of {n_cells} tokens, instead of {N_CTX}"]
@@ -199,7 +165,3 @@ def test_the_command_says_that_it_takes_a_longer_context_or_which_one_is_needed(
     counted = [extractor.length(p) for p in prompts[:: len(prompts) // 12]]
     assert max(counted) + N_TOKENS <= n_cells
     extractor.close()
-    with pytest.raises(SystemExit, match="2"):
-        main([*command, "-c", "4096"])
-    assert f"Give --ctx-size {n_cells} or more" in capsys.readouterr().err
-    assert not (tiles / "v.gguf").exists()

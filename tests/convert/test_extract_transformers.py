@@ -3,11 +3,13 @@ converted."""
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import checkpoints  # skips these tests without torch and transformers
+import llama_cpp
 import numpy as np
 import pytest
 import torch
@@ -15,16 +17,21 @@ import transformers
 from checkpoint_templates import PARTS, STRINGS
 from checkpoints import BLOCKS, EVERY, LLAMA, LLAVA, TEXTS, WIDTH
 from commands import convert as main
-from models import picture, random_llama
+from commands import recipe
+from models import OPTIONS, picture, random_llama, user
 
-from mars_gguf.convert.choices import CheckpointOptions
+from mars_gguf.convert.choices import Calibration, CheckpointOptions
 from mars_gguf.convert.extract_gguf import GgufExtractor
 from mars_gguf.convert.extract_transformers import TransformersExtractor
-from mars_gguf.convert.prompts import Context, Prompt
+from mars_gguf.convert.extractor import observe
+from mars_gguf.convert.pipeline import measure_vector
+from mars_gguf.convert.prompt_sets import PromptSets
+from mars_gguf.convert.prompts import Context, ContrastPrompts, Prompt, builtin_contrast
+from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.runtime.template import CHATML
 from mars_gguf.vectors import read_vector
 
-pytestmark = pytest.mark.usefixtures("offline")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("offline")]
 
 
 def prompts_for(extractor: TransformersExtractor) -> list[Prompt]:
@@ -198,35 +205,62 @@ def test_prompts_with_and_without_pictures_keep_their_order(checkpoint: str) -> 
     assert order == list(range(len(mixed)))
 
 
-@EVERY
-def test_half_precision_is_close(checkpoint: str) -> None:
-    full = TransformersExtractor(checkpoint)
-    half = TransformersExtractor(checkpoint, CheckpointOptions(dtype="bfloat16"))
-    assert half.checkpoint.model.dtype == torch.bfloat16
-    prompts = prompts_for(full)
-    pairs = zip(full.sessions(prompts), half.sessions(prompts), strict=True)
-    for (_, a), (_, b) in pairs:
-        x, y = a.observe()[0], b.observe()[0]
-        difference = np.linalg.norm(x - y, axis=-1) / np.linalg.norm(x, axis=-1)
-        assert difference.max() < 0.1
-
-
-# The same weights through both paths -------------------------------------------------------------
-
-
 @LLAVA
-def test_the_command_measures_text_pictures_and_videos_of_a_checkpoint(
-    checkpoint: str, sets: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_text_pictures_and_films_of_a_checkpoint_are_converted_in_half_precision(
+    checkpoint: str, sets: list[str], tmp_path: Path
 ) -> None:
-    output = tmp_path / "v.gguf"
-    sizes = ["--probes", "64", "--image-size", "32", "--batch-size", "16"]
-    sizes += ["--over-refusal", "0.5"]  # of a model of random weights, t may be anything
-    main([checkpoint, "-o", str(output), "-q", "--dtype", "float32", *sizes, *sets])
-    vector = read_vector(output)
+    prompts = {name[2:]: file for name, file in zip(sets[::2], sets[1::2], strict=True)}
+    path = recipe(
+        tmp_path, model={"path": checkpoint, "dtype": "bfloat16"}, prompts=prompts,
+        neutral={"count": 64, "image_size": 32},
+        calibration={"over_refusal": 0.5},  # of random weights, t may be anything
+    )  # fmt: skip
+    main(["--recipe", path, "-q"])
+    vector = read_vector(tmp_path / "v.gguf")
     assert vector.modalities == ["text", "image", "video"]
-    assert vector.model.architecture == "llama"
-    assert vector.model.quantization == ""
+    assert (vector.model.architecture, vector.model.quantization) == ("llama", "")
     assert vector.source["backend"] == f"transformers {transformers.__version__}"
-    assert f"**{Path(checkpoint).name}**" in output.with_suffix(".md").read_text()
-    assert output.with_suffix(".png").stat().st_size > 10_000
-    assert "wrote" in capsys.readouterr().out
+    assert f"**{Path(checkpoint).name}**" in (tmp_path / "v.md").read_text()
+
+
+# The same weights through both extractors --------------------------------------------------------
+
+
+def test_states_of_a_gguf_are_those_of_the_checkpoint_of_its_weights(
+    short_smollm2: str, tmp_path: Path
+) -> None:
+    """Of SmolLM2's first blocks in F32, both from its Q4_1 file: up to rounding; so the geometry,
+    and a vector measured by either steers the quantized model."""
+    folder = checkpoints.from_gguf(Path(short_smollm2), tmp_path / "checkpoint")
+    parameters = llama_cpp.llama_model_quantize_default_params()
+    parameters.ftype = llama_cpp.LLAMA_FTYPE_ALL_F32
+    parameters.allow_requantize = True
+    files = short_smollm2.encode(), str(tmp_path / "f32.gguf").encode()
+    assert llama_cpp.llama_model_quantize(*files, ctypes.byref(parameters)) == 0
+    a = GgufExtractor(str(tmp_path / "f32.gguf"), n_threads=2, n_ctx=2048)
+    b = TransformersExtractor(folder, CheckpointOptions(batch_size=32))
+    assert not a.fingerprint.differences(b.fingerprint)
+    for known in ("architecture", "tokenizer_sha256", "chat_template_sha256"):
+        assert getattr(a.fingerprint, known) == getattr(b.fingerprint, known) != ""
+
+    pairs = builtin_contrast()
+    sets = PromptSets(ContrastPrompts(pairs.harmful[::12], pairs.harmless[::12]))
+    some = [Prompt(text) for text in pairs.harmful[:8]]
+    x, y = (observe(extractor, some, lambda n: None).states for extractor in (a, b))
+    lengths = np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1)
+    assert ((x * y).sum(-1) / lengths).min() >= 0.9999
+    ours, theirs = (
+        measure_vector(e, sets, Calibration(layers=(4, 5)), source={}, progress=False).vector
+        for e in (a, b)
+    )
+    g, h = ours.geometry, theirs.geometry
+    assert ours.layer == theirs.layer
+    assert g.direction @ h.direction / (g.distance * h.distance) > 0.9999
+    assert g.spreads["text"] == pytest.approx(h.spreads["text"], rel=0.02)
+    assert g.thresholds == pytest.approx(h.thresholds, abs=0.03)
+    a.close()
+
+    llama = SteeredLlama(short_smollm2, vector=theirs, **OPTIONS)
+    llama.create_chat_completion([user(pairs.harmful[1])], max_tokens=1)
+    assert llama.last_steering is not None and llama.last_steering.layer == theirs.layer
+    llama.close()

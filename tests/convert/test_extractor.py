@@ -7,19 +7,19 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from toys import ANSWER, REFUSAL, Toy
 
-from mars_gguf.convert.extractor import Observations, Seen, observe
+from mars_gguf.convert.extractor import Observation, Observations, observe
 from mars_gguf.convert.prompts import Prompt, Rows
 
 PROMPTS = [Prompt(f"harmful {i}") for i in range(12)]
 
 
-class Kept(dict[str, Seen]):
+class Kept(dict[str, Observation]):
     """A store in memory."""
 
-    def find(self, keys: Sequence[str]) -> dict[str, Seen]:
+    def find(self, keys: Sequence[str]) -> dict[str, Observation]:
         return {key: self[key] for key in keys if key in self}
 
-    def keep(self, seen: Mapping[str, Seen]) -> None:
+    def keep(self, seen: Mapping[str, Observation]) -> None:
         self.update(seen)
 
 

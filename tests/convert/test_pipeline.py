@@ -21,9 +21,9 @@ from mars_gguf.convert import convert, pipeline
 from mars_gguf.convert.choices import Calibration, GgufOptions, Prompts
 from mars_gguf.convert.extract_gguf import GgufExtractor
 from mars_gguf.convert.layers import Forced, Place, force
-from mars_gguf.convert.pipeline import Measurement, measure
+from mars_gguf.convert.pipeline import Measurement, measure_vector
 from mars_gguf.convert.probes import paired_probes
-from mars_gguf.convert.prompt_sets import PromptSets
+from mars_gguf.convert.prompt_sets import PromptSets, renderable
 from mars_gguf.convert.prompts import (
     Context,
     ContrastPrompts,
@@ -63,8 +63,8 @@ PLIABLE = dict.fromkeys((2, 3), 0.0)
 def converted(toy: Toy, **options: Any) -> Measurement:
     """A conversion of the toy, which is quiet."""
     given: dict[str, Any] = {"media": MEDIA, "calibration": Calibration()} | options
-    sets = PromptSets(CONTRAST, given.pop("media"), CONTEXTS)
-    return measure(toy, sets, source={"backend": "toy"}, progress=False, **given)
+    sets = renderable(toy, PromptSets(CONTRAST, given.pop("media"), CONTEXTS))
+    return measure_vector(toy, sets, source={"backend": "toy"}, progress=False, **given)
 
 
 @pytest.fixture(scope="module")
@@ -277,23 +277,21 @@ def test_a_system_prompt_that_the_template_does_not_write_is_refused(plain_toy: 
     given = Context("none", ({"role": "system", "content": "Be kind."},))
     sets = PromptSets(CONTRAST, {}, [given])
     with pytest.raises(MarsError, match="--system-prompt: the chat template does not write it"):
-        measure(
-            replace(plain_toy, unwritten=("none",)), sets, Calibration(), source={}, progress=False
-        )
+        renderable(replace(plain_toy, unwritten=("none",)), sets)
 
 
-def test_what_a_file_tells_of_its_calibration_is_what_was_measured(
+def test_what_a_file_says_of_its_calibration_is_what_was_measured(
     plain_toys_conversion: Measurement,
 ) -> None:
-    told, made = plain_toys_conversion.vector.calibration, plain_toys_conversion
-    counts = [told[f"prompts.harmful.{part}"] for part in Split._fields]
+    account, made = plain_toys_conversion.vector.calibration, plain_toys_conversion
+    counts = [account[f"prompts.harmful.{part}"] for part in Split._fields]
     assert counts == [100, 40, 60]
-    assert [told[f"prompts.neutral.image.{part}"] for part in Split._fields] == [60] * 3
+    assert [account[f"prompts.neutral.image.{part}"] for part in Split._fields] == [60] * 3
     rows = {row.modality: row for row in made.certificate.neutral if not row.group}
     for m, row in rows.items():
-        assert told[f"opened.{m}"] == str(row)
-    assert told["opened.harmful_text"] == str(made.certificate.caught)
-    assert told["score.reach"] == made.scores.reach[made.vector.layer]
+        assert account[f"opened.{m}"] == str(row)
+    assert account["opened.harmful_text"] == str(made.certificate.caught)
+    assert account["score.reach"] == made.scores.reach[made.vector.layer]
 
 
 def test_an_interrupted_conversion_goes_on_where_it_stopped_and_ends_alike(
@@ -339,7 +337,7 @@ def extractor() -> Iterator[GgufExtractor]:
 def measured(extractor: GgufExtractor, contrast: ContrastPrompts, **choices: Any) -> Measurement:
     """On text alone."""
     sets, calibration = PromptSets(contrast), Calibration(**choices)
-    return measure(extractor, sets, calibration, source=SOURCE, progress=False)
+    return measure_vector(extractor, sets, calibration, source=SOURCE, progress=False)
 
 
 @pytest.fixture(scope="module")

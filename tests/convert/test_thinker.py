@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import convert
+from commands import convert, recipe
 from extractors import pushed as steered
-from models import DEMO, OPTIONS, last_states, random_llama, tapped, tokens_of
+from models import OPTIONS, last_states, random_llama, tapped, tokens_of
 
-from mars_gguf.convert import extract_gguf
+from mars_gguf.convert import GgufOptions, extract_gguf
+from mars_gguf.convert import convert as convert_model
 from mars_gguf.convert.extract_gguf import GgufExtractor
 from mars_gguf.convert.prompts import Prompt
 from mars_gguf.convert.refusals import N_TOKENS
+from mars_gguf.errors import MarsError
 from mars_gguf.reasoning import Reasoning
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.runtime.reading import logits
@@ -150,61 +152,43 @@ def test_a_thought_ends_where_the_model_ends_it_or_ends_the_reply(model: str) ->
     assert thinker.end(tokens_of(llama, "A")[:1] * BUDGET) == thinker.closing
 
 
-@pytest.fixture
-def inputs(tmp_path: Path) -> list[str]:
-    sides = {"harmful": "bomb poison virus knife", "harmless": "hat tea kite bread"}
-    given = []
-    for name, things in sides.items():
-        asked = [f"How do I make a {x} {n}?" for n in range(6) for x in things.split()]
-        (tmp_path / f"{name}.txt").write_text("\n".join(asked), "utf-8")
-        given += [f"--{name}", str(tmp_path / f"{name}.txt")]
-    return [*given, "--no-contexts", "-t", "1", "-q", "--no-plot"]
-
-
 @pytest.mark.parametrize("model", [OPENING], indirect=True)
 def test_a_conversion_says_which_token_counts(
-    model: str, inputs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    prompts = {}
+    sides = {"harmful": "bomb poison virus knife", "harmless": "hat tea kite pot"}
+    for name, things in sides.items():
+        asked = [f"How do I make a {x} {n}?" for n in range(6) for x in things.split()]
+        prompts[name] = tmp_path / f"{name}.txt"
+        prompts[name].write_text("\n".join(asked), "utf-8")
     measured = []
-    budget = ["--reasoning-budget", "5"]
-    for given in (budget, [*budget, "--reasoning", "thought"], ["--reasoning", "off"]):
-        out = tmp_path / "v.gguf"
-        convert(["-m", model, *inputs, "-o", str(out), *given])
+    for given in ({"reasoning_budget": 5}, {"reasoning_budget": 5, "reasoning": "thought"},
+                  {"reasoning": "off"}):  # fmt: skip
+        path = recipe(tmp_path, model={"path": model, **given}, prompts=prompts)
+        convert(["--recipe", path, "-t", "1", "-q"])
         said = capsys.readouterr()
-        assert f"reasoning   {read_vector(out).model.reasoning}" in said.out
-        told = "--reasoning answer, as the chat template suggests" in said.err
-        assert told == (given is budget)
-        measured.append(read_vector(out))
+        measured.append(read_vector(tmp_path / "v.gguf"))
+        assert f"reasoning   {measured[-1].model.reasoning}" in said.out
+        suggested = "--reasoning answer, as the chat template suggests" in said.err
+        assert suggested == ("reasoning" not in given)
     assert [v.model.reasoning for v in measured] == ["answer", "thought", "off"]
     assert [v.source.get("thoughts") for v in measured] == ["ended after 5 tokens"] * 2 + [None]
     assert len({v.geometry.safe.tobytes() for v in measured}) == 3
     assert "Measured, and to be used, without thoughts." in (tmp_path / "v.md").read_text("utf-8")
 
 
-@pytest.mark.parametrize("given", ["thought", "answer"])
-def test_what_does_not_think_cannot_be_measured_in_a_thought(
-    given: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for model in (DEMO, str(tmp_path)):
-        with pytest.raises(SystemExit) as stopped:
-            convert([model, "--reasoning", given, "-o", str(tmp_path / "v.gguf"), "-q"])
-        assert stopped.value.code == 2
-    said = capsys.readouterr().err
-    assert "knows no thoughts" in said and "Convert the GGUF" in said
-
-
 @pytest.mark.parametrize(
-    ("model", "given"), [(OPENING, ["-rea", "off"]), (PLAIN, [])], indirect=["model"]
+    ("model", "options", "message"),
+    [
+        (PLAIN, {"reasoning": "answer"}, "knows no thoughts"),
+        (PLAIN, {"n_thought": 5}, "reasoning_budget is of thoughts, .* it would change nothing"),
+        (OPENING, {"n_thought": 5, "reasoning": "off"}, "reasoning_budget is of thoughts"),
+    ],
+    indirect=["model"],
 )
-def test_a_budget_that_no_thought_takes_from_is_refused(
-    model: str,
-    given: list[str],
-    inputs: list[str],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+def test_what_does_not_think_is_measured_in_no_thought_and_takes_no_budget(
+    model: str, options: dict[str, Any], message: str
 ) -> None:
-    out = str(tmp_path / "v.gguf")
-    with pytest.raises(SystemExit) as stopped:
-        convert(["-m", model, *inputs, *given, "--reasoning-budget", "5", "-o", out])
-    assert stopped.value.code == 2
-    assert "it would change nothing. Leave it out" in capsys.readouterr().err
+    with pytest.raises(MarsError, match=message):
+        convert_model(model, options=GgufOptions(n_threads=1, **options))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from commands import command
+from commands import command, recipe
 from commands import convert as convert_main
 from models import film, picture, user
 from servers import running
@@ -32,14 +32,14 @@ def converted(subject: Subject) -> Path:
     place = subject.folder
     if (place / "v.gguf").exists():
         return place
-    asked = few(subject)
-    given = [word for name, path in asked.items() for word in (f"--{name}", str(path))]
-    if not subject.family.text_only:
-        given += ["--own-wordings"]
+    prompts, model, neutral = few(subject), {"path": subject.model}, {}
+    if media := prompts.pop("neutral-media", None):
+        model["mmproj"], neutral = subject.mmproj, {"media": media, "own_wordings": True}
     if ChatTemplate(subject.family.chat.template).begins_thought:
-        given += ["--reasoning", "off"]  # a random model would never end its thought
+        model["reasoning"] = "off"  # a random model would never end its thought
+    path = recipe(place, model=model, prompts=prompts, neutral=neutral)
     with quiet():
-        convert_main([*files(subject), *given, "-o", str(place / "v.gguf"), "-q", "--no-plot"])
+        convert_main(["--recipe", path, "-q", "-t", "1"])
     return place
 
 
@@ -175,7 +175,7 @@ def convert_refused(subject: Subject) -> None:
     out = subject.folder / "v.gguf"
     try:
         with quiet():
-            convert_main([*files(subject), "-o", str(out), "--quick", "-q", "--no-plot"])
+            convert_main([*files(subject), "-o", str(out), "--quick", "-q"])
     except AssertionError as error:
         require(subject.family.refused in str(error), f"refused, but not for that: {error}")
         require(not out.exists(), "a vector was written")

@@ -55,7 +55,7 @@ def followed(name: str, place: Path) -> None:
     subject = Subject.of(RECIPES[name], place)
     recipe, output = for_tiny(path_of(name), subject), subject.folder / f"{name}.gguf"
     with quiet():
-        convert(["--recipe", str(recipe), "-q", "--no-plot", "-t", "1"])
+        convert(["--recipe", str(recipe), "-q", "-t", "1"])
     vector, expected = read_vector(output), read_recipe(path_of(name))
     found = vector.modalities
     require(found == ["text", "image", "video"], f"measured {found}")
