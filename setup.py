@@ -7,7 +7,7 @@ from setuptools.command.build_py import build_py
 root = Path(__file__).parent
 commands = {
     "chat.__main__", "convert.__main__", "demo", "evaluate.__main__", "rpc_server",
-    "server.__main__", "vectors.__main__",
+    "server.__main__",
 }  # fmt: skip
 
 

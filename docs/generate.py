@@ -207,7 +207,9 @@ def help_of(command: str) -> str:
     own."""
     name, *task = command.split()
     module = importlib.import_module(f"mars_gguf.{name}")
-    if not hasattr(module, "main"):
+    if name == "vectors":
+        module = importlib.import_module("mars_gguf.vectors_command")
+    elif not hasattr(module, "main"):
         module = importlib.import_module(f"mars_gguf.{name}.__main__")
     printed = io.StringIO()
     os.environ["COLUMNS"] = WIDTH

@@ -19,6 +19,7 @@ ELSEWHERE = {
     "demo": "demo",
     "rpc_server": "rpc_server",
     "completion": "completion",
+    "vectors": "vectors_command",
 }
 PATHS = {"FILE": shtab.FILE, "DIR": shtab.DIRECTORY, "MODEL": shtab.FILE}  # by metavar
 

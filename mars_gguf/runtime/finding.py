@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from platformdirs import user_cache_dir
 
 from mars_gguf.errors import MarsError, VectorError
 from mars_gguf.hub import fetch
 from mars_gguf.runtime.weights import model_sha256, require_gguf, weights_sha256
-from mars_gguf.vectors import Vector
 from mars_gguf.vectors.shelf import FOLDER, Get, in_folder, vectors_of
 
 SHELF, REPOSITORIES = "MARS_VECTORS", "MARS_VECTORS_FROM"
@@ -37,66 +35,45 @@ def find_vector(
     """
     require_gguf(model)
     weights = model_sha256(model, *lora)
-    known = {"mmproj_sha256": mmproj and weights_sha256([mmproj]), "reasoning": reasoning}
+    wanted = {"mmproj_sha256": weights_sha256([mmproj]) if mmproj else ""}
+    wanted |= {"reasoning": reasoning} if reasoning else {}
     looked = []
     for where, get in _shelves(repositories):
+        fitting, found = {}, 0
         try:
-            found = list(vectors_of(weights, get, where))
+            for path, vector in vectors_of(weights, get, where):
+                found += 1
+                theirs = {key: str(getattr(vector.model, key)) for key in wanted}
+                differ = [key for key, value in wanted.items() if value != theirs[key]]
+                if wrong := [key for key in differ if wanted[key] and theirs[key]]:
+                    looked.append(f"{path}: {wrong[0]}: made for {theirs[wrong[0]][:40]!r}")
+                else:
+                    fitting[str(path)] = len(differ)
         except VectorError:
             raise
         except MarsError as error:
             looked.append(str(error))
             continue
-        reasons = {path: _differences(vector, known) for path, vector in found}
-        fitting = [(path, vector) for path, vector in found if not reasons[path]]
         if fitting:
-            return str(min(fitting, key=lambda pair: _unknown(pair[1], known))[0])
-        looked += [f"{path}: {reason}" for path, reason in reasons.items()]
+            return min(fitting, key=lambda path: fitting[path])
         looked += [] if found else [f"{where}: none of these weights"]
     raise VectorError(
-        "\n".join(
-            [
-                f"{model}: no vector of these weights ({weights}). Looked in",
-                *(f"  {line}" for line in looked),
-                f"Make one with python -m mars_gguf.convert {Path(model).name} and publish it with "
-                "python -m mars_gguf.vectors publish, or name a repository of a hub that has one "
-                f"with --vectors-from ({REPOSITORIES}).",
-            ]
-        )
+        f"{model}: no vector of these weights ({weights}). Looked in\n"
+        + "".join(f"  {line}\n" for line in looked)
+        + f"Make one with python -m mars_gguf.convert {Path(model).name} and publish it with "
+        "python -m mars_gguf.vectors publish, or name a repository of a hub that has one with "
+        f"--vectors-from ({REPOSITORIES})."
     )
 
 
-def shelf() -> Path:
-    """Returns the folder of the user's vectors."""
-    return Path(os.environ.get(SHELF) or user_cache_dir("mars-gguf", appauthor=False))
-
-
 def _shelves(repositories: Sequence[str] | None) -> Iterator[tuple[str, Get]]:
-    yield str(shelf()), in_folder(shelf())
+    mine = Path(os.environ.get(SHELF) or user_cache_dir("mars-gguf", appauthor=False))
+    yield str(mine), in_folder(mine)
     named = os.environ.get(REPOSITORIES, "").split(",") if repositories is None else repositories
-    for repository in named:
-        if repository.strip():
-            yield repository.strip(), partial(_of_hub, repository.strip())
+    for repository in filter(None, map(str.strip, named)):
+        yield repository, partial(_of_hub, repository)
 
 
 def _of_hub(repository: str, name: str, most: int) -> Path | None:
     path = fetch(repository, f"{FOLDER}/{name}", most)
     return Path(path) if path else None
-
-
-def _differences(vector: Vector, known: Mapping[str, Any]) -> str:
-    """Says in what a vector of these weights is of another model, as far as that is known before
-    it is loaded."""
-    model = vector.model
-    differ = [
-        f"{key}: made for {str(getattr(model, key))[:40]!r}, this model has {str(value)[:40]!r}"
-        for key, value in known.items()
-        if value and getattr(model, key) not in ("", value)
-    ]
-    return "; ".join(differ)
-
-
-def _unknown(vector: Vector, known: Mapping[str, Any]) -> int:
-    """In how many things a vector that fits may be of another model all the same."""
-    asked = {key: value for key, value in known.items() if key == "mmproj_sha256" or value}
-    return sum(getattr(vector.model, key) != (value or "") for key, value in asked.items())

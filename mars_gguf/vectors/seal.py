@@ -15,12 +15,13 @@ from mars_gguf.vectors.gguf_file import GgufFile
 BLANK = "0" * 64
 
 
-def sealed(data: bytes) -> bytes:
-    """Puts the hash in the bytes of a vector file right.
+def sealed(data: bytes, file: GgufFile | None = None) -> bytes:
+    """Puts the hash in the bytes of a vector file right; ``file``: what was read from them, if it
+    was.
 
     Raises VectorError for what is no GGUF file, or has no place for the hash.
     """
-    place = _place(GgufFile(data))
+    place = _place(file or GgufFile(data))
     return data[:place] + _digest(data, place).encode() + data[place + len(BLANK) :]
 
 

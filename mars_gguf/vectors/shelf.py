@@ -1,8 +1,7 @@
 """Keeps vectors by the weights that they belong to: a folder, or a repository of the same layout.
 
     vectors/index.json      {"files": {NAME: SHA-256 of the file, ...}}
-    vectors/<hash>.gguf     a vector; <hash> is its mars.model.weights_sha256
-    vectors/<hash>.md       its card
+    vectors/<hash>.gguf     a vector; <hash> is its mars.model.weights_sha256; <hash>.md: its card
     vectors/<hash>-2.gguf   another one of the same weights: of another mmproj, say
 
 A shelf is not trusted: the index and every file are bounded, names are of the form above, and a
@@ -26,8 +25,7 @@ AUTO = "auto"  # in place of a vector file: the one that belongs to the model
 FOLDER, INDEX = "vectors", "index.json"
 MAX_INDEX_BYTES = 1 << 20
 _HASH = re.compile(r"[0-9a-f]{64}")
-_NAME = re.compile(r"([0-9a-f]{64})(-[1-9][0-9]?)?\.(gguf|md)")
-_MOST = 99  # vectors of the same weights
+_NAME = re.compile(r"([0-9a-f]{64})(-[1-9][0-9]{0,3})?\.(gguf|md)")
 
 Get = Callable[[str, int], Path | None]  # the file of a name, of at most so many bytes, if there
 
@@ -39,39 +37,29 @@ def publish(shelf: Path, files: list[Path]) -> list[Path]:
     Returns the vectors' new paths. Raises MarsError, before anything is written, for a file that is
     no vector, has no card beside it, or does not know the weights that it was measured with.
     """
-    vectors = [read_vector(file) for file in files]
-    for file, vector in zip(files, vectors, strict=True):
+    vectors = {file: read_vector(file) for file in files}
+    for file, vector in vectors.items():
         if not file.with_suffix(".md").is_file():
             raise MarsError(f"{file}: no card beside it, expected {file.with_suffix('.md').name}")
         if not _HASH.fullmatch(vector.model.weights_sha256):
             raise VectorError(
                 f"{file}: does not know the weights that it was measured with. Convert the GGUF."
             )
-    folder = shelf / FOLDER
-    index = read_index(in_folder(shelf), str(shelf)) or {}
-    written = []
-    for file, vector in zip(files, vectors, strict=True):
-        stem = _stem(folder, vector)
+    folder, written = shelf / FOLDER, list[Path]()
+    index = _index(in_folder(shelf), str(shelf)) or {}
+    for file, vector in vectors.items():
+        path, number = folder / f"{vector.model.weights_sha256}.gguf", 1
+        while path.exists() and read_vector(path).model != vector.model:
+            path = folder / f"{vector.model.weights_sha256}-{(number := number + 1)}.gguf"
         for suffix in (".gguf", ".md"):
-            with atomic(folder / f"{stem}{suffix}") as temporary:
+            with atomic(path.with_suffix(suffix)) as temporary:
                 temporary.write_bytes(file.with_suffix(suffix).read_bytes())
-            index[f"{stem}{suffix}"] = sha256(folder / f"{stem}{suffix}")
-        written.append(folder / f"{stem}.gguf")
+            index[path.with_suffix(suffix).name] = sha256(path.with_suffix(suffix))
         with atomic(folder / INDEX) as temporary:
             text = json.dumps({"files": dict(sorted(index.items()))}, indent=1)
             temporary.write_text(text + "\n", encoding="utf-8")
+        written.append(path)
     return written
-
-
-def _stem(folder: Path, vector: Vector) -> str:
-    """The name that the vector gets: that of one of the same model, or the first that is free."""
-    weights = vector.model.weights_sha256
-    for number in range(1, _MOST + 1):
-        stem = f"{weights}-{number}" if number > 1 else weights
-        there = folder / f"{stem}.gguf"
-        if not there.exists() or read_vector(there).model == vector.model:
-            return stem
-    raise MarsError(f"{folder}: {_MOST} vectors of the weights {weights}, expected fewer")
 
 
 def in_folder(shelf: Path) -> Get:
@@ -86,9 +74,34 @@ def in_folder(shelf: Path) -> Get:
     return get
 
 
-def read_index(get: Get, where: str) -> dict[str, str] | None:
-    """Reads the index of a shelf: the hash of each file by name; None if there is none. Raises
-    MarsError, naming the shelf, for one that is damaged."""
+def vectors_of(weights: str, get: Get, where: str) -> Iterator[tuple[Path, Vector]]:
+    """Reads the vectors of a shelf that belong to these weights, each with its card beside it.
+
+    Raises MarsError for a shelf without an index or with a damaged one, VectorError for a file that
+    is not the one in the index or belongs to other weights.
+    """
+    index = _index(get, where)
+    if index is None:
+        raise MarsError(f"{where}: no {FOLDER}/{INDEX}")
+    paths = {}
+    for name in sorted(n for n in index if n.startswith(weights)):
+        path = paths[name] = get(name, MAX_FILE_BYTES)
+        found = "no such file" if path is None else sha256(path)
+        if found != index[name]:
+            raise VectorError(
+                f"{where}: {FOLDER}/{name}: found {found[:12]}, expected the SHA-256 "
+                f"{index[name][:12]}... of the index: the file is damaged, or was changed since"
+            )
+    for path in paths.values():
+        if path is not None and path.suffix == ".gguf":
+            vector = read_vector(path)
+            if vector.model.weights_sha256 != weights:
+                raise VectorError(f"{path}: a vector of other weights than its name says")
+            yield path, vector
+
+
+def _index(get: Get, where: str) -> dict[str, str] | None:
+    """Reads the hash of each file of a shelf by name; None if it has no index."""
     path = get(INDEX, MAX_INDEX_BYTES)
     if path is None:
         return None
@@ -103,34 +116,3 @@ def read_index(get: Get, where: str) -> dict[str, str] | None:
             "python -m mars_gguf.vectors publish writes it"
         )
     return dict(files)
-
-
-def vectors_of(weights: str, get: Get, where: str) -> Iterator[tuple[Path, Vector]]:
-    """Reads the vectors of a shelf that belong to these weights, each with its card beside it.
-
-    Raises MarsError for a shelf without an index, and for a file that is not the one in the index
-    or belongs to other weights.
-    """
-    index = read_index(get, where)
-    if index is None:
-        raise MarsError(f"{where}: no {FOLDER}/{INDEX}")
-    for name in sorted(n for n in index if n.startswith(weights) and n.endswith(".gguf")):
-        card = f"{name.removesuffix('.gguf')}.md"
-        path = _checked(get, name, index[name], where)
-        if card in index:
-            _checked(get, card, index[card], where)
-        vector = read_vector(path)
-        if vector.model.weights_sha256 != weights:
-            raise VectorError(f"{path}: a vector of other weights than its name says")
-        yield path, vector
-
-
-def _checked(get: Get, name: str, digest: str, where: str) -> Path:
-    path = get(name, MAX_FILE_BYTES)
-    found = "no such file" if path is None else sha256(path)
-    if path is None or found != digest:
-        raise VectorError(
-            f"{where}: {FOLDER}/{name}: found {found[:12]}, expected the SHA-256 {digest[:12]}... "
-            "of the index: the file is damaged, or was changed after it was published"
-        )
-    return path

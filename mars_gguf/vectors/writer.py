@@ -15,7 +15,8 @@ from mars_gguf.files import atomic
 from mars_gguf.steering import Array
 from mars_gguf.vectors.fingerprint import ModelFingerprint
 from mars_gguf.vectors.format import HASH, VERSION, Value
-from mars_gguf.vectors.reader import read_file
+from mars_gguf.vectors.gguf_file import GgufFile
+from mars_gguf.vectors.reader import vector_in
 from mars_gguf.vectors.seal import BLANK, sealed
 from mars_gguf.vectors.vector import Vector
 
@@ -33,7 +34,7 @@ def write_vector(vector: Vector, path: str | os.PathLike[str]) -> None:
 
 
 def write_contents(vector: Vector, path: Path) -> None:
-    """Writes ``vector`` into the file at ``path``, and reads it back.
+    """Writes ``vector`` into the file at ``path``, read back once.
 
     For callers with their own `files.atomic`; raises VectorError as `write_vector` does, and
     OSError.
@@ -41,8 +42,10 @@ def write_contents(vector: Vector, path: Path) -> None:
     vector.check()
     try:
         _write(vector, path)
-        path.write_bytes(sealed(path.read_bytes()))
-        read_file(path)
+        data = path.read_bytes()
+        file = GgufFile(data)
+        vector_in(file)
+        path.write_bytes(sealed(data, file))
     except (TypeError, ValueError, OverflowError, struct.error) as error:
         raise VectorError(f"this vector cannot be written: {error}") from error
 
