@@ -33,13 +33,13 @@ def conversions(tmp_path_factory: pytest.TempPathFactory) -> Conversions:
     return Conversions(tmp_path_factory.mktemp("conversions"))
 
 
-# Steps counted from the last: the card takes its place at -9, the plot at -6, the vector at -3.
+# Steps counted from the last: the card takes its place at -7, the plot at -5, the vector at -3.
 @pytest.mark.parametrize(
     ("by", "step", "found"),
     [
         (signal.SIGKILL, None, "all"),
-        (signal.SIGKILL, -6, "told apart with what was measured"),
-        (signal.SIGINT, -6, "all newer with what was measured"),
+        (signal.SIGKILL, -5, "told apart with what was measured"),
+        (signal.SIGINT, -5, "all newer with what was measured"),
         (signal.SIGINT, -12, "all older with what was measured"),
     ],
 )

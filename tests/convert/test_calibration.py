@@ -212,10 +212,6 @@ def warned(
     return "\n".join(warnings(refusals, scores, 0, certificate, {"text": 0.05, "image": 0.05}))
 
 
-def test_a_good_vector_has_no_warnings() -> None:
-    assert warned() == ""
-
-
 @pytest.mark.parametrize(
     ("harmful", "harmless", "seldom"),
     [(0.59, 0.16, False), (0.03, 0.0, True), (0.9, 0.8, True), (0.3, 0.05, False)],

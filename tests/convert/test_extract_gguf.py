@@ -3,21 +3,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from itertools import chain, groupby
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from extractors import pushed
-from llama_cpp import llama_chat_format
 from llama_cpp import llama_cpp as lib
 from models import (
     CLOSED,
     DEMO,
     DEMO_MMPROJ,
     OPTIONS,
-    RandomModel,
     last_states,
     mmproj_of,
     picture,
@@ -58,14 +56,12 @@ PICTURES = [
 LONG = [Prompt("Where do people keep tea? " * 120), Prompt("Where do people keep tea? " * 90)]
 QUANTIZED = 0.998
 
-every_model = pytest.mark.parametrize(
-    "model",
-    ["demo", "short_smollm2", "small_llama", "hybrid", "recurrent", "mrope", "gemma"],
-    indirect=True,
-)
-with_pictures = pytest.mark.parametrize(
-    "model", ["demo", "hybrid", "recurrent", "mrope", "gemma"], indirect=True
-)
+SLOW = [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ("short_smollm2", "small_llama", "recurrent", "mrope", "gemma")
+]
+every_model = pytest.mark.parametrize("model", ["demo", "hybrid", *SLOW], indirect=True)
+with_pictures = pytest.mark.parametrize("model", ["demo", "hybrid", *SLOW[2:]], indirect=True)
 
 
 def opened(model: str, mmproj: str | None = None) -> GgufExtractor:
@@ -127,21 +123,6 @@ def test_prompts_with_pictures_become_what_the_runtime_evaluates(model: str) -> 
         assert prompt.modality == llama.context.modality
 
 
-@pytest.mark.parametrize(
-    "name", ["CHATML", "MISTRAL_INSTRUCT", "MIXTRAL_INSTRUCT", "LLAMA3_INSTRUCT"]
-)
-def test_templates_that_llama_cpp_python_replaces_by_its_own_are_followed(
-    tmp_path: Path, name: str
-) -> None:
-    template = getattr(llama_chat_format, f"{name}_CHAT_TEMPLATE")
-    path = random_llama(tmp_path / "model.gguf", template=template)
-    extractor, llama = opened(path), steered(path, vector(path, opens=CLOSED))
-    for prompt in TEXTS[:2]:
-        ask(llama, prompt)
-        for _, session in extractor.sessions([prompt]):
-            assert list(session.prompts[0].tail) == llama.input_ids[: llama.n_tokens].tolist()
-
-
 @every_model
 def test_states_do_not_depend_on_which_prompts_share_a_session(model: str) -> None:
     extractor = opened(model)
@@ -190,17 +171,6 @@ def test_states_of_prompts_with_pictures_are_those_that_the_runtime_reads(model:
 
 
 @every_model
-def test_what_is_observed_twice_is_the_same_to_the_bit(model: str) -> None:
-    extractor = opened(model)
-    for _, session in extractor.sessions(TEXTS):
-        states, logits = session.observe()
-        pushed(session, 1, 5 * states[:, 1])
-        for again in (session.observe(), session.observe()):
-            assert np.array_equal(again[0], states)
-            assert np.array_equal(again[1], logits)
-
-
-@every_model
 def test_steering_by_nothing_changes_nothing_and_rows_do_not_mix(model: str) -> None:
     extractor = opened(model)
     for _, session in extractor.sessions(TEXTS):
@@ -238,23 +208,6 @@ def test_steering_here_is_steering_at_run_time(model: str) -> None:
                 assert theirs[ours.argmax()] > theirs.max() - 0.5
 
 
-@with_pictures
-def test_steering_with_pictures_here_is_steering_at_run_time(model: str) -> None:
-    given = vector(model, 2, limit=4.0)
-    llama = steered(model, given, mmproj=mmproj_of(model))
-    extractor = opened(model, mmproj_of(model))
-    direction = given.geometry.direction / given.geometry.distance
-    for indices, session in extractor.sessions(PICTURES):
-        expected, additions = [], []
-        for prompt in (PICTURES[i] for i in indices):
-            ask(llama, prompt)
-            assert llama.last_steering is not None
-            additions.append(llama.last_steering.alpha * direction)
-            expected.append(logits_of(llama))
-        logits = pushed(session, 2, np.array(additions, np.float32))
-        assert cosines(logits, np.stack(expected)).min() >= QUANTIZED
-
-
 @pytest.mark.parametrize("model", ["demo", "hybrid", "recurrent"], indirect=True)
 def test_prompts_longer_than_a_batch_are_read_at_their_last_token(model: str) -> None:
     extractor = opened(model)
@@ -267,27 +220,6 @@ def test_prompts_longer_than_a_batch_are_read_at_their_last_token(model: str) ->
         for layer in range(extractor.n_layer):
             assert cosines(states[i, layer], expected[layer]) >= QUANTIZED
         assert cosines(logits[i], logits_of(llama)) >= QUANTIZED
-
-
-@pytest.mark.parametrize("model", ["demo", "short_smollm2", "hybrid", "recurrent"], indirect=True)
-def test_a_shared_prefix_saves_work_and_changes_no_state(
-    model: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    extractor = opened(model)
-    states, logits = observed(extractor, TEXTS)
-    monkeypatch.setattr(extractor.prefill, "_share_prefix", lambda group: 0)
-    without, logits_without = observed(extractor, TEXTS)
-    assert cosines(states, without).min() >= QUANTIZED
-    assert cosines(logits, logits_without).min() >= QUANTIZED
-
-
-def test_prompts_that_are_one_another_s_beginning_share_what_they_can() -> None:
-    extractor = opened(DEMO)
-    same = [TEXTS[0]] * 3
-    for _, session in extractor.sessions(same):
-        states, _ = session.observe()
-        assert len({s.n_past for s in session.prompts}) == 1
-        assert cosines(states[:1], states).min() >= QUANTIZED
 
 
 def test_more_prompts_than_fit_go_into_several_sessions() -> None:
@@ -371,31 +303,6 @@ def decoded(monkeypatch: pytest.MonkeyPatch, extractor: GgufExtractor) -> list[i
     monkeypatch.setattr(extractor.decoder, "decode", counting)
     monkeypatch.setattr(extractor.decoder, "picture", counting_picture)
     return sizes
-
-
-@with_pictures
-def test_pictures_that_prompts_begin_with_are_decoded_once(
-    model: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    extractor = opened(model, mmproj_of(model))
-    a, b = picture(1), picture(2)
-    shown = [(a,), (b, a), (), (a, a), (b,), (a,)]
-    prompts = [Prompt(f"What is it, {i}?", images) for i, images in enumerate(shown)]
-    expected, _ = one_by_one(extractor, prompts)
-    (indices, _), *others = extractor.sessions(prompts)
-    assert (indices, others) == ([2, 0, 5, 3, 4, 1], [])  # those that begin alike side by side
-    extractor.forget()
-    pictures: list[int] = []
-    decode_pictures = extractor.decoder.pictures
-
-    def counting(some: Any) -> None:
-        pictures.append(len(some))
-        decode_pictures(some)
-
-    monkeypatch.setattr(extractor.decoder, "pictures", counting)
-    states, _ = observed(extractor, prompts)
-    assert sum(pictures) == 4  # a, a a, b, b a
-    assert cosines(states, expected).min() >= QUANTIZED
 
 
 # Replies -----------------------------------------------------------------------------------------
@@ -568,15 +475,6 @@ def test_after_a_context_states_are_those_that_the_runtime_reads(model: str) -> 
         assert t == pytest.approx(llama.last_steering.t, abs=0.05)
 
 
-def test_prompts_with_the_same_context_stand_side_by_side() -> None:
-    extractor = opened(DEMO)
-    contexts = [c for c in (Context(), SYSTEM, TURNS) if extractor.takes(c)]
-    prompts = [Prompt(f"What is {n}?", context=contexts[n % len(contexts)]) for n in range(30)]
-    order = [i for indices, _ in extractor.sessions(prompts) for i in indices]
-    names = [prompts[i].context.name for i in order]
-    assert len(list(groupby(names))) == len(contexts)
-
-
 # Limits ------------------------------------------------------------------------------------------
 
 
@@ -605,12 +503,6 @@ def test_what_cannot_be_measured_is_refused(
         next(extractor.sessions(PICTURES))
 
 
-def test_a_model_without_a_chat_template_is_asked_in_chatml(tmp_path: Path) -> None:
-    extractor = opened(random_llama(tmp_path / "base.gguf", template=""))
-    asked = "<|im_start|>user\nTea.<|im_end|>\n<|im_start|>assistant\n"
-    assert extractor.render(Prompt("Tea.")) == asked
-
-
 @pytest.mark.parametrize("model", ["demo", "hybrid", "mrope", "gemma"], indirect=True)
 def test_a_session_given_up_leaves_nothing_behind(model: str) -> None:
     extractor = opened(model, mmproj_of(model))
@@ -629,13 +521,3 @@ def test_a_session_given_up_leaves_nothing_behind(model: str) -> None:
         with pytest.raises((RuntimeError, ValueError)):
             list(session.steered_replies([(1, wrong)], 3))
         assert np.array_equal(session.observe()[0], expected[indices])
-
-
-def test_closing_twice_and_contexts_as_short_as_the_model_was_trained_for(tmp_path: Path) -> None:
-    model = RandomModel.llama(3)
-    model.keys["context_length"] = 300
-    extractor = GgufExtractor(model.write(tmp_path / "short.gguf"), n_ctx=0, n_threads=1)
-    prompts = [Prompt(f"Where do people keep {n} pots of tea?") for n in range(40)]
-    assert np.isfinite(observed(extractor, prompts)[0]).all()
-    extractor.close()
-    extractor.close()

@@ -70,15 +70,6 @@ def test_recurrent_states_stay_within_the_budget_and_the_measurements_the_same(
     few.close()
 
 
-def test_a_budget_below_two_states_measures_one_prompt_at_a_time(
-    hybrid: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(prefill, "MAX_STATES", 1)
-    extractor = GgufExtractor(hybrid, n_threads=1)
-    assert seen(extractor, TEXTS[:3])[1] == [1, 1, 1]
-    extractor.close()
-
-
 # Contexts -----------------------------------------------------------------------------------------
 
 

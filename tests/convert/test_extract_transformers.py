@@ -15,7 +15,7 @@ import pytest
 import torch
 import transformers
 from checkpoint_templates import PARTS, STRINGS
-from checkpoints import BLOCKS, EVERY, LLAMA, LLAVA, TEXTS, WIDTH
+from checkpoints import BLOCKS, EVERY, LLAVA, TEXTS, WIDTH
 from commands import convert as main
 from commands import recipe
 from models import OPTIONS, picture, random_llama, user
@@ -146,16 +146,6 @@ def test_replies_are_those_of_transformers_alone_steered_and_not(checkpoint: str
     assert len(said) > len(prompts)  # some pushes tell
 
 
-@LLAMA
-def test_a_reply_ends_where_the_model_ends_it(checkpoint: str) -> None:
-    extractor = TransformersExtractor(checkpoint)
-    end = extractor.checkpoint.tokenizer.eos_token_id
-    tokens = extractor.checkpoint.tokenizer(TEXTS[0], add_special_tokens=False)["input_ids"]
-    said = extractor.checkpoint.tokenizer.decode(tokens)
-    assert extractor.checkpoint.reply([*tokens, end, *tokens]) == (tokens[0], said)
-    assert extractor.checkpoint.reply([end]) == (end, "")
-
-
 @pytest.mark.parametrize(
     ("template", "taken"),
     [
@@ -189,20 +179,6 @@ def test_both_extractors_write_a_prompt_alike(template: str, tmp_path: Path) -> 
         )
     )
     other.close()
-
-
-@LLAVA
-def test_prompts_with_and_without_pictures_keep_their_order(checkpoint: str) -> None:
-    extractor = TransformersExtractor(checkpoint, CheckpointOptions(batch_size=3))
-    prompts = prompts_for(extractor)
-    mixed = [prompts[i] for i in (0, 7, 12, 1, 2, 8, 3)]
-    alone = {id(p): next(extractor.sessions([p]))[1].observe()[0][0] for p in mixed}
-    order: list[int] = []
-    for indices, session in extractor.sessions(mixed):
-        order += indices
-        for index, state in zip(indices, session.observe()[0], strict=True):
-            np.testing.assert_allclose(state, alone[id(mixed[index])], rtol=1e-3, atol=1e-4)
-    assert order == list(range(len(mixed)))
 
 
 @LLAVA

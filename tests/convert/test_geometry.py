@@ -69,14 +69,6 @@ def test_the_readout_tells_harmful_text_from_what_is_neutral_and_never_points_aw
         assert w[layer] @ r == pytest.approx(1)
 
 
-@settings(deadline=None)
-@given(seeds, st.integers(2, 40))
-def test_wholly_shrunken_the_readout_is_the_projection(seed, n_embd):
-    _, base, deviations = world(seed, n_embd)
-    expected = [projection(r) for r in base.direction]
-    np.testing.assert_allclose(readout(base, deviations, 1.0), expected, rtol=1e-12)
-
-
 class Shrunken:
     """A covariance as scikit-learn estimates one, shrunken to the mean variance."""
 
@@ -135,16 +127,6 @@ def test_a_shift_lies_at_the_median_of_its_strata_and_keeps_the_mean_across(seed
     moved = shift - (probes.mean(0) - base.safe)
     for layer, r in enumerate(base.direction):
         np.testing.assert_allclose(moved[layer], (moved[layer] @ projection(r)) * r, atol=1e-9)
-
-
-@given(seeds, st.integers(1, 5))
-def test_where_all_strata_agree_the_shift_is_the_plain_mean(seed, n_strata):
-    rng, base, deviations = world(seed)
-    w = readout(base, deviations)
-    one = base.safe + rng.normal(size=(4, N_LAYER, 5))
-    strata = [name for name in "abcde"[:n_strata] for _ in one]
-    shift = robust_shift(np.concatenate([one] * n_strata), strata, base, w)
-    np.testing.assert_allclose(shift, one.mean(0) - base.safe, atol=1e-12)
 
 
 @given(seeds)

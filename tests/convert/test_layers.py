@@ -11,7 +11,6 @@ from toys import N_EMBD, N_LAYER, REFUSAL, SORRY, Toy
 from mars_gguf.convert.extractor import Reply
 from mars_gguf.convert.geometry import Centroids
 from mars_gguf.convert.layers import (
-    FINALISTS,
     TRIED,
     LayerScores,
     Trial,
@@ -41,22 +40,11 @@ def trial(n: int, side: str = "harmless", t: float = 0.0) -> Trial:
     return Trial([Prompt(f"{side} {i}") for i in range(n)], np.full((n, N_LAYER), t))
 
 
-def test_the_best_block_reaches_most_and_of_those_tried_makes_most_refusals() -> None:
-    assert scores([nan, 0.9, 0.8, 0.7], [nan, 0.5, 1.0, nan]).best == 2
-    assert scores([nan, 0.9, 0.8, 0.7], [nan, 1.0, 1.0, nan]).best == 1
-
-
 def test_blocks_alike_are_ranked_by_the_worst_of_their_thresholds_even_without_effect() -> None:
     text, image = [nan, 0.5, 0.1, 0.2, 0.3], [nan, 0.1, 0.6, 0.3, 0.1]
     found = scores([nan, 1, 1, 1, 0.9], [nan, 0, 0, 0, 0], text=text, image=image)
     assert found.ranked() == [3, 1, 2, 4]
     assert found.best == 3
-
-
-def test_finalists_are_the_first_of_the_ranked() -> None:
-    reach = np.random.default_rng(0).random(40)
-    found = scores(reach.tolist(), [nan] * 40).finalists()
-    assert found == np.argsort(-reach)[:FINALISTS].tolist()
 
 
 def test_candidates_are_all_blocks_but_the_first_unless_said_otherwise() -> None:

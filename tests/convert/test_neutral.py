@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -51,12 +49,6 @@ def test_pictures_depend_on_the_seed_alone_and_all_differ(kind):
     assert len({image.tobytes() for image in everything}) == 24
 
 
-def test_noise_covers_the_colours():
-    means = np.array([pixels(image).mean((0, 1)) for image in neutral_images("noise", 120, 32, 0)])
-    assert (abs(means.mean(0) - 127.5) < 20).all()
-    assert (means.std(0) > 25).all()
-
-
 def test_written_words_stand_out_from_their_ground():
     for seed in range(40):
         image = neutral.PAINTERS["drawn"][2](np.random.default_rng(seed), 224).convert("L")
@@ -70,21 +62,6 @@ def test_frames_repeat_themselves_and_all_differ(kind):
         assert views == frames(kind, 6, 96, seed)
         assert [view.size for view in views] == [(96, 96)] * 6
         assert len({view.tobytes() for view in views}) == 6
-
-
-def test_frames_move_steadily_over_one_picture():
-    def difference(a: Image.Image, b: Image.Image) -> float:
-        x, y = (pixels(image) / pixels(image).mean() for image in (a, b))
-        return float(abs(x - y).mean())
-
-    steps, whole_way, other_pictures = [], [], []
-    for seed in range(30):
-        views = frames("drawn", 6, 96, seed)
-        steps += [difference(a, b) for a, b in itertools.pairwise(views)]
-        whole_way.append(difference(views[0], views[-1]))
-        other_pictures.append(difference(views[0], frames("drawn", 1, 96, seed + 1000)[0]))
-    assert np.mean(steps) < 0.6 * np.mean(whole_way)
-    assert np.mean(whole_way) < 0.6 * np.mean(other_pictures)
 
 
 def test_a_tiny_size_is_refused():

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from commands import few_media, few_prompts
 from llama_cpp import Llama
 from models import DEMO, DEMO_MMPROJ, OPTIONS, last_states, opening_at, steer, tapped, user
 from PIL import Image
-from toys import ANSWER, REFUSAL, Toy, toy_contrast
+from toys import REFUSAL, Toy, toy_contrast
 
 from mars_gguf import demo, demo_model
-from mars_gguf.convert import convert, pipeline
-from mars_gguf.convert.choices import Calibration, GgufOptions, Prompts
+from mars_gguf.convert.choices import Calibration
 from mars_gguf.convert.extract_gguf import GgufExtractor
-from mars_gguf.convert.layers import Forced, Place, force
 from mars_gguf.convert.pipeline import Measurement, measure_vector
 from mars_gguf.convert.probes import paired_probes
 from mars_gguf.convert.prompt_sets import PromptSets, renderable
@@ -182,37 +178,12 @@ def test_prompts_that_the_model_refuses_by_itself_never_set_a_threshold(
     assert not same_geometry(plain_toys_conversion, other)
 
 
-@pytest.mark.parametrize(
-    ("refuses", "seldom"),
-    [
-        ({"harmful": 0.59, "harmless": 0.16, "odd": 0.16}, False),
-        ({"harmful": 0.03}, True),
-        ({"harmful": 0.0}, True),
-        ({"harmful": 0.8, "harmless": 0.7, "odd": 0.7}, True),
-    ],
-)
-def test_a_toy_is_said_to_seldom_refuse_if_it_does(refuses: dict[str, float], seldom: bool) -> None:
-    made = converted(Toy(refuses, PLIABLE), media={})
-    harmful, harmless = made.certificate.refused
-    assert harmful == pytest.approx(refuses["harmful"], abs=0.1)
-    assert harmless == pytest.approx(refuses.get("odd", 0.0), abs=0.1)
-    assert any("seldom refuses" in warning for warning in made.warnings) == seldom
-    assert made.vector.calibration["refused.harmful_text"] == harmful
-
-
 def test_a_toy_that_gives_in_nowhere_is_said_to_be_steered_little() -> None:
     made = converted(Toy({"harmful": 0.6}), media={})
     scores = made.scores
     assert np.nanmax(scores.effect) == 0
     assert made.vector.layer == scores.ranked()[0]
     assert "forced steering turned only 0% of the replies" in " ".join(made.warnings)
-
-
-def test_babble_under_forced_steering_is_no_effect() -> None:
-    """It begins as a refusal does."""
-    made = converted(Toy({"harmful": 0.6}, PLIABLE, forced="I am I am I am"), media={})
-    assert np.nanmax(made.scores.effect) == 0
-    assert {reply.text for _, reply in made.examples} <= {"I am I am I am", ANSWER}
 
 
 def test_the_trust_limit_is_one_beyond_the_least_that_makes_the_toy_refuse() -> None:
@@ -222,22 +193,6 @@ def test_the_trust_limit_is_one_beyond_the_least_that_makes_the_toy_refuse() -> 
         for least in (1.0, 5.5, 12.0)
     ]
     assert limits == [2.0, 3.0, 4.0]
-
-
-def test_every_trust_limit_is_tried_at_the_chosen_block_and_one_at_the_others(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    places: list[Place] = []
-
-    def noted(*arguments: Any) -> list[Forced]:
-        places.extend(arguments[4])
-        return force(*arguments)
-
-    monkeypatch.setattr(pipeline, "force", noted)
-    converted(Toy({"harmful": 0.6}, {3: 5.5}), media={})
-    blocks, at_the_best = places[: pipeline.FINALISTS], places[pipeline.FINALISTS :]
-    assert {limit for _, limit in blocks} == {pipeline.FORCED_LIMIT}
-    assert at_the_best == [(3, limit) for limit in pipeline.LIMITS]
 
 
 def test_where_it_answers_few_harmful_prompts_harmless_ones_of_every_modality_are_pushed() -> None:
@@ -369,17 +324,6 @@ def test_the_centroids_are_the_means_of_states_read_one_by_one(
     llama.close()
 
 
-def test_a_second_conversion_writes_the_same_bytes(tmp_path: Path) -> None:
-    media = few_media(tmp_path)
-    prompts = Prompts(**few_prompts(tmp_path), neutral_media=media, own_wordings=True)
-    once = partial(convert, calibration=Calibration(layers=(5, 6)), progress=False)
-    for name in ("first", "second"):
-        made = once(DEMO, DEMO_MMPROJ, prompts=prompts, options=GgufOptions(n_threads=1))
-        assert made.vector.modalities == ["text", "image", "video"]
-        write_vector(made.vector, tmp_path / name)
-    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
-
-
 def test_the_vector_in_the_package_is_what_a_conversion_measures(conversion: Measurement) -> None:
     """Bytes differ between processors; the block and the geometry do not."""
     shipped, made = read_vector(demo_model.VECTOR), conversion.vector
@@ -390,15 +334,6 @@ def test_the_vector_in_the_package_is_what_a_conversion_measures(conversion: Mea
     assert cosine > 0.999
     assert a.spreads == pytest.approx(b.spreads, rel=0.1)
     assert a.thresholds == pytest.approx(b.thresholds, abs=0.1)
-
-
-def test_held_out_text_lies_at_the_centroids_it_was_not_measured_on(
-    conversion: Measurement,
-) -> None:
-    layer, t = conversion.vector.layer, conversion.coordinates
-    assert abs(t["harmful text"][:, layer].mean() - 1) < 0.2
-    assert abs(t["neutral text"][:, layer].mean()) < 0.2
-    assert conversion.scores.separation[layer] > 0.95
 
 
 def test_media_are_recentred_on_the_safe_centroid(conversion: Measurement) -> None:
@@ -416,46 +351,7 @@ def test_media_are_recentred_on_the_safe_centroid(conversion: Measurement) -> No
     extractor.close()
 
 
-def test_the_chosen_block_is_the_best_of_the_candidates(conversion: Measurement) -> None:
-    scores = conversion.scores
-    assert scores.total[conversion.vector.layer] == np.nanmax(scores.total)
-    assert np.flatnonzero(~np.isnan(scores.reach)).tolist() == [1, 2, 3, 4, 5, 6, 7]
-
-
-def test_a_text_only_conversion_needs_no_mmproj(
-    extractor: GgufExtractor, contrast: ContrastPrompts
-) -> None:
-    made = measured(extractor, contrast)
-    assert made.vector.modalities == ["text"]
-    assert not made.warnings
-
-
-@pytest.mark.parametrize(
-    ("harmful", "harmless", "expected"),
-    [
-        (["a"] * 7, ["b"] * 9, "harmful prompts: found 7"),
-        ([f"What is {i}?" for i in range(9)], [], "harmless prompts: found 0"),
-        (
-            [f"What is {i}?" for i in range(16)],
-            [f"What is {i}?" for i in range(16)],
-            "the same mean hidden state",
-        ),
-    ],
-)
-def test_prompt_sets_that_cannot_work_are_refused(
-    extractor: GgufExtractor, harmful: list[str], harmless: list[str], expected: str
-) -> None:
-    with pytest.raises(MarsError, match=expected):
-        measured(extractor, ContrastPrompts(harmful, harmless))
-
-
-def test_block_ranges_outside_the_model_are_refused(
-    extractor: GgufExtractor, contrast: ContrastPrompts
-) -> None:
-    with pytest.raises(MarsError, match="layers: found 0 to 3, expected a range within 1 to"):
-        measured(extractor, contrast, layers=(0, 3))
-
-
+@pytest.mark.slow
 def test_a_real_chat_model_converts_and_steers(smollm2: str, tmp_path: Path) -> None:
     """It hardly refuses, and says so; what counts is that the file steers this very model."""
     pairs = builtin_contrast()

@@ -88,15 +88,6 @@ def test_every_form_meets_every_kind_and_every_part_has_pictures_and_texts_of_it
     assert images[2] > max(images[:2])  # most where a small share is promised
 
 
-def test_a_folder_called_as_a_kind_that_is_drawn_is_shown_all_the_same(tmp_path: Path) -> None:
-    (tmp_path / "noise").mkdir()
-    for i in range(6):
-        picture(i).save(tmp_path / "noise" / f"{i}.png")
-    theirs = {picture(i).tobytes() for i in range(6)}
-    for split in neutral_probes(24, 32, 0, media=tmp_path).values():
-        assert pictures([*chain(*split)]) <= theirs
-
-
 def test_pictures_take_turns_at_how_many_stand_together_and_at_what_stands_before_them() -> None:
     for part in neutral_probes(120, 32, 1, contexts())["image"]:
         first = {shown(p): p for p in part}
@@ -204,15 +195,6 @@ def test_several_still_pictures_of_one_line_stay_together_and_are_no_film(folder
     for (several,), (film,) in zip(probes["image"], probes["video"], strict=True):
         assert (several.modality, len(several.images)) == ("image", 2)
         assert film.images == (several.images[0],) * FRAMES
-
-
-def test_no_picture_of_a_line_of_several_is_in_two_parts(folder: Path) -> None:
-    rows: list[dict[str, Any]] = [
-        {"prompt": f"Compare {one} with {other}.", "image": [f"{one}.png", f"{other}.png"]}
-        for one, other in ("ab", "ba", "cd", "dc", "ef", "fe")
-    ]
-    rows += [{"prompt": f"What is {name}?", "image": f"{name}.png"} for name in "abcdef"]
-    assert_disjoint(paired_probes(written(folder, rows))["image"], texts=True)
 
 
 # Messages ----------------------------------------------------------------------------------------

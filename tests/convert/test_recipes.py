@@ -23,7 +23,6 @@ from mars_gguf.errors import MarsError
 from mars_gguf.vectors import read_vector
 
 SHIPPED = sorted((Path(__file__).parents[2] / "convert").glob("*.toml"))
-MODELS = [path for path in SHIPPED if path.stem != "demo"]
 PAGE = (SHIPPED[0].parents[1] / "docs" / "CONVERTING.md").read_text(encoding="utf-8")
 MINIMAL = """
 output = "v.gguf"

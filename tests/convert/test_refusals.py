@@ -56,10 +56,6 @@ def test_without_refusals_in_english_a_token_counts_if_harmful_prompts_get_it_mo
     np.testing.assert_array_equal(found.among([*harmful, *harmless]), found.begin(tokens(*every)))
 
 
-def test_a_token_that_no_reply_began_with_begins_no_refusal() -> None:
-    assert not Refusals.of([Reply(1, REFUSAL)] * 5, [Reply(2, ANSWER)]).begin(tokens(0, 2, 9)).any()
-
-
 def test_a_model_that_refuses_by_answering_otherwise_is_told_by_its_words_not_by_its_tokens() -> (
     None
 ):
@@ -79,16 +75,3 @@ def test_a_few_refusals_of_harmful_prompts_are_needed_to_learn_from_replies(
     found = Refusals.of(harmful, [Reply(1, ANSWER)] * 60)
     assert found.judged == judged
     assert found.begin(tokens(0, 1)).tolist() == [judged, False]
-
-
-def test_a_model_that_refuses_nothing_has_hardly_a_token_that_begins_refusals() -> None:
-    """First tokens of both sides are drawn alike: what differs between them is chance."""
-    rng = np.random.default_rng(0)
-    share = 1 / np.arange(1, 21) / np.sum(1 / np.arange(1, 21))  # some tokens are frequent
-    wrong = []
-    for _ in range(50):
-        harmful, harmless = (
-            [Reply(int(t), ANSWER) for t in rng.choice(20, 64, p=share)] for _ in range(2)
-        )
-        wrong.append(share[Refusals.of(harmful, harmless).begin(np.arange(20))].sum())
-    assert np.mean(wrong) < 0.1

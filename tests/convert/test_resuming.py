@@ -42,14 +42,6 @@ def test_what_is_kept_is_found_to_the_bit_by_its_own_job_alone(
     assert again.find([*kept]).keys() == kept.keys()
 
 
-def test_a_file_that_is_something_else_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
-    (tmp_path / "v.measured").write_text("a shopping list, of some length " * 99)
-    before = (tmp_path / "v.measured").read_bytes()
-    with pytest.raises(MarsError, match=r"v\.measured: cannot be used to keep what is measured"):
-        ResumeFile(tmp_path / "v.measured", "job").find(["key"])
-    assert (tmp_path / "v.measured").read_bytes() == before
-
-
 def test_whose_a_file_is_shows_in_its_tables(tmp_path: Path) -> None:
     ours, empty, others = (tmp_path / name for name in ("ours", "empty", "others"))
     ResumeFile(ours, "job").keep({"key": seen(1)})
@@ -90,14 +82,6 @@ except MarsError as error:
     assert message.startswith(f"{path}: ")
     measured = ResumeFile(path, "job")
     assert len(measured.find([str(i) for i in range(100)])) == int(count) > 0
-
-
-def test_nothing_of_prompts_stands_in_the_file_but_their_replies(tmp_path: Path) -> None:
-    measured = ResumeFile(tmp_path / "v.measured", "job")
-    measured.keep({"a very long key": seen(1)})
-    with sqlite3.connect(tmp_path / "v.measured") as file:
-        ((key,),) = file.execute("SELECT key FROM seen").fetchall()
-    assert len(key) == 64 and "long key" not in key
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mars_gguf.convert.prompts import Context, ContrastPrompts, Prompt, builtin_contrast, contexts
+from mars_gguf.convert.prompts import Context, Prompt, builtin_contrast, contexts
 from mars_gguf.convert.splits import Split, every_second, split, split_prompts
 from mars_gguf.errors import MarsError
 
@@ -64,14 +64,6 @@ def test_matched_pairs_stay_together_and_no_prompt_measures_twice() -> None:
     }  # fmt: skip
 
 
-def test_under_a_system_prompt_every_prompt_stands_after_it() -> None:
-    before = contexts("Be brief.")
-    for some in (before, before[:1]):
-        splits = split_prompts(builtin_contrast(), {}, some, 0)
-        for p in chain(*splits.harmful, *splits.harmless, *splits.neutral["text"]):
-            assert p.messages[0] == {"role": "system", "content": "Be brief."}
-
-
 @given(st.lists(st.text(), max_size=30), st.integers(0, 4))
 def test_every_second_prompt_stands_after_a_context_and_they_take_turns(
     some: list[str], n: int
@@ -92,8 +84,3 @@ def test_the_number_of_all_prompts_counts_once_what_fits_twice(before: list[Cont
     fitted = [*splits.harmful.fit, *splits.harmless.fit]
     others = chain(*(chain(*parts) for parts in (splits.harmful[1:], *splits.neutral.values())))
     assert len(splits) == len({id(prompt) for prompt in (*fitted, *others)})
-
-
-def test_sets_that_are_too_small_are_refused() -> None:
-    with pytest.raises(MarsError, match="harmless prompts: found 7"):
-        split_prompts(ContrastPrompts(list("abcdefgh"), list("abcdefg")), {}, [Context()], 0)
