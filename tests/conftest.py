@@ -34,8 +34,26 @@ LONG = (
     "test_extract_gguf", "test_rpc_server", "test_streaming", "test_extract_transformers",
 )  # fmt: skip
 
+# What the README's command leaves out, whole folders and files; single tests have the mark on them.
+SLOW = (
+    "attacks", "demo_model", "docs", "lab", "test_container.py", "test_distributions.py",
+    "test_family_commands.py", "test_real_model.py", "test_rpc_server.py", "test_soak.py",
+    "runtime/test_rpc.py", "convert/test_extract_transformers.py", "convert/test_checkpoint.py",
+    "convert/test_parity.py",
+)  # fmt: skip
+QUICK = ("docs/test_readme.py", "docs/test_names.py")
 
+
+def is_slow(path: Path) -> bool:
+    inner = path.relative_to(Path(__file__).parent).as_posix()
+    return inner not in QUICK and inner.startswith(SLOW)
+
+
+@pytest.hookimpl(tryfirst=True)  # before those with a mark are left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if is_slow(item.path):
+            item.add_marker(pytest.mark.slow)
     order = {stem: place for place, stem in enumerate(LONG)}
     items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
 

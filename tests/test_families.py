@@ -37,6 +37,13 @@ PAIRS = [
     if check in CORE or name in KINDS.values()
 ]
 PAIRS += [(name, "kept turns") for name in ("internvl-qwen3", "smolvlm", "gemma4")]
+# One of each kind is tried by all who run the tests.
+QUICK = ("llava-phi3", "qwen2vl", "qwen35", "gemma3", "minicpmv")
+CASES = [
+    pytest.param(name, check, id=f"{name}-{check}",
+                 marks=[] if name in QUICK and check in CORE else pytest.mark.slow)
+    for name, check in PAIRS
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +58,7 @@ def may_lack(family: Family) -> set[str]:
     return lacking | ({"q8_0 cache"} if family.name == "mamba2" else set())
 
 
-@pytest.mark.parametrize(("name", "check"), PAIRS, ids=map("-".join, PAIRS))
+@pytest.mark.parametrize(("name", "check"), CASES)
 def test_what_is_promised_holds(name: str, check: str, place: Path) -> None:
     family = FAMILIES[name]
     try:
@@ -65,6 +72,7 @@ def test_what_is_promised_holds(name: str, check: str, place: Path) -> None:
         assert matrix(name, "--check", check).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", REFUSALS)
 @pytest.mark.parametrize("name", UNSTEERABLE)
 def test_what_gives_nothing_to_hold_is_refused(name: str, check: str, place: Path) -> None:
@@ -101,6 +109,7 @@ def between_markers(name: str) -> str:
     return text.partition(f"<!-- {name} -->")[2].partition(f"<!-- /{name} -->")[0]
 
 
+@pytest.mark.slow
 def test_the_matrix_runs_what_is_asked_and_goes_on_from_what_is_kept(tmp_path: Path) -> None:
     kept = tmp_path / "results.jsonl"
     asked = ["phi4", "plamo2", "--check", "heard", "refused when loaded", "--keep", str(kept)]

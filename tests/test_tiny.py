@@ -17,6 +17,8 @@ from llama_cpp import mtmd_cpp
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 from tiny import FAMILIES, Family
 
+pytestmark = pytest.mark.slow
+
 Array = npt.NDArray[Any]
 MARKER = mtmd_cpp.mtmd_default_marker().decode()
 
