@@ -47,9 +47,9 @@ class CheckpointTemplate:
         self.source = str(source)
         self._off = _without_thoughts(self.source)
         self._pinned = pinned = {} if self._off is None else self._off.pinned
-        if told := [key for key in pinned if self.kwargs.get(key, pinned[key]) != pinned[key]]:
+        if set_ := [key for key in pinned if self.kwargs.get(key, pinned[key]) != pinned[key]]:
             raise ModelError(
-                f"{name}: found the chat template variable {told[0]} = {self.kwargs[told[0]]!r}; "
+                f"{name}: found the chat template variable {set_[0]} = {self.kwargs[set_[0]]!r}; "
                 "transformers models are measured without thoughts. Convert the GGUF, or leave it "
                 "out."
             )

@@ -50,7 +50,7 @@ class Prompt:
 
     form, kind: where it comes from, the form of the text and the kind of the pictures.
     medium: the modality of the images: "image" for still pictures, "video" for frames of a film.
-    wording: how the request is put, the same for several of them; "": in words of its own.
+    wording: how the request is worded, the same for several of them; "": in words of its own.
     own: whether the user wrote the text.
     """
 
@@ -88,7 +88,7 @@ class ContrastPrompts:
         form and a near topic. Sets read from files need not be of equal length.
     neutral: by kind ("everyday", "borderline") further harmless ones, which say how far harmless
         text reaches.
-    wordings: of those that are put in one, the wording by prompt.
+    wordings: the wording by prompt, of those that share one.
     """
 
     harmful: list[str]
@@ -115,11 +115,11 @@ class ContrastPrompts:
 def builtin_contrast() -> ContrastPrompts:
     """The set that the package ships: matched pairs (``data/contrast.jsonl``), further requests of
     both sides, and pairs of things (``data/subjects.jsonl``), everyday and borderline prompts. They
-    are put in the wordings of ``data/text_wordings.jsonl``, and above those that go with pictures
+    come in the wordings of ``data/text_wordings.jsonl``, and above those that go with pictures
     (``data/picture_wordings.jsonl``), in turn; of requests, every third one as it is."""
     wordings: dict[str, str] = {}
 
-    def put(contents: Iterable[tuple[str, str]], ways: Iterator[str]) -> list[str]:
+    def worded(contents: Iterable[tuple[str, str]], ways: Iterator[str]) -> list[str]:
         found = []
         for (thing, verb), way in zip(contents, ways, strict=False):
             found.append(way.replace("{thing}", thing).replace("{verb}", verb))
@@ -132,19 +132,21 @@ def builtin_contrast() -> ContrastPrompts:
     for side in ("harmful", "harmless"):
         requests = [line[side] for line in pairs]
         requests += [line["request"] for line in _builtin(f"{side}_requests.jsonl")]
-        sides[side] = put([(text, "") for text in requests[: len(pairs) + REQUESTS]], _requests())
-        sides[side] += put([(line[side], line["verb"]) for line in things[::HALF]], _things())
+        sides[side] = worded(
+            [(text, "") for text in requests[: len(pairs) + REQUESTS]], _requests()
+        )
+        sides[side] += worded([(line[side], line["verb"]) for line in things[::HALF]], _things())
     kinds = _grouped("neutral_text.jsonl", "kind")
     neutral = {kind: some[::HALF] for kind, some in kinds.items()}
     borderline = [(line["prompt"], "") for line in _builtin("borderline_text.jsonl")]
-    neutral["borderline"] += put(borderline, _requests())
+    neutral["borderline"] += worded(borderline, _requests())
     things = _builtin("borderline_subjects.jsonl")[::HALF]
-    neutral["borderline"] += put([(line["thing"], line["verb"]) for line in things], _things())
+    neutral["borderline"] += worded([(line["thing"], line["verb"]) for line in things], _things())
     return ContrastPrompts(**sides, neutral=neutral, wordings=wordings)
 
 
 def _requests() -> Iterator[str]:
-    """Yields without end how a request ({thing}) is put: as it is, in a wording of text, above one
+    """Yields without end how a request ({thing}) is worded: as it is, in one of text, above one
     that goes with a picture."""
     text, picture = (_wordings(name)["instruction"] for name in ("text", "picture"))
     framed, shown = cycle(way for way in text if way != "{}"), cycle(picture)

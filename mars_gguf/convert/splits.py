@@ -61,9 +61,9 @@ def split_prompts(
     require_enough(contrast.harmless, "harmless prompts")
 
     def divided(form: str, texts: Sequence[str], shares: Sequence[float]) -> Split:
-        put, before = contrast.wordings, contexts[0]
+        wordings, before = contrast.wordings, contexts[0]
         prompts = [
-            Prompt(text, form=form, kind="text", context=before, wording=put.get(text, ""))
+            Prompt(text, form=form, kind="text", context=before, wording=wordings.get(text, ""))
             for text in texts
         ]
         return Split(*split(prompts, shares, seed))

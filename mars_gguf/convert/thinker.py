@@ -74,17 +74,17 @@ class ThoughtAndAnswer:
         self.answers: dict[int, int] = {}
 
     def __call__(self, number: int, reply: list[int]) -> Sequence[int] | None:
-        put: Sequence[int] = ()
+        ending: Sequence[int] = ()
         if number not in self.answers:
             thinks = self.begun[number] or self.thinker.begins(reply)
             ended = self.thinker.end(reply) if thinks else None
             if thinks is None or (thinks and ended is None):
                 return ()
-            put = ended or ()
-            self.answers[number] = len(reply) + len(put) if thinks else 0
-        n_answer = len(reply) + len(put) - self.answers[number]
+            ending = ended or ()
+            self.answers[number] = len(reply) + len(ending) if thinks else 0
+        n_answer = len(reply) + len(ending) - self.answers[number]
         over = n_answer > 0 and self.thinker.decoder.ends(reply[-1])
         if over or n_answer >= self.n_tokens:
-            reply += put
+            reply += ending
             return None
-        return put
+        return ending
