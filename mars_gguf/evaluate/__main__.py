@@ -16,13 +16,12 @@ from rich.console import Console
 from mars_gguf.console import command
 from mars_gguf.errors import MarsError
 from mars_gguf.evaluate import report
-from mars_gguf.evaluate.arms import ALL, ARMS, MARS, Arm, arms, other_vector
+from mars_gguf.evaluate.arms import ALL, ARMS, MARS, Arm, arms
 from mars_gguf.evaluate.judges import Endpoint, LocalModel, RatingJudge
 from mars_gguf.evaluate.plan import Plan, load_plan
 from mars_gguf.evaluate.records import RecordFile, describe_run
 from mars_gguf.evaluate.results import Results
 from mars_gguf.evaluate.run import Evaluation, ask_all
-from mars_gguf.files import sha256
 from mars_gguf.formats import HANDLERS
 from mars_gguf.loading import Files, load_steered, say
 from mars_gguf.modalities import measured_as
@@ -96,29 +95,11 @@ def _add_question_arguments(group: argparse._ArgumentGroup) -> None:
         help=f"what to compare, of {', '.join(ALL)}, random for every random direction, or all "
         f"(default: {','.join(ARMS)})",
     )
-    group.add_argument(
-        "--compare",
-        metavar="NAME=VECTOR",
-        type=named_vector,
-        action="append",
-        default=[],
-        help="another vector of the model, as an arm of this name (repeatable)",
-    )
     option(group, "--limit N", "cases of a kind and modality, at most", positive)
     words = f"of a reply (default: {MAX_TOKENS}, of a model that thinks {MAX_WITH_THOUGHT})"
     option(group, "-n --max-tokens N", words, positive)
     words = "folder of the report (default: evaluation). What is there of the same run is kept"
     option(group, "-o --output DIR", words, Path, Path("evaluation"))
-
-
-def named_vector(text: str) -> tuple[str, str]:
-    """Reads an option's value NAME=VECTOR, for argparse."""
-    name, _, path = text.partition("=")
-    if not name or not path or name in ALL:
-        raise argparse.ArgumentTypeError(
-            f"found {text!r}, expected NAME=VECTOR with a name that is no arm"
-        )
-    return name, path
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -141,10 +122,7 @@ def main(argv: list[str] | None = None) -> None:
 def evaluate(args: argparse.Namespace, argv: list[str]) -> tuple[Results, bool]:
     """Asks what the options name. Returns what it comes to, and whether the user broke it off.
     Raises MarsError."""
-    if len(dict(args.compare)) < len(args.compare):
-        raise MarsError("--compare: found a name twice, expected names that differ")
     compared = arms(args.arms)
-    compared += [other_vector(name, read_vector(path)) for name, path in args.compare]
     judge, files = _judge(args), model_files(args)
     plan = load_plan(args.suite or ["demo" if args.demo else "builtin"], limit=args.limit)
     if files[1] is None:
@@ -152,7 +130,7 @@ def evaluate(args: argparse.Namespace, argv: list[str]) -> tuple[Results, bool]:
     args.chat_template_kwargs = _template_variables(read_vector(files[2]))
     llama = load_steered(args, files)
     try:
-        plan = _require_measured(plan, llama, compared, force=args.force)
+        plan = _require_measured(plan, llama)
         thinks = llama.template.reasoning in ("thought", "answer")
         args.max_tokens = args.max_tokens or (MAX_WITH_THOUGHT if thinks else MAX_TOKENS)
         run = _describe(args, llama, files, plan, compared)
@@ -192,12 +170,8 @@ def _template_variables(vector: Vector) -> dict[str, Any]:
     return found
 
 
-def _require_measured(plan: Plan, llama: SteeredLlama, compared: list[Arm], *, force: bool) -> Plan:
-    """Leaves out cases of modalities that the vector was not measured on. Raises MarsError if
-    another vector is of another model."""
-    for arm in compared:
-        if arm.vector is not None:
-            arm.vector.require_model(llama.fingerprint, force=force)
+def _require_measured(plan: Plan, llama: SteeredLlama) -> Plan:
+    """Leaves out cases of modalities that the vector was not measured on."""
     measured = llama.vectors["mars"].modalities
     return plan.only(
         lambda modality: measured_as(modality, measured) is not None,
@@ -217,7 +191,6 @@ def _describe(
         arms=[arm.name for arm in compared],
         ctx_size=llama.n_ctx(),
         max_tokens=args.max_tokens,
-        compared={name: sha256(path) for name, path in args.compare},
         judge=args.judge_url or args.judge_model,
         judge_model=args.judge_model,
     )

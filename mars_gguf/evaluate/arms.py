@@ -33,14 +33,12 @@ Change = Callable[[Vector], Policy]
 class Arm:
     """``policy`` makes this arm's policy of the vector; with None nothing is even read. With
     ``every_token``, llama.cpp's control vector adds so many times r to every token of prompt and
-    reply. ``vector``: another vector of the model, in place of the one that is evaluated.
-    ``system``: a system prompt, put after that of the conversation if it has one."""
+    reply. ``system``: a system prompt, put after that of the conversation if it has one."""
 
     name: str
     title: str
     policy: Change | None
     every_token: float = 0.0
-    vector: Vector | None = None
     system: str | None = None
 
     def messages(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -103,11 +101,6 @@ RANDOM = tuple(name for name in ALL if name.startswith("random-"))
 ARMS = tuple(name for name in ALL if name != f"mars+{_OWN_PROMPT}")
 
 
-def other_vector(name: str, vector: Vector) -> Arm:
-    """MARS with another vector of the same model."""
-    return Arm(name, f"MARS, {name}", _as_it_is, vector=vector)
-
-
 def arms(names: Sequence[str]) -> list[Arm]:
     """The arms called ``names`` ("all": every one; "random": every random direction), "unsteered"
     always among them. Raises MarsError for a name that is none."""
@@ -124,7 +117,7 @@ def arms(names: Sequence[str]) -> list[Arm]:
 @contextmanager
 def steered_by(llama: SteeredLlama, arm: Arm) -> Iterator[None]:
     """Within the block, ``llama`` is steered as the arm says."""
-    used = arm.vector or llama.vectors["mars"]
+    used = llama.vectors["mars"]
     with ExitStack() as stack:
         stack.enter_context(llama.using(*[arm.policy(used)] if arm.policy else []))
         if arm.every_token:

@@ -54,7 +54,7 @@ def builtin(seed: int) -> Iterator[Case]:
         prompt, number = case.prompt, _hash(seed, case.id.split("-")[1])
         yield case
         for modality, draw in (
-            (IMAGE.name, _typographic_pictures),
+            (IMAGE.name, typographic_image),
             (VIDEO.name, typographic_video),
         ):
             yield replace(
@@ -113,10 +113,6 @@ def demo(seed: int, limit: int | None) -> Iterator[Case]:
                     answer=answer,
                     group=_demo_thing(kind, i),
                 )
-
-
-def _typographic_pictures(text: str, seed: int) -> list[Image.Image]:
-    return [typographic_image(text, seed)]
 
 
 def _hash(seed: int, name: str) -> int:

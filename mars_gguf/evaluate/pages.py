@@ -4,7 +4,6 @@ another layout."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -37,25 +36,24 @@ class Page:
     font: int
     corner: tuple[float, float]
     palette: tuple[Colour, Colour]
-    size: tuple[int, int]
 
     def draw(self, lines: int | None = None) -> Image.Image:
         """Draws the page with its first ``lines`` lines, or all."""
         paper, ink = self.palette
-        image = Image.new("RGB", self.size, paper)
+        image = Image.new("RGB", (SIZE, SIZE), paper)
         text = "\n".join(self.lines[:lines])
         ImageDraw.Draw(image).multiline_text(self.corner, text, ink, font(self.font))
         return image
 
 
-def page(text: str, seed: int, width: int, height: int) -> Page:
+def page(text: str, seed: int) -> Page:
     """Wraps ``text``, as large as fits a random part of the page, in a random place of it.
 
     Raises MarsError if there is no text, or so much that it could not be read.
     """
     rng = np.random.default_rng([seed, 0])
-    margin = width * 0.05
-    room = ((width - 2 * margin) * rng.uniform(0.8, 1), (height - 2 * margin) * rng.uniform(0.7, 1))
+    margin = SIZE * 0.05
+    room = ((SIZE - 2 * margin) * rng.uniform(0.8, 1), (SIZE - 2 * margin) * rng.uniform(0.7, 1))
     if not text.split():
         raise MarsError("no text to write in a picture")
     fitted = wrapped(text, *room, range(LARGEST_FONT, SMALLEST_FONT - 1, -2))
@@ -66,38 +64,18 @@ def page(text: str, seed: int, width: int, height: int) -> Page:
         )
     lines, size = fitted
     _, _, right, bottom = text_box("\n".join(lines), size)
-    corner = (
-        rng.uniform(margin, width - margin - right),
-        rng.uniform(margin, height - margin - bottom),
-    )
-    return Page(lines, size, corner, PALETTES[rng.integers(len(PALETTES))], (width, height))
+    corner = rng.uniform(margin, SIZE - margin - right), rng.uniform(margin, SIZE - margin - bottom)
+    return Page(lines, size, corner, PALETTES[rng.integers(len(PALETTES))])
 
 
-def typographic_image(text: str, seed: int) -> Image.Image:
+def typographic_image(text: str, seed: int) -> list[Image.Image]:
     """Writes ``text`` in a picture. Raises MarsError as `page` does."""
-    return page(text, seed, SIZE, SIZE).draw()
+    return [page(text, seed).draw()]
 
 
 def typographic_video(text: str, seed: int) -> list[Image.Image]:
-    """Writes ``text`` in FRAMES pictures, in one of three ways, chosen by the seed.
-
-    Lines appear one after another; a few words are shown at a time; or a camera moves down a page
-    that is higher than one picture. Every word can be read in at least one frame.
-
-    Raises MarsError as `page` does.
-    """
-    steps = np.linspace(0, 1, FRAMES + 1)
-    match np.random.default_rng([seed, 1]).integers(3):
-        case 0:
-            whole = page(text, seed, SIZE, SIZE)
-            return [whole.draw(round(len(whole.lines) * step)) for step in steps[1:].tolist()]
-        case 1:
-            words = text.split()
-            ends = np.ceil(len(words) * steps).astype(int).tolist()
-            parts = [" ".join(words[a:b]) for a, b in pairwise(ends)]
-            return [typographic_image(part or text, seed) for part in parts]
-        case _:
-            height = SIZE * 3 // 2
-            image = page(text, seed, SIZE, height).draw()
-            tops = np.linspace(0, height - SIZE, FRAMES).round().astype(int).tolist()
-            return [image.crop((0, top, SIZE, top + SIZE)) for top in tops]
+    """Writes ``text`` in FRAMES pictures: lines appear one after another. Raises MarsError as
+    `page` does."""
+    whole = page(text, seed)
+    n = len(whole.lines)
+    return [whole.draw(round(n * step / FRAMES)) for step in range(1, FRAMES + 1)]

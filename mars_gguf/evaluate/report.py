@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -22,7 +22,6 @@ from mars_gguf.statistics import Mean, Share
 
 MOST_PROBLEMS = 50  # named in the Markdown
 MOST_CHANGED, CUT = 20, 160  # replies shown there, and characters of each
-T = TypeVar("T")
 
 
 def write(results: Results, folder: Path) -> list[Path]:
@@ -54,18 +53,9 @@ def as_json(results: Results) -> dict[str, Any]:
 
 
 def _tables_as_json(results: Results) -> dict[str, Any]:
-    return {
-        "summary": rows_as_json(results.shares()),
-        "by_second_judge": rows_as_json(results.second_shares()),
-        "whole_replies": rows_as_json(results.whole_shares()),
-        "separation": separation(results),
-        "differences": rows_as_json(results.differences()),
-        "categories": rows_as_json(results.category_shares()),
-        "gates": [
-            {"modality": m, "measure": what, "t": t.as_json(), "opened": opened.as_json()}
-            for m, what, t, opened in results.gates()
-        ],
-    }
+    tables = {name: rows_as_json(rows) for name, (_, rows) in results.tables().items()}
+    summary = rows_as_json(results.shares())
+    return {"summary": summary, "separation": separation(results), **tables}
 
 
 def rows_as_json(rows: Sequence[Shares] | Sequence[Means]) -> list[dict[str, Any]]:
@@ -81,44 +71,33 @@ def rows_as_json(rows: Sequence[Shares] | Sequence[Means]) -> list[dict[str, Any
 
 
 def show(results: Results, console: Console) -> None:
-    """Shows a table for each suite, and what was left out."""
+    """Shows what each suite comes to, and what was left out."""
     for name, part in results.parts().items():
-        console.print(screen_table(part, name))
+        suite = f", {name}" if name else ""
+        console.print(printable(f"{_model(results)}{suite}"), style="bold", markup=False)
+        for head, rows in _summary(part):
+            shown = Table(*head, box=box.SIMPLE)
+            for row in rows:
+                shown.add_row(*map(Text, row))
+            console.print(shown)
     of_judge = [f"the judge: {n} x {reason}" for reason, n in results.judge_failures.items()]
     for line in results.left_out() + of_judge:
         console.print(printable(line), style="dim", markup=False)
 
 
-def screen_table(results: Results, suite: str = "") -> Table:
-    """Makes a table for the terminal: percent, and the 95 % interval; an arm a line, modality by
-    modality."""
-    named = f"{_model(results)}, {suite}" if suite else _model(results)
-    found = Table(title=Text(printable(f"{named}: percent [95 % interval]")), box=box.SIMPLE)
-    found.add_column("", no_wrap=True)
-    by_modality = _by_modality(results)
-    measures = list(dict.fromkeys(m for shares in by_modality.values() for m in shares))
-    for measure in measures:
-        found.add_column(measure, justify="right")
-    for modality, shares in by_modality.items():
-        counts = (_most(shares[m]) if m in shares else 0 for m in measures)
-        found.add_section()
-        found.add_row(modality, *(f"n = {n}" for n in counts), style="bold")
-        for arm in results.arms:
-            cells = (_short(shares[m][arm.name]) if m in shares else "-" for m in measures)
-            found.add_row(f"  {arm.name}", *cells)
-    return found
-
-
-def _by_modality(results: Results) -> dict[str, dict[str, dict[str, Share]]]:
-    """Arranges the shares by modality, then measure, then arm."""
-    found: dict[str, dict[str, dict[str, Share]]] = {}
-    for modality, measure, shares in results.shares():
-        found.setdefault(modality, {})[measure] = shares
-    return found
-
-
-def _most(shares: Mapping[str, Share]) -> int:
-    return max(share.n for share in shares.values())
+def _summary(results: Results) -> Iterator[tuple[list[str], list[list[str]]]]:
+    """Yields a table for each modality, its head and rows: an arm a row, a measure a column."""
+    rows = results.shares()
+    for modality in dict.fromkeys(modality for modality, _, _ in rows):
+        shares = {measure: found for m, measure, found in rows if m == modality}
+        counts = {m: max(share.n for share in found.values()) for m, found in shares.items()}
+        yield (
+            [modality, *(f"{measure}, n = {n}" for measure, n in counts.items())],
+            [
+                [arm.name, *(_cell(found[arm.name], counts[m]) for m, found in shares.items())]
+                for arm in results.arms
+            ],
+        )
 
 
 def _model(results: Results) -> str:
@@ -157,41 +136,16 @@ def _suites(results: Results) -> Iterator[str]:
     for name, part in results.parts().items():
         if name:
             yield f"\n## Suite {as_text(name)}\n"
-        yield from _refusals(part)
-        yield from _by_arm(
-            "MARS less each other arm, in points, on the same requests",
-            part.differences(),
-            lambda mean: f"{100 * mean.value:+.1f} [{100 * mean.low:+.0f}, {100 * mean.high:+.0f}]",
-        )
-        yield from _by_arm("Refused, by category", part.category_shares(), _percent, n=_most)
-        yield from _section(
-            "t and the gate of MARS, by category",
-            ("n", "mean t", "opened"),
-            {f"{m}: {what}": (t.n, _mean(t), _percent(x)) for m, what, t, x in part.gates()},
-        )
+        for head, cells in _summary(part):
+            yield ""
+            yield from table(head, [[as_text(arm), *shares] for arm, *shares in cells])
+        for title, rows in part.tables().values():
+            yield from _by_arm(title, rows)
         yield from _section(
             "Separation: AUROC of t, harmful against harmless requests, unsteered",
             ("n", "AUROC"),
             {where: _numbers(row, *row) for where, row in separation(part).items()},
         )
-        yield from _by_arm("By the second judge", part.second_shares(), _percent, n=_most)
-        yield from _by_arm(
-            "Whole replies to harmful requests", part.whole_shares(), _percent, n=_most
-        )
-
-
-def _refusals(results: Results) -> Iterator[str]:
-    for modality, by_measure in _by_modality(results).items():
-        counts = {measure: _most(shares) for measure, shares in by_measure.items()}
-        rows = [
-            [
-                as_text(arm.name),
-                *(_cell(x[arm.name], counts[measure]) for measure, x in by_measure.items()),
-            ]
-            for arm in results.arms
-        ]
-        yield ""
-        yield from table([modality, *(f"{m}, n = {n}" for m, n in counts.items())], rows)
 
 
 def _section(
@@ -203,22 +157,23 @@ def _section(
         yield from table(names, [[as_text(name), *cells] for name, cells in rows.items()])
 
 
-def _by_arm(
-    title: str,
-    rows: Sequence[tuple[str, str, dict[str, T]]],
-    written: Callable[[Any], str],
-    n: Callable[[dict[str, T]], int] | None = None,
-) -> Iterator[str]:
-    """Writes the section of rows that have a cell for each arm, after a count ``n``."""
-    head = [*["n"][: n is not None], *(rows[0][2] if rows else ())]
+def _by_arm(title: str, rows: Sequence[Shares] | Sequence[Means]) -> Iterator[str]:
+    """Writes the section of rows that have a cell for each arm, after the largest count."""
     cells = {
         f"{modality}: {what}": [
-            *([n(found)] if n is not None else []),
-            *("-" if x is None else written(x) for x in found.values()),
+            max(x.n for x in found.values() if x is not None),
+            *("-" if x is None else _written(x) for x in found.values()),
         ]
         for modality, what, found in rows
     }
-    yield from _section(title, head, cells)
+    yield from _section(title, ["n", *(rows[0][2] if rows else ())], cells)
+
+
+def _written(x: Share | Mean) -> str:
+    """Writes a share in percent, a mean of differences in points."""
+    if isinstance(x, Share):
+        return _percent(x)
+    return f"{100 * x.value:+.1f} [{100 * x.low:+.0f}, {100 * x.high:+.0f}]"
 
 
 def _changed(results: Results) -> Iterator[str]:
@@ -289,16 +244,6 @@ def _percent(s: Share) -> str:
     if s.value is None:
         return "-"
     return f"{100 * s.value:.1f} % [{100 * s.low:.0f}, {100 * s.high:.0f}]"
-
-
-def _short(s: Share) -> str:
-    if s.value is None:
-        return "-"
-    return f"{100 * s.value:.0f} [{100 * s.low:.0f},{100 * s.high:.0f}]"
-
-
-def _mean(mean: Mean) -> str:
-    return f"{mean.value:.2f} [{mean.low:.2f}, {mean.high:.2f}]"
 
 
 def _numbers(row: Mapping[str, float | int | None], *names: str) -> list[str]:

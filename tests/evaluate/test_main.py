@@ -7,16 +7,15 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from commands import ended
-from models import DEMO, opening_at
+from models import DEMO
 from second_judges import address, saying, serving
 
-from mars_gguf import demo_model, read_vector, write_vector
+from mars_gguf import demo_model
 from mars_gguf.evaluate.arms import ALL
 
 COMMAND = [sys.executable, "-m", "mars_gguf.evaluate"]
@@ -91,32 +90,11 @@ def test_an_interrupted_run_keeps_what_is_done_and_goes_on(
     assert "max_tokens differs" in other.stderr
 
 
-def test_another_vector_of_the_model_is_an_arm(tmp_path: Path) -> None:
-    shut = replace(read_vector(demo_model.VECTOR), layer=6)
-    shut = replace(shut, geometry=opening_at(shut.geometry, 10.0))
-    write_vector(shut, tmp_path / "shut.gguf")
-    arguments = ["--demo", "-t1", "--limit=1", "-n8", "--arms=mars"]
-    compared = [f"--compare=shut={tmp_path / 'shut.gguf'}"]
-    compared += [f"--compare=same={demo_model.VECTOR}"]
-    done = evaluate(*arguments, *compared, "-o", str(tmp_path / "report"))
-    assert done.returncode == 0, done.stderr
-    found = replies(tmp_path / "report")
-    for (case, arm), (reply, t, _) in found.items():
-        if arm == "same":
-            assert (reply, t) == found[case, "mars"][:2]
-        if arm == "shut":
-            assert reply == found[case, "unsteered"][0]
-    assert {arm for _, arm in found} == {"unsteered", "mars", "shut", "same", "plain"}
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--demo", "--arms", "mars,best"], "no arm best"),
         (["--demo", "--suite", "none.csv"], "none.csv: no such suite"),
-        (["--demo", "--compare", "mars=v.gguf"], "a name that is no arm"),
-        (["--demo", "--compare", "other=v.gguf"], "v.gguf: no such vector"),
-        (["--demo", "--compare", "a=v.gguf", "--compare", "a=w.gguf"], "found a name twice"),
         (["--demo", "--judge-url", "not an address"], "not an address"),
         (["--demo", "--limit", "0"], "expected 1 to"),
         (["-m", DEMO], "no vector"),

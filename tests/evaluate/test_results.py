@@ -19,7 +19,7 @@ def results() -> Results:
 
 def test_shares_count_what_was_judged_and_nothing_that_failed(results: Results) -> None:
     def counts(arm: str, kind: str, second: bool = False) -> tuple[int, int]:
-        rows = results.second_shares() if second else results.shares()
+        rows = results.tables()["by_second_judge"][1] if second else results.shares()
         (found,) = [x[arm] for m, title, x in rows if (m, title) == ("image", f"refused, {kind}")]
         return found.k, found.n
 
@@ -67,17 +67,17 @@ def test_refusals_are_counted_by_category_where_there_are_several() -> None:
         for n in range(3)
         for arm, verdict in verdicts.items()
     ]
-    rows = Results(RUN, [UNSTEERED, MARS], asked, [], GEOMETRY).category_shares()
+    _, rows = Results(RUN, [UNSTEERED, MARS], asked, [], GEOMETRY).tables()["categories"]
     assert [row[:2] for row in rows] == [("image", "a note, harmful"), ("image", "a sign, harmful")]
     assert [(s.k, s.n) for s in rows[0][2].values()] == [(0, 3), (2, 3)]
     one = [r for r in asked if r.category == "a note"]
-    assert Results(RUN, [UNSTEERED, MARS], one, [], GEOMETRY).category_shares() == []
+    assert Results(RUN, [UNSTEERED, MARS], one, [], GEOMETRY).tables()["categories"][1] == []
 
 
 def test_differences_are_of_the_same_requests_with_intervals_by_what_they_are_about(
     results: Results,
 ) -> None:
-    rows = {(modality, title): less for modality, title, less in results.differences()}
+    rows = {(modality, title): less for modality, title, less in results.tables()["differences"][1]}
     harmful = rows["image", "refused, harmful"]["unsteered"]
     # Of the eight that both judged MARS refuses all, the unsteered model the first.
     assert harmful is not None and (harmful.n, harmful.value) == (8, pytest.approx(7 / 8))
@@ -88,27 +88,15 @@ def test_differences_are_of_the_same_requests_with_intervals_by_what_they_are_ab
     assert vqa is not None and (vqa.value, vqa.low, vqa.high) == (0.0, 0.0, 0.0)
 
 
-def test_t_and_the_gate_are_told_of_every_category() -> None:
+def test_open_gates_are_counted_by_category() -> None:
     asked = [
-        Record(
-            f"{c}{n}",
-            "harmless",
-            "text",
-            c,
-            "mars",
-            "?",
-            "",
-            "answered",
-            t=n / 4,
-            gate=float(n > 2),
-        )
+        Record(f"{c}{n}", "harmless", "text", c, "mars", "?", "", "answered", gate=float(n > 2))
         for c in ("strict", "none")
         for n in range(4)
     ]
-    rows = Results(RUN, [UNSTEERED, MARS], asked, [], GEOMETRY).gates()
+    _, rows = Results(RUN, [UNSTEERED, MARS], asked, [], GEOMETRY).tables()["gates"]
     assert [row[:2] for row in rows] == [("text", "none, harmless"), ("text", "strict, harmless")]
-    for _, _, t, opened in rows:
-        assert (t.value, opened.k, opened.n) == (pytest.approx(0.375), 1, 4)
+    assert [(row[2]["mars"].k, row[2]["mars"].n) for row in rows] == [(1, 4), (1, 4)]
 
 
 def test_of_whole_replies_it_is_told_which_refuse_to_the_end_and_which_harm() -> None:
@@ -119,11 +107,13 @@ def test_of_whole_replies_it_is_told_which_refuse_to_the_end_and_which_harm() ->
                goes_on=goes_on)
         for case, (first, second, goes_on) in told.items()
     ]  # fmt: skip
-    found = Results(RUN, [MARS], asked, [], GEOMETRY)
-    whole = {title: (s["mars"].k, s["mars"].n) for _, title, s in found.whole_shares()}
-    assert whole == {"begin as a refusal": (2, 3), "refuse to the end": (1, 3)}
-    second = {title: (s["mars"].k, s["mars"].n) for _, title, s in found.second_shares()}
-    assert second == {
+    tables = Results(RUN, [MARS], asked, [], GEOMETRY).tables()
+
+    def counts(name: str) -> dict[str, tuple[int, int]]:
+        return {title: (s["mars"].k, s["mars"].n) for _, title, s in tables[name][1]}
+
+    assert counts("whole_replies") == {"begin as a refusal": (2, 3), "refuse to the end": (1, 3)}
+    assert counts("by_second_judge") == {
         "refused, harmful": (1, 3),
         "harmful reply, of all to harmful requests": (1, 3),
         "harmful reply, of those not refused": (1, 2),
