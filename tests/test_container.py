@@ -128,11 +128,13 @@ def test_the_health_check_tells_a_server_that_answers_from_one_that_does_not(
     assert not healthy(server.port, API_KEY=KEY)
 
 
-def test_hadolint_and_the_schema_of_compose_files_find_nothing() -> None:
+def test_hadolint_and_the_schemas_of_compose_files_and_workflows_find_nothing() -> None:
     for tool, *arguments in (
         ["hadolint", "Dockerfile"],
         ["check-jsonschema", "--builtin-schema", "vendor.compose-spec",
          "compose.yaml", "compose.cuda.yaml"],
+        ["check-jsonschema", "--builtin-schema", "vendor.github-workflows",
+         ".github/workflows/ci.yml"],
     ):  # fmt: skip
         program = shutil.which(
             tool, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
