@@ -159,7 +159,7 @@ def running(folder: Path, *arguments: str, api_key: str = "none") -> Iterator[Se
         process = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment)
     try:
         for _ in range(1200):
-            started = re.search(r"Uvicorn running on http://[\d.]+:(\d+)", log.read_text())
+            started = re.search(r"Uvicorn running on https?://[\d.]+:(\d+)", log.read_text())
             if started is not None:
                 break
             assert process.poll() is None, log.read_text()

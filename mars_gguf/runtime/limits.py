@@ -123,9 +123,17 @@ def any_of(texts: Sequence[str]) -> str:
 
 
 def require_tokens(llama: Llama, texts: Sequence[str]) -> None:
-    """Raise PromptError for no text, or one of no tokens."""
-    if not texts or any(text == "" and not llama.tokenize(b"") for text in texts):
+    """Raise PromptError for no text, or one of no tokens, or of more than llama.cpp takes in a
+    batch: those it would leave out, or end the process over."""
+    if not texts:
         raise PromptError("found a text of no tokens, expected some")
+    most = min(llama.n_batch, lib.llama_n_ubatch(llama.ctx))
+    for text in texts:
+        found = len(llama.tokenize(text.encode()))
+        if not 0 < found <= most:
+            raise PromptError(
+                f"found a text of {found or 'no'} tokens, expected 1 to {most} (n_batch, n_ubatch)"
+            )
 
 
 def _require_breaks(text: str) -> None:

@@ -215,7 +215,7 @@ class SteeredLlama(Llama):
     @locked
     def embed(self, input: str | list[str], *args: Any, **kwargs: Any) -> Any:
         """As ``Llama.embed``, which clears the context. Raises PromptError for a text of no tokens,
-        over which llama-cpp-python writes beside its memory."""
+        over which llama-cpp-python writes beside its memory, or of more than a batch takes."""
         require_tokens(self, [input] if isinstance(input, str) else input)
         with self.context.emptied_on_error():
             return super().embed(input, *args, **kwargs)

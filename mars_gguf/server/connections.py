@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 from collections import Counter
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -17,7 +18,9 @@ from mars_gguf.server.access import client_of
 from mars_gguf.server.internals import H11Protocol
 
 MAX_CONNECTIONS = 256  # a quarter of the files that a process may commonly have open
-HEAD_SECONDS = 10.0  # for the head of a request to arrive, and for what is left of a refused body
+HEAD_SECONDS = (
+    10.0  # for a handshake, for the head of a request, and for what is left of a refused body
+)
 # Bytes about the chunks of a body, besides a sixteenth of it; each chunk takes 10 microseconds.
 MAX_FRAMING = 64 << 10
 SLICE = 16 << 10  # bytes after which that is looked at
@@ -138,7 +141,13 @@ class Connection(H11Protocol):
 
 class Server(uvicorn.Server):
     """A server of uvicorn's that ends within GRACE_SECONDS + LAST_SECONDS of a signal, whatever
-    runs: nothing interrupts llama.cpp within a batch."""
+    runs: nothing interrupts llama.cpp within a batch. A TLS handshake has HEAD_SECONDS."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        loop: Any = asyncio.get_running_loop()
+        if self.config.is_ssl:  # of which uvicorn has no setting
+            loop.create_server = partial(loop.create_server, ssl_handshake_timeout=HEAD_SECONDS)
+        await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if not self.should_exit:

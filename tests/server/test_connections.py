@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 import socket
+import ssl
+import subprocess
 import time
 import uuid
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+import pytest
 from servers import ENDLESS, HARMFUL, ONE_THREAD, STALLED, Server, chat, running
 
 CHAT, RAW = "/v1/chat/completions", "/v1/completions"
@@ -89,3 +92,29 @@ def test_a_client_that_does_not_read_its_reply_keeps_nobody_waiting_and_is_given
         assert STALLED - 1 < time.monotonic() - began < 6 * STALLED
     tokens = re.search(r" 499 .*tokens=(\d+)", line)
     assert tokens is not None and int(tokens[1]) < 700
+
+
+@pytest.mark.slow
+def test_a_connection_that_does_not_finish_its_handshake_is_closed(tmp_path: Path) -> None:
+    key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "certificate.pem")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost",
+         "-keyout", key, "-out", certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    sent = ssl.MemoryBIO()
+    hello = ssl.create_default_context().wrap_bio(
+        ssl.MemoryBIO(), sent, server_hostname="localhost"
+    )
+    with pytest.raises(ssl.SSLWantReadError):
+        hello.do_handshake()
+    said = sent.read()
+    flags = ["--demo", *ONE_THREAD, "--ssl_keyfile", key, "--ssl_certfile", certificate]
+    with running(tmp_path, *flags) as server, ExitStack() as stack:
+        began = time.monotonic()
+        for part in (b"", said[: len(said) // 2]):
+            connection = stack.enter_context(server.begin("", part))
+            connection.settimeout(20)
+            with suppress(ConnectionError):
+                assert connection.recv(1) == b""
+        assert 9 < time.monotonic() - began < 25

@@ -55,3 +55,10 @@ def test_more_than_a_reply_may_have_are_refused_before_they_are_made(embedding: 
     reply = embedding.send(PATH, json.dumps({"input": ["word " * 400] * 2000}).encode())
     assert (reply.status, time.monotonic() - began < 5) == (400, True)
     assert "for fewer tokens or texts" in reply.error["message"]
+
+
+def test_a_text_of_more_tokens_than_a_batch_is_an_error_of_the_client(embedding: Server) -> None:
+    reply = embedding.send(PATH, json.dumps({"input": ["tea", "word " * 600]}).encode())
+    assert (reply.status, reply.error["type"]) == (400, "invalid_request_error")
+    assert "expected 1 to 512 (n_batch, n_ubatch)" in reply.error["message"]
+    assert embedding.send(PATH, b'{"input": "tea"}').status == 200
