@@ -5,10 +5,6 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_py import build_py
 
 root = Path(__file__).parent
-commands = {
-    "chat.__main__", "convert.__main__", "demo", "evaluate.__main__", "rpc_server",
-    "server.__main__",
-}  # fmt: skip
 
 
 def constant(name: str, path: str) -> str:
@@ -83,7 +79,6 @@ setup(
         "prompt_toolkit>=3.0.40",
         "pyyaml>=6",
         "rich>=13",
-        "shtab>=1.9",
         "tomli>=2; python_version < '3.11'",
     ],
     extras_require={
@@ -113,13 +108,5 @@ setup(
             "huggingface_hub",
         ],
     },
-    entry_points={
-        "console_scripts": [
-            "mars-gguf = mars_gguf.__main__:main",
-            *(
-                f"mars-gguf-{module.partition('.')[0]} = mars_gguf.{module}:main"
-                for module in sorted(commands)
-            ),
-        ],
-    },
+    entry_points={"console_scripts": ["mars-gguf = mars_gguf.__main__:main"]},
 )

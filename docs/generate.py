@@ -66,7 +66,7 @@ EXAMPLES = {
 }
 COMMANDS = (
     "convert", "chat", "evaluate", "server", "demo",
-    "rpc_server", "vectors", "vectors find", "vectors publish", "completion",
+    "rpc_server", "vectors", "vectors find", "vectors publish",
 )  # fmt: skip
 
 
@@ -185,7 +185,7 @@ def commands() -> str:
     lines = [
         "# Commands",
         "",
-        "`mars-gguf NAME`, `python -m mars_gguf.NAME` and `mars-gguf-NAME` are the same command. "
+        "`mars-gguf NAME` and `python -m mars_gguf.NAME` are the same command. "
         "`mars-gguf` lists them, `mars-gguf --version` tells the version. "
         "[Errors and exit codes](TROUBLESHOOTING.md).",
         "",

@@ -16,7 +16,6 @@ COMMANDS = {
     "demo": "see what steering does, on the small model of the package",
     "rpc_server": "lend this machine's devices to models on another one",
     "vectors": "check a vector file and print what it holds; find, or publish, that of a model",
-    "completion": "print the script by which a shell completes these commands",
 }
 
 

@@ -27,7 +27,7 @@ ROOMS = [
     ["runtime", "demo_model"],
     ["options", "loading"],
     ["convert", "evaluate"],
-    ["chat", "server", "rpc_server", "demo", "vectors_command", "__main__", "completion"],
+    ["chat", "server", "rpc_server", "demo", "vectors_command", "__main__"],
 ]
 # Besides the runtime: plain llama-cpp-python, to compare with, and its server.
 KNOW_LLAMA_CPP = ("runtime", "server", "demo")
