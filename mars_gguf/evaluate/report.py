@@ -161,7 +161,7 @@ def _by_arm(title: str, rows: Sequence[Shares] | Sequence[Means]) -> Iterator[st
     """Writes the section of rows that have a cell for each arm, after the largest count."""
     cells = {
         f"{modality}: {what}": [
-            max(x.n for x in found.values() if x is not None),
+            max((x.n for x in found.values() if x is not None), default=0),
             *("-" if x is None else _written(x) for x in found.values()),
         ]
         for modality, what, found in rows

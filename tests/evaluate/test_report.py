@@ -70,6 +70,14 @@ def test_a_report_of_nothing_is_still_a_report(tmp_path: Path) -> None:
     assert "# Evaluation of tiny" in markdown
 
 
+def test_a_run_that_was_broken_off_before_arms_share_a_case_has_a_report(
+    results: Results,
+) -> None:
+    """No difference can be told then."""
+    few = [r for r in results.records if r.arm == "unsteered"]
+    assert "| image: refused, harmful | 0 | - |" in report.markdown(replace(results, records=few))
+
+
 def test_a_lone_surrogate_of_a_suites_file_ends_no_report(results: Results, tmp_path: Path) -> None:
     run = RUN | {"suites": ["jsonl:\udcff.jsonl"], "command": "evaluate --suite \udcff.jsonl"}
     records = [replace(r, category="\ud800") for r in results.records]
