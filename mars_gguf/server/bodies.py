@@ -89,10 +89,12 @@ class Intake:
             raise RequestError("the server holds as many requests as it can: try again later", 503)
 
 
-def require_modest(body: bytes) -> None:
-    """Raises RequestError for JSON of more text, values or levels than a request can need, or with
-    a number that is not finite, which no reply could quote. What is no JSON passes: the application
-    says what is wrong with it."""
+def parsed(body: bytes) -> Any:
+    """The JSON of a body, None where it is none: the application says what is wrong with that.
+
+    Raises RequestError for JSON of more text, values or levels than a request can need, or with
+    a number that is not finite, which no reply could quote.
+    """
     marks = sum(body.count(mark) for mark in (b",", b"{", b"["))
     if marks > MAX_MARKS:
         raise RequestError(f"found {marks} commas and brackets, expected at most {MAX_MARKS}", 413)
@@ -101,12 +103,14 @@ def require_modest(body: bytes) -> None:
     except RequestError:
         raise
     except (ValueError, RecursionError):
-        return
+        return None
+    counted = content
     if isinstance(content, dict):
         _require_few_items(content)
         if _are_tokens(content.get("tokens")):
-            del content["tokens"]
-    _require_few_values(content)
+            counted = {name: value for name, value in content.items() if name != "tokens"}
+    _require_few_values(counted)
+    return content
 
 
 def _finite(number: str) -> float:

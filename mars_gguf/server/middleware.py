@@ -10,7 +10,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mars_gguf.server.access import Access, client_of
-from mars_gguf.server.bodies import SMALL, Intake, require_modest
+from mars_gguf.server.bodies import SMALL, Intake, parsed
 from mars_gguf.server.exchange import Exchange, exchange
 from mars_gguf.server.http_errors import describe, error_response
 from mars_gguf.server.metrics import count_and_log
@@ -61,9 +61,10 @@ class ExchangeMiddleware:
         self.access.require(scope)
         async with self.intake.body(receive, current) as body:
             if len(body) > SMALL:  # which takes a moment
-                await to_thread.run_sync(require_modest, body)
+                content = await to_thread.run_sync(parsed, body)
             else:
-                require_modest(body)
+                content = parsed(body)
+            scope.setdefault("state", {})["content"] = content
             watcher = asyncio.create_task(watch())
             try:
                 await self.app(scope, _replay(body, current), response)

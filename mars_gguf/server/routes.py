@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, TypeVar
 
 from anyio import to_thread
 from fastapi import APIRouter, Request, Response
+from fastapi.routing import APIRoute
 from llama_cpp.server.types import DetokenizeInputRequest, TokenizeInputRequest
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
@@ -25,7 +26,26 @@ from mars_gguf.server.streaming import in_turn, reply
 
 T = TypeVar("T")
 
-router = APIRouter()
+
+class _Parsed(Request):
+    """A request whose body was parsed where it was held against the limits."""
+
+    async def json(self) -> Any:
+        content = self.scope["state"].pop("content", None)
+        return await super().json() if content is None else content
+
+
+class _Route(APIRoute):
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            return await handler(_Parsed(request.scope, request.receive))
+
+        return handle
+
+
+router = APIRouter(route_class=_Route)
 
 
 @router.post("/v1/chat/completions", response_model=None, tags=["OpenAI V1"])
