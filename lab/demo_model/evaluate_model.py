@@ -26,7 +26,7 @@ from lab.demo_model.lessons import is_refusal
 from mars_gguf import SteeredLlama, demo_model
 from mars_gguf.demo_model import requests
 from mars_gguf.demo_model.world import Thing
-from mars_gguf.media.images import user_message
+from mars_gguf.media.images import data_url, message_of_parts, user_message
 from mars_gguf.runtime.mtmd import silence_mtmd
 from mars_gguf.statistics import auroc
 
@@ -52,17 +52,19 @@ def plain_llama(text: Path, mmproj: Path, threads: int | None = None) -> llama_c
     )
 
 
-def _message(e: Example, *, films: bool) -> dict[str, Any]:
-    """Asks of a film; plain llama-cpp-python knows pictures alone."""
-    if films and e.film:
-        return user_message(e.prompt, video=e.pictures)
-    return user_message(e.prompt, e.pictures)
+def _message(e: Example, *, steered: bool) -> dict[str, Any]:
+    """Asks of a film; plain llama-cpp-python knows pictures alone, by their URLs."""
+    if steered:
+        shown = {"video": e.pictures} if e.film else {"images": e.pictures}
+        return user_message(e.prompt, **shown)
+    urls = [{"url": data_url(picture)} for picture in e.pictures]
+    return message_of_parts(e.prompt, [{"type": "image_url", "image_url": url} for url in urls])
 
 
 def ask(llama: llama_cpp.Llama, e: Example, tokens: int = 48) -> Any:
     """Asks for a greedy chat completion."""
     return llama.create_chat_completion(
-        [*e.before, _message(e, films=isinstance(llama, SteeredLlama))],  # type: ignore[list-item]
+        [*e.before, _message(e, steered=isinstance(llama, SteeredLlama))],  # type: ignore[list-item]
         temperature=0.0,
         repeat_penalty=1.0,
         max_tokens=tokens,

@@ -16,6 +16,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from mars_gguf.errors import MarsError
+from mars_gguf.media.picture import Picture
 from mars_gguf.modalities import IMAGE, VIDEO
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
@@ -158,7 +159,7 @@ def open_image(file: BinaryIO, name: str, max_pixels: int | None = None) -> Imag
     """Opens the picture in ``file``, called ``name`` in messages, without decoding it yet.
 
     Raises MarsError for more than ``max_pixels`` (default: ``PIL.Image.MAX_IMAGE_PIXELS``) and for
-    a JPEG of more than MAX_SCANS scans, and what Pillow raises.
+    a JPEG of more than MAX_SCANS scans or without an end, and what Pillow raises.
     """
     jpeg = file.read(3) == b"\xff\xd8\xff"
     file.seek(0)
@@ -168,8 +169,10 @@ def open_image(file: BinaryIO, name: str, max_pixels: int | None = None) -> Imag
     if jpeg:
         position = file.tell()
         file.seek(0)
-        scans = count_scans(file.read())
+        scans, ended = count_scans(file.read())
         file.seek(position)
+        if not ended:
+            raise OSError("a JPEG without an end")
         if scans > MAX_SCANS:
             raise MarsError(
                 f"{name}: found a JPEG of {scans} scans, expected at most {MAX_SCANS}; "
@@ -201,13 +204,14 @@ def orientation(image: Image.Image) -> int:
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # that begins a segment; not within pixels
 
 
-def count_scans(jpeg: bytes) -> int:
-    """Counts the scans of a JPEG, up to its end; more may follow in what it carries along."""
+def count_scans(jpeg: bytes) -> tuple[int, bool]:
+    """Counts the scans of a JPEG up to its end, and says whether it has one; more may follow in
+    what it carries along."""
     scans, position = 0, 2
     while (found := _MARKER.search(jpeg, position)) is not None and found[0] != b"\xff\xd9":
         scans += found[0] == b"\xff\xda"
         position = found.end() + int.from_bytes(jpeg[found.end() : found.end() + 2], "big")
-    return scans
+    return scans, found is not None
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -232,20 +236,26 @@ def _strip(image: Image.Image) -> Image.Image:
 
 
 def data_url(image: Image.Image) -> str:
-    """Writes the picture as a ``data:image/png;base64,...`` URL, as chat messages carry it."""
+    """Writes the picture as a ``data:image/png;base64,...`` URL, as messages over HTTP carry it."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=1)  # more takes ten times as long, of a large photo
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
+def pixels_of(image: Image.Image) -> Picture:
+    """The pixels of a picture, as messages carry them to a SteeredLlama."""
+    image = image if image.mode == "RGB" else _strip(image)
+    return Picture(*image.size, image.tobytes())
+
+
 def picture_part(image: Image.Image) -> dict[str, Any]:
-    """Makes the part of a chat message that shows one picture."""
-    return {"type": IMAGE.part, IMAGE.part: {"url": data_url(image)}}
+    """Makes the part of a chat message that shows one picture to a SteeredLlama."""
+    return {"type": IMAGE.part, IMAGE.part: {"url": pixels_of(image)}}
 
 
 def video_part(frames: Sequence[Image.Image]) -> dict[str, Any]:
     """Makes the part of a chat message that shows the frames of one film."""
-    return {"type": VIDEO.part, VIDEO.part: [data_url(frame) for frame in frames]}
+    return {"type": VIDEO.part, VIDEO.part: [pixels_of(frame) for frame in frames]}
 
 
 def user_message(

@@ -30,10 +30,10 @@ def decode_prompt(
     ``isolates``, with each of several pictures alone before, if anything steers. Raises ValueError
     if it does not fit the context."""
     context, projector = llama.context, llama.projector
-    load = cache(projector.load)  # what is judged alone is what is shown: it is read once
+    read = cache(projector.read)  # what is judged alone is what is shown: it is decoded once
 
     def cut(rendered: Rendered) -> list[Chunk]:
-        return chunks_of(llama, projector, rendered, load)
+        return chunks_of(llama, projector, rendered, read)
 
     whole = render(messages)
     chunks = cut(whole)

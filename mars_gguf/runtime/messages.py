@@ -12,6 +12,7 @@ from typing import Any, Literal
 from llama_cpp import mtmd_cpp
 
 from mars_gguf.errors import PromptError
+from mars_gguf.media.picture import Picture
 from mars_gguf.modalities import BY_PART, IMAGE, TEXT, VIDEO
 from mars_gguf.reasoning import said
 
@@ -21,14 +22,16 @@ Takes = Callable[[str], Collection[Form]]
 """Given a role, the forms in which the template shows the content of its messages."""
 
 MARKER = mtmd_cpp.mtmd_default_marker().decode()  # stands for a picture in the text of a prompt
+SOURCES = (str, Picture)  # what names a picture, or is one
 ADVICE = "Choose another template with --chat-handler (in the server --chat_format)"
 
 
 @dataclass(frozen=True)
 class Medium:
-    """One picture of a prompt, by its URL; ``film`` numbers the film that it is a frame of."""
+    """One picture of a prompt, by its URL or decoded; ``film`` numbers the film that it is a frame
+    of."""
 
-    url: str
+    source: str | Picture
     film: int | None = None
 
     @property
@@ -57,7 +60,7 @@ def _taken(content: Any, forms: Collection[Form], marks: Iterator[str], url_part
         if part["type"] == TEXT.part:
             parts.append(dict(part))
             continue
-        for text in islice(marks, len(_urls(part))):
+        for text in islice(marks, len(_sources(part))):
             kind, shown = (IMAGE.part, {"url": text}) if url_parts else (TEXT.part, text)
             parts.append({"type": kind, kind: shown})
     if "parts" in forms:
@@ -139,9 +142,9 @@ def _require_known(where: str, part: Any) -> None:
     if kind == TEXT.part:
         good = isinstance(given, str)
     elif kind == IMAGE.part:
-        good = isinstance(given.get("url") if isinstance(given, Mapping) else given, str)
+        good = isinstance(given.get("url") if isinstance(given, Mapping) else given, SOURCES)
     else:
-        good = isinstance(given, list) and given and all(isinstance(url, str) for url in given)
+        good = isinstance(given, list) and given and all(isinstance(one, SOURCES) for one in given)
     if not good:
         raise PromptError(
             f"{where}: found {given!r:.40} in a part of type {kind}, expected "
@@ -157,12 +160,12 @@ def _texts(message: Mapping[str, Any]) -> Iterator[str]:
         yield from (part["text"] for part in content if part["type"] == "text")
 
 
-def _urls(part: Mapping[str, Any]) -> list[str]:
-    """The URLs of the pictures in one part of a message: of a picture, or of a film's frames."""
-    if part["type"] == "image_url":
-        given = part["image_url"]
+def _sources(part: Mapping[str, Any]) -> list[str | Picture]:
+    """The pictures in one part of a message: a picture, or a film's frames."""
+    if part["type"] == IMAGE.part:
+        given = part[IMAGE.part]
         return [given["url"] if isinstance(given, Mapping) else given]
-    return list(part["video"]) if part["type"] == "video" else []
+    return list(part[VIDEO.part]) if part["type"] == VIDEO.part else []
 
 
 def media_of(messages: Messages) -> Iterator[Medium]:
@@ -172,7 +175,7 @@ def media_of(messages: Messages) -> Iterator[Medium]:
         content = message.get("content", "")
         for part in content if isinstance(content, list) else []:
             film = next(films) if part["type"] == VIDEO.part else None
-            yield from (Medium(url, film) for url in _urls(part))
+            yield from (Medium(source, film) for source in _sources(part))
 
 
 def each_apart(messages: Messages, most: int) -> Iterator[tuple[int, list[dict[str, Any]]]]:

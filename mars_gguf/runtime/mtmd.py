@@ -24,6 +24,7 @@ from llama_cpp import llama_cpp as lib
 
 from mars_gguf.errors import MarsError, ModelError, PromptError
 from mars_gguf.interrupts import interrupts_held
+from mars_gguf.media.picture import Picture
 from mars_gguf.modalities import IMAGE, VIDEO
 from mars_gguf.runtime.chunks import Chunk, text_chunk
 from mars_gguf.runtime.compat import llama_log_callback, suppress_stdout_stderr
@@ -36,6 +37,7 @@ SECONDS = 20.0  # in which that must have come
 SIDES = ((2048, 2048), (2048, 512), (512, 2048))  # of pictures that take the most tokens
 Embeddings = npt.NDArray[np.float32]
 Load = Callable[[str], bytes]
+Read = Callable[[str], Picture]
 
 
 class Encoded:
@@ -116,17 +118,31 @@ class Projector:
             mtmd_cpp.mtmd_free(self.context)
             self.context = None
 
-    def tokenize(self, text: str, media: Sequence[Medium], load: Load | None = None) -> list[Chunk]:
-        """The chunks of a prompt with a marker for each of ``media``, in order; ``load`` reads what
-        their URLs name in place of the projector's own. Raises PromptError for pictures that cannot
-        be read or that the model cannot take."""
-        load = load or self.load
+    def tokenize(self, text: str, media: Sequence[Medium], read: Read | None = None) -> list[Chunk]:
+        """The chunks of a prompt with a marker for each of ``media``, in order; ``read`` decodes
+        what their URLs name, by default the projector's own. Raises PromptError for pictures that
+        cannot be read or that the model cannot take."""
+        pictures = []
+        for number, medium in enumerate(media):
+            source = medium.source
+            try:
+                decoded = source if isinstance(source, Picture) else (read or self.read)(source)
+            except PromptError as error:
+                said = str(error)
+                if said.startswith("a picture: "):
+                    said = f"picture {number + 1}: " + said.removeprefix("a picture: ")
+                raise PromptError(said) from error
+            pictures.append(decoded)
         with ExitStack() as stack:
             bitmaps = []
-            for number, medium in enumerate(media):
-                bitmaps.append(self._bitmap(load(medium.url), f"picture {number + 1}"))
+            for picture in pictures:
+                bitmaps.append(
+                    mtmd_cpp.mtmd_bitmap_init(
+                        picture.width, picture.height, cast(Any, _pointer(picture.rgb))
+                    )
+                )
                 stack.callback(mtmd_cpp.mtmd_bitmap_free, bitmaps[-1])
-            _name(bitmaps, media)
+            _name(bitmaps, pictures, media)
             return self._tokenize(text, bitmaps, media)
 
     def _tokenize(self, text: str, bitmaps: list[Any], media: Sequence[Medium]) -> list[Chunk]:
@@ -173,31 +189,34 @@ class Projector:
         weakref.finalize(found, mtmd_cpp.mtmd_input_chunk_free, pointer)
         return found
 
-    def _bitmap(self, data: bytes, name: str) -> Any:
-        """libmtmd's picture, to be freed, whose id is the hash of what it shows. Raises PromptError
-        for what is no picture or a larger one than `decode_image` takes: libmtmd takes it for a
-        sound or a film, or reads it at any size."""
+    def read(self, url: str) -> Picture:
+        """The picture that a URL names, decoded once: an upright opaque JPEG by libmtmd, whose
+        pixels plain llama-cpp-python shows, all else by Pillow. Raises PromptError for what is no
+        picture or a larger one than `decode_image` takes."""
         # Takes a moment to import: only who shows pictures pays for it.
-        from mars_gguf.media.images import decode_image, open_image, orientation, readable
+        from mars_gguf.media.images import (
+            decode_image,
+            open_image,
+            orientation,
+            pixels_of,
+            readable,
+        )
 
+        data = self.load(url)
         file = io.BytesIO(data)
         try:
-            with readable(file, name) as timed, open_image(timed, name) as image:
-                image.load()
-                # What libmtmd does not read by itself, or otherwise than people see it.
-                if (
-                    image.format in ("WEBP", "GIF")
-                    or image.has_transparency_data
-                    or orientation(image) != 1
-                ):
-                    buffer = io.BytesIO()
-                    decode_image(io.BytesIO(data), name).save(buffer, "PNG", compress_level=1)
-                    data = buffer.getvalue()
+            with readable(file, "a picture") as timed, open_image(timed, "a picture") as image:
+                by_libmtmd = image.format == "JPEG" and orientation(image) == 1
+            if by_libmtmd:
+                return self._decode(data)
+            return pixels_of(decode_image(io.BytesIO(data), "a picture"))
         except MarsError as error:
             raise PromptError(str(error)) from error
-        buffer_type = ctypes.c_uint8 * len(data)
+
+    def _decode(self, data: bytes) -> Picture:
+        """The picture in ``data`` as libmtmd decodes it. Raises PromptError if it does not."""
         found = mtmd_cpp.mtmd_helper_bitmap_init_from_buf_wrapper(
-            self.context, buffer_type.from_buffer_copy(data), len(data), False,
+            self.context, cast(Any, _pointer(data)), len(data), False,
             mtmd_cpp.mtmd_helper_init_opt_default(),
         )  # fmt: skip
         bitmap = found.bitmap
@@ -206,8 +225,13 @@ class Projector:
             mtmd_cpp.mtmd_helper_video_free(found.video_ctx)
             bitmap = None
         if not bitmap:
-            raise PromptError(f"{name}: libmtmd could not decode it; save it as PNG or JPEG")
-        return bitmap
+            raise PromptError("a picture: libmtmd could not decode it; save it as PNG")
+        try:
+            width, height = mtmd_cpp.mtmd_bitmap_get_nx(bitmap), mtmd_cpp.mtmd_bitmap_get_ny(bitmap)
+            pixels = mtmd_cpp.mtmd_bitmap_get_data(bitmap)
+            return Picture(width, height, ctypes.string_at(pixels, 3 * width * height))
+        finally:
+            mtmd_cpp.mtmd_bitmap_free(bitmap)
 
     def encode(self, chunk: Chunk) -> Embeddings:
         """The embeddings of a medium, [n_tokens, n_embd_input]; those used last are kept."""
@@ -283,17 +307,22 @@ def _require_shown(media: Sequence[Medium], slices: Mapping[int, int]) -> None:
             raise PromptError(f"picture {number + 1}: libmtmd made nothing of it")
 
 
-def _name(bitmaps: Sequence[Any], media: Sequence[Medium]) -> None:
+def _pointer(data: bytes) -> Any:
+    """A pointer to ``data`` for C, which only reads there and is done before they are freed."""
+    return ctypes.cast(cast(Any, data), ctypes.POINTER(ctypes.c_uint8))
+
+
+def _name(bitmaps: Sequence[Any], pictures: Sequence[Picture], media: Sequence[Medium]) -> None:
     """Give every picture its number in the prompt and the hash of what it shows for an id. Of two
     frames that a model takes at a time (Qwen-VL) libmtmd keeps the first one's id, so that of a
     frame is the film's and its place in it."""
-    contents = [mtmd_cpp.mtmd_bitmap_get_id(bitmap) or b"" for bitmap in bitmaps]
+    contents = [picture.sha256.encode() for picture in pictures]
     films: dict[int, Any] = {}
     for content, medium in zip(contents, media, strict=True):
         if medium.film is not None:
             films.setdefault(medium.film, hashlib.sha256()).update(content)
     places = Counter[int | None]()
-    pairs = _pairs(bitmaps, media)
+    pairs = _pairs(pictures, media)
     for number, (bitmap, medium) in enumerate(zip(bitmaps, media, strict=True)):
         content = contents[number]
         if medium.film is not None:
@@ -303,9 +332,9 @@ def _name(bitmaps: Sequence[Any], media: Sequence[Medium]) -> None:
         mtmd_cpp.mtmd_bitmap_set_mergeable(bitmap, number in pairs)
 
 
-def _pairs(bitmaps: Sequence[Any], media: Sequence[Medium]) -> set[int]:
+def _pairs(pictures: Sequence[Picture], media: Sequence[Medium]) -> set[int]:
     """The frames that may be merged, two at a time: libmtmd would merge those of two films."""
-    sizes = [(mtmd_cpp.mtmd_bitmap_get_nx(b), mtmd_cpp.mtmd_bitmap_get_ny(b)) for b in bitmaps]
+    sizes = [(picture.width, picture.height) for picture in pictures]
     found: set[int] = set()
     for i in range(len(media) - 1):
         same = media[i].film is not None and media[i].film == media[i + 1].film
@@ -402,9 +431,9 @@ def silence_mtmd() -> None:
 
 
 def chunks_of(
-    llama: Llama, projector: Projector | None, rendered: Rendered, load: Load | None = None
+    llama: Llama, projector: Projector | None, rendered: Rendered, read: Read | None = None
 ) -> list[Chunk]:
-    """The runs that a prompt is made of, its pictures read by ``load``. Raises PromptError for one
+    """The runs that a prompt is made of, its pictures read by ``read``. Raises PromptError for one
     that ends with a medium, or shows any where nothing is seen; ValueError for a text that cannot
     fit the context."""
     llama.vocabulary.require_fits(rendered.text.encode(), llama.n_ctx())
@@ -413,7 +442,7 @@ def chunks_of(
         text, add_bos = response.prompt.encode(), not response.added_special
         return [text_chunk(llama.tokenize(text, add_bos=add_bos, special=True))]
     llama.vocabulary.require_tokenizable(rendered.text.encode(), special=True)
-    chunks = projector.tokenize(rendered.text, rendered.media, load)
+    chunks = projector.tokenize(rendered.text, rendered.media, read)
     if not chunks or not chunks[-1].is_text:
         raise PromptError(
             "the chat template puts nothing after a picture, where llama.cpp has no logits. "

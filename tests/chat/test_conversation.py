@@ -30,7 +30,7 @@ from mars_gguf.media.images import user_message
 from mars_gguf.media.video import Video
 from mars_gguf.runtime.chunks import Chunk
 from mars_gguf.runtime.llama import SteeredLlama
-from mars_gguf.runtime.mtmd import Projector, load_url
+from mars_gguf.runtime.mtmd import Projector
 from mars_gguf.runtime.template import MARKER
 from mars_gguf.vectors import Vector
 
@@ -203,11 +203,19 @@ def test_the_turn_after_a_long_video_still_sees_it(conversation: Conversation) -
     assert not any("short" in note for note in conversation.notes)
 
 
-def test_pictures_are_cut_up_once_each_to_be_counted_and_add_up(mrope: str) -> None:
+def test_pictures_are_cut_up_once_each_to_be_counted_and_add_up(
+    mrope: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     llama = load(models.vector(mrope), mrope)
-    conversation, read = Conversation(llama, sampling=SAMPLING), set[str]()
+    conversation, read = Conversation(llama, sampling=SAMPLING), set[Any]()
     assert llama.projector is not None
-    llama.projector.load = lambda url: [load_url(url), read.add(url)][0]  # type: ignore
+    cut = llama.projector.tokenize
+
+    def counted(text: str, media: Any, read_url: Any = None) -> Any:
+        read.update(medium.source for medium in media)
+        return cut(text, media, read_url)
+
+    monkeypatch.setattr(llama.projector, "tokenize", counted)
     film = [picture(n, 112) for n in range(5)]
     prompt = [
         {"role": "system", "content": "Be brief."},
@@ -311,7 +319,7 @@ def test_a_request_again_without_steering_is_what_plain_llama_says() -> None:
     plain = models.plain(DEMO, mmproj=DEMO_MMPROJ)
     ask(conversation, "What is it?", [picture(1)])
     unsteered = "".join(conversation.unsteered())
-    expected: Any = plain.create_chat_completion([conversation.turns[-1].request], **SAMPLING)
+    expected: Any = plain.create_chat_completion([user("What is it?", picture(1))], **SAMPLING)
     assert unsteered == expected["choices"][0]["message"]["content"]
     assert unsteered != conversation.turns[-1].answer
     assert len(conversation.turns) == 1

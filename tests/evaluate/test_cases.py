@@ -12,7 +12,7 @@ from suite_files import film, own, picture
 
 from mars_gguf.errors import MarsError
 from mars_gguf.evaluate.suites import load_suite
-from mars_gguf.media.images import data_url
+from mars_gguf.media.images import pixels_of
 
 
 def test_messages_hold_pictures_first_and_nothing_of_what_is_meant() -> None:
@@ -25,7 +25,7 @@ def test_messages_hold_pictures_first_and_nothing_of_what_is_meant() -> None:
         assert [part["type"] for part in message["content"]] == [kind, "text"]
         assert message["content"][-1]["text"] == by_modality[modality].prompt
         assert by_modality[modality].intent not in str(message)
-    frames = [data_url(frame) for frame in by_modality["video"].pictures()]
+    frames = [pixels_of(frame) for frame in by_modality["video"].pictures()]
     assert len(frames) == 4 and message["content"][0]["video"] == frames
 
 

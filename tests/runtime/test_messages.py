@@ -74,7 +74,7 @@ def test_pictures_go_with_their_marks_where_a_template_changes_the_order_of_mess
     )
     question = {"role": "user", "content": [a, {"type": "text", "text": "What?"}]}
     rendered = ChatTemplate(late).render([system, question])
-    assert [medium.url for medium in rendered.media] == [
+    assert [medium.source for medium in rendered.media] == [
         part["image_url"]["url"] for part in (a, b)
     ]
     twice = "{% for m in messages %}{{ m.content[0].text }}{{ m.content[0].text }}{% endfor %}"

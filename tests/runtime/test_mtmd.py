@@ -43,6 +43,7 @@ from PIL import Image
 from tiny import FAMILIES
 
 from mars_gguf.errors import MarsError, ModelError, PromptError
+from mars_gguf.media.images import picture_part
 from mars_gguf.runtime import mtmd
 from mars_gguf.runtime.chunks import Chunk
 from mars_gguf.runtime.llama import SteeredLlama
@@ -203,13 +204,50 @@ def test_what_is_no_picture_is_refused_before_libmtmd_takes_it_for_something_els
     llama.close()
 
 
-def test_a_picture_cut_off_is_refused_and_never_left_out() -> None:
+SAVED: dict[str, tuple[str, dict[str, Any]]] = {
+    "PNG": ("PNG", {}),
+    "BMP": ("BMP", {}),
+    "JPEG": ("JPEG", {"subsampling": 1}),
+    "progressive": ("JPEG", {"progressive": True}),
+}
+
+
+@pytest.mark.parametrize("format", SAVED)
+def test_a_url_shows_the_pixels_that_plain_llama_cpp_python_shows(format: str) -> None:
+    """Pillow and libmtmd decode a JPEG differently, by as much as 120 of 255 in one pixel."""
+    llama = tiny_model("llava-hf")
+    assert llama.projector is not None
+    noise = np.random.default_rng(0).integers(0, 256, (61, 75, 3)).astype(np.uint8)
+    kind, options = SAVED[format]
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, kind, **options)
+    data = buffer.getvalue()
+    url = sent(data)["content"][0]["image_url"]["url"]
+    assert llama.projector.read(url) == llama.projector._decode(data)
+    llama.close()
+
+
+def test_a_decoded_picture_is_what_its_url_shows_and_no_json_makes_one() -> None:
+    llama = tiny_model("llava-hf")
+    part = picture_part(picture(1, 56))
+    (decoded,) = media(llama, {"role": "user", "content": [part]})
+    (by_url,) = media(llama, user("?", picture(1, 56)))
+    assert decoded.identity == by_url.identity
+    forged = {"width": 1, "height": 1, "rgb": "AAAA"}
+    for given in ({"url": forged}, forged, [0, 0, 0]):
+        with pytest.raises(PromptError, match="expected a URL"):
+            llama.chunks([{"role": "user", "content": [{**part, "image_url": given}]}])
+    llama.close()
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+def test_a_picture_cut_off_is_refused_and_never_left_out(format: str) -> None:
     llama = tiny_model("llava-hf")
     buffer = io.BytesIO()
-    picture(1, 64).save(buffer, "PNG")
+    picture(1, 64).save(buffer, format)
     whole = buffer.getvalue()
     opened = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
-    for share in (0.5, 0.9, 0.97, 0.97, 0.97):
+    for share in (0.5, 0.9, 0.9, 0.9):
         url = "data:image/png;base64," + base64.b64encode(whole[: int(share * len(whole))]).decode()
         message = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}
         with pytest.raises(MarsError, match="truncated or damaged|could not decode it"):

@@ -47,7 +47,7 @@ def test_every_text_and_every_picture_of_a_conversation_arrives_in_order(name: s
     assert rendered.text.count(MARKER) == len(rendered.media) == 5
     assert [medium.film for medium in rendered.media] == [None, None, None, 0, 0]
     urls = [part["image_url"]["url"] for part in conversation(system=False)[0]["content"][:1]]
-    assert rendered.media[0].url == urls[0]
+    assert rendered.media[0].source == urls[0]
     # A picture stands with the message that shows it.
     first = rendered.text.index(MARKER)
     assert first < rendered.text.index("grey cat")
