@@ -208,30 +208,10 @@ class Projector:
             with readable(file, "a picture") as timed, open_image(timed, "a picture") as image:
                 by_libmtmd = image.format == "JPEG" and orientation(image) == 1
             if by_libmtmd:
-                return self._decode(data)
+                return _decoded(self.context, data)
             return pixels_of(decode_image(io.BytesIO(data), "a picture"))
         except MarsError as error:
             raise PromptError(str(error)) from error
-
-    def _decode(self, data: bytes) -> Picture:
-        """The picture in ``data`` as libmtmd decodes it. Raises PromptError if it does not."""
-        found = mtmd_cpp.mtmd_helper_bitmap_init_from_buf_wrapper(
-            self.context, cast(Any, _pointer(data)), len(data), False,
-            mtmd_cpp.mtmd_helper_init_opt_default(),
-        )  # fmt: skip
-        bitmap = found.bitmap
-        if found.video_ctx:  # what it could not decode, it took for a film
-            mtmd_cpp.mtmd_bitmap_free(bitmap)
-            mtmd_cpp.mtmd_helper_video_free(found.video_ctx)
-            bitmap = None
-        if not bitmap:
-            raise PromptError("a picture: libmtmd could not decode it; save it as PNG")
-        try:
-            width, height = mtmd_cpp.mtmd_bitmap_get_nx(bitmap), mtmd_cpp.mtmd_bitmap_get_ny(bitmap)
-            pixels = mtmd_cpp.mtmd_bitmap_get_data(bitmap)
-            return Picture(width, height, ctypes.string_at(pixels, 3 * width * height))
-        finally:
-            mtmd_cpp.mtmd_bitmap_free(bitmap)
 
     def encode(self, chunk: Chunk) -> Embeddings:
         """The embeddings of a medium, [n_tokens, n_embd_input]; those used last are kept."""
@@ -305,6 +285,27 @@ def _require_shown(media: Sequence[Medium], slices: Mapping[int, int]) -> None:
     for number, medium in enumerate(media):
         if not slices.get(number) and (medium.film is None or medium.film not in films):
             raise PromptError(f"picture {number + 1}: libmtmd made nothing of it")
+
+
+def _decoded(mtmd_context: Any, data: bytes) -> Picture:
+    """The picture in ``data`` as libmtmd decodes it. Raises PromptError if it does not."""
+    found = mtmd_cpp.mtmd_helper_bitmap_init_from_buf_wrapper(
+        mtmd_context, cast(Any, _pointer(data)), len(data), False,
+        mtmd_cpp.mtmd_helper_init_opt_default(),
+    )  # fmt: skip
+    bitmap = found.bitmap
+    if found.video_ctx:  # what it could not decode, it took for a film
+        mtmd_cpp.mtmd_bitmap_free(bitmap)
+        mtmd_cpp.mtmd_helper_video_free(found.video_ctx)
+        bitmap = None
+    if not bitmap:
+        raise PromptError("a picture: libmtmd could not decode it; save it as PNG")
+    try:
+        width, height = mtmd_cpp.mtmd_bitmap_get_nx(bitmap), mtmd_cpp.mtmd_bitmap_get_ny(bitmap)
+        pixels = mtmd_cpp.mtmd_bitmap_get_data(bitmap)
+        return Picture(width, height, ctypes.string_at(pixels, 3 * width * height))
+    finally:
+        mtmd_cpp.mtmd_bitmap_free(bitmap)
 
 
 def _pointer(data: bytes) -> Any:

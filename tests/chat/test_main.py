@@ -18,9 +18,7 @@ import models
 import numpy as np
 import pytest
 from commands import ended
-from exif import ODD
 from models import DEMO
-from PIL import Image
 from screens import Screen
 from templates import with_template
 from thinking import ALWAYS
@@ -77,16 +75,6 @@ def test_a_picture_may_come_without_a_prompt() -> None:
     done = chat(*GREEDY, "--image", PNG)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.strip()
-
-
-def test_a_picture_with_odd_exif_data_is_shown(tmp_path: Path) -> None:
-    data = ODD["a resolution in letters"]
-    with Image.open(PNG) as picture:
-        picture.save(tmp_path / "odd.png", exif=data)
-        picture.transpose(Image.Transpose.ROTATE_270).save(tmp_path / "turned.png")
-    shown, same = (chat(*GREEDY, "--image", str(tmp_path / f"{n}.png")) for n in ("odd", "turned"))
-    assert (shown.returncode, shown.stderr) == (0, "")
-    assert shown.stdout == same.stdout != ""
 
 
 def test_json_carries_the_reply_and_what_steering_did() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import re
 from collections.abc import Iterator
@@ -12,9 +10,7 @@ from typing import Any
 
 import pytest
 from chats import chat
-from exif import ODD
 from models import DEMO, OPTIONS, picture, vector
-from PIL import Image
 from templates import with_template
 from thinking import ALWAYS, Script
 
@@ -61,21 +57,8 @@ def test_media_are_attached_to_one_message(llama: SteeredLlama, png: Path, tmp_p
 def test_a_large_picture_is_attached_smaller(llama: SteeredLlama, tmp_path: Path) -> None:
     picture(1).resize((3000, 1500)).save(tmp_path / "large.png")
     _, conversation = chat(llama, f"/image {tmp_path / 'large.png'}", "What?")
-    url = conversation.turns[0].request["content"][0]["image_url"]["url"]
-    with Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as attached:
-        assert attached.size == (2048, 1024)
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of damaged EXIF data
-@pytest.mark.parametrize("data", ODD.values(), ids=ODD)
-def test_a_picture_with_odd_exif_data_is_attached_upright(
-    llama: SteeredLlama, tmp_path: Path, data: bytes
-) -> None:
-    picture(1).resize((40, 20)).save(tmp_path / "odd.png", exif=data)
-    _, conversation = chat(llama, f"/image {tmp_path / 'odd.png'}", "What?")
-    url = conversation.turns[0].request["content"][0]["image_url"]["url"]
-    with Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as attached:
-        assert attached.size == (20, 40)
+    attached = conversation.turns[0].request["content"][0]["image_url"]["url"]
+    assert (attached.width, attached.height) == (2048, 1024)
 
 
 @pytest.mark.parametrize(

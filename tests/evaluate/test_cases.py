@@ -6,8 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from exif import ODD
-from PIL import Image
 from suite_files import film, own, picture
 
 from mars_gguf.errors import MarsError
@@ -46,17 +44,6 @@ def test_messages_that_stand_before_a_case_are_asked_before_it(tmp_path: Path) -
     alone = load_suite(str(own(tmp_path / "alone.jsonl", *[row | {"before": []} for row in rows])))
     for case, plain, n in zip(suite.cases, alone.cases, (3, 3, 0, 0), strict=True):
         assert case.messages() == [*before[:n], *plain.messages()]
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of damaged EXIF data
-@pytest.mark.parametrize("data", ODD.values(), ids=ODD)
-def test_pictures_with_odd_exif_data_are_shown_upright(tmp_path: Path, data: bytes) -> None:
-    (tmp_path / "film").mkdir()
-    Image.new("RGB", (40, 20)).save(tmp_path / "film" / "odd.png", exif=data)
-    for media, modality in (("film/odd.png", "image"), ("film", "video")):
-        row = GOOD | {"media": [media], "modality": modality}
-        [case] = load_suite(str(own(tmp_path / "own.jsonl", row))).cases
-        assert [shown.size for shown in case.pictures()] == [(20, 40)]
 
 
 def test_without_a_decoder_a_film_is_named_with_what_to_install(
