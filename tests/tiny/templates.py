@@ -28,6 +28,23 @@ class Chat:
     picture: str | None = None
 
 
+def shown(content: str, picture: str, url: bool = False) -> str:
+    """The piece of a template that prints ``content``: a string, or parts, of which one of type
+    "image" (with ``url``, of "image_url", too) becomes ``picture``."""
+    shows = (
+        "part.type == 'image' or 'image' in part or 'image_url' in part"
+        if url
+        else "part.type == 'image'"
+    )
+    return (
+        f"{{%- if {content} is string -%}}{{{{ {content} }}}}{{%- else -%}}"
+        f"{{%- for part in {content} -%}}"
+        f"{{%- if {shows} -%}}{picture}"
+        f"{{%- elif 'text' in part -%}}{{{{ part.text }}}}{{%- endif -%}}"
+        "{%- endfor -%}{%- endif -%}"
+    )
+
+
 CHATML = ("<|im_start|>", "<|im_end|>")
 VISION = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
 
@@ -62,17 +79,9 @@ QWEN_2_VL = Chat(
 QWEN_3_VL = Chat(
     r"""
 {%- macro show(content) -%}
-    {%- if content is string -%}
-        {{ content }}
-    {%- else -%}
-        {%- for part in content -%}
-            {%- if part.type == 'image' or 'image' in part or 'image_url' in part -%}
-                {{ '<|vision_start|><|image_pad|><|vision_end|>' }}
-            {%- elif 'text' in part -%}
-                {{ part.text }}
-            {%- endif -%}
-        {%- endfor -%}
-    {%- endif -%}
+"""
+    + shown("content", "".join(VISION), url=True)
+    + r"""
 {%- endmacro -%}
 {%- for message in messages -%}
     {{ '<|im_start|>' + message.role + '\n' + show(message.content) + '<|im_end|>\n' }}
@@ -373,17 +382,9 @@ LFM_2_VL = Chat(
 {{- bos_token -}}
 {%- for message in messages -%}
     {{ '<|im_start|>' + message['role'] + '\n' }}
-    {%- if message['content'] is string -%}
-        {{ message['content'] }}
-    {%- else -%}
-        {%- for part in message['content'] -%}
-            {%- if part['type'] == 'image' -%}
-                {{ '<image>' }}
-            {%- elif part['type'] == 'text' -%}
-                {{ part['text'] }}
-            {%- endif -%}
-        {%- endfor -%}
-    {%- endif -%}
+"""
+    + shown("message['content']", "<image>")
+    + r"""
     {{- '<|im_end|>\n' -}}
 {%- endfor -%}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif -%}
@@ -403,17 +404,9 @@ LLAMA_4 = Chat(
 {%- endif -%}
 {%- for message in turns -%}
     {{ '<|header_start|>' + message['role'] + '<|header_end|>\n\n' }}
-    {%- if message['content'] is string -%}
-        {{ message['content'] }}
-    {%- else -%}
-        {%- for part in message['content'] -%}
-            {%- if part['type'] == 'image' -%}
-                {{ '<|image|>' }}
-            {%- elif part['type'] == 'text' -%}
-                {{ part['text'] }}
-            {%- endif -%}
-        {%- endfor -%}
-    {%- endif -%}
+"""
+    + shown("message['content']", "<|image|>")
+    + r"""
     {{- '<|eot|>' -}}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
@@ -437,17 +430,9 @@ GLM_4_V = Chat(
         {{ '<|system|>\n' ~ message.content }}
     {%- elif message.role == 'user' -%}
         {{ '<|user|>\n' }}
-        {%- if message.content is string -%}
-            {{ message.content }}
-        {%- else -%}
-            {%- for part in message.content -%}
-                {%- if part.type == 'image' or 'image' in part -%}
-                    {{ '<|begin_of_image|><|image|><|end_of_image|>' }}
-                {%- elif part.type == 'text' -%}
-                    {{ part.text }}
-                {%- endif -%}
-            {%- endfor -%}
-        {%- endif -%}
+"""
+    + shown("message.content", "<|begin_of_image|><|image|><|end_of_image|>")
+    + r"""
     {%- elif message.role == 'assistant' -%}
         {{ '<|assistant|>\n' ~ message.content }}
     {%- endif -%}
@@ -494,17 +479,9 @@ GLM_4_5_V = Chat(
     "[gMASK]<sop>"
     r"""
 {%- macro show(content) -%}
-    {%- if content is string -%}
-        {{ content }}
-    {%- else -%}
-        {%- for part in content -%}
-            {%- if part.type in ['image', 'image_url'] or 'image' in part -%}
-                {{ '<|begin_of_image|><|image|><|end_of_image|>' }}
-            {%- elif part.type == 'text' -%}
-                {{ part.text }}
-            {%- endif -%}
-        {%- endfor -%}
-    {%- endif -%}
+"""
+    + shown("content", "<|begin_of_image|><|image|><|end_of_image|>", url=True)
+    + r"""
 {%- endmacro -%}
 {%- set quick = enable_thinking is defined and not enable_thinking -%}
 {%- for message in messages -%}
