@@ -7,10 +7,11 @@ import argparse
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Optional
 
 import llama_cpp.server.settings as upstream
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_settings import SettingsConfigDict
 
 from mars_gguf.errors import MarsError
@@ -26,7 +27,7 @@ DEFAULT_VECTOR, UNSTEERED = "default", "none"
 OWN_FORMATS = (None, "chat_template.default", "mtmd", "gemma4")
 TEMPLATES = tuple(name for name in HANDLERS if name not in OWN_FORMATS)
 RENDERED_FORMATS = (*OWN_FORMATS, *TEMPLATES)
-# Our own yes-or-no settings, by the flags that say yes.
+# Our own yes-or-no settings, by the other names of their flags, which say yes by themselves.
 SWITCHES = {
     "force": "force_vector",
     "allow-client-control": "allow_client_control",
@@ -132,22 +133,40 @@ class ConfigFileSettings(ServerSettings):
     models: list[ModelSettings] = Field(default=[], description="Model configs")
 
 
+def _yes_or_no(text: str) -> bool:
+    return TypeAdapter(bool).validate_python(text)
+
+
 def parser() -> argparse.ArgumentParser:
-    """Takes every setting as ``--name VALUE``, and our own switches as ``--dashed-name`` too."""
+    """Takes every setting as ``--name VALUE``, our own switches as ``--dashed-name`` too."""
     p = argparse.ArgumentParser(
         prog="mars-gguf server",
         description="Serve steered models behind the OpenAI API. Takes every option, environment "
         "variable and configuration file of llama_cpp.server.",
     )
-    add_args_from_model(p, Settings)
+    own = {*SWITCHES.values(), "rpc_servers"}
+    fields = {name: field for name, field in Settings.model_fields.items() if name not in own}
+    add_args_from_model(p, SimpleNamespace(model_fields=fields))  # type: ignore[arg-type]
     p.add_argument("--config_file", "--config-file", metavar="FILE", help="JSON or YAML")
     p.add_argument(
-        "--rpc", dest="rpc_servers", type=servers, metavar="HOST:PORT,...", help="as --rpc_servers"
+        "--rpc",
+        "--rpc_servers",
+        dest="rpc_servers",
+        type=servers,
+        metavar="HOST:PORT,...",
+        help=Settings.model_fields["rpc_servers"].description,
     )
     p.add_argument("--demo", action="store_true", help="serve the small model of the package")
     for switch, name in SWITCHES.items():
         p.add_argument(
-            f"--{switch}", dest=name, action="store_const", const=True, help=f"as --{name} true"
+            f"--{switch}",
+            f"--{name}",
+            dest=name,
+            nargs="?",
+            const=True,
+            type=_yes_or_no,
+            metavar="true|false",
+            help=Settings.model_fields[name].description,
         )
     return p
 
