@@ -36,7 +36,7 @@ LONG = (
 
 # What the README's command leaves out, whole folders and files; single tests have the mark on them.
 SLOW = (
-    "attacks", "demo_model", "docs", "lab", "test_container.py", "test_distributions.py",
+    "attacks", "docs", "lab", "test_container.py", "test_distributions.py",
     "test_family_commands.py", "test_real_model.py", "test_rpc_server.py", "test_soak.py",
     "runtime/test_rpc.py", "convert/test_extract_transformers.py", "convert/test_checkpoint.py",
     "convert/test_parity.py",

@@ -39,6 +39,9 @@ PURE = ("steering", "statistics", "openings", "reasoning", "modalities", "vector
         "convert.neutral", "convert.refusals")  # fmt: skip
 TOO_MANY = {"mars_gguf.runtime.llama.__init__", "mars_gguf.convert.conversion.convert"}
 
+# Modules with a function of more than 50 lines, and how many it has at most.
+LONG = {"mars_gguf.convert.probes": 59, "mars_gguf.convert.checkpoint": 51}
+
 
 def imports(module: str, *, anywhere: bool = True) -> Iterator[str]:
     """The modules that a module imports, for type checkers alone included; with ``anywhere``,
@@ -152,7 +155,7 @@ def test_functions_and_classes_fit_on_a_screen_or_a_few() -> None:
         for module in MODULES
         for node in defined(module)
         if (length := (node.end_lineno or 0) - node.lineno + 1)
-        > (200 if isinstance(node, ast.ClassDef) else 60)
+        > (200 if isinstance(node, ast.ClassDef) else LONG.get(module, 50))
     ]
     assert long == []
 
