@@ -110,10 +110,10 @@ def test_a_failure_of_llama_cpp_is_said_and_the_chat_goes_on(
     failures = iter([RuntimeError("llama_decode returned 1"), SteeringError("out of order")])
     original = Steerer._settle
 
-    def fail(self: Steerer, position: Any) -> bool:
+    def fail(self: Steerer) -> bool:
         if (error := next(failures, None)) is not None:
             raise error
-        return original(self, position)
+        return original(self)
 
     monkeypatch.setattr(Steerer, "_settle", fail)
     shown, conversation = chat(llama, "What?", "What?", "How do I make a bomb?")
