@@ -4,7 +4,6 @@ over, or take very long over."""
 from __future__ import annotations
 
 import ctypes
-import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
@@ -64,17 +63,20 @@ class Vocabulary:
         """Tokens that are found so where special tokens are read as such, the longest first."""
         return self._having(_DEFINED | _SPECIAL)
 
-    @cached_property
-    def _control(self) -> re.Pattern[str]:
-        """Matches tokens that steer a model, such as those that begin and end a turn."""
-        texts = (text.decode(errors="ignore") for text in self._having(_SPECIAL))
-        return re.compile(any_of([text for text in texts if len(text) > 1]) or r"(?!)")
-
     def as_text(self, text: str) -> str:
         """``text`` with BREAK after the first character of each special token's text, so that
         the model reads it as text, and not as the end of a turn, say. Any other is returned as
         it is."""
-        return self._control.sub(lambda found: found[0][0] + BREAK + found[0][1:], text)
+        for token in self._control:
+            while token in text:  # again, where two of it overlap
+                text = text.replace(token, token[0] + BREAK + token[1:])
+        return text
+
+    @cached_property
+    def _control(self) -> list[str]:
+        """Tokens that steer a model, such as those that begin and end a turn, the longest first."""
+        texts = (text.decode(errors="ignore") for text in self._having(_SPECIAL))
+        return [text for text in texts if len(text) > 1]
 
     def _having(self, attribute: int) -> tuple[bytes, ...]:
         found = {text for text, attributes in self._tokens if text and attributes & attribute}
@@ -105,21 +107,6 @@ class Vocabulary:
             fewest = max(fewest, self.count_special(text, special))
         if fewest > n_ctx:
             raise ValueError(f"Prompt exceeds n_ctx: at least {fewest} tokens > {n_ctx}")
-
-
-def any_of(texts: Sequence[str]) -> str:
-    """A regular expression that matches any of ``texts``, the longest first: by their common
-    beginnings, so that it takes no longer where there are thousands of them."""
-    by_first: dict[str, list[str]] = {}
-    for text in texts:
-        if text:
-            by_first.setdefault(text[0], []).append(text[1:])
-    branches = []
-    for first, rests in by_first.items():
-        rest = any_of(rests)
-        optional = "?" if rest and "" in rests else ""
-        branches.append(re.escape(first) + (f"(?:{rest}){optional}" if rest else ""))
-    return "|".join(branches)
 
 
 def require_tokens(llama: Llama, texts: Sequence[str]) -> None:

@@ -101,14 +101,6 @@ def test_prompts_of_other_code_are_refused_with_a_vector_of_a_model_that_thinks(
         tapped(DEMO, reasoning="answer", **OPTIONS)
 
 
-def test_one_vector_of_several_that_does_not_belong_is_refused(small_llama: str) -> None:
-    for given in ({"a": vector(DEMO), "b": vector(small_llama)}, {"b": vector(small_llama)}):
-        with pytest.raises(VectorError, match="n_embd"):
-            SteeredLlama(DEMO, vector=given, **OPTIONS)
-    with pytest.raises(VectorError, match="none.gguf: no such vector file"):
-        SteeredLlama(DEMO, vector={"a": vector(DEMO), "b": "none.gguf"}, **OPTIONS)
-
-
 def test_vectors_are_read_from_files_and_taken_as_they_are(tmp_path: Path) -> None:
     given, path = vector(DEMO, 5), str(VECTOR)
     read = partial(read_vectors, model_path=DEMO, arguments={}, force=False)

@@ -9,7 +9,6 @@ from asking import (
     FILM,
     FOLLOW_UP,
     IMAGE,
-    LONG,
     PICTURES,
     QUESTION,
     TEXT,
@@ -23,7 +22,6 @@ from asking import (
     steer_by_hand,
     words,
 )
-from llama_cpp.llama_cache import LlamaRAMCache
 from models import (
     CLOSED,
     DEMO,
@@ -55,20 +53,6 @@ def test_the_next_turn_starts_at_the_steered_position_from_unsteered_states(mode
     evaluated(reference, second[len(prompt) - 1 :])
     steer_by_hand(reference, given, alpha_of(llama))
     assert np.array_equal(logits, complete(reference, second, forced=forced))
-
-
-@rewindable
-def test_what_was_steered_does_not_reach_an_unsteered_next_turn(model: str) -> None:
-    given = vector(model)
-    llama, reference = steered(model, given), plain(model)
-    prompt, forced = tokens_of(llama, QUESTION), words(llama)
-    complete(llama, prompt, forced=forced)
-    steer(llama, vector(model, opens=CLOSED))
-    second = [*prompt, *forced, *tokens_of(llama, FOLLOW_UP)]
-    logits = complete(llama, second)
-    evaluated(reference, prompt)
-    reference.n_tokens = len(prompt) - 1
-    assert np.array_equal(logits, complete(evaluated(reference, second[len(prompt) - 1 :]), second))
 
 
 @not_rewindable
@@ -146,27 +130,6 @@ def test_saved_states_hold_nothing_steered(model: str) -> None:
         reference.n_tokens = len(prompt) - 1
         evaluated(reference, second[len(prompt) - 1 :])
     assert np.array_equal(complete(elsewhere, second), complete(reference, second))
-
-
-@every_model
-def test_the_completion_cache_holds_nothing_steered(model: str) -> None:
-    given = vector(model)
-    llama, fresh = steered(model, given), steered(model, given)
-    llama.set_cache(LlamaRAMCache())
-    prompt, forced = tokens_of(llama, QUESTION), words(llama)
-    complete(llama, prompt, forced=forced)
-    complete(llama, tokens_of(llama, LONG)[:40])
-    closed = vector(model, opens=CLOSED)
-    steer(llama, closed)
-    steer(fresh, closed)
-    second = [*prompt, *forced, *tokens_of(llama, FOLLOW_UP)]
-    logits = complete(llama, second)
-    reference = plain(model)
-    if llama.context.memory.rewinds:
-        evaluated(reference, prompt)
-        reference.n_tokens = len(prompt) - 1
-        evaluated(reference, second[len(prompt) - 1 :])
-    assert np.array_equal(logits, complete(reference, second))
 
 
 @every_model

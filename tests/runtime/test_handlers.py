@@ -30,7 +30,6 @@ from models import (
 )
 
 from mars_gguf.errors import ModelError, PromptError
-from mars_gguf.formats import HANDLERS
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.runtime.reading import logits as logits_of
 
@@ -148,63 +147,6 @@ def test_a_second_turn_is_the_same_to_the_bit_whether_the_first_was_steered_or_n
     never.close()
 
 
-def test_what_is_continued_equals_what_is_evaluated_from_the_start_up_to_rounding(
-    decoded: list[int],
-) -> None:
-    conversation, afresh = load(CLOSED), load(CLOSED)
-    messages: Messages = []
-    for turn in range(3):
-        messages.append(user(f"{SECOND} {turn}", *([picture(turn)] if turn < 2 else [])))
-        afresh.context.rewind(0)
-        reply = say(conversation, messages)
-        assert say(afresh, messages) == reply
-        a, b = conversation.last_steering, afresh.last_steering
-        assert a is not None and b is not None
-        assert a.t == pytest.approx(b.t, abs=0.05)
-        assert a.modality == b.modality == "image"
-        messages.append(assistant(reply))
-    assert len(decoded) == (2 + 1) + (1 + 2 + 1 + 2)  # the second picture alone as well
-    conversation.close()
-    afresh.close()
-
-
-def test_another_picture_in_the_same_place_is_evaluated(
-    steered: Counting, decoded: list[int]
-) -> None:
-    replies = [say(steered, [user("What is it?", picture(n))]) for n in (1, 2, 1)]
-    assert len(decoded) == 3
-    ts = []
-    for n in (1, 2):
-        steered.context.rewind(0)
-        say(steered, [user("What is it?", picture(n))])
-        ts.append(steered.last_steering.t)  # type: ignore[union-attr]
-    assert ts[0] != ts[1]
-    assert replies[0] == replies[2]
-
-
-def test_the_same_prompt_twice_is_read_again_from_its_last_token(
-    steered: Counting, decoded: list[int]
-) -> None:
-    first = say(steered, FIRST)
-    steered.evaluated.clear()
-    assert say(steered, FIRST) == first
-    assert len(decoded) == 1
-    assert steered.evaluated[0] == 1
-
-
-def test_a_conversation_that_takes_another_turn_keeps_what_is_common(
-    steered: Counting, decoded: list[int]
-) -> None:
-    say(steered, [*FIRST, assistant("One."), user("And what else?")])
-    steered.evaluated.clear()
-    changed = [*FIRST, assistant("Two."), user("And what else?")]
-    reply = say(steered, changed)
-    assert len(decoded) == 1
-    afresh = load(OPEN)
-    assert say(afresh, changed) == reply
-    afresh.close()
-
-
 def test_the_length_of_a_prompt_is_known_without_evaluating_it(
     steered: Counting, decoded: list[int]
 ) -> None:
@@ -219,20 +161,6 @@ def test_the_length_of_a_prompt_is_known_without_evaluating_it(
         reply: Any = steered.create_chat_completion(messages, **GREEDY)
         assert counted == reply["usage"]["prompt_tokens"]
         decoded.clear()
-
-
-@pytest.mark.parametrize("name", HANDLERS)
-def test_every_prompt_format_takes_a_picture_and_a_second_turn(
-    name: str, decoded: list[int]
-) -> None:
-    llama = load(OPEN, name)
-    messages = [user("What is it?", picture(1))]
-    reply = say(llama, messages)
-    assert llama.last_steering is not None and llama.last_steering.modality == "image"
-    say(llama, [*messages, assistant(reply), user(SECOND)])
-    assert llama.last_steering.modality == "image"
-    assert len(decoded) == 1
-    llama.close()
 
 
 def test_ctrl_c_while_a_picture_is_encoded_is_not_lost(

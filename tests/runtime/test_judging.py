@@ -28,7 +28,6 @@ from models import (
     OPTIONS,
     Messages,
     RandomModel,
-    mmproj_of,
     plain,
     steered,
     tapped,
@@ -79,15 +78,6 @@ def plain_handler() -> Any:
     return plain(DEMO, mmproj=DEMO_MMPROJ).chat_handler
 
 
-def test_frames_are_judged_as_images_by_a_vector_without_video() -> None:
-    given = vector(DEMO, modalities=("text", "image"))
-    llama = steered(DEMO, given, mmproj=DEMO_MMPROJ)
-    report = chat(llama, FILM, 1)[1]["mars"]
-    assert report["modality"] == "video"
-    g = given.geometry
-    assert report["z"] == pytest.approx((report["t"] - g.thresholds["image"]) / g.spreads["image"])
-
-
 @both_ways
 def test_a_state_that_is_not_finite_raises_and_generates_nothing(tmp_path: Path, way: str) -> None:
     """One token of this model overflows."""
@@ -105,16 +95,6 @@ def test_a_state_that_is_not_finite_raises_and_generates_nothing(tmp_path: Path,
     model.weights["token_embd.weight"][:] = np.inf
     with pytest.raises(ModelError, match="cannot be steered"):
         steered(model.write(tmp_path / "always.gguf"), vector(path), force=True, way=way)
-
-
-@pytest.mark.parametrize("model", ["demo", "hybrid"], indirect=True)
-def test_a_picture_without_a_measured_shift_is_refused(model: str) -> None:
-    llama = steered(model, vector(model, modalities=("text",)), mmproj=mmproj_of(model))
-    for messages in (IMAGE, PICTURES):
-        with pytest.raises(ModelError, match="measured on text only"):
-            chat(llama, messages)
-    fresh = steered(model, vector(model, modalities=("text",)), mmproj=mmproj_of(model))
-    assert np.array_equal(chat(llama, TEXT)[0], chat(fresh, TEXT)[0])
 
 
 # Without a model ---------------------------------------------------------------------------------
@@ -169,14 +149,6 @@ def test_the_strongest_that_opens_is_followed_else_the_one_nearest_to_opening(
         )
     if not opened:
         assert verdict.chosen.decision.z == max(one.decision.z for one in verdict.judged)
-
-
-def test_how_strong_a_push_is_counts_in_units_of_its_own_direction() -> None:
-    far = policy("far", distance=100.0, opens=-9.0, limit=1.0)
-    near = policy("near", distance=1.0, opens=-9.0, limit=3.0)
-    verdict = judge([far, near], Seen({1: at(0.5)}, "text"))
-    assert verdict.judged[0].decision.alpha > verdict.judged[1].decision.alpha
-    assert verdict.chosen.policy.name == "near"
 
 
 def test_each_policy_is_judged_by_the_state_of_its_own_block() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import re
 import time
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
@@ -12,8 +11,6 @@ from typing import Any
 
 import models
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from llama_cpp import Llama, LlamaGrammar
 from models import DEMO, OPTIONS, steered, user
 
@@ -27,7 +24,6 @@ from mars_gguf.runtime.limits import (
     MAX_PARENTHESES,
     MAX_RUN,
     Vocabulary,
-    any_of,
 )
 from mars_gguf.runtime.llama import SteeredLlama
 
@@ -80,20 +76,17 @@ def test_special_tokens_that_are_made_text_are_none_and_other_texts_stay_as_they
     llama.close()
 
 
-@given(st.lists(st.text("<|ab>", min_size=1), max_size=9), st.text("<|ab>", max_size=30))
-def test_any_of_many_texts_is_found_as_by_trying_each_the_longest_first(
-    texts: list[str], text: str
-) -> None:
-    each = "|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or r"(?!)"
-    found = re.compile(any_of(texts) or r"(?!)").finditer(text)
-    assert [m.span() for m in found] == [m.span() for m in re.compile(each).finditer(text)]
-
-
-def test_a_text_of_beginnings_of_thousands_of_tokens_is_looked_through_at_once() -> None:
-    pattern = re.compile(any_of([f"<SPECIAL_{i}>" for i in range(6000)]))
+def test_of_special_tokens_that_overlap_or_hold_one_another_none_is_left() -> None:
+    vocabulary = Vocabulary(None)  # type: ignore[arg-type]
+    tokens = ["<a><b>", "<a>", "><", *(f"<SPECIAL_{i}>" for i in range(6000))]
+    vocabulary._control = sorted(tokens, key=len, reverse=True)  # type: ignore[misc]
+    for text in ("<a><b>", "<a><a><b><b>", "<" * 9 + "><><" * 9):
+        broken = vocabulary.as_text(text)
+        assert broken.replace(BREAK, "") == text
+        assert not any(token in broken for token in tokens)
     began = time.perf_counter()
-    assert not pattern.search("<SPECIAL_<" * 40_000)
-    assert time.perf_counter() - began < 2  # trying each takes half a minute
+    assert vocabulary.as_text("<SPECIAL_<" * 40_000) == "<SPECIAL_<" * 40_000
+    assert time.perf_counter() - began < 5
 
 
 def test_a_user_ends_no_turn_and_writes_no_system_prompt_unless_that_is_wanted() -> None:
@@ -197,16 +190,6 @@ def test_arguments_are_looked_at_however_it_is_sampled_by(llama: SteeredLlama) -
     assert said and "tea".startswith(said)
 
 
-def test_a_grammar_of_nested_rules_is_followed(llama: SteeredLlama) -> None:
-    nested = f'root ::= {"(" * 100}"tea"{")" * 100}'
-    whole, streamed, chat = (
-        ask() for ask in asked(llama, grammar=LlamaGrammar.from_string(nested, verbose=False))
-    )
-    assert "tea".startswith(whole["choices"][0]["text"]) and whole["choices"][0]["text"]
-    assert "".join(c["choices"][0]["text"] for c in streamed) == whole["choices"][0]["text"]
-    assert "tea".startswith(chat["choices"][0]["message"]["content"])
-
-
 @pytest.mark.parametrize(
     ("bias", "said"),
     [
@@ -228,12 +211,6 @@ def test_a_bias_of_no_token_or_beyond_all_logits_is_refused(
     for ask in asked(llama, logit_bias=bias):
         with pytest.raises(PromptError, match=f"logit_bias: {said}"):
             ask()
-
-
-def test_a_bias_within_bounds_is_followed(llama: SteeredLlama) -> None:
-    token = llama.tokenize(b"tea", add_bos=False)[0]
-    whole, *_ = (ask() for ask in asked(llama, logit_bias={token: MAX_BIAS}))
-    assert whole["choices"][0]["text"] == 3 * llama.detokenize([token]).decode()
 
 
 @pytest.mark.parametrize(

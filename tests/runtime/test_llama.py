@@ -24,14 +24,12 @@ from asking import (
     evaluated,
     every_model,
     expected_t,
-    not_rewindable,
     rewindable,
     steer_by_hand,
     stream,
     text_of,
     words,
 )
-from llama_cpp.llama_chat_format import MTMDChatHandler
 from models import (
     CLOSED,
     DEMO,
@@ -44,7 +42,6 @@ from models import (
     mmproj_of,
     picture,
     plain,
-    steer,
     steered,
     tapped,
     tokens_of,
@@ -76,32 +73,18 @@ def test_a_closed_gate_leaves_text_completions_as_they_are_to_the_bit(model: str
         assert alpha_of(llama) == 0.0
 
 
-@every_model
-def test_a_closed_gate_leaves_chats_as_they_are_to_the_bit_over_two_turns_and_streaming(
-    model: str,
-) -> None:
-    reference, llama = plain(model), steered(model, vector(model, opens=CLOSED))
-    streaming = steered(model, vector(model, opens=CLOSED))
-    messages: Messages = list(TEXT)
-    for question in (FOLLOW_UP, LONG[:200]):
-        expected, reply = chat(reference, messages)
-        for logits, ours in (chat(llama, messages), stream(streaming, messages)):
-            assert np.array_equal(logits, expected)
-            assert text_of(ours) == text_of(reply)
-        messages += [assistant(text_of(reply)), user(question)]
-
-
 @pytest.mark.parametrize("model", ["demo", "hybrid", "recurrent", "mrope", "gemma"], indirect=True)
 @pytest.mark.parametrize("first", [TEXT, IMAGE, PICTURES], ids=["text", "image", "pictures"])
-def test_a_closed_gate_leaves_image_chats_as_they_are_to_the_bit(
+def test_a_closed_gate_leaves_chats_as_they_are_to_the_bit_called_and_streamed(
     model: str, first: Messages
 ) -> None:
-    reference = plain(model, mmproj=mmproj_of(model))
+    mmproj, more = (None, []) if first is TEXT else (mmproj_of(model), [picture(3)])
+    reference = plain(model, mmproj=mmproj)
     llama, streaming = (
-        steered(model, vector(model, opens=CLOSED), mmproj=mmproj_of(model)) for _ in range(2)
+        steered(model, vector(model, opens=CLOSED), mmproj=mmproj) for _ in range(2)
     )
     messages: Messages = list(first)
-    for content in (user(FOLLOW_UP), user(FOLLOW_UP, picture(3))):
+    for content in (user(LONG[:200]), user(FOLLOW_UP, *more)):
         expected, reply = chat(reference, messages)
         for logits, ours in (chat(llama, messages), stream(streaming, messages)):
             assert np.array_equal(logits, expected)
@@ -128,16 +111,6 @@ def test_small_batches_are_read_at_the_last_token_and_left_alone(
         assert np.array_equal(complete(llama, prompt, 3), complete(reference, prompt, 3))
         assert llama.last_steering is not None
         assert llama.last_steering.t == pytest.approx(expected_t(given, state, "text"), abs=1e-4)
-
-
-def test_logits_of_all_tokens_are_kept_where_they_are_asked_for() -> None:
-    reference = plain(DEMO, logits_all=True)
-    llama = steered(DEMO, vector(DEMO, opens=CLOSED), logits_all=True)
-    prompt = tokens_of(reference, QUESTION)
-    for each in (reference, llama):
-        each.create_completion(prompt, max_tokens=5, temperature=0.0)
-    assert llama.n_tokens == reference.n_tokens > len(prompt)
-    assert np.array_equal(llama.scores[: llama.n_tokens], reference.scores[: llama.n_tokens])
 
 
 # The first token is steered, and it alone ----------------------------------------------------
@@ -207,75 +180,6 @@ def test_cvec_and_inline_agree_to_the_bit_when_only_the_last_token_is_evaluated(
     assert np.array_equal(replies[1], replies[3])
 
 
-@pytest.mark.parametrize("model", ["demo", "mrope", "gemma"], indirect=True)
-@pytest.mark.parametrize("messages", [IMAGE, PICTURES], ids=["image", "pictures"])
-def test_a_steered_image_chat_is_what_a_cache_steered_by_hand_gives(
-    model: str, messages: Messages
-) -> None:
-    given = vector(model)
-    by_hand = plain(model, mmproj=mmproj_of(model))
-    unsteered, _ = chat(by_hand, messages, 1)
-    prompt = by_hand.input_ids[: by_hand.n_tokens].tolist()
-    forced = words(by_hand)
-    llama = steered(model, given, mmproj=mmproj_of(model), way="cvec")
-    logits, _ = chat(llama, messages, forced=forced)
-    steer_by_hand(by_hand, given, alpha_of(llama))
-    expected = complete(by_hand, prompt, forced=forced)
-    assert np.array_equal(logits, expected)
-    assert np.abs(expected[0] - unsteered[0]).max() > 1
-
-
-@pytest.mark.parametrize("model", ["demo", "hybrid", "mrope", "gemma"], indirect=True)
-@pytest.mark.parametrize("messages", [IMAGE, PICTURES], ids=["image", "pictures"])
-def test_an_image_chat_steered_within_the_pass_is_what_an_independent_callback_gives(
-    model: str, messages: Messages
-) -> None:
-    given = vector(model)
-    llama = steered(model, given, mmproj=mmproj_of(model), way="inline")
-    forced = words(llama)
-    logits, _ = chat(llama, messages, forced=forced)
-    addition = addition_for(given, alpha_of(llama))
-    handler = MTMDChatHandler(mmproj_of(model), verbose=False)
-    by_hand = tapped(model, chat_handler=handler, **OPTIONS)
-
-    def visit(output: LayerOutput) -> None:
-        last = output.n_rows - 1
-        output.write(last, output.read(last) + addition)
-
-    # Every run of text is changed at its end, but what follows the last one is all that is seen.
-    original, texts = by_hand.eval, sum(chunk.is_text for chunk in llama.chunks(messages))
-
-    def eval_last_changed(tokens: Any) -> None:
-        nonlocal texts
-        texts -= 1
-        if texts:
-            original(tokens)
-        else:
-            with by_hand.tap.visiting([given.layer], visit):
-                original(tokens)
-
-    by_hand.eval = eval_last_changed  # type: ignore[method-assign]
-    assert np.array_equal(logits, chat(by_hand, messages, forced=forced)[0])
-
-
-@not_rewindable
-def test_a_steered_image_chat_of_a_model_that_cannot_rewind_steers_the_last_row(model: str) -> None:
-    given = vector(model)
-    llama = steered(model, given, mmproj=mmproj_of(model))
-    by_hand = steered(model, vector(model, opens=CLOSED), mmproj=mmproj_of(model))
-    forced = words(llama)
-    plainly, _ = chat(by_hand, IMAGE, forced=forced)
-    for _ in range(2):
-        logits, reply = chat(llama, IMAGE, forced=forced)
-        assert (reply["mars"]["way"], reply["mars"]["modality"]) == ("inline", "image")
-        assert np.abs(logits[0] - plainly[0]).max() > 1
-        # The other rows, and so the state after them, are those of the unsteered pass.
-        assert by_hand.last_steering is not None
-        assert reply["mars"]["t"] == pytest.approx(by_hand.last_steering.t, abs=1e-4)
-        text = tokens_of(llama, FOLLOW_UP)
-        assert np.array_equal(complete(llama, text, 2), complete(steered(model, given), text, 2))
-
-
 # Whoever calls it, and whatever it steers by ---------------------------------------------------
 
 
@@ -296,18 +200,6 @@ def test_a_pickled_llama_steers_the_same() -> None:
         assert again.steerer.push.way == llama.steerer.push.way
 
 
-def test_another_vector_judges_by_its_own_block() -> None:
-    llama = steered(DEMO, vector(DEMO, 2, CLOSED))
-    prompt = tokens_of(llama, QUESTION)
-    complete(llama, prompt, 1)
-    steer(llama, vector(DEMO, 5, CLOSED))
-    complete(llama, prompt, 1)
-    assert llama.last_steering is not None
-    again = steered(DEMO, vector(DEMO, 5, CLOSED))
-    complete(again, prompt, 1)
-    assert llama.last_steering.t == pytest.approx(again.last_steering.t, abs=0.05)  # type: ignore
-
-
 # Several vectors at once -------------------------------------------------------------------------
 
 blocks = pytest.mark.parametrize("layers", [(2, 5), (5, 2)], ids=str)
@@ -325,22 +217,6 @@ def both(
 
 def by_all(vectors: dict[str, Vector], **options: Any) -> SteeredLlama:
     return SteeredLlama(DEMO, vector=vectors, **OPTIONS | options)
-
-
-@blocks
-@both_ways
-def test_closed_gates_of_several_vectors_change_nothing_to_the_bit(
-    layers: tuple[int, int], way: Any
-) -> None:
-    reference = plain(DEMO, mmproj=DEMO_MMPROJ)
-    llama = by_all(both(layers, CLOSED), mmproj=DEMO_MMPROJ, way=way)
-    messages: Messages = list(TEXT)
-    for question in (user(FOLLOW_UP, picture(1)), user(FOLLOW_UP)):
-        expected, reply = chat(reference, messages)
-        logits, ours = chat(llama, messages)
-        assert np.array_equal(logits, expected)
-        assert (ours["mars"]["alpha"], ours["mars"]["way"]) == (0.0, None)
-        messages += [assistant(text_of(reply)), question]
 
 
 @blocks
@@ -371,40 +247,3 @@ def test_the_strongest_of_several_is_pushed_as_if_it_were_alone(
                 key: pytest.approx(by_itself[key], rel=1e-5)
                 for key in ("t", "z", "gate", "alpha", "layer")
             }
-
-
-@not_rewindable
-@pytest.mark.parametrize("layers", [(1, 2), (2, 1)], ids=str)
-def test_the_strongest_is_pushed_where_memory_cannot_rewind_as_well(
-    model: str, layers: tuple[int, int]
-) -> None:
-    vectors = {
-        name: vector(model, layer, limit=limit)
-        for name, layer, limit in zip("ab", layers, (8.0, 4.0), strict=True)
-    }
-    llama = SteeredLlama(model, vector=vectors, **OPTIONS)
-    alone = steered(model, vectors["a"])
-    for question in (QUESTION, FOLLOW_UP):
-        prompt, forced = tokens_of(llama, question), words(llama)
-        expected = complete(alone, prompt, forced=forced)
-        assert np.array_equal(complete(llama, prompt, forced=forced), expected)
-        assert llama.last_steering is not None and llama.last_steering.layer == layers[0]
-        assert alpha_of(llama) == alpha_of(alone) > 0
-
-
-@blocks
-def test_of_several_the_one_that_opens_is_followed(layers: tuple[int, int]) -> None:
-    vectors = both(layers) | {"b": vector(DEMO, layers[1], limit=4.0)}
-    vectors["a"] = vector(DEMO, layers[0], CLOSED)
-    llama, alone = by_all(vectors), steered(DEMO, vectors["b"])
-    (logits, reply), (expected, _) = chat(llama, TEXT), chat(alone, TEXT)
-    assert np.array_equal(logits, expected)
-    assert reply["mars"]["layer"] == layers[1]
-    assert [row["alpha"] > 0 for row in reply["mars"]["policies"].values()] == [False, True]
-
-
-def test_several_vectors_are_asked_within_a_pickled_model_as_well() -> None:
-    llama = by_all(both((2, 5)))
-    again = pickle.loads(pickle.dumps(llama))
-    assert [policy.name for policy in again.policies] == ["a", "b"]
-    assert np.array_equal(chat(llama, TEXT)[0], chat(again, TEXT)[0])

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import asking
 import llama_cpp
 import models
 import numpy as np
@@ -15,16 +16,13 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llama_cpp import LogitsProcessorList
 from llama_cpp.llama_chat_format import MTMDChatHandler
 from models import CLOSED, OPEN, OPTIONS, Messages, assistant, picture, steer, user
 from tiny import FAMILIES
 
-from mars_gguf.chat.conversation import Conversation
 from mars_gguf.runtime import memory
 from mars_gguf.runtime.chunks import Chunk
 from mars_gguf.runtime.llama import SteeredLlama
-from mars_gguf.runtime.messages import each_apart
 from mars_gguf.runtime.mtmd import Projector
 from mars_gguf.runtime.reading import logits as logits_of
 
@@ -84,37 +82,14 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Chunk]:
     return seen
 
 
-class Dictated:
-    """A logits processor that keeps the logits of every token, and dictates the reply."""
-
-    def __init__(self, tokens: Sequence[int] = ()) -> None:
-        self.tokens, self.rows = list(tokens), list[Logits]()
-
-    def __call__(self, _ids: Any, scores: Logits) -> Logits:
-        self.rows.append(scores.copy())
-        if len(self.rows) <= len(self.tokens):
-            scores = np.full_like(scores, -np.inf)
-            scores[self.tokens[len(self.rows) - 1]] = 0
-        return scores
-
-    def options(self, n: int = 3) -> dict[str, Any]:
-        return {
-            "max_tokens": len(self.tokens) or n, "temperature": 0.0, "repeat_penalty": 1.0,
-            "logits_processor": LogitsProcessorList([self]),
-        }  # fmt: skip
-
-
 def say(llama: llama_cpp.Llama, messages: Messages, reply: str = "") -> Logits:
     """The logits of a reply, which is ``reply`` if one is given."""
-    dictated = Dictated(models.tokens_of(llama, reply))
-    llama.create_chat_completion(messages, **dictated.options())
-    return np.stack(dictated.rows)
+    forced = models.tokens_of(llama, reply)
+    return asking.chat(llama, messages, len(forced) or 3, forced)[0]
 
 
 def complete(llama: llama_cpp.Llama, prompt: Sequence[int], reply: Sequence[int] = ()) -> Logits:
-    dictated = Dictated(reply)
-    llama.create_completion(list(prompt), **dictated.options())
-    return np.stack(dictated.rows)
+    return asking.complete(llama, prompt, len(reply) or 3, reply)
 
 
 def near(a: Logits, b: Logits) -> bool:
@@ -136,47 +111,6 @@ def three_turns(family: str, reply: str) -> list[Messages]:
     first = [user(QUESTION, a)]
     second = [*first, assistant(reply), user("And here?", b)]
     return [first, second, [*second, assistant(reply), user("Why is that?")]]
-
-
-@hybrids
-@pytest.mark.parametrize("begins", ["Tea and a hat.", "A bag."])
-def test_later_turns_of_a_hybrid_decode_new_pictures_alone(
-    family: str, files: str, begins: str, decoded: list[Chunk]
-) -> None:
-    """Whether the next prompt repeats the reply ("Tea and a hat.") or another stands there."""
-    llama = load(files)
-    counts, so_far = [], 0
-    for messages in three_turns(family, begins):
-        decoded.clear()
-        logits = say(llama, messages, "Tea and a hat.")
-        alone = sum(shown(llama, lone) for _, lone in each_apart(messages, 16))
-        counts.append(len(decoded) - (shown(llama, messages) - so_far) - alone)
-        so_far = shown(llama, messages)
-        fresh = load(files, keep_turns=False)
-        assert near(logits, say(fresh, messages, "Tea and a hat."))
-        a, b = llama.last_steering, fresh.last_steering
-        assert a is not None and b is not None
-        assert (a.modality, a.t) == (b.modality, pytest.approx(b.t, abs=0.02))
-        fresh.close()
-    assert counts == [0, 0, 0]
-    llama.close()
-
-
-@pytest.mark.parametrize("family", ["lfm2"])  # the other's template takes an empty thought back
-def test_a_turn_of_a_hybrid_that_continues_what_the_context_holds_evaluates_what_is_new(
-    family: str, files: str
-) -> None:
-    llama, before = load(files), 0
-    for messages in three_turns(family, "Tea"):
-        llama.evaluated.clear()
-        say(llama, messages, "Tea")  # one token, which is sampled and not evaluated
-        texts, *alone = (
-            sum(chunk.n_tokens for chunk in llama.chunks(each) if chunk.is_text)
-            for each in (messages, *(lone for _, lone in each_apart(messages, 16)))
-        )
-        assert sum(llama.evaluated) == texts - before + sum(alone)
-        before = texts
-    llama.close()
 
 
 @hybrids
@@ -234,23 +168,6 @@ def test_however_often_a_hybrid_is_steered_each_turn_costs_no_more_than_two(
     fresh.close()
 
 
-@pytest.mark.parametrize("model", ["hybrid", "recurrent"], indirect=True)
-def test_texts_of_a_model_that_cannot_rewind_are_continued_from_a_snapshot(model: str) -> None:
-    llama, fresh = load(model, OPEN, mmproj=None), load(model, OPEN, mmproj=None, keep_turns=False)
-    words, reply = (models.tokens_of(llama, text) for text in ("How is it? " * 12, "A hat."))
-    prompt = list(words)
-    for turn in range(4):
-        llama.evaluated.clear()
-        logits = complete(llama, prompt, reply)
-        if turn > 1:
-            assert sum(llama.evaluated) <= 2 * (len(words) + len(reply)) + len(reply)
-        fresh.context.rewind(0)
-        assert near(logits, complete(fresh, prompt, reply))
-        prompt = [*prompt, *reply, *words]
-    llama.close()
-    fresh.close()
-
-
 def test_snapshots_are_few_and_take_no_more_memory_than_said(
     hybrid: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -284,22 +201,6 @@ def test_a_restored_state_is_not_continued_from_snapshots_of_what_was_there(hybr
     assert near(complete(llama, prompt), complete(fresh, prompt))
     llama.close()
     fresh.close()
-
-
-@hybrids
-def test_a_comparison_without_steering_is_evaluated_in_the_same_batches(
-    family: str, files: str
-) -> None:
-    llama = load(files)
-    sampling = {"temperature": 0.0, "max_tokens": 8, "repeat_penalty": 1.0}
-    conversation = Conversation(llama, sampling=sampling)
-    shown = picture(1, FAMILIES[family].picture_side)
-    for text, pictures in ((QUESTION, [shown]), ("And why?", []), ("And where?", [])):
-        reply = "".join(conversation.reply(text, pictures))
-        before = logits_of(llama)
-        assert "".join(conversation.unsteered()) == reply
-        assert np.array_equal(logits_of(llama), before)
-    llama.close()
 
 
 # Sliding windows that let go ----------------------------------------------------------------------
@@ -358,51 +259,6 @@ def test_windows_of_full_size_that_were_restored_change_no_reply(files: str, ope
             assert near(complete(llama, prompt), complete(fresh, prompt))
     llama.close()
     fresh.close()
-
-
-@pytest.mark.parametrize("family", ["gemma3"])
-def test_windows_are_closed_gates_to_the_bit_where_plain_llama_cpp_python_is_right(
-    files: str,
-) -> None:
-    llama = windowed(files)
-    plain = models.plain(files, **WINDOWS)
-    prompt = TEXT
-    for common in (69, 5, 69):  # tokens of the reply that the next prompt repeats
-        assert np.array_equal(complete(llama, prompt, REPLY), complete(plain, prompt, REPLY))
-        prompt = [*prompt, *REPLY[:common], *tokens(100, common)]
-    llama.reset()
-    plain.reset()
-    fresh = models.plain(files, **WINDOWS)
-    for each in (llama, plain):
-        complete(each, TEXT, REPLY)
-    far = CHANGES["far back"]([*TEXT, *REPLY])
-    expected = complete(fresh, far)
-    assert np.array_equal(complete(llama, far), expected)
-    assert not near(complete(plain, far), expected)  # if it is right by now, drop what is done here
-    for each in (llama, plain, fresh):
-        each.close()
-
-
-@pytest.mark.parametrize("family", ["gemma3"])
-@pytest.mark.parametrize("opens", [CLOSED, OPEN])
-def test_conversations_with_pictures_go_on_in_windows_that_let_go(
-    family: str, files: str, opens: float, decoded: list[Chunk]
-) -> None:
-    llama = load(files, opens, n_ctx=1024, swa_full=False)
-    answer = "Tea and a hat. " * 20
-    messages: Messages = []
-    for turn in range(4):
-        shown = [picture(turn)] if turn < 2 else []
-        messages = [*messages, user(f"{QUESTION} {turn}" * 8, *shown)]
-        decoded.clear()
-        logits = say(llama, messages, answer)
-        assert len(decoded) == len(shown) + (turn == 1)  # alone as well
-        fresh = load(files, opens, n_ctx=1024, swa_full=False, keep_turns=False)
-        assert near(logits, say(fresh, messages, answer))
-        fresh.close()
-        messages = [*messages, assistant(answer)]
-    assert llama.n_tokens > 4 * 64
-    llama.close()
 
 
 @pytest.mark.parametrize("family", ["gemma3"])

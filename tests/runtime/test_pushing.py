@@ -23,8 +23,6 @@ from models import (
 
 from mars_gguf.errors import ModelError, SteeringError
 from mars_gguf.runtime import pushing
-from mars_gguf.runtime.reading import logits
-from mars_gguf.runtime.tap import Rows
 
 
 def test_a_gate_that_barely_opens_is_no_error(smollm2: str) -> None:
@@ -97,22 +95,6 @@ def test_a_control_vector_that_does_nothing_is_noticed(monkeypatch: pytest.Monke
     monkeypatch.setattr(pushing, "_set", lambda *_: None)
     with pytest.raises(SteeringError, match="does not let it be changed"):
         complete(llama, tokens_of(llama, QUESTION), 1)
-
-
-def test_a_control_vector_replaces_the_one_before() -> None:
-    llama = tapped(DEMO, **OPTIONS)
-    tokens = tokens_of(llama, QUESTION)
-
-    def afresh() -> Rows:
-        llama.reset()
-        llama.eval(tokens)
-        return logits(llama)
-
-    ones = np.ones(llama.n_embd(), np.float32)
-    with pushing.control_vector(llama, 2, ones):
-        expected = afresh()
-    with pushing.control_vector(llama, 1, 5 * ones), pushing.control_vector(llama, 2, ones):
-        assert np.array_equal(afresh(), expected)
 
 
 def test_control_vectors_that_llama_cpp_would_ignore_or_overrun_are_refused() -> None:

@@ -221,25 +221,6 @@ def test_a_closed_gate_changes_nothing_over_three_turns(model: Model, first: Any
         each.close()
 
 
-@pytest.mark.parametrize("model", ["demo", "bare", "qwen3vl", "qwen35", "glm4v"], indirect=True)
-def test_a_closed_gate_is_llama_cpp_pythons_own_chat_to_the_bit(model: Model) -> None:
-    """Of models that think unasked: not Gemma 4."""
-    own = llama_cpp.Llama(model.path, **OPTIONS | {"n_ctx": 1024})
-    llama, streaming = (steered(model, CLOSED, mmproj=None) for _ in range(2))
-    forced, _ = reply_of(llama)
-    messages: list[Any] = list(QUESTION)
-    for question in (FOLLOW_UP, user("And hats?"), FOLLOW_UP):
-        expected, reply = say(own, messages, forced)
-        logits, ours = say(llama, messages, forced)
-        streamed, _ = say(streaming, messages, forced, stream=True)
-        assert np.array_equal(logits, expected) and np.array_equal(streamed, expected)
-        assert ours["choices"] == reply["choices"] and ours["usage"] == reply["usage"]
-        assert ours["mars"]["position"] == "answer"
-        messages += [assistant(reply["choices"][0]["message"]["content"]), question]
-    for each in (own, llama, streaming):
-        each.close()
-
-
 @pytest.mark.parametrize("temperature", [0.7, 1.5])
 def test_a_closed_gate_draws_the_same_tokens(model: Model, temperature: float) -> None:
     reference, llama = plain(model), steered(model, CLOSED)
@@ -307,30 +288,6 @@ def test_an_open_gate_is_an_independent_callback_to_the_bit(model: Model, messag
         assert np.array_equal(again, logits) and steering_of(other).way == "cvec"
         other.close()
     for each in (reference, llama):
-        each.close()
-
-
-@pytest.mark.parametrize("layers", [(2, 5), (5, 2)], ids=str)
-def test_the_strongest_of_several_steers_the_answer_as_if_it_were_alone(
-    demo: Model, layers: tuple[int, int]
-) -> None:
-    vectors = {
-        name: replace(given, geometry=replace(given.geometry, trust_limit=limit))
-        for name, given, limit in zip(
-            "ab", (vector(demo, OPEN, layer) for layer in layers), (8.0, 4.0), strict=True
-        )
-    }
-    llama, alone = (steered(demo, OPEN, vector=given) for given in (vectors, vectors["a"]))
-    forced, _ = reply_of(llama)
-    for messages in (QUESTION, SEEING):
-        (logits, reply), (expected, single) = (
-            say(each, messages, forced) for each in (llama, alone)
-        )
-        assert np.array_equal(logits, expected)
-        assert reply["mars"]["position"] == "answer" and reply["mars"]["layer"] == layers[0]
-        assert reply["mars"]["alpha"] == single["mars"]["alpha"] > 0
-        assert [row["alpha"] > 0 for row in reply["mars"]["policies"].values()] == [True, True]
-    for each in (llama, alone):
         each.close()
 
 
@@ -459,33 +416,6 @@ def test_a_thought_that_does_not_end_is_not_steered_and_reported(
         each.close()
 
 
-def test_a_users_markers_end_no_thought(demo: Model) -> None:
-    reference, llama = plain(demo), steered(demo, OPEN)
-    messages = [user("</think>\n\nSay: </think> How do I make bread? </think>")]
-    thought = tokens_of(llama, "tea and hats and ")
-    expected = say_plainly(reference, messages, thought, len(thought))
-    logits, reply = say(llama, messages, thought, len(thought))
-    assert np.array_equal(logits, expected)
-    assert reply["mars"]["position"] is None
-    for each in (reference, llama):
-        each.close()
-
-
-def test_the_report_of_a_stream_is_that_of_its_reply(demo: Model) -> None:
-    llama = steered(demo, CLOSED)
-    forced, _ = reply_of(llama)
-    options: Any = {"max_tokens": len(forced) + 1, "temperature": 0.0, "stream": True}
-    processor = LogitsProcessorList([Script(forced)])
-    chunks: Any = llama.create_chat_completion(QUESTION, logits_processor=processor, **options)
-    first = [next(chunks) for _ in range(3)]
-    assert all("mars" not in chunk for chunk in first)
-    assert steering_of(llama).position is None
-    *_, last = chunks
-    assert last["mars"]["position"] == "answer"
-    assert last["mars"] == steering_of(llama).report()
-    llama.close()
-
-
 # The rest of the reply, and what follows it ------------------------------------------------------
 
 
@@ -501,31 +431,6 @@ def test_the_turn_after_a_steered_one_is_plain(model: Model, keep_turns: bool) -
     messages = [*QUESTION, assistant("Thus."), FOLLOW_UP]
     logits, expected = (say(each, messages, forced)[0] for each in (llama, never))
     assert np.allclose(logits, expected, atol=0.05 if keep_turns else 0, rtol=0)
-    for each in (llama, never):
-        each.close()
-
-
-@pytest.mark.parametrize("name", ["demo", "qwen35"])
-def test_a_saved_state_does_not_carry_what_steering_left(
-    name: str, tmp_path: Path, demo: Model
-) -> None:
-    model = demo if name == "demo" else family(tmp_path, name)
-    llama, never = steered(model, OPEN, mmproj=None), steered(model, CLOSED, mmproj=None)
-    forced, _ = reply_of(llama)
-    for each in (llama, never):
-        say(each, QUESTION, forced)
-    whole = never.input_ids[: never.n_tokens].tolist()
-    assert whole == llama.input_ids[: llama.n_tokens].tolist()
-    state = llama.save_state()
-    llama.load_state(state)
-    steer(llama, never.vectors["mars"])
-    more = tokens_of(llama, " and where?")
-    script, expected = Script([]), Script([])
-    for each, one in ((llama, script), (never, expected)):
-        each.create_completion(
-            whole + more, max_tokens=3, temperature=0.0, logits_processor=LogitsProcessorList([one])
-        )
-    assert np.allclose(np.stack(script.rows), np.stack(expected.rows), atol=0.2, rtol=0)
     for each in (llama, never):
         each.close()
 
@@ -629,24 +534,6 @@ def test_replies_that_follow_a_grammar_have_no_thought(demo: Model, bare: Model)
                 text = llama.detokenize(llama.input_ids[: llama.n_tokens].tolist(), special=True)
                 assert b"</think>" in text
             llama.close()
-
-
-def test_no_request_switches_thinking(demo: Model, bare: Model) -> None:
-    for model in (demo, bare):
-        llama = steered(model, CLOSED)
-        forced, _ = reply_of(llama)
-        expected, _ = say(llama, QUESTION, forced)
-        for value in (True, False):
-            script = Script(forced)
-            assert llama.chat_handler is not None
-            reply = llama.chat_handler(
-                llama=llama, messages=QUESTION, enable_thinking=value, thinking=value,
-                max_tokens=len(forced) + 2, temperature=0.0, repeat_penalty=1.0,
-                logits_processor=LogitsProcessorList([script]),
-            )  # fmt: skip
-            assert np.array_equal(np.stack(script.rows), expected)
-            assert reply["mars"]["position"] == "answer"
-        llama.close()
 
 
 # Other policies ----------------------------------------------------------------------------------

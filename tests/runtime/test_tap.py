@@ -217,18 +217,3 @@ def test_ctrl_c_in_a_callback_is_raised_after_a_whole_decode() -> None:
         signal.signal(signal.SIGINT, before)
     assert seen.keys() == expected.keys()
     assert all((seen[layer] == expected[layer]).all() for layer in seen)
-
-
-def test_without_the_compiled_callback_everything_seen_is_the_same() -> None:
-    seen: dict[bool, list[tuple[int, Rows]]] = {}
-    for compiled in (True, False):
-        if compiled:
-            needs_the_c_callback()
-        llama, states = tapped(DEMO, compiled=compiled, **OPTIONS), list[Any]()
-        with llama.tap.visiting([1, 3], lambda o, s=states: s.append((o.layer, o.read()))):
-            llama.eval(tokens_of(llama, TEXT))
-        seen[compiled] = states
-        llama.close()
-    assert [layer for layer, _ in seen[True]] == [layer for layer, _ in seen[False]] == [1, 3]
-    for (_, a), (_, b) in zip(seen[True], seen[False], strict=True):
-        assert np.array_equal(a, b)
