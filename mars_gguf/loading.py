@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from mars_gguf.console import printable
+from mars_gguf.errors import MarsError
 from mars_gguf.options import llama_options
 from mars_gguf.progress import progress_bar
 from mars_gguf.runtime.llama import SteeredLlama
+from mars_gguf.vectors import Vector, read_vector
 from mars_gguf.vectors.shelf import AUTO
 
 Files = tuple[str, str | None, str]
@@ -30,6 +34,7 @@ def load_steered(
             mmproj=mmproj,
             keep_turns=keep_turns,
             progress=bar.reach if bar.shown and not args.verbose else None,
+            chat_template_kwargs=template_variables(read_vector(vector)),
             **llama_options(args),
         )
     if args.vector == AUTO:
@@ -41,6 +46,19 @@ def load_steered(
         )
     say_if_without_template(llama, args.chat_handler, say)
     return llama
+
+
+def template_variables(vector: Vector) -> dict[str, Any]:
+    """The variables of the chat template that a vector was measured with, which prompts keep.
+    Raises MarsError."""
+    text = vector.model.chat_template_kwargs or "{}"
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise MarsError(f"the vector: found {text!r:.60}, expected variables of a chat template")
+    return found
 
 
 def say_if_without_template(

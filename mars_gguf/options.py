@@ -84,11 +84,11 @@ def switch(group: Group, spelled: str, words: str) -> None:
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options that say which model is steered by which vector, and how it is run."""
-    group = parser.add_argument_group("model")
+    group = parser.add_argument_group("model and vector")
     add_file_arguments(group)
-    switch(group, "--no-mmproj", "load no mmproj: text only")
     add_vector_arguments(group)
-    add_template_arguments(group)
+    add_template_arguments(parser.add_argument_group("how prompts are written"))
+    group = parser.add_argument_group("where and how it runs")
     add_context_argument(group)
     words = "tokens of a prompt evaluated at a time (default: %(default)s)"
     option(group, "-ub --ubatch-size N", words, positive, 512)
@@ -100,7 +100,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def add_file_arguments(group: Group, model: str = "model in GGUF format") -> None:
     """Adds the options that name the files of a GGUF model; ``model``: help for --model."""
     option(group, "-m --model FILE", model)
-    option(group, "--mmproj FILE", "multimodal projector of the model")
+    option(group, "--mmproj FILE", "multimodal projector of the model; without one: text only")
     option(group, "-hfr --hf-repo ORG/NAME", "download the model from a Hugging Face hub")
     option(
         group,
@@ -113,16 +113,11 @@ def add_file_arguments(group: Group, model: str = "model in GGUF format") -> Non
 def add_vector_arguments(group: Group) -> None:
     """Adds the options that say which vector steers, and how."""
     words = "vector that mars_gguf.convert wrote; auto: the one that belongs to the model's "
-    words += "weights, of those in $MARS_VECTORS, else the user's cache, and in --vectors-from"
+    words += "weights, of those in $MARS_VECTORS, else the user's cache, and in $MARS_VECTORS_FROM"
     option(group, "--vector FILE", words)
-    add_vectors_from_argument(group)
     switch(group, "--demo", "use the small model of the package")
     words = "use a vector made for another quantization, other weights or chat template"
     switch(group, "--force", words)
-    words = (
-        "obey special tokens, such as the end of a turn, in what users write; else they are text"
-    )
-    switch(group, "--parse-special", words)
     words = "how the first token is steered (default: auto, which is inline)"
     group.add_argument("--way", choices=["auto", "cvec", "inline"], default="auto", help=words)
 
@@ -138,8 +133,6 @@ def add_template_arguments(group: Group) -> None:
     words = "how prompts are written (default: mtmd, the model's own chat template): "
     words += ", ".join(HANDLERS)
     group.add_argument("--chat-handler", choices=HANDLERS, metavar="NAME", help=words)
-    words = "variables for the chat template, as in '{\"enable_thinking\": false}'"
-    option(group, "--chat-template-kwargs JSON", words, json_object)
     group.add_argument(
         "-rea",
         "--reasoning",
@@ -149,6 +142,11 @@ def add_template_arguments(group: Group) -> None:
         "thought, or the first of the answer after it (default: as the vector was measured; to "
         "measure one, answer if the chat template lets the model think unasked, else off)",
     )
+
+
+def add_template_variables_argument(group: Group) -> None:
+    words = "variables for the chat template, as in '{\"enable_thinking\": false}'"
+    option(group, "--chat-template-kwargs JSON", words, json_object)
 
 
 def add_context_argument(group: Group, default: int | None = 4096, usual: str = "4096") -> None:
@@ -191,8 +189,7 @@ def model_files(args: argparse.Namespace) -> tuple[str, str | None, str]:
     if args.demo:
         if args.model or args.mmproj or args.vector or args.hf_repo:
             raise MarsError("--demo brings its own model: give it or --model, not both")
-        mmproj = None if args.no_mmproj else str(demo_model.MMPROJ)
-        return str(demo_model.TEXT_MODEL), mmproj, str(demo_model.VECTOR)
+        return str(demo_model.TEXT_MODEL), str(demo_model.MMPROJ), str(demo_model.VECTOR)
     require_one_source(args)
     if not (args.model or args.hf_repo):
         raise MarsError("no model. Give one with --model, or --demo for the package's own.")
@@ -201,8 +198,6 @@ def model_files(args: argparse.Namespace) -> tuple[str, str | None, str]:
             "no vector. Make one with python -m mars_gguf.convert, then give it with --vector "
             "(auto finds one that was published): this tool does not run models unsteered."
         )
-    if args.vector != AUTO and args.vectors_from:
-        raise MarsError("--vectors-from is for --vector auto: give it, or leave this out")
     model, mmproj = gguf_files(args)
     return model, mmproj, _vector(args, model, mmproj) if args.vector == AUTO else args.vector
 
@@ -215,7 +210,7 @@ def _vector(args: argparse.Namespace, model: str, mmproj: str | None) -> str:
         raise MarsError(
             "--vector auto takes what fits by itself: give the file, or leave --force out"
         )
-    return find_vector(model, mmproj, args.vectors_from, reasoning=args.reasoning)
+    return find_vector(model, mmproj, reasoning=args.reasoning)
 
 
 def require_one_source(args: argparse.Namespace) -> None:
@@ -229,12 +224,11 @@ def require_one_source(args: argparse.Namespace) -> None:
 def gguf_files(args: argparse.Namespace) -> tuple[str, str | None]:
     """Finds the model and its mmproj, if there is one. Downloads what comes from a hub. Returns
     their paths. Raises MarsError."""
-    blind = getattr(args, "no_mmproj", False)  # which not every command has
-    mmproj = None if blind else args.mmproj
+    mmproj = args.mmproj
     if not args.hf_repo:
         return args.model, mmproj
     model = download(args.hf_repo, args.hf_file)
-    if mmproj is None and not blind:
+    if mmproj is None:
         mmproj = download(args.hf_repo, "*mmproj*.gguf", needed=False)
     elif mmproj is not None and not Path(mmproj).exists():
         mmproj = download(args.hf_repo, mmproj)
@@ -248,11 +242,9 @@ def llama_options(args: argparse.Namespace) -> dict[str, Any]:
     n_ctx = min(args.ctx_size or CONTEXT, CONTEXT) if args.demo else args.ctx_size
     return dict(
         template=args.chat_handler,
-        chat_template_kwargs=args.chat_template_kwargs,
         reasoning=args.reasoning,
         way=args.way,
         force=args.force,
-        parse_special=args.parse_special,
         n_ctx=n_ctx,
         n_batch=max(512, args.ubatch_size),
         n_ubatch=args.ubatch_size,

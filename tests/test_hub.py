@@ -80,7 +80,6 @@ def test_what_was_downloaded_needs_no_hub(chat: Run) -> None:
             ["-hff", "*Q4_K_M.gguf", "--mmproj", "*mmproj*bf16.gguf"],
             "could not load this as the mmproj",
         ),
-        (["-hff", "*Q4_K_M.gguf", "--no-mmproj", PICTURE], "--mmproj"),
     ],
 )
 def test_what_the_hub_does_not_have_is_a_clear_error(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import models
 import pytest
 import templates
 
+from mars_gguf import demo_model
 from mars_gguf.loading import load_steered
 from mars_gguf.options import add_model_arguments, model_files
 from mars_gguf.runtime.llama import SteeredLlama
-from mars_gguf.vectors import write_vector
+from mars_gguf.vectors import read_vector, write_vector
 
 
 def load(*options: str) -> SteeredLlama:
@@ -22,16 +24,23 @@ def load(*options: str) -> SteeredLlama:
     return load_steered(args, model_files(args))
 
 
-@pytest.mark.parametrize("blind", [[], ["--no-mmproj"]])
-def test_options_say_how_prompts_are_written(blind: list[str]) -> None:
-    plain = load("--demo", *blind)
+def test_options_say_how_prompts_are_written() -> None:
+    plain = load("--demo")
     assert (plain.template.name, plain.template.kwargs) == ("mtmd", {})
-    assert (plain.projector is None) == bool(blind)
     plain.close()
     # The vector was made for the model's own template.
-    given = ["--force", "--chat-handler", "llava-1-5", "--chat-template-kwargs", '{"a": [1]}']
-    llama = load("--demo", *given, *blind)
-    assert (llama.template.name, llama.template.kwargs) == ("llava-1-5", {"a": [1]})
+    llama = load("--demo", "--force", "--chat-handler", "llava-1-5")
+    assert llama.template.name == "llava-1-5"
+    llama.close()
+
+
+def test_prompts_keep_the_variables_that_the_vector_was_measured_with(tmp_path: Path) -> None:
+    vector = read_vector(demo_model.VECTOR)
+    model = replace(vector.model, chat_template_kwargs='{"a": [1]}')
+    write_vector(replace(vector, model=model), tmp_path / "vector.gguf")
+    files = ["-m", str(demo_model.TEXT_MODEL), "--mmproj", str(demo_model.MMPROJ)]
+    llama = load(*files, "--vector", str(tmp_path / "vector.gguf"))
+    assert llama.template.kwargs == {"a": [1]}
     llama.close()
 
 

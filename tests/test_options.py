@@ -6,6 +6,7 @@ import pytest
 
 from mars_gguf.options import (
     add_model_arguments,
+    add_template_variables_argument,
     llama_options,
 )
 
@@ -14,6 +15,7 @@ from mars_gguf.options import (
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser()
     add_model_arguments(parser)
+    add_template_variables_argument(parser)
     return parser
 
 
@@ -54,7 +56,8 @@ def test_what_an_option_cannot_be_is_said_with_what_it_can(parser, words, messag
 
 def test_how_prompts_are_written_is_said_in_words_of_the_library(parser):
     words = ["--chat-handler", "chatml", "--chat-template-kwargs", '{"enable_thinking": false}']
-    options = llama_options(parser.parse_args([*words, "--reasoning", "thought"]))
+    args = parser.parse_args([*words, "--reasoning", "thought"])
+    options = llama_options(args)
     assert options["reasoning"] == "thought"
     assert options["template"] == "chatml"
-    assert options["chat_template_kwargs"] == {"enable_thinking": False}
+    assert args.chat_template_kwargs == {"enable_thinking": False}

@@ -6,9 +6,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import closing
-from functools import partial
 from typing import Any
 
 from PIL import Image
@@ -22,29 +21,24 @@ from mars_gguf.console import command, printable, require_utf8
 from mars_gguf.errors import MarsError
 from mars_gguf.loading import load_steered
 from mars_gguf.media.images import SHOWN_SIDE, load_image
-from mars_gguf.media.video import FPS, MAX_FRAMES, Video, load_video
+from mars_gguf.media.video import Video, load_video
 from mars_gguf.options import add_model_arguments, model_files, positive
 
+TOP_K, TOP_P, MIN_P = 40, 0.95, 0.05  # what replies are drawn from, as llama.cpp does
 DESCRIPTION = "Chat with a steered model in the terminal, or ask one thing with -p."
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="mars-gguf chat", description=DESCRIPTION)
     add_model_arguments(p)
-    replies = p.add_argument_group("replies")
-    for group, rows in (p, MESSAGE), (replies, REPLIES):
+    message, replies = p.add_argument_group("message"), p.add_argument_group("replies")
+    for group, rows in (message, MESSAGE), (replies, REPLIES):
         for flags, kind, default, metavar, words in rows:
             how = {"action": "append"} if isinstance(default, list) else {"type": kind}
             group.add_argument(*flags.split(), default=default, metavar=metavar, help=words, **how)
-    p.add_argument("--json", action="store_true", help="print reply and steering as a JSON object")
+    words = "print reply and steering as a JSON object"
+    replies.add_argument("--json", action="store_true", help=words)
     return p
-
-
-def _positive_number(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1000:
-        raise argparse.ArgumentTypeError(f"found {text}, expected a number above 0")
-    return value
 
 
 def _temperature(text: str) -> float:
@@ -63,10 +57,6 @@ MESSAGE: list[tuple[str, Any, Any, str, str]] = [  # flags, type, default, metav
      "one reply, then exit. What is piped in is appended ('-': that alone)"),
     ("--image", str, [], "FILE", "attach a picture to the first message (repeatable)"),
     ("--video", str, None, "FILE", "attach a video to the first message"),
-    ("--fps", _positive_number, FPS, "X",
-     f"frames of a video to look at, a second (default: {FPS:g})"),
-    ("--max-frames", positive, MAX_FRAMES, "N",
-     f"frames of a video to look at, at most (default: {MAX_FRAMES})"),
     ("-sys --system-prompt", str, None, "TEXT",
      "what the model is told before everything else (default: nothing)"),
 ]  # fmt: skip
@@ -75,11 +65,6 @@ REPLIES: list[tuple[str, Any, Any, str, str]] = [
      "tokens of a reply, at most (default: 512; -1: until the context is full)"),
     ("--temp", _temperature, 0.8, "X",
      "temperature, 0 for the likeliest token each time (default: 0.8)"),
-    ("--top-k", int, 40, "N", "draw from the N likeliest tokens (default: 40; 0: from all)"),
-    ("--top-p", float, 0.95, "X",
-     "draw from the likeliest tokens that make up this share (default: 0.95; 1: from all)"),
-    ("--min-p", float, 0.05, "X",
-     "draw from tokens this likely, next to the likeliest (default: 0.05; 0: from all)"),
     ("--seed", int, None, "N",
      "what the drawing begins with (default, or below 0: something random)"),
 ]  # fmt: skip
@@ -90,8 +75,7 @@ def main(argv: list[str] | None = None) -> None:
     with command():
         prompt = one_prompt(args.prompt, shows=bool(args.image or args.video), as_json=args.json)
         system = args.system_prompt and require_utf8(args.system_prompt, "--system-prompt")
-        read_video = partial(load_video, fps=args.fps, max_frames=args.max_frames)
-        pictures, video = _attached(args, read_video)
+        pictures, video = _attached(args)
         with closing(load_steered(args, model_files(args), keep_turns=True)) as llama:
             conversation = Conversation(llama, system=system, sampling=_sampling(args))
             if prompt is not None:
@@ -100,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
                 return
             read_line = line_editor(COMMANDS) if sys.stdout.isatty() else read_plainly
             console = Console(highlight=False)
-            Terminal(conversation, console, read_line, read_video, pictures, video).run()
+            Terminal(conversation, console, read_line, load_video, pictures, video).run()
 
 
 def one_prompt(given: str | None, *, shows: bool, as_json: bool) -> str | None:
@@ -126,18 +110,16 @@ def one_prompt(given: str | None, *, shows: bool, as_json: bool) -> str | None:
     return prompt
 
 
-def _attached(
-    args: argparse.Namespace, read_video: Callable[[str], Video]
-) -> tuple[list[Image.Image], Video | None]:
+def _attached(args: argparse.Namespace) -> tuple[list[Image.Image], Video | None]:
     """Reads the pictures and the video of the options, before the model is loaded."""
     pictures = [load_image(path, SHOWN_SIDE) for path in args.image]
-    sees = not args.no_mmproj and (args.mmproj or args.demo or args.hf_repo)
+    sees = args.mmproj or args.demo or args.hf_repo
     if not sees and (pictures or args.video):
         raise MarsError("--image and --video need --mmproj: without it the model sees nothing")
     if not args.video:
         return pictures, None
     with Console(stderr=True).status("reading the video"):
-        return pictures, read_video(args.video)
+        return pictures, load_video(args.video)
 
 
 def _answer_once(
@@ -158,9 +140,9 @@ def _sampling(args: argparse.Namespace) -> dict[str, object]:
     return dict(
         max_tokens=args.max_tokens,
         temperature=args.temp,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        min_p=args.min_p,
+        top_k=TOP_K,
+        top_p=TOP_P,
+        min_p=MIN_P,
         seed=None if args.seed is None or args.seed < 0 else args.seed,
         repeat_penalty=1.0,
     )

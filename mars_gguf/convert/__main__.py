@@ -28,6 +28,7 @@ from mars_gguf.options import (
     add_device_arguments,
     add_file_arguments,
     add_template_arguments,
+    add_template_variables_argument,
     add_threads_argument,
     add_verbose_argument,
     gguf_files,
@@ -70,7 +71,9 @@ def parser() -> argparse.ArgumentParser:
     option(files, "--layer N", words, int)
     switch(files, "--trust-remote-code", "run code that comes with a transformers model")
     add_prompt_arguments(p.add_argument_group("what to measure with"))
-    add_template_arguments(p.add_argument_group("how prompts are written"))
+    written = p.add_argument_group("how prompts are written")
+    add_template_arguments(written)
+    add_template_variables_argument(written)
     machine = p.add_argument_group("machine (GGUF models)")
     add_device_arguments(machine)
     add_threads_argument(machine)

@@ -5,7 +5,6 @@ steering costs."""
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 from rich.console import Console
 
 from mars_gguf.console import command
-from mars_gguf.errors import MarsError
 from mars_gguf.evaluate import report
 from mars_gguf.evaluate.arms import ALL, ARMS, MARS, Arm, arms
 from mars_gguf.evaluate.judges import Endpoint, LocalModel, RatingJudge
@@ -36,7 +34,6 @@ from mars_gguf.options import (
 )
 from mars_gguf.progress import progress_bar
 from mars_gguf.runtime.llama import SteeredLlama
-from mars_gguf.vectors import Vector, read_vector
 
 MAX_TOKENS, MAX_WITH_THOUGHT = 64, 1024
 WHOLE = 8  # harmful cases of a modality whose replies are generated to their end
@@ -45,8 +42,7 @@ PLAIN_CASES = (
 )
 # Options that other commands have, and what they are here.
 FIXED = {
-    "no_mmproj": False, "vectors_from": None, "parse_special": False, "way": "auto",
-    "reasoning": None, "ubatch_size": 512, "verbose": False,
+    "way": "auto", "reasoning": None, "ubatch_size": 512, "verbose": False,
 }  # fmt: skip
 
 
@@ -127,7 +123,6 @@ def evaluate(args: argparse.Namespace, argv: list[str]) -> tuple[Results, bool]:
     plan = load_plan(args.suite or ["demo" if args.demo else "builtin"], limit=args.limit)
     if files[1] is None:
         plan = plan.only(lambda modality: modality == "text", " with pictures: no --mmproj")
-    args.chat_template_kwargs = _template_variables(read_vector(files[2]))
     llama = load_steered(args, files)
     try:
         plan = _require_measured(plan, llama)
@@ -156,18 +151,6 @@ def _judge(args: argparse.Namespace) -> RatingJudge | None:
         device = {"n_threads": args.threads, "n_gpu_layers": args.n_gpu_layers}
         return RatingJudge(LocalModel(args.judge_model, n_ctx=4096, verbose=False, **device))
     return None
-
-
-def _template_variables(vector: Vector) -> dict[str, Any]:
-    """The variables of the chat template that a vector was measured with. Raises MarsError."""
-    text = vector.model.chat_template_kwargs or "{}"
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise MarsError(f"the vector: found {text!r:.60}, expected variables of a chat template")
-    return found
 
 
 def _require_measured(plan: Plan, llama: SteeredLlama) -> Plan:

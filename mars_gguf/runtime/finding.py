@@ -61,8 +61,8 @@ def find_vector(
         f"{model}: no vector of these weights ({weights}). Looked in\n"
         + "".join(f"  {line}\n" for line in looked)
         + f"Make one with python -m mars_gguf.convert {Path(model).name} and publish it with "
-        "python -m mars_gguf.vectors publish, or name a repository of a hub that has one with "
-        f"--vectors-from ({REPOSITORIES})."
+        "python -m mars_gguf.vectors publish, or name a repository of a hub that has one in "
+        f"{REPOSITORIES}."
     )
 
 

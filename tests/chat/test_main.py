@@ -111,9 +111,9 @@ def test_a_video_is_attached_to_the_one_request(tmp_path: Path) -> None:
             frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8))
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    done = chat(*GREEDY, "--json", "--video", str(clip), "--max-frames=3", "-p", "What is shown?")
+    done = chat(*GREEDY, "--json", "--video", str(clip), "-p", "What is shown?")
     assert json.loads(done.stdout)["mars"]["modality"] == "video"
-    assert done.stderr == "clip.mp4: 3 of 40 frames\n"
+    assert done.stderr.startswith("clip.mp4: 20 of 40 frames, for which half of the context")
 
 
 @pytest.mark.parametrize(
@@ -132,15 +132,11 @@ def test_a_video_is_attached_to_the_one_request(tmp_path: Path) -> None:
         (["--demo", "--video", DEMO, "-p", "x"], "expected a video"),
         (["-m", DEMO, "--vector", str(demo_model.VECTOR), "--video", "v", "-p", "x"], "--mmproj"),
         (["-m", DEMO, "--mmproj", DEMO, "--vector", str(demo_model.VECTOR), "-p", "x"], "mmproj"),
-        (["--demo", "--fps", "0", "-p", "x"], "expected a number above 0"),
         (["--demo", "--temp=-1", "-p", "x"], "found -1, expected 0 or more"),
         (["--demo", "-p", b"caf\xe9"], r"--prompt: found b'\xe9', expected UTF-8"),
         (["--demo", "-sys", b"caf\xe9", "-p", "x"], r"--system-prompt: found b'\xe9', expected"),
         (["--demo", "-t", "100000", "-p", "x"], "found 100000, expected 1 to 512"),
         (["--demo", "--chat-handler", "none", "-p", "x"], "invalid choice: 'none'"),
-        (["--demo", "--chat-template-kwargs", "{a}", "-p", "x"], "found '{a}', expected JSON"),
-        (["--demo", "--chat-template-kwargs", "[1]", "-p", "x"], "expected a JSON object"),
-        (["--demo", "--chat-template-kwargs", '{"a": 1}', "-p", "x"], "--force"),
         (["-m", "none", "--vector", "v", "--mmproj", "p", "--video", "none.mp4"], "none.mp4: no"),
         (["--hf-repo", "a/b", "-p", "x"], "--hf-repo needs --hf-file"),
         (["--hf-file", "a", "--vector", "v", "-p", "x"], "give both"),

@@ -169,7 +169,8 @@ def test_the_folder_of_the_user_goes_before_a_hub(hub: dict[str, str], shelf: Pa
 
 
 def test_chat_and_evaluate_take_what_is_found(hub: dict[str, str], tmp_path: Path) -> None:
-    named = ["-m", MODEL, "--vector", "auto", "--vectors-from", "org/vectors", "-t", "1"]
+    hub = hub | {"MARS_VECTORS_FROM": "org/vectors"}
+    named = ["-m", MODEL, "--vector", "auto", "-t", "1"]
     asked = [*named, "-c", "1024", "-p", HARMFUL["content"], "--json", "--temp", "0"]
     command = [sys.executable, "-m", "mars_gguf.chat", *asked]
     done = subprocess.run(
@@ -183,13 +184,11 @@ def test_chat_and_evaluate_take_what_is_found(hub: dict[str, str], tmp_path: Pat
         sys.executable,
         "-m",
         "mars_gguf.evaluate",
-        *named[:4],
-        *named[6:],
+        *named,
         *options,
         "-o",
         str(tmp_path / "r"),
     ]
-    hub = hub | {"MARS_VECTORS_FROM": "org/vectors"}
     done = subprocess.run(command, env=hub, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     head = json.loads((tmp_path / "r/records.jsonl").read_text("utf-8").splitlines()[0])
@@ -212,7 +211,6 @@ def test_the_server_takes_what_is_found_and_says_so(
     [
         ("chat", ["-p", "Why?", "--vector", "auto"], "no vector of these weights"),
         ("chat", ["-p", "Why?", "--vector", "auto", "--force"], "takes what fits by itself"),
-        ("chat", ["-p", "Why?", "--vectors-from", "a/b", "--vector", "x"], "is for --vector auto"),
         ("evaluate", ["--vector", "auto"], "no vector of these weights"),
         ("server", ["--vector", "auto"], "text-Q4_K_M.gguf: no vector of these weights"),
         ("server", ["--vector", "auto", "--force"], "takes what fits by itself"),
