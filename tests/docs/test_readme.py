@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from pages import README, ROOT
 
-import mars_gguf
 from mars_gguf.runtime.compat import SUPPORTED
 
 TEXT = README.read_text("utf-8")
@@ -44,18 +43,6 @@ def test_every_command_of_the_documents_exists() -> None:
     for module in sorted(named - {"mars_gguf", "mars_gguf.NAME"}):
         done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True)
         assert done.returncode == 0, module
-
-
-def test_the_list_of_commands_is_complete() -> None:
-    listed = subprocess.run(
-        [sys.executable, "-m", "mars_gguf"], capture_output=True, text=True, check=True
-    ).stdout
-    rows = [line.split() for line in listed.splitlines()]
-    package = Path(mars_gguf.__file__).parent
-    modules = [p for p in package.glob("*.py") if "def main(" in p.read_text(encoding="utf-8")]
-    packages = [p.parent for p in package.glob("*/__main__.py")]
-    commands = {p.stem for p in [*modules, *packages]} - {"__main__"}
-    assert {row[1] for row in rows if row[:1] == ["mars-gguf"]} == commands
 
 
 def test_the_console_script_leads_to_the_commands() -> None:
