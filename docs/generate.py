@@ -103,10 +103,16 @@ def entry(found: griffe.Object | griffe.Alias) -> Iterator[str]:
     yield from docstring(found)
     if found.is_class:
         yield from attributes(found)
+        yield ""
         for member in found.members.values():
             if member.is_function and not member.name.startswith("_") and member.docstring:
-                yield from ["", f"#### {found.name}.{member.name}", "", *signature(member)]
-                yield from docstring(member)
+                yield method(member)
+
+
+def method(found: griffe.Object | griffe.Alias) -> str:
+    """A method as an item of a list: how it is called, and what its docstring says."""
+    call = found.signature(return_type=True).replace("(self, ", "(").replace("(self)", "()")
+    return f"- `{call}`: {marked(' '.join(found.docstring.value.split()))}"
 
 
 def signature(found: griffe.Object | griffe.Alias) -> Iterator[str]:
