@@ -26,7 +26,7 @@ from mars_gguf.console import command
 from mars_gguf.convert import Calibration, Conversion, GgufOptions, Prompts, convert
 from mars_gguf.errors import MarsError
 from mars_gguf.files import atomic
-from mars_gguf.media.images import load_image, user_message
+from mars_gguf.media.images import load_image, message_of_parts, url_part, user_message
 from mars_gguf.options import add_threads_argument
 from mars_gguf.progress import progress_bar
 from mars_gguf.runtime.llama import SteeredLlama
@@ -46,15 +46,17 @@ class Request:
     prompt: str
     images: list[str]
 
-    def messages(self, *, films: bool = True) -> list[dict[str, Any]]:
+    def messages(self, *, steered: bool = True) -> list[dict[str, Any]]:
         """Makes the chat messages that ask it.
 
-        Without ``films`` a film's frames are pictures in a row, which is all that plain
-        llama-cpp-python knows; the tokens are the same.
+        Plain llama-cpp-python knows pictures alone, by their URLs: a film's frames are pictures in
+        a row for it. The tokens are the same.
         """
         folder = demo_model.FOLDER / "demo"
         pictures = [load_image(folder / name) for name in self.images]
-        if films and self.modality == "video":
+        if not steered:
+            return [message_of_parts(self.prompt, [*map(url_part, pictures)])]
+        if self.modality == "video":
             return [user_message(self.prompt, video=pictures)]
         return [user_message(self.prompt, pictures)]
 
@@ -88,7 +90,7 @@ def ask(llama: Llama, request: Request) -> dict[str, Any]:
     """Asks for a greedy reply: what it is, what steering did, and the milliseconds it took."""
     began = time.perf_counter()
     completion: Any = llama.create_chat_completion(
-        request.messages(films=isinstance(llama, SteeredLlama)),  # type: ignore[arg-type]
+        request.messages(steered=isinstance(llama, SteeredLlama)),  # type: ignore[arg-type]
         temperature=0.0,
         max_tokens=MAX_TOKENS,
         repeat_penalty=1.0,

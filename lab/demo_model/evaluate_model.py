@@ -26,7 +26,7 @@ from lab.demo_model.lessons import is_refusal
 from mars_gguf import SteeredLlama, demo_model
 from mars_gguf.demo_model import requests
 from mars_gguf.demo_model.world import Thing
-from mars_gguf.media.images import data_url, message_of_parts, user_message
+from mars_gguf.media.images import message_of_parts, url_part, user_message
 from mars_gguf.runtime.mtmd import silence_mtmd
 from mars_gguf.statistics import auroc
 
@@ -57,8 +57,7 @@ def _message(e: Example, *, steered: bool) -> dict[str, Any]:
     if steered:
         shown = {"video": e.pictures} if e.film else {"images": e.pictures}
         return user_message(e.prompt, **shown)
-    urls = [{"url": data_url(picture)} for picture in e.pictures]
-    return message_of_parts(e.prompt, [{"type": "image_url", "image_url": url} for url in urls])
+    return message_of_parts(e.prompt, [*map(url_part, e.pictures)])
 
 
 def ask(llama: llama_cpp.Llama, e: Example, tokens: int = 48) -> Any:

@@ -242,6 +242,11 @@ def data_url(image: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
+def url_part(image: Image.Image) -> dict[str, Any]:
+    """Makes the part of a chat message that shows one picture to any server or handler."""
+    return {"type": IMAGE.part, IMAGE.part: {"url": data_url(image)}}
+
+
 def pixels_of(image: Image.Image) -> Picture:
     """The pixels of a picture, as messages carry them to a SteeredLlama."""
     image = image if image.mode == "RGB" else _strip(image)
