@@ -10,6 +10,7 @@ from mars_gguf.chat.conversation import Conversation
 from mars_gguf.chat.words import media_of, status
 from mars_gguf.errors import MarsError
 from mars_gguf.files import atomic
+from mars_gguf.media.images import url_of
 
 
 def save(conversation: Conversation, path: Path) -> None:
@@ -35,7 +36,7 @@ def _as_json(conversation: Conversation) -> str:
         for turn in conversation.turns
     ]
     saved = {"first_in_context": conversation.first, "turns": turns}
-    return json.dumps(saved, ensure_ascii=False, indent=1) + "\n"
+    return json.dumps(saved, ensure_ascii=False, indent=1, default=url_of) + "\n"
 
 
 def _as_markdown(conversation: Conversation) -> str:

@@ -242,6 +242,11 @@ def data_url(image: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
+def url_of(picture: Picture) -> str:
+    """The data URL of a picture that a message carries, for ``json.dumps(..., default=url_of)``."""
+    return data_url(Image.frombytes("RGB", (picture.width, picture.height), picture.rgb))
+
+
 def url_part(image: Image.Image) -> dict[str, Any]:
     """Makes the part of a chat message that shows one picture to any server or handler."""
     return {"type": IMAGE.part, IMAGE.part: {"url": data_url(image)}}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from chats import chat
 
+from mars_gguf.media.images import data_url, load_image, url_of
 from mars_gguf.runtime.llama import SteeredLlama
 
 
@@ -19,7 +20,10 @@ def test_a_saved_conversation_holds_all_of_it_and_overwrites_nothing(
     saved = json.loads(js.read_text())
     assert [turn["system"] for turn in saved["turns"]] == ["Hi", "Ho"]
     messages = [m for turn in saved["turns"] for m in (turn["user"], turn["assistant"])]
-    assert messages == [x for turn in conversation.turns for x in (turn.request, turn.answer)]
+    said = [x for turn in conversation.turns for x in (turn.request, turn.answer)]
+    assert messages == json.loads(json.dumps(said, default=url_of))
+    (part, _) = saved["turns"][0]["user"]["content"]
+    assert part["image_url"]["url"] == data_url(load_image(png))
     assert saved["turns"][0]["mars"]["modality"] == "image"
     first, second = md.read_text().split("**System:** ")[1:]
     assert first.startswith("Hi\n\n**User:** [1 picture] What?\n\n")

@@ -31,6 +31,7 @@ from servers import (
 )
 
 from mars_gguf import demo, demo_model
+from mars_gguf.media.images import url_of
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.server.exchange import ClientGone
 from mars_gguf.server.streaming import _Outbox
@@ -73,7 +74,8 @@ def test_mixed_requests_from_eight_threads_each_get_the_reply_they_get_alone(
 
     def run(job: tuple[int, str]) -> str:
         index, way = job
-        messages, expected, headers = requests[index].messages(), alone[index], identified()
+        messages = json.loads(json.dumps(requests[index].messages(), default=url_of))
+        expected, headers = alone[index], identified()
         if way == "whole":
             reply = chat(server, messages, extra_headers=headers)
             text, mars = text_of(reply), reply["mars"]
