@@ -65,8 +65,8 @@ EXAMPLES = {
     "ask_server.py": "asks a steered server with the `openai` client",
 }
 COMMANDS = (
-    "convert", "chat", "evaluate", "server", "demo",
-    "rpc_server", "vectors", "vectors find", "vectors publish",
+    "convert", "chat", "evaluate", "demo", "rpc_server", "vectors", "vectors find",
+    "vectors publish",
 )  # fmt: skip
 
 
@@ -198,6 +198,7 @@ def commands() -> str:
         "This page is made from the help of each command by `python docs/generate.py`.",
         "",
         *(f"- [mars_gguf.{name}](#mars_gguf{slug(name)})" for name in COMMANDS),
+        "- [mars_gguf.server](SERVER.md#settings)",
     ]
     for name in COMMANDS:
         lines += ["", f"## mars_gguf.{name}", "", "```", help_of(name), "```"]
@@ -209,8 +210,7 @@ def slug(name: str) -> str:
 
 
 def help_of(command: str) -> str:
-    """What ``python -m mars_gguf.COMMAND --help`` prints; of the server, which options are its
-    own."""
+    """What ``python -m mars_gguf.COMMAND --help`` prints."""
     name, *task = command.split()
     module = importlib.import_module(f"mars_gguf.{name}")
     if name == "vectors":
@@ -222,23 +222,7 @@ def help_of(command: str) -> str:
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
         module.main([*task, "--help"])
     # Python 3.13 names an option's value once, earlier ones after each of its names.
-    text = re.sub(r"(-\w+) (\S+)(?=, --\S+ \2)", r"\1", printed.getvalue()).strip()
-    return own_options(text) if name == "server" else text
-
-
-def own_options(text: str) -> str:
-    """The help of the server without what llama_cpp.server says of its own options, which depends
-    on its version and on the machine."""
-    from llama_cpp.server.settings import ModelSettings, ServerSettings
-
-    from mars_gguf.server import settings
-
-    theirs = {*ModelSettings.model_fields, *ServerSettings.model_fields}
-    theirs -= {*settings.ModelSettings.__annotations__, *settings.ServerSettings.__annotations__}
-    _, after = text.split("\n\n", 1)
-    head, *options = re.split(r"\n(?=  -)", after)
-    own = [option for option in options if re.findall(r"--([\w-]+)", option)[0] not in theirs]
-    return "\n".join(["usage: mars_gguf.server [option ...]", "", head, *own])
+    return re.sub(r"(-\w+) (\S+)(?=, --\S+ \2)", r"\1", printed.getvalue()).strip()
 
 
 PAGES = {"API.md": api, "COMMANDS.md": commands}
