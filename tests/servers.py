@@ -140,18 +140,23 @@ import sse_starlette
 from mars_gguf.server import connections
 sse_starlette.EventSourceResponse.DEFAULT_PING_INTERVAL = 0.2
 connections.STALLED = {STALLED}
+from mars_gguf.server import request_limits
+vars(request_limits).update({{}})
 from mars_gguf.server.__main__ import main
 main()
 """
 
 
 @contextmanager
-def running(folder: Path, *arguments: str, api_key: str = "none") -> Iterator[Server]:
-    """The server, on a free port, with pings every 0.2 s and little patience. Settings in the
-    environment of the tests do not reach it, but an address that it could not listen at, over which
-    flags win."""
+def running(
+    folder: Path, *arguments: str, api_key: str = "none", **limits: float
+) -> Iterator[Server]:
+    """The server, on a free port, with pings every 0.2 s, little patience, and ``limits`` other
+    than those of ``server.request_limits``. Settings in the environment of the tests do not
+    reach it, but an address that it could not listen at, over which flags win."""
     log = folder / "server.log"
-    command = [sys.executable, "-c", QUICK, *arguments, "--host", "127.0.0.1", "--port", "0"]
+    code, address = QUICK.format(limits), ["--host", "127.0.0.1", "--port", "0"]
+    command = [sys.executable, "-c", code, *arguments, *address]
     known = {name.upper() for name in (*Settings.model_fields, "config_file")}
     environment = {name: value for name, value in os.environ.items() if name.upper() not in known}
     environment |= {"HOST": "192.0.2.1", "PORT": "99999"}

@@ -14,6 +14,7 @@ from anyio import to_thread
 
 from mars_gguf.media.images import data_url
 from mars_gguf.modalities import IMAGE, VIDEO
+from mars_gguf.server import request_limits
 from mars_gguf.server.checks import RequestError
 from mars_gguf.server.decoders import LINE, decode
 from mars_gguf.server.exchange import exchange, hold
@@ -31,24 +32,24 @@ async def inline_media(messages: Sequence[Any], settings: ServerSettings) -> Non
 
     All of them share one limit of bytes, one of pixels and one of seconds. Raises RequestError.
     """
-    parts, limits = list(media_parts(messages)), _Limits(settings)
-    if len(parts) > settings.max_pictures:
+    parts, left = list(media_parts(messages)), _Limits(settings)
+    if len(parts) > request_limits.MAX_PICTURES:
         raise RequestError(
-            f"found {len(parts)} pictures and films, expected at most {settings.max_pictures}"
+            f"found {len(parts)} pictures and films, expected at most {request_limits.MAX_PICTURES}"
         )
     for part in parts:
         given = part[part["type"]]
         if part["type"] == IMAGE.part:
-            part[IMAGE.part] = {"url": await limits.picture(given)}
+            part[IMAGE.part] = {"url": await left.picture(given)}
         elif part["type"] == VIDEO.part:
             if len(given) > settings.max_video_frames:
                 raise RequestError(
                     f"a film has {len(given)} frames, expected at most {settings.max_video_frames}"
                 )
-            part[VIDEO.part] = [await limits.picture(url) for url in given]
+            part[VIDEO.part] = [await left.picture(url) for url in given]
         else:
             del part["video_url"]
-            part |= {"type": VIDEO.part, VIDEO.part: await limits.film(given)}
+            part |= {"type": VIDEO.part, VIDEO.part: await left.film(given)}
 
 
 def media_parts(messages: Sequence[Any]) -> Iterator[dict[str, Any]]:
@@ -66,7 +67,7 @@ class _Limits:
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
         self.n_bytes, self.n_pixels = settings.max_media_bytes, settings.max_media_pixels
-        self.deadline = time.monotonic() + settings.media_timeout
+        self.deadline = time.monotonic() + request_limits.MEDIA_SECONDS
 
     async def picture(self, given: Any) -> str:
         (url,) = await self._urls(await self._read(given))

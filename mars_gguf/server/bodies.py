@@ -15,6 +15,7 @@ import anyio
 from starlette.requests import Request
 from starlette.types import Receive
 
+from mars_gguf.server import request_limits
 from mars_gguf.server.checks import RequestError
 from mars_gguf.server.exchange import Exchange
 from mars_gguf.server.settings import ServerSettings
@@ -42,7 +43,6 @@ class Intake:
         self.largest = settings.max_media_bytes * 4 // 3 + MAX_TEXT  # the pictures in base64
         pictures = settings.max_media_pixels * 4  # as PNG in base64, at most
         self.room = max(settings.max_held_bytes, self.largest + pictures)
-        self.seconds = settings.body_timeout
         self.held = Counter[str]()
 
     @asynccontextmanager
@@ -64,14 +64,15 @@ class Intake:
 
         current.hold = hold
         try:
-            with anyio.move_on_after(self.seconds) as limit:
+            with anyio.move_on_after(request_limits.BODY_SECONDS) as limit:
                 async for piece in Request({"type": "http"}, receive).stream():
                     pieces.append(piece)
                     hold(len(piece))
                     if size > self.largest:
                         raise RequestError(f"the request has more than {self.largest} bytes", 413)
             if limit.cancelled_caught:
-                raise RequestError(f"the request took more than {self.seconds:g} s to arrive", 408)
+                seconds = request_limits.BODY_SECONDS
+                raise RequestError(f"the request took more than {seconds:g} s to arrive", 408)
             body = b"".join(pieces)
             pieces.clear()
             yield body

@@ -13,7 +13,7 @@ from llama_cpp.server.types import DetokenizeInputRequest, TokenizeInputRequest
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from mars_gguf.runtime.llama import SteeredLlama
-from mars_gguf.server import checks
+from mars_gguf.server import checks, request_limits
 from mars_gguf.server.attachments import MEDIA, inline_media, media_parts
 from mars_gguf.server.checks import RequestError
 from mars_gguf.server.embedding import embeddings_of
@@ -127,9 +127,10 @@ async def embeddings(request: Request, body: EmbeddingRequest) -> Response:
     if not state.models.settings(body.model).embedding:
         raise RequestError("this model gives no embeddings: it is served without 'embedding'")
     texts = [body.input] if isinstance(body.input, str) else body.input
-    most = state.settings.max_reply_bytes
     content = await _ask(
-        request, body.model, lambda llama: embeddings_of(llama, texts, body.model, most)
+        request,
+        body.model,
+        lambda llama: embeddings_of(llama, texts, body.model, request_limits.MAX_REPLY),
     )
     return Response(content, media_type="application/json")
 

@@ -86,8 +86,6 @@ class ServerSettings(upstream.ServerSettings):
     chat_only: bool = False
     """Refuse what a client could write the beginning of a reply with: completions of raw prompts,
     grammar, response_format, a chosen tool, logit_bias."""
-    max_pictures: int = Field(32, ge=0)
-    """Most pictures and films in one request."""
     max_video_frames: int = Field(32, ge=1)
     """Most frames shown of a film."""
     max_media_pixels: int = Field(16 << 20, ge=1)
@@ -95,25 +93,14 @@ class ServerSettings(upstream.ServerSettings):
     it."""
     max_media_bytes: int = Field(20 << 20, ge=1)
     """Most bytes that the pictures and films of one request may have."""
-    media_timeout: float = Field(10.0, gt=0)
-    """Seconds to fetch and decode the pictures and films of one request."""
-    body_timeout: float = Field(60.0, gt=0)
-    """Seconds for the body of a request to arrive in."""
     max_held_bytes: int = Field(512 << 20, ge=1)
     """Most bytes of requests and of their pictures that are held at a time, of those that wait for
     the model, too, and at most as many of one client as it leaves for others; a request of 256 KiB
     or less, or one alone, is always taken."""
-    max_waiting: int = Field(128, ge=0)
-    """Most requests that wait for the model; beyond, the last one of the client with the most of
-    them is refused (503)."""
     reply_timeout: float = Field(900.0, gt=0)
     """Seconds that the model works on one request; a stream ends then as at max_tokens."""
     turn_timeout: float = Field(900.0, gt=0)
     """Seconds after which a reply ends so where requests of other clients wait for the model."""
-    max_reply_bytes: int = Field(16 << 20, ge=1)
-    """Most bytes of a reply that is sent at once, not as a stream."""
-    max_unread_bytes: int = Field(1 << 20, ge=1)
-    """Most bytes of a streamed reply that wait for its client; beyond, the reply is given up."""
     allowed_hosts: list[str] = Field([])
     """Names that requests may call the server by, besides those of this machine (default: any, or
     none if it listens on a loopback address without an api_key)."""

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from sse_starlette import EventSourceResponse
 
 from mars_gguf.runtime.llama import SteeredLlama
+from mars_gguf.server import request_limits
 from mars_gguf.server.checks import RequestError, require_free_end
 from mars_gguf.server.exchange import (
     ClientGone,
@@ -73,7 +74,7 @@ async def _turn_of(settings: ServerSettings) -> AsyncIterator[None]:
     """Context manager: within it, a request has the model, until the deadline that begins with it.
     Raises RequestError (503) if too many wait for that, ClientGone if nobody waits by then."""
     current = current_exchange()
-    async with _line.turn(current.client, settings.max_waiting):
+    async with _line.turn(current.client, request_limits.MAX_WAITING):
         current.begin(settings, partial(_line.others_wait, current.client))
         require_wanted()
         yield
@@ -113,13 +114,13 @@ async def reply(request: Request, body: ChatRequest | CompletionRequest, method:
 
     if not body.stream:
         current = current_exchange()
-        current.bytes_left = state.settings.max_reply_bytes
+        current.bytes_left = request_limits.MAX_REPLY
         current.bytes_a_token = bytes_a_token(body)
         content = dumps(await in_turn(state.settings, begin))
-        current.bytes_left = state.settings.max_reply_bytes
+        current.bytes_left = request_limits.MAX_REPLY
         current.spend(len(content))
         return Response(content, media_type="application/json")
-    outbox = _Outbox(state.settings.max_unread_bytes)
+    outbox = _Outbox(request_limits.MAX_UNREAD)
     return EventSourceResponse(
         outbox.events(),
         data_sender_callable=partial(_publish, outbox, begin, state.settings),

@@ -41,11 +41,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with a key, that waits two seconds for a body and holds 40 MiB of them."""
-    limits = ["--body_timeout", "2", "--max_held_bytes", str(40 * MB)]
+    limits = ["--max_held_bytes", str(40 * MB)]
     limits += ["--max_media_pixels", "1000000"]
     folder = tmp_path_factory.mktemp("closed")
     flags = ["--demo", *ONE_THREAD, *limits, "--api_key", "secret"]
-    with running(folder, *flags, api_key="secret") as server:
+    with running(folder, *flags, api_key="secret", BODY_SECONDS=2) as server:
         yield server
 
 

@@ -28,7 +28,7 @@ from servers import (
 )
 from sites import pictures_served
 
-from mars_gguf.server import attachments, decoders
+from mars_gguf.server import attachments, decoders, request_limits
 from mars_gguf.server.checks import RequestError
 from mars_gguf.server.exchange import Exchange, exchange
 from mars_gguf.server.settings import read_settings
@@ -41,8 +41,8 @@ PIXELS = base64.b64decode(PICTURE.partition(",")[2])  # the file in it
 def test_a_picture_with_odd_exif_data_is_decoded_upright(data: bytes) -> None:
     file = io.BytesIO()
     Image.new("RGB", (40, 20)).save(file, "PNG", exif=data)
-    limits = {"max_pixels": 1 << 20, "most_pixels": 1 << 20}
-    (found,) = decoders.decode(limits, time.monotonic() + 30, file.getvalue())
+    within = {"max_pixels": 1 << 20, "most_pixels": 1 << 20}
+    (found,) = decoders.decode(within, time.monotonic() + 30, file.getvalue())
     assert found.size == (20, 40)
 
 
@@ -97,8 +97,9 @@ def test_a_picture_that_may_not_be_loaded_is_an_error_of_the_client(
     assert len(str(refused.value)) < 500
 
 
-def test_several_pictures_share_the_limits() -> None:
-    settings = read_settings(["--demo", "--max_media_pixels", "2305", "--max_pictures", "2"])[0]
+def test_several_pictures_share_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_limits, "MAX_PICTURES", 2)
+    settings = read_settings(["--demo", "--max_media_pixels", "2305"])[0]
     anyio.run(attachments.inline_media, [picture_message(PICTURE)], settings)
     with pytest.raises(RequestError, match="picture too large"):
         anyio.run(
@@ -192,7 +193,8 @@ def test_films_are_decoded_within_limits_and_written_to_no_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
-    flags = ["--max_video_frames", "3", "--max_media_pixels", "7000", "--media_timeout", "30"]
+    monkeypatch.setattr(request_limits, "MEDIA_SECONDS", 30.0)
+    flags = ["--max_video_frames", "3", "--max_media_pixels", "7000"]
     settings = read_settings(["--demo", *flags])[0]
     anyio.run(attachments.inline_media, [shown := film_message(film())], settings)
     frames = [
@@ -217,9 +219,9 @@ def test_films_are_decoded_within_limits_and_written_to_no_disk(
             decoders.decode(asked, time.monotonic() + seconds, content)
 
 
-async def shown(client: str, url: str, held: list[int], *flags: str) -> None:
+async def shown(client: str, url: str, held: list[int]) -> None:
     """As the server has a picture shown for a request of ``client``."""
-    settings = read_settings(["--demo", "--allow-private-media", *flags])[0]
+    settings = read_settings(["--demo", "--allow-private-media"])[0]
     exchange.set(Exchange(client=client, hold=held.append))
     await attachments.inline_media([picture_message(url)], settings)
 
@@ -264,9 +266,10 @@ def test_pictures_of_slow_addresses_are_waited_for_at_the_cost_of_who_names_them
     monkeypatch.setattr(attachments, "FETCHES", Line(2))
     late, done = list[int](), list[str]()
 
-    async def ask(client: str, url: str, seconds: str) -> None:
+    async def ask(client: str, url: str, seconds: float) -> None:
+        monkeypatch.setattr(request_limits, "MEDIA_SECONDS", seconds)  # which begin with it
         try:
-            await shown(client, url, [], "--media_timeout", seconds)
+            await shown(client, url, [])
         except RequestError as error:
             assert "too long" in str(error)
             late.append(1)
@@ -275,9 +278,9 @@ def test_pictures_of_slow_addresses_are_waited_for_at_the_cost_of_who_names_them
     async def ask_all(site: str) -> None:
         async with anyio.create_task_group() as asked:
             for _ in range(6):
-                asked.start_soon(ask, "a", f"{site}/endless", "1")
+                asked.start_soon(ask, "a", f"{site}/endless", 1.0)
             await anyio.sleep(0.2)
-            asked.start_soon(ask, "b", f"{site}/picture", "30")
+            asked.start_soon(ask, "b", f"{site}/picture", 30.0)
 
     with pictures_served(PIXELS) as site:
         anyio.run(ask_all, site)

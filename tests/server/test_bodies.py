@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import anyio
 import pytest
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
+from mars_gguf.server import request_limits
 from mars_gguf.server.bodies import MAX_TEXT, SMALL, Intake, parsed
 from mars_gguf.server.checks import RequestError
 from mars_gguf.server.exchange import Exchange
 from mars_gguf.server.settings import ServerSettings
 
 
-def intake(**settings: Any) -> Intake:
-    small = {"max_media_bytes": 300_000, "max_media_pixels": 1, "max_held_bytes": 1}
-    return Intake(ServerSettings(**small | settings))
+def intake() -> Intake:
+    return Intake(ServerSettings(max_media_bytes=300_000, max_media_pixels=1, max_held_bytes=1))
 
 
 async def receive_all(intake: Intake, *pieces: bytes, ends: bool = True) -> bytes:
@@ -60,15 +59,18 @@ def test_a_body_counts_as_held_until_it_is_answered() -> None:
     anyio.run(hold)
 
 
-def test_a_body_that_is_too_large_too_slow_or_one_too_many_is_refused() -> None:
+def test_a_body_that_is_too_large_too_slow_or_one_too_many_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(request_limits, "BODY_SECONDS", 0.1)
     largest = intake().largest
     assert largest == 400_000 + MAX_TEXT
-    for settings, held, pieces, ends, status in (
-        ({}, 0, [b"a" * (largest + 1)], True, 413),
-        ({"body_timeout": 0.1}, 0, [b"a"], False, 408),
-        ({}, largest, [b"a" * (SMALL + 1)], True, 503),
+    for held, pieces, ends, status in (
+        (0, [b"a" * (largest + 1)], True, 413),
+        (0, [b"a"], False, 408),
+        (largest, [b"a" * (SMALL + 1)], True, 503),
     ):
-        refusing = intake(**settings)
+        refusing = intake()
         refusing.held["a"] = held
         with pytest.raises(RequestError) as refused:
             anyio.run(lambda r=refusing, p=pieces, e=ends: receive_all(r, *p, ends=e))

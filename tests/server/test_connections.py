@@ -57,7 +57,7 @@ def test_a_client_that_has_most_connections_makes_room_for_others(tmp_path: Path
     body = json.dumps({"messages": [HARMFUL], "max_tokens": 900, **ENDLESS}).encode()
     whole = (POST + f"Content-Length: {len(body)}\n\n").replace("\n", "\r\n").encode() + body
     asked = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    with running(tmp_path, "--demo", *ONE_THREAD, "--max_waiting", "300") as server:
+    with running(tmp_path, "--demo", *ONE_THREAD, MAX_WAITING=300) as server:
         address = ("127.0.0.1", server.port)
         with ExitStack() as stack:
 
@@ -81,8 +81,7 @@ def test_a_client_that_does_not_read_its_reply_keeps_nobody_waiting_and_is_given
 ) -> None:
     many = {"logprobs": True, "top_logprobs": 20}  # more than what lies between us holds
     body = {"messages": [HARMFUL], "max_tokens": 700, "stream": True, **many, **ENDLESS}
-    limit = ["--max_unread_bytes", "100000"]
-    with running(tmp_path, "--demo", *ONE_THREAD, *limit) as server:
+    with running(tmp_path, "--demo", *ONE_THREAD, MAX_UNREAD=100_000) as server:
         request_id, began = uuid.uuid4().hex, time.monotonic()
         with server.post(body, request_id, window=4096) as connection:
             connection.recv(1, socket.MSG_PEEK)  # it has begun

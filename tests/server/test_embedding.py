@@ -21,8 +21,8 @@ LIMIT = 8_000_000
 @pytest.fixture(scope="module")
 def embedding(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("embedding")
-    flags = ["--demo", *ONE_THREAD, "--embedding", "true", "--max_reply_bytes", str(LIMIT)]
-    with running(folder, *flags) as server:
+    flags = ["--demo", *ONE_THREAD, "--embedding", "true"]
+    with running(folder, *flags, MAX_REPLY=LIMIT) as server:
         yield server
 
 

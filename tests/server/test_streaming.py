@@ -144,7 +144,7 @@ def test_a_reply_ends_at_its_deadline(tmp_path: Path) -> None:
         assert chat(server, [HARMFUL])["mars"]["alpha"] > 0
 
 
-def test_no_more_requests_wait_than_the_settings_say(tmp_path: Path) -> None:
+def test_no_more_requests_wait_than_the_limit_says(tmp_path: Path) -> None:
     def ask(_: int) -> openai.APIStatusError | None:
         try:
             chat(server, [HARMFUL], max_tokens=200, extra_body=ENDLESS)
@@ -152,7 +152,7 @@ def test_no_more_requests_wait_than_the_settings_say(tmp_path: Path) -> None:
             return error
         return None
 
-    with running(tmp_path, "--demo", *ONE_THREAD, "--max_waiting", "2") as server:
+    with running(tmp_path, "--demo", *ONE_THREAD, MAX_WAITING=2) as server:
         with ThreadPoolExecutor(6) as pool:
             refused = [error for error in pool.map(ask, range(6)) if error is not None]
         assert 1 <= len(refused) <= 3
@@ -197,9 +197,9 @@ def test_a_reply_ends_sooner_where_other_clients_wait(tmp_path: Path) -> None:
             assert error.value.response.headers["Retry-After"] == "5"
 
 
-def test_a_whole_reply_has_no_more_bytes_than_the_settings_say(tmp_path: Path) -> None:
+def test_a_whole_reply_has_no_more_bytes_than_the_limit_says(tmp_path: Path) -> None:
     probable = {"logprobs": True, "top_logprobs": 20, "extra_body": ENDLESS}
-    with running(tmp_path, "--demo", *ONE_THREAD, "--max_reply_bytes", "20000") as server:
+    with running(tmp_path, "--demo", *ONE_THREAD, MAX_REPLY=20_000) as server:
         assert chat(server, [HARMFUL], **probable | {"max_tokens": 5})["choices"]
         headers = identified()
         with pytest.raises(openai.BadRequestError, match="too long to be sent at once"):
