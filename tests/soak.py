@@ -30,7 +30,7 @@ from mars_gguf import SteeredLlama, demo_model
 from mars_gguf.demo_model import requests
 from mars_gguf.errors import MarsError, SteeringError
 from mars_gguf.media.images import user_message
-from mars_gguf.runtime.mtmd import MAX_EMBEDDINGS
+from mars_gguf.runtime.encoded import MAX_EMBEDDINGS
 
 Outcome = dict[str, list[Any]]  # texts, and t at their first tokens
 MOST_GROWTH = 5.0  # MB after the warm-up, by a line through all samples

@@ -17,10 +17,11 @@ from llama_cpp import llama_cpp as lib
 from mars_gguf.errors import ModelError, VectorError
 from mars_gguf.runtime.compat import LlamaContext, suppress_stdout_stderr
 from mars_gguf.runtime.finding import find_vector
-from mars_gguf.runtime.mtmd import Projector, load_url
+from mars_gguf.runtime.mtmd import Projector
 from mars_gguf.runtime.rpc import use_servers
 from mars_gguf.runtime.tap import Tap
 from mars_gguf.runtime.template import ChatTemplate, chat_template
+from mars_gguf.runtime.urls import load_url
 from mars_gguf.runtime.weights import require_gguf
 from mars_gguf.steering import Policy
 from mars_gguf.vectors import ModelFingerprint, Vector, read_vector

@@ -13,7 +13,7 @@ from llama_cpp import Llama
 
 from mars_gguf.runtime.chunks import Chunk, n_alike
 from mars_gguf.runtime.judging import NOT_ISOLATED, UNSEEN, Isolated, Seen
-from mars_gguf.runtime.messages import Messages, each_apart
+from mars_gguf.runtime.messages import Messages, each_isolated
 from mars_gguf.runtime.mtmd import chunks_of
 from mars_gguf.runtime.template import Rendered
 from mars_gguf.runtime.turns import ChatPrompt
@@ -38,7 +38,7 @@ def decode_prompt(
     whole = render(messages)
     chunks = cut(whole)
     _require_room(llama, 0, sum(chunk.n_positions for chunk in chunks))
-    prompts = list(each_apart(messages, most_isolated(chunks))) if isolates else []
+    prompts = list(each_isolated(messages, most_isolated(chunks))) if isolates else []
     with projector.encoded.keeping_all():
         isolated = _isolate(llama, prompts, lambda shown: cut(render(shown)))
         last, held = _decode_head(llama, chunks, reuses=context.keep_turns)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from llama_cpp import Llama
+from llama_cpp import Llama, mtmd_cpp
 from llama_cpp.llama_chat_format import (
     ChatFormatterResponse,
     chat_formatter_to_chat_completion_handler,
@@ -16,9 +16,11 @@ from llama_cpp.llama_chat_format import (
 )
 
 from mars_gguf.errors import PromptError
+from mars_gguf.interrupts import interrupts_held
+from mars_gguf.modalities import IMAGE, VIDEO
 from mars_gguf.runtime.decoding import Render, decode_prompt
 from mars_gguf.runtime.messages import Messages
-from mars_gguf.runtime.mtmd import guard
+from mars_gguf.runtime.mtmd import require_decoded, require_one_batch, silence_mtmd
 from mars_gguf.runtime.replies import Reply
 from mars_gguf.runtime.template import ChatTemplate
 from mars_gguf.runtime.turns import ChatPrompt
@@ -123,7 +125,7 @@ def chat_handler_of(llama: Llama) -> ReportingHandler:
         or llama._chat_handlers.get(llama.chat_format)
         or get_chat_completion_handler(llama.chat_format)
     )
-    guard(handler, llama.context.announce)
+    _guard(handler, llama.context.announce)
     return ReportingHandler(handler)
 
 
@@ -153,3 +155,41 @@ def _report(reply: Reply, notes: Sequence[str]) -> dict[str, Any] | None:
     report = reply.steering.report()
     notes = [note for note in (report.get("note"), *notes) if note]
     return report | ({"note": "; ".join(notes)} if notes else {})
+
+
+# Handlers of llama-cpp-python's -----------------------------------------------------------------
+
+Note = Callable[[str], None]  # told of each medium that is decoded, its modality
+
+
+class _Guarded:
+    """``llama_cpp.mtmd_cpp`` as a handler of llama-cpp-python's sees it."""
+
+    def __init__(self, note: Note) -> None:
+        self._note = note
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(mtmd_cpp, name)
+
+    def mtmd_helper_eval_chunk_single(
+        self, mtmd_context: Any, context: Any, chunk: Any, start: Any, *rest: Any
+    ) -> int:
+        """As libmtmd's, after a look at what it does not look at."""
+        require_one_batch(mtmd_context, chunk, context)
+        with interrupts_held():
+            code = mtmd_cpp.mtmd_helper_eval_chunk_single(
+                mtmd_context, context, chunk, start, *rest
+            )
+        require_decoded(code, context)
+        # libmtmd names the frames of a film by its hash, a plus and their number.
+        film = b"+" in (mtmd_cpp.mtmd_input_chunk_get_id(chunk) or b"")
+        self._note(VIDEO.name if film else IMAGE.name)
+        return code
+
+
+def _guard(handler: Any, note: Note) -> None:
+    """Make a chat handler of llama-cpp-python's look at pictures before it decodes them, and tell
+    ``note`` of each."""
+    if hasattr(handler, "_mtmd_cpp"):
+        silence_mtmd()
+        handler._mtmd_cpp = _Guarded(note)

@@ -39,7 +39,7 @@ class Medium:
         return IMAGE.name if self.film is None else VIDEO.name
 
 
-def as_taken(
+def in_forms(
     messages: Messages, takes: Takes, marks: Iterator[str], *, url_parts: bool
 ) -> list[dict[str, Any]]:
     """``messages`` with their contents in forms that the template ``takes``, and one of ``marks``
@@ -48,11 +48,13 @@ def as_taken(
     for message in taken:
         if "content" in message:
             forms = takes(message["role"])
-            message["content"] = _taken(message["content"], forms, marks, url_parts)
+            message["content"] = _content_in(message["content"], forms, marks, url_parts)
     return taken
 
 
-def _taken(content: Any, forms: Collection[Form], marks: Iterator[str], url_parts: bool) -> Any:
+def _content_in(
+    content: Any, forms: Collection[Form], marks: Iterator[str], url_parts: bool
+) -> Any:
     if isinstance(content, str):
         return content_of(content, forms)
     parts: list[dict[str, Any]] = []
@@ -178,7 +180,7 @@ def media_of(messages: Messages) -> Iterator[Medium]:
             yield from (Medium(source, film) for source in _sources(part))
 
 
-def each_apart(messages: Messages, most: int) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+def each_isolated(messages: Messages, most: int) -> Iterator[tuple[int, list[dict[str, Any]]]]:
     """The conversation with one alone of the pictures and films of its last turn, for each of them,
     by its place from 1; nothing where the conversation shows no other. More than ``most`` stay with
     their neighbours, in so many groups. The turn is what follows the last reply that more was said
@@ -242,7 +244,7 @@ def tail_of(prompt: str) -> str:
     return re.split(last, prompt)[-1]
 
 
-def _said(text: str, role: str) -> str:
+def _required(text: str, role: str) -> str:
     """The part of a text that a template must show: not what an assistant thought."""
     return said(text) if role == "assistant" else text.strip()
 
@@ -252,8 +254,8 @@ def numbered(messages: Messages) -> list[dict[str, Any]]:
     numbers = map(_number, count())
 
     def instead(text: str, role: str) -> str:
-        said = _said(text, role)
-        return text[: len(text) - len(said)] + next(numbers) if said else text
+        required = _required(text, role)
+        return text.removesuffix(required) + next(numbers) if required else text
 
     numbered = []
     for message in messages:
@@ -282,8 +284,8 @@ def require_all(messages: Messages, n_media: int, prompt: str) -> list[int]:
     PromptError for a text, a call of a tool or a picture that is not there."""
     numbers = map(_number, count())
     for index, message in enumerate(messages):
-        said = [text for t in _texts(message) if (text := _said(t, message["role"]))]
-        lost = [text for text in said if next(numbers) not in prompt]
+        texts = [text for t in _texts(message) if (text := _required(t, message["role"]))]
+        lost = [text for text in texts if next(numbers) not in prompt]
         lost += [name for name in _called(message) if name not in prompt]
         if lost:
             raise PromptError(

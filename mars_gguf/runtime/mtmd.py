@@ -3,83 +3,33 @@ them; and refuses what llama.cpp would abort over."""
 
 from __future__ import annotations
 
-import base64
-import binascii
 import ctypes
 import hashlib
 import io
-import threading
 import time
 import weakref
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 from llama_cpp import Llama, mtmd_cpp
 from llama_cpp import llama_cpp as lib
 
 from mars_gguf.errors import MarsError, ModelError, PromptError
 from mars_gguf.interrupts import interrupts_held
 from mars_gguf.media.picture import Picture
-from mars_gguf.modalities import IMAGE, VIDEO
 from mars_gguf.runtime.chunks import Chunk, text_chunk
 from mars_gguf.runtime.compat import llama_log_callback, suppress_stdout_stderr
+from mars_gguf.runtime.encoded import Embeddings, Encoded
 from mars_gguf.runtime.messages import ADVICE, Medium
 from mars_gguf.runtime.template import Rendered
+from mars_gguf.runtime.urls import load_url
 
-MAX_EMBEDDINGS = 64 << 20  # bytes of encoded pictures that are kept
-MAX_BYTES = 64 << 20  # of a picture that an address answers with
-SECONDS = 20.0  # in which that must have come
 SIDES = ((2048, 2048), (2048, 512), (512, 2048))  # of pictures that take the most tokens
-Embeddings = npt.NDArray[np.float32]
 Load = Callable[[str], bytes]
 Read = Callable[[str], Picture]
-
-
-class Encoded:
-    """The embeddings of pictures by identity: those used last, of at most MAX_EMBEDDINGS bytes."""
-
-    def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[bytes, int], Embeddings] = OrderedDict()
-        self._keeps_all = False
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of all that is kept."""
-        return sum(embeddings.nbytes for embeddings in self._kept.values())
-
-    def get(self, identity: tuple[bytes, int]) -> Embeddings | None:
-        """Those of a picture, None if they are not kept."""
-        if identity in self._kept:
-            self._kept.move_to_end(identity)
-        return self._kept.get(identity)
-
-    def add(self, identity: tuple[bytes, int], embeddings: Embeddings) -> None:
-        """Keep those of a picture; the ones used longest ago make room."""
-        self._kept[identity] = embeddings
-        self._make_room()
-
-    @contextmanager
-    def keeping_all(self) -> Iterator[None]:
-        """Context manager: what is added within is kept to its end, however much that is."""
-        self._keeps_all = True
-        try:
-            yield
-        finally:
-            self._keeps_all = False
-            self._make_room()
-
-    def clear(self) -> None:
-        """Let go of all."""
-        self._kept.clear()
-
-    def _make_room(self) -> None:
-        while not self._keeps_all and self.n_bytes > MAX_EMBEDDINGS:
-            self._kept.popitem(last=False)
 
 
 class Projector:
@@ -365,67 +315,6 @@ def require_decoded(code: int, context: Any) -> None:
         raise ModelError(f"llama.cpp could not decode a picture (code {code})")
 
 
-def load_url(url: str, *, allow_local_files: bool = False) -> bytes:
-    """The content of a data URL, or the answer of an http or https address, at most MAX_BYTES and
-    within SECONDS; with ``allow_local_files``, of a file, too. Raises PromptError for another URL
-    or a larger picture, OSError for an address that does not answer."""
-    header, _, content = url.partition(",")
-    scheme = url.partition(":")[0].lower()
-    if scheme == "data" and header.endswith(";base64"):
-        try:
-            return base64.b64decode(content)
-        except binascii.Error as error:
-            raise PromptError(f"a picture's data URL is not base64: {error}") from error
-    import urllib.request  # takes a moment to import, and is seldom needed
-
-    if scheme == "file" and allow_local_files:
-        path = Path(urllib.request.url2pathname(url.removeprefix("file://")))
-        if not path.is_file():  # a device or a pipe may never end
-            raise PromptError(f"a picture's address: {path} is no file")
-        with path.open("rb") as file:
-            found = file.read(MAX_BYTES + 1)
-    elif scheme in ("http", "https"):
-        found = _answer_of(url)
-    else:
-        raise PromptError(
-            f"a picture's address: found {header:.40}, expected data:image/...;base64, http:// or "
-            "https:// (or file:// with allow_local_files=True)"
-        )
-    if len(found) > MAX_BYTES:
-        raise PromptError(f"a picture of more than {MAX_BYTES} bytes: show a smaller one")
-    return found
-
-
-def _answer_of(url: str) -> bytes:
-    """The answer of an address, up to a little more than MAX_BYTES. A thread waits for it: a socket
-    knows a time for each read alone, and a byte now and then would come for ever."""
-    import urllib.request
-
-    found, failed, ends = bytearray(), list[Exception](), time.monotonic() + SECONDS
-
-    def read() -> None:
-        try:
-            with urllib.request.urlopen(url, timeout=SECONDS) as answer:
-                while len(found) <= MAX_BYTES and time.monotonic() < ends:
-                    if not (piece := answer.read1(1 << 16)):
-                        break
-                    found.extend(piece)
-        except Exception as error:
-            failed.append(error)
-
-    reading = threading.Thread(target=read, daemon=True)
-    reading.start()
-    reading.join(SECONDS)
-    if reading.is_alive() or time.monotonic() >= ends:
-        raise TimeoutError(f"timed out: a picture's address took more than {SECONDS:g} s to answer")
-    for error in failed:
-        if isinstance(error, OSError):
-            raise error
-        # What is no address or no answer of HTTP, of which urllib has many errors.
-        raise PromptError(f"a picture's address could not be read: {error}") from error
-    return bytes(found)
-
-
 def silence_mtmd() -> None:
     """Send libmtmd's own log, which would ignore verbose=False, where llama.cpp's goes."""
     mtmd_cpp.mtmd_helper_log_set(llama_log_callback, cast(Any, None))
@@ -450,41 +339,3 @@ def chunks_of(
             f"{ADVICE}."
         )
     return chunks
-
-
-# Handlers of llama-cpp-python's -----------------------------------------------------------------
-
-Note = Callable[[str], None]  # told of each medium that is decoded, its modality
-
-
-class _Guarded:
-    """``llama_cpp.mtmd_cpp`` as a handler of llama-cpp-python's sees it."""
-
-    def __init__(self, note: Note) -> None:
-        self._note = note
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(mtmd_cpp, name)
-
-    def mtmd_helper_eval_chunk_single(
-        self, mtmd_context: Any, context: Any, chunk: Any, start: Any, *rest: Any
-    ) -> int:
-        """As libmtmd's, after a look at what it does not look at."""
-        require_one_batch(mtmd_context, chunk, context)
-        with interrupts_held():
-            code = mtmd_cpp.mtmd_helper_eval_chunk_single(
-                mtmd_context, context, chunk, start, *rest
-            )
-        require_decoded(code, context)
-        # libmtmd names the frames of a film by its hash, a plus and their number.
-        film = b"+" in (mtmd_cpp.mtmd_input_chunk_get_id(chunk) or b"")
-        self._note(VIDEO.name if film else IMAGE.name)
-        return code
-
-
-def guard(handler: Any, note: Note) -> None:
-    """Make a chat handler of llama-cpp-python's look at pictures before it decodes them, and tell
-    ``note`` of each."""
-    if hasattr(handler, "_mtmd_cpp"):
-        silence_mtmd()
-        handler._mtmd_cpp = _Guarded(note)

@@ -29,9 +29,9 @@ from mars_gguf.runtime.messages import (
     Form,
     Medium,
     Messages,
-    as_taken,
     checked,
     content_of,
+    in_forms,
     mark,
     media_of,
     numbered,
@@ -132,14 +132,17 @@ class ChatTemplate:
         if self.as_text is not None:
             messages = [with_texts(m, self.as_text) for m in messages]
         media = list(media_of(messages))
-        response = self._format(self._taken_from(messages, repeat(MARKER)), **kwargs)
+        response = self._format(self._prepared(messages, repeat(MARKER)), **kwargs)
         # Once more with numbers, to see which texts and pictures are there, and in which order.
-        counted = self._taken_from(numbered(messages), map(mark, count()))
-        order = require_all(messages, len(media), self._format(counted, **kwargs).prompt)
+        counted = self._prepared(numbered(messages), map(mark, count()))
+        proof = self._format(counted, **kwargs).prompt
+        order = require_all(messages, len(media), proof)
         begun = False
         if self.thinks is not None:
-            own = {name: value for name, value in kwargs.items() if name in OFFERED}
-            response, begun = self._ended(response, tail_of(self._format(counted, **own).prompt))
+            offered = {name: value for name, value in kwargs.items() if name in OFFERED}
+            if offered != kwargs:
+                proof = self._format(counted, **offered).prompt
+            response, begun = self._ended(response, tail_of(proof))
         found = response.prompt.count(MARKER)
         if found != len(media):
             raise PromptError(
@@ -151,13 +154,13 @@ class ChatTemplate:
     def takes(self, role: str) -> frozenset[Form]:
         """The forms in which the template shows the content of a message of ``role``; of roles that
         it was not tried with, strings, and what it takes of a user."""
-        return self._taken.get(role, self._taken["user"] | {"string"})
+        return self._forms.get(role, self._forms["user"] | {"string"})
 
-    def _said(self, role: str, text: str) -> dict[str, Any]:
+    def _message(self, role: str, text: str) -> dict[str, Any]:
         return {"role": role, "content": content_of(text, self.takes(role))}
 
     @cached_property
-    def _taken(self) -> dict[str, frozenset[Form]]:
+    def _forms(self) -> dict[str, frozenset[Form]]:
         user = self._learn([], "user", [])
         if not user:
             raise ModelError(
@@ -188,7 +191,7 @@ class ChatTemplate:
     @cached_property
     def begins_thought(self) -> bool:
         """Whether prompts end within a thought."""
-        return self.render([self._said("user", PROBE)]).begun
+        return self.render([self._message("user", PROBE)]).begun
 
     @property
     def first_position(self) -> Literal["thought", "prompt"]:
@@ -216,7 +219,7 @@ class ChatTemplate:
 
     def _end_under(self, variables: dict[str, Any]) -> str:
         """The end of the prompt of a question, under ``variables``."""
-        asked = self._format([self._said("user", PROBE)], **variables)
+        asked = self._format([self._message("user", PROBE)], **variables)
         return asked.prompt.rpartition(PROBE)[2]
 
     def _ended(
@@ -245,9 +248,9 @@ class ChatTemplate:
         earlier turns; as most do, where it shows none."""
         assert self.thinks is not None
         close, thought = self.thinks.close, PROBE.upper()
-        reply = self._said("assistant", PROBE) | {"reasoning_content": thought}
+        reply = self._message("assistant", PROBE) | {"reasoning_content": thought}
         try:
-            text = self._format([self._said("user", "question"), reply]).prompt
+            text = self._format([self._message("user", "question"), reply]).prompt
         except PromptError:
             text = ""
         shown = re.search(rf"{thought}(\s*{re.escape(close)}\s*){PROBE}", text)
@@ -260,12 +263,12 @@ class ChatTemplate:
         except Exception as error:  # a template is a program of its own
             raise PromptError(f"the chat template refuses the messages: {error}") from error
 
-    def _taken_from(self, messages: Messages, marks: Iterator[str]) -> list[dict[str, Any]]:
+    def _prepared(self, messages: Messages, marks: Iterator[str]) -> list[dict[str, Any]]:
         """``messages`` as the template takes them; the default system prompt, if they have none."""
         said = any(m["role"] == "system" and m["content"] for m in messages)
         if self.default_system is not None and not said:
             messages = [{"role": "system", "content": self.default_system}, *messages]
-        return as_taken(messages, self.takes, marks, url_parts=self.url_parts)
+        return in_forms(messages, self.takes, marks, url_parts=self.url_parts)
 
 
 def chat_template(

@@ -19,8 +19,8 @@ from mars_gguf.hub import download
 from mars_gguf.modalities import IMAGE
 from mars_gguf.runtime.finding import find_vector
 from mars_gguf.runtime.llama import SteeredLlama
-from mars_gguf.runtime.mtmd import load_url
 from mars_gguf.runtime.selftest import self_test
+from mars_gguf.runtime.urls import load_url
 from mars_gguf.server.checks import RequestError
 from mars_gguf.server.exchange import exchange, require_wanted
 from mars_gguf.server.internals import load_llama

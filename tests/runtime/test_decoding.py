@@ -22,7 +22,7 @@ from mars_gguf import SteeredLlama, demo_model
 from mars_gguf.chat.conversation import Turn
 from mars_gguf.chat.words import why
 from mars_gguf.errors import SteeringError
-from mars_gguf.runtime import memory, mtmd
+from mars_gguf.runtime import encoded, memory, mtmd
 from mars_gguf.runtime.decoding import MOST_ISOLATED, MOST_TEXT, most_isolated
 from mars_gguf.runtime.judging import Steering
 from mars_gguf.runtime.reading import logits
@@ -196,7 +196,7 @@ def test_each_picture_is_encoded_once_however_little_may_be_kept(
 ) -> None:
     assert demo.projector is not None
     demo.projector.forget()
-    monkeypatch.setattr(mtmd, "MAX_EMBEDDINGS", 0)
+    monkeypatch.setattr(encoded, "MAX_EMBEDDINGS", 0)
     encode, calls = mtmd.mtmd_cpp.mtmd_encode_chunk, Counter[str]()
 
     def counting(*args: Any) -> int:

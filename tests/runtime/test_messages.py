@@ -11,7 +11,7 @@ from tiny import FAMILIES
 
 from mars_gguf.errors import PromptError
 from mars_gguf.reasoning import KNOWN, Markers
-from mars_gguf.runtime.messages import each_apart
+from mars_gguf.runtime.messages import each_isolated
 from mars_gguf.runtime.template import CHATML, MARKER, ChatTemplate, chat_template
 
 
@@ -173,7 +173,7 @@ def said(*parts: dict[str, Any], role: str = "user") -> dict[str, Any]:
 def test_each_picture_of_the_last_turn_is_shown_alone_with_every_text(
     messages: list[dict[str, Any]], shown: list[list[dict[str, Any]]]
 ) -> None:
-    found = list(each_apart(messages, 16))
+    found = list(each_isolated(messages, 16))
     assert [picture for picture, _ in found] == list(range(1, len(shown) + 1))
     for (_, alone), expected in zip(found, shown, strict=True):
         parts = [p for m in alone if isinstance(m["content"], list) for p in m["content"]]
@@ -192,5 +192,7 @@ def test_each_picture_of_the_last_turn_is_shown_alone_with_every_text(
 
 def test_more_pictures_than_may_be_shown_alone_are_shown_in_groups() -> None:
     messages = [said(*(A for _ in range(10)), WHAT)]
-    found = [(picture, len(alone[0]["content"]) - 1) for picture, alone in each_apart(messages, 4)]
+    found = [
+        (picture, len(alone[0]["content"]) - 1) for picture, alone in each_isolated(messages, 4)
+    ]
     assert found == [(1, 2), (3, 3), (6, 2), (8, 3)]

@@ -6,13 +6,8 @@ import base64
 import io
 import os
 import shutil
-import socket
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +41,6 @@ from mars_gguf.media.images import picture_part
 from mars_gguf.runtime import mtmd
 from mars_gguf.runtime.chunks import Chunk
 from mars_gguf.runtime.llama import SteeredLlama
-from mars_gguf.runtime.mtmd import load_url
 from mars_gguf.runtime.reading import logits
 from mars_gguf.runtime.template import ChatTemplate
 
@@ -322,103 +316,6 @@ def test_a_chat_template_that_puts_nothing_after_a_picture_is_refused() -> None:
         chat(llama, [picture_alone], 1)
     with pytest.raises(PromptError, match="drops the text"):
         chat(llama, IMAGE, 1)
-
-
-# What a picture's address names ------------------------------------------------------------------
-
-
-@contextmanager
-def answering(answer: bytes | None, status: str | int = 200) -> Iterator[str]:
-    """Context manager: the address of a server of pictures; None: it takes a connection and never
-    answers."""
-    done = threading.Event()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if answer is None:
-                done.wait(10)
-                return
-            self.wfile.write(b"HTTP/1.0 %s\r\n\r\n" % str(status).encode() + answer)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/picture.png"
-        finally:
-            done.set()
-            server.shutdown()
-
-
-def test_an_address_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mtmd, "SECONDS", 0.2)
-    with answering(None) as url, pytest.raises(OSError, match="timed out"):
-        load_url(url)
-
-
-@pytest.mark.parametrize("beginning", [b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: "])
-def test_an_address_that_answers_a_byte_now_and_then_is_given_up(
-    beginning: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(mtmd, "SECONDS", 0.5)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def drip() -> None:
-            connection, _ = server.accept()
-            with connection, suppress(OSError):
-                connection.sendall(beginning)
-                for _ in range(100):
-                    connection.sendall(b"a")
-                    time.sleep(0.05)
-
-        threading.Thread(target=drip, daemon=True).start()
-        began = time.monotonic()
-        with pytest.raises(OSError, match="more than 0.5 s"):
-            load_url(f"http://127.0.0.1:{server.getsockname()[1]}/picture.png")
-        assert time.monotonic() - began < 2
-
-
-def test_what_is_no_answer_and_no_address_is_said_to_be_none() -> None:
-    with answering(b"", status="no number") as url:
-        for odd in (url, "http://a b/", "http://[::1", "http://127.0.0.1:port/"):
-            with pytest.raises(PromptError, match="a picture's address could not be read"):
-                load_url(odd)
-
-
-def test_no_more_is_read_than_a_picture_can_have(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(mtmd, "MAX_BYTES", 9)
-    file = tmp_path / "picture.png"
-    for answer in (b"123456789", b"1234567890"):
-        file.write_bytes(answer)
-        with answering(answer) as url:
-            for address in (url, file.as_uri()):
-                if len(answer) == 9:
-                    assert load_url(address, allow_local_files=True) == answer
-                else:
-                    with pytest.raises(PromptError, match="more than 9 bytes"):
-                        load_url(address, allow_local_files=True)
-
-
-def test_files_are_read_where_that_is_allowed_and_they_are_files(tmp_path: Path) -> None:
-    file, pipe = tmp_path / "a picture.png", tmp_path / "pipe.png"
-    file.write_bytes(b"pixels")
-    os.mkfifo(pipe)
-    assert load_url(file.as_uri(), allow_local_files=True) == b"pixels"
-    with pytest.raises(PromptError, match=r"found file://.*allow_local_files=True"):
-        load_url(file.as_uri())
-    for odd in (pipe, Path("/dev/zero"), tmp_path, tmp_path / "none.png"):
-        with pytest.raises(PromptError, match="is no file"):
-            load_url(odd.as_uri(), allow_local_files=True)
-
-
-@pytest.mark.parametrize("url", ["ftp://127.0.0.1/a.png", "a.png", "", "data:image/png,abc"])
-def test_other_addresses_are_refused(url: str) -> None:
-    with pytest.raises(PromptError, match="a picture's address: found"):
-        load_url(url, allow_local_files=True)
 
 
 @pytest.mark.parametrize("allowed", [False, True])

@@ -18,7 +18,7 @@ from models import CLOSED, OPEN, assistant, film, steer, user
 from mars_gguf.errors import ModelError
 from mars_gguf.runtime.judging import Seen
 from mars_gguf.runtime.llama import SteeredLlama
-from mars_gguf.runtime.messages import each_apart
+from mars_gguf.runtime.messages import each_isolated
 from mars_gguf.runtime.tap import Rows
 
 from .subject import Messages, Subject, Watch, any_vector, clear, say, say_with, vector
@@ -296,7 +296,7 @@ def reuse(subject: Subject) -> None:
             decoded.clear()
             alike(say(llama, messages), say(afresh, messages), "logits")
             counts.append(len(decoded))
-            apart = [pieces(alone) for _, alone in each_apart(messages, 16)]
+            apart = [pieces(alone) for _, alone in each_isolated(messages, 16)]
             there.append((pieces(messages), *apart))
         (first,), (both, *apart), _ = there
         expected = [first, both - first + sum(apart), 0]
