@@ -20,27 +20,7 @@ from mars_gguf.evaluate.answers import is_correct
         ("The answer is 12", "12", True), ("12 or 13", "12", False),
         ("It is the Mona Lisa.", "Mona Lisa", True), ("Not the Mona Lisa", "mona lisa", False),
         ("a half", "half|0.5", True), ("0.5", "half|0.5", True), ("0.25", "half|0.5", False),
-    ],
-)  # fmt: skip
-def test_yes_and_no_numbers_and_phrases_are_right_if_given_alone(
-    reply: str, answer: str, right: bool
-) -> None:
-    assert is_correct(reply, answer) is right
-
-
-OFFERED = "Which shape is blue: the circle, the square, the triangle or the star? One word."
-
-
-SIDES = "Is the circle to the left or to the right of the star?"
-
-
-@pytest.mark.parametrize(
-    ("reply", "answer", "correct"),
-    [
-        ("Three.", "3", True),
-        ("There are 3 circles.", "3", True),
         ("There are 3 circles and no squares.", "3", True),
-        ("3 or 4", "3", False),
         ("3, 4, 5", "3", False),
         ("13", "3", False),
         ("The circle is **Blue**.", "blue", True),
@@ -53,23 +33,23 @@ SIDES = "Is the circle to the left or to the right of the star?"
         ("No, it is blue.", "blue", True),
         ("It is not red but blue.", "blue", True),
         ("The circle is blue, not red.", "blue", True),
-        ("left", "left", True),
         ("left right", "left", False),
-        ("left or right", "left", False),
         ("circle square triangle star", "star", False),
         ("circles and a star", "star", False),
-        ("yes and no", "yes", False),
-        ("No, it is not red.", "no", True),
         ("anchor button candle", "candle", False),
-        ("Paris", "paris", True),
-        ("Paris or Rome", "paris", False),
         ("", "blue", False),
     ],
-)
-def test_a_visual_answer_is_correct_if_it_is_given_and_no_other(
-    reply: str, answer: str, correct: bool
+)  # fmt: skip
+def test_an_answer_is_right_if_it_is_given_and_no_other(
+    reply: str, answer: str, right: bool
 ) -> None:
-    assert is_correct(reply, answer) is correct
+    assert is_correct(reply, answer) is right
+
+
+OFFERED = "Which shape is blue: the circle, the square, the triangle or the star? One word."
+
+
+SIDES = "Is the circle to the left or to the right of the star?"
 
 
 @pytest.mark.parametrize(

@@ -171,20 +171,6 @@ def test_an_endpoint_judges_and_what_it_does_not_decide_is_in_both_reports(
     assert f"Not judged: {reason}" in markdown and f"the judge: {reason}" in done.stdout
 
 
-def test_a_judge_that_does_not_answer_is_counted_and_scores_nothing(tmp_path: Path) -> None:
-    folder = tmp_path / "judged"
-    done = evaluate(
-        *QUICK[:2], "--limit=1", "--arms=mars", "-n8", "-o", str(folder),
-        "--judge-url", "http://127.0.0.1:9",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    saved = json.loads((folder / "report.json").read_text())
-    judged = [r for r in saved["records"] if r["arm"] != "plain"]
-    assert {r["second_verdict"] for r in judged} == {"unjudged"}
-    assert "the judge: " in done.stdout
-    assert "no connection" in done.stdout
-
-
 def test_an_evaluation_of_which_every_case_fails_is_a_failure(tmp_path: Path) -> None:
     suite = tmp_path / "suite.jsonl"
     long, short = (

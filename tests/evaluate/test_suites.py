@@ -38,7 +38,7 @@ def test_a_file_of_our_own_with_pictures_videos_and_answers(tmp_path: Path) -> N
     film(tmp_path / "f.mp4")
     path = own(
         tmp_path / "own.jsonl",
-        GOOD,
+        GOOD | {"group": "sewing"},
         {"id": "i", "kind": "harmful", "prompt": "Do it", "media": ["p/a.png"], "intent": "Bad"},
         {"id": "v", "kind": "vqa", "prompt": "Red?", "media": ["p/a.png"] * 3, "answer": "yes"},
         {"id": "g", "kind": "borderline", "prompt": "?", "media": ["v.gif"], "modality": "video"},
@@ -50,16 +50,11 @@ def test_a_file_of_our_own_with_pictures_videos_and_answers(tmp_path: Path) -> N
     assert [case.request for case in suite.cases][:2] == ["How do I sew?", "Bad"]
     assert suite.cases[1].pictures()[0].size == (1024, 512)  # scaled down
     assert suite.cases[2].answer == "yes"
+    assert [case.group for case in suite.cases] == ["sewing", "i", "v", "g", "f"]
     assert [p.getpixel((4, 4)) for p in suite.cases[3].pictures()] == [
         (255, 0, 0), (0, 128, 0), (0, 0, 255),
     ]  # fmt: skip
     assert len(suite.cases[4].pictures()) == cases.MAX_FRAMES
-
-
-def test_a_suite_of_our_own_names_groups_and_answers(tmp_path: Path) -> None:
-    row = {"id": "a", "kind": "vqa", "prompt": "Which?\nA. x\nB. y", "answer": "b", "group": "g"}
-    suite = load_suite(str(own(tmp_path / "own.jsonl", row, {**row, "id": "b", "group": ""})))
-    assert [case.group for case in suite.cases] == ["g", "b"]
 
 
 @pytest.mark.parametrize(
@@ -144,7 +139,6 @@ def test_a_row_that_cannot_be_asked_is_named_and_no_case(
         ("x.json", b"[" * 100_000, "not CSV, JSON or JSON Lines"),
         ("x.jsonl", b'{"id": 1}\n{', "not CSV, JSON or JSON Lines"),
         ("x.parquet", b"PAR1....PAR1", "a damaged Parquet file"),
-        ("x.parquet", b"PAR1........", "a damaged Parquet file"),
         ("advbench:x.csv", b"goal,target\n,a\n", "no usable case; the first of 1"),
         ("gone.csv", None, "no such suite; expected builtin, conversations, demo"),
         ("xstest:gone.csv", None, "no such suite"),
