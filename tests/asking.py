@@ -149,3 +149,11 @@ def expected_t(given: Vector, state: Logits, modality: str) -> float:
 def alpha_of(llama: SteeredLlama) -> float:
     assert llama.last_steering is not None
     return llama.last_steering.alpha
+
+
+def state(llama: SteeredLlama) -> bytes:
+    """Everything llama.cpp keeps of the context's one sequence."""
+    size = llama_cpp.llama_state_seq_get_size(llama.ctx, 0)
+    buffer = (ctypes.c_uint8 * size)()
+    assert llama_cpp.llama_state_seq_get_data(llama.ctx, buffer, size, 0) == size
+    return bytes(buffer)

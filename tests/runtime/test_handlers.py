@@ -12,9 +12,8 @@ import llama_cpp
 import models
 import numpy as np
 import pytest
-from asking import FILM, chat
+from asking import FILM, chat, state
 from llama_cpp import llama_chat_format, mtmd_cpp
-from llama_cpp import llama_cpp as lib
 from llama_cpp.llama_chat_format import MTMDChatHandler
 from models import (
     CLOSED,
@@ -82,14 +81,6 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def say(llama: SteeredLlama, messages: Messages, **options: Any) -> str:
     reply: Any = llama.create_chat_completion(messages, **GREEDY | options)
     return str(reply["choices"][0]["message"]["content"])
-
-
-def state(llama: SteeredLlama) -> bytes:
-    """Everything llama.cpp keeps of the context's one sequence."""
-    size = lib.llama_state_seq_get_size(llama.ctx, 0)
-    buffer = (lib.ctypes.c_uint8 * size)()
-    assert lib.llama_state_seq_get_data(llama.ctx, buffer, size, 0) == size
-    return bytes(buffer)
 
 
 FOREIGN = {
@@ -187,7 +178,9 @@ def test_ctrl_c_while_a_picture_is_encoded_is_not_lost(
     assert say(steered, FIRST) == expected
 
 
-@pytest.mark.parametrize("name", sorted(FOREIGN))
+@pytest.mark.parametrize(
+    "name", [n if n == "mtmd" else pytest.param(n, marks=pytest.mark.slow) for n in sorted(FOREIGN)]
+)
 def test_prompts_in_the_formats_of_llama_cpp_python_are_those_of_its_handlers(name: str) -> None:
     """The tokens and the pictures that its own handler evaluates, to the bit."""
     handler = FOREIGN[name](DEMO_MMPROJ, verbose=False)

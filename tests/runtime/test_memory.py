@@ -14,6 +14,7 @@ import models
 import numpy as np
 import numpy.typing as npt
 import pytest
+from asking import state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llama_cpp.llama_chat_format import MTMDChatHandler
@@ -132,14 +133,6 @@ def test_a_steered_turn_of_a_hybrid_leaves_nothing_in_the_next(
     assert state(steered) == state(never)
     steered.close()
     never.close()
-
-
-def state(llama: SteeredLlama) -> bytes:
-    """Everything llama.cpp keeps of the context's one sequence."""
-    size = llama_cpp.llama_state_seq_get_size(llama.ctx, 0)
-    buffer = (llama_cpp.llama_cpp.ctypes.c_uint8 * size)()
-    assert llama_cpp.llama_state_seq_get_data(llama.ctx, buffer, size, 0) == size
-    return bytes(buffer)
 
 
 @hybrids
