@@ -290,9 +290,7 @@ class Prefill:
             alike = last.runs[: sequence.n_runs]
             sequence.n_past = sequence.n_decoded + sum(run.n_positions for run in alike)
             if sequence.n_past:
-                lib.llama_memory_seq_cp(
-                    self.decoder.memory, spare, sequence.number, 0, sequence.n_past
-                )
+                lib.llama_memory_seq_cp(memory, spare, sequence.number, 0, sequence.n_past)
         lib.llama_memory_seq_rm(memory, spare, -1, -1)
 
     def _texts(self, sequences: Sequence[CachedPrompt]) -> None:

@@ -51,8 +51,9 @@ def test_the_tap_sees_every_block_once_with_a_row_for_each_token(llama: SteeredL
 
 
 def test_reading_changes_nothing_and_a_tap_outlives_its_block_idle(llama: SteeredLlama) -> None:
-    tokens, calls = tokens_of(llama, TEXT), []
-    expected = afresh(llama, tokens)
+    tokens, calls, reference = tokens_of(llama, TEXT), [], plain(DEMO)
+    reference.eval(tokens)
+    expected = logits(reference)
     with llama.tap.visiting(range(llama.n_layer), lambda o: calls.append(o.read())):
         assert np.array_equal(afresh(llama, tokens), expected)
     count = len(calls)
@@ -166,12 +167,7 @@ def test_a_residual_stream_of_another_width_is_refused(
         afresh(llama, tokens_of(llama, TEXT))
 
 
-def test_an_idle_tap_changes_nothing(llama: SteeredLlama) -> None:
-    tokens, reference = tokens_of(llama, TEXT), plain(DEMO)
-    reference.eval(tokens)
-    assert np.array_equal(afresh(llama, tokens), logits(reference))
-
-
+@pytest.mark.slow
 def test_states_are_those_of_an_independent_implementation(short_smollm2: str) -> None:
     """transformers' hidden_states[l + 1] on the same, dequantized, weights."""
     path = Path(short_smollm2)
