@@ -6,7 +6,6 @@ checkpoint's state dict is a transformers checkpoint as it stands.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mars_gguf.demo_model.pictures import SIZE
-
-Hook = Callable[[int, Tensor], Tensor]
-"""Called with a block's index and its output ``[batch, tokens, d]``; returns the output to use."""
 
 
 @dataclass(frozen=True)
@@ -143,14 +139,12 @@ class LanguageModel(nn.Module):
                 into_stream = name.endswith(("o_proj.weight", "down_proj.weight"))
                 nn.init.normal_(p, std=0.02 / (2 * shape.blocks) ** 0.5 if into_stream else 0.02)
 
-    def forward(self, x: Tensor, hook: Hook | None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         tokens = x.shape[1]
         cos, sin = self.cos[:tokens], self.sin[:tokens]
         mask = x.new_full((tokens, tokens), -1e4).triu(1)
-        for i, layer in enumerate(self.layers):
+        for layer in self.layers:
             x = layer(x, cos, sin, mask)
-            if hook is not None:
-                x = hook(i, x)
         out: Tensor = self.norm(x)
         return out
 
@@ -266,11 +260,11 @@ class DemoModel(nn.Module):
         out: Tensor = self.multi_modal_projector(self.vision_tower(pictures))
         return out
 
-    def forward(self, ids: Tensor, seen: Tensor | None = None, hook: Hook | None = None) -> Tensor:
+    def forward(self, ids: Tensor, seen: Tensor | None = None) -> Tensor:
         """Computes the last states ``[batch, tokens, d]``; ``seen`` are the pictures' embeddings
         (`see`), in the order their tokens appear in."""
         x = self.language_model.embed_tokens(ids.clamp(min=0))
         if seen is not None:
             x = x.to(seen.dtype).masked_scatter((ids == self.IMAGE)[..., None], seen)
-        out: Tensor = self.language_model(x, hook)
+        out: Tensor = self.language_model(x)
         return out
