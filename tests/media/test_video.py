@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,18 +24,25 @@ from mars_gguf.media.video import load_video, sample
 RATE, SECONDS = 8, 5
 
 
+def filmed(path: Path, frames: Iterable[np.ndarray], rate: int = 4) -> Path:
+    """A film of pictures, ``[height, width, 3]``, of bytes."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=rate)
+        for n, pixels in enumerate(frames):
+            if n == 0:
+                stream.height, stream.width = pixels.shape[:2]
+                stream.pix_fmt = "yuv420p"
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels)))
+        container.mux(stream.encode())
+    return path
+
+
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five seconds that grow steadily from black to white."""
-    path = tmp_path_factory.mktemp("video") / "a clip.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=RATE)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for n in range(RATE * SECONDS):
-            grey = np.full((48, 64, 3), 255 * n // (RATE * SECONDS - 1), np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(grey)))
-        container.mux(stream.encode())
-    return path
+    greys = (255 * n // (RATE * SECONDS - 1) for n in range(RATE * SECONDS))
+    frames = (np.full((48, 64, 3), grey, np.uint8) for grey in greys)
+    return filmed(tmp_path_factory.mktemp("video") / "a clip.mp4", frames, RATE)
 
 
 @pytest.fixture(params=["ffmpeg", "PyAV"])
@@ -82,13 +90,7 @@ def test_both_decoders_see_the_same(clip: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_large_frames_are_made_smaller(tmp_path: Path, decoder: str) -> None:
-    path = tmp_path / "large.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=4)
-        stream.width, stream.height, stream.pix_fmt = 1600, 800, "yuv420p"
-        frame = av.VideoFrame.from_ndarray(np.zeros((800, 1600, 3), np.uint8))
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+    path = filmed(tmp_path / "large.mp4", [np.zeros((800, 1600, 3), np.uint8)])
     assert load_video(path).frames[0].size == (1024, 512)
 
 
@@ -115,14 +117,8 @@ def test_a_playlist_is_no_video_though_what_it_names_is_one(decoder: str, clip: 
 
 
 def test_decoding_has_limits(decoder: str, tmp_path: Path) -> None:
-    path = tmp_path / "large.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 1600, 800, "yuv420p"
-        for n in range(200):
-            grey = np.full((800, 1600, 3), n, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(grey)))
-        container.mux(stream.encode())
+    frames = (np.full((800, 1600, 3), n, np.uint8) for n in range(200))
+    path = filmed(tmp_path / "large.mp4", frames, 25)
     assert load_video(path, max_frames=1, max_pixels=1600 * 800).frames
     with pytest.raises(MarsError, match="expected a video"):
         load_video(path, max_pixels=320 * 240)
@@ -152,15 +148,9 @@ def test_a_file_without_pictures_is_a_clear_error(decoder: str, tmp_path: Path) 
 def test_a_film_held_upright_comes_upright(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not shutil.which("ffprobe"):
         pytest.skip("ffmpeg is not installed, which writes the rotation")
-    plain, turned = tmp_path / "plain.mp4", tmp_path / "turned.mp4"
     pixels = np.zeros((32, 64, 3), np.uint8)
     pixels[:16, :16] = 255  # top left
-    with av.open(str(plain), "w") as container:
-        stream = container.add_stream("mpeg4", rate=4)
-        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
-        for _ in range(4):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels)))
-        container.mux(stream.encode())
+    plain, turned = filmed(tmp_path / "plain.mp4", [pixels] * 4), tmp_path / "turned.mp4"
     command = ["ffmpeg", "-v", "error", "-i", str(plain), "-c", "copy"]
     subprocess.run([*command, "-metadata:s:v:0", "rotate=90", str(turned)], check=True)
     frames = []

@@ -107,7 +107,14 @@ def test_files_are_read_where_that_is_allowed_and_they_are_files(tmp_path: Path)
             load_url(odd.as_uri(), allow_local_files=True)
 
 
-@pytest.mark.parametrize("url", ["ftp://127.0.0.1/a.png", "a.png", "", "data:image/png,abc"])
-def test_other_addresses_are_refused(url: str) -> None:
-    with pytest.raises(PromptError, match="a picture's address: found"):
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        *((url, "address: found") for url in ("ftp://127.0.0.1/a.png", "a.png", "")),
+        ("data:image/png,abc", "address: found data:image/png, expected data:image/...;base64"),
+        ("data:image/png;base64,a", "data URL is not base64"),
+    ],
+)
+def test_other_addresses_are_refused(url: str, said: str) -> None:
+    with pytest.raises(PromptError, match=said):
         load_url(url, allow_local_files=True)
