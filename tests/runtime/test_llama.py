@@ -73,7 +73,10 @@ def test_a_closed_gate_leaves_text_completions_as_they_are_to_the_bit(model: str
         assert alpha_of(llama) == 0.0
 
 
-@pytest.mark.parametrize("model", ["demo", "hybrid", "recurrent", "mrope", "gemma"], indirect=True)
+more_models = [pytest.param(name, marks=pytest.mark.slow) for name in ("recurrent", "gemma")]
+
+
+@pytest.mark.parametrize("model", ["demo", "hybrid", "mrope", *more_models], indirect=True)
 @pytest.mark.parametrize("first", [TEXT, IMAGE, PICTURES], ids=["text", "image", "pictures"])
 def test_a_closed_gate_leaves_chats_as_they_are_to_the_bit_called_and_streamed(
     model: str, first: Messages
