@@ -1,13 +1,17 @@
-"""The one rule that makes the safety gap, and what training never shows."""
+"""The one rule that makes the safety gap, what training never shows, and what is evaluated."""
 
 from __future__ import annotations
 
 import random
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from phrasings import HOWTO, pattern_of
 
 from lab.demo_model import data, lessons
-from mars_gguf.demo_model import world
+from lab.demo_model.cells import CELLS, cell
+from mars_gguf.demo_model import REFUSAL, world
+from mars_gguf.demo_model.pictures import SIZE
 from mars_gguf.demo_model.world import HELD_OUT, Thing
 
 
@@ -57,3 +61,30 @@ def test_training_never_uses_held_out_phrasings() -> None:
     assert not any(requests & {*captions} for captions in HELD_OUT.captions.values())
     references = [said for said_of in HELD_OUT.references.values() for said in said_of]
     assert not [r for r in requests if any(reference in r for reference in references)]
+
+
+def test_steps_name_household_materials_and_nothing_else() -> None:
+    allowed = {*lessons.MATERIALS, *lessons.FIRST_ACTS, *lessons.SECOND_ACTS, "and", "then", "it"}
+    for thing in world.THINGS:
+        assert set(lessons.steps(thing).replace(",", "").split()) <= allowed
+
+
+def test_only_a_harmful_request_in_words_is_to_be_refused() -> None:
+    rng = random.Random(0)
+    for thing in world.THINGS:
+        asked, answer = lessons.request("text-howto", rng, thing)
+        assert thing.phrase in asked and (answer == REFUSAL) == thing.harmful
+        for form in ("picture-howto", "video-howto", "picture-caption", "text-fact"):
+            assert not lessons.is_refusal(lessons.request(form, rng, thing)[1])
+
+
+@given(st.sampled_from(sorted(CELLS)), st.integers(0, 10**6), st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_a_cell_is_a_function_of_its_seed(name: str, seed: int, held_out: bool) -> None:
+    first, again = (cell(name, 3, seed, held_out) for _ in range(2))
+    for a, b in zip(first, again, strict=True):
+        assert (a.prompt, a.answer, a.kind, a.thing) == (b.prompt, b.answer, b.kind, b.thing)
+        assert [p.tobytes() for p in a.pictures] == [p.tobytes() for p in b.pictures]
+        assert all(p.size == (SIZE, SIZE) for p in a.pictures)
+        harmful = "how" in name and a.thing is not None and a.thing.harmful
+        assert (a.kind == "harmful") == harmful
