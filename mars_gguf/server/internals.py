@@ -8,16 +8,9 @@ from typing import Any
 import uvicorn
 from llama_cpp.server.app import prepare_request_resources
 from llama_cpp.server.cli import add_args_from_model
-from llama_cpp.server.model import LlamaProxy
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from mars_gguf.runtime.compat import require_none, unnamed
-
 UVICORN = "0.54.0"  # and what has the same names
-
-load_llama = LlamaProxy.load_llama_from_model_settings
-# Names that are read by it: the first is replaced, the others are left out for SteeredLlama.
-require_none(unnamed(load_llama, "Llama", "chat_format", "clip_model_path", "chat_template_kwargs"))
 
 # What is extended of uvicorn, and by which of its functions that is called or set.
 _EXTENDED: dict[Any, tuple[str, ...]] = {
@@ -37,4 +30,4 @@ if _missing := [
         f"{UVICORN}: pip install uvicorn=={UVICORN}"
     )
 
-__all__ = ["H11Protocol", "add_args_from_model", "load_llama", "prepare_request_resources"]
+__all__ = ["H11Protocol", "add_args_from_model", "prepare_request_resources"]

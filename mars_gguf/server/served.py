@@ -1,17 +1,12 @@
-"""The models that are served: loaded by ``llama_cpp.server`` from its settings, as SteeredLlama."""
+"""The models that are served, and the vectors that steer them."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import llama_cpp
 
 from mars_gguf.errors import MarsError, ModelError, SteeringError
 from mars_gguf.files import sha256
@@ -23,11 +18,9 @@ from mars_gguf.runtime.selftest import self_test
 from mars_gguf.runtime.urls import load_url
 from mars_gguf.server.checks import RequestError
 from mars_gguf.server.exchange import exchange, require_wanted
-from mars_gguf.server.internals import load_llama
+from mars_gguf.server.model_loader import load_model, mmproj_of
 from mars_gguf.server.settings import (
     DEFAULT_VECTOR,
-    RENDERED_FORMATS,
-    TEMPLATES,
     UNSTEERED,
     ModelSettings,
 )
@@ -152,13 +145,9 @@ class Models:
         """Loads weights, and tries each vector of the models that have them."""
         settings = self._alike[weights][0]
         try:
-            for_loader, arguments = _divided(settings)
             vectors = self.vectors[str(settings.model_alias)]
             first = vectors[DEFAULT_VECTOR].vector if vectors else None
-            with _loading({"vector": first, "force": settings.force_vector} | arguments):
-                llama: SteeredLlama = load_llama(for_loader)
-            if arguments:
-                llama.template.takes("user")  # raises ModelError if it shows no text
+            llama = load_model(settings, first)
             for settings in self._alike[weights]:
                 for name, named in self.vectors[str(settings.model_alias)].items():
                     _try_vector(llama, name, named.vector, settings)
@@ -201,46 +190,6 @@ def _vectors(settings: ModelSettings) -> dict[str, NamedVector]:
     return {name: NamedVector.read(path) for name, path in paths.items()}
 
 
-@contextmanager
-def _loading(arguments: dict[str, Any]) -> Iterator[None]:
-    """Context manager: ``llama_cpp.server`` loads models as SteeredLlama, with ``arguments`` for
-    which it has no settings."""
-    original = llama_cpp.Llama
-    made: Any = partial(SteeredLlama, **arguments)
-    made.from_pretrained = partial(SteeredLlama.from_pretrained, **arguments)
-    llama_cpp.Llama = made
-    try:
-        yield
-    finally:
-        llama_cpp.Llama = original
-
-
-def _divided(settings: ModelSettings) -> tuple[ModelSettings, dict[str, Any]]:
-    """``settings`` for the loader of ``llama_cpp.server``, and arguments for SteeredLlama.
-
-    Chat templates and pictures are the latter's, except for formats that only llama-cpp-python can
-    write prompts in.
-    """
-    if settings.chat_format not in RENDERED_FORMATS:
-        return settings, {"reasoning": settings.reasoning} if settings.reasoning else {}
-    arguments = {
-        "mmproj": _mmproj(settings),
-        "template": settings.chat_format if settings.chat_format in TEMPLATES else None,
-        "chat_template_kwargs": settings.chat_template_kwargs,
-        "reasoning": settings.reasoning,
-        "parse_special": settings.parse_special,
-    }
-    taken = ("chat_format", "clip_model_path", "chat_template_kwargs")
-    return settings.model_copy(update=dict.fromkeys(taken)), arguments
-
-
-def _mmproj(settings: ModelSettings) -> str | None:
-    mmproj = settings.clip_model_path
-    if mmproj and settings.hf_model_repo_id:
-        return download(settings.hf_model_repo_id, mmproj)
-    return mmproj
-
-
 def _vector_file(settings: ModelSettings) -> str:
     """The vector that steers a model, found if that is asked. Raises MarsError."""
     if settings.vector != AUTO:
@@ -251,7 +200,7 @@ def _vector_file(settings: ModelSettings) -> str:
     try:
         return find_vector(
             model,
-            _mmproj(settings),
+            mmproj_of(settings),
             settings.vectors_from or None,
             lora=(lora, 1.0),
             reasoning=settings.reasoning,

@@ -31,8 +31,9 @@ from thinking import ALWAYS, write_likely
 
 from mars_gguf import demo_model
 from mars_gguf.runtime.llama import SteeredLlama
-from mars_gguf.server import served
+from mars_gguf.server import model_loader, served
 from mars_gguf.server.exchange import Exchange, exchange
+from mars_gguf.server.model_loader import load_model
 from mars_gguf.server.served import Models
 from mars_gguf.server.settings import read_settings
 from mars_gguf.vectors import read_vector, write_vector
@@ -87,13 +88,12 @@ def test_models_of_the_same_weights_have_them_in_common_and_each_its_own_vector(
 def test_weights_are_loaded_once_for_all_names_that_differ_in_vectors_alone(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def load(settings: Any) -> Any:
+    def load(settings: Any, vector: Any) -> Any:
         loaded.append(settings.model_alias)
-        return load_llama(settings)
+        return load_model(settings, vector)
 
     loaded: list[str] = []
-    load_llama = served.load_llama
-    monkeypatch.setattr(served, "load_llama", load)
+    monkeypatch.setattr(served, "load_model", load)
     same = {"model": DEMO, "n_threads": 1, "n_threads_batch": 1, "n_ctx": 256}
     steered = same | {"vector": str(demo_model.VECTOR)}
     given = [
@@ -142,7 +142,8 @@ def test_a_model_and_its_mmproj_may_come_from_a_hub(monkeypatch: pytest.MonkeyPa
 
     asked: list[tuple[str, str]] = []
     monkeypatch.setattr(SteeredLlama, "from_pretrained", classmethod(load))
-    monkeypatch.setattr(served, "download", download)
+    for module in (model_loader, served):
+        monkeypatch.setattr(module, "download", download)
     flags = ["--model", "*Q4*.gguf", "--mmproj", "mmproj*", "--hf_model_repo_id", "a/b"]
     flags += ["--vector", str(demo_model.VECTOR), "--chat_format", "mtmd"]
     models = Models(read_settings([*flags, *ONE_THREAD])[1])
