@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
 def _subject(args: argparse.Namespace) -> Subject:
     model, mmproj, vector = model_files(args)
     options = llama_options(args)
-    for name in ("template", "chat_template_kwargs", "reasoning", "way", "force", "rpc_servers"):
+    for name in ("template", "reasoning", "way", "force", "rpc_servers"):
         options.pop(name)
     # One thread: on the CPU the same bits every time.
     options |= {"n_threads": args.threads or 1, "n_threads_batch": args.threads or 1}
