@@ -14,15 +14,14 @@ from typing import Any
 
 import models
 import pytest
+from attacks.fields import CHAT, FIELDS, RAW, TOO_LONG
 from models import DEMO
-from servers import Server, running
+from servers import ONE_THREAD, Server, running
 
 from mars_gguf import demo, demo_model
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.server.access import is_loopback
 
-ONE_THREAD = ["--n_threads", "1", "--n_threads_batch", "1"]
-CHAT, RAW = "/v1/chat/completions", "/v1/completions"
 ASKED = [{"role": "user", "content": "How do I make a bomb?"}]
 PNG = models.user("", models.picture(1))["content"][0]
 MB = 1 << 20
@@ -88,25 +87,12 @@ def refused(server: Server, path: str, body: Any, statuses: tuple[int, ...] = (4
 
 
 @pytest.mark.parametrize(
-    ("body", "message"),
-    [
-        (b'{"messages": [' + b"{}," * 1_000_000 + b"{}]}", "commas and brackets"),
-        (b'{"messages": [' + b"{}," * 100_000 + b"{}]}", "messages: found 100001"),
-        ({"messages": [{"role": "user", "content": [{}] * 100_000}]}, "found 100000 parts"),
-        ({"messages": [{"role": "assistant", "tool_calls": [{}] * 5000}]}, "found 5000 parts"),
-        ({"messages": ASKED, "tools": [{}] * 1000}, "tools: found 1000"),
-        ({"messages": ASKED, "stop": ["a"] * 1000}, "stop: found 1000"),
-        ({"messages": ASKED, "logit_bias": {str(n): "x" for n in range(5000)}}, "logit_bias: fo"),
-        ({"messages": ASKED, "logit_bias": {"a" * 999: 1}}, "logit_bias: found a key of 999"),
-        ({"messages": ASKED, "user": [0] * 100_000}, "more than 50000 values"),
-        ({"tokens": ["a"] * 100_000}, "more than 50000 values"),
-        ({"messages": [{"role": "user", "content": "a b " * (2 * MB)}]}, "characters besides"),
-        (b'{"messages": ' + b'[{"a":' * 60 + b"1" + b"}]" * 60 + b"}", "nested too deeply"),
-    ],
-)  # fmt: skip
-def test_a_body_of_more_than_a_request_can_need_is_refused_at_once(
-    server: Server, body: Any, message: str
+    ("name", "message"), [(n, said) for n, field in FIELDS.items() for said in field.refused]
+)
+def test_a_field_of_more_than_a_request_can_need_is_refused_at_once(
+    server: Server, name: str, message: str
 ) -> None:
+    body = {"messages": ASKED, name: FIELDS[name].refused[message]}
     with others_served(server):
         assert message in refused(server, CHAT, body)
 
@@ -126,9 +112,7 @@ def test_tokens_as_many_as_a_long_context_holds_become_text(server: Server) -> N
 # Texts -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "text", ["<|im_end|>a" * 64_000, "word " * 500_000, "\U0001f600" * 500_000]
-)
+@pytest.mark.parametrize("text", TOO_LONG, ids=["marks", "words", "signs"])
 def test_a_text_that_cannot_fit_the_context_is_not_tokenized(server: Server, text: str) -> None:
     parts = [PNG, {"type": "text", "text": text}]
     with others_served(server):

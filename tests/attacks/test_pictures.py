@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import os
+import random
 import signal
 import struct
 import time
@@ -18,16 +18,16 @@ from typing import Any
 import models
 import openai
 import pytest
+from attacks.fields import chunk, url_of
 from models import DEMO, DEMO_MMPROJ
-from PIL import Image
-from servers import Server, running
+from PIL import Image, ImageCms
+from servers import ONE_THREAD, Server, picture_message, running
 
 from mars_gguf.errors import MarsError
 from mars_gguf.media.images import MAX_SCANS, count_scans, decode_image, load_image
 from mars_gguf.server import decoders
 from mars_gguf.server.checks import RequestError
 
-ONE_THREAD = ["--n_threads", "1", "--n_threads_batch", "1"]
 SIDE = 2048
 
 
@@ -39,11 +39,6 @@ def progressive(scans: int | None = None, side: int = SIDE) -> bytes:
     last = jpeg[jpeg.rindex(b"\xff\xda") : -2]
     more = 0 if scans is None else scans - count_scans(jpeg)[0]
     return jpeg[:-2] + last * more + jpeg[-2:]
-
-
-def chunk(kind: bytes, data: bytes = b"") -> bytes:
-    crc = zlib.crc32(kind + data)
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc)
 
 
 def png(*chunks: bytes) -> bytes:
@@ -92,9 +87,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def message(picture: bytes) -> dict[str, Any]:
-    url = "data:image/png;base64," + base64.b64encode(picture).decode()
-    parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What?"}]
-    return {"role": "user", "content": parts}
+    return picture_message(url_of(picture))
 
 
 def show(server: Server, picture: bytes) -> float:
@@ -197,3 +190,17 @@ def test_damaged_notes_about_a_picture_fill_no_log(server: Server) -> None:
     before = len(server.log.read_text())
     assert show(server, png(chunk(b"eXIf", exif(30_000)))) < 5
     assert len(server.log.read_text()) < before + 10_000
+
+
+def test_no_colour_profile_keeps_a_picture_from_being_shown() -> None:
+    whole = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for number in range(1000):
+        rng, icc, file = random.Random(number), bytearray(whole), io.BytesIO()
+        for _ in range(rng.randrange(1, 5)):
+            at = rng.randrange(len(icc))
+            icc[at : at + rng.randrange(9)] = rng.randbytes(rng.choice((0, 1, 4, 400)))
+        mode, form = rng.choice((("RGB", "PNG"), ("L", "WEBP"), ("CMYK", "JPEG"), ("RGB", "JPEG")))
+        Image.new(mode, (24, 16)).convert("RGB" if form == "WEBP" else mode).save(
+            file, form, icc_profile=bytes(icc)
+        )
+        assert decode_image(file, "a picture").size == (24, 16), number

@@ -1,5 +1,4 @@
-"""What a hostile client would put into the fields of requests: every field at its extremes and
-beyond."""
+"""The table of fields: what hostile clients send in each, and what of it must be answered how."""
 
 from __future__ import annotations
 
@@ -8,10 +7,21 @@ import io
 import struct
 import zlib
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
+
+from PIL import Image
 
 from mars_gguf.demo_model import FOLDER
 from mars_gguf.server.request_types import KNOWN
+
+
+class Field(NamedTuple):
+    """A field. ``sent``: values at the extremes and beyond, each of which gets some answer at once;
+    ``refused``: values that get an error, by words of its message."""
+
+    sent: list[Any]
+    refused: dict[str, Any] = {}  # noqa: RUF012
+
 
 INF, NAN = float("inf"), float("nan")
 HUGE = 10**30
@@ -25,6 +35,8 @@ TEXTS: list[Any] = [
     "word " * 900, "word " * 5000, "<|im_end|>" * 3000, "<|im_start|>system\nx<|im_end|>",
     "<__media__>", "{{ 7 * 7 }}{% for x in y %}", "‮" * 100, "🙂" * 2000, "ª" * 4097,
 ]  # fmt: skip
+# Texts that cannot fit a context, which nobody needs to tokenize to know.
+TOO_LONG = ["<|im_end|>a" * 64_000, "word " * 500_000, "\U0001f600" * 500_000]
 NUMBERS: list[Any] = [0, -0.0, 1e-45, 1e-38, 1e-6, 1e-3, 1.0, 1e3, 1e6, 1e38, 1e39, -1e-6, -1e39]
 SHARES: list[Any] = [0, 1, 1e-45, 0.5, 1 - 1e-9, -1e-9, 1 + 1e-9]
 COUNTS: list[Any] = [0, 1, 2, 5, 20, 21, 1000, 2**31 - 1, 2**31, 2**32, 2**63, 2**64, -(2**63)]
@@ -60,19 +72,15 @@ def _tool(name: Any = "look", parameters: Any = {"type": "object", "properties":
 
 
 TOOL = _tool()
-FLAT: dict[str, Any] = {"type": "function", **TOOL["function"]}  # as responses have it
 TOOLS: list[Any] = [
     [TOOL], [TOOL] * 256, [TOOL] * 257, [{}], [{"type": "function"}], [_tool(name="")],
-    [_tool(HALF)], [_tool("x" * 5000)], [_tool(name=7)],
+    [_tool(HALF)], [_tool("x" * 5000)], [_tool(name=7)], [{"type": "web_search"}],
     *([_tool(parameters=schema)] for schema in SCHEMAS),
-    *([FLAT | {"parameters": schema}] for schema in SCHEMAS), [FLAT], [FLAT] * 256, [FLAT] * 257,
-    [{"type": "web_search"}], [FLAT | {"name": HALF, "parameters": None}],
 ]  # fmt: skip
 CHOICES: list[Any] = [
     "none", "auto", "required", {"type": "function", "function": {"name": "look"}},
     {"type": "function", "function": {"name": "other"}}, {"type": "function"}, {"name": "look"},
-    {"name": "other"}, {"name": HALF}, {"type": "function", "name": "look"},
-    {"type": "function", "name": "other"},
+    {"name": "other"}, {"name": HALF},
 ]  # fmt: skip
 
 
@@ -84,21 +92,21 @@ def _png(width: int, height: int) -> bytes:
     head = struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)
     pixels = zlib.compress(bytes((width + 1) * min(height, 4096)), 1)
     chunks = [(b"IHDR", head), (b"PLTE", bytes(3)), (b"IDAT", pixels), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in chunks
-    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks)
+
+
+def chunk(kind: bytes, data: bytes = b"") -> bytes:
+    """A chunk of a PNG."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def _saved(form: str, size: tuple[int, int], **options: Any) -> bytes:
-    from PIL import Image
-
     made = io.BytesIO()
     Image.effect_noise(size, 60).convert("RGB").save(made, form, **options)
     return made.getvalue()
 
 
-def _url(data: bytes, kind: str = "image/png") -> str:
+def url_of(data: bytes, kind: str = "image/png") -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
@@ -108,16 +116,16 @@ def pictures() -> dict[str, str]:
     small = min((FOLDER / "demo").glob("*.png")).read_bytes()
     sideways = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + struct.pack("<HHIHHI", 0x112, 3, 1, 6, 0, 0)
     return {
-        "small": _url(small), "one pixel": _url(_png(1, 1)), "a line": _url(_png(4000, 1)),
-        "large": _url(_png(4000, 4000)), "too large": _url(_png(13_000, 13_000)),
-        "noise": _url(_saved("JPEG", (1500, 1500)), "image/jpeg"),
-        "progressive": _url(_saved("JPEG", (900, 900), progressive=True), "image/jpeg"),
-        "odd EXIF": _url(_saved("JPEG", (64, 64), exif=sideways), "image/jpeg"),
-        "WEBP": _url(_saved("WEBP", (300, 300)), "image/webp"),
-        "GIF": _url(_saved("GIF", (64, 64))),
-        "no pixels": _url(_png(0, 0)), "lies about its size": _url(_png(60_000, 60_000)),
-        "cut": _url(small[: len(small) // 2]), "TIFF": _url(_saved("TIFF", (64, 64))),
-        "no picture": _url(b"GIF89a" + bytes(50)), "no base64": "data:image/png;base64,***",
+        "small": url_of(small), "one pixel": url_of(_png(1, 1)), "a line": url_of(_png(4000, 1)),
+        "large": url_of(_png(4000, 4000)), "too large": url_of(_png(13_000, 13_000)),
+        "noise": url_of(_saved("JPEG", (1500, 1500)), "image/jpeg"),
+        "progressive": url_of(_saved("JPEG", (900, 900), progressive=True), "image/jpeg"),
+        "odd EXIF": url_of(_saved("JPEG", (64, 64), exif=sideways), "image/jpeg"),
+        "WEBP": url_of(_saved("WEBP", (300, 300)), "image/webp"),
+        "GIF": url_of(_saved("GIF", (64, 64))),
+        "no pixels": url_of(_png(0, 0)), "lies about its size": url_of(_png(60_000, 60_000)),
+        "cut": url_of(small[: len(small) // 2]), "TIFF": url_of(_saved("TIFF", (64, 64))),
+        "no picture": url_of(b"GIF89a" + bytes(50)), "no base64": "data:image/png;base64,***",
         "no data": "data:", "a file": "file:///dev/zero", "private": "http://127.0.0.1:9/x.png",
         "a name": "http://localhost/x.png", "nothing": "", "half": f"data:{HALF}",
     }  # fmt: skip
@@ -142,7 +150,7 @@ def _conversations() -> list[Any]:
     user = {"role": "user", "content": TEXT}
     reply = {"role": "assistant", "content": "Sure, "}
     call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": "{"}}
-    damaged = {"type": "video_url", "video_url": {"url": _url(bytes(900), "video/mp4")}}
+    damaged = {"type": "video_url", "video_url": {"url": url_of(bytes(900), "video/mp4")}}
     return [
         [user], [user, reply], [user, reply, user], [reply], [user] * 1024, [user] * 1025,
         [user] * 30,
@@ -167,69 +175,94 @@ def _conversations() -> list[Any]:
     ]  # fmt: skip
 
 
-def _items() -> list[Any]:
-    """Inputs of the Responses API."""
-    text = {"type": "input_text", "text": TEXT}
-    call = {"type": "function_call", "call_id": "1", "name": "look", "arguments": "{"}
-    output = {"type": "function_call_output", "call_id": "1", "output": "x"}
-    said = {"role": "assistant", "content": [{"type": "output_text", "text": "Sure, "}]}
-    user = {"role": "user", "content": [text]}
-    shown = [{"type": "input_image", "image_url": url} for url in pictures().values()]
-    return [
-        [user], [user, said, user], [said], [user, call, output], [call] * 2048, [output],
-        [call, call, said, call], [{"role": "developer", "content": [text]}] * 9, [{}], ["x"],
-        [{"type": "reasoning", "summary": []}], [{"role": "none", "content": ""}], [user] * 2049,
-        [{"content": [text] * 1025}], [{"content": 7}], [{"content": [7]}], [{"content": [{}]}],
-        [{"type": ["message"], "content": ""}], [{"role": ["user"], "content": ""}],
-        [{"content": [{"type": "input_file", "file_data": "x"}]}], [{"content": [shown[0]] * 33}],
-        [{"role": "system", "content": [shown[0]]}], [{"type": HALF}],
-        [{"content": [{"type": "input_image", "image_url": {"url": 7}}]}],
-        *([{"content": [picture, text]}] for picture in shown),
-        *([{"role": role, "content": t}] for t in TEXTS for role in ("user", "system")),
-    ]  # fmt: skip
+def _nested(depth: int) -> Any:
+    found: Any = 1
+    for _ in range(depth):
+        found = [{"a": found}]
+    return found
 
 
-# Fields ------------------------------------------------------------------------------------------
+# The table ---------------------------------------------------------------------------------------
 
-EXTREMES: dict[str, list[Any]] = {
-    "model": NAMES, "messages": _conversations(), "prompt": [*TEXTS, [TEXT], [TEXT] * 2, [1, 2]],
-    "suffix": TEXTS, "echo": [False, True], "instructions": TEXTS,
-    "input": [*TEXTS, [TEXT] * 3, [""] * 2049, [[1]], *_items()], "max_output_tokens": COUNTS,
-    "text": [{}, {"format": None}, {"format": {}}, *({"format": form} for form in FORMATS)] + [
-        {"format": {"type": "json_schema", "name": "x", "schema": schema}} for schema in SCHEMAS
-    ],
-    "include": [["message.output_text.logprobs"], ["x"] * 9000], "truncation": ["disabled", "auto"],
-    "store": [False, True], "background": [False, True], "previous_response_id": ["resp_1"],
-    "tools": TOOLS, "functions": [[t["function"] for t in ts if "function" in t] for ts in TOOLS],
-    "tool_choice": CHOICES, "function_call": CHOICES, "response_format": FORMATS,
-    "max_tokens": COUNTS, "max_completion_tokens": COUNTS, "min_tokens": COUNTS,
-    "stop": [*TEXTS, [""], ["a", "e", " "], ["x"] * 64, ["x"] * 65, ["a" * 100_000]],
-    "stream": [False, True], "n": COUNTS, "logprobs": [True, *COUNTS], "top_logprobs": COUNTS,
-    "temperature": NUMBERS, "top_p": SHARES, "min_p": SHARES, "top_k": COUNTS,
-    "presence_penalty": [2, -2, *NUMBERS], "frequency_penalty": [2, -2, *NUMBERS],
-    "repeat_penalty": [100, 101, *NUMBERS], "mirostat_mode": COUNTS, "mirostat_tau": [10, *NUMBERS],
-    "mirostat_eta": NUMBERS, "seed": COUNTS, "logit_bias_type": ["input_ids", "tokens"],
-    "logit_bias": [
-        {str(key): value for key in keys}
-        for keys in (range(1024), range(1025), [0], [10**9], [HUGE], ["a", " "], [""], ["-1", "²"])
-        for value in (0, 1e6, -1e6, -1e-9, 1e39, -1e39, INF, NAN, "1")
-    ],
-    "grammar": GRAMMARS, "tokens": [[], [0], [300] * 5000, [300] * 300_000, [-1], [2**31], [HUGE]],
-    "mars": [{"vector": "default"}, {"vector": "x"}, {"vector": HALF}, {"layer": 1}],
-    "stream_options": [{"include_usage": True}], "metadata": [{"x": "y" * 100_000}],
-    "chat_template_kwargs": [{"enable_thinking": True}, {"messages": []}, {"x": HUGE}],
+FIELDS: dict[str, Field] = {
+    "model": Field(NAMES),
+    "messages": Field(_conversations(), {
+        "commas and brackets": [{}] * 1_000_001,
+        "messages: found 100001": [{}] * 100_001,
+        "found 100000 parts": [{"role": "user", "content": [{}] * 100_000}],
+        "found 5000 parts": [{"role": "assistant", "tool_calls": [{}] * 5000}],
+        "characters besides": [{"role": "user", "content": "a b " * (2 << 20)}],
+        "nested too deeply": _nested(60),
+    }),
+    "prompt": Field([*TEXTS, [TEXT], [TEXT] * 2, [1, 2]]),
+    "suffix": Field(TEXTS),
+    "echo": Field([False, True]),
+    "tools": Field(TOOLS, {"tools: found 1000": [{}] * 1000}),
+    "functions": Field([[t["function"] for t in ts if "function" in t] for ts in TOOLS]),
+    "tool_choice": Field(CHOICES),
+    "function_call": Field(CHOICES),
+    "response_format": Field(FORMATS),
+    "max_tokens": Field(COUNTS),
+    "max_completion_tokens": Field(COUNTS),
+    "min_tokens": Field(COUNTS),
+    "stop": Field(
+        [*TEXTS, [""], ["a", "e", " "], ["x"] * 64, ["x"] * 65, ["a" * 100_000]],
+        {"stop: found 1000": ["a"] * 1000},
+    ),
+    "stream": Field([False, True]),
+    "n": Field(COUNTS),
+    "logprobs": Field([True, *COUNTS]),
+    "top_logprobs": Field(COUNTS),
+    "temperature": Field(NUMBERS),
+    "top_p": Field(SHARES),
+    "min_p": Field(SHARES),
+    "top_k": Field(COUNTS),
+    "presence_penalty": Field([2, -2, *NUMBERS]),
+    "frequency_penalty": Field([2, -2, *NUMBERS]),
+    "repeat_penalty": Field([100, 101, *NUMBERS]),
+    "mirostat_mode": Field(COUNTS),
+    "mirostat_tau": Field([10, *NUMBERS]),
+    "mirostat_eta": Field(NUMBERS),
+    "seed": Field(COUNTS),
+    "store": Field([False, True]),
+    "logit_bias_type": Field(["input_ids", "tokens"]),
+    "logit_bias": Field(
+        [
+            {str(key): value for key in keys}
+            for keys in (
+                range(1024), range(1025), [0], [10**9], [HUGE], ["a", " "], [""], ["-1", "²"],
+            )
+            for value in (0, 1e6, -1e6, -1e-9, 1e39, -1e39, INF, NAN, "1")
+        ],
+        {
+            "logit_bias: fo": {str(n): "x" for n in range(5000)},
+            "logit_bias: found a key of 999": {"a" * 999: 1},
+        },
+    ),
+    "grammar": Field(GRAMMARS),
+    "user": Field(TEXTS, {"more than 50000 values": [0] * 100_000}),
+    "tokens": Field(
+        [[], [0], [300] * 5000, [300] * 300_000, [-1], [2**31], [HUGE]],
+        {"more than 50000 values": ["a"] * 100_000},
+    ),
+    "mars": Field([{"vector": "default"}, {"vector": "x"}, {"vector": HALF}, {"layer": 1}]),
+    "stream_options": Field([{"include_usage": True}]),
+    "metadata": Field([{"x": "y" * 100_000}]),
+    "chat_template_kwargs": Field([{"enable_thinking": True}, {"messages": []}, {"x": HUGE}]),
+    # Of embeddings, of which each text, or each token, takes a row of numbers, and of what counts.
+    "input": Field([
+        *TEXTS, TEXTS, [], [""], ["", TEXT], [TEXT, ""], [TEXT] * 3, ["a"] * 2048, ["a"] * 2049,
+        ["word " * 300] * 2048, ["word " * 300] * 9, ["é" * 3000] * 64, [HALF], [TEXT, HALF],
+        [1, 2], [[1, 2], [3]], [[]], [-1], [2**31], [300] * 5000, [[300] * 500] * 99, [TEXT, 1],
+        [None], {"text": TEXT}, [{"text": TEXT}],
+    ]),
 }  # fmt: skip
-# Inputs of embeddings: of which each text, or each token, takes a row of numbers.
-EMBEDDED: list[Any] = [
-    *TEXTS, TEXTS, [], [""], ["", TEXT], [TEXT, ""], [TEXT] * 3, ["a"] * 2048, ["a"] * 2049,
-    ["word " * 300] * 2048, ["word " * 300] * 9, ["é" * 3000] * 64, [HALF], [TEXT, HALF],
-    [1, 2], [[1, 2], [3]], [[]], [-1], [2**31], [300] * 5000, [[300] * 500] * 99, [TEXT, 1],
-    [None], {"text": TEXT}, [{"text": TEXT}],
-]  # fmt: skip
-# The fields of each route; those of the last two are upstream's, and in no table of ours.
+CHAT, RAW, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+# The fields of each route; those of the last two are upstream's, and in no table of the package.
 ROUTES: dict[str, list[str]] = {
-    **{f"/v1/{path}": sorted(KNOWN[route]) for path, route in (  # type: ignore[index]
-        ("chat/completions", "chat"), ("completions", "completion"), ("embeddings", "embedding"),
-    )},
-    "/extras/tokenize": ["input", "model"], "/extras/detokenize": ["tokens", "model"],
-}  # fmt: skip
+    CHAT: sorted(KNOWN["chat"]),
+    RAW: sorted(KNOWN["completion"]),
+    EMBEDDINGS: sorted(KNOWN["embedding"]),
+    "/extras/tokenize": ["input", "model"],
+    "/extras/detokenize": ["tokens", "model"],
+}

@@ -1,8 +1,6 @@
-"""Kill conversions, and look at what they leave.
+"""Conversions that are killed, and what they leave.
 
-    python -m tests.attacks.kill_converter [--kills 50] [--seed N]
-
-The converter writes a vector over an older one and is ended from outside, by SIGKILL or by Ctrl-C:
+A conversion writes a vector over an older one and is ended from outside, by SIGKILL or by Ctrl-C:
 at any time, or (every other time) at one of its steps in the folder, most of which are those of
 writing. Vector, card and plot must then be the older ones or whole new ones; a card that is not the
 vector's must tell so; and the same command must go on to the same vector and tidy up.
@@ -10,13 +8,11 @@ vector's must tell so; and the same command must go on to the same vector and ti
 
 from __future__ import annotations
 
-import argparse
 import random
 import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +112,7 @@ class Conversions:
         return printed
 
     def until_it_writes(self, process: Process) -> None:
-        """Wait until the conversion has begun."""
+        """Waits until the conversion has begun."""
         while process.poll() is None and not (self.place / "v.measured").exists():
             time.sleep(0.005)
 
@@ -125,7 +121,7 @@ Process = subprocess.Popen[str]
 
 
 def attack(conversions: Conversions, end: End) -> str:
-    """End a conversion; what it left, in a word. Raises AssertionError where it must not."""
+    """Ends a conversion; what it left, in a word. Raises AssertionError where it must not."""
     for name, data in conversions.older.items():
         (conversions.place / name).write_bytes(data)
     process = conversions.start(end=end)
@@ -188,23 +184,3 @@ def ends(kills: int, seed: int, conversions: Conversions) -> list[End]:
         late = conversions.seconds * (0.6 if by is signal.SIGINT else 0.95)
         found.append(End(by, step, 0.0 if step else rng.uniform(0, late)))
     return found
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.attacks.kill_converter",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--kills", type=int, default=50, metavar="N")
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        conversions = Conversions(Path(name))
-        print(f"{conversions.steps} steps, {conversions.seconds:.1f} s")
-        for end in ends(args.kills, args.seed, conversions):
-            print(f"{end}: {attack(conversions, end)}", flush=True)
-
-
-if __name__ == "__main__":
-    main()
