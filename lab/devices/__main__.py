@@ -84,7 +84,7 @@ def _subject(args: argparse.Namespace) -> Subject:
     # One thread: on the CPU the same bits every time.
     options |= {"n_threads": args.threads or 1, "n_threads_batch": args.threads or 1}
     asked: dict[str, Any] = {
-        SHOWN[r.modality]: r.messages()
+        SHOWN[r.modality]: r.messages(steered=False)  # plain models are asked, too
         for r in reversed(demo.requests())
         if r.kind == "harmful" and r.modality in SHOWN and (mmproj or r.modality == "text")
     }
