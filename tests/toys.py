@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mars_gguf.convert.choices import Calibration
-from mars_gguf.convert.extractor import Reply
+from mars_gguf.convert.extractor import Opening
 from mars_gguf.convert.pipeline import Measurement, measure_vector
 from mars_gguf.convert.prompt_sets import PromptSets
-from mars_gguf.convert.prompts import Context, ContrastPrompts, Prompt, Push, Rows
+from mars_gguf.convert.prompts import ContrastPrompts, Preamble, Prompt, Push, Rows
 from mars_gguf.vectors import ModelFingerprint
 
 N_LAYER, N_EMBD = 6, 4
@@ -47,7 +47,7 @@ class Toy:
     fingerprint: ModelFingerprint = FINGERPRINT
     answers_later: bool = False
 
-    def takes(self, context: Context) -> bool:
+    def takes(self, context: Preamble) -> bool:
         return context.name not in self.unwritten
 
     def sessions(self, prompts: Sequence[Prompt]) -> Iterator[tuple[list[int], ToySession]]:
@@ -68,8 +68,8 @@ class Toy:
         side, number = prompt.text.split()
         return int(number) * 37 % 100 < 100 * self.refuses.get(side, 0)
 
-    def reply(self, prompt: Prompt) -> Reply:
-        return Reply(SORRY, self.refusal) if self.refused(prompt) else Reply(SURE, ANSWER)
+    def reply(self, prompt: Prompt) -> Opening:
+        return Opening(SORRY, self.refusal) if self.refused(prompt) else Opening(SURE, ANSWER)
 
 
 @dataclass
@@ -85,14 +85,14 @@ class ToySession:
         states = np.stack([self.model.state(p) for p in self.prompts])
         return states, 9 * np.eye(2, dtype=np.float32)[tokens]
 
-    def replies(self, n_tokens: int) -> list[Reply]:
+    def replies(self, n_tokens: int) -> list[Opening]:
         return [self.model.reply(p) for p in self.prompts]
 
-    def steered_replies(self, pushes: Sequence[Push], n_tokens: int) -> Iterator[list[Reply]]:
+    def steered_replies(self, pushes: Sequence[Push], n_tokens: int) -> Iterator[list[Opening]]:
         for layer, additions in pushes:
             least = self.model.pliable.get(layer, np.inf)
             yield [
-                Reply(SORRY, self.model.forced) if np.linalg.norm(push) > least else reply
+                Opening(SORRY, self.model.forced) if np.linalg.norm(push) > least else reply
                 for push, reply in zip(additions, self.replies(n_tokens), strict=True)
             ]
 

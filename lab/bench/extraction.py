@@ -16,7 +16,7 @@ from lab.bench.figures import Figure, Run, interleaved, ratios, timed
 from lab.bench.subject import Asked, Subject
 from mars_gguf.convert import pipeline
 from mars_gguf.convert.choices import Calibration
-from mars_gguf.convert.extract_gguf import GgufExtractor, Session
+from mars_gguf.convert.extract_gguf import GgufExtractor, GgufSession
 from mars_gguf.convert.prompt_sets import gather, renderable
 from mars_gguf.convert.prompts import Prompt
 from mars_gguf.runtime.chunks import Chunk
@@ -90,7 +90,7 @@ class Recorded(GgufExtractor):
         super().__init__(*args, **kwargs)
         self.asked: dict[int, Prompt] = {}
 
-    def sessions(self, prompts: Sequence[Prompt]) -> Iterator[tuple[list[int], Session]]:
+    def sessions(self, prompts: Sequence[Prompt]) -> Iterator[tuple[list[int], GgufSession]]:
         self.asked |= {id(prompt): prompt for prompt in prompts}
         return super().sessions(prompts)
 

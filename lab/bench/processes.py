@@ -19,7 +19,7 @@ import yaml
 from lab.bench.child import peak_bytes
 from lab.bench.figures import Figure, Run, differences, interleaved
 from lab.bench.subject import Asked, Subject
-from mars_gguf.convert.prompts import Context, Prompt
+from mars_gguf.convert.prompts import Preamble, Prompt
 from mars_gguf.errors import MarsError
 from mars_gguf.evaluate.arms import SAFETY_PROMPT
 from mars_gguf.runtime.llama import SteeredLlama
@@ -164,7 +164,7 @@ class Processes:
     def _tokens(self) -> list[list[int]]:
         """Makes the tokens of the question, of it after the safety prompt, and of the guard's."""
         subject = self.subject
-        safety = Context("safety", ({"role": "system", "content": SAFETY_PROMPT},))
+        safety = Preamble("safety", ({"role": "system", "content": SAFETY_PROMPT},))
         guarding = Prompt(self.guard.replace(ASKED, QUESTION))
         asked = Prompt(QUESTION), Prompt(QUESTION, context=safety), guarding
         with closing(SteeredLlama(subject.model, vector=None, **subject.options)) as llama:

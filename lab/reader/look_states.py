@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mars_gguf.convert.extract_gguf import GgufExtractor, Session
-from mars_gguf.convert.extractor import Reply
+from mars_gguf.convert.extract_gguf import GgufExtractor, GgufSession
+from mars_gguf.convert.extractor import Opening
 from mars_gguf.convert.prompts import Prompt
 from mars_gguf.files import atomic
 from mars_gguf.runtime.tap import LayerOutput
@@ -57,7 +57,7 @@ def suffix(extractor: GgufExtractor, text: str) -> list[int]:
     return llama.tokenize(rendered[len(before) :].encode(), add_bos=False, special=True)
 
 
-class LookingSession(Session):
+class LookingSession(GgufSession):
     """Some prompts, looked at: decoded up to their last tokens."""
 
     def look(self, blocks: Sequence[int], looks: Sequence[Sequence[int]]) -> Rows:
@@ -112,7 +112,7 @@ def observe(
         file = folder / f"{name}.npz"
         if not file.exists():
             shape = (len(prompts), 1 + len(looks), len(blocks), extractor.n_embd)
-            states, replies = np.empty(shape, np.float16), [Reply(0, "")] * len(prompts)
+            states, replies = np.empty(shape, np.float16), [Opening(0, "")] * len(prompts)
             for indices, session in extractor.sessions(prompts):
                 states[indices] = session.look(blocks, looks)
                 if not name.startswith("fit"):

@@ -11,7 +11,7 @@ import numpy as np
 from mars_gguf.convert.extractor import Observations
 from mars_gguf.convert.geometry import Array
 from mars_gguf.convert.layers import LayerScores
-from mars_gguf.convert.prompts import REQUESTING, Context, Prompt
+from mars_gguf.convert.prompts import REQUESTING, Preamble, Prompt
 from mars_gguf.convert.refusals import Flags, Refusals
 from mars_gguf.errors import MarsError
 from mars_gguf.modalities import IMAGE
@@ -144,7 +144,7 @@ def _families(prompts: Sequence[Prompt], budget: float) -> list[list[int]]:
     show ``budget``."""
     families: dict[tuple[bool, bool, bool], list[int]] = {}
     for i, p in enumerate(prompts):
-        key = p.own, p.form in REQUESTING, p.context.name == Context().name
+        key = p.own, p.form in REQUESTING, p.context.name == Preamble().name
         families.setdefault(key, []).append(i)
     wordings = wordings_of(prompts)
     large = [

@@ -14,7 +14,7 @@ import gguf
 
 from mars_gguf.convert.checkpoint_template import CheckpointTemplate
 from mars_gguf.convert.choices import CheckpointOptions
-from mars_gguf.convert.extractor import Reply
+from mars_gguf.convert.extractor import Opening
 from mars_gguf.convert.prompts import Prompt
 from mars_gguf.errors import MarsError, ModelError
 from mars_gguf.vectors import ModelFingerprint
@@ -155,7 +155,7 @@ class Checkpoint:
         with self._errors_of(inputs):
             return self.model(**inputs, use_cache=False, **options)
 
-    def replies(self, inputs: Inputs, n_tokens: int) -> list[Reply]:
+    def replies(self, inputs: Inputs, n_tokens: int) -> list[Opening]:
         """Generates the first ``n_tokens`` tokens of the greedy replies."""
         asked = {name: x for name, x in inputs.items() if name != "position_ids"}
         with self._errors_of(inputs):
@@ -178,10 +178,10 @@ class Checkpoint:
                 "model.dtype = 'bfloat16', or fewer prompts at once (CheckpointOptions.batch_size)."
             ) from error
 
-    def reply(self, tokens: list[int]) -> Reply:
+    def reply(self, tokens: list[int]) -> Opening:
         """Makes the reply that these tokens begin, or are, up to the end of the text."""
         length = next((i for i, token in enumerate(tokens) if token in self._ends), len(tokens))
-        return Reply(tokens[0], self.tokenizer.decode(tokens[:length], skip_special_tokens=True))
+        return Opening(tokens[0], self.tokenizer.decode(tokens[:length], skip_special_tokens=True))
 
     def _load(self, kind: Any, **options: Any) -> Any:
         try:

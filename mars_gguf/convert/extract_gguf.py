@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mars_gguf.convert.choices import GgufOptions
-from mars_gguf.convert.extractor import Reply, Say
-from mars_gguf.convert.prompts import Context, Prompt, Push, Rows
+from mars_gguf.convert.extractor import Opening, Say
+from mars_gguf.convert.prompts import Preamble, Prompt, Push, Rows
 from mars_gguf.convert.refusals import N_TOKENS
 from mars_gguf.convert.thinker import Thinker, ThoughtAndAnswer
 from mars_gguf.errors import ModelError, PromptError
@@ -44,7 +44,7 @@ MAX_CELLS = 0.75  # x n_embd
 MIN_CELLS = 256  # what llama.cpp attends over at least
 
 
-class Session:
+class GgufSession:
     """Some prompts, decoded up to their last tokens. ``n_cells``: of the context that they take at
     most, the last token of a copy of each among them."""
 
@@ -64,7 +64,7 @@ class Session:
             logits = self.extractor.decoder.last_tokens(self.prompts)
         return states, logits
 
-    def replies(self, n_tokens: int) -> list[Reply]:
+    def replies(self, n_tokens: int) -> list[Opening]:
         """The first ``n_tokens`` tokens of the greedy replies to all prompts, of their answers
         where the model thinks first, as many prompts at a time as there is room for."""
         at_once = max(1, self._free // self.extractor.reply_cells(n_tokens))
@@ -74,7 +74,7 @@ class Session:
             found += self._replies(some, n_tokens, nullcontext())
         return found
 
-    def steered_replies(self, pushes: Sequence[Push], n_tokens: int) -> Iterator[list[Reply]]:
+    def steered_replies(self, pushes: Sequence[Push], n_tokens: int) -> Iterator[list[Opening]]:
         """For each (layer, additions) these replies, with the additions at the last token of the
         prompt alone: several pushes at a time, or some prompts where there is no room for all."""
         n = len(self.prompts)
@@ -82,7 +82,7 @@ class Session:
         at_once = max(1, min(fit, self.extractor.decoder.n_copies) // n)
         for start in range(0, len(pushes), at_once):
             some = pushes[start : start + at_once]
-            found: list[Reply] = []
+            found: list[Opening] = []
             for first in range(0, n, fit):
                 part = slice(first, first + fit)
                 pushed = self._pushing([(layer, added[part]) for layer, added in some])
@@ -106,10 +106,10 @@ class Session:
 
     def _replies(
         self, prompts: list[CachedPrompt], n_tokens: int, first: AbstractContextManager[object]
-    ) -> list[Reply]:
+    ) -> list[Opening]:
         llama = self.extractor.llama
         found = self.extractor.answers(prompts, n_tokens, first)
-        return [Reply(t[0], llama.detokenize(t).decode(errors="replace")) for t in found]
+        return [Opening(t[0], llama.detokenize(t).decode(errors="replace")) for t in found]
 
     def _pushing(self, pushes: Sequence[Push]) -> AbstractContextManager[object]:
         """While the last tokens of prompts are decoded once for each push: add it."""
@@ -228,7 +228,7 @@ class GgufExtractor:
         if self.llama.projector is not None:
             self.llama.projector.forget()
 
-    def takes(self, context: Context) -> bool:
+    def takes(self, context: Preamble) -> bool:
         """Whether the chat template writes what stands in ``context`` before a prompt."""
         try:
             self.render(Prompt("Hello", context=context))
@@ -299,7 +299,7 @@ class GgufExtractor:
             self._beside[sizes] = self.length(prompt) - n_text
         return n_text + self._beside[sizes]
 
-    def sessions(self, prompts: Sequence[Prompt]) -> Iterator[tuple[list[int], Session]]:
+    def sessions(self, prompts: Sequence[Prompt]) -> Iterator[tuple[list[int], GgufSession]]:
         """Sessions over ``prompts``, as many prompts in each as fit, those that begin alike side by
         side; each is valid until the next is asked for. Yields the prompts' indices and the
         session."""
@@ -311,14 +311,14 @@ class GgufExtractor:
             group, n_cells = self.group(some, self.reply_cells(N_TOKENS))
             indices, order = order[: len(group)], order[len(group) :]
             self.prefill.run(group)
-            yield indices, Session(self, group, n_cells)
+            yield indices, GgufSession(self, group, n_cells)
 
     def _think(self, prompts: list[Prompt]) -> None:
         """Have the model think about ``prompts``."""
         while prompts:
             group, n_cells = self.group(prompts, self._reserve)
             self.prefill.run(group)
-            found = zip(prompts, Session(self, group, n_cells).thoughts(), strict=False)
+            found = zip(prompts, GgufSession(self, group, n_cells).thoughts(), strict=False)
             self._thoughts |= {id(prompt): (prompt, tuple(said)) for prompt, said in found}
             prompts = prompts[len(group) :]
 

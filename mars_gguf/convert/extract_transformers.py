@@ -16,8 +16,8 @@ import numpy as np
 
 from mars_gguf.convert.checkpoint import Checkpoint, Inputs, torch, transformers
 from mars_gguf.convert.choices import CheckpointOptions
-from mars_gguf.convert.extractor import Reply, Say
-from mars_gguf.convert.prompts import Context, Prompt, Push, Rows
+from mars_gguf.convert.extractor import Opening, Say
+from mars_gguf.convert.prompts import Preamble, Prompt, Push, Rows
 from mars_gguf.errors import MarsError, ModelError
 
 Visit = Callable[[int, Any], Any]
@@ -57,11 +57,11 @@ class Batch:
             )
         return states, logits
 
-    def replies(self, n_tokens: int) -> list[Reply]:
+    def replies(self, n_tokens: int) -> list[Opening]:
         """Generates the first ``n_tokens`` tokens of the greedy replies to all prompts."""
         return self.checkpoint.replies(self.inputs, n_tokens)
 
-    def steered_replies(self, pushes: Sequence[Push], n_tokens: int) -> Iterator[list[Reply]]:
+    def steered_replies(self, pushes: Sequence[Push], n_tokens: int) -> Iterator[list[Opening]]:
         """Generates these replies for each push, which is added at the last token of the prompt."""
         last = self.inputs["input_ids"].shape[1] - 1
         for layer, additions in pushes:
@@ -124,7 +124,7 @@ class TransformersExtractor:
         """Whether prompts may have pictures."""
         return self.checkpoint.processor is not None
 
-    def takes(self, context: Context) -> bool:
+    def takes(self, context: Preamble) -> bool:
         """Tells whether the chat template writes what stands in ``context`` before a prompt."""
         try:
             self.checkpoint.template.render(Prompt("Hello", context=context))

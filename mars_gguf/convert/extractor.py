@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from mars_gguf.convert.prompts import Context, Prompt, Push, Rows
+from mars_gguf.convert.prompts import Preamble, Prompt, Push, Rows
 from mars_gguf.vectors import ModelFingerprint
 
 Advance = Callable[[int], object]
@@ -24,7 +24,7 @@ Read = Callable[[Sequence[Prompt], Rows], Rows]
 Tokens = npt.NDArray[np.intp]
 
 
-class Reply(NamedTuple):
+class Opening(NamedTuple):
     """The beginning of a greedy reply, or of its answer where a thought goes before."""
 
     token: int
@@ -38,10 +38,10 @@ class Session(Protocol):
         """Reads the hidden states of the last tokens after every block, [n, L, d], and the logits
         of the first token of the reply, [n, V]."""
 
-    def replies(self, n_tokens: int) -> list[Reply]:
+    def replies(self, n_tokens: int) -> list[Opening]:
         """Generates the first ``n_tokens`` tokens of the greedy replies."""
 
-    def steered_replies(self, pushes: Sequence[Push], n_tokens: int) -> Iterable[list[Reply]]:
+    def steered_replies(self, pushes: Sequence[Push], n_tokens: int) -> Iterable[list[Opening]]:
         """Generates these replies for each push, which is added at the last token of the prompt."""
 
 
@@ -56,7 +56,7 @@ class Extractor(Protocol):
     def answers_later(self) -> bool:
         """Whether a thought comes between a prompt and the answer to it."""
 
-    def takes(self, context: Context) -> bool:
+    def takes(self, context: Preamble) -> bool:
         """Tells whether the chat template writes what stands in ``context`` before a prompt."""
 
     def sessions(self, prompts: Sequence[Prompt]) -> Iterable[tuple[list[int], Session]]:
@@ -74,7 +74,7 @@ class Observations:
     prompts: list[Prompt]
     states: Rows
     tokens: Tokens
-    replies: list[Reply]
+    replies: list[Opening]
 
     def where(self, keep: npt.NDArray[np.bool_]) -> Observations:
         """Chooses the prompts for which ``keep`` [n] is true."""
@@ -100,7 +100,7 @@ class Observation(NamedTuple):
 
     state: Rows
     token: int
-    reply: Reply
+    reply: Opening
 
 
 class Store(Protocol):
@@ -144,7 +144,7 @@ def observe(
         states, logits = session.observe()
         rows = states if read is None else read([prompts[i] for i in indices], states)
         tokens = logits.argmax(-1).tolist()
-        replies = [Reply(t, "") for t in tokens]
+        replies = [Opening(t, "") for t in tokens]
         if n_tokens or extractor.answers_later:
             replies = session.replies(n_tokens or 1)
             tokens = [reply.token for reply in replies]

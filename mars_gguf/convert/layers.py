@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mars_gguf.convert.extractor import Advance, Extractor, Reply
+from mars_gguf.convert.extractor import Advance, Extractor, Opening
 from mars_gguf.convert.geometry import Array, Centroids
 from mars_gguf.convert.prompts import Prompt, Push
 from mars_gguf.convert.refusals import N_TOKENS, Refusals
@@ -91,7 +91,7 @@ class Forced:
     trials, and the replies of the first trial."""
 
     rate: float
-    replies: list[Reply]
+    replies: list[Opening]
 
 
 def candidates(n_layer: int, layers: tuple[int, int] | None) -> list[int]:
@@ -133,7 +133,7 @@ def force(
 ) -> list[Forced]:
     """Steers the prompts of all ``trials`` with the gate fully open at each of ``places``."""
     rates = np.ones(len(places))
-    kept: list[list[Reply]] = []
+    kept: list[list[Opening]] = []
 
     def push(layer: int, limit: float, t: Array) -> Push:
         alpha = strength(t, np.ones_like(t), float(base.distance[layer]), limit)
@@ -141,7 +141,7 @@ def force(
         return layer, np.asarray(alpha[:, None] * unit, np.float32)
 
     for trial in trials:
-        found: list[list[Reply]] = [[Reply(0, "")] * len(trial.prompts) for _ in places]
+        found: list[list[Opening]] = [[Opening(0, "")] * len(trial.prompts) for _ in places]
         for indices, session in extractor.sessions(trial.prompts):
             pushes = [push(layer, limit, trial.t[indices, layer]) for layer, limit in places]
             for k, replies in enumerate(session.steered_replies(pushes, N_TOKENS)):

@@ -23,7 +23,7 @@ from mars_gguf.convert.calibration import (
     warnings,
 )
 from mars_gguf.convert.choices import Calibration
-from mars_gguf.convert.extractor import Extractor, Observations, Reply, Store, observe
+from mars_gguf.convert.extractor import Extractor, Observations, Opening, Store, observe
 from mars_gguf.convert.geometry import Array, Axes, centroids, readout, robust_shift
 from mars_gguf.convert.layers import (
     FINALISTS,
@@ -63,7 +63,7 @@ class Measurement:
     scores: LayerScores
     coordinates: dict[str, Array]
     certificate: Certificate
-    examples: list[tuple[Prompt, Reply]]
+    examples: list[tuple[Prompt, Opening]]
     warnings: list[str]
 
 
@@ -141,7 +141,7 @@ class _Observer(NamedTuple):
         seen = self.observe([p for some in sets.values() for p in some], **options)
         return dict(zip(sets, seen.parts([len(some) for some in sets.values()]), strict=True))
 
-    def with_replies(self, prompts: Sequence[Prompt]) -> tuple[Rows, list[Reply]]:
+    def with_replies(self, prompts: Sequence[Prompt]) -> tuple[Rows, list[Opening]]:
         """Observes hidden states [n, L, d], and replies to the first REPLIES of the prompts."""
         asked = self.observe(prompts[:REPLIES], n_tokens=N_TOKENS)
         rest = self.observe(prompts[REPLIES:])
@@ -219,7 +219,7 @@ class _Selected(NamedTuple):
     scores: LayerScores
     limit: float
     budgets: dict[str, float]
-    examples: list[tuple[Prompt, Reply]]
+    examples: list[tuple[Prompt, Opening]]
 
     @property
     def layer(self) -> int:

@@ -18,7 +18,7 @@ from pathlib import Path
 from PIL import Image
 
 from mars_gguf.convert.neutral import KINDS, frames, neutral_images, read_images
-from mars_gguf.convert.prompts import Context, Prompt, neutral_prompts, read_entries, text_of
+from mars_gguf.convert.prompts import Preamble, Prompt, neutral_prompts, read_entries, text_of
 from mars_gguf.convert.splits import NEUTRAL_SHARES, Split, every_second, split
 from mars_gguf.errors import MarsError
 from mars_gguf.media.images import load_image
@@ -34,7 +34,7 @@ def neutral_probes(
     number: int,
     size: int,
     seed: int,
-    contexts: Sequence[Context] = (Context(),),
+    contexts: Sequence[Preamble] = (Preamble(),),
     borderline: Sequence[str] = (),
     media: str | PathLike[str] | None = None,
     *,
@@ -104,7 +104,7 @@ def _films(kind: str, number: int, size: int, seed: int) -> list[Shown]:
 def _crossed(
     kinds: Mapping[str, Sequence[Shown]],
     prompts: Mapping[str, Sequence[str]],
-    contexts: Sequence[Context],
+    contexts: Sequence[Preamble],
     seed: int,
     medium: str,
 ) -> Iterator[Prompt]:
@@ -123,7 +123,7 @@ def _crossed(
 
 
 def paired_probes(
-    path: str | PathLike[str], contexts: Sequence[Context] = (Context(),), seed: int = 0
+    path: str | PathLike[str], contexts: Sequence[Preamble] = (Preamble(),), seed: int = 0
 ) -> dict[str, Split]:
     """Reads neutral prompts from a JSON Lines file, and divides them by picture. A line holds
     "prompt", "image" (a name relative to the file, or a list of names: several still pictures) and
@@ -163,7 +163,7 @@ def _by_pictures(lines: Iterable[Prompt]) -> list[list[Prompt]]:
     return [prompts for _, prompts in groups]
 
 
-def _lines(path: Path, context: Context) -> Iterator[Prompt]:
+def _lines(path: Path, context: Preamble) -> Iterator[Prompt]:
     """Reads the prompt of every line; of one picture there is one image."""
     loaded: dict[str, Image.Image] = {}
     for where, entry in read_entries(path, "prompt", "image"):

@@ -9,7 +9,7 @@ from itertools import chain
 from mars_gguf.convert.choices import Prompts
 from mars_gguf.convert.extractor import Extractor
 from mars_gguf.convert.probes import is_paired, neutral_probes
-from mars_gguf.convert.prompts import Context, ContrastPrompts, Prompt, contexts, read_contrast
+from mars_gguf.convert.prompts import ContrastPrompts, Preamble, Prompt, contexts, read_contrast
 from mars_gguf.convert.splits import Split
 from mars_gguf.errors import MarsError
 from mars_gguf.modalities import MEDIA, TEXT
@@ -28,7 +28,7 @@ class PromptSets:
 
     contrast: ContrastPrompts
     media: Mapping[str, Split] = field(default_factory=dict)
-    contexts: Sequence[Context] = (Context(),)
+    contexts: Sequence[Preamble] = (Preamble(),)
     notes: Sequence[str] = ()
 
     def longest(self) -> list[Prompt]:
@@ -99,7 +99,7 @@ def renderable(extractor: Extractor, sets: PromptSets) -> PromptSets:
         raise MarsError("--system-prompt: the chat template does not write it. Leave it out.")
 
     def written(prompt: Prompt) -> Prompt:
-        return replace(prompt, context=Context()) if prompt.context in lost else prompt
+        return replace(prompt, context=Preamble()) if prompt.context in lost else prompt
 
     media = {m: Split(*([written(p) for p in part] for part in s)) for m, s in sets.media.items()}
     kept = [context for context in sets.contexts if context not in lost]

@@ -37,7 +37,7 @@ Push = tuple[int, Rows]
 
 
 @dataclass(frozen=True)
-class Context:
+class Preamble:
     """The messages before a prompt: a system prompt and earlier turns, as OpenAI writes them."""
 
     name: str = "none"
@@ -59,7 +59,7 @@ class Prompt:
     form: str = ""
     kind: str = ""
     medium: str = IMAGE.name
-    context: Context = Context()
+    context: Preamble = Preamble()
     wording: str = ""
     own: bool = False
 
@@ -202,17 +202,17 @@ def neutral_prompts() -> dict[str, list[str]]:
     return forms
 
 
-def contexts(system: str | None = None) -> list[Context]:
+def contexts(system: str | None = None) -> list[Preamble]:
     """Lists the contexts that prompts are measured in (``data/contexts.jsonl``), several of each
     name: none, system prompts of an assistant, of a persona and strict ones, two earlier turns, a
     refusal. With a ``system`` prompt: that alone and with earlier turns."""
-    others = [Context(c["name"], tuple(c["messages"])) for c in _builtin("contexts.jsonl")]
-    found = [Context(), *others]
+    others = [Preamble(c["name"], tuple(c["messages"])) for c in _builtin("contexts.jsonl")]
+    found = [Preamble(), *others]
     if system is None:
         return found
     given = {"role": "system", "content": system}
     turns = [c for c in found if all(m["role"] != "system" for m in c.messages)]
-    return [Context(c.name, (given, *c.messages)) for c in turns]
+    return [Preamble(c.name, (given, *c.messages)) for c in turns]
 
 
 def read_prompts(path: str | PathLike[str]) -> list[str]:

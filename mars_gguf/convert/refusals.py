@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mars_gguf.convert.extractor import Reply
+from mars_gguf.convert.extractor import Opening
 from mars_gguf.openings import judge_by_opening
 from mars_gguf.statistics import Share
 
@@ -37,7 +37,7 @@ class Refusals:
     judged: bool
 
     @classmethod
-    def of(cls, harmful: Sequence[Reply], harmless: Sequence[Reply]) -> Refusals:
+    def of(cls, harmful: Sequence[Opening], harmless: Sequence[Opening]) -> Refusals:
         """Learns from replies to harmful and to harmless prompts."""
         replies = [*harmful, *harmless]
         refused = [r.token for r in replies if _is_refusal(r)]
@@ -57,12 +57,12 @@ class Refusals:
         """Tells whether replies that begin with these tokens [n] are mostly refusals, [n]."""
         return np.asarray([self.shares.get(int(token), 0.0) > 0.5 for token in tokens], np.bool_)
 
-    def among(self, replies: Sequence[Reply]) -> Flags:
+    def among(self, replies: Sequence[Opening]) -> Flags:
         """Tells which of the replies are refusals, [n]."""
         if self.judged:
             return np.asarray([_is_refusal(reply) for reply in replies], np.bool_)
         return self.begin(np.asarray([reply.token for reply in replies], np.intp))
 
 
-def _is_refusal(reply: Reply) -> bool:
+def _is_refusal(reply: Opening) -> bool:
     return judge_by_opening(reply.text) == "refused"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mars_gguf.convert.extractor import Observation, Reply
+from mars_gguf.convert.extractor import Observation, Opening
 from mars_gguf.errors import MarsError
 from mars_gguf.files import sha256
 
@@ -70,7 +70,7 @@ class ResumeFile:
                 for shape, state, token, reply, text in file.execute(query, [self._name(key)]):
                     size = tuple(map(int, shape.split(",")))
                     values = np.frombuffer(state, np.float32).reshape(size)
-                    found[key] = Observation(values, token, Reply(reply, text))
+                    found[key] = Observation(values, token, Opening(reply, text))
         return found
 
     def keep(self, seen: Mapping[str, Observation]) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, cycle
 from typing import NamedTuple, TypeVar
 
-from mars_gguf.convert.prompts import Context, ContrastPrompts, Prompt, require_enough
+from mars_gguf.convert.prompts import ContrastPrompts, Preamble, Prompt, require_enough
 from mars_gguf.errors import MarsError
 
 T = TypeVar("T")
@@ -47,7 +47,7 @@ class Splits:
 def split_prompts(
     contrast: ContrastPrompts,
     media: Mapping[str, Split],
-    contexts: Sequence[Context],
+    contexts: Sequence[Preamble],
     seed: int,
 ) -> Splits:
     """Divides the text prompts, and joins them with ``media``, which are divided already.
@@ -76,7 +76,7 @@ def split_prompts(
     return Splits(harmful, harmless, {"text": Split(*neutral), **media})
 
 
-def every_second(prompts: Sequence[Prompt], contexts: Sequence[Context]) -> list[Prompt]:
+def every_second(prompts: Sequence[Prompt], contexts: Sequence[Preamble]) -> list[Prompt]:
     """Puts every second prompt after the next of ``contexts`` but the first."""
     if len(contexts) < 2:
         return list(prompts)

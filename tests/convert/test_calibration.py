@@ -28,7 +28,7 @@ from mars_gguf.convert.calibration import (
 )
 from mars_gguf.convert.extractor import Observations
 from mars_gguf.convert.layers import LayerScores
-from mars_gguf.convert.prompts import Context, Prompt
+from mars_gguf.convert.prompts import Preamble, Prompt
 from mars_gguf.convert.refusals import Refusals
 from mars_gguf.errors import MarsError
 from mars_gguf.statistics import exceedance_bound, largest_count
@@ -110,7 +110,7 @@ def test_a_threshold_holds_for_wordings_and_for_the_users_prompts_by_themselves(
 def test_a_threshold_holds_for_requests_by_themselves_where_there_are_enough() -> None:
     t = np.concatenate([np.linspace(0, 1, 300), np.linspace(4, 5, 30), np.linspace(8, 9, 5)])
     forms = ["question"] * 300 + ["instruction"] * 30 + ["any"] * 5
-    before = [Context()] * 330 + [Context("persona")] * 5
+    before = [Preamble()] * 330 + [Preamble("persona")] * 5
     put = [
         Prompt(str(i), form=form, context=context)
         for i, (form, context) in enumerate(zip(forms, before, strict=True))
@@ -158,7 +158,7 @@ def test_a_file_can_hold_every_limit_that_is_tried() -> None:
 
 
 def test_a_certificate_counts_what_opens_the_gate_by_modality_and_by_sort() -> None:
-    persona, picture = Context("persona"), np.zeros(0)
+    persona, picture = Preamble("persona"), np.zeros(0)
     prompts = [
         Prompt("a", form="howto"),
         Prompt("b", form="howto", context=persona),

@@ -8,7 +8,7 @@ import pytest
 from toys import toy_measurement
 
 from mars_gguf.convert.card import card
-from mars_gguf.convert.extractor import Reply
+from mars_gguf.convert.extractor import Opening
 from mars_gguf.convert.pipeline import Measurement
 from mars_gguf.convert.prompts import Prompt
 
@@ -54,7 +54,7 @@ def test_a_card_says_what_opens_the_gate_of_every_sort_and_what_forced_replies_s
 def test_what_a_model_replies_cannot_break_out_of_its_line_of_a_card(
     measurement: Measurement,
 ) -> None:
-    wild = Reply(0, "`|\n# Heading\n\x1b[2J</script>")
+    wild = Opening(0, "`|\n# Heading\n\x1b[2J</script>")
     shown = replace(measurement, examples=[(Prompt("a `b`\nc"), wild)])
     assert r"- `a 'b'\nc` -> `'|\n# Heading\n\x1b[2J</script>`" + "\n" in card(shown, "v.gguf", "")
 

@@ -25,8 +25,8 @@ from mars_gguf.convert import (
     convert,
     read_artefact,
 )
-from mars_gguf.convert.extract_gguf import Session
-from mars_gguf.convert.extractor import Observation, Reply
+from mars_gguf.convert.extract_gguf import GgufSession
+from mars_gguf.convert.extractor import Observation, Opening
 from mars_gguf.convert.resuming import ResumeFile
 from mars_gguf.errors import MarsError
 from mars_gguf.vectors import read_vector
@@ -75,13 +75,13 @@ def test_what_was_measured_is_kept_until_the_vector_is_written_and_known_by_its_
     prompts: Prompts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    observe = Session.observe
+    observe = GgufSession.observe
 
-    def counted(self: Session, *given: Any) -> Any:
+    def counted(self: GgufSession, *given: Any) -> Any:
         seen.append(len(self.prompts))
         return observe(self, *given)
 
-    monkeypatch.setattr(Session, "observe", counted)
+    monkeypatch.setattr(GgufSession, "observe", counted)
     output, kept = tmp_path / "v.gguf", tmp_path / "v.measured"
     first = converted(prompts, output=output)
     n_prompts = sum(seen)
@@ -104,7 +104,7 @@ def test_after_an_error_of_measuring_nothing_is_kept_and_before_one_all(
     with pytest.raises(MarsError, match="the same mean hidden state"):
         converted(same, output=output)
     assert not kept.exists()
-    ResumeFile(kept, "job").keep({"key": Observation(np.zeros(3, np.float32), 1, Reply(1, ""))})
+    ResumeFile(kept, "job").keep({"key": Observation(np.zeros(3, np.float32), 1, Opening(1, ""))})
     with pytest.raises(MarsError, match="reasoning_budget is of thoughts"):
         convert(DEMO, prompts=prompts, options=GgufOptions(n_thought=9), output=output)
     assert ResumeFile(kept, "job").find(["key"])

@@ -27,8 +27,8 @@ from models import (
 
 from mars_gguf.convert import extract_gguf
 from mars_gguf.convert.extract_gguf import MAX_CELLS, MIN_CELLS, GgufExtractor
-from mars_gguf.convert.extractor import Reply
-from mars_gguf.convert.prompts import Context, Prompt
+from mars_gguf.convert.extractor import Opening
+from mars_gguf.convert.prompts import Preamble, Prompt
 from mars_gguf.errors import ModelError, PromptError
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.runtime.prefill import (
@@ -262,11 +262,11 @@ def test_contexts_and_pictures_that_prompts_begin_with_are_decoded_once_for_all_
     model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     extractor = opened(model, mmproj_of(model))
-    before = Context("persona", ({"role": "system", "content": "You keep tea and kites. " * 3},))
+    before = Preamble("persona", ({"role": "system", "content": "You keep tea and kites. " * 3},))
     shown = [(), (picture(1),), (picture(2), picture(3)), (picture(2), picture(4))]
     prompts = [
         Prompt(f"Where do people keep {text} kites?", images, context=context)
-        for context in (Context(), before)
+        for context in (Preamble(), before)
         for images in shown
         for text in ["many", "more", "no", "their own", "lost " * 9]
     ]
@@ -339,7 +339,7 @@ def test_replies_are_those_of_the_runtime_but_for_ties_and_leave_the_prompts_as_
                 assert row[token] > row.max() - 0.5
                 llama.eval([token])
         text = [extractor.llama.detokenize(tokens).decode(errors="replace") for tokens in found]
-        replies = [Reply(t[0], said) for t, said in zip(found, text, strict=True)]
+        replies = [Opening(t[0], said) for t, said in zip(found, text, strict=True)]
         assert session.replies(12) == replies
         assert np.array_equal(session.observe()[0], states)
 
@@ -406,7 +406,7 @@ def test_what_prompts_begin_with_is_in_the_context_once_and_leaves_room_for_repl
 ) -> None:
     monkeypatch.setattr(extract_gguf, "MAX_CELLS", 1000.0)  # as of a large model
     extractor = GgufExtractor(DEMO, n_ctx=512, n_threads=1)
-    long = Context("long", ({"role": "system", "content": "tea " * 100},))
+    long = Preamble("long", ({"role": "system", "content": "tea " * 100},))
     asked = [Prompt(f"{n} kites", context=long) for n in range(8)]
     assert sum(map(extractor.length, asked)) > extractor.n_cells
     at_once: list[int] = []
@@ -440,8 +440,8 @@ RAISES = WRITES.replace(
     "<{{", "{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}<{{"
 )
 DROPS = WRITES.replace("messages", "messages if m.role == 'user'")
-SYSTEM = Context("strict", ({"role": "system", "content": "Be brief."},))
-TURNS = Context(
+SYSTEM = Preamble("strict", ({"role": "system", "content": "Be brief."},))
+TURNS = Preamble(
     "turns", ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Oh"})
 )
 
@@ -456,14 +456,14 @@ def test_a_context_is_taken_if_the_template_writes_all_that_stands_in_it(
 ) -> None:
     extractor = opened(random_llama(tmp_path / "model.gguf", template=template))
     assert (extractor.takes(SYSTEM), extractor.takes(TURNS)) == taken
-    assert extractor.takes(Context())
+    assert extractor.takes(Preamble())
 
 
 @pytest.mark.parametrize("model", ["short_smollm2", "small_llama"], indirect=True)
 def test_after_a_context_states_are_those_that_the_runtime_reads(model: str) -> None:
     extractor, llama = opened(model), steered(model, vector(model, opens=CLOSED))
     contexts = [c for c in (SYSTEM, TURNS) if extractor.takes(c)]
-    prompts = [replace(p, context=c) for p in TEXTS for c in (Context(), *contexts)]
+    prompts = [replace(p, context=c) for p in TEXTS for c in (Preamble(), *contexts)]
     states, _ = observed(extractor, prompts)
     given = llama.vectors["mars"]
     g, layer = given.geometry, given.layer

@@ -26,7 +26,7 @@ from mars_gguf.convert.extract_transformers import TransformersExtractor
 from mars_gguf.convert.extractor import observe
 from mars_gguf.convert.pipeline import measure_vector
 from mars_gguf.convert.prompt_sets import PromptSets
-from mars_gguf.convert.prompts import Context, ContrastPrompts, Prompt, builtin_contrast
+from mars_gguf.convert.prompts import ContrastPrompts, Preamble, Prompt, builtin_contrast
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.runtime.template import CHATML
 from mars_gguf.vectors import read_vector
@@ -161,8 +161,8 @@ def test_a_context_is_taken_if_the_template_writes_it(
 ) -> None:
     extractor = TransformersExtractor(checkpoints.llama(tmp_path / "hf", template))
     system = {"role": "system", "content": "Be brief."}
-    assert extractor.takes(Context("strict", (system,))) == taken
-    assert extractor.takes(Context())
+    assert extractor.takes(Preamble("strict", (system,))) == taken
+    assert extractor.takes(Preamble())
 
 
 @pytest.mark.parametrize("template", [STRINGS, PARTS, checkpoints.TEMPLATE, CHATML])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toys import N_EMBD, N_LAYER, REFUSAL, SORRY, Toy
 
-from mars_gguf.convert.extractor import Reply
+from mars_gguf.convert.extractor import Opening
 from mars_gguf.convert.geometry import Centroids
 from mars_gguf.convert.layers import (
     TRIED,
@@ -108,7 +108,7 @@ def test_forced_steering_is_judged_by_replies_where_they_can_be_judged(
     assert sum(done) == 2 * 12
     assert [place.rate for place in found] == [0.0, effect]
     assert found[0].replies == [toy.reply(p) for p in trial(12).prompts]
-    assert found[1].replies == [Reply(SORRY, forced)] * 12
+    assert found[1].replies == [Opening(SORRY, forced)] * 12
 
 
 def test_the_rate_is_that_of_the_trial_that_yields_least_and_replies_are_of_the_first() -> None:

@@ -21,8 +21,8 @@ from mars_gguf.convert.pipeline import Measurement, measure_vector
 from mars_gguf.convert.probes import paired_probes
 from mars_gguf.convert.prompt_sets import PromptSets, renderable
 from mars_gguf.convert.prompts import (
-    Context,
     ContrastPrompts,
+    Preamble,
     Prompt,
     builtin_contrast,
     read_prompts,
@@ -41,7 +41,7 @@ SOURCE = {"backend": "llama.cpp"}
 # A model of numpy alone --------------------------------------------------------------------------
 
 CONTRAST = toy_contrast()
-CONTEXTS = [Context(), *(Context(name, ({"role": "system", "content": name},)) for name in "ab")]
+CONTEXTS = [Preamble(), *(Preamble(name, ({"role": "system", "content": name},)) for name in "ab")]
 MEDIA = {
     "image": Split(
         *(
@@ -229,7 +229,7 @@ def test_contexts_that_the_template_does_not_write_are_left_out_with_a_note(
 
 
 def test_a_system_prompt_that_the_template_does_not_write_is_refused(plain_toy: Toy) -> None:
-    given = Context("none", ({"role": "system", "content": "Be kind."},))
+    given = Preamble("none", ({"role": "system", "content": "Be kind."},))
     sets = PromptSets(CONTRAST, {}, [given])
     with pytest.raises(MarsError, match="--system-prompt: the chat template does not write it"):
         renderable(replace(plain_toy, unwritten=("none",)), sets)

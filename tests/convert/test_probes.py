@@ -13,7 +13,7 @@ from models import picture
 
 from mars_gguf.convert.probes import FORMS as MEETS
 from mars_gguf.convert.probes import FRAMES, STILLS, neutral_probes, paired_probes
-from mars_gguf.convert.prompts import Context, Prompt, contexts, neutral_prompts
+from mars_gguf.convert.prompts import Preamble, Prompt, contexts, neutral_prompts
 from mars_gguf.convert.splits import Split
 from mars_gguf.errors import MarsError
 
@@ -105,7 +105,7 @@ def test_pictures_take_turns_at_how_many_stand_together_and_at_what_stands_befor
 
 @pytest.mark.parametrize("before", [contexts()[:1], contexts("Be brief.")[:1]])
 def test_without_contexts_nothing_stands_before_a_picture_or_the_one_system_prompt(
-    before: list[Context], folder: Path
+    before: list[Preamble], folder: Path
 ) -> None:
     rows = [{"prompt": "What is it?", "image": f"{name}.png"} for name in "abcdef"]
     pairs = paired_probes(written(folder, rows), before)
@@ -163,7 +163,7 @@ def test_lines_of_one_picture_stay_in_one_part_and_half_come_again_with_others_o
     for i in range(20):
         picture(i).save(tmp_path / f"{i}.png")
     rows = [{"prompt": f"What is it, {i}?", "image": f"{i % 20}.png"} for i in range(60)]
-    before = [Context(), Context("one"), Context("two")]
+    before = [Preamble(), Preamble("one"), Preamble("two")]
     probes, again = (paired_probes(written(tmp_path, rows), before) for _ in range(2))
     for m, parts in probes.items():
         assert_disjoint(parts, texts=True)
@@ -205,7 +205,7 @@ def test_a_prompt_is_asked_by_messages_that_tell_a_film_from_pictures() -> None:
     hello = {"role": "user", "content": "Hello"}
     assert Prompt("Hello").messages == [hello]
     before = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}
-    assert Prompt("Hello", context=Context("", before)).messages == [*before, hello]
+    assert Prompt("Hello", context=Preamble("", before)).messages == [*before, hello]
     stills = Prompt("Hello", (a, b)).messages[0]["content"]
     assert [part["type"] for part in stills] == ["image_url", "image_url", "text"]
     frames, text = Prompt("Hello", (a, b), medium="video").messages[0]["content"]

@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toys import ANSWER, REFUSAL
 
-from mars_gguf.convert.extractor import Reply
+from mars_gguf.convert.extractor import Opening
 from mars_gguf.convert.refusals import FEW, Refusals
 from mars_gguf.openings import judge_by_opening
 from mars_gguf.statistics import Share
 
 FRENCH = "Je suis désolé, mais je ne peux pas vous aider."
 replies = st.lists(
-    st.builds(Reply, st.integers(0, 3), st.sampled_from([REFUSAL, ANSWER, FRENCH])), min_size=1
+    st.builds(Opening, st.integers(0, 3), st.sampled_from([REFUSAL, ANSWER, FRENCH])), min_size=1
 )
 
 
@@ -27,7 +27,7 @@ def tokens(*found: int) -> np.ndarray:
 
 @given(replies, replies)
 def test_a_token_begins_refusals_if_more_than_half_of_its_replies_are_some(
-    harmful: list[Reply], harmless: list[Reply]
+    harmful: list[Opening], harmless: list[Opening]
 ) -> None:
     found = Refusals.of(harmful, harmless)
     judged = [judge_by_opening(reply.text) == "refused" for reply in harmful]
@@ -43,7 +43,7 @@ def test_a_token_begins_refusals_if_more_than_half_of_its_replies_are_some(
 
 @given(replies, replies)
 def test_without_refusals_in_english_a_token_counts_if_harmful_prompts_get_it_more_often(
-    harmful: list[Reply], harmless: list[Reply]
+    harmful: list[Opening], harmless: list[Opening]
 ) -> None:
     harmful = [reply._replace(text=FRENCH) for reply in harmful]
     found = Refusals.of(harmful, harmless)
@@ -60,8 +60,8 @@ def test_a_model_that_refuses_by_answering_otherwise_is_told_by_its_words_not_by
     None
 ):
     """ "I" begins refusals and answers alike: the first token says nothing, the reply does."""
-    harmful = [Reply(7, REFUSAL)] * 10
-    harmless = [Reply(7, "I love baking. Take flour.")] * 10
+    harmful = [Opening(7, REFUSAL)] * 10
+    harmless = [Opening(7, "I love baking. Take flour.")] * 10
     found = Refusals.of(harmful, harmless)
     assert not found.begin(tokens(7))[0]
     assert found.among([*harmful, *harmless]).tolist() == [True] * 10 + [False] * 10
@@ -71,7 +71,7 @@ def test_a_model_that_refuses_by_answering_otherwise_is_told_by_its_words_not_by
 def test_a_few_refusals_of_harmful_prompts_are_needed_to_learn_from_replies(
     refused: int, judged: bool
 ) -> None:
-    harmful = [Reply(0, REFUSAL)] * refused + [Reply(1, ANSWER)] * (60 - refused)
-    found = Refusals.of(harmful, [Reply(1, ANSWER)] * 60)
+    harmful = [Opening(0, REFUSAL)] * refused + [Opening(1, ANSWER)] * (60 - refused)
+    found = Refusals.of(harmful, [Opening(1, ANSWER)] * 60)
     assert found.judged == judged
     assert found.begin(tokens(0, 1)).tolist() == [judged, False]

@@ -14,14 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mars_gguf.convert.extractor import Observation, Reply
+from mars_gguf.convert.extractor import Observation, Opening
 from mars_gguf.convert.resuming import ResumeFile, code_sha256, require_ours
 from mars_gguf.errors import MarsError
 
 
 def seen(i: int, shape: tuple[int, ...] = (3, 2)) -> Observation:
     state = np.random.default_rng(i).normal(size=shape).astype(np.float32)
-    return Observation(state, i, Reply(i, f"reply {i}\0\n'\U0001f642"))
+    return Observation(state, i, Opening(i, f"reply {i}\0\n'\U0001f642"))
 
 
 @given(st.lists(st.integers(0, 99), unique=True), st.sampled_from([(1,), (4,), (3, 2)]))

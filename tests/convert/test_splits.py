@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mars_gguf.convert.prompts import Context, Prompt, builtin_contrast, contexts
+from mars_gguf.convert.prompts import Preamble, Prompt, builtin_contrast, contexts
 from mars_gguf.convert.splits import Split, every_second, split, split_prompts
 from mars_gguf.errors import MarsError
 
@@ -52,7 +52,7 @@ def test_matched_pairs_stay_together_and_no_prompt_measures_twice() -> None:
     splits = split_prompts(contrast, {}, contexts(), seed=3)
     for harmful, harmless in zip(splits.harmful, splits.harmless, strict=True):
         assert texts(harmless) == [partner[p.text] for p in harmful]
-        assert all(p.context == Context() for p in (*harmful, *harmless))
+        assert all(p.context == Preamble() for p in (*harmful, *harmless))
     parts = splits.neutral["text"]
     everything = texts(list(chain(*splits.harmful, *parts)))
     sides = contrast.harmful, contrast.harmless, *contrast.neutral.values()
@@ -68,7 +68,7 @@ def test_matched_pairs_stay_together_and_no_prompt_measures_twice() -> None:
 def test_every_second_prompt_stands_after_a_context_and_they_take_turns(
     some: list[str], n: int
 ) -> None:
-    before = [Context(), *(Context(f"context {i}") for i in range(n))]
+    before = [Preamble(), *(Preamble(f"context {i}") for i in range(n))]
     found = every_second([Prompt(text) for text in some], before)
     assert texts(found) == some
     assert {p.context.name for p in found[::2]} <= {"none"}
@@ -76,8 +76,8 @@ def test_every_second_prompt_stands_after_a_context_and_they_take_turns(
     assert names == [f"context {i % n}" if n else "none" for i in range(len(names))]
 
 
-@pytest.mark.parametrize("before", [[Context()], contexts()])
-def test_the_number_of_all_prompts_counts_once_what_fits_twice(before: list[Context]) -> None:
+@pytest.mark.parametrize("before", [[Preamble()], contexts()])
+def test_the_number_of_all_prompts_counts_once_what_fits_twice(before: list[Preamble]) -> None:
     """Harmless text fits the centroids, and without a context neutral text, too."""
     probes = Split(*([Prompt(f"{part} {i}") for i in range(8)] for part in "abc"))
     splits = split_prompts(builtin_contrast(), {"image": probes}, before, 0)
