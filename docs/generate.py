@@ -25,10 +25,8 @@ WIDTH = "100"  # of help texts
 # What the page of the API has: a heading, what it is for, and objects of the package.
 SECTIONS = {
     "Steer": (
-        "A model whose replies are steered, the record of what was done to one, and the policy "
-        "that decides it. If steering cannot do its work, an exception says so: a reply is never "
-        "silently unsteered. "
-        "[How pictures and films are given](MEDIA.md#in-python-and-over-http).",
+        "If steering cannot do its work, an exception says so: a reply is never silently "
+        "unsteered. [How pictures and films are given](MEDIA.md#in-python-and-over-http).",
         ["SteeredLlama", "Steering", "steering.Policy"],
     ),
     "Vectors": (
@@ -51,14 +49,10 @@ SECTIONS = {
         "numpy in, numpy out. [The equations](HOW_IT_WORKS.md).",
         ["steering.Geometry", "steering.Decision"],
     ),
-    "Errors": (
-        "All of them are in `mars_gguf.errors`.",
-        [
-            f"errors.{name}"
-            for name in ("MarsError", "VectorError", "ModelError", "PromptError", "SteeringError")
-        ],
-    ),
 }
+ERRORS = ("MarsError", "VectorError", "ModelError", "PromptError", "SteeringError")
+# Of these the page has whole docstrings, of all others the first sentence.
+WHOLE = ("SteeredLlama", "Steering")
 EXAMPLES = {
     "steer.py": "asks the package's model as text and as a picture, and prints what steering did",
     "convert_model.py": "converts the package's model and writes the vector with its card",
@@ -81,8 +75,8 @@ def api() -> str:
         "",
         "`from mars_gguf import SteeredLlama` gives a `llama_cpp.Llama` whose replies are steered.",
         "",
-        "This page is made from the docstrings by `python docs/generate.py`. The package is typed "
-        "(`py.typed`).",
+        "This page is made from the docstrings by `python docs/generate.py`; `help(NAME)` says "
+        "what each argument means. The package is typed (`py.typed`).",
         "",
         "## Examples",
         "",
@@ -92,6 +86,8 @@ def api() -> str:
         lines += ["", f"## {heading}", "", purpose]
         for name in names:
             lines += ["", *entry(package[name])]
+    lines += ["", "## Errors", "", "All of them are in `mars_gguf.errors`.", ""]
+    lines += [f"- `{name}`: {first_sentence(package['errors'][name])}" for name in ERRORS]
     return "\n".join(lines) + "\n\n[All documents](../README.md#documents)\n"
 
 
@@ -100,19 +96,30 @@ def entry(found: griffe.Object | griffe.Alias) -> Iterator[str]:
     yield f"### {found.name}"
     yield ""
     yield from signature(found)
-    yield from docstring(found)
+    if found.name in WHOLE:
+        yield from docstring(found)
+    else:
+        yield from ("", marked(first_sentence(found)))
     if found.is_class:
-        yield from attributes(found)
-        yield ""
-        for member in found.members.values():
-            if member.is_function and not member.name.startswith("_") and member.docstring:
-                yield method(member)
+        members = [*attributes(found), *methods(found, found.name in WHOLE)]
+        yield from [""] * bool(members)
+        yield from members
 
 
-def method(found: griffe.Object | griffe.Alias) -> str:
-    """A method as an item of a list: how it is called, and what its docstring says."""
-    call = found.signature(return_type=True).replace("(self, ", "(").replace("(self)", "()")
-    return f"- `{call}`: {marked(' '.join(found.docstring.value.split()))}"
+def methods(found: griffe.Object | griffe.Alias, whole: bool) -> Iterator[str]:
+    """The documented methods of a class as a list: how they are called, and what they do."""
+    for member in found.members.values():
+        if member.is_function and not member.name.startswith("_") and member.docstring:
+            call = member.signature(return_type=True)
+            call = call.replace("(self, ", "(").replace("(self)", "()")
+            about = " ".join(member.docstring.value.split()) if whole else first_sentence(member)
+            yield f"- `{call}`: {marked(about)}"
+
+
+def first_sentence(found: griffe.Object | griffe.Alias) -> str:
+    """The first sentence of a docstring, on one line."""
+    paragraph = found.docstring.value.split("\n\n")[0] if found.docstring else ""
+    return re.split(r"(?<=\.) (?=[A-Z`])", " ".join(paragraph.split()))[0]
 
 
 def signature(found: griffe.Object | griffe.Alias) -> Iterator[str]:
@@ -149,18 +156,13 @@ def wrapped(call: str) -> str:
 def attributes(found: griffe.Object | griffe.Alias) -> Iterator[str]:
     """The documented properties of a class; its fields where there is no constructor to show."""
     bare = "__init__" not in found.members
-    members = [
-        member
-        for member in found.members.values()
-        if member.is_attribute
-        and not member.name.startswith("_")
-        and (member.docstring or (bare and member.annotation))
-    ]
-    yield from [""] * bool(members)
-    for member in members:
-        about = " ".join(member.docstring.value.split()) if member.docstring else ""
-        kind = f": `{member.annotation}`" if member.annotation else ""
-        yield f"- `{member.name}`{kind}" + (f". {marked(about)}" if about else "")
+    for member in found.members.values():
+        if not member.is_attribute or member.name.startswith("_"):
+            continue
+        if member.docstring or (bare and member.annotation):
+            kind = f": `{member.annotation}`" if member.annotation else ""
+            about = marked(first_sentence(member))
+            yield f"- `{member.name}`{kind}" + (f". {about}" if about else "")
 
 
 def docstring(found: griffe.Object | griffe.Alias) -> Iterator[str]:
@@ -195,14 +197,40 @@ def commands() -> str:
         "`mars-gguf` lists them, `mars-gguf --version` tells the version. "
         "[Errors and exit codes](TROUBLESHOOTING.md).",
         "",
-        "This page is made from the help of each command by `python docs/generate.py`.",
+        "This page is made from the help of each command by `python docs/generate.py`. What "
+        "several commands take is explained at the first of them; `--help` has all of it.",
         "",
         *(f"- [mars_gguf.{name}](#mars_gguf{slug(name)})" for name in COMMANDS),
         "- [mars_gguf.server](SERVER.md#settings)",
     ]
+    said: dict[str, str] = {}
     for name in COMMANDS:
-        lines += ["", f"## mars_gguf.{name}", "", "```", help_of(name), "```"]
+        lines += ["", f"## mars_gguf.{name}", "", "```", *news(name, said), "```"]
     return "\n".join(lines) + "\n\n[All documents](../README.md#documents)\n"
+
+
+def news(command: str, said: dict[str, str]) -> list[str]:
+    """The lines of a command's help, without a long usage, and with the name alone of an option
+    that an earlier command explains in the same words, as ``said`` has them: text -> command."""
+    usage, _, rest = help_of(command).partition("\n\n")
+    lines = [usage, ""] if len(usage.splitlines()) <= 3 else []
+    for paragraph in rest.split("\n\n"):
+        parts = re.split(r"\n(?=  -)", paragraph)
+        known: dict[str, list[str]] = {}
+        new = []
+        for part in parts:
+            text = " ".join(part.split())
+            option = re.match(r"-[-\w]+", text)
+            if text.startswith("-h, --help"):
+                continue
+            if option and said.setdefault(text, command) != command:
+                known.setdefault(said[text], []).append(option[0])
+            else:
+                new.append(part)
+        new += [f"  {' '.join(known[earlier])}: as of mars_gguf.{earlier}" for earlier in known]
+        if len(new) > 1 or len(parts) == 1:  # else a heading alone
+            lines += [*new, ""]
+    return lines[:-1]
 
 
 def slug(name: str) -> str:

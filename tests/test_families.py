@@ -131,11 +131,5 @@ def test_a_check_that_fails_is_a_cell_with_its_reason(tmp_path: Path) -> None:
     assert failed["why"].startswith("ModelError") and "correlate" in failed["why"]
 
 
-def test_the_tables_name_exactly_the_families_that_there_are() -> None:
-    everything = list(FAMILIES | UNSTEERABLE)
-    short, full = rows(between_markers("families")), rows(between_markers("checks"))
-    assert list(short) == list(full) == everything
-    for name in everything:
-        n_checks = len(CHECKS if name in FAMILIES else REFUSALS)
-        assert len(full[name]) == 3 + n_checks
-        assert full[name][:2] == short[name][:2]
+def test_the_table_names_exactly_the_families_that_there_are() -> None:
+    assert list(rows(between_markers("families"))) == list(FAMILIES | UNSTEERABLE)

@@ -179,20 +179,18 @@ def made() -> str:
     )
 
 
-def document(full: str, short: str) -> str:
-    """docs/FAMILIES.md: the ``short`` table, what each check means, and the ``full`` table."""
+def document(short: str) -> str:
+    """docs/FAMILIES.md: the ``short`` table, and what each check means."""
     checks = CHECKS | REFUSALS
     said = "\n".join(f"- **{name}**: {what_it_says(check)}" for name, check in checks.items())
     return f"""# Families
 
 mars-gguf was checked on tiny random models of the families that llama.cpp runs, built as the real
-ones are, with chat templates of their form. Each was converted, chatted with, served and
-evaluated; closed gates were compared with plain llama-cpp-python, and open ones with an
-independent callback, both to the bit. That is the plumbing: how well a real model is repaired,
-[its card](CALIBRATION.md#reading-a-card) says.
+ones are, with chat templates of their form. A check shows that reading, gating and pushing work
+there; how well a real model is repaired, [its card](CALIBRATION.md#reading-a-card) says.
 
-`python -m tests.tiny.matrix FAMILY` checks one; `python -m tests.tiny.matrix --write` made this
-page: {made()}.
+`python -m tests.tiny.matrix FAMILY` checks one family and prints every check of it;
+`python -m tests.tiny.matrix --write` made this page: {made()}.
 
 <!-- families -->
 {short}
@@ -202,15 +200,8 @@ page: {made()}.
 
 {said}
 
-## Every check of every family
-
-A dash means that there is nothing to check, for the reason that is noted. The last table has what
-cannot be steered. Of models that think, the first token of the thought is judged here, or they do
-not think: random ones never come to an answer. Answers after a thought have tests of their own.
-
-<!-- checks -->
-{full}
-<!-- /checks -->
+Of models that think, the first token of the thought is judged here, or they do not think: random
+ones never come to an answer. Answers after a thought have tests of their own.
 
 [All documents](../README.md#documents)
 """
@@ -243,10 +234,9 @@ def main() -> None:
             print(name, file=sys.stderr, flush=True)
             run_family(name, [c for c in checks_of(name) if c in chosen], place, results)
         found = read(results)
-        full = full_tables(names, chosen, place, found)
-        print(full)
+        print(full_tables(names, chosen, place, found))
         if options.write:
-            page = document(full, short_table(names, place, found))
+            page = document(short_table(names, place, found))
             (ROOT / "docs/FAMILIES.md").write_text(page, "utf-8")
     failed = [key for key, result in found.items() if result["outcome"] == "no"]
     sys.exit(bool(failed))
