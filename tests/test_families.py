@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tiny import FAMILIES, UNSTEERABLE, Family
 from tiny.checks import RUNTIME, NotHere
-from tiny.commands import CHECKS, REFUSALS
+from tiny.commands import REFUSALS
 from tiny.subject import Subject
 
 from mars_gguf.errors import ModelError
