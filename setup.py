@@ -84,7 +84,7 @@ setup(
     extras_require={
         "convert": ["torch>=2.4", "transformers>=5", "accelerate", "safetensors"],
         "server": [f"llama-cpp-python[server]{llama_cpp_python}", "prometheus-client>=0.20"],
-        "video": ["av>=12"],
+        "video": ["av>=14"],
         "parquet": ["pyarrow>=15"],
         "docs": ["mkdocs>=1.6,<2", "griffelib>=2"],
         "test": [
@@ -103,7 +103,7 @@ setup(
             "mypy>=1.11",
             "ruff==0.17.*",
             "openai>=1.40",
-            "av>=12",
+            "av>=14",
             "pyarrow>=15",
             "huggingface_hub",
         ],

@@ -13,7 +13,7 @@ import sys
 from xml.etree import ElementTree
 
 ALLOWED = (
-    r"(tmux|script|ffmpeg|hadolint|check-jsonschema) is not installed"
+    r"(tmux|script|hadolint|check-jsonschema) is not installed"
     r"|needs pip install ('litellm|open-webui)"
 )
 

@@ -1,22 +1,13 @@
-"""Reads the frames of a video file, by ffmpeg or by PyAV.
-
-llama.cpp's own helper (tools/mtmd/mtmd-helper.cpp) runs ffmpeg too, but takes the size of frames
-from before their rotation, so that a film held upright comes out scrambled, and waits for ever when
-ffmpeg has much to complain of. Here ffmpeg hands over pictures that carry their own size.
-"""
+"""Reads the frames of a video file, by PyAV, within bounds."""
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 from PIL import Image
 
@@ -68,27 +59,33 @@ def load_video(
     Raises MarsError if the file is missing or has no frames, if it is beyond these limits, or if
     there is nothing to decode it with.
     """
-    file = Path(path)
+    file, ends = Path(path), time.monotonic() + seconds
     if not file.is_file():
         raise MarsError(f"{path}: no such file; expected a video")
-    # An absolute path: nothing in its name is an option or a protocol to ffmpeg.
-    file = file.absolute()
-    if not file.stat().st_size:
-        raise MarsError(f"{path}: the file is empty, expected a video")
-    decode = _decode_with_ffmpeg if _has_ffmpeg() else _decode_with_pyav
-    ends = time.monotonic() + seconds
     try:
-        # Decoders count the margins that they give a frame, some hundred pixels wide.
-        frames, total = decode(file, fps, max_frames, 2 * max_pixels + (1 << 18), ends)
-        if time.monotonic() >= ends:
-            raise MarsError("decoding it takes too long; cut or shrink it first")
-    except MarsError as error:
-        raise MarsError(f"{path}: {error}") from error
-    if not frames:
+        import av
+    except ImportError as error:
         raise MarsError(
-            f"{path}: no frames found, expected a video of at most {max_pixels} pixels a frame. "
-            "Can a player show it?"
-        )
+            f"{path}: nothing to read videos with; install PyAV: pip install 'mars-gguf[video]'"
+        ) from error
+    try:
+        # An absolute path: nothing in its name is an option or a protocol.
+        with av.open(str(file.absolute()), options={"format_whitelist": CONTAINERS}) as container:
+            if not container.streams.video:
+                raise MarsError(f"{path}: it has no pictures, expected a video")
+            # Decoders count the margins that they give a frame, some hundred pixels wide.
+            most = 2 * max_pixels + (1 << 18)
+            container.streams.video[0].codec_context.options = {"max_pixels": str(most)}
+            frames, total = _thinned(_at_rate(container, fps, ends), max_frames)
+    except av.FFmpegError as error:
+        raise MarsError(
+            f"{path}: PyAV cannot read it ({error.strerror}), expected a video of at most "
+            f"{max_pixels} pixels a frame. Can a player show it?"
+        ) from error
+    if not frames:
+        raise MarsError(f"{path}: no frames found, expected a video")
+    if time.monotonic() >= ends:
+        raise MarsError(f"{path}: decoding it takes too long; cut or shrink it first")
     return Video(file.name, sample(frames, max_frames), total)
 
 
@@ -104,86 +101,6 @@ def _thinned(frames: Iterator[Image.Image], max_frames: int) -> tuple[list[Image
                 kept, stride = kept[::2], 2 * stride
         count += 1
     return kept, count
-
-
-# ffmpeg ------------------------------------------------------------------------------------------
-
-
-def _has_ffmpeg() -> bool:
-    return shutil.which("ffmpeg") is not None and shutil.which("ffprobe") is not None
-
-
-def _decode_with_ffmpeg(
-    file: Path, fps: float, max_frames: int, max_pixels: int, ends: float
-) -> tuple[list[Image.Image], int]:
-    given = ["-v", "quiet", "-format_whitelist", CONTAINERS, "-max_pixels", str(max_pixels)]
-    length = _seconds([*given, str(file)], ends - time.monotonic())
-    total = int(length * fps)
-    rate = fps * max_frames / total if total > max_frames else fps
-    size = (
-        f"'min({MEASURED_SIDE},iw)':'min({MEASURED_SIDE},ih)':force_original_aspect_ratio=decrease"
-    )
-    command = ["ffmpeg", "-nostdin", *given, "-i", str(file), "-vf", f"fps={rate},scale={size}"]
-    command += ["-f", "image2pipe", "-c:v", "ppm", "pipe:1"]
-    with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    ) as process:
-        assert process.stdout is not None
-        watchdog = threading.Timer(max(ends - time.monotonic(), 0), process.kill)
-        watchdog.start()
-        try:
-            frames, count = _thinned(_read_ppm(process.stdout), max_frames)
-        finally:
-            watchdog.cancel()
-            process.kill()
-    return frames, max(total, count)
-
-
-def _seconds(arguments: list[str], limit: float) -> float:
-    """Asks for the length of the video; 0 if it does not say."""
-    command = ["ffprobe", "-show_entries", "format=duration", "-of", "json", *arguments]
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=max(limit, 0)
-        )
-        return max(float(json.loads(done.stdout)["format"]["duration"]), 0.0)
-    except (ValueError, LookupError, subprocess.TimeoutExpired):
-        return 0.0
-
-
-def _read_ppm(stream: IO[bytes]) -> Iterator[Image.Image]:
-    """Reads pictures as ffmpeg writes them: "P6\\n", width, height, "\\n255\\n", the pixels."""
-    while stream.readline() == b"P6\n":
-        width, height = map(int, stream.readline().split())
-        stream.readline()
-        pixels = stream.read(3 * width * height)
-        if len(pixels) < 3 * width * height:
-            return
-        yield Image.frombytes("RGB", (width, height), pixels)
-
-
-# PyAV --------------------------------------------------------------------------------------------
-
-
-def _decode_with_pyav(
-    file: Path, fps: float, max_frames: int, max_pixels: int, ends: float
-) -> tuple[list[Image.Image], int]:
-    try:
-        import av
-    except ImportError as error:
-        raise MarsError(
-            "nothing to read videos with. Install ffmpeg (with ffprobe), or PyAV: "
-            'pip install "mars-gguf[video]"'
-        ) from error
-    try:
-        with av.open(str(file), options={"format_whitelist": CONTAINERS}) as container:
-            if not container.streams.video:
-                return [], 0
-            codec = container.streams.video[0].codec_context
-            codec.options = {"max_pixels": str(max_pixels)}
-            return _thinned(_at_rate(container, fps, ends), max_frames)
-    except av.FFmpegError as error:
-        raise MarsError(f"PyAV cannot read it ({error.strerror}), expected a video") from error
 
 
 def _at_rate(container: Any, fps: float, ends: float) -> Iterator[Image.Image]:

@@ -19,7 +19,6 @@ import socket
 import struct
 import sys
 import threading
-from contextlib import suppress
 from typing import Any
 
 from PIL import Image
@@ -74,7 +73,7 @@ def _picture(asked: dict[str, Any], file: int) -> Image.Image:
 
 def _film(asked: dict[str, Any], file: int) -> list[Image.Image]:
     """Frames of a film, scaled down to ``max_pixels`` together."""
-    path = f"/proc/{os.getpid()}/fd/{file}"  # which ffmpeg can open, too
+    path = f"/dev/fd/{file}"
     try:
         frames = load_video(
             path,
@@ -95,12 +94,11 @@ def _film(asked: dict[str, Any], file: int) -> list[Image.Image]:
 
 
 def _end_with_parent(connection: socket.socket) -> None:
-    """Ends this process and those that it has begun when nobody is there to ask any more."""
+    """Ends this process when nobody is there to ask any more."""
     gone = select.poll()
     gone.register(connection, select.POLLRDHUP)
     gone.poll()
-    with suppress(ProcessLookupError):  # it was begun in a group of others
-        os.killpg(os.getpid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

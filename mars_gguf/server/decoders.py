@@ -78,7 +78,6 @@ class Worker:
                 pass_fds=[self.file],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
-                start_new_session=True,  # with ffmpeg, which it may have begun
             )
         self.deadline = 0.0
 
@@ -119,11 +118,10 @@ class Worker:
         return found
 
     def end(self) -> str:
-        """Ends the process and all that it has begun; tells how, which may have been before."""
+        """Ends the process; tells how, which may have been before."""
         self.socket.close()
         os.close(self.file)
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.kill()
         code = self.process.wait()
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 

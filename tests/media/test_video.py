@@ -1,9 +1,8 @@
-"""Frames of real videos, by both decoders."""
+"""Frames of real videos."""
 
 from __future__ import annotations
 
-import shutil
-import subprocess
+import struct
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -18,7 +17,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mars_gguf.errors import MarsError
-from mars_gguf.media import video
 from mars_gguf.media.video import load_video, sample
 
 RATE, SECONDS = 8, 5
@@ -45,23 +43,12 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return filmed(tmp_path_factory.mktemp("video") / "a clip.mp4", frames, RATE)
 
 
-@pytest.fixture(params=["ffmpeg", "PyAV"])
-def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "PyAV":
-        monkeypatch.setattr(video, "_has_ffmpeg", lambda: False)
-    elif not (shutil.which("ffmpeg") and shutil.which("ffprobe")):
-        pytest.skip("ffmpeg is not installed")
-    return str(request.param)
-
-
 def brightness(frames: list[Image.Image]) -> np.ndarray:
     return np.array([np.asarray(frame).mean() for frame in frames])
 
 
 @pytest.mark.parametrize("fps", [2.0, 4.0])
-def test_frames_come_at_the_rate_asked_for_and_in_order(
-    decoder: str, clip: Path, fps: float
-) -> None:
+def test_frames_come_at_the_rate_asked_for_and_in_order(clip: Path, fps: float) -> None:
     found = load_video(clip, fps=fps)
     assert found.name == "a clip.mp4"
     assert found.total == len(found.frames) == fps * SECONDS
@@ -70,7 +57,7 @@ def test_frames_come_at_the_rate_asked_for_and_in_order(
     assert np.allclose(steps, 255 / SECONDS / fps, atol=8)
 
 
-def test_a_long_video_is_sampled_evenly_from_all_of_it(decoder: str, clip: Path) -> None:
+def test_a_long_video_is_sampled_evenly_from_all_of_it(clip: Path) -> None:
     found = load_video(clip, fps=4, max_frames=4)
     assert (len(found.frames), found.total) == (4, 20)
     shades = brightness(found.frames)
@@ -79,23 +66,13 @@ def test_a_long_video_is_sampled_evenly_from_all_of_it(decoder: str, clip: Path)
     assert np.all(np.diff(shades) > 30)
 
 
-def test_both_decoders_see_the_same(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not shutil.which("ffprobe"):
-        pytest.skip("ffmpeg is not installed")
-    first = load_video(clip)
-    monkeypatch.setattr(video, "_has_ffmpeg", lambda: False)
-    second = load_video(clip)
-    # ffmpeg rounds the times of a lower frame rate, by up to one frame.
-    assert np.allclose(brightness(first.frames), brightness(second.frames), atol=255 / 39 + 2)
-
-
-def test_large_frames_are_made_smaller(tmp_path: Path, decoder: str) -> None:
+def test_large_frames_are_made_smaller(tmp_path: Path) -> None:
     path = filmed(tmp_path / "large.mp4", [np.zeros((800, 1600, 3), np.uint8)])
     assert load_video(path).frames[0].size == (1024, 512)
 
 
 @pytest.mark.parametrize("content", [b"", b"no video at all", b"\x00" * 2000])
-def test_what_is_no_video_is_a_clear_error(decoder: str, tmp_path: Path, content: bytes) -> None:
+def test_what_is_no_video_is_a_clear_error(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "bad.mp4"
     path.write_bytes(content)
     with pytest.raises(MarsError, match="expected a video"):
@@ -104,7 +81,7 @@ def test_what_is_no_video_is_a_clear_error(decoder: str, tmp_path: Path, content
         load_video(tmp_path / "none.mp4")
 
 
-def test_a_playlist_is_no_video_though_what_it_names_is_one(decoder: str, clip: Path) -> None:
+def test_a_playlist_is_no_video_though_what_it_names_is_one(clip: Path) -> None:
     for name, content in (
         ("hls", f"#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\n{clip}\n#EXT-X-ENDLIST\n"),
         ("concat", "ffconcat version 1.0\nfile clip.mp4\n"),
@@ -116,7 +93,7 @@ def test_a_playlist_is_no_video_though_what_it_names_is_one(decoder: str, clip: 
             load_video(path)
 
 
-def test_decoding_has_limits(decoder: str, tmp_path: Path) -> None:
+def test_decoding_has_limits(tmp_path: Path) -> None:
     frames = (np.full((800, 1600, 3), n, np.uint8) for n in range(200))
     path = filmed(tmp_path / "large.mp4", frames, 25)
     assert load_video(path, max_frames=1, max_pixels=1600 * 800).frames
@@ -128,13 +105,13 @@ def test_decoding_has_limits(decoder: str, tmp_path: Path) -> None:
     assert time.monotonic() < began + 3
 
 
-def test_a_small_file_of_huge_frames_is_refused(decoder: str, tmp_path: Path) -> None:
+def test_a_small_file_of_huge_frames_is_refused(tmp_path: Path) -> None:
     assert load_video(gif(tmp_path / "small.mp4", (4000, 100), *[(1, 1)] * 10)).frames
     with pytest.raises(MarsError, match="expected a video of at most|cannot read it"):
         load_video(gif(tmp_path / "huge.mp4", (9000, 9000), (1, 1)))
 
 
-def test_a_file_without_pictures_is_a_clear_error(decoder: str, tmp_path: Path) -> None:
+def test_a_file_without_pictures_is_a_clear_error(tmp_path: Path) -> None:
     path = tmp_path / "sound.wav"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000)
@@ -145,25 +122,20 @@ def test_a_file_without_pictures_is_a_clear_error(decoder: str, tmp_path: Path) 
         load_video(path)
 
 
-def test_a_film_held_upright_comes_upright(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not shutil.which("ffprobe"):
-        pytest.skip("ffmpeg is not installed, which writes the rotation")
+def test_a_film_held_upright_comes_upright(tmp_path: Path) -> None:
     pixels = np.zeros((32, 64, 3), np.uint8)
     pixels[:16, :16] = 255  # top left
-    plain, turned = filmed(tmp_path / "plain.mp4", [pixels] * 4), tmp_path / "turned.mp4"
-    command = ["ffmpeg", "-v", "error", "-i", str(plain), "-c", "copy"]
-    subprocess.run([*command, "-metadata:s:v:0", "rotate=90", str(turned)], check=True)
-    frames = []
-    for has_ffmpeg in (True, False):
-        monkeypatch.setattr(video, "_has_ffmpeg", lambda has=has_ffmpeg: has)
-        frames.append(np.asarray(load_video(turned).frames[0], float))
-    # ffmpeg turns by itself, and is what players do. Which way "90" means depends on its version.
-    assert frames[0].shape == frames[1].shape == (64, 32, 3)
-    assert np.allclose(frames[0], frames[1], atol=8)
-    assert max(frames[0][:12, -12:].mean(), frames[0][-12:, :12].mean()) > 128
+    content = bytearray(filmed(tmp_path / "film.mp4", [pixels] * 4).read_bytes())
+    upright = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    place = content.rindex(upright)  # of the track: before it is that of the film
+    clockwise = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
+    content[place : place + len(upright)] = clockwise
+    (tmp_path / "turned.mp4").write_bytes(content)
+    frame = np.asarray(load_video(tmp_path / "turned.mp4").frames[0], float)
+    assert frame.shape == (64, 32, 3) and frame[:12, -12:].mean() > 128 > frame[20:].mean()
 
 
-def test_a_damaged_video_ends(decoder: str, clip: Path, tmp_path: Path) -> None:
+def test_a_damaged_video_ends(clip: Path, tmp_path: Path) -> None:
     content = bytearray(clip.read_bytes())
     for place in range(300, len(content) - 900, 97):
         content[place] ^= 0xFF
@@ -183,8 +155,8 @@ def test_pauses_in_the_times_of_frames_bring_no_extra_ones(tmp_path: Path) -> No
             frame.pts = n
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    frames, count = video._decode_with_pyav(path, 4.0, 100, 1 << 20, time.monotonic() + 60)
-    assert len(frames) == count == pytest.approx(16, abs=1)
+    found = load_video(path, max_frames=100)
+    assert len(found.frames) == found.total == pytest.approx(16, abs=1)
 
 
 @given(st.lists(st.integers(), min_size=1, max_size=50, unique=True), st.integers(1, 60))

@@ -211,8 +211,8 @@ def test_films_are_decoded_within_limits_and_written_to_no_disk(
     for content, pixels, seconds, message in (
         (film(), 2000, 30, "too many pixels"),
         (film(), 7000, 0, "takes too long"),
-        (playlist, 7000, 30, "no frames found|PyAV cannot read it"),
-        (film(2, 1280, 720), 7000, 30, "7000 pixels a frame|PyAV cannot read it"),
+        (playlist, 7000, 30, "PyAV cannot read it"),
+        (film(2, 1280, 720), 7000, 30, "7000 pixels a frame"),
     ):
         asked = {"max_frames": 3, "most_pixels": 7000, "max_pixels": pixels}
         with pytest.raises(RequestError, match=message):
