@@ -26,7 +26,8 @@ def load_steered(
     """The model that the options of `add_model_arguments` name, whose ``files`` are those of
     `model_files`, ready to steer. What is unusual about it is said on standard error. Raises
     MarsError."""
-    model, mmproj, vector = files
+    model, mmproj, path = files
+    vector = read_vector(path)
     with progress_bar(f"Loading {Path(model).name}", 1.0) as bar:
         llama = SteeredLlama(
             model,
@@ -34,11 +35,11 @@ def load_steered(
             mmproj=mmproj,
             keep_turns=keep_turns,
             progress=bar.reach if bar.shown and not args.verbose else None,
-            chat_template_kwargs=template_variables(read_vector(vector)),
+            chat_template_kwargs=template_variables(vector),
             **llama_options(args),
         )
     if args.vector == AUTO:
-        say(f"steered by {printable(vector)}")
+        say(f"steered by {printable(path)}")
     if (trained := llama.context.n_trained) < llama.n_ctx():
         say(
             f"the context ({llama.n_ctx()} tokens) is longer than the model was trained for: "

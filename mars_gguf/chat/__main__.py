@@ -131,7 +131,7 @@ def _answer_once(
             reply, mars = "".join(pieces), conversation.llama.last_steering
             print(json.dumps({"reply": reply, "mars": mars.report() if mars else None}))
         else:
-            stream(Console(), pieces, conversation.taken_apart)
+            stream(Console(), pieces, conversation.split)
     for note in conversation.notes:
         print(printable(note), file=sys.stderr)
 

@@ -138,8 +138,8 @@ class Conversation:
             if turn.steering is not None:
                 self.turns, self.first = [*self.turns, turn], first
 
-    def taken_apart(self, reply: str) -> tuple[str, str | None]:
-        """Takes a reply apart into its thought and its answer (mars_gguf.reasoning.split)."""
+    def split(self, reply: str) -> tuple[str, str | None]:
+        """Splits a reply into its thought and its answer (mars_gguf.reasoning.split)."""
         template = self.llama.template
         return split(reply, template.thinks, template.begins_thought)
 

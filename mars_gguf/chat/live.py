@@ -43,19 +43,19 @@ def _make_visible(tokens: Iterable[Token]) -> None:
         _make_visible(token.children or [])
 
 
-TakeApart = Callable[[str], tuple[str, str | None]]  # a reply into its thought and its answer
+Split = Callable[[str], tuple[str, str | None]]  # a reply into its thought and its answer
 
 
-def shown(text: str, take_apart: TakeApart) -> RenderableType:
+def shown(text: str, split: Split) -> RenderableType:
     """Renders a reply: its thought dim and plain, its answer as Markdown."""
-    thought, answer = take_apart(text)
+    thought, answer = split(text)
     if not thought.strip():
         return rendered(answer or "")
     dim = Text(visible(thought.strip()), style="dim")
     return Group(dim, Text(""), rendered(answer)) if answer else dim
 
 
-def stream(console: Console, pieces: Iterable[str], take_apart: TakeApart) -> None:
+def stream(console: Console, pieces: Iterable[str], split: Split) -> None:
     """Shows a reply as it comes: rendered as Markdown on a terminal, its thought dim; plain text
     elsewhere."""
     if not console.is_terminal:
@@ -80,7 +80,7 @@ def stream(console: Console, pieces: Iterable[str], take_apart: TakeApart) -> No
                     if (began := time.monotonic()) < due:
                         continue
                     with interrupts_held():
-                        lines = console.render_lines(shown(text, take_apart), pad=False)
+                        lines = console.render_lines(shown(text, split), pad=False)
                         done = max(printed, len(lines) - redrawn)
                         live.update(_Lines(lines[done:]), refresh=done == printed)
                         if done > printed:
@@ -92,7 +92,7 @@ def stream(console: Console, pieces: Iterable[str], take_apart: TakeApart) -> No
                 with interrupts_held():
                     live.update("", refresh=True)
                     if text.strip():
-                        lines = console.render_lines(shown(text, take_apart), pad=False)
+                        lines = console.render_lines(shown(text, split), pad=False)
                         console.print(_Lines(lines[printed:]), end="")
 
 

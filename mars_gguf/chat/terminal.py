@@ -81,7 +81,7 @@ class Terminal:
         pieces = conversation.reply(text, self.pictures, self.video)
         try:
             with closing(pieces):
-                stream(self.console, pieces, conversation.taken_apart)
+                stream(self.console, pieces, conversation.split)
         finally:
             if len(conversation.turns) > known:  # also one that was stopped
                 turn = conversation.turns[-1]
@@ -139,7 +139,7 @@ class Terminal:
             return
         with without_echo(), self.console.status("without steering"):
             unsteered = "".join(self.conversation.unsteered())
-        table = side_by_side(unsteered, turn.answer, self.conversation.taken_apart)
+        table = side_by_side(unsteered, turn.answer, self.conversation.split)
         self.console.print(table)
 
     def _say(self, words: str) -> None:

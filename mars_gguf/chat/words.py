@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mars_gguf.chat.conversation import Turn
-from mars_gguf.chat.live import TakeApart, shown
+from mars_gguf.chat.live import Split, shown
 from mars_gguf.modalities import measured_as
 from mars_gguf.steering import Geometry
 
@@ -55,8 +55,8 @@ def why(turn: Turn, geometry: Geometry) -> RenderableType:
     if s.t is None or s.z is None or s.position is None:
         table.add_row("judged", "nothing: the thought did not end. Allow more tokens with -n")
         return table
-    apart = "" if s.picture is None else f"; number {s.picture} of what was shown, alone"
-    table.add_row("judged", JUDGED[s.position] + apart)
+    which = "" if s.picture is None else f"; number {s.picture} of what was shown, alone"
+    table.add_row("judged", JUDGED[s.position] + which)
     spread = geometry.spreads[measured_as(s.modality, geometry.spreads) or s.modality]
     opens = s.t - s.z * spread  # higher for one of several pictures
     table.add_row("t", gauge(s.t, opens))
@@ -88,10 +88,10 @@ def gauge(t: float, opens: float, width: int = 41) -> Text:
     return line
 
 
-def side_by_side(unsteered: str, steered: str, take_apart: TakeApart) -> RenderableType:
+def side_by_side(unsteered: str, steered: str, split: Split) -> RenderableType:
     """Shows two replies to one request beside each other."""
     table = Table("without steering", "with steering", box=box.SIMPLE, expand=True)
-    table.add_row(shown(unsteered, take_apart), shown(steered, take_apart))
+    table.add_row(shown(unsteered, split), shown(steered, split))
     if unsteered == steered:
         return Group(table, Text("the same, word for word", style="dim"))
     return table

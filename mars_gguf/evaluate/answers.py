@@ -1,7 +1,7 @@
 """Decides whether a reply to a question gives the exact right answer and no other.
 
 An answer is a number ("3", "-2.5"), or words in lower case, "yes" and "no" among them. Several
-answers, each of them right, stand apart by "|".
+answers, each of them right, are separated by "|".
 """
 
 from __future__ import annotations

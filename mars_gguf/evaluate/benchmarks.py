@@ -139,13 +139,8 @@ def _spelled(name: str, modality: str) -> list[str]:
     return [stem, name] if modality == VIDEO.name else [name, f"{stem}.jpg", f"{stem}.png"]
 
 
-def _benchmark(name: str, entry: dict[str, Any]) -> Benchmark:
-    asks = [Ask(**ask) for ask in entry.pop("asks")]
-    return Benchmark(name, entry.pop("from"), asks=asks, **entry)
-
-
 _TABLE = files_of("mars_gguf.evaluate") / "data" / "benchmarks.toml"
 BENCHMARKS = {
-    name: _benchmark(name, entry)
+    name: Benchmark(name, **entry | {"asks": [Ask(**ask) for ask in entry["asks"]]})
     for name, entry in tomllib.loads(_TABLE.read_text(encoding="utf-8")).items()
 }

@@ -54,19 +54,18 @@ def load_suite(name_or_path: str, *, seed: int = 0, limit: int | None = None) ->
     """
     if limit is not None and limit < 1:
         raise MarsError(f"limit of cases: found {limit}, expected at least 1")
-    if name_or_path == "builtin":
-        return _suite(name_or_path, builtin(seed), limit)
-    if name_or_path == "conversations":
-        return _suite(name_or_path, in_conversations(), limit)
-    if name_or_path == "demo":
-        return _suite(name_or_path, demo(seed, limit), limit)
+    packaged = {
+        "builtin": builtin(seed), "conversations": in_conversations(), "demo": demo(seed, limit)
+    }  # fmt: skip
+    if name_or_path in packaged:
+        return _suite(name_or_path, packaged[name_or_path], limit)
     format_name, _, rest = name_or_path.partition(":")
     stated = format_name in COLUMNS and rest != ""
     path = Path(rest if stated else name_or_path)
     if not path.exists():
         raise MarsError(
-            f"{name_or_path}: no such suite; expected builtin, conversations, demo, a file or "
-            "folder, or FORMAT:PATH with one of " + ", ".join(COLUMNS)
+            f"{name_or_path}: no such suite; expected {', '.join(packaged)}, a file or folder, or "
+            f"FORMAT:PATH with one of {', '.join(COLUMNS)}"
         )
     name = format_name if stated else _detect(path)
     found = _own(path) if name == OWN else BENCHMARKS[name].cases(path)
