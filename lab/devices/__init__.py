@@ -1,5 +1,2 @@
-"""Checks whether a device that llama.cpp computes on lets the residual stream be read and changed.
-
-It is outside the package and the gate, for whoever has such a device. `build.sh` builds llama.cpp
-for some.
-"""
+"""Checks whether steering is exact on a device that llama.cpp computes on. `build.sh` builds
+llama.cpp for some."""
