@@ -26,7 +26,8 @@ WIDTH = "100"  # of help texts
 SECTIONS = {
     "Steer": (
         "If steering cannot do its work, an exception says so: a reply is never silently "
-        "unsteered. [How pictures and films are given](MEDIA.md#in-python-and-over-http).",
+        "unsteered. [How pictures and films are given](MEDIA.md#in-python-and-over-http); "
+        "[the equations](HOW_IT_WORKS.md), which `mars_gguf.steering` has with numpy alone.",
         ["SteeredLlama", "Steering", "steering.Policy"],
     ),
     "Vectors": (
@@ -44,10 +45,6 @@ SECTIONS = {
             "convert.CheckpointOptions",
             "convert.read_artefact",
         ],
-    ),
-    "The mathematics": (
-        "numpy in, numpy out. [The equations](HOW_IT_WORKS.md).",
-        ["steering.Geometry", "steering.Decision"],
     ),
 }
 ERRORS = ("MarsError", "VectorError", "ModelError", "PromptError", "SteeringError")
@@ -110,10 +107,17 @@ def methods(found: griffe.Object | griffe.Alias, whole: bool) -> Iterator[str]:
     """The documented methods of a class as a list: how they are called, and what they do."""
     for member in found.members.values():
         if member.is_function and not member.name.startswith("_") and member.docstring:
-            call = member.signature(return_type=True)
-            call = call.replace("(self, ", "(").replace("(self)", "()")
+            call = f"{member.name}({', '.join(names(member))})"
             about = " ".join(member.docstring.value.split()) if whole else first_sentence(member)
             yield f"- `{call}`: {marked(about)}"
+
+
+def names(method: griffe.Object | griffe.Alias) -> Iterator[str]:
+    """The parameters of a method, by name alone."""
+    for parameter in method.parameters:
+        stars = {"variadic positional": "*", "variadic keyword": "**"}
+        if parameter.name != "self":
+            yield stars.get(parameter.kind.value, "") + parameter.name
 
 
 def first_sentence(found: griffe.Object | griffe.Alias) -> str:
@@ -127,9 +131,6 @@ def signature(found: griffe.Object | griffe.Alias) -> Iterator[str]:
     yield "```python"
     if found.parent is not None and not found.parent.is_class:
         yield f"from {found.parent.path} import {found.name}"
-    if found.is_class and "__init__" not in found.members:
-        yield "```"
-        return
     if not found.parent.is_class:
         yield ""
     function = found.members["__init__"] if found.is_class else found
@@ -154,15 +155,11 @@ def wrapped(call: str) -> str:
 
 
 def attributes(found: griffe.Object | griffe.Alias) -> Iterator[str]:
-    """The documented properties of a class; its fields where there is no constructor to show."""
-    bare = "__init__" not in found.members
+    """The documented properties of a class."""
     for member in found.members.values():
-        if not member.is_attribute or member.name.startswith("_"):
-            continue
-        if member.docstring or (bare and member.annotation):
+        if member.is_attribute and not member.name.startswith("_") and member.docstring:
             kind = f": `{member.annotation}`" if member.annotation else ""
-            about = marked(first_sentence(member))
-            yield f"- `{member.name}`{kind}" + (f". {about}" if about else "")
+            yield f"- `{member.name}`{kind}. {marked(first_sentence(member))}"
 
 
 def docstring(found: griffe.Object | griffe.Alias) -> Iterator[str]:
