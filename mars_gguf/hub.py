@@ -38,27 +38,24 @@ def download(repository: str, pattern: str, *, needed: bool = True) -> str | Non
         return path
 
 
-def fetch(repository: str, name: str, most: int) -> str | None:
-    """Downloads a file of a hub's repository, of at most ``most`` bytes, as `download` does.
-
-    Returns its path, None if there is no such file. Raises MarsError for a larger one, and where
-    the hub is out of reach and the cache does not have it.
-    """
+def fetch(repository: str, pattern: str, most: int) -> list[Path]:
+    """Downloads the files of a hub's repository that match ``pattern``, each of at most ``most``
+    bytes, as `download` does. Returns their paths. Raises MarsError for a larger one."""
     with _errors_of(repository):
         from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+        from huggingface_hub.errors import HfHubHTTPError
 
-        try:
-            size = get_hf_file_metadata(hf_hub_url(repository, name)).size or 0
-        except EntryNotFoundError:
-            return None
-        except HfHubHTTPError:
-            raise
-        except Exception:  # the hub is out of reach
-            size = 0
-        if size > most:
-            raise MarsError(f"{repository}: {name} has {size} bytes, expected at most {most}")
-        return str(hf_hub_download(repository, name))
+        names = sorted(name for name in _files(repository) if fnmatch(name, pattern))
+        for name in names:
+            try:
+                size = get_hf_file_metadata(hf_hub_url(repository, name)).size or 0
+            except HfHubHTTPError:
+                raise
+            except Exception:  # the hub is out of reach
+                size = 0
+            if size > most:
+                raise MarsError(f"{repository}: {name} has {size} bytes, expected at most {most}")
+        return [Path(hf_hub_download(repository, name)) for name in names]
 
 
 @contextmanager

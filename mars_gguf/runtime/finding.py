@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 from platformdirs import user_cache_dir
@@ -12,7 +11,8 @@ from platformdirs import user_cache_dir
 from mars_gguf.errors import MarsError, VectorError
 from mars_gguf.hub import fetch
 from mars_gguf.runtime.weights import model_sha256, require_gguf, weights_sha256
-from mars_gguf.vectors.shelf import FOLDER, Get, in_folder, vectors_of
+from mars_gguf.vectors import MAX_FILE_BYTES, read_vector
+from mars_gguf.vectors.shelf import FOLDER
 
 SHELF, REPOSITORIES = "MARS_VECTORS", "MARS_VECTORS_FROM"
 
@@ -30,33 +30,36 @@ def find_vector(
     ``$MARS_VECTORS_FROM`` names, with commas between them).
 
     Of several, it takes one of this mmproj and this ``reasoning``. Returns the path of the file,
-    which is checked against the index of where it was, and as any vector. Raises VectorError where
-    there is none, and says where it looked.
+    which is checked as any vector. Raises VectorError for a damaged one, and where there is none;
+    then it says where it looked.
     """
     require_gguf(model)
     weights = model_sha256(model, *lora)
     wanted = {"mmproj_sha256": weights_sha256([mmproj]) if mmproj else ""}
     wanted |= {"reasoning": reasoning} if reasoning else {}
+    mine = os.environ.get(SHELF) or user_cache_dir("mars-gguf", appauthor=False)
     looked = []
-    for where, get in _shelves(repositories):
-        fitting, found = {}, 0
+    for where in (mine, *_named(repositories)):
         try:
-            for path, vector in vectors_of(weights, get, where):
-                found += 1
-                theirs = {key: str(getattr(vector.model, key)) for key in wanted}
-                differ = [key for key, value in wanted.items() if value != theirs[key]]
-                if wrong := [key for key in differ if wanted[key] and theirs[key]]:
-                    looked.append(f"{path}: {wrong[0]}: made for {theirs[wrong[0]][:40]!r}")
-                else:
-                    fitting[str(path)] = len(differ)
-        except VectorError:
-            raise
+            names = f"{FOLDER}/{weights}*"  # with cards
+            found = Path(mine).glob(names) if where is mine else fetch(where, names, MAX_FILE_BYTES)
+            paths = sorted(path for path in found if path.suffix == ".gguf")
         except MarsError as error:
             looked.append(str(error))
             continue
+        fitting = {}
+        for path in paths:
+            theirs = read_vector(path).model
+            if theirs.weights_sha256 != weights:
+                raise VectorError(f"{path}: a vector of other weights than its name says")
+            differ = [key for key in wanted if wanted[key] != getattr(theirs, key)]
+            if wrong := [key for key in differ if wanted[key] and getattr(theirs, key)]:
+                looked.append(f"{path}: {wrong[0]}: made for {getattr(theirs, wrong[0])[:40]!r}")
+            else:
+                fitting[path] = len(differ)
         if fitting:
-            return min(fitting, key=lambda path: fitting[path])
-        looked += [] if found else [f"{where}: none of these weights"]
+            return str(min(fitting, key=lambda path: fitting[path]))
+        looked += [] if paths else [f"{where}: none of these weights"]
     raise VectorError(
         f"{model}: no vector of these weights ({weights}). Looked in\n"
         + "".join(f"  {line}\n" for line in looked)
@@ -66,14 +69,6 @@ def find_vector(
     )
 
 
-def _shelves(repositories: Sequence[str] | None) -> Iterator[tuple[str, Get]]:
-    mine = Path(os.environ.get(SHELF) or user_cache_dir("mars-gguf", appauthor=False))
-    yield str(mine), in_folder(mine)
+def _named(repositories: Sequence[str] | None) -> list[str]:
     named = os.environ.get(REPOSITORIES, "").split(",") if repositories is None else repositories
-    for repository in filter(None, map(str.strip, named)):
-        yield repository, partial(_of_hub, repository)
-
-
-def _of_hub(repository: str, name: str, most: int) -> Path | None:
-    path = fetch(repository, f"{FOLDER}/{name}", most)
-    return Path(path) if path else None
+    return [name.strip() for name in named if name.strip()]

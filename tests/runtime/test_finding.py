@@ -23,7 +23,7 @@ from mars_gguf.demo_model import MMPROJ, TEXT_MODEL, VECTOR
 from mars_gguf.errors import ModelError, VectorError
 from mars_gguf.files import sha256
 from mars_gguf.runtime.finding import find_vector
-from mars_gguf.vectors import Vector, read_vector, write_vector
+from mars_gguf.vectors import MAX_FILE_BYTES, Vector, read_vector, write_vector
 from mars_gguf.vectors.shelf import publish
 
 GIVEN = read_vector(VECTOR)
@@ -87,6 +87,14 @@ def test_a_model_that_is_none_is_not_looked_up(shelf: Path, tmp_path: Path) -> N
         find_vector(str(tmp_path / "gone.gguf"))
 
 
+def test_a_vector_of_other_weights_under_the_name_of_these_is_refused(shelf: Path) -> None:
+    put(shelf, {"weights_sha256": "ab" * 32})
+    path = shelf / "vectors" / f"{'ab' * 32}.gguf"
+    path.rename(path.with_stem(WEIGHTS))
+    with pytest.raises(VectorError, match="of other weights than its name says"):
+        find_vector(MODEL)
+
+
 def test_a_steered_model_finds_its_vector(shelf: Path) -> None:
     put(shelf)
     options: Any = OPTIONS | {"vector": "auto", "mmproj": str(MMPROJ)}
@@ -109,7 +117,7 @@ def test_a_vector_that_fits_by_force_alone_is_not_taken(field: str, shelf: Path)
 @pytest.fixture
 def hub(shelf: Path, tmp_path: Path) -> Iterator[dict[str, str]]:
     """The environment of a process that knows a hub: org/vectors has the demo model's, org/bad
-    one that is not that of its index, org/none no vectors."""
+    one that is damaged, org/none no vectors."""
     good, bad = (files(put(tmp_path / name)) for name in ("good", "bad"))
     bad = {**bad, f"vectors/{WEIGHTS}.gguf": random_bytes()}
     known = {"org/vectors": good, "org/bad": bad, "org/none": {"README.md": b"#"}}
@@ -139,21 +147,20 @@ def test_a_repository_that_the_user_names_is_looked_into_and_no_other(hub: dict[
     assert (offline.returncode, offline.stdout) == (0, named.stdout), offline.stderr
 
 
-def test_a_repository_whose_file_is_not_that_of_its_index_ends_the_search(
+def test_a_repository_whose_file_is_damaged_ends_the_search(
     hub: dict[str, str],
 ) -> None:
     done = find(hub, MARS_VECTORS_FROM="org/bad,org/vectors")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "org/bad: vectors/" in done.stderr and "the file is damaged" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert f"{WEIGHTS}.gguf: " in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_file_beyond_all_measure_is_not_downloaded(shelf: Path, tmp_path: Path) -> None:
-    large = {**files(put(tmp_path / "large")), "vectors/index.json": bytes(2 << 20)}
+    large = {f"vectors/{WEIGHTS}.gguf": bytes(MAX_FILE_BYTES + 1)}
     with served(tmp_path / "hub", {"org/large": large}) as hub:
         done = find(hub, "--vectors-from", "org/large")
     assert done.returncode == 2
-    assert "org/large: vectors/index.json has 2097152 bytes, expected at most" in done.stderr
+    assert f".gguf has {MAX_FILE_BYTES + 1} bytes, expected at most" in done.stderr
     assert not [
         path for path in (tmp_path / "hub").rglob("*") if path.is_file() and path.stat().st_size
     ]
@@ -180,15 +187,8 @@ def test_chat_and_evaluate_take_what_is_found(hub: dict[str, str], tmp_path: Pat
     assert json.loads(done.stdout)["mars"]["layer"] == GIVEN.layer
     assert f"steered by {tmp_path}" in done.stderr
     options = ["--suite", "demo", "--limit", "1", "--arms", "mars", "-n", "2"]
-    command = [
-        sys.executable,
-        "-m",
-        "mars_gguf.evaluate",
-        *named,
-        *options,
-        "-o",
-        str(tmp_path / "r"),
-    ]
+    options += ["-o", str(tmp_path / "r")]
+    command = [sys.executable, "-m", "mars_gguf.evaluate", *named, *options]
     done = subprocess.run(command, env=hub, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     head = json.loads((tmp_path / "r/records.jsonl").read_text("utf-8").splitlines()[0])
