@@ -14,6 +14,7 @@ import io
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,8 +73,8 @@ def api() -> str:
         "",
         "`from mars_gguf import SteeredLlama` gives a `llama_cpp.Llama` whose replies are steered.",
         "",
-        "This page is made from the docstrings by `python docs/generate.py`; `help(NAME)` says "
-        "what each argument means. The package is typed (`py.typed`).",
+        "This page is made from the docstrings by `python docs/generate.py`; `help(NAME)` has "
+        "the types of the arguments, and what each means.",
         "",
         "## Examples",
         "",
@@ -107,17 +108,24 @@ def methods(found: griffe.Object | griffe.Alias, whole: bool) -> Iterator[str]:
     """The documented methods of a class as a list: how they are called, and what they do."""
     for member in found.members.values():
         if member.is_function and not member.name.startswith("_") and member.docstring:
-            call = f"{member.name}({', '.join(names(member))})"
+            call = f"{member.name}({', '.join(parameters(member))})"
             about = " ".join(member.docstring.value.split()) if whole else first_sentence(member)
             yield f"- `{call}`: {marked(about)}"
 
 
-def names(method: griffe.Object | griffe.Alias) -> Iterator[str]:
-    """The parameters of a method, by name alone."""
-    for parameter in method.parameters:
-        stars = {"variadic positional": "*", "variadic keyword": "**"}
-        if parameter.name != "self":
-            yield stars.get(parameter.kind.value, "") + parameter.name
+def parameters(function: griffe.Object | griffe.Alias, *, defaults: bool = False) -> Iterator[str]:
+    """The parameters of a function by name, with their ``defaults`` if those are asked for."""
+    keywords = False
+    for parameter in function.parameters:
+        kind = parameter.kind.value
+        if kind == "keyword-only" and not keywords:
+            keywords = True
+            yield "*"
+        if kind.startswith("variadic"):
+            yield {"variadic positional": "*", "variadic keyword": "**"}[kind] + parameter.name
+        elif parameter.name != "self":
+            value = f"={parameter.default}" if defaults and parameter.default else ""
+            yield f"{parameter.name}{value}"
 
 
 def first_sentence(found: griffe.Object | griffe.Alias) -> str:
@@ -128,30 +136,15 @@ def first_sentence(found: griffe.Object | griffe.Alias) -> str:
 
 def signature(found: griffe.Object | griffe.Alias) -> Iterator[str]:
     """How ``found`` is imported and called, as a block of code."""
-    yield "```python"
-    if found.parent is not None and not found.parent.is_class:
-        yield f"from {found.parent.path} import {found.name}"
-    if not found.parent.is_class:
-        yield ""
     function = found.members["__init__"] if found.is_class else found
-    whole = function.signature(return_type=not found.is_class, name=found.name)
-    whole = whole.replace("(self, ", "(").replace("(self)", "()")
-    yield whole if len(whole) <= 96 else wrapped(whole)
+    call = f"{found.name}({', '.join(parameters(function, defaults=True))})"
+    if not found.is_class:
+        call += f" -> {found.returns}"
+    yield "```python"
+    yield f"from {found.parent.path} import {found.name}"
+    yield ""
+    yield from textwrap.wrap(call, 96, subsequent_indent="    ", break_long_words=False)
     yield "```"
-
-
-def wrapped(call: str) -> str:
-    """A long signature, a parameter a line."""
-    name, _, rest = call.partition("(")
-    inside, _, after = rest.rpartition(")")
-    parameters, depth = [""], 0
-    for letter in inside:
-        depth += (letter in "([{") - (letter in ")]}")
-        if letter == "," and depth == 0:
-            parameters.append("")
-        else:
-            parameters[-1] += letter
-    return "\n".join([f"{name}(", *(f"    {p.strip()}," for p in parameters), f"){after}"])
 
 
 def attributes(found: griffe.Object | griffe.Alias) -> Iterator[str]:

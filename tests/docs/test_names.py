@@ -5,14 +5,12 @@ from __future__ import annotations
 import re
 import runpy
 from importlib.metadata import metadata
-from typing import get_args
 
 import pytest
 from pages import PAGES, ROOT, TOP
 
 from mars_gguf.chat.terminal import COMMANDS
 from mars_gguf.evaluate.arms import ALL
-from mars_gguf.runtime.replies import State
 from mars_gguf.vectors.format import OLDER, VERSION
 
 DOCS = ROOT / "docs"
@@ -67,9 +65,3 @@ def test_the_page_of_the_architecture_names_files_that_are_there_and_all_of_the_
     assert named <= files, named - files
     runtime = {path.name for path in (ROOT / "mars_gguf/runtime").glob("*.py")} - {"__init__.py"}
     assert runtime <= named, runtime - named
-
-
-def test_the_page_of_the_architecture_has_every_state_of_a_reply() -> None:
-    page = (DOCS / "ARCHITECTURE.md").read_text("utf-8")
-    states = re.findall(r"^\| `(\w+)` \|", page.partition("## The states of a reply")[2], re.M)
-    assert states[: len(get_args(State))] == list(get_args(State))
