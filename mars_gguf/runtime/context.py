@@ -54,12 +54,12 @@ class Context:
         if end <= before:
             self.memory.note_end(before, end)
             if self.marks.shown:
-                self.marks.cut(end, self.llama.input_ids)
+                self.marks.read(self.llama.input_ids[:end], self.marks.shown)
             if self.steered_at is not None and end <= self.steered_at:
                 self.steered_at = None
         elif not self.counting:
             # Chat handlers decode a medium by themselves and then move n_tokens past it.
-            self.llama.input_ids[before:end] = self.marks.add(before, *self._announced)
+            self.llama.input_ids[before:end] = self.marks.add(*self._announced)
             self._announced = (MEDIA[0], None)
 
     def announce(self, modality: str, identity: Any = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -26,41 +27,34 @@ class Marks:
 
     def __init__(self) -> None:
         self.shown: dict[int, Any] = {}
-        self._starts: list[tuple[int, str]] = []  # where each medium begins, and its modality
 
     @property
     def modality(self) -> str:
         """The modality of the context, by the media that it shows."""
-        return modalities.of(modality for _, modality in self._starts)
+        return modalities.of(map(_modality, self.shown))
 
-    def add(self, start: int, modality: str, identity: Any) -> int:
-        """A new mark for a medium that begins at position ``start``."""
+    def add(self, modality: str, identity: Any) -> int:
+        """A new mark for a medium."""
         mark = 0
         while mark == 0 or mark in self.shown:
             # At random, lest a state of another process holds the same mark of another picture.
             mark = -len(MEDIA) * (1 + secrets.randbelow(1 << 29)) - MEDIA.index(modality)
         self.shown[mark] = identity
-        self._starts.append((start, modality))
         return mark
 
-    def cut(self, end: int, ids: Ids) -> None:
-        """Forget the media that begin at position ``end`` or later; ``ids`` are the context's."""
-        self._starts = [(start, modality) for start, modality in self._starts if start < end]
-        left = {int(ids[start]) for start, _ in self._starts}
-        self.shown = {mark: identity for mark, identity in self.shown.items() if mark in left}
-
-    def read(self, ids: Ids, shown: dict[int, Any]) -> None:
-        """Take the marks from ``ids`` of a context that was restored, and identities from
-        ``shown``."""
-        starts = np.flatnonzero((ids < 0) & (np.diff(ids, prepend=0) != 0)).tolist()
-        self._starts = [(start, MEDIA[-int(ids[start]) % len(MEDIA)]) for start in starts]
-        # A picture of which the state does not say what it shows is no picture that is shown again.
-        self.shown = {int(ids[start]): None for start in starts} | shown
+    def read(self, ids: Ids, shown: Mapping[int, Any]) -> None:
+        """Take the marks from the ``ids`` of a context, and identities from ``shown``: what that
+        does not tell is no picture that is shown again."""
+        self.shown = {mark: shown.get(mark) for mark in ids[ids < 0].tolist()}
 
     def stand_for(self, chunk: Chunk, ids: Ids) -> bool:
         """Whether ``ids``, as many positions as the medium ``chunk`` takes, show it."""
         if len(ids) < chunk.n_positions or (ids != ids[0]).any():
             return False
         mark = int(ids[0])
-        same = mark < 0 and MEDIA[-mark % len(MEDIA)] == chunk.modality
+        same = mark < 0 and _modality(mark) == chunk.modality
         return same and self.shown.get(mark) == chunk.identity
+
+
+def _modality(mark: int) -> str:
+    return MEDIA[-mark % len(MEDIA)]

@@ -41,7 +41,7 @@ def context_of(context: list[Run]) -> tuple[Marks, Ids, list[tuple[int, Chunk]]]
         mark = 7
         if modality != TEXT.name:
             media.append((len(ids), Chunk(modality, n, n, identity)))
-            mark = marks.add(len(ids), modality, identity)
+            mark = marks.add(modality, identity)
         ids = np.append(ids, np.full(n, mark, np.intc))
     return marks, ids, media
 
@@ -70,7 +70,7 @@ def test_a_mark_is_no_token_and_stands_for_its_medium_alone(context: list[Run]) 
 @given(runs, st.integers(0, 20))
 def test_media_that_begin_behind_the_end_are_forgotten(context: list[Run], end: int) -> None:
     marks, ids, media = context_of(context)
-    marks.cut(end, ids)
+    marks.read(ids[:end], marks.shown)
     kept = [(start, chunk) for start, chunk in media if start < end]
     assert marks.modality == modalities.of(chunk.modality for _, chunk in kept)
     assert marks.shown == {int(ids[start]): chunk.identity for start, chunk in kept}
@@ -90,7 +90,7 @@ def test_a_restored_context_shows_what_it_says_and_nothing_twice_that_it_does_no
         assert shown(told, ids, start, chunk)
         assert not shown(untold, ids, start, chunk)
     for restored in (told, untold):
-        assert restored.add(len(ids), MEDIA[0], 1) not in ids
+        assert restored.add(MEDIA[0], 1) not in ids
 
 
 def test_a_picture_in_the_context_never_matches_another_picture_or_text() -> None:
