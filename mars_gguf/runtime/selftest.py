@@ -5,18 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 from llama_cpp import Llama
 
 from mars_gguf.errors import ModelError, SteeringError
-from mars_gguf.modalities import TEXT
-from mars_gguf.runtime.judging import Judged, Seen
-from mars_gguf.runtime.pushing import control_vector, require_moved
-from mars_gguf.runtime.reading import See, eval_seen, logits
+from mars_gguf.runtime.reading import eval_seen, logits
 from mars_gguf.runtime.replies import Reply
 from mars_gguf.runtime.tap import Rows
-from mars_gguf.steering import Decision, Policy
+from mars_gguf.steering import Policy
 
 LEAST_ALIKE = 0.5  # correlation of logits
 
@@ -36,7 +34,6 @@ def self_test(llama: Llama) -> None:
     for policy in steerer.policies:
         with _refusing(llama, f" at block {policy.block}"):
             _require_pushed(llama, policy)
-            _require_hooked(llama)
     steerer.turns.reply = Reply()
 
 
@@ -61,37 +58,24 @@ def require_readable(llama: Llama, blocks: Sequence[int]) -> None:
 
 
 def _require_pushed(llama: Llama, policy: Policy) -> None:
-    """Raise SteeringError unless a push by D changes what comes after it, once."""
-    by_one = Judged(policy, Decision(0.0, 0.0, 1.0, policy.geometry.distance), Seen({}, TEXT.name))
-    seen: list[Rows] = []
-
-    def first(by: float = 0.0) -> Rows:
-        def see(_block: int, row: Rows) -> Rows | None:
-            seen.append(row)
-            return row + by * by_one.push if by else None
-
-        return _logits_after(llama, [[_first_token(llama)]], [policy.block], see)
-
-    plain = first()
-    if llama.steerer.push.way == "inline":
-        steered = first(by=1.0)
-    else:
-        with control_vector(llama, policy.block, by_one.push):
-            steered = first()
-        require_moved(by_one, seen[0], {policy.block: seen[-1]})
-    if np.array_equal(plain, steered, equal_nan=True):
+    """Raise SteeringError unless a push by D changes what is sampled after it, once."""
+    plain = _logits_sampled(llama)
+    pushed = _logits_sampled(llama, replace(policy, gate="open", strength=1.0))
+    if llama.last_steering is None:
+        raise SteeringError("llama-cpp-python sampled a token in a way that is not hooked")
+    if np.array_equal(plain, pushed, equal_nan=True):
         raise SteeringError("a changed hidden state changes nothing")
-    if not np.array_equal(plain, first(), equal_nan=True):
+    if not np.array_equal(plain, _logits_sampled(llama), equal_nan=True):
         raise SteeringError("what was steered once stays steered")
 
 
-def _require_hooked(llama: Llama) -> None:
-    """Raise SteeringError unless llama-cpp-python samples a token by way of the steerer."""
+def _logits_sampled(llama: Llama, *policies: Policy) -> Rows:
+    """The logits that a token is sampled from after one, under ``policies``."""
     _empty(llama)
-    llama.eval([_first_token(llama)])
-    llama.sample(temp=0.0)
-    if llama.last_steering is None:
-        raise SteeringError("llama-cpp-python sampled a token in a way that is not hooked")
+    with llama.using(*policies):
+        llama.eval([_first_token(llama)])
+        llama.sample(temp=0.0)
+    return logits(llama)
 
 
 @contextmanager
@@ -116,12 +100,10 @@ def _empty(llama: Llama) -> None:
     llama.context.rewind(0)
 
 
-def _logits_after(
-    llama: Llama, runs: Sequence[list[int]], blocks: Sequence[int], see: See = lambda *_: None
-) -> Rows:
+def _logits_after(llama: Llama, runs: Sequence[list[int]], blocks: Sequence[int]) -> Rows:
     """The logits after ``runs`` of tokens, each evaluated at once, from an empty context on."""
     _empty(llama)
     with llama.context.evaluating():
         for run in filter(None, runs):
-            eval_seen(llama, llama.tap, blocks, run, see)
+            eval_seen(llama, llama.tap, blocks, run, lambda *_: None)
     return logits(llama)
