@@ -3,7 +3,7 @@ to every completion a report of what steering did."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -30,7 +30,7 @@ def own_handler(*, llama: Llama, **kwargs: Any) -> Any:
     """The chat handler of a SteeredLlama that was given none: llama-cpp-python's own for text, with
     the prompts of ``llama.template``. With an mmproj a prompt is decoded first."""
     template: ChatTemplate = llama.template
-    if _is_bound(**kwargs):
+    if _is_bound(kwargs):
         template = template.thoughtless  # else the reply would be a thought that does not end
 
     def formatter(*, messages: Messages, **variables: Any) -> ChatFormatterResponse:
@@ -54,32 +54,14 @@ def own_handler(*, llama: Llama, **kwargs: Any) -> Any:
         llama.chat_prompt = ChatPrompt()  # of a request that failed, nothing is left for the next
 
 
-def _is_bound(
-    *,
-    functions: list[Any] | None = None,
-    function_call: Any = None,
-    tools: list[Any] | None = None,
-    tool_choice: Any = None,
-    response_format: Any = None,
-    grammar: Any = None,
-    **_: Any,
-) -> bool:
-    """Whether a reply follows a grammar, as llama-cpp-python reads the arguments of
-    ``Llama.create_chat_completion``. Raises PromptError for a tool that is wanted, not offered."""
-    if functions is None and tools is not None:
-        functions = [tool["function"] for tool in tools]
-    wanted = None
-    if isinstance(function_call, dict) and "name" in function_call:
-        wanted = function_call["name"]
-    elif isinstance(tool_choice, dict):
-        wanted = tool_choice["function"]["name"]
-    calls = wanted is not None and functions is not None
-    if calls and all(function["name"] != wanted for function in functions or []):
-        raise PromptError(
-            f"tool_choice: found {wanted!r:.40}, expected one of the tools of the request"
-        )
-    wants_json = response_format is not None and response_format["type"] == "json_object"
-    return calls or wants_json or grammar is not None
+def _is_bound(arguments: Mapping[str, Any]) -> bool:
+    """Whether a reply follows a grammar, as llama-cpp-python reads the ``arguments`` of
+    ``Llama.create_chat_completion``."""
+    given = {name for name, value in arguments.items() if value is not None}
+    chosen = any(isinstance(arguments.get(name), dict) for name in ("function_call", "tool_choice"))
+    calls = chosen and not given.isdisjoint(("functions", "tools"))
+    wants_json = (arguments.get("response_format") or {}).get("type") == "json_object"
+    return calls or wants_json or "grammar" in given
 
 
 class ReportingHandler:

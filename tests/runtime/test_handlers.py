@@ -217,12 +217,6 @@ def test_what_tools_and_formats_ask_for_is_done_as_llama_cpp_python_does_it() ->
             message.pop("tool_calls", None)  # whose ids are random
         assert messages[0] == messages[1]
         assert messages[0].get("function_call") or json.loads(messages[0]["content"]) is not None
-    with pytest.raises(PromptError, match="none"):
-        ours.create_chat_completion(FIRST, tools=[tool], tool_choice=_named("none"))
-
-
-def _named(name: str) -> Any:
-    return {"type": "function", "function": {"name": name}}
 
 
 def test_replies_say_when_another_system_prompt_is_in_use_than_was_measured_under() -> None:
