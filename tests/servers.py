@@ -135,13 +135,13 @@ class Server:
 
 
 STALLED = 5.0  # seconds
-QUICK = f"""
+QUICK = """
+from dataclasses import replace
 import sse_starlette
-from mars_gguf.server import connections
+from mars_gguf.server.limits import LIMITS
 sse_starlette.EventSourceResponse.DEFAULT_PING_INTERVAL = 0.2
-connections.STALLED = {STALLED}
-from mars_gguf.server import request_limits
-vars(request_limits).update({{}})
+for name, most in {}.items():
+    LIMITS[name] = replace(LIMITS[name], most=most)
 from mars_gguf.server.__main__ import main
 main()
 """
@@ -152,10 +152,13 @@ def running(
     folder: Path, *arguments: str, api_key: str = "none", **limits: float
 ) -> Iterator[Server]:
     """The server, on a free port, with pings every 0.2 s, little patience, and ``limits`` other
-    than those of ``server.request_limits``. Settings in the environment of the tests do not
+    than those of ``server.limits``. Settings in the environment of the tests do not
     reach it, but an address that it could not listen at, over which flags win."""
     log = folder / "server.log"
-    code, address = QUICK.format(limits), ["--host", "127.0.0.1", "--port", "0"]
+    code, address = (
+        QUICK.format({"stalled_seconds": STALLED} | limits),
+        ["--host", "127.0.0.1", "--port", "0"],
+    )
     command = [sys.executable, "-c", code, *arguments, *address]
     known = {name.upper() for name in (*Settings.model_fields, "config_file")}
     environment = {name: value for name, value in os.environ.items() if name.upper() not in known}

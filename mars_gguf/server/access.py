@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-from mars_gguf.server.checks import RequestError
+from mars_gguf.server.errors import RequestError
 from mars_gguf.server.settings import ServerSettings
 
 

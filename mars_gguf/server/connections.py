@@ -16,17 +16,11 @@ import uvicorn
 
 from mars_gguf.server.access import client_of
 from mars_gguf.server.internals import H11Protocol
+from mars_gguf.server.limits import most
 
-MAX_CONNECTIONS = 256  # a quarter of the files that a process may commonly have open
-HEAD_SECONDS = (
-    10.0  # for a handshake, for the head of a request, and for what is left of a refused body
-)
-# Bytes about the chunks of a body, besides a sixteenth of it; each chunk takes 10 microseconds.
-MAX_FRAMING = 64 << 10
-SLICE = 16 << 10  # bytes after which that is looked at
+SLICE = 16 << 10  # bytes of a body after which its framing is looked at
 # Bytes that the system holds for a client; left alone, it would take megabytes.
 UNSENT = 128 << 10
-STALLED = 30.0  # seconds after which a client that does not read its reply is given up
 # Together they are within the 10 seconds after which Docker ends what it stops.
 GRACE_SECONDS, LAST_SECONDS = 5, 3
 FULL = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 0\r\n\r\n"
@@ -60,18 +54,20 @@ class Connection(H11Protocol):
         self.address = client_of({"client": self.client})
         self._wait()
         others = [c for c in self.connections if isinstance(c, Connection) and c is not self]
-        if len(others) >= MAX_CONNECTIONS:
+        if len(others) >= most("connections"):
             self._make_room(others)
 
     def _make_room(self, others: list[Connection]) -> None:
         have = Counter(connection.address for connection in (*others, self))
         crowd = [c for c in others if have[c.address] >= have[self.address]]
         waiting = [c for c in crowd if not c.has_request]
-        most = max(have.values())
+        largest = max(have.values())
         if waiting:
             last = min(waiting, key=lambda c: (-have[c.address], c.waiting_since))
-        elif most > have[self.address]:
-            last = max((c for c in crowd if have[c.address] == most), key=lambda c: c.waiting_since)
+        elif largest > have[self.address]:
+            last = max(
+                (c for c in crowd if have[c.address] == largest), key=lambda c: c.waiting_since
+            )
         else:
             self.transport.write(FULL)
             self.transport.close()
@@ -100,7 +96,7 @@ class Connection(H11Protocol):
             return
         self.payload += (grown := len(cycle.body) - held)
         self.framing += len(data) - grown
-        if self.framing > MAX_FRAMING + self.payload // 16:
+        if self.framing > most("framing") + self.payload // 16:
             self.transport.abort()
 
     def _refused_chunks(self) -> bool:
@@ -116,7 +112,7 @@ class Connection(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self.stalled = self.loop.call_later(STALLED, self.transport.abort)
+        self.stalled = self.loop.call_later(most("stalled_seconds"), self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -132,7 +128,7 @@ class Connection(H11Protocol):
     def _wait(self) -> None:
         self._cancel_timer()
         self.waiting_since = self.loop.time()
-        self.timer = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+        self.timer = self.loop.call_later(most("head_seconds"), self.transport.abort)
 
     def _cancel_timer(self) -> None:
         if self.timer is not None:
@@ -141,12 +137,13 @@ class Connection(H11Protocol):
 
 class Server(uvicorn.Server):
     """A server of uvicorn's that ends within GRACE_SECONDS + LAST_SECONDS of a signal, whatever
-    runs: nothing interrupts llama.cpp within a batch. A TLS handshake has HEAD_SECONDS."""
+    runs: nothing interrupts llama.cpp within a batch. A TLS handshake is bounded in time, too."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         loop: Any = asyncio.get_running_loop()
         if self.config.is_ssl:  # of which uvicorn has no setting
-            loop.create_server = partial(loop.create_server, ssl_handshake_timeout=HEAD_SECONDS)
+            seconds = most("head_seconds")
+            loop.create_server = partial(loop.create_server, ssl_handshake_timeout=seconds)
         await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

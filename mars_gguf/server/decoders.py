@@ -12,13 +12,13 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
-from PIL import Image
-
+from mars_gguf.media.picture import Picture
 from mars_gguf.media.worker import LENGTH, pack
-from mars_gguf.server.checks import RequestError
-from mars_gguf.server.exchange import ClientGone, require_wanted
+from mars_gguf.server.errors import ClientGone, RequestError
+from mars_gguf.server.limits import exceeded
 from mars_gguf.server.sharing import Line
 
 # Without Pillow's warnings: of a damaged picture, one for each of what may be thousands of tags.
@@ -27,29 +27,34 @@ WORKERS = 2  # a picture takes some 100 MB while it is decoded
 POLL = 0.1  # seconds after which a client that has left is noticed
 GRACE = 0.5  # seconds in which a worker may say itself that it is too late
 MAX_ANSWER = 1 << 20  # bytes of words and sizes
-_TOO_LATE = "a picture or film takes too long to decode: send fewer or smaller ones"
 
 log = logging.getLogger("mars_gguf.server")
-LINE = Line(WORKERS)
+DECODERS = Line(WORKERS)
 
 
-def decode(asked: dict[str, int], deadline: float, data: bytes) -> list[Image.Image]:
+def decode(
+    asked: dict[str, int],
+    deadline: float,
+    data: bytes,
+    require_wanted: Callable[[], object] = lambda: None,
+) -> list[Picture]:
     """Decodes the picture in ``data`` or, if ``asked`` has max_frames, the film, as `media.worker`
     does.
 
     asked: max_pixels of what is returned, most_pixels of any picture; max_frames.
     deadline: in the clock of time.monotonic.
+    require_wanted: called all the while; what it raises ends this.
 
-    Raises RequestError, with the worker's own words if it refuses, and ClientGone.
+    Raises RequestError, with the worker's own words if it refuses.
     """
     if time.monotonic() >= deadline:  # others took the time
-        raise RequestError(_TOO_LATE)
+        raise exceeded("media_seconds", what="decode")
     worker = _idle.pop() if _idle else Worker()
     if worker.process.poll() is not None:  # it has ended meanwhile, for want of memory, say
         worker.end()
         worker = Worker()
     try:
-        answer = worker.ask(asked, deadline, data)
+        answer = worker.ask(asked, deadline, data, require_wanted)
     except (RequestError, ClientGone):
         worker.end()
         raise
@@ -79,12 +84,17 @@ class Worker:
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
             )
-        self.deadline = 0.0
 
-    def ask(self, asked: dict[str, int], deadline: float, data: bytes) -> list[Image.Image] | str:
-        """Pictures, or why there are none. Raises RequestError if it takes too long, ClientGone,
-        and anything else if it gives no answer."""
-        self.deadline = deadline + GRACE
+    def ask(
+        self,
+        asked: dict[str, int],
+        deadline: float,
+        data: bytes,
+        require_wanted: Callable[[], object],
+    ) -> list[Picture] | str:
+        """Pictures, or why there are none. Raises RequestError if it takes too long, what
+        ``require_wanted`` raises, and anything else if it gives no answer."""
+        self.deadline, self.require_wanted = deadline + GRACE, require_wanted
         seconds = max(deadline - time.monotonic(), 0.0)
         os.pwrite(self.file, data, 0)
         self.socket.settimeout(POLL)
@@ -97,19 +107,18 @@ class Worker:
         total = sum(width * height for width, height in sizes)
         if not sizes or min(map(min, sizes)) < 1 or total > asked["max_pixels"]:
             raise ValueError("pictures of a size that was not asked for")
-        pictures, place = list[Image.Image](), 0
+        pictures, place = list[Picture](), 0
         for width, height in sizes:
-            pixels = os.pread(self.file, 3 * width * height, place)
-            pictures.append(Image.frombytes("RGB", (width, height), pixels))
-            place += len(pixels)
+            pictures.append(Picture(width, height, os.pread(self.file, 3 * width * height, place)))
+            place += 3 * width * height
         return pictures
 
     def _receive(self, size: int) -> bytes:
         found = b""
         while len(found) < size:
-            require_wanted()
+            self.require_wanted()
             if time.monotonic() >= self.deadline:
-                raise RequestError(_TOO_LATE)
+                raise exceeded("media_seconds", what="decode")
             with suppress(TimeoutError):
                 more = self.socket.recv(size - len(found))
                 if not more:

@@ -15,7 +15,8 @@ from urllib.parse import quote, urljoin, urlsplit
 import anyio
 from anyio import to_thread
 
-from mars_gguf.server.checks import RequestError
+from mars_gguf.server.errors import RequestError
+from mars_gguf.server.limits import exceeded
 from mars_gguf.server.sharing import Line
 
 MAX_REDIRECTS = 3
@@ -34,15 +35,6 @@ _NOT_PUBLIC = [
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
-def too_large(max_bytes: int) -> RequestError:
-    """The error of a picture or film of more than ``max_bytes``."""
-    return RequestError(
-        f"a picture or film is too large: expected at most {max_bytes} bytes, counting those "
-        "before it in the request",
-        413,
-    )
-
-
 async def fetch_in_thread(url: str, max_bytes: int, seconds: float, allow_private: bool) -> bytes:
     """As `fetch`, while others are served."""
     # The name resolver knows no timeout: leave its thread behind rather than wait.
@@ -50,7 +42,7 @@ async def fetch_in_thread(url: str, max_bytes: int, seconds: float, allow_privat
         return await to_thread.run_sync(
             fetch, url, max_bytes, seconds, allow_private, abandon_on_cancel=True, limiter=_THREADS
         )
-    raise RequestError("a picture or film took too long to fetch")
+    raise exceeded("media_seconds", what="fetch")
 
 
 def fetch(url: str, max_bytes: int, seconds: float, allow_private: bool = False) -> bytes:
@@ -112,7 +104,7 @@ def _get(parts: Any, max_bytes: int, deadline: float, allow_private: bool) -> by
             raise RequestError(f"the host {host} answered {response.status}, expected 200")
         body = response.read(max_bytes + 1)
         if len(body) > max_bytes:
-            raise too_large(max_bytes)
+            raise exceeded("media_bytes", max_bytes)
         if time.monotonic() >= deadline:  # cut off by the watchdog
             raise TimeoutError
         return body

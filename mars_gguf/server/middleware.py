@@ -11,8 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mars_gguf.server.access import Access, client_of
 from mars_gguf.server.bodies import SMALL, Intake, parsed
-from mars_gguf.server.exchange import Exchange, exchange
-from mars_gguf.server.http_errors import describe, error_response
+from mars_gguf.server.errors import describe, error_response
+from mars_gguf.server.exchange import Exchange
 from mars_gguf.server.metrics import count_and_log
 from mars_gguf.server.settings import ServerSettings
 
@@ -21,7 +21,8 @@ _UUID = re.compile("[0-9a-f]{8}(-?[0-9a-f]{4}){3}-?[0-9a-f]{12}", re.I)
 
 
 class ExchangeMiddleware:
-    """Makes an `Exchange` of every request, and watches whether its client is still there."""
+    """Makes an `Exchange` of every request, as ``request.state.exchange``, and watches whether its
+    client is still there. ``request.state.content`` is the JSON of its body."""
 
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self.app, self.log_prompts = app, settings.log_prompts
@@ -32,7 +33,6 @@ class ExchangeMiddleware:
             await self.app(scope, receive, send)
             return
         current = _exchange_of(scope)
-        exchange.set(current)
         response = _Response(current, send)
         try:
             await self._serve(scope, receive, response)
@@ -41,6 +41,8 @@ class ExchangeMiddleware:
         except asyncio.CancelledError:  # the server ends
             current.client_gone.set()
             raise
+        finally:
+            await current.until_turn.aclose()
         if current.error is not None:
             response.status, _ = describe(current.error)  # also of what failed within a stream
             if not current.responding:
@@ -64,7 +66,7 @@ class ExchangeMiddleware:
                 content = await to_thread.run_sync(parsed, body)
             else:
                 content = parsed(body)
-            scope.setdefault("state", {})["content"] = content
+            scope.setdefault("state", {}).update(exchange=current, content=content)
             watcher = asyncio.create_task(watch())
             try:
                 await self.app(scope, _replay(body, current), response)
@@ -105,7 +107,7 @@ def _exchange_of(scope: Scope) -> Exchange:
     """A new exchange, under the request's own id if it brings one that is a UUID."""
     given, client = Headers(scope=scope).get(REQUEST_ID, ""), client_of(scope)
     # Not UUID(), which takes any number of braces and dashes as well.
-    return Exchange(given, client=client) if _UUID.fullmatch(given) else Exchange(client=client)
+    return Exchange(given, client) if _UUID.fullmatch(given) else Exchange(client=client)
 
 
 def _replay(body: bytes, current: Exchange) -> Receive:

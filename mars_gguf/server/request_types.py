@@ -2,16 +2,18 @@
 
 fields.json has every field that one may have, and what it may hold, as docs/SERVER.md does; no
 other is taken. Those without ``taken`` have no effect, and are let be since clients that know
-nothing of this server send them. Where a bound is not in the types here, it is in checks.py, in
-bodies.py or in runtime/limits.py.
+nothing of this server send them. Where a bound is not in the types here, it is in limits.py or in
+runtime/limits.py.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
+from llama_cpp import llama_cpp as lib
 from llama_cpp import llama_types
 from llama_cpp.server.types import (
     CreateChatCompletionRequest,
@@ -21,8 +23,10 @@ from llama_cpp.server.types import (
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from typing_extensions import TypedDict
 
-from mars_gguf.server.checks import MAX_REPEAT_PENALTY, RequestError
+from mars_gguf.server.errors import RequestError
 
+# A factor of logits: if all that a grammar allows became -inf, llama.cpp would abort.
+MAX_REPEAT_PENALTY = 100.0
 Route = Literal["chat", "completion", "embedding"]
 FIELDS: list[dict[str, Any]] = json.loads(
     Path(__file__).with_name("fields.json").read_text(encoding="utf-8")
@@ -131,6 +135,48 @@ class ChatRequest(SteeredRequest, CreateChatCompletionRequest):
                 return {"type": "json_object", "schema": schema}
         return value
 
+    @model_validator(mode="after")
+    def require_content_and_tool(self) -> ChatRequest:
+        """Raises RequestError for a message without content, unless it calls a tool, and for a tool
+        that the request wants called and does not bring."""
+        for n, message in enumerate(self.messages):
+            calls = message.get("tool_calls") or message.get("function_call")
+            if message.get("content") is None and not calls:
+                raise RequestError(f"messages[{n}]: found no content, expected text or parts")
+        if not self.chosen_tools <= {function["name"] for function in self.offered_tools}:
+            raise RequestError("tool_choice: names none of the tools of the request")
+        return self
+
+    @property
+    def offered_tools(self) -> list[Any]:
+        """The functions that the request brings."""
+        return [*(tool["function"] for tool in self.tools or []), *(self.functions or [])]
+
+    @property
+    def chosen_tools(self) -> set[str]:
+        """The names of the functions that the request wants called."""
+        chosen = set()
+        if isinstance(self.tool_choice, dict):
+            chosen.add(self.tool_choice["function"]["name"])
+        if isinstance(self.function_call, dict):
+            chosen.add(self.function_call["name"])
+        return chosen
+
+    def require_free_reply(self) -> None:
+        """Raises RequestError for what lets a client write the beginning of a reply, so that it is
+        no refusal whatever the state it comes from."""
+        for name, given in (
+            ("grammar", self.grammar is not None),
+            ("logit_bias", bool(self.logit_bias)),
+            ("response_format", (self.response_format or {}).get("type", "text") != "text"),
+            ("tool_choice", isinstance(self.tool_choice, dict)),
+            ("function_call", isinstance(self.function_call, dict)),
+        ):
+            if given:
+                raise RequestError(
+                    f"this server lets no request say how replies begin ({name})", 403
+                )
+
 
 class CompletionRequest(SteeredRequest, CreateCompletionRequest):
     """A request for the completion of a raw prompt."""
@@ -142,3 +188,16 @@ class EmbeddingRequest(KnownRequest, CreateEmbeddingRequest):
     """A request for the embeddings of texts."""
 
     route = "embedding"
+
+
+def require_free_end(llama: Any, bias: Mapping[Any, float] | None) -> None:
+    """Raises RequestError for a bias against a token that ends replies: the model would go on
+    behind its refusal."""
+    vocab = lib.llama_model_get_vocab(llama.model)
+    for key, value in (bias or {}).items():
+        token = str(key)
+        known = token.isascii() and token.isdigit() and int(token) < llama.n_vocab()
+        if known and value < 0 and lib.llama_vocab_is_eog(vocab, int(token)):
+            raise RequestError(
+                f"logit_bias: found {value:g} for {token}, which ends replies; expected 0 or more"
+            )

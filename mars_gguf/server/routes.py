@@ -13,16 +13,15 @@ from llama_cpp.server.types import DetokenizeInputRequest, TokenizeInputRequest
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from mars_gguf.runtime.llama import SteeredLlama
-from mars_gguf.server import checks, request_limits
-from mars_gguf.server.attachments import MEDIA, inline_media, media_parts
-from mars_gguf.server.checks import RequestError
-from mars_gguf.server.embedding import embeddings_of
-from mars_gguf.server.exchange import current_exchange, require_wanted
+from mars_gguf.server.errors import RequestError
+from mars_gguf.server.exchange import Exchange
+from mars_gguf.server.media import MEDIA, decode_media, media_parts
+from mars_gguf.server.piecewise import embeddings_of
+from mars_gguf.server.replies import in_turn, reply
 from mars_gguf.server.request_types import ChatRequest, CompletionRequest, EmbeddingRequest
 from mars_gguf.server.schemas import require_schemas
 from mars_gguf.server.served import NamedVector
 from mars_gguf.server.settings import DEFAULT_VECTOR, RENDERED_FORMATS
-from mars_gguf.server.streaming import in_turn, reply
 
 T = TypeVar("T")
 
@@ -54,11 +53,9 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:
     settings, served = request.app.state.settings, request.app.state.models
     _begin(request, body, body.messages)
     if settings.chat_only:
-        checks.require_free_reply(body)
+        body.require_free_reply()
     if body.max_tokens is None:
         body.max_tokens = body.max_completion_tokens
-    checks.require_messages(body.messages)
-    checks.require_tool(body)
     model = served.settings(body.model)
     # Handlers that only llama-cpp-python has make a grammar of any tool.
     every_tool = model.chat_format not in RENDERED_FORMATS
@@ -66,8 +63,7 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:
     if next(media_parts(body.messages), None) is not None:
         if not model.clip_model_path:
             raise RequestError("this model sees no pictures: it is served without an mmproj")
-        await inline_media(body.messages, settings)
-        require_wanted()
+        await decode_media(body.messages, settings, request.state.exchange)
     return await reply(request, body, "create_chat_completion")
 
 
@@ -85,21 +81,15 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
     if request.app.state.settings.chat_only:
         raise RequestError("this server serves chat only, no completions of raw prompts", 403)
     if isinstance(body.prompt, list):
-        if len(body.prompt) > 1:
-            raise RequestError(f"prompt: found {len(body.prompt)} prompts, expected one a request")
         body.prompt = body.prompt[0] if body.prompt else ""
     _begin(request, body, body.prompt)
     return await reply(request, body, "create_completion")
 
 
 def _begin(request: Request, body: ChatRequest | CompletionRequest, prompt: object) -> None:
-    current, state = current_exchange(), request.app.state
+    current: Exchange = request.state.exchange
+    state = request.app.state
     model = state.models.settings(body.model)
-    if (body.n or 1) > 1:
-        raise RequestError(f"n: found {body.n}, expected 1 reply a request")
-    checks.require_few_probabilities(body)
-    checks.require_short_biases(body.logit_bias)
-    checks.require_short_stops(body.stop)
     if state.settings.log_prompts:
         current.prompt = _without_pictures(prompt)
     if body.mars is not None:
@@ -127,10 +117,9 @@ async def embeddings(request: Request, body: EmbeddingRequest) -> Response:
     if not state.models.settings(body.model).embedding:
         raise RequestError("this model gives no embeddings: it is served without 'embedding'")
     texts = [body.input] if isinstance(body.input, str) else body.input
+    current = request.state.exchange
     content = await _ask(
-        request,
-        body.model,
-        lambda llama: embeddings_of(llama, texts, body.model, request_limits.MAX_REPLY),
+        request, body.model, lambda llama: embeddings_of(llama, texts, body.model, current)
     )
     return Response(content, media_type="application/json")
 
@@ -158,7 +147,10 @@ async def detokenize(request: Request, body: DetokenizeInputRequest) -> dict[str
     """Text of tokens, which may end within a character."""
 
     def text(llama: SteeredLlama) -> str:
-        checks.require_tokens(llama, body.tokens)
+        most = llama.n_vocab() - 1
+        for token in body.tokens:
+            if not 0 <= token <= most:
+                raise RequestError(f"tokens: found {token}, expected 0 to {most}")
         # In pieces: the time that one takes grows with its square.
         pieces = (body.tokens[at : at + 1024] for at in range(0, len(body.tokens), 1024))
         return b"".join(map(llama.detokenize, pieces)).decode(errors="replace")
@@ -168,8 +160,8 @@ async def detokenize(request: Request, body: DetokenizeInputRequest) -> dict[str
 
 async def _ask(request: Request, model: str | None, call: Callable[[SteeredLlama], T]) -> T:
     """The answer of ``model``, when its turn has come."""
-    state = request.app.state
-    return await in_turn(state.settings, lambda: call(state.models(model)))
+    models, current = request.app.state.models, request.state.exchange
+    return await in_turn(request, lambda: call(models(current, model)))
 
 
 @router.get("/v1/models", tags=["OpenAI V1"])

@@ -12,38 +12,32 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
-from llama_cpp.server.types import CreateChatCompletionRequest
+from mars_gguf.server.limits import require
+from mars_gguf.server.request_types import ChatRequest
 
-from mars_gguf.server import checks
-from mars_gguf.server.checks import RequestError
-
-MAX_WRITTEN = 1 << 20  # characters; a grammar may have far fewer in the end
-MAX_VISITS = 2000  # of schemas; as long as every one is some characters of a grammar
-MAX_NESTING = 100
-MAX_PATTERN = 16 << 10  # characters; "a****..." is copied at each
 _REPETITION = re.compile(r"\{([^}]*)\}")
 _INNER = ("oneOf", "anyOf", "allOf", "prefixItems", "items", "additionalProperties")
 _OVERHEAD = 16  # characters about a name in a rule
 
 
-def require_schemas(body: CreateChatCompletionRequest, *, every_tool: bool) -> None:
+def require_schemas(body: ChatRequest, *, every_tool: bool) -> None:
     """Raises RequestError for a schema that would become too large a grammar: that of
     ``response_format``, and of the tool that must be called, or of ``every_tool``."""
     if body.response_format is not None and "schema" in body.response_format:
         schema = body.response_format["schema"]
         _Estimate(schema, "response_format.schema").visit(schema)
-    chosen = checks.chosen_tools(body)
-    for function in checks.offered_tools(body):
+    chosen = body.chosen_tools
+    for function in body.offered_tools:
         if every_tool or function["name"] in chosen:
-            what = f"parameters of the tool {function['name'][:40]!r}"
-            _Estimate(function["parameters"], what).visit(function["parameters"])
+            where = f"parameters of the tool {function['name'][:40]!r}"
+            _Estimate(function["parameters"], where).visit(function["parameters"])
 
 
 class _Estimate:
     """Adds up what writing the schema ``root`` out takes."""
 
-    def __init__(self, root: object, what: str) -> None:
-        self.root, self.what = root, what
+    def __init__(self, root: object, where: str) -> None:
+        self.root, self.where = root, where
         self.visits = self.written = 0
         self.followed: set[str] = set()  # references that lead to where the walk is
 
@@ -51,13 +45,11 @@ class _Estimate:
         """Adds what ``schema`` takes, whose name has ``path`` characters. Raises RequestError for
         what takes too much."""
         self.visits += 1
-        if self.visits > MAX_VISITS:
-            self._refuse(f"more than {MAX_VISITS} schemas and values, references followed")
+        require("schemas", self.visits, where=self.where)
         self._write(path + _OVERHEAD)
         if not isinstance(schema, Mapping):
             return
-        if depth > MAX_NESTING:
-            self._refuse(f"more than {MAX_NESTING} levels")
+        require("nesting", depth, where=self.where)
         if isinstance(target := schema.get("$ref"), str):
             if target not in self.followed:
                 self.followed.add(target)
@@ -87,8 +79,7 @@ class _Estimate:
             self._write(len(properties) * (len(properties) * (path + _OVERHEAD) + names) // 2)
         counts = [schema.get(key) for key in ("minItems", "maxItems", "minLength", "maxLength")]
         if isinstance(pattern := schema.get("pattern"), str):
-            if len(pattern) > MAX_PATTERN:
-                self._refuse(f"a pattern of more than {MAX_PATTERN} characters")
+            require("pattern", len(pattern), where=self.where)
             counts += _counts(pattern)
         for count in counts:
             if isinstance(count, int) and count > 0:
@@ -106,11 +97,7 @@ class _Estimate:
 
     def _write(self, characters: int) -> None:
         self.written += characters
-        if self.written > MAX_WRITTEN:
-            self._refuse(f"what makes more than {MAX_WRITTEN} characters of a grammar")
-
-    def _refuse(self, found: str) -> None:
-        raise RequestError(f"{self.what}: found {found}, expected a smaller schema")
+        require("grammar", self.written, where=self.where)
 
 
 def _counts(pattern: str) -> Iterator[int]:

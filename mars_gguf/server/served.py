@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,15 +14,10 @@ from mars_gguf.modalities import IMAGE
 from mars_gguf.runtime.finding import find_vector
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.runtime.selftest import self_test
-from mars_gguf.runtime.urls import load_url
-from mars_gguf.server.checks import RequestError
-from mars_gguf.server.exchange import exchange, require_wanted
+from mars_gguf.server.errors import RequestError
+from mars_gguf.server.exchange import Exchange
 from mars_gguf.server.model_loader import load_model, mmproj_of
-from mars_gguf.server.settings import (
-    DEFAULT_VECTOR,
-    UNSTEERED,
-    ModelSettings,
-)
+from mars_gguf.server.settings import DEFAULT_VECTOR, UNSTEERED, ModelSettings
 from mars_gguf.vectors import Vector, read_vector
 from mars_gguf.vectors.shelf import AUTO
 
@@ -31,17 +25,6 @@ log = logging.getLogger("mars_gguf.server")
 MAX_NAME = 256  # characters of a model's name
 # Settings in which models may differ that are loaded once.
 OWN = {"model_alias", "vector", "vectors", "vectors_from", "force_vector"}
-
-
-class UnknownModel(RequestError):
-    """Says that no model has the name that a request gives."""
-
-    code = "model_not_found"
-
-    def __init__(self, found: str, known: list[str]) -> None:
-        super().__init__(
-            f"model: found {found[:100]!r}, expected one of {', '.join(known)}", status=404
-        )
 
 
 @dataclass(frozen=True)
@@ -106,20 +89,20 @@ class Models:
 
     def settings(self, model: str | None) -> ModelSettings:
         """The settings of the model that a request means by ``model``: the first if it names none,
-        and where there is one model alone, that. Raises UnknownModel."""
-        if model and len(model) > MAX_NAME:  # which every piece of a stream would repeat
-            raise UnknownModel(model, [*self._by_alias])
-        if not model or len(self._by_alias) == 1:
+        and where there is one model alone, that. Raises RequestError for a name that none has."""
+        if not model or (len(self._by_alias) == 1 and len(model) <= MAX_NAME):
             return next(iter(self._by_alias.values()))
         if model not in self._by_alias:
-            raise UnknownModel(model, [*self._by_alias])
+            known = ", ".join(self._by_alias)
+            raise RequestError(
+                f"model: found {model[:100]!r}, expected one of {known}", 404, "model_not_found"
+            )
         return self._by_alias[model]
 
-    def __call__(self, model: str | None = None) -> SteeredLlama:
-        """The model that a request means by ``model``, steered by the vector that it asks for.
-
-        Raises RequestError if it cannot be loaded any more, UnknownModel.
-        """
+    def __call__(self, current: Exchange, model: str | None = None) -> SteeredLlama:
+        """The model that a request means by ``model``, steered by the vector that it asks for; what
+        it makes from now on is for that request. Raises RequestError if there is none of the name,
+        or it cannot be loaded any more."""
         settings = self.settings(model)
         weights = self._weights(settings)
         if weights != self._held or self._llama is None:
@@ -128,18 +111,18 @@ class Models:
                 self._held, self._llama = weights, self._load(weights)
             except MarsError as error:  # its message names files
                 raise RequestError("the model could not be loaded", 500) from error
-        # What a completion calls its model if the request names none.
-        self._llama.model_path = str(settings.model_alias)
-        vectors, current = self.vectors[str(settings.model_alias)], exchange.get()
-        vector = DEFAULT_VECTOR if current is None or current.vector is None else current.vector
-        if current is not None:
-            current.model, current.vector = settings.model_alias, vector if vectors else None
+        llama, alias = self._llama, str(settings.model_alias)
+        llama.model_path = alias  # what a completion calls its model if the request names none
+        vectors, vector = self.vectors[alias], current.vector or DEFAULT_VECTOR
+        current.model, current.vector = alias, vector if vectors else None
         chosen = (vectors[vector].vector.policy(),) if vectors else ()
-        if self._llama.steerer.policies != chosen or self._stopped:
-            self._llama.context.rewind(0)
-            self._llama.steerer.steer_by(*chosen)
+        if llama.steerer.policies != chosen or self._stopped:
+            llama.context.rewind(0)
+            llama.steerer.steer_by(*chosen)
             self._stopped = False
-        return self._llama
+        llama.on_batch = partial(self._after_batch, current)
+        llama.on_token = lambda: current.add_token(llama.last_steering)
+        return llama
 
     def _load(self, weights: str) -> SteeredLlama:
         """Loads weights, and tries each vector of the models that have them."""
@@ -155,31 +138,15 @@ class Models:
             raise type(error)(f"{settings.model_alias}: {error}") from error
         except (AssertionError, ValueError, OSError, ImportError) as error:
             raise ModelError(f"{settings.model_alias}: cannot be loaded: {error}") from error
-        # From here on: what was decoded until now belongs to no request.
-        llama.on_batch, llama.on_token = self._after_batch, partial(_after_token, llama)
         if llama.projector is not None:
-            llama.projector.load = _load_checked
+            llama.projector.load = _refuse
         return llama
 
-    def _after_batch(self) -> None:
+    def _after_batch(self, current: Exchange) -> None:
         """Ends what nobody waits for any more, and what takes too long."""
         self._stopped = True
-        require_wanted()
+        current.require_wanted()
         self._stopped = False
-
-
-def _after_token(llama: SteeredLlama) -> None:
-    """Notes in the current exchange that there is a token, and what steering did."""
-    current = exchange.get()
-    if current is None:
-        return
-    if llama.last_steering is None and current.vector is not None:
-        raise SteeringError("a token was sampled that steering had not seen")
-    if current.tokens == 0:
-        current.first_token = time.perf_counter()
-        current.prompt_tokens = llama.n_tokens
-    current.steering = llama.last_steering
-    current.tokens += 1
 
 
 def _vectors(settings: ModelSettings) -> dict[str, NamedVector]:
@@ -209,11 +176,9 @@ def _vector_file(settings: ModelSettings) -> str:
         raise type(error)(f"{settings.model_alias}: {error}") from error
 
 
-def _load_checked(url: str) -> bytes:
-    """The content of a data URL: the server has fetched and checked every picture by then."""
-    if not url.startswith("data:"):
-        raise SteeringError("a picture that was not checked reached the model")
-    return load_url(url)
+def _refuse(url: str) -> bytes:
+    """In the place of what reads a URL: the server has decoded every picture by then."""
+    raise SteeringError("a picture that was not checked reached the model")
 
 
 def _try_vector(llama: SteeredLlama, name: str, vector: Vector, settings: ModelSettings) -> None:

@@ -10,8 +10,9 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from mars_gguf.server.checks import RequestError
-from mars_gguf.server.exchange import ClientGone, current_exchange
+from mars_gguf.server.errors import ClientGone
+from mars_gguf.server.exchange import Exchange
+from mars_gguf.server.limits import exceeded
 
 AWAY = 1.0  # seconds after which a client has been away
 
@@ -41,21 +42,22 @@ class Line:
         return len(self._waiting) > (client in self._waiting)
 
     @asynccontextmanager
-    async def turn(self, client: str, most: float = math.inf) -> AsyncIterator[None]:
-        """Context manager: within it, a request of ``client`` has what it has waited for.
+    async def turn(self, current: Exchange, most: float = math.inf) -> AsyncIterator[None]:
+        """Context manager: within it, a request has what it has waited for.
 
         Where ``most`` wait already, the last of the client with the most of them goes. Raises
         RequestError (503) if that is this one, now or later, ClientGone if nobody waits for its
         reply any more.
         """
-        await self._wait(client, most)
+        await self._wait(current, most)
         began = time.perf_counter()
         try:
             yield
         finally:
-            self._leave(client, time.perf_counter() - began)
+            self._leave(current.client, time.perf_counter() - began)
 
-    async def _wait(self, client: str, most: float) -> None:
+    async def _wait(self, current: Exchange, most: float) -> None:
+        client = current.client
         if self._left.pop(client, -math.inf) < time.perf_counter() - AWAY and not self._has(client):
             self._had[client] = max(self._had.get(client, 0.0), self._share)
         if self.free:  # nobody waits then
@@ -66,7 +68,7 @@ class Line:
             self._make_room(client)
         place = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(client, deque()).append(place)
-        gone = asyncio.create_task(current_exchange().client_gone.wait())
+        gone = asyncio.create_task(current.client_gone.wait())
         gone.add_done_callback(
             lambda _: None if place.done() else place.set_exception(ClientGone())
         )
@@ -83,13 +85,12 @@ class Line:
             gone.cancel()
 
     def _make_room(self, client: str) -> None:
-        full = RequestError("too many requests wait: try again later", 503)
         crowd = max(self._waiting.values(), key=len, default=deque())
         if len(crowd) <= len(self._waiting.get(client, ())) + 1:
-            raise full
+            raise exceeded("waiting")
         last = crowd.pop()
         if not last.done():
-            last.set_exception(full)
+            last.set_exception(exceeded("waiting"))
 
     def _leave(self, client: str, seconds: float) -> None:
         self._share += seconds / len({*self._having, *self._waiting})

@@ -44,7 +44,7 @@ def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     limits += ["--max_media_pixels", "1000000"]
     folder = tmp_path_factory.mktemp("closed")
     flags = ["--demo", *ONE_THREAD, *limits, "--api_key", "secret"]
-    with running(folder, *flags, api_key="secret", BODY_SECONDS=2) as server:
+    with running(folder, *flags, api_key="secret", body_seconds=2) as server:
         yield server
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import socket
@@ -13,10 +14,12 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
+import uvicorn
 from servers import ENDLESS, HARMFUL, ONE_THREAD, STALLED, Server, chat, running
 
-CHAT, RAW = "/v1/chat/completions", "/v1/completions"
+from mars_gguf.server import internals
 
+CHAT = "/v1/chat/completions"
 POST = f"POST {CHAT} HTTP/1.1\nHost: localhost\nContent-Type: application/json\n"
 
 
@@ -57,7 +60,7 @@ def test_a_client_that_has_most_connections_makes_room_for_others(tmp_path: Path
     body = json.dumps({"messages": [HARMFUL], "max_tokens": 900, **ENDLESS}).encode()
     whole = (POST + f"Content-Length: {len(body)}\n\n").replace("\n", "\r\n").encode() + body
     asked = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    with running(tmp_path, "--demo", *ONE_THREAD, MAX_WAITING=300) as server:
+    with running(tmp_path, "--demo", *ONE_THREAD, waiting=300) as server:
         address = ("127.0.0.1", server.port)
         with ExitStack() as stack:
 
@@ -81,7 +84,7 @@ def test_a_client_that_does_not_read_its_reply_keeps_nobody_waiting_and_is_given
 ) -> None:
     many = {"logprobs": True, "top_logprobs": 20}  # more than what lies between us holds
     body = {"messages": [HARMFUL], "max_tokens": 700, "stream": True, **many, **ENDLESS}
-    with running(tmp_path, "--demo", *ONE_THREAD, MAX_UNREAD=100_000) as server:
+    with running(tmp_path, "--demo", *ONE_THREAD, unread=100_000) as server:
         request_id, began = uuid.uuid4().hex, time.monotonic()
         with server.post(body, request_id, window=4096) as connection:
             connection.recv(1, socket.MSG_PEEK)  # it has begun
@@ -117,3 +120,18 @@ def test_a_connection_that_does_not_finish_its_handshake_is_closed(tmp_path: Pat
             with suppress(ConnectionError):
                 assert connection.recv(1) == b""
         assert 9 < time.monotonic() - began < 25
+
+
+def test_a_version_that_lacks_a_name_is_refused_with_the_one_that_works(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def other(self: object, *args: object) -> None:
+        pass
+
+    with monkeypatch.context() as patch:
+        patch.setattr(uvicorn.Server, "handle_exit", other)
+        with pytest.raises(
+            ImportError, match="other.should_exit; mars-gguf works with .* uvicorn=="
+        ):
+            importlib.reload(internals)
+    importlib.reload(internals)

@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import models
-import numpy as np
 import pytest
 from exif import ODD
-from PIL import Image
 
-from mars_gguf.media.images import decode_image
+from mars_gguf.media.images import decode_image, pixels_of
+from mars_gguf.media.picture import Picture
 from mars_gguf.media.worker import pack
 from mars_gguf.server import decoders
-from mars_gguf.server.checks import RequestError
+from mars_gguf.server.errors import RequestError
 
 LIMITS = {"max_pixels": 1 << 20, "most_pixels": 1 << 20}
 SLOW = b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0, 0, 0) + b"!\xfe\1a\0" * 4_000_000  # comments
@@ -36,7 +35,7 @@ def png(seed: int = 0, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def decoded(data: bytes, seconds: float = 30.0, **limits: int) -> Image.Image:
+def decoded(data: bytes, seconds: float = 30.0, **limits: int) -> Picture:
     (found,) = decoders.decode(LIMITS | limits, time.monotonic() + seconds, data)
     return found
 
@@ -63,8 +62,7 @@ def test_pictures_are_decoded_one_after_another_by_one_process_as_here() -> None
     decoded(png())
     first = pid()
     for data in (png(1), png(2, exif=ODD["two orientations"])):
-        expected = decode_image(io.BytesIO(data), "it")
-        assert np.array_equal(np.asarray(decoded(data)), np.asarray(expected))
+        assert decoded(data) == pixels_of(decode_image(io.BytesIO(data), "it"))
     with pytest.raises(RequestError, match="a picture: not a picture; found 4 bytes") as refused:
         decoded(b"text")
     assert refused.value.status == 400
@@ -84,7 +82,7 @@ def test_a_decoder_that_is_brought_down_is_said_so_and_replaced(
         decoded(SLOW)
     assert ended.value.status == 400
     assert f"a decoder of pictures ended ({sent.name})" in caplog.text
-    assert decoded(png()).size == (48, 48)
+    assert decoded(png()).width == 48
     assert pid() != first and gone(first)
 
 
@@ -103,7 +101,7 @@ def test_a_decoder_that_has_ended_while_idle_costs_nobody_a_picture() -> None:
     decoded(png())
     os.kill(pid(), signal.SIGKILL)
     time.sleep(0.2)
-    assert decoded(png()).size == (48, 48)
+    assert decoded(png()).width == 48
 
 
 class Evil:

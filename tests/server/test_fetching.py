@@ -13,7 +13,7 @@ from servers import (
 from sites import pictures_served
 
 from mars_gguf.server import fetching
-from mars_gguf.server.checks import RequestError
+from mars_gguf.server.errors import RequestError
 from mars_gguf.server.fetching import fetch, is_public
 
 PIXELS = base64.b64decode(PICTURE.partition(",")[2])  # the file in it

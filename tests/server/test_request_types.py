@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, get_args
 
+import openai
 import pytest
 from llama_cpp.server import types
 from pages import ROOT
-from servers import HARMFUL, HARMLESS, Server
+from servers import HARMFUL, HARMLESS, Server, chat
 
 from mars_gguf.server import request_types
 from mars_gguf.server.request_types import FIELDS, KNOWN, Route
@@ -59,6 +61,50 @@ def test_a_field_that_is_not_known_is_refused(server: Server) -> None:
             assert reply.status == 400
             assert "no field of" in reply.error["message"]
             assert len(reply.error["message"]) < 400
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"messages": [{"role": "user", "content": None}]}, "messages.0.: found no content"),
+        ({"messages": [{"role": "user", "content": "<__media__> What?"}]}, "<__media__> in a text"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, "half of a surrogate pair"),
+        ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice: names"),
+        ({"n": 2}, "n: found 2, expected 1"),
+    ],
+)
+def test_a_mistake_in_a_chat_request_is_an_error_of_the_client(
+    server: Server, options: dict[str, Any], message: str
+) -> None:
+    body = {"messages": [HARMFUL], "max_tokens": 4, **options}
+    reply = server.send(CHAT, json.dumps(body).encode())
+    assert reply.status == 400
+    assert re.search(message, reply.error["message"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"grammar": "this is not"}, "grammar: not valid"),
+        ({"grammar": 'root ::= root "a" | "a"'}, "grammar: not valid"),
+        ({"grammar": f'root ::= {"(" * 5000}"a"{")" * 5000}'}, "5000 parentheses"),
+        ({"grammar": f'root ::= "{"a" * 100_000}"'}, "characters"),
+        ({"logit_bias": {"abc": 1}}, "logit_bias: found the key 'abc'"),
+        ({"logit_bias": {"999999999": 1}}, "logit_bias: found the key '999999999'"),
+        ({"logit_bias": {"5": -1e39}}, "logit_bias: found -1e"),
+        ({"repeat_penalty": 1e39}, "repeat_penalty: Input should be less"),
+    ],
+)
+def test_what_would_end_the_process_is_an_error_of_the_client(
+    server: Server, options: dict[str, Any], message: str
+) -> None:
+    for stream in (False, True):
+        with pytest.raises(openai.APIStatusError, match=message) as refused:
+            chat(server, [HARMFUL], extra_body={**options, "stream": stream})
+        assert refused.value.status_code in (400, 422)
+    with pytest.raises(openai.APIStatusError, match=message):
+        server.client.completions.create(model="any", prompt="Hello", extra_body=options)
+    assert chat(server, [HARMFUL])["mars"]["alpha"] > 0
 
 
 @pytest.mark.parametrize("value", [1 << 70, -(1 << 70), 1e308, -1e308, 1e-308])

@@ -32,7 +32,7 @@ from thinking import ALWAYS, write_likely
 from mars_gguf import demo_model
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.server import model_loader, served
-from mars_gguf.server.exchange import Exchange, exchange
+from mars_gguf.server.exchange import Exchange
 from mars_gguf.server.model_loader import load_model
 from mars_gguf.server.served import Models
 from mars_gguf.server.settings import read_settings
@@ -105,9 +105,11 @@ def test_weights_are_loaded_once_for_all_names_that_differ_in_vectors_alone(
     (tmp_path / "server.json").write_text(json.dumps({"models": given}))
     held = Models(read_settings(["--config_file", str(tmp_path / "server.json")])[1])
     assert loaded == ["longer", "a"]
-    first = held("a")
-    assert held("b") is held("c") is first and loaded == ["longer", "a"]
-    assert held("longer") is not first and loaded == ["longer", "a", "longer"]
+    first, request = held(Exchange(), "a"), Exchange()
+    assert held(Exchange(), "b") is held(Exchange(), "c") is first and loaded == ["longer", "a"]
+    assert held(request, "longer") is not first and loaded == ["longer", "a", "longer"]
+    # A model that is loaded during a request does not reply to it.
+    assert (request.tokens, request.steering, request.first_token) == (0, None, None)
     held.close()
 
 
@@ -148,18 +150,8 @@ def test_a_model_and_its_mmproj_may_come_from_a_hub(monkeypatch: pytest.MonkeyPa
     flags += ["--vector", str(demo_model.VECTOR), "--chat_format", "mtmd"]
     models = Models(read_settings([*flags, *ONE_THREAD])[1])
     assert asked == [("a/b", "mmproj*"), ("a/b", "*Q4*.gguf")]
-    assert models().projector is not None
+    assert models(Exchange()).projector is not None
     models.close()
-
-
-def test_a_model_that_is_loaded_during_a_request_does_not_reply_to_it() -> None:
-    request = Exchange()
-    token = exchange.set(request)
-    try:
-        Models(read_settings(["--demo", *ONE_THREAD])[1]).close()
-    finally:
-        exchange.reset(token)
-    assert (request.tokens, request.steering, request.first_token) == (0, None, None)
 
 
 def test_pictures_that_fill_the_context_before_its_positions_end_a_reply_or_refuse_a_prompt(

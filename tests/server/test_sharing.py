@@ -9,8 +9,8 @@ from contextlib import suppress
 import pytest
 
 from mars_gguf.server import sharing
-from mars_gguf.server.checks import RequestError
-from mars_gguf.server.exchange import ClientGone, Exchange, exchange
+from mars_gguf.server.errors import ClientGone, RequestError
+from mars_gguf.server.exchange import Exchange
 from mars_gguf.server.sharing import Line
 
 
@@ -34,10 +34,9 @@ def had(clock: Clock, seconds: dict[str, float], requests: dict[str, int]) -> di
     found: dict[str, float] = defaultdict(float)
 
     async def ask(line: Line, client: str) -> None:
-        exchange.set(Exchange(client=client))
         while clock.now < 1000:
             began = clock.now
-            async with line.turn(client):
+            async with line.turn(Exchange(client=client)):
                 await asyncio.sleep(0)
                 clock.now += seconds[client]
                 found[client] += seconds[client]
@@ -70,8 +69,7 @@ def test_new_clients_keep_nobody_waiting_for_ever(clock: Clock) -> None:
         line, done = Line(), asyncio.Event()
 
         async def one(client: str, seconds: float) -> None:
-            exchange.set(Exchange(client=client))
-            async with line.turn(client):
+            async with line.turn(Exchange(client=client)):
                 await asyncio.sleep(0)
                 clock.now += seconds
 
@@ -103,8 +101,7 @@ def test_who_leaves_the_line_is_not_waited_for(clock: Clock) -> None:
         go = asyncio.Event()
 
         async def one(name: str) -> None:
-            exchange.set(exchanges[name])
-            async with line.turn(name):
+            async with line.turn(exchanges[name]):
                 order.append(name)
                 await go.wait()
 
@@ -133,9 +130,8 @@ def test_a_full_line_makes_room_for_who_has_least_in_it(clock: Clock) -> None:
         refused: list[str] = []
 
         async def one(client: str, name: str) -> None:
-            exchange.set(Exchange(client=client))
             try:
-                async with line.turn(client, most=3):
+                async with line.turn(Exchange(client=client), most=3):
                     await go.wait()
             except RequestError as error:
                 assert error.status == 503
@@ -160,9 +156,8 @@ def test_as_many_have_it_at_a_time_as_there_are_places(clock: Clock) -> None:
 
         async def one(n: int) -> None:
             nonlocal most, at
-            exchange.set(Exchange(client=str(n % 3)))
             with suppress(RequestError):
-                async with line.turn(str(n % 3)):
+                async with line.turn(Exchange(client=str(n % 3))):
                     at += 1
                     most = max(most, at)
                     await asyncio.sleep(0.001)

@@ -33,8 +33,8 @@ from servers import (
 from mars_gguf import demo, demo_model
 from mars_gguf.media.images import url_of
 from mars_gguf.runtime.llama import SteeredLlama
-from mars_gguf.server.exchange import ClientGone
-from mars_gguf.server.streaming import _Outbox
+from mars_gguf.server.errors import ClientGone
+from mars_gguf.server.replies import _Outbox
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,7 @@ def test_no_more_requests_wait_than_the_limit_says(tmp_path: Path) -> None:
             return error
         return None
 
-    with running(tmp_path, "--demo", *ONE_THREAD, MAX_WAITING=2) as server:
+    with running(tmp_path, "--demo", *ONE_THREAD, waiting=2) as server:
         with ThreadPoolExecutor(6) as pool:
             refused = [error for error in pool.map(ask, range(6)) if error is not None]
         assert 1 <= len(refused) <= 3
@@ -199,7 +199,7 @@ def test_a_reply_ends_sooner_where_other_clients_wait(tmp_path: Path) -> None:
 
 def test_a_whole_reply_has_no_more_bytes_than_the_limit_says(tmp_path: Path) -> None:
     probable = {"logprobs": True, "top_logprobs": 20, "extra_body": ENDLESS}
-    with running(tmp_path, "--demo", *ONE_THREAD, MAX_REPLY=20_000) as server:
+    with running(tmp_path, "--demo", *ONE_THREAD, reply=20_000) as server:
         assert chat(server, [HARMFUL], **probable | {"max_tokens": 5})["choices"]
         headers = identified()
         with pytest.raises(openai.BadRequestError, match="too long to be sent at once"):
@@ -212,12 +212,12 @@ def test_a_whole_reply_has_no_more_bytes_than_the_limit_says(tmp_path: Path) -> 
 
 def test_a_reply_whose_client_has_left_is_no_failure() -> None:
     async def scenario() -> None:
-        outbox = _Outbox(1000)
+        outbox = _Outbox()
         events = outbox.events()
         outbox.put({"n": 1})
         assert json.loads((await anext(events))["data"]) == {"n": 1}
         await events.aclose()  # type: ignore[attr-defined]
-        for send in (lambda: outbox.put({"n": 2}), outbox.end, lambda: outbox.fail(ValueError())):
+        for send in (lambda: outbox.put({"n": 2}), lambda: outbox.send("[DONE]")):
             with pytest.raises(ClientGone):
                 send()
 

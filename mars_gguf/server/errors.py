@@ -1,4 +1,5 @@
-"""Turns errors into what clients see: an HTTP status, and a body as the OpenAI API has it."""
+"""What is wrong with a request, and what its client is told of it: an HTTP status, and a body as
+the OpenAI API has it."""
 
 from __future__ import annotations
 
@@ -11,12 +12,25 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from mars_gguf.console import printable
-from mars_gguf.errors import PromptError, SteeringError
-from mars_gguf.server.checks import RequestError
-from mars_gguf.server.exchange import ClientGone
+from mars_gguf.errors import MarsError, PromptError, SteeringError
 
 _HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "5"}}
 _TOO_LONG = re.compile(r"exceeds? (context window|n_ctx)")
+
+
+class RequestError(MarsError):
+    """A request that cannot be served as it is: ``status`` is the HTTP status, ``code`` the word
+    that the OpenAI API has for it, ``limit`` the one of `limits.LIMITS` that it goes beyond."""
+
+    def __init__(
+        self, message: str, status: int = 400, code: str | None = None, limit: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.limit = status, code, limit
+
+
+class ClientGone(Exception):
+    """Says that nobody waits for this reply any more."""
 
 
 def describe(error: Exception) -> tuple[int, dict[str, Any]]:

@@ -8,7 +8,6 @@ import math
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from contextvars import copy_context
 from functools import partial
 from typing import Any, TypeVar
 
@@ -21,27 +20,19 @@ from numpy.typing import NDArray
 from sse_starlette import EventSourceResponse
 
 from mars_gguf.runtime.llama import SteeredLlama
-from mars_gguf.server import request_limits
-from mars_gguf.server.checks import RequestError, require_free_end
-from mars_gguf.server.exchange import (
-    ClientGone,
-    Exchange,
-    TooLate,
-    current_exchange,
-    require_wanted,
-)
-from mars_gguf.server.http_errors import describe
+from mars_gguf.server.errors import ClientGone, RequestError, describe
+from mars_gguf.server.exchange import Exchange
 from mars_gguf.server.internals import prepare_request_resources
-from mars_gguf.server.probabilities import bytes_a_token, row_by_row
-from mars_gguf.server.request_types import ChatRequest, CompletionRequest
-from mars_gguf.server.settings import ServerSettings
+from mars_gguf.server.limits import most, require
+from mars_gguf.server.piecewise import bytes_a_token, row_by_row
+from mars_gguf.server.request_types import ChatRequest, CompletionRequest, require_free_end
 from mars_gguf.server.sharing import Line
 
 T = TypeVar("T")
 Event = dict[str, str]  # its data
 
-# Of a request, and not for the model.
-NOT_ARGUMENTS = {"n", "best_of", "logit_bias_type", "user", "min_tokens"}
+# Of a request, and not for the model. Messages may hold the pixels of pictures, which are no JSON.
+NOT_ARGUMENTS = {"n", "best_of", "logit_bias_type", "user", "min_tokens", "messages"}
 _model_thread = ThreadPoolExecutor(1, "model")
 _line = Line()
 
@@ -70,20 +61,22 @@ class LongerUnlessSteered(MinTokensLogitsProcessor):  # type: ignore[misc]
 
 
 @asynccontextmanager
-async def _turn_of(settings: ServerSettings) -> AsyncIterator[None]:
+async def _turn_of(request: Request) -> AsyncIterator[Exchange]:
     """Context manager: within it, a request has the model, until the deadline that begins with it.
     Raises RequestError (503) if too many wait for that, ClientGone if nobody waits by then."""
-    current = current_exchange()
-    async with _line.turn(current.client, request_limits.MAX_WAITING):
-        current.begin(settings, partial(_line.others_wait, current.client))
-        require_wanted()
-        yield
+    current: Exchange = request.state.exchange
+    async with _line.turn(current, most("waiting")):
+        await current.until_turn.aclose()
+        current.begin(request.app.state.settings, partial(_line.others_wait, current.client))
+        current.require_wanted()
+        with row_by_row(current):
+            yield current
 
 
-async def in_turn(settings: ServerSettings, call: Callable[[], T]) -> T:
+async def in_turn(request: Request, call: Callable[[], T]) -> T:
     """Runs ``call`` in the models' thread when the requests before are answered. Raises ClientGone
     if nobody waits for it by then."""
-    async with _turn_of(settings):
+    async with _turn_of(request):
         return await _in_model_thread(call)
 
 
@@ -93,19 +86,21 @@ async def _in_model_thread(call: Callable[..., T], *args: Any) -> T:
     In changing threads llama.cpp leaves a team of OpenMP threads, and malloc an arena, behind in
     each.
     """
-    work = partial(copy_context().run, row_by_row, call, *args)
     with anyio.CancelScope(shield=True):
-        result = await asyncio.get_running_loop().run_in_executor(_model_thread, work)
+        result = await asyncio.get_running_loop().run_in_executor(_model_thread, call, *args)
     return result
 
 
 async def reply(request: Request, body: ChatRequest | CompletionRequest, method: str) -> Response:
     """Answers a request by what ``method`` of its model makes of it."""
-    state = request.app.state
+    current: Exchange = request.state.exchange
     arguments = body.model_dump(exclude=NOT_ARGUMENTS)
+    if isinstance(body, ChatRequest):
+        arguments["messages"] = body.messages
 
     def begin() -> Any:
-        llama: Any = prepare_request_resources(body, state.models, body.model, arguments)
+        model = partial(request.app.state.models, current)
+        llama: Any = prepare_request_resources(body, model, body.model, arguments)
         require_free_end(llama, arguments["logit_bias"])
         if body.min_tokens:
             longer = LongerUnlessSteered(llama, body.min_tokens)
@@ -113,45 +108,34 @@ async def reply(request: Request, body: ChatRequest | CompletionRequest, method:
         return getattr(llama, method)(**arguments)
 
     if not body.stream:
-        current = current_exchange()
-        current.bytes_left = request_limits.MAX_REPLY
-        current.bytes_a_token = bytes_a_token(body)
-        content = dumps(await in_turn(state.settings, begin))
-        current.bytes_left = request_limits.MAX_REPLY
-        current.spend(len(content))
+        current.bytes_left, current.bytes_a_token = most("reply"), bytes_a_token(body)
+        content = dumps(await in_turn(request, begin))
+        require("reply", len(content))
         return Response(content, media_type="application/json")
-    outbox = _Outbox(request_limits.MAX_UNREAD)
+    outbox = _Outbox()
     return EventSourceResponse(
         outbox.events(),
-        data_sender_callable=partial(_publish, outbox, begin, state.settings),
+        data_sender_callable=partial(_publish, outbox, begin, request),
         sep="\n",
-        ping_message_factory=bytes if state.settings.disable_ping_events else None,  # type: ignore
+        ping_message_factory=bytes if request.app.state.settings.disable_ping_events else None,  # type: ignore
     )
 
 
 class _Outbox:
     """The events of a reply that its client has yet to take: the model waits for no socket."""
 
-    def __init__(self, most: int) -> None:
-        self.most, self.held, self.begun = most, 0, False
+    def __init__(self) -> None:
+        self.held, self.begun = 0, False
         self.channel, self._taken = anyio.create_memory_object_stream[Event](math.inf)
 
     def put(self, chunk: dict[str, Any]) -> None:
         """Adds a chunk. Raises RequestError where the client leaves too much."""
         data = dumps(chunk)
-        if self.held + len(data) > self.most:
-            raise RequestError("the reply was given up: its client does not read it", 408)
-        self._send(data)
+        require("unread", self.held + len(data))
+        self.send(data)
 
-    def end(self) -> None:
-        """Adds what says that nothing follows."""
-        self._send("[DONE]")
-
-    def fail(self, error: Exception) -> None:
-        """Adds an error."""
-        self._send(dumps(describe(error)[1]))
-
-    def _send(self, data: str) -> None:
+    def send(self, data: str) -> None:
+        """Adds what is sent whatever the client leaves. Raises ClientGone."""
         self.held += len(data)
         try:
             self.channel.send_nowait({"data": data})
@@ -167,44 +151,46 @@ class _Outbox:
                 yield event
 
 
-async def _publish(outbox: _Outbox, begin: Callable[[], Any], settings: ServerSettings) -> None:
+async def _publish(outbox: _Outbox, begin: Callable[[], Any], request: Request) -> None:
     """Puts the chunks of a reply into ``outbox``. Leaves errors to the middleware, or puts them
     into the stream if that has begun."""
-    current = current_exchange()
+    current: Exchange = request.state.exchange
+    interruptible = request.app.state.settings.interrupt_requests
     with outbox.channel:
         try:
-            async with _turn_of(settings):
+            async with _turn_of(request):
                 chunks = await _in_model_thread(begin)
                 try:
-                    await _put_all(chunks, outbox, interruptible=settings.interrupt_requests)
+                    await _put_all(chunks, outbox, current, interruptible=interruptible)
                 finally:  # collected later, it would interfere with the next reply
                     chunks.close()
-            outbox.end()
+            outbox.send("[DONE]")
         except Exception as error:
             current.error = error
             if (outbox.begun or current.responding) and not isinstance(error, ClientGone):
                 with suppress(ClientGone):
-                    outbox.fail(error)
+                    outbox.send(dumps(describe(error)[1]))
 
 
-async def _put_all(chunks: Iterator[Any], outbox: _Outbox, *, interruptible: bool) -> None:
+async def _put_all(
+    chunks: Iterator[Any], outbox: _Outbox, current: Exchange, *, interruptible: bool
+) -> None:
     """Puts ``chunks`` into ``outbox``, and an end after those of a reply that is cut short, by the
     deadline or, if ``interruptible``, by the next request."""
-    chunk = None
+    chunk: dict[str, Any] | None = None
     try:
         while (following := await _in_model_thread(next, chunks, None)) is not None:
-            chunk = following
-            outbox.put(chunk)
+            outbox.put(chunk := following)
             await checkpoint()  # where a client that has left ends this
             if interruptible and len(_line):
                 break
         else:
             return
-    except TooLate:
-        if chunk is None:
+    except RequestError as error:
+        if chunk is None or error.limit not in ("reply_seconds", "turn_seconds"):
             raise
     assert chunk is not None
-    outbox.put(_cut_short(chunk, current_exchange()))
+    outbox.put(_cut_short(chunk, current))
 
 
 def _cut_short(chunk: dict[str, Any], current: Exchange) -> dict[str, Any]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
-import re
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,40 +28,44 @@ from servers import (
 )
 from sites import pictures_served
 
-from mars_gguf.server import attachments, decoders, request_limits
-from mars_gguf.server.checks import RequestError
-from mars_gguf.server.exchange import Exchange, exchange
+from mars_gguf.media.images import data_url, decode_image, pixels_of, url_of
+from mars_gguf.server import decoders, media
+from mars_gguf.server.errors import RequestError
+from mars_gguf.server.exchange import Exchange
+from mars_gguf.server.limits import LIMITS
 from mars_gguf.server.settings import read_settings
 from mars_gguf.server.sharing import Line
 
-PIXELS = base64.b64decode(PICTURE.partition(",")[2])  # the file in it
+FILE = base64.b64decode(PICTURE.partition(",")[2])  # in it
 
 
-@pytest.mark.parametrize("data", ODD.values(), ids=ODD)
-def test_a_picture_with_odd_exif_data_is_decoded_upright(data: bytes) -> None:
-    file = io.BytesIO()
-    Image.new("RGB", (40, 20)).save(file, "PNG", exif=data)
-    within = {"max_pixels": 1 << 20, "most_pixels": 1 << 20}
-    (found,) = decoders.decode(within, time.monotonic() + 30, file.getvalue())
-    assert found.size == (20, 40)
+def decoded(messages: list[Any], *flags: str, current: Exchange | None = None) -> list[Any]:
+    """``messages``, with what the model is shown in the place of their pictures."""
+
+    async def decode() -> None:
+        async with (request := current or Exchange()).until_turn:
+            await media.decode_media(messages, read_settings(["--demo", *flags])[0], request)
+
+    anyio.run(decode)
+    return messages
 
 
-def test_nothing_that_a_client_has_encoded_goes_on_to_the_model() -> None:
-    """Whatever the format: what libmtmd decodes again is a PNG of the server's own making."""
-    settings = read_settings(["--demo"])[0]
-    for form in ("PNG", "JPEG", "WEBP", "GIF", "BMP"):
-        file = io.BytesIO()
-        more = (
-            {}
-            if form in ("GIF", "BMP")
-            else {"exif": ODD["two orientations"], "icc_profile": b"x" * 200}
-        )
-        Image.new("RGB", (40, 20)).save(file, form, **more)
-        url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-        anyio.run(attachments.inline_media, [shown := picture_message(url)], settings)
-        data = base64.b64decode(shown["content"][0]["image_url"]["url"].partition(",")[2])
-        places = [m.start() for m in re.finditer(b"IHDR|IDAT|IEND|iCCP|eXIf|tEXt", data)]
-        assert [data[at : at + 4] for at in places] == [b"IHDR", b"IDAT", b"IEND"]
+def bounded(monkeypatch: pytest.MonkeyPatch, name: str, most: float) -> None:
+    monkeypatch.setitem(LIMITS, name, replace(LIMITS[name], most=most))
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
+def test_the_model_is_shown_pixels_upright_and_nothing_that_a_client_has_encoded(form: str) -> None:
+    file, held = io.BytesIO(), list[int]()
+    more = {} if form in ("GIF", "BMP") else {"exif": ODD["two orientations"]}
+    Image.new("RGB", (40, 20), "red").save(file, form, **more)
+    url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    [shown] = decoded([picture_message(url)], current=Exchange(hold=held.append))
+    expected = pixels_of(decode_image(file, "it"))
+    assert shown["content"][0] == {"type": "image_url", "image_url": {"url": expected}}
+    assert (expected.width, expected.height) == ((20, 40) if more else (40, 20))
+    size = len(file.getvalue())
+    assert held == [size, 3 * 40 * 20 - size]
 
 
 @pytest.mark.parametrize(
@@ -98,15 +102,13 @@ def test_a_picture_that_may_not_be_loaded_is_an_error_of_the_client(
 
 
 def test_several_pictures_share_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request_limits, "MAX_PICTURES", 2)
-    settings = read_settings(["--demo", "--max_media_pixels", "2305"])[0]
-    anyio.run(attachments.inline_media, [picture_message(PICTURE)], settings)
+    bounded(monkeypatch, "media", 2)
+    few = ["--max_media_pixels", "2305"]
+    decoded([picture_message(PICTURE)], *few)
     with pytest.raises(RequestError, match="picture too large"):
-        anyio.run(
-            attachments.inline_media, [picture_message(PICTURE), picture_message(PICTURE)], settings
-        )
+        decoded([picture_message(PICTURE), picture_message(PICTURE)], *few)
     with pytest.raises(RequestError, match="found 3 pictures and films"):
-        anyio.run(attachments.inline_media, [picture_message(PICTURE)] * 3, settings)
+        decoded([picture_message(PICTURE)] * 3, *few)
 
 
 def test_a_small_file_of_many_pixels_is_not_decoded(server: Server) -> None:
@@ -119,7 +121,7 @@ def test_a_small_file_of_many_pixels_is_not_decoded(server: Server) -> None:
 
 
 def test_pictures_come_by_http_where_allowed(configured: Server) -> None:
-    with pictures_served(PIXELS) as site:
+    with pictures_served(FILE) as site:
         over_http = chat(configured, [picture_message(f"{site}/picture")])
         assert text_of(over_http) == text_of(chat(configured, [picture_message(PICTURE)]))
         assert over_http["mars"]["modality"] == "image"
@@ -153,8 +155,7 @@ def film_message(content: bytes | str, text: str = "What?") -> dict[str, Any]:
 
 def test_a_film_is_shown_by_its_frames(server: Server) -> None:
     message = film_message(film())
-    settings = read_settings(["--demo"])[0]
-    anyio.run(attachments.inline_media, [shown := json.loads(json.dumps(message))], settings)
+    [shown] = json.loads(json.dumps(decoded([film_message(film())]), default=url_of))
     frames = shown["content"][0]
     assert frames.keys() == {"type", "video"}
     assert len(frames["video"]) == 8
@@ -193,19 +194,14 @@ def test_films_are_decoded_within_limits_and_written_to_no_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
-    monkeypatch.setattr(request_limits, "MEDIA_SECONDS", 30.0)
+    bounded(monkeypatch, "media_seconds", 30)
     flags = ["--max_video_frames", "3", "--max_media_pixels", "7000"]
-    settings = read_settings(["--demo", *flags])[0]
-    anyio.run(attachments.inline_media, [shown := film_message(film())], settings)
-    frames = [
-        Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
-        for url in shown["content"][0]["video"]
-    ]
+    frames = decoded([film_message(film())], *flags)[0]["content"][0]["video"]
     assert len(frames) == 3
     assert 6000 < sum(frame.width * frame.height for frame in frames) <= 7000
     given = {"type": "video", "video": [PICTURE] * 4}
-    with pytest.raises(RequestError, match="4 frames, expected at most 3"):
-        anyio.run(attachments.inline_media, [{"role": "user", "content": [given]}], settings)
+    with pytest.raises(RequestError, match="4 frames of a film that are given, expected at most 3"):
+        decoded([{"role": "user", "content": [given]}], *flags)
     (tmp_path / "film.mp4").write_bytes(film())
     playlist = PLAYLIST % bytes(tmp_path / "film.mp4")
     for content, pixels, seconds, message in (
@@ -219,69 +215,75 @@ def test_films_are_decoded_within_limits_and_written_to_no_disk(
             decoders.decode(asked, time.monotonic() + seconds, content)
 
 
-async def shown(client: str, url: str, held: list[int]) -> None:
-    """As the server has a picture shown for a request of ``client``."""
+async def shown(current: Exchange, url: str) -> None:
+    """As the server has a picture shown for a request."""
     settings = read_settings(["--demo", "--allow-private-media"])[0]
-    exchange.set(Exchange(client=client, hold=held.append))
-    await attachments.inline_media([picture_message(url)], settings)
+    await media.decode_media([picture_message(url)], settings, current)
 
 
-def test_no_more_pictures_are_held_decoded_than_decoders_work(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Not those of all requests that wait: of a small file a picture takes 48 MiB."""
-    decoded, most, held = 0, 0, list[int]()
-    decode, encode = attachments.decode, attachments.data_url
+def test_few_pictures_of_requests_that_wait_for_the_model_are_decoded() -> None:
+    """And each of the others when one of those has its turn: none is refused for want of room."""
+    file = io.BytesIO()
+    Image.new("RGB", (512, 512)).save(file, "PNG")
+    url, size, held = data_url(Image.open(file)), 3 << 18, [0, 0]  # now, at most
 
-    def counting(*args: Any) -> Any:
-        nonlocal decoded, most
-        decoded += 1
-        most = max(most, decoded)
-        return decode(*args)
+    def hold(more: int) -> None:
+        held[0] += more
+        held[1] = max(held)
 
-    def releasing(picture: Image.Image) -> str:
-        nonlocal decoded
-        time.sleep(0.1)
-        decoded -= 1
-        return encode(picture)
+    async def ask(model: Line) -> None:
+        current = Exchange(client="a", hold=hold)
+        await shown(current, url)
+        async with model.turn(current):
+            await current.until_turn.aclose()
+            await anyio.sleep(0.05)
+        hold(-size)
 
-    monkeypatch.setattr(attachments, "decode", counting)
-    monkeypatch.setattr(attachments, "data_url", releasing)
-
-    async def ask() -> None:
+    async def ask_all() -> None:
+        model = Line()
         async with anyio.create_task_group() as asked:
-            for _ in range(6):
-                asked.start_soon(shown, "a", PICTURE, held)
+            for _ in range(20):
+                asked.start_soon(ask, model)
+
+    anyio.run(ask_all)
+    assert held[0] == 0 and 4 * size < held[1] < 6.5 * size
+    assert media.READY.free == 4
+
+
+def test_a_request_that_fails_leaves_its_place_to_others() -> None:
+    async def ask() -> None:
+        for _ in range(9):
+            async with (current := Exchange()).until_turn:
+                with pytest.raises(RequestError, match="not a picture"):
+                    await shown(current, "data:image/png;base64,AAAA")
 
     anyio.run(ask)
-    assert most <= decoders.WORKERS
-    # The file, and what the model is shown instead of it.
-    assert sorted(held)[:6] == [len(encode(Image.open(io.BytesIO(PIXELS)))) - len(PIXELS)] * 6
-    assert sorted(held)[6:] == [len(PIXELS)] * 6
+    assert media.READY.free == 4
 
 
 def test_pictures_of_slow_addresses_are_waited_for_at_the_cost_of_who_names_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(attachments, "FETCHES", Line(2))
+    monkeypatch.setattr(media, "FETCHES", Line(2))
     late, done = list[int](), list[str]()
 
     async def ask(client: str, url: str, seconds: float) -> None:
-        monkeypatch.setattr(request_limits, "MEDIA_SECONDS", seconds)  # which begin with it
-        try:
-            await shown(client, url, [])
-        except RequestError as error:
-            assert "too long" in str(error)
-            late.append(1)
+        bounded(monkeypatch, "media_seconds", seconds)  # which begin with it
+        async with (current := Exchange(client=client)).until_turn:
+            try:
+                await shown(current, url)
+            except RequestError as error:
+                assert "too long" in str(error)
+                late.append(1)
         done.append(client)
 
     async def ask_all(site: str) -> None:
         async with anyio.create_task_group() as asked:
             for _ in range(6):
-                asked.start_soon(ask, "a", f"{site}/endless", 1.0)
+                asked.start_soon(ask, "a", f"{site}/endless", 1)
             await anyio.sleep(0.2)
-            asked.start_soon(ask, "b", f"{site}/picture", 30.0)
+            asked.start_soon(ask, "b", f"{site}/picture", 30)
 
-    with pictures_served(PIXELS) as site:
+    with pictures_served(FILE) as site:
         anyio.run(ask_all, site)
     assert len(late) == 6 and done.index("b") <= 2
