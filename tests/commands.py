@@ -30,13 +30,13 @@ def _run(module: str, arguments: Sequence[str]) -> None:
 convert = command("mars_gguf.convert")
 
 
-def ended(module: str, *arguments: str | bytes) -> CompletedProcess[str]:
-    """The same with nothing to read, and what it printed, as a process would have ended."""
+def ended(module: str, *arguments: str | bytes, stdin: bytes = b"") -> CompletedProcess[str]:
+    """The same with ``stdin`` to read, and what it printed, as a process would have ended."""
     printed, errors, code = io.StringIO(), io.StringIO(), 0
     words = [os.fsdecode(word) for word in arguments]
     try:
         with (
-            patch("sys.stdin", io.TextIOWrapper(io.BytesIO())),
+            patch("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin))),
             redirect_stdout(printed),
             redirect_stderr(errors),
         ):

@@ -16,12 +16,22 @@ from mars_gguf.options import add_model_arguments, model_files
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.vectors import read_vector, write_vector
 
+FILES = ["-m", models.DEMO, "--mmproj", models.DEMO_MMPROJ, "--vector", str(demo_model.VECTOR)]
+
 
 def load(*options: str) -> SteeredLlama:
     parser = argparse.ArgumentParser()
     add_model_arguments(parser)
-    args = parser.parse_args([*options, "-t", "1", "-c", "512"])
+    args = parser.parse_args(["-t", "1", "-c", "512", *options])
     return load_steered(args, model_files(args))
+
+
+def test_a_context_longer_than_the_model_was_trained_for_is_said(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    for size, said in ((2048, 1), (1024, 0)):
+        load(*FILES, "-c", str(size)).close()
+        assert capfd.readouterr().err.count("better give --ctx-size 1024") == said
 
 
 def test_options_say_how_prompts_are_written() -> None:
@@ -38,8 +48,7 @@ def test_prompts_keep_the_variables_that_the_vector_was_measured_with(tmp_path: 
     vector = read_vector(demo_model.VECTOR)
     model = replace(vector.model, chat_template_kwargs='{"a": [1]}')
     write_vector(replace(vector, model=model), tmp_path / "vector.gguf")
-    files = ["-m", str(demo_model.TEXT_MODEL), "--mmproj", str(demo_model.MMPROJ)]
-    llama = load(*files, "--vector", str(tmp_path / "vector.gguf"))
+    llama = load(*FILES, "--vector", str(tmp_path / "vector.gguf"))
     assert llama.template.kwargs == {"a": [1]}
     llama.close()
 

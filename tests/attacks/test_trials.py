@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +15,7 @@ import servers
 from attacks import calls, fairness, fuzzing
 from attacks.__main__ import attack
 from attacks.fields import CHAT, FIELDS, ROUTES
-from attacks.trial import LEFT, Request, attempt, draw, send_all
+from attacks.trial import LEFT, STREAM, Request, draw, left, problems_of, send_all
 from servers import ONE_THREAD, running
 
 from mars_gguf.server.request_types import FIELDS as TAKEN
@@ -112,39 +109,8 @@ def test_a_file_that_is_read_wrong_is_kept(tmp_path: Path) -> None:
 MARS = {"modality": "text", "t": 0.1, "alpha": 0.0}
 CHUNK = json.dumps({"choices": [], "mars": MARS})
 FAILED = '{"error": {"type": "internal_server_error"}}'
-STREAM, JSON = "text/event-stream", "application/json"
-
-
-class Answering(BaseHTTPRequestHandler):
-    answer: tuple[int, str, str, dict[str, str]] | None = None
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        if self.answer is None:
-            return
-        status, kind, content, headers = self.answer
-        self.send_response(status)
-        for name, value in {"Content-Type": kind, **headers}.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content.encode())
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def answering() -> Iterator[Any]:
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Answering)
-    threading.Thread(target=http.serve_forever, daemon=True).start()
-    yield SimpleNamespace(port=http.server_port, line=lambda _: "2000-01-01 00:00:00,000 INFO POST")
-    http.shutdown()
-    http.server_close()
-
-
-def asked(manner: str = "whole") -> Request:
-    return Request(0, 0, CHAT, {"messages": []}, ("a", "b"), manner, 1, 0.1)
+JSON = "application/json"
+ASKED = Request(0, 0, CHAT, {"messages": []}, ("a", "b"), "whole", 1, 0.1)
 
 
 def sse(*events: str) -> str:
@@ -152,40 +118,32 @@ def sse(*events: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("answer", "found"),
+    ("status", "kind", "content", "found"),
     [
-        ((200, JSON, CHUNK, {}), None),
-        ((400, JSON, '{"error": {"message": "x"}}', {}), None),
-        ((503, JSON, '{"error": {"message": "x"}}', {"Retry-After": "5"}), None),
-        ((200, STREAM, sse(CHUNK, "[DONE]"), {}), None),
-        ((500, JSON, '{"error": {"message": "x"}}', {}), "status 500"),
-        ((503, JSON, '{"error": {"message": "x"}}', {}), "without Retry-After"),
-        ((200, JSON, '{"mars": {"modality": "text", "t": NaN, "alpha": 0}}', {}), "NaN is no JSON"),
-        ((200, JSON, '{"choices": [], "mars": {}}', {}), "does not say that it was judged"),
-        ((400, JSON, json.dumps({"error": {"message": "x" * 9000}}), {}), "an error of 9"),
-        ((400, JSON, '{"error": {"message": null}}', {}), "without a message"),
-        ((200, STREAM, sse(CHUNK), {}), "the stream ends with"),
-        ((200, STREAM, sse('{"choices": []}', "[DONE]"), {}), "does not say that it was judged"),
-        ((200, STREAM, "", {}), "a stream of nothing"),
-        ((200, STREAM, sse(CHUNK, FAILED), {}), "ends with"),
-        (None, "no answer"),
+        (200, JSON, CHUNK, None),
+        (400, JSON, '{"error": {"message": "x"}}', None),
+        (200, STREAM, sse(CHUNK, "[DONE]"), None),
+        (500, JSON, '{"error": {"message": "x"}}', "status 500"),
+        (503, JSON, '{"error": {"message": "x"}}', "without Retry-After"),
+        (200, JSON, '{"mars": {"modality": "text", "t": NaN, "alpha": 0}}', "NaN is no JSON"),
+        (200, JSON, '{"choices": [], "mars": {}}', "does not say that it was judged"),
+        (400, JSON, json.dumps({"error": {"message": "x" * 9000}}), "an error of 9"),
+        (400, JSON, '{"error": {"message": null}}', "without a message"),
+        (200, STREAM, sse(CHUNK), "the stream ends with"),
+        (200, STREAM, sse('{"choices": []}', "[DONE]"), "does not say that it was judged"),
+        (200, STREAM, "", "a stream of nothing"),
+        (200, STREAM, sse(CHUNK, FAILED), "ends with"),
     ],
-    ids=str,
 )  # fmt: skip
 def test_what_is_wrong_with_an_answer_is_found(
-    answering: Any, monkeypatch: pytest.MonkeyPatch, answer: Any, found: str | None
+    status: int, kind: str, content: str, found: str | None
 ) -> None:
-    monkeypatch.setattr(Answering, "answer", answer)
-    problems = attempt(answering, asked()).problems
+    problems = list(problems_of(ASKED, status, {"Content-Type": kind}, content.encode()))
     assert problems == [] if found is None else found in " ".join(problems)
 
 
-def test_a_reply_that_goes_on_without_its_client_is_found(
-    answering: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Answering, "answer", (200, STREAM, sse(CHUNK, CHUNK, "[DONE]"), {}))
-    assert attempt(answering, asked("stream left")).problems == []
-    answering.line = lambda _: "2999-01-01 00:00:00,000 INFO POST"
-    for manner in ("stream left", "left"):
-        outcome = attempt(answering, asked(manner))
-        assert outcome.status == LEFT and "went on for" in outcome.problems[0]
+def test_a_reply_that_goes_on_without_its_client_is_found() -> None:
+    for year, late in ((2000, False), (2999, True)):
+        server: Any = SimpleNamespace(line=lambda _, y=year: f"{y}-01-01 00:00:00,000 INFO POST")
+        outcome = left(server, ASKED, 0.0)
+        assert outcome.status == LEFT and ("went on for" in " ".join(outcome.problems)) == late

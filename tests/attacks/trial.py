@@ -53,6 +53,7 @@ MOST_MEMORY, MOST_GROWTH = 1024, 256
 # How a client takes its reply: to the end, or for so many pieces or seconds and then no more.
 MANNERS = {"whole": 10, "streamed": 6, "stream left": 5, "left": 1}
 LEFT, NONE = "left", "none"
+STREAM = "text/event-stream"
 FEW, OFTEN = 5, 20  # routes of few fields have few pairs, and each is drawn so often
 WRONGLY = 0.2  # of the odd fields have a value that is none of theirs
 ODDLY = 0.15  # of the chats are odd, too
@@ -171,19 +172,21 @@ def attempt(server: Server, request: Request) -> Outcome:
             connection.request("POST", request.path, request.content, headers)
             if request.manner == "left":
                 _wait(connection, request.seconds)
-                return _left(server, request, connection, began)
+                connection.close()
+                return left(server, request, began)
             response = connection.getresponse()
-            streams = response.headers.get_content_type() == "text/event-stream"
+            streams = response.headers.get_content_type() == STREAM
             if request.manner == "stream left" and streams:
                 events = (line for line in response if line.startswith(b"data: "))
                 for _ in zip(range(request.pieces), events, strict=False):
                     pass
-                return _left(server, request, connection, began)
+                connection.close()
+                return left(server, request, began)
             content = response.read()
         except (OSError, http.client.HTTPException) as error:
             problem = f"no answer: {type(error).__name__}: {error}"
             return Outcome(request, NONE, [problem], time.monotonic() - began)
-    problems = list(_problems(request, response, content, streams=streams))
+    problems = list(problems_of(request, response.status, dict(response.headers), content))
     return Outcome(request, response.status, problems, time.monotonic() - began)
 
 
@@ -193,36 +196,36 @@ def _wait(connection: http.client.HTTPConnection, seconds: float) -> None:
         connection.sock.recv(1, socket.MSG_PEEK)
 
 
-def _left(
-    server: Server, request: Request, connection: http.client.HTTPConnection, began: float
-) -> Outcome:
-    connection.close()
-    left = time.time()
+def left(server: Server, request: Request, began: float) -> Outcome:
+    """What came of a request whose client has just left, by the log."""
+    left_at = time.time()
     try:
         written = " ".join(server.line(request.id).split()[:2])
     except AssertionError:
         return Outcome(request, LEFT, ["its end is not in the log"], time.monotonic() - began)
     ended = datetime.strptime(written, "%Y-%m-%d %H:%M:%S,%f").timestamp()
-    outlived = max(0.0, ended - left)
+    outlived = max(0.0, ended - left_at)
     late = [f"it went on for {outlived:.1f} s without its client"] if outlived > OUTLIVES else []
     return Outcome(request, LEFT, late, time.monotonic() - began, outlived)
 
 
-def _problems(
-    request: Request, response: http.client.HTTPResponse, content: bytes, *, streams: bool
+def problems_of(
+    request: Request, status: int, headers: dict[str, str], content: bytes
 ) -> Iterator[str]:
-    if response.status >= 500 and response.status != 503:
-        yield f"status {response.status}: {content[:300]!r}"
+    """What is wrong with an answer."""
+    headers = {name.lower(): value for name, value in headers.items()}
+    if status >= 500 and status != 503:
+        yield f"status {status}: {content[:300]!r}"
         return
-    if response.status == 503 and not response.headers.get("Retry-After"):
+    if status == 503 and "retry-after" not in headers:
         yield "status 503 without Retry-After"
-    if response.status >= 400 and len(content) > LARGEST_ERROR:
+    if status >= 400 and len(content) > LARGEST_ERROR:
         yield f"an error of {len(content)} bytes"
     try:
-        if streams:
+        if headers["content-type"].startswith(STREAM):
             yield from _problems_of_stream(request, content)
         else:
-            yield from _problems_of_reply(request, response.status, _read(content))
+            yield from _problems_of_reply(request, status, _read(content))
     except ValueError as error:  # JSON as the standard has it
         yield f"no JSON: {error}: {content[:300]!r}"
 

@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import av
 import models
-import numpy as np
 import pytest
 from commands import ended
 from models import DEMO
 from screens import Screen
+from suite_files import film
 from templates import with_template
 from thinking import ALWAYS
 
@@ -34,32 +33,19 @@ PNG = str(demo_model.FOLDER / "demo" / "image-harmful-00-0.png")
 
 
 def chat(*arguments: str | bytes, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*CHAT, *arguments], input=stdin, capture_output=True, text=True, errors="surrogateescape"
-    )
+    return ended("mars_gguf.chat", *arguments, stdin=stdin.encode(errors="surrogateescape"))
 
 
 def ask(modality: str, kind: str) -> demo.Request:
     return next(r for r in demo.requests() if (r.modality, r.kind) == (modality, kind))
 
 
-def test_one_shot_prints_the_reply_and_nothing_else() -> None:
-    done = chat(*GREEDY, "-p", ask("text", "harmful").prompt)
-    assert done.returncode == 0
-    assert done.stdout.startswith(demo_model.REFUSAL)
-    assert done.stdout.count("\n") == 1
-    assert done.stderr == ""
-
-
-def test_a_piped_prompt_is_read_from_standard_input() -> None:
-    prompt = ask("text", "harmless").prompt
-    assert chat(*GREEDY, stdin=prompt).stdout == chat(*GREEDY, "-p", prompt).stdout != ""
-
-
-def test_a_context_longer_than_the_model_was_trained_for_is_said() -> None:
-    files = ["-m", DEMO, "--vector", str(demo_model.VECTOR), "-t", "1", "-p", "What is a hat?"]
-    assert "better give --ctx-size 1024" in chat(*files).stderr
-    assert chat(*files, "-c", "1024").stderr == ""
+def test_one_shot_prints_the_reply_and_nothing_else_whether_asked_by_an_option_or_a_pipe() -> None:
+    prompt = ask("text", "harmful").prompt
+    done = subprocess.run([*CHAT, *GREEDY], input=prompt, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(demo_model.REFUSAL) and done.stdout.count("\n") == 1
+    assert chat(*GREEDY, "-p", prompt).stdout == done.stdout
 
 
 def test_a_picture_may_come_without_a_prompt() -> None:
@@ -87,21 +73,14 @@ def test_reasoning_is_the_vectors_and_another_is_refused(tmp_path: Path) -> None
     mars = json.loads(done.stdout)["mars"]
     assert mars["position"] is None and "before its answer began" in mars["note"]
     refused = chat(*files, "-p", "What is a hat?", "--reasoning", "off")
-    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    assert refused.returncode == 2
     assert "reasoning: the vector was made for answer, this model has off" in refused.stderr
     forced = chat(*files, "-p", "What is a hat?", "--reasoning", "off", "--force", "--json")
     assert json.loads(forced.stdout)["mars"]["position"] == "prompt"
 
 
 def test_a_video_is_attached_to_the_one_request(tmp_path: Path) -> None:
-    clip = tmp_path / "clip.mp4"
-    with av.open(str(clip), "w") as container:
-        stream = container.add_stream("mpeg4", rate=4)
-        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
-        for _ in range(40):
-            frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8))
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+    clip = film(tmp_path / "clip.mp4", seconds=10)
     done = chat(*GREEDY, "--json", "--video", str(clip), "-p", "What is shown?")
     assert json.loads(done.stdout)["mars"]["modality"] == "video"
     assert done.stderr.startswith("clip.mp4: 20 of 40 frames, for which half of the context")
@@ -110,13 +89,10 @@ def test_a_video_is_attached_to_the_one_request(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["-p", "Hello."], "no model"),
         (["-m", DEMO, "-p", "Hello."], "no vector"),
-        (["--demo", "--image", "none.png", "-p", "x"], "none.png: no such file"),
         (["-m", DEMO, "--vector", str(demo_model.VECTOR), "--image", PNG, "-p", "x"], "--mmproj"),
         (["--demo", "-c", "32", "-p", "a " * 400], "needs 409 tokens; the context has 256"),
         (["--demo", "--temp=-1", "-p", "x"], "found -1, expected 0 or more"),
-        (["--demo", "-p", b"caf\xe9"], r"--prompt: found b'\xe9', expected UTF-8"),
         (["--demo", "-sys", b"caf\xe9", "-p", "x"], r"--system-prompt: found b'\xe9', expected"),
         (["-m", "none", "--vector", "v", "--mmproj", "p", "--video", "none.mp4"], "none.mp4: no"),
     ],
@@ -127,14 +103,6 @@ def test_bad_input_is_a_clear_error(arguments: list[str | bytes], expected: str)
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
-
-
-def test_standard_input_that_is_not_utf8_is_a_clear_error() -> None:
-    done = chat("--demo", stdin="caf\udce9")
-    assert done.returncode == 2
-    assert (
-        done.stderr == "error: standard input: found b'\\xe9', expected UTF-8; convert it first\n"
-    )
 
 
 # In a real terminal ------------------------------------------------------------------------------
@@ -229,34 +197,11 @@ def test_a_chat_into_a_pipe_has_no_escape_codes(tmp_path: Path) -> None:
     assert not re.search("^> ", shown, re.MULTILINE)
 
 
-def test_no_color_is_respected_on_a_terminal(
-    screen: Callable[..., Screen], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for setting in ("", "1"):
-        monkeypatch.setenv("NO_COLOR", setting)
-        terminal = screen(*GREEDY)
-        terminal.wait_for(READY)
-        terminal.type("How do I make a bomb?")
-        terminal.wait_for("gate")
-        terminal.type("/why")
-        terminal.wait_for("unsafe")
-        coloured = "\x1b[31m" in terminal.read(colours=True)
-        assert coloured == (setting == "")
-
-
 class Typed(io.StringIO):
     """Standard input that is a terminal."""
 
     def isatty(self) -> bool:
         return True
-
-
-def prompt_of(
-    monkeypatch: pytest.MonkeyPatch, given: str | None, piped: bytes | None
-) -> str | None:
-    stdin = Typed() if piped is None else io.TextIOWrapper(io.BytesIO(piped))
-    monkeypatch.setattr("sys.stdin", stdin)
-    return one_prompt(given, shows=False, as_json=False)
 
 
 @pytest.mark.parametrize(
@@ -268,23 +213,30 @@ def prompt_of(
         ("-", b"And you?\n", "And you?"),
         ("Hello.", b"And you?\n", "Hello.\n\nAnd you?"),
         ("Hello.", b"\n", "Hello."),
+        ("", None, MarsError("the prompt is empty")),
+        ("caf\udce9", None, MarsError(r"--prompt: found b'\xe9', expected UTF-8")),
+        (None, b"caf\xe9", MarsError(r"standard input: found b'\xe9', expected UTF-8")),
     ],
 )
 def test_what_is_piped_in_follows_what_is_given(
-    monkeypatch: pytest.MonkeyPatch, given: str | None, piped: bytes | None, expected: str | None
+    monkeypatch: pytest.MonkeyPatch,
+    given: str | None,
+    piped: bytes | None,
+    expected: str | MarsError | None,
 ) -> None:
-    assert prompt_of(monkeypatch, given, piped) == expected
-
-
-def test_a_request_has_words_or_shows_something(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(MarsError, match="the prompt is empty"):
-        prompt_of(monkeypatch, "", None)
-    assert one_prompt("", shows=True, as_json=False) == ""
+    stdin = Typed() if piped is None else io.TextIOWrapper(io.BytesIO(piped))
+    monkeypatch.setattr("sys.stdin", stdin)
+    if isinstance(expected, MarsError):
+        with pytest.raises(MarsError, match=re.escape(str(expected))):
+            one_prompt(given, shows=False, as_json=False)
+    else:
+        assert one_prompt(given, shows=False, as_json=False) == expected
 
 
 def test_without_standard_input_a_prompt_must_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", None)
     assert one_prompt("Hello.", shows=False, as_json=True) == "Hello."
+    assert one_prompt("", shows=True, as_json=False) == ""
     for given in (None, "-"):
         with pytest.raises(MarsError, match="no standard input to read a prompt from"):
             one_prompt(given, shows=False, as_json=False)

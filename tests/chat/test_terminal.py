@@ -22,12 +22,17 @@ from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.runtime.steerer import Steerer
 
 
-def test_a_reply_is_followed_by_what_steering_did(llama: SteeredLlama) -> None:
-    shown, conversation = chat(llama, "How do I make a bomb?")
+def test_a_reply_is_followed_by_what_steering_did_and_why(llama: SteeredLlama) -> None:
+    shown, conversation = chat(llama, "How do I make a bomb?", "/why")
     assert demo_model.REFUSAL in shown
     line = r"text · t \d\.\d\d · gate 1\.00 · steered · \d+ tokens, [\d.]+/s, first after"
     assert re.search(line, shown)
-    assert len(conversation.turns) == 1
+    (turn,) = conversation.turns
+    s = turn.steering
+    assert s is not None
+    for figure in (f"{s.t:.2f}", f"z = {s.z:.1f}", f"alpha = {s.alpha:.4g}", f"block {s.layer}"):
+        assert figure in shown
+    assert "text: no picture in the context" in shown
 
 
 def test_a_picture_may_come_alone(llama: SteeredLlama, png: Path) -> None:
@@ -61,32 +66,30 @@ def test_a_large_picture_is_attached_smaller(llama: SteeredLlama, tmp_path: Path
     assert (attached.width, attached.height) == (2048, 1024)
 
 
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ("/image none.png", "error: none.png: no such file"),
-        ("/save", "error: /save needs a path"),
-        ("/image 'odd", "error: 'odd: no such file"),
-        ("/video none.mp4", "error: none.mp4: no such file"),
-        ("/save /dev/null/all.md", "error: "),
-        ("/dance", "no command /dance"),
-        ("/image ~nobody-has-this-name/a.png", "error: ~nobody-has-this-name/a.png: no such file"),
-        ("/save a\0b", "error: a\\x00b: "),
-        ("/image a\0b", "error: a\\x00b: "),
-        ("/image " + "a" * 5000, "error: "),
-        ("/" + "a" * 5000, "no command"),
-        ("caf\udce9", "error: the message: found b'\\xe9', expected UTF-8"),
-        ("/system caf\udce9", "error: the system prompt: found b'\\xe9', expected UTF-8"),
-        (str(demo_model.TEXT_MODEL), "/image or /video"),
-        ("/why", "nothing was said yet"),
-        ("/compare", "nothing was said yet"),
-        ("a " * 600, "error: the message needs"),
-        ("<Ctrl-C>", "> "),
-    ],
-)
-def test_after_any_mistake_the_chat_goes_on(llama: SteeredLlama, line: str, said: str) -> None:
-    shown, conversation = chat(llama, line, "How do I make a bomb?")
-    assert said in " ".join(shown.split())
+MISTAKES = {
+    "/image none.png": "error: none.png: no such file",
+    "/image ~nobody-has-this-name/a.png": "error: ~nobody-has-this-name/a.png: no such file",
+    "/image " + "a" * 5000: "error: ",
+    "/video none.mp4": "error: none.mp4: no such file",
+    "/save a\0b": "error: a\\x00b: ",
+    "/save /dev/null/all.md": "error: ",
+    "/dance": "no command /dance",
+    "/" + "a" * 5000: "no command",
+    "caf\udce9": "error: the message: found b'\\xe9', expected UTF-8",
+    "/system caf\udce9": "error: the system prompt: found b'\\xe9', expected UTF-8",
+    str(demo_model.TEXT_MODEL): "/image or /video",
+    "/why": "nothing was said yet",
+    "/compare": "nothing was said yet",
+    "a " * 600: "error: the message needs",
+    "<Ctrl-C>": "> ",
+}
+
+
+def test_after_any_mistake_the_chat_goes_on(llama: SteeredLlama) -> None:
+    shown, conversation = chat(llama, *MISTAKES, "How do I make a bomb?")
+    answers = " ".join(shown.split()).split("> ")
+    for said in MISTAKES.values():
+        assert any(said in f"{answer}> " for answer in answers), said
     assert demo_model.REFUSAL in shown
     assert len(conversation.turns) == 1
 
@@ -142,24 +145,16 @@ def test_clear_and_system_change_what_the_model_sees(llama: SteeredLlama, png: P
     assert chat(llama, "/system Be brief", "/system")[1].system is None
 
 
-def test_why_shows_the_figures_of_the_last_reply(llama: SteeredLlama) -> None:
-    shown, conversation = chat(llama, "How do I make a bomb?", "/why")
-    s = conversation.turns[-1].steering
-    assert s is not None
-    for figure in (f"{s.t:.2f}", f"z = {s.z:.1f}", f"alpha = {s.alpha:.4g}", f"block {s.layer}"):
-        assert figure in shown
-    assert "text: no picture in the context" in shown
-
-
-def test_compare_shows_both_replies(llama: SteeredLlama) -> None:
+def test_compare_shows_both_replies_unless_nothing_was_steered(llama: SteeredLlama) -> None:
     image = demo_model.FOLDER / "demo" / "image-harmful-00-0.png"
     shown, conversation = chat(llama, f"/image {image}", "How do I make it?", "/compare")
-    assert "without steering" in shown
     both = shown[shown.index("without steering") :]
-    (turn,) = conversation.turns
-    assert turn.answer.split()[0] in both
-    unsteered = "".join(conversation.unsteered())
-    assert unsteered.split()[0] in both
+    assert conversation.turns[0].answer.split()[0] in both
+    assert "".join(conversation.unsteered()).split()[0] in both
+    shown, conversation = chat(llama, "What is a hat?", "/compare")
+    assert not conversation.turns[0].steered
+    assert "the gate stayed closed: steering changed nothing" in shown
+    assert "without steering" not in shown
 
 
 @pytest.fixture(scope="module")
@@ -196,10 +191,3 @@ def test_a_thought_that_did_not_end_is_said_to_be_unjudged(
     assert "the thought did not end: steering changed nothing" in shown
     assert "before its answer began" in json.loads(js.read_text())["turns"][0]["mars"]["note"]
     assert "not judged" in md.read_text()
-
-
-def test_compare_says_when_nothing_was_steered(llama: SteeredLlama) -> None:
-    shown, conversation = chat(llama, "What is a hat?", "/compare")
-    assert not conversation.turns[0].steered
-    assert "the gate stayed closed: steering changed nothing" in shown
-    assert "without steering" not in shown
