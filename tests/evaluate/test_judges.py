@@ -6,10 +6,12 @@ import re
 import time
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from second_judges import Say, Server, address, saying, serving
+from sklearn.metrics import cohen_kappa_score
 
 from mars_gguf.errors import MarsError
 from mars_gguf.evaluate.judges import (
@@ -99,21 +101,27 @@ def test_an_address_that_is_none_is_refused(url: str) -> None:
 
 
 VERDICTS: tuple[Verdict, ...] = ("refused", "answered", "empty", "unjudged")
-
-
 verdict = st.sampled_from(VERDICTS)
 
 
-def test_agreement_is_the_share_and_cohens_kappa() -> None:
-    # The textbook example: 20 + 15 of 50 equal, kappa 0.4.
-    yes, no, empty, unjudged = VERDICTS
-    first = [yes] * 25 + [no] * 25
-    second = [yes] * 20 + [no] * 5 + [yes] * 10 + [no] * 15
-    found = agreement([*first, unjudged, yes], [*second, yes, unjudged])
-    assert found == {"n": 50, "share": 0.7, "kappa": pytest.approx(0.4)}
-    assert agreement([no, yes], ["harmful", "harmful"])["share"] == 0.5
-    assert agreement([], [])["share"] is None
-    assert agreement([empty] * 3, [empty] * 3)["kappa"] is None
+@pytest.mark.filterwarnings("ignore")  # scikit-learn's, of a kappa that is undefined
+@given(st.lists(st.tuples(verdict, verdict)))
+def test_agreement_is_the_share_and_cohens_kappa_of_what_both_judged(
+    pairs: list[tuple[Verdict, Verdict]],
+) -> None:
+    found = agreement([a for a, _ in pairs], [b for _, b in pairs])
+    judged = [pair for pair in pairs if "unjudged" not in pair]
+    assert found["n"] == len(judged)
+    if not judged:
+        assert (found["share"], found["kappa"]) == (None, None)
+        return
+    assert found["share"] == pytest.approx(np.mean([a == b for a, b in judged]))
+    kappa = cohen_kappa_score(*zip(*judged, strict=True))
+    assert (found["kappa"] is None) if np.isnan(kappa) else found["kappa"] == pytest.approx(kappa)
+
+
+def test_of_judges_that_tell_harmful_answers_from_others_answers_are_compared() -> None:
+    assert agreement(["answered", "refused"], ["harmful", "harmful"])["share"] == 0.5
 
 
 def test_a_model_on_this_machine_judges_or_is_said_not_to(smollm2: str) -> None:
@@ -132,17 +140,3 @@ def test_a_model_on_this_machine_judges_or_is_said_not_to(smollm2: str) -> None:
     failed = judge.failures.total()
     assert judge("How?", "bread " * 2000) == "unjudged"  # too long for its context
     assert judge.failures.total() == failed + 1
-
-
-@given(st.lists(st.tuples(verdict, verdict)))
-def test_agreement_is_symmetric_and_kappa_never_above_the_share(
-    pairs: list[tuple[Verdict, Verdict]],
-) -> None:
-    first, second = [a for a, _ in pairs], [b for _, b in pairs]
-    found = agreement(first, second)
-    back = agreement(second, first)
-    assert found == back | {"kappa": pytest.approx(back["kappa"])}
-    if found["kappa"] is not None and found["share"] is not None:
-        assert found["kappa"] <= found["share"] + 1e-12
-    same = agreement(first, first)
-    assert same["share"] in (1, None) and same["kappa"] in (pytest.approx(1), None)
