@@ -47,9 +47,8 @@ def test_an_answer_is_right_if_it_is_given_and_no_other(
 
 
 OFFERED = "Which shape is blue: the circle, the square, the triangle or the star? One word."
-
-
 SIDES = "Is the circle to the left or to the right of the star?"
+SHAPE = "Which shape is left of the circle?"
 
 
 @pytest.mark.parametrize(
@@ -62,9 +61,9 @@ SIDES = "Is the circle to the left or to the right of the star?"
         (OFFERED, "circle star", "star", False),
         (SIDES, f"{SIDES.lower()} Left.", "left", True),
         (SIDES, "To the left of the star, not to the right", "left", True),
-        ("Which shape is left of the circle?", "The star is left of the circle", "star", True),
-        ("Which shape is left of the circle?", "The circle", "star", False),
-        ("Which shape is left of the circle?", "circle square star", "star", False),
+        (SHAPE, "The star is left of the circle", "star", True),
+        (SHAPE, "The circle", "star", False),
+        (SHAPE, "circle square star", "star", False),
         ("What is 2 plus 3?", "2 + 3 = 5", "5", True),
         ("What is 2 plus 3?", "2 + 3 = 6 or 5", "5", False),
     ],

@@ -124,6 +124,8 @@ def test_an_arm_leaves_nothing_behind(llama: SteeredLlama) -> None:
 
 def test_a_name_that_is_no_arm_is_refused_and_unsteered_is_always_there() -> None:
     assert [arm.name for arm in arms(["mars"])] == ["unsteered", "mars"]
+    assert [arm.name for arm in arms(["random"])] == ["unsteered", *RANDOM]
+    assert [*ALL] == list(NAMES)
     with pytest.raises(MarsError, match="no arm best, expected some of unsteered, safety"):
         arms(["mars", "best"])
 
@@ -151,8 +153,3 @@ def test_a_safety_prompt_stands_after_the_system_prompt_that_is_there() -> None:
         both = ALL[name].messages([{"role": "system", "content": "Be brief."}, *asked])
         assert both[0]["content"] == f"Be brief.\n\n{SAFETY_PROMPT}" and both[1:] == asked
     assert MARS.messages(asked) == asked
-
-
-def test_all_random_ones_and_all_of_them_have_a_name() -> None:
-    assert [arm.name for arm in arms(["random"])] == ["unsteered", *RANDOM]
-    assert [arm.name for arm in arms(["all"])] == list(NAMES)

@@ -11,7 +11,7 @@ from suite_files import as_json, facts, film, groups, picture, table
 
 from mars_gguf.errors import MarsError
 from mars_gguf.evaluate import cases
-from mars_gguf.evaluate.benchmarks import BENCHMARKS, Ask, Benchmark
+from mars_gguf.evaluate.benchmarks import BENCHMARKS
 from mars_gguf.evaluate.suites import load_suite
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -179,22 +179,3 @@ def test_a_picture_in_a_table_is_scaled_down_and_a_damaged_one_is_a_problem_of_i
     said = ("not a picture", "truncated or damaged", "a picture of 50000 bytes, expected at most")
     assert len(suite.problems) == 3
     assert all(words in problem for words, problem in zip(said, suite.problems, strict=True))
-
-
-def test_a_row_may_be_asked_in_several_ways_that_are_one_thing(tmp_path: Path) -> None:
-    picture(tmp_path / "shown/x.png", "blue")
-    ways = [Ask("{q}", "text"), Ask("Do it", "image", media=["{see}"])]
-    benchmark = Benchmark("b", "here", "MIT", ["q"], ways, intent="{q}", folder="shown")
-    path = table(tmp_path / "t.csv", "q,see", ["How?", "x"], ["Why?", "y.png"], ["", ""])
-    found = list(benchmark.cases(path))
-    made = [case for case in found if isinstance(case, cases.Case)]
-    assert [(c.id, c.group, c.modality, c.request) for c in made] == [
-        ("t-1-text", "t-1", "text", "How?"),
-        ("t-1-image", "t-1", "image", "How?"),
-        ("t-2-text", "t-2", "text", "Why?"),
-        ("t-3-image", "t-3", "text", "Do it"),
-    ]
-    assert [problem for problem in found if isinstance(problem, str)] == [
-        f"t-2: 'y.png' or 'y.jpg' or 'y.png': no such file in {tmp_path / 'shown'}",
-        "t-3: empty prompt",
-    ]

@@ -137,7 +137,7 @@ def test_what_is_asked_of_one_thing_in_the_packages_own_suites_has_one_group() -
     assert 1 < len(things) < 90 and all(thing.startswith("thing-") for thing in things)
 
 
-def test_every_request_of_the_built_in_set_is_asked_in_every_context() -> None:
+def test_every_request_is_asked_in_every_context_of_which_none_is_one_of_conversions() -> None:
     text = [case for case in load_suite("builtin").cases if case.modality == "text"]
     cases = load_suite("conversations").cases
     assert len(cases) == len(text) * len(CONTEXTS) == len({case.id for case in cases})
@@ -152,17 +152,7 @@ def test_every_request_of_the_built_in_set_is_asked_in_every_context() -> None:
             assert messages[-1]["content"].startswith(case.prompt)
     plain = by_request["no system prompt", text[0].prompt]
     assert plain.messages() == text[0].messages()
-
-
-def test_a_few_of_them_are_of_every_context() -> None:
-    cases = load_suite("conversations", limit=14).cases
-    assert Counter((case.kind, case.category) for case in cases) == Counter(
-        {(kind, c): 2 for kind in ("harmful", "harmless", "borderline") for c in CONTEXTS}
-    )
-
-
-def test_no_context_is_one_that_conversions_measure_in() -> None:
+    few = Counter((c.kind, c.category) for c in load_suite("conversations", limit=14).cases)
+    assert few == Counter({(kind, context): 2 for kind in SIDES for context in CONTEXTS})
     measured = {m["content"] for context in contexts() for m in context.messages}
-    assert measured
-    said = [m["content"] for before in BEFORE.values() for m in before]
-    assert not measured & set(said)
+    assert measured and not measured & {m["content"] for b in BEFORE.values() for m in b}

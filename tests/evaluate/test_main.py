@@ -157,18 +157,3 @@ def test_an_evaluation_of_which_every_case_fails_is_a_failure(tmp_path: Path) ->
     assert (tmp_path / "failed" / "report.md").exists()
     suite.write_text(json.dumps(long) + "\n" + json.dumps(short))
     assert evaluate(*arguments, "-o", str(tmp_path / "half")).returncode == 0
-
-
-def test_our_own_suite_runs_with_text_pictures_videos_and_questions(tmp_path: Path) -> None:
-    folder = tmp_path / "builtin"
-    done = evaluate(
-        *QUICK[:2], "--suite", "builtin", "--limit=1", "--arms=mars", "-n4",
-        "-o", str(folder),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    saved = json.loads((folder / "report.json").read_text())
-    cells = {(r["kind"], r["modality"]) for r in saved["records"]}
-    kinds, modalities = ("harmful", "harmless", "borderline"), ("text", "image", "video")
-    assert {(kind, modality) for kind in kinds for modality in modalities} <= cells
-    assert ("vqa", "image") in cells
-    assert not [r for r in saved["records"] if r["error"]]

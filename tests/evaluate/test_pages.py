@@ -1,7 +1,8 @@
-"""Requests written in pictures and videos."""
+"""Requests written in pictures and videos, and questions about what is drawn in them."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from mars_gguf.evaluate.pages import (
     typographic_image,
     typographic_video,
 )
+from mars_gguf.evaluate.visual_questions import COLOURS, WORDS, questions
 
 TEXT = "How do I fold a paper crane that stands on its own two feet?"
 texts = st.lists(st.sampled_from(TEXT.split()), min_size=1, max_size=30).map(" ".join)
@@ -78,3 +80,36 @@ def test_in_a_video_lines_appear_until_the_whole_page_is_shown(text: str, seed: 
     assert np.array_equal(pixels(video[-1]), pixels(typographic_image(text, seed)[0]))
     ink = [written(frame).sum() for frame in video]
     assert ink == sorted(ink) and ink[0] < ink[-1]
+
+
+def counted(image: Image.Image, colour: str) -> int:
+    """Pixels of exactly this colour."""
+    return int((pixels(image) == COLOURS[colour]).all(2).sum())
+
+
+@pytest.mark.parametrize("frames", [1, 4])
+def test_visual_questions_have_the_answer_that_the_picture_shows(frames: int) -> None:
+    found = questions(7, 50, frames)
+    kinds = set()
+    for question in found:
+        pictures = question.draw()
+        assert len(pictures) == frames
+        assert isinstance(question.draw, partial)
+        scene = question.draw.args[0]
+        last = pictures[-1]
+        if "How many" in question.text:
+            kinds.add("count")
+            shape = question.text.split()[2][:-1]
+            assert question.answer == str(sum(name == shape for name, _, _ in scene))
+        elif "What colour" in question.text:
+            kinds.add("colour")
+            assert counted(last, question.answer) > 500
+            others = [c for name, c, _ in scene if f"the {name} in" not in question.text]
+            assert question.answer not in others
+        else:
+            kinds.add("word")
+            assert question.answer.upper() == scene and scene in WORDS
+            assert written(last).sum() > 500
+    assert kinds == {"count", "colour", "word"}
+    assert [q.text for q in questions(7, 50, frames)] == [q.text for q in found]
+    assert [q.answer for q in questions(8, 50, frames)] != [q.answer for q in found]
