@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import math
 import os
 import random
 import subprocess
@@ -105,6 +104,11 @@ def chat(process: Process, rng: random.Random) -> Outcome:
     return outcome(ask(process.llama, [message(rng)], rng))
 
 
+def reset(process: Process, rng: random.Random) -> Outcome:
+    process.keeping.reset()
+    return outcome(ask(process.keeping, [message(rng)], rng))
+
+
 def streamed(process: Process, rng: random.Random) -> Outcome:
     chunks = list(stream(process, rng))
     return outcome((text_of(chunks), chunks[-1]["mars"]["t"]))
@@ -150,25 +154,13 @@ def raw(process: Process, rng: random.Random) -> Outcome:
     return outcome((reply["choices"][0]["text"], llama.last_steering.t))
 
 
-def broken_picture(process: Process, rng: random.Random) -> Outcome:
+def refused(process: Process, rng: random.Random) -> Outcome:
+    """What an error says: of a picture that is none, or of more words than there is room for."""
     asked = message(rng, "image", "pictures", "video")
     url = "data:image/png;base64," + rng.choice(("AAAA", "no base64", "iVBORw0KGgoAAAANSUhEUgAA"))
-    asked["content"].insert(rng.randrange(2), {"type": "image_url", "image_url": {"url": url}})
-    return refused(process, asked, rng)
-
-
-def too_long(process: Process, rng: random.Random) -> Outcome:
-    asked = message(rng, "text", "image")
-    words = "Where do people keep tea? " * 500
-    if isinstance(asked["content"], str):
-        asked["content"] += words
-    else:
-        asked["content"].append({"type": "text", "text": words})
-    return refused(process, asked, rng)
-
-
-def refused(process: Process, asked: dict[str, Any], rng: random.Random) -> Outcome:
-    """What an error says."""
+    broken = {"type": "image_url", "image_url": {"url": url}}
+    words = {"type": "text", "text": "Where do people keep tea? " * 500}
+    asked["content"].insert(rng.randrange(2), rng.choice((broken, words)))
     llama = rng.choice((process.llama, process.keeping))
     try:
         ask(llama, [asked], rng)
@@ -188,12 +180,6 @@ def restored(process: Process, rng: random.Random) -> Outcome:
     return outcome(before, ask(llama, [message(rng)], rng))
 
 
-def reset(process: Process, rng: random.Random) -> Outcome:
-    llama = rng.choice((process.llama, process.keeping))
-    llama.reset()
-    return outcome(ask(llama, [message(rng)], rng))
-
-
 def conversation(process: Process, rng: random.Random) -> Outcome:
     """Three turns, of which only what is new is evaluated."""
     messages: list[Any] = []
@@ -207,17 +193,16 @@ def conversation(process: Process, rng: random.Random) -> Outcome:
 
 KINDS: dict[str, tuple[Callable[[Process, random.Random], Outcome], int]] = {
     "chat": (chat, 6),
+    "reset": (reset, 1),
     "streamed": (streamed, 4),
     "given up": (given_up, 3),
     "taken up again": (taken_up_again, 1),
     "raw completion": (raw, 2),
-    "broken picture": (broken_picture, 1),
-    "too long": (too_long, 1),
+    "refused": (refused, 2),
     "restored": (restored, 1),
-    "reset": (reset, 1),
     "conversation": (conversation, 2),
 }
-CONTINUING = ("raw completion", "reset", "conversation")
+CONTINUING = ("reset", "raw completion", "conversation")
 
 
 def same(kind: str, here: Outcome, there: Outcome) -> bool:
@@ -295,10 +280,9 @@ class Life:
             yield f"memory grew by {self.growth:.1f} MB, expected at most {MOST_GROWTH:g}"
         if last.cached > MAX_EMBEDDINGS:
             yield f"{last.cached} bytes of encoded pictures, expected at most {MAX_EMBEDDINGS}"
-        if last.descriptors > first.descriptors:
-            yield f"{last.descriptors - first.descriptors} descriptors were left open"
-        if last.threads > first.threads:
-            yield f"{last.threads - first.threads} threads were left"
+        for what in ("descriptors", "threads"):
+            if (left := getattr(last, what) - getattr(first, what)) > 0:
+                yield f"{left} {what} were left"
         yield from self.differing
 
     def __str__(self) -> str:
@@ -314,8 +298,8 @@ class Life:
         )
 
 
-def live(turns: int, seed: int, check_every: int, seconds: float) -> Life:
-    """Play so many turns in this process, fewer if they take longer than ``seconds``."""
+def live(turns: int, seed: int, check_every: int) -> Life:
+    """Play so many turns in this process."""
     process = Process()
     life = Life([], Counter(), 0, [], 0.0)
     began = time.monotonic()
@@ -329,9 +313,7 @@ def live(turns: int, seed: int, check_every: int, seconds: float) -> Life:
                 life.differing.append(f"turn {number} ({kind}): {here}, in a fresh process {there}")
         if number % max(1, turns // SAMPLES) == 0:
             life.samples.append(Sample.of(process, number))
-        life.seconds = time.monotonic() - began
-        if life.seconds > seconds:
-            break
+    life.seconds = time.monotonic() - began
     return life
 
 
@@ -340,13 +322,12 @@ def main() -> None:
     p.add_argument("--turns", type=int, default=10_000, metavar="N")
     p.add_argument("--seed", type=int, default=0, metavar="N")
     p.add_argument("--check-every", type=int, default=100, metavar="N")
-    p.add_argument("--minutes", type=float, default=math.inf, metavar="N", help="end after so many")
     p.add_argument("--turn", type=int, metavar="N", help="play this one alone, and print its end")
     args = p.parse_args()
     if args.turn is not None:
         print(json.dumps(Process().play(args.seed, args.turn)[1]))
         return
-    life = live(args.turns, args.seed, args.check_every, 60 * args.minutes)
+    life = live(args.turns, args.seed, args.check_every)
     print(life)
     problems = list(life.problems())
     for problem in problems:

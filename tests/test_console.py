@@ -56,12 +56,6 @@ def test_a_mistake_of_ours_keeps_its_traceback() -> None:
         print(1 / 0)
 
 
-def test_what_goes_well_ends_quietly(capsys: pytest.CaptureFixture[str]) -> None:
-    with command():
-        print("done")
-    assert capsys.readouterr() == ("done\n", "")
-
-
 def test_what_standard_output_cannot_show_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii"))
@@ -82,3 +76,12 @@ def test_a_reader_that_goes_away_ends_the_command_without_a_word() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 1
+
+
+def test_errors_are_an_attribute_of_the_package_that_brings_no_llama_cpp() -> None:
+    code = (
+        "import sys, mars_gguf\n"
+        "assert issubclass(mars_gguf.errors.VectorError, mars_gguf.errors.MarsError)\n"
+        "assert 'llama_cpp' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

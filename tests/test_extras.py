@@ -25,14 +25,11 @@ def without(package: str, module: str, *options: str) -> subprocess.CompletedPro
     [
         ("safetensors", "convert", ["a.safetensors", "--model", DEMO]),
         ("torch", "convert", ["ORG/NAME"]),
-        ("transformers", "convert", ["ORG/NAME"]),
     ],
 )
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(
     package: str, module: str, options: list[str], tmp_path: Path
 ) -> None:
-    if package == "transformers":
-        pytest.importorskip("torch")  # the first that is missed
     (tmp_path / "a.safetensors").write_bytes(b"")
     paths = [str(tmp_path / option) if option[:2] == "a." else option for option in options]
     done = without(package, f"mars_gguf.{module}", *paths)

@@ -8,7 +8,7 @@ from mars_gguf.modalities import MEDIA, MODALITIES, measured_as, of
 
 
 def test_a_context_is_of_the_last_modality_that_it_shows() -> None:
-    assert of([]) == "text"
+    assert of([]) == "text" == MODALITIES[0] and MODALITIES[1:] == MEDIA
     assert of(["image", "image"]) == "image"
     assert of(["video", "image"]) == "video"
 
@@ -26,7 +26,3 @@ def test_what_was_not_measured_is_judged_by_its_fallback(
     modality: str, measured: set[str], judged_as: str | None
 ) -> None:
     assert measured_as(modality, measured) == judged_as
-
-
-def test_text_comes_first_and_is_no_medium() -> None:
-    assert ("text", *MEDIA) == MODALITIES
