@@ -74,7 +74,7 @@ def api() -> str:
         "`from mars_gguf import SteeredLlama` gives a `llama_cpp.Llama` whose replies are steered.",
         "",
         "This page is made from the docstrings by `python docs/generate.py`; `help(NAME)` has "
-        "the types of the arguments, and what each means.",
+        "the types of the arguments, what each means, and what is raised.",
         "",
         "## Examples",
         "",
@@ -109,7 +109,8 @@ def methods(found: griffe.Object | griffe.Alias, whole: bool) -> Iterator[str]:
     for member in found.members.values():
         if member.is_function and not member.name.startswith("_") and member.docstring:
             call = f"{member.name}({', '.join(parameters(member))})"
-            about = " ".join(member.docstring.value.split()) if whole else first_sentence(member)
+            text = " ".join(member.docstring.value.split()).partition(" Raises ")[0]
+            about = text if whole else first_sentence(member)
             yield f"- `{call}`: {marked(about)}"
 
 
