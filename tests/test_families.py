@@ -132,4 +132,5 @@ def test_a_check_that_fails_is_a_cell_with_its_reason(tmp_path: Path) -> None:
 
 
 def test_the_table_names_exactly_the_families_that_there_are() -> None:
-    assert list(rows(between_markers("families"))) == list(FAMILIES | UNSTEERABLE)
+    named = re.findall(r"([\w.-]+) \([\w, .-]+\)", between_markers("families"))
+    assert sorted(named) == sorted(FAMILIES | UNSTEERABLE)

@@ -144,8 +144,8 @@ def full_tables(
 
 
 def short_table(names: list[str], place: Path, results: dict[tuple[str, str], Result]) -> str:
-    """A row a family: what does not hold, and why."""
-    rows = [["family", "architecture", "projector", "what does not hold, and why; remarks"]]
+    """A row for all families of which the same does not hold, and why."""
+    alike: dict[str, list[str]] = {}
     for name in names:
         subject = Subject.of(EVERY[name], place)
         by_reason: dict[str, list[str]] = {}
@@ -154,8 +154,10 @@ def short_table(names: list[str], place: Path, results: dict[tuple[str, str], Re
             if reason or outcome != "yes":
                 by_reason.setdefault(reason, []).append(check)
         why = [f"{', '.join(checks)}: {reason}" for reason, checks in by_reason.items()]
-        rows.append([name, subject.architecture, subject.projector or "–", "; ".join(why)])
-    return "\n".join(table(rows))
+        built = ", ".join(filter(None, (subject.architecture, subject.projector)))
+        alike.setdefault("; ".join(why) or "every check holds", []).append(f"{name} ({built})")
+    rows = [["families, with architecture and projector", "what does not hold, and why; remarks"]]
+    return "\n".join(table(rows + [[", ".join(families), why] for why, families in alike.items()]))
 
 
 def table(rows: list[list[str]]) -> Iterator[str]:
@@ -179,8 +181,8 @@ def document(short: str) -> str:
 
 mars-gguf was checked on tiny random models of the families that llama.cpp runs, built as the real
 ones are, with chat templates of their form. A check shows that reading, gating and pushing work
-there; how well a real model is repaired, [its card](CALIBRATION.md#reading-a-card) says. Every
-check holds for every family but for what is noted; what is refused when loaded cannot be steered.
+there; how well a real model is repaired, [its card](CALIBRATION.md#reading-a-card) says. What is
+refused when loaded cannot be steered.
 
 `python -m tests.tiny.matrix FAMILY` checks one family and prints every check of it;
 `python -m tests.tiny.matrix --write` made this page: {made()}.
