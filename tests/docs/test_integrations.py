@@ -66,34 +66,20 @@ def test_llama_swap_is_told_a_command_and_a_path_that_there_are(name: str) -> No
     assert model["checkEndpoint"] in gets
 
 
-def test_the_path_that_llama_swap_asks_is_answered_when_the_model_is_loaded(
-    tmp_path: Path,
-) -> None:
-    model = read("llama-swap.yaml")["models"]["demo"]
-    with running(tmp_path, *words(model, "5800")) as server:
-        assert server.get(model["checkEndpoint"])
-
-
-@pytest.mark.parametrize(
-    "address",
-    [
-        read("librechat.yaml")["endpoints"]["custom"][0]["baseURL"],
-        read("litellm.yaml")["model_list"][0]["litellm_params"]["api_base"],
-        open_webui_settings()["OPENAI_API_BASE_URL"],
-    ],
-)
-def test_the_others_are_told_where_the_server_listens(address: str) -> None:
-    url = urlsplit(address)
-    assert (url.scheme, url.port, url.path) == ("http", ServerSettings().port, "/v1")
-    assert url.hostname in ("127.0.0.1", "host.docker.internal")
-
-
-def test_librechat_is_told_what_an_endpoint_of_its_own_needs() -> None:
-    content = read("librechat.yaml")
-    assert isinstance(content["version"], str)
-    [endpoint] = content["endpoints"]["custom"]
+def test_the_others_are_told_where_the_server_listens() -> None:
+    librechat = read("librechat.yaml")
+    assert isinstance(librechat["version"], str)
+    [endpoint] = librechat["endpoints"]["custom"]
     assert endpoint.keys() >= {"name", "apiKey", "baseURL", "models"}
     assert endpoint["models"]["default"] and endpoint["models"]["fetch"] is True
+    for address in (
+        endpoint["baseURL"],
+        read("litellm.yaml")["model_list"][0]["litellm_params"]["api_base"],
+        open_webui_settings()["OPENAI_API_BASE_URL"],
+    ):
+        url = urlsplit(address)
+        assert (url.scheme, url.port, url.path) == ("http", ServerSettings().port, "/v1")
+        assert url.hostname in ("127.0.0.1", "host.docker.internal")
 
 
 # LiteLLM -----------------------------------------------------------------------------------------
@@ -170,8 +156,9 @@ def asked(client: openai.OpenAI, kind: str, model: str = "demo") -> list[Any]:
     return [create(model=model, messages=r.messages(), **GREEDY) for r in requests]
 
 
-def test_steering_holds_behind_litellm_and_its_clients_see_it(litellm: openai.OpenAI) -> None:
-    harmful, harmless = asked(litellm, "harmful"), asked(litellm, "harmless")
+def require_steering(client: openai.OpenAI) -> None:
+    """Harmful pictures are refused behind what ``client`` asks, harmless ones are not."""
+    harmful, harmless = asked(client, "harmful"), asked(client, "harmless")
     steered = [reply for reply in harmful if reply.mars["alpha"] > 0]
     assert len(steered) >= 4
     assert all(reply.choices[0].message.content == REFUSAL for reply in steered)
@@ -179,7 +166,10 @@ def test_steering_holds_behind_litellm_and_its_clients_see_it(litellm: openai.Op
     assert {reply.mars["modality"] for reply in harmful + harmless} == {"image"}
 
 
-def test_the_guardrail_lets_no_reply_pass_that_was_not_judged(litellm: openai.OpenAI) -> None:
+def test_steering_holds_behind_litellm_whose_guardrail_lets_nothing_pass_that_was_not_judged(
+    litellm: openai.OpenAI,
+) -> None:
+    require_steering(litellm)
     with pytest.raises(openai.APIStatusError, match="does not say that it was judged"):
         asked(litellm, "harmful", "plain")
 
@@ -212,8 +202,4 @@ def test_steering_holds_behind_open_webui(tmp_path: Path) -> None:
             token = json.loads(urlopen(signin).read())["token"]
             client = openai.OpenAI(base_url=f"{address}/api", api_key=token)
             assert [model.id for model in client.models.list()] == ["demo"]
-            harmful, harmless = asked(client, "harmful"), asked(client, "harmless")
-    steered = [reply for reply in harmful if reply.mars["alpha"] > 0]
-    assert len(steered) >= 4
-    assert all(reply.choices[0].message.content == REFUSAL for reply in steered)
-    assert sum(reply.mars["alpha"] > 0 for reply in harmless) <= 1
+            require_steering(client)
