@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import av
@@ -42,17 +42,25 @@ def picture(path: Path, colour: str = "red", size: tuple[int, int] = (20, 10)) -
     return path
 
 
-def film(path: Path, seconds: int = 3) -> Path:
-    """A video that grows from black to white."""
+def filmed(path: Path, frames: Iterable[np.ndarray], rate: int = 4) -> Path:
+    """A film of pictures, ``[height, width, 3]``, of bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=8)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for n in range(8 * seconds):
-            grey = np.full((48, 64, 3), 255 * n // (8 * seconds - 1), np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(grey)))
+        stream = container.add_stream("mpeg4", rate=rate)
+        for n, pixels in enumerate(frames):
+            if n == 0:
+                stream.height, stream.width = pixels.shape[:2]
+                stream.pix_fmt = "yuv420p"
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels)))
         container.mux(stream.encode())
     return path
+
+
+def film(path: Path, seconds: int = 3, rate: int = 8) -> Path:
+    """A video that grows steadily from black to white."""
+    last = rate * seconds - 1
+    greys = (np.full((48, 64, 3), 255 * n // last, np.uint8) for n in range(last + 1))
+    return filmed(path, greys, rate)
 
 
 def facts(suite: Suite) -> list[tuple[str, str, str, str, str]]:
@@ -61,7 +69,3 @@ def facts(suite: Suite) -> list[tuple[str, str, str, str, str]]:
 
 def groups(suite: Suite) -> list[str]:
     return [case.group for case in suite.cases]
-
-
-def colours(suite: Suite) -> list[object]:
-    return [case.pictures()[0].getpixel((0, 0)) for case in suite.cases]
