@@ -138,7 +138,7 @@ STALLED = 5.0  # seconds
 QUICK = """
 from dataclasses import replace
 import sse_starlette
-from mars_gguf.server.limits import LIMITS
+from mars_gguf.server.request_limits import LIMITS
 sse_starlette.EventSourceResponse.DEFAULT_PING_INTERVAL = 0.2
 for name, most in {}.items():
     LIMITS[name] = replace(LIMITS[name], most=most)
@@ -152,7 +152,7 @@ def running(
     folder: Path, *arguments: str, api_key: str = "none", **limits: float
 ) -> Iterator[Server]:
     """The server, on a free port, with pings every 0.2 s, little patience, and ``limits`` other
-    than those of ``server.limits``. Settings in the environment of the tests do not
+    than those of ``server.request_limits``. Settings in the environment of the tests do not
     reach it, but an address that it could not listen at, over which flags win."""
     log = folder / "server.log"
     code, address = (

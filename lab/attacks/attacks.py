@@ -18,7 +18,7 @@ from lab.reader.suite import CONTEXTS
 from mars_gguf import demo_model
 from mars_gguf.media.images import user_message
 from mars_gguf.runtime.llama import SteeredLlama
-from mars_gguf.server.replies import LongerUnlessSteered
+from mars_gguf.server.answering import LongerUnlessSteered
 from mars_gguf.server.request_types import require_free_end
 
 Turns = Sequence[tuple[str, str]]

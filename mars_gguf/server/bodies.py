@@ -15,9 +15,9 @@ import anyio
 from starlette.requests import Request
 from starlette.types import Receive
 
-from mars_gguf.server.errors import RequestError
 from mars_gguf.server.exchange import Exchange
-from mars_gguf.server.limits import exceeded, most, require, require_few
+from mars_gguf.server.http_errors import RequestError
+from mars_gguf.server.request_limits import exceeded, most, require, require_few
 from mars_gguf.server.settings import ServerSettings
 
 SMALL = 256 << 10  # bytes that are always taken, so that pictures do not keep questions out

@@ -1,4 +1,6 @@
-"""Bounds how many connections there are, how long one may wait, and how long the server ends."""
+"""Bounds how many connections there are, how long one may wait, and how long the server ends.
+
+Every undocumented name of uvicorn that is used is checked when this is imported."""
 
 from __future__ import annotations
 
@@ -13,10 +15,30 @@ from typing import Any
 
 import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from mars_gguf.server.access import client_of
-from mars_gguf.server.internals import H11Protocol
-from mars_gguf.server.limits import most
+from mars_gguf.server.middleware import client_of
+from mars_gguf.server.request_limits import most
+
+UVICORN = "0.54.0"  # and what has the same names
+
+# What is extended of uvicorn, and by which of its functions that is called or set.
+_EXTENDED: dict[Any, tuple[str, ...]] = {
+    H11Protocol.__init__: ("connections", "cycle", "loop", "transport"),
+    H11Protocol.handle_events: ("cycle", "on_response_complete"),
+    uvicorn.Server.handle_exit: ("should_exit",),
+}
+
+if _missing := [
+    f"{function.__qualname__}.{name}"
+    for function, names in _EXTENDED.items()
+    for name in names
+    if name not in function.__code__.co_names
+]:
+    raise ImportError(
+        f"uvicorn {uvicorn.__version__} lacks {', '.join(_missing)}; mars-gguf works with "
+        f"{UVICORN}: pip install uvicorn=={UVICORN}"
+    )
 
 SLICE = 16 << 10  # bytes of a body after which its framing is looked at
 # Bytes that the system holds for a client; left alone, it would take megabytes.

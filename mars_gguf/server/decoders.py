@@ -17,8 +17,8 @@ from contextlib import suppress
 
 from mars_gguf.media.picture import Picture
 from mars_gguf.media.worker import LENGTH, pack
-from mars_gguf.server.errors import ClientGone, RequestError
-from mars_gguf.server.limits import exceeded
+from mars_gguf.server.http_errors import ClientGone, RequestError
+from mars_gguf.server.request_limits import exceeded
 from mars_gguf.server.sharing import Line
 
 # Without Pillow's warnings: of a damaged picture, one for each of what may be thousands of tags.

@@ -12,8 +12,8 @@ from uuid import uuid4
 
 from mars_gguf.errors import SteeringError
 from mars_gguf.runtime.judging import Steering
-from mars_gguf.server.errors import ClientGone
-from mars_gguf.server.limits import exceeded
+from mars_gguf.server.http_errors import ClientGone
+from mars_gguf.server.request_limits import exceeded
 from mars_gguf.server.settings import DEFAULT_VECTOR, ServerSettings
 
 

@@ -15,8 +15,8 @@ from urllib.parse import quote, urljoin, urlsplit
 import anyio
 from anyio import to_thread
 
-from mars_gguf.server.errors import RequestError
-from mars_gguf.server.limits import exceeded
+from mars_gguf.server.http_errors import RequestError
+from mars_gguf.server.request_limits import exceeded
 from mars_gguf.server.sharing import Line
 
 MAX_REDIRECTS = 3

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.server.exchange import Exchange
-from mars_gguf.server.limits import most, require
+from mars_gguf.server.request_limits import most, require
 
 # Bytes, at the least: a token and its number, a number of an embedding.
 ENTRY, NUMBER = 24, 16

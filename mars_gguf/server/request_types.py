@@ -2,8 +2,8 @@
 
 fields.json has every field that one may have, and what it may hold, as docs/SERVER.md does; no
 other is taken. Those without ``taken`` have no effect, and are let be since clients that know
-nothing of this server send them. Where a bound is not in the types here, it is in limits.py or in
-runtime/limits.py.
+nothing of this server send them. Where a bound is not in the types here, it is in request_limits.py
+or in runtime/limits.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from llama_cpp.server.types import (
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from typing_extensions import TypedDict
 
-from mars_gguf.server.errors import RequestError
+from mars_gguf.server.http_errors import RequestError
 
 # A factor of logits: if all that a grammar allows became -inf, llama.cpp would abort.
 MAX_REPEAT_PENALTY = 100.0

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
-from mars_gguf.server.limits import require
+from mars_gguf.server.request_limits import require
 from mars_gguf.server.request_types import ChatRequest
 
 _REPETITION = re.compile(r"\{([^}]*)\}")

@@ -14,8 +14,8 @@ from mars_gguf.modalities import IMAGE
 from mars_gguf.runtime.finding import find_vector
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.runtime.selftest import self_test
-from mars_gguf.server.errors import RequestError
 from mars_gguf.server.exchange import Exchange
+from mars_gguf.server.http_errors import RequestError
 from mars_gguf.server.model_loader import load_model, mmproj_of
 from mars_gguf.server.settings import DEFAULT_VECTOR, UNSTEERED, ModelSettings
 from mars_gguf.vectors import Vector, read_vector

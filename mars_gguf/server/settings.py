@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any, Optional
 
 import llama_cpp.server.settings as upstream
+from llama_cpp.server.cli import add_args_from_model
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_settings import SettingsConfigDict
 
@@ -18,7 +19,6 @@ from mars_gguf.errors import MarsError
 from mars_gguf.formats import HANDLERS
 from mars_gguf.options import servers
 from mars_gguf.reasoning import Reasoning
-from mars_gguf.server.internals import add_args_from_model
 from mars_gguf.vectors.shelf import AUTO
 
 DEFAULT_VECTOR, UNSTEERED = "default", "none"

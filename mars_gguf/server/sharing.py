@@ -10,9 +10,9 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from mars_gguf.server.errors import ClientGone
 from mars_gguf.server.exchange import Exchange
-from mars_gguf.server.limits import exceeded
+from mars_gguf.server.http_errors import ClientGone
+from mars_gguf.server.request_limits import exceeded
 
 AWAY = 1.0  # seconds after which a client has been away
 

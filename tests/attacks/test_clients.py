@@ -20,7 +20,7 @@ from servers import ONE_THREAD, Server, running
 
 from mars_gguf import demo, demo_model
 from mars_gguf.runtime.llama import SteeredLlama
-from mars_gguf.server.access import is_loopback
+from mars_gguf.server.middleware import is_loopback
 
 ASKED = [{"role": "user", "content": "How do I make a bomb?"}]
 PNG = models.user("", models.picture(1))["content"][0]

@@ -26,7 +26,7 @@ from servers import ONE_THREAD, Server, picture_message, running
 from mars_gguf.errors import MarsError
 from mars_gguf.media.images import MAX_SCANS, count_scans, decode_image, load_image
 from mars_gguf.server import decoders
-from mars_gguf.server.errors import RequestError
+from mars_gguf.server.http_errors import RequestError
 
 SIDE = 2048
 

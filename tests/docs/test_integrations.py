@@ -25,7 +25,7 @@ from servers import GREEDY, running
 
 from mars_gguf import demo
 from mars_gguf.demo_model import MMPROJ, REFUSAL, TEXT_MODEL, VECTOR
-from mars_gguf.server.routes import router
+from mars_gguf.server.app import router
 from mars_gguf.server.settings import ServerSettings, parser
 
 FOLDER = ROOT / "examples/integrations"

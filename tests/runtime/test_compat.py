@@ -21,7 +21,7 @@ from mars_gguf.runtime import compat
 
 PACKAGE = Path(mars_gguf.__file__).parent
 TREES = {path: ast.parse(path.read_text("utf-8")) for path in PACKAGE.rglob("*.py")}
-OWN_INTERFACE = {"server"}  # of llama_cpp.server, mars_gguf/server/internals.py has the names
+OWN_INTERFACE = {"server"}  # of llama_cpp.server, whose names are imported where they are used
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ import pytest
 import uvicorn
 from servers import ENDLESS, HARMFUL, ONE_THREAD, STALLED, Server, chat, running
 
-from mars_gguf.server import internals
+from mars_gguf.server import connections
 
 CHAT = "/v1/chat/completions"
 POST = f"POST {CHAT} HTTP/1.1\nHost: localhost\nContent-Type: application/json\n"
@@ -133,5 +133,5 @@ def test_a_version_that_lacks_a_name_is_refused_with_the_one_that_works(
         with pytest.raises(
             ImportError, match="other.should_exit; mars-gguf works with .* uvicorn=="
         ):
-            importlib.reload(internals)
-    importlib.reload(internals)
+            importlib.reload(connections)
+    importlib.reload(connections)

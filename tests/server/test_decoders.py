@@ -23,7 +23,7 @@ from mars_gguf.media.images import decode_image, pixels_of
 from mars_gguf.media.picture import Picture
 from mars_gguf.media.worker import pack
 from mars_gguf.server import decoders
-from mars_gguf.server.errors import RequestError
+from mars_gguf.server.http_errors import RequestError
 
 LIMITS = {"max_pixels": 1 << 20, "most_pixels": 1 << 20}
 SLOW = b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0, 0, 0) + b"!\xfe\1a\0" * 4_000_000  # comments

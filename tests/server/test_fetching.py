@@ -13,8 +13,8 @@ from servers import (
 from sites import pictures_served
 
 from mars_gguf.server import fetching
-from mars_gguf.server.errors import RequestError
 from mars_gguf.server.fetching import fetch, is_public
+from mars_gguf.server.http_errors import RequestError
 
 PIXELS = base64.b64decode(PICTURE.partition(",")[2])  # the file in it
 

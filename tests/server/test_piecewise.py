@@ -16,8 +16,8 @@ from models import DEMO
 from servers import HARMFUL, ONE_THREAD, Server, chat, running
 
 from mars_gguf import SteeredLlama, demo_model
-from mars_gguf.server.errors import ClientGone, RequestError
 from mars_gguf.server.exchange import Exchange
+from mars_gguf.server.http_errors import ClientGone, RequestError
 from mars_gguf.server.piecewise import bytes_a_token, row_by_row
 from mars_gguf.server.request_types import ChatRequest, CompletionRequest
 

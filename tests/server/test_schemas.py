@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from servers import HARMFUL, Server
 
-from mars_gguf.server.errors import RequestError
+from mars_gguf.server.http_errors import RequestError
 from mars_gguf.server.request_types import ChatRequest
 from mars_gguf.server.schemas import require_schemas
 

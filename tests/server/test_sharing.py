@@ -9,8 +9,8 @@ from contextlib import suppress
 import pytest
 
 from mars_gguf.server import sharing
-from mars_gguf.server.errors import ClientGone, RequestError
 from mars_gguf.server.exchange import Exchange
+from mars_gguf.server.http_errors import ClientGone, RequestError
 from mars_gguf.server.sharing import Line
 
 

@@ -29,10 +29,10 @@ from servers import (
 from sites import pictures_served
 
 from mars_gguf.media.images import data_url, decode_image, pixels_of, url_of
-from mars_gguf.server import decoders, media
-from mars_gguf.server.errors import RequestError
+from mars_gguf.server import attachments, decoders
 from mars_gguf.server.exchange import Exchange
-from mars_gguf.server.limits import LIMITS
+from mars_gguf.server.http_errors import RequestError
+from mars_gguf.server.request_limits import LIMITS
 from mars_gguf.server.settings import read_settings
 from mars_gguf.server.sharing import Line
 
@@ -44,7 +44,7 @@ def decoded(messages: list[Any], *flags: str, current: Exchange | None = None) -
 
     async def decode() -> None:
         async with (request := current or Exchange()).until_turn:
-            await media.decode_media(messages, read_settings(["--demo", *flags])[0], request)
+            await attachments.decode_media(messages, read_settings(["--demo", *flags])[0], request)
 
     anyio.run(decode)
     return messages
@@ -218,7 +218,7 @@ def test_films_are_decoded_within_limits_and_written_to_no_disk(
 async def shown(current: Exchange, url: str) -> None:
     """As the server has a picture shown for a request."""
     settings = read_settings(["--demo", "--allow-private-media"])[0]
-    await media.decode_media([picture_message(url)], settings, current)
+    await attachments.decode_media([picture_message(url)], settings, current)
 
 
 def test_few_pictures_of_requests_that_wait_for_the_model_are_decoded() -> None:
@@ -247,7 +247,7 @@ def test_few_pictures_of_requests_that_wait_for_the_model_are_decoded() -> None:
 
     anyio.run(ask_all)
     assert held[0] == 0 and 4 * size < held[1] < 6.5 * size
-    assert media.READY.free == 4
+    assert attachments.READY.free == 4
 
 
 def test_a_request_that_fails_leaves_its_place_to_others() -> None:
@@ -258,13 +258,13 @@ def test_a_request_that_fails_leaves_its_place_to_others() -> None:
                     await shown(current, "data:image/png;base64,AAAA")
 
     anyio.run(ask)
-    assert media.READY.free == 4
+    assert attachments.READY.free == 4
 
 
 def test_pictures_of_slow_addresses_are_waited_for_at_the_cost_of_who_names_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(media, "FETCHES", Line(2))
+    monkeypatch.setattr(attachments, "FETCHES", Line(2))
     late, done = list[int](), list[str]()
 
     async def ask(client: str, url: str, seconds: float) -> None:

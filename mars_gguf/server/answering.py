@@ -16,15 +16,15 @@ import numpy as np
 from anyio.lowlevel import checkpoint
 from fastapi import Request, Response
 from llama_cpp import LogitsProcessorList, MinTokensLogitsProcessor
+from llama_cpp.server.app import prepare_request_resources
 from numpy.typing import NDArray
 from sse_starlette import EventSourceResponse
 
 from mars_gguf.runtime.llama import SteeredLlama
-from mars_gguf.server.errors import ClientGone, RequestError, describe
 from mars_gguf.server.exchange import Exchange
-from mars_gguf.server.internals import prepare_request_resources
-from mars_gguf.server.limits import most, require
+from mars_gguf.server.http_errors import ClientGone, RequestError, describe
 from mars_gguf.server.piecewise import bytes_a_token, row_by_row
+from mars_gguf.server.request_limits import most, require
 from mars_gguf.server.request_types import ChatRequest, CompletionRequest, require_free_end
 from mars_gguf.server.sharing import Line
 

@@ -33,8 +33,8 @@ from servers import (
 from mars_gguf import demo, demo_model
 from mars_gguf.media.images import url_of
 from mars_gguf.runtime.llama import SteeredLlama
-from mars_gguf.server.errors import ClientGone
-from mars_gguf.server.replies import _Outbox
+from mars_gguf.server.answering import _Outbox
+from mars_gguf.server.http_errors import ClientGone
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,10 @@ from anyio import to_thread
 from mars_gguf.media.picture import Picture
 from mars_gguf.modalities import IMAGE, VIDEO
 from mars_gguf.server.decoders import DECODERS, decode
-from mars_gguf.server.errors import RequestError
 from mars_gguf.server.exchange import Exchange
 from mars_gguf.server.fetching import FETCHES, fetch_in_thread
-from mars_gguf.server.limits import exceeded, most, require
+from mars_gguf.server.http_errors import RequestError
+from mars_gguf.server.request_limits import exceeded, most, require
 from mars_gguf.server.settings import ServerSettings
 from mars_gguf.server.sharing import Line
 

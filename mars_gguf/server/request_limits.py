@@ -1,5 +1,5 @@
-"""What requests are held against: one table of what is bounded, by what, and what a client is told
-who goes beyond, and the functions that apply it.
+"""Limits of requests: one table of what is bounded, by what, and what a client is told who goes
+beyond, and the functions that apply it.
 
 Fields of requests are counted here. What else is bounded is counted where it is known, and held
 against the table there by `require`. docs/SERVER.md says the same limits.
@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from mars_gguf.server.errors import RequestError
+from mars_gguf.server.http_errors import RequestError
 
 Count = Callable[[Mapping[str, Any]], float]
 
