@@ -23,7 +23,7 @@ from mars_gguf.chat.conversation import Turn
 from mars_gguf.chat.words import why
 from mars_gguf.errors import SteeringError
 from mars_gguf.runtime import encoded, memory, mtmd
-from mars_gguf.runtime.decoding import MOST_ISOLATED, MOST_TEXT, most_isolated
+from mars_gguf.runtime.decoding import MOST_TEXT, most_isolated
 from mars_gguf.runtime.judging import Steering
 from mars_gguf.runtime.reading import logits
 from mars_gguf.steering import further
@@ -132,13 +132,6 @@ def test_pictures_and_films_of_one_turn_are_judged_not_those_of_earlier_turns(
     for lone in ([user(QUESTION, picture(2))], [*earlier, user(QUESTION)]):
         say(demo, lone)
         assert demo.steerer.turns.reply.isolated.seen == ()
-
-
-def test_very_many_pictures_are_judged_in_groups(demo: SteeredLlama) -> None:
-    say(demo, [user(QUESTION, *(picture(n) for n in range(MOST_ISOLATED + 4)))])
-    seen = demo.steerer.turns.reply.isolated.seen or ()
-    assert len(seen) == MOST_ISOLATED
-    assert [each.picture for each in seen][-1] == MOST_ISOLATED + 3
 
 
 def test_a_long_text_behind_many_pictures_is_not_read_many_times(demo: SteeredLlama) -> None:

@@ -20,8 +20,7 @@ from servers import HARMFUL, chat, running
 
 from mars_gguf import SteeredLlama
 from mars_gguf.demo_model import MMPROJ, TEXT_MODEL, VECTOR
-from mars_gguf.errors import ModelError, VectorError
-from mars_gguf.files import sha256
+from mars_gguf.errors import VectorError
 from mars_gguf.runtime.finding import find_vector
 from mars_gguf.vectors import MAX_FILE_BYTES, Vector, read_vector, write_vector
 from mars_gguf.vectors.shelf import publish
@@ -80,11 +79,6 @@ def test_where_there_is_none_it_is_said_where_was_looked_and_what_to_do(shelf: P
     assert f"{WEIGHTS}.gguf: mmproj_sha256: made for '1212" in message
     assert "not a name: cannot be downloaded" in message
     assert "python -m mars_gguf.convert text-Q4_K_M.gguf" in message
-
-
-def test_a_model_that_is_none_is_not_looked_up(shelf: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no such file"):
-        find_vector(str(tmp_path / "gone.gguf"))
 
 
 def test_a_vector_of_other_weights_under_the_name_of_these_is_refused(shelf: Path) -> None:
@@ -175,7 +169,7 @@ def test_the_folder_of_the_user_goes_before_a_hub(hub: dict[str, str], shelf: Pa
 # Commands ----------------------------------------------------------------------------------------
 
 
-def test_chat_and_evaluate_take_what_is_found(hub: dict[str, str], tmp_path: Path) -> None:
+def test_the_chat_takes_what_is_found(hub: dict[str, str], tmp_path: Path) -> None:
     hub = hub | {"MARS_VECTORS_FROM": "org/vectors"}
     named = ["-m", MODEL, "--vector", "auto", "-t", "1"]
     asked = [*named, "-c", "1024", "-p", HARMFUL["content"], "--json", "--temp", "0"]
@@ -186,13 +180,6 @@ def test_chat_and_evaluate_take_what_is_found(hub: dict[str, str], tmp_path: Pat
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["mars"]["layer"] == GIVEN.layer
     assert f"steered by {tmp_path}" in done.stderr
-    options = ["--suite", "demo", "--limit", "1", "--arms", "mars", "-n", "2"]
-    options += ["-o", str(tmp_path / "r")]
-    command = [sys.executable, "-m", "mars_gguf.evaluate", *named, *options]
-    done = subprocess.run(command, env=hub, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    head = json.loads((tmp_path / "r/records.jsonl").read_text("utf-8").splitlines()[0])
-    assert sha256(find(hub, "--vectors-from", "org/vectors").stdout.strip()) in json.dumps(head)
 
 
 def test_the_server_takes_what_is_found_and_says_so(
@@ -211,8 +198,6 @@ def test_the_server_takes_what_is_found_and_says_so(
     [
         ("chat", ["-p", "Why?", "--vector", "auto"], "no vector of these weights"),
         ("chat", ["-p", "Why?", "--vector", "auto", "--force"], "takes what fits by itself"),
-        ("evaluate", ["--vector", "auto"], "no vector of these weights"),
-        ("server", ["--vector", "auto"], "text-Q4_K_M.gguf: no vector of these weights"),
         ("server", ["--vector", "auto", "--force"], "takes what fits by itself"),
         ("server", ["--vector", "x.gguf", "--vectors_from", "a/b"], "is for vector auto"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import time
 from collections.abc import Iterator
@@ -35,19 +36,7 @@ def test_no_text_has_fewer_tokens_than_are_foreseen(
     path = name if name == DEMO else request.getfixturevalue(name)
     llama = models.tapped(path, **models.OPTIONS)
     vocabulary, chance = Vocabulary(llama), random.Random(3)
-    pieces = [
-        "<|im_start|>",
-        "<|im_end|>",
-        "<|im",
-        "<",
-        "|>",
-        " ",
-        "\n",
-        "a",
-        " the",
-        "é",
-        "\U0001f600",
-    ]
+    pieces = ["<|im_start|>", "<|im_end|>", "<|im", "<", "|>", " ", "\n", "a", " the", "é", "😀"]
     for length in (1, 3, 30, 300):
         for special in (True, False):
             text = "".join(chance.choices(pieces, k=length)).encode()
@@ -62,10 +51,7 @@ def test_no_text_has_fewer_tokens_than_are_foreseen(
 
 def test_special_tokens_that_are_made_text_are_none_and_other_texts_stay_as_they_are() -> None:
     llama, chance = models.tapped(DEMO, **models.OPTIONS), random.Random(4)
-    (end, begin), pieces = (
-        ("<|im_end|>", "<|im_start|>"),
-        ["<|im", "_end|>", "|>", "<", " the", "é"],
-    )
+    end, begin, pieces = "<|im_end|>", "<|im_start|>", ["<|im", "_end|>", "|>", "<", " the", "é"]
     control = set(llama.tokenize((end + begin).encode(), add_bos=False, special=True))
     assert len(control) == 2
     for text in ["".join(chance.choices([end, begin, *pieces], k=6)) for _ in range(100)]:
@@ -114,14 +100,7 @@ def test_a_run_that_would_overflow_the_stack_of_llama_cpp_is_not_tokenized() -> 
         kv_overrides={"tokenizer.ggml.pre": "deepseek-llm"},
         **models.OPTIONS | {"n_ctx": 1 << 16},
     )
-    for text in (
-        "a" * 60_000,
-        " " * 60_000,
-        "7" * 60_000,
-        "é" * 30_000,
-        "e\u0301" * 20_000,
-        "!" * 60_000,
-    ):
+    for text in (letter * 60_000 for letter in ("a", " ", "7", "é", "e\u0301", "!")):
         with pytest.raises(PromptError, match="without a break"):
             llama.tokenize(f"Hello. {text}".encode())
     broken = ("a" * (MAX_RUN - 1) + ". ") * 10
@@ -216,19 +195,12 @@ def test_a_bias_of_no_token_or_beyond_all_logits_is_refused(
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("temperature", 1e39),
-        ("temperature", 1e-38),
-        ("temperature", float("nan")),
-        ("repeat_penalty", 0.0),
-        ("repeat_penalty", 1e-38),
-        ("frequency_penalty", float("inf")),
-        ("presence_penalty", -1e39),
-        ("typical_p", -1e-6),
-        ("top_p", float("nan")),
-        ("min_p", 1.5),
-        ("mirostat_tau", float("inf")),
+        ("temperature", 1e39), ("temperature", 1e-38), ("temperature", math.nan),
+        ("repeat_penalty", 0.0), ("repeat_penalty", 1e-38), ("frequency_penalty", math.inf),
+        ("presence_penalty", -1e39), ("typical_p", -1e-6), ("top_p", math.nan), ("min_p", 1.5),
+        ("mirostat_tau", math.inf),
     ],
-)
+)  # fmt: skip
 def test_a_number_over_which_a_grammar_is_not_kept_is_refused(
     llama: SteeredLlama, name: str, value: float
 ) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 from asking import IMAGE, chat
-from bombs import png
 from llama_cpp import llama_cpp as lib
 from llama_cpp import mtmd_cpp
 from llama_cpp.llama_chat_format import MTMDChatHandler
@@ -161,17 +160,6 @@ def test_a_model_that_takes_two_frames_at_a_time_is_given_them_so() -> None:
     llama.close()
 
 
-def test_a_picture_is_encoded_once_and_the_same_to_the_bit() -> None:
-    llama = tiny_model("llava-hf")
-    assert llama.projector is not None
-    chunk, again = (media(llama, user("?", picture(1, 56)))[0] for _ in range(2))
-    first = llama.projector.encode(chunk)
-    assert llama.projector.encode(again) is first
-    llama.projector.forget()
-    assert np.array_equal(llama.projector.encode(chunk), first)
-    llama.close()
-
-
 @pytest.mark.parametrize(
     ("data", "said"),
     [
@@ -253,36 +241,6 @@ def test_frames_are_merged_within_a_film_and_never_with_the_next_one() -> None:
     assert {chunk.identity for chunk in first} == {chunk.identity for chunk in second}
     long = film("?", *(picture(n, 56) for n in range(3)))["content"][:1]
     assert len(media(llama, {"role": "user", "content": [*long, *long]})) == 4
-    llama.close()
-
-
-def test_transparent_and_rotated_pictures_are_those_that_people_see() -> None:
-    llama = tiny_model("llava-hf")
-    assert llama.projector is not None
-    writing = Image.new("RGBA", (56, 56), (0, 0, 0, 0))
-    writing.paste((0, 0, 0, 255), (10, 20, 46, 30))
-    on_white = Image.alpha_composite(Image.new("RGBA", writing.size, "white"), writing)
-    turned = picture(1, 56).transpose(Image.Transpose.ROTATE_90)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    for given, seen, options in (
-        (writing, on_white.convert("RGB"), {}),
-        (turned, turned.transpose(Image.Transpose.ROTATE_270), {"exif": exif}),
-    ):
-        buffer = io.BytesIO()
-        given.save(buffer, "PNG", **options)
-        url = sent(buffer.getvalue())["content"][0]["image_url"]["url"]
-        assert llama.projector.read(url).rgb == seen.tobytes()
-    llama.close()
-
-
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_a_picture_larger_than_is_decoded_is_refused_before_it_is(tmp_path: Path) -> None:
-    llama = tiny_model("llava-hf")
-    assert llama.projector is not None
-    content = png(tmp_path / "a.png", 10_000, transparent=False).read_bytes()
-    with pytest.raises(PromptError, match="picture 1: picture too large: found 10000 x 10000"):
-        llama.chunks([sent(content)])
     llama.close()
 
 
