@@ -16,19 +16,19 @@ from llama_cpp import llama_cpp as lib
 
 from mars_gguf.errors import PromptError
 from mars_gguf.runtime.compat import suppress_stdout_stderr
+from mars_gguf.runtime.messages import BREAK
 from mars_gguf.runtime.reading import logits
 
 # llama.cpp walks a list from its beginning at each special token of a text: 16,384 take 3 seconds.
 MAX_SPECIAL = 16 << 10
-BREAK = "\u200b"  # a space of no width
 # Of letters, of digits, ... without a break. For many tokenizers llama.cpp matches texts by
 # std::regex, which recurses at every character: 26,000 overflow a stack of 8 MB.
 MAX_RUN = 4096
 _KINDS = {"L": "letters", "M": "letters", "N": "digits", "Z": "spaces"}
 # Those whose tokens hold every byte of a text.
 _WHOLE = (lib.LLAMA_VOCAB_TYPE_SPM, lib.LLAMA_VOCAB_TYPE_BPE, lib.LLAMA_VOCAB_TYPE_RWKV)
-_DEFINED = lib.LLAMA_TOKEN_ATTR_USER_DEFINED
-_SPECIAL = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
+_CONTROL = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
+_SPECIAL = _CONTROL | lib.LLAMA_TOKEN_ATTR_USER_DEFINED
 
 
 class Vocabulary:
@@ -54,14 +54,9 @@ class Vocabulary:
         return max(len(text) for text, _ in self._tokens) if whole else None
 
     @cached_property
-    def defined(self) -> tuple[bytes, ...]:
-        """Tokens that are found in a text before it is cut into words, the longest first."""
-        return self._having(_DEFINED)
-
-    @cached_property
     def special(self) -> tuple[bytes, ...]:
-        """Tokens that are found so where special tokens are read as such, the longest first."""
-        return self._having(_DEFINED | _SPECIAL)
+        """Tokens that are found in a text before it is cut into words, the longest first."""
+        return self._having(_SPECIAL)
 
     def as_text(self, text: str) -> str:
         """``text`` with BREAK after the first character of each special token's text, so that
@@ -75,36 +70,36 @@ class Vocabulary:
     @cached_property
     def _control(self) -> list[str]:
         """Tokens that steer a model, such as those that begin and end a turn, the longest first."""
-        texts = (text.decode(errors="ignore") for text in self._having(_SPECIAL))
+        texts = (text.decode(errors="ignore") for text in self._having(_CONTROL))
         return [text for text in texts if len(text) > 1]
 
     def _having(self, attribute: int) -> tuple[bytes, ...]:
         found = {text for text, attributes in self._tokens if text and attributes & attribute}
         return tuple(sorted(found, key=len, reverse=True))
 
-    def count_special(self, text: bytes, special: bool) -> int:
+    def count_special(self, text: bytes) -> int:
         """How many special tokens llama.cpp finds in ``text``."""
         count = 0
-        for token in self.special if special else self.defined:
+        for token in self.special:
             if found := text.count(token):
                 count += found
                 text = text.replace(token, b"\0")
         return count
 
-    def require_tokenizable(self, text: bytes, special: bool) -> None:
+    def require_tokenizable(self, text: bytes) -> None:
         """Raise PromptError for a text that llama.cpp should not be given."""
-        if len(text) > MAX_SPECIAL and (n := self.count_special(text, special)) > MAX_SPECIAL:
+        if len(text) > MAX_SPECIAL and (n := self.count_special(text)) > MAX_SPECIAL:
             raise PromptError(f"found {n} special tokens in a text, expected at most {MAX_SPECIAL}")
         if len(text) > MAX_RUN:
             _require_breaks(text.decode(errors="replace"))
 
-    def require_fits(self, text: bytes, n_ctx: int, special: bool = True) -> None:
+    def require_fits(self, text: bytes, n_ctx: int) -> None:
         """Raise ValueError for a text of more tokens than ``n_ctx``, as far as that can be told."""
         if len(text) <= n_ctx:  # a token has a byte or more
             return
         fewest = 0 if self.longest is None else -(-len(text) // self.longest)
         if fewest <= n_ctx:
-            fewest = max(fewest, self.count_special(text, special))
+            fewest = max(fewest, self.count_special(text))
         if fewest > n_ctx:
             raise ValueError(f"Prompt exceeds n_ctx: at least {fewest} tokens > {n_ctx}")
 

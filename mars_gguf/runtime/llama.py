@@ -222,7 +222,7 @@ class SteeredLlama(Llama):
 
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
         """As ``Llama.tokenize``. Raises PromptError for a text that llama.cpp could not take."""
-        self.vocabulary.require_tokenizable(text, special)
+        self.vocabulary.require_tokenizable(text)
         return list(super().tokenize(text, add_bos, special))
 
     @locked

@@ -101,11 +101,12 @@ def checked(number: int, message: Any) -> dict[str, Any]:
 
 
 OPERATORS = ("system", "developer", "assistant")  # roles; others are of users and of tools
+BREAK = "\u200b"  # a space of no width
 
 
 def with_texts(message: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
-    """A checked message with its texts changed, one of OPERATORS as it is. ``change`` may only add
-    characters; it is given the texts of all parts as one, because a template may write them so."""
+    """A checked message with its texts changed, one of OPERATORS as it is. Its parts are kept apart
+    by BREAK where they would be changed as one: a template may write them so."""
     content = message.get("content")
     if message["role"] in OPERATORS or content is None:
         return dict(message)
@@ -113,24 +114,13 @@ def with_texts(message: Mapping[str, Any], change: Callable[[str], str]) -> dict
         return {**message, "content": change(content)}
     parts = [dict(part) for part in content]
     texts = [part for part in parts if part["type"] == TEXT.part]
+    for part in texts:
+        part["text"] = change(part["text"])
     whole = "".join(part["text"] for part in texts)
-    changed = change(whole)
-    if changed != whole:
-        characters = iter(changed)
-        for part in texts:
-            part["text"] = "".join(_until(part["text"], characters))
-        if texts:
-            texts[-1]["text"] += "".join(characters)
+    if change(whole) != whole:
+        for part in texts[1:]:
+            part["text"] = BREAK + part["text"]
     return {**message, "content": parts}
-
-
-def _until(text: str, characters: Iterator[str]) -> Iterator[str]:
-    """Yields ``characters`` until all of ``text`` is among them."""
-    for wanted in text:
-        for character in characters:
-            yield character
-            if character == wanted:
-                break
 
 
 def _require_known(where: str, part: Any) -> None:

@@ -331,7 +331,7 @@ def chunks_of(
         response = rendered.without_media()
         text, add_bos = response.prompt.encode(), not response.added_special
         return [text_chunk(llama.tokenize(text, add_bos=add_bos, special=True))]
-    llama.vocabulary.require_tokenizable(rendered.text.encode(), special=True)
+    llama.vocabulary.require_tokenizable(rendered.text.encode())
     chunks = projector.tokenize(rendered.text, rendered.media, read)
     if not chunks or not chunks[-1].is_text:
         raise PromptError(

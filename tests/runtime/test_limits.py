@@ -19,7 +19,6 @@ from mars_gguf import demo_model
 from mars_gguf.errors import PromptError
 from mars_gguf.runtime.limits import (
     BOUNDS,
-    BREAK,
     MAX_BIAS,
     MAX_GRAMMAR,
     MAX_PARENTHESES,
@@ -27,6 +26,7 @@ from mars_gguf.runtime.limits import (
     Vocabulary,
 )
 from mars_gguf.runtime.llama import SteeredLlama
+from mars_gguf.runtime.messages import BREAK
 
 
 @pytest.mark.parametrize("name", [DEMO, "smollm2"])
@@ -41,11 +41,10 @@ def test_no_text_has_fewer_tokens_than_are_foreseen(
         for special in (True, False):
             text = "".join(chance.choices(pieces, k=length)).encode()
             n_tokens = len(llama.tokenize(text, add_bos=False, special=special))
-            vocabulary.require_fits(text, n_tokens, special)
+            vocabulary.require_fits(text, n_tokens)
             with pytest.raises(ValueError, match="Prompt exceeds n_ctx"):
-                vocabulary.require_fits(text * 400, n_tokens // 2, special)
-    assert vocabulary.count_special(b"<|im_end|>a<|im_end|>", True) == 2
-    assert vocabulary.count_special(b"<|im_end|>a<|im_end|>", False) == 0
+                vocabulary.require_fits(text * 400, n_tokens // 2)
+    assert vocabulary.count_special(b"<|im_end|>a<|im_end|>") == 2
     llama.close()
 
 

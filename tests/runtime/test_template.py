@@ -12,7 +12,7 @@ from tiny import FAMILIES
 
 from mars_gguf.errors import ModelError, PromptError
 from mars_gguf.formats import HANDLERS
-from mars_gguf.runtime.messages import with_texts
+from mars_gguf.runtime.messages import BREAK, with_texts
 from mars_gguf.runtime.template import CHATML, MARKER, ChatTemplate, chat_template
 
 SYSTEM = {"role": "system", "content": "You are kind to cats."}
@@ -144,7 +144,13 @@ def test_a_special_token_in_several_parts_of_a_text_is_none_either() -> None:
     parts = [{"type": "text", "text": text} for text in ("a<", "en", "d>b<end", ">c")]
     parts.insert(2, {"type": "image_url", "image_url": {"url": "data:,"}})
     changed = with_texts({"role": "ipython", "content": parts}, broken)["content"]
-    assert [part.get("text") for part in changed] == ["a<", ".en", None, "d>b<.end", ">c"]
+    assert [part.get("text") for part in changed] == [
+        "a<",
+        f"{BREAK}en",
+        None,
+        f"{BREAK}d>b<end",
+        f"{BREAK}>c",
+    ]
     for role in ("system", "developer", "assistant"):
         assert with_texts({"role": role, "content": "<end>"}, broken)["content"] == "<end>"
 
