@@ -78,10 +78,8 @@ class Projector:
             try:
                 decoded = source if isinstance(source, Picture) else (read or self.read)(source)
             except PromptError as error:
-                said = str(error)
-                if said.startswith("a picture: "):
-                    said = f"picture {number + 1}: " + said.removeprefix("a picture: ")
-                raise PromptError(said) from error
+                said = str(error).removeprefix("a picture: ")
+                raise PromptError(f"picture {number + 1}: {said}") from error
             pictures.append(decoded)
         with ExitStack() as stack:
             bitmaps = []

@@ -144,13 +144,8 @@ def test_a_special_token_in_several_parts_of_a_text_is_none_either() -> None:
     parts = [{"type": "text", "text": text} for text in ("a<", "en", "d>b<end", ">c")]
     parts.insert(2, {"type": "image_url", "image_url": {"url": "data:,"}})
     changed = with_texts({"role": "ipython", "content": parts}, broken)["content"]
-    assert [part.get("text") for part in changed] == [
-        "a<",
-        f"{BREAK}en",
-        None,
-        f"{BREAK}d>b<end",
-        f"{BREAK}>c",
-    ]
+    texts = [part.get("text") for part in changed]
+    assert texts == ["a<", BREAK + "en", None, BREAK + "d>b<end", BREAK + ">c"]
     for role in ("system", "developer", "assistant"):
         assert with_texts({"role": role, "content": "<end>"}, broken)["content"] == "<end>"
 
