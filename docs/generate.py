@@ -114,8 +114,8 @@ def methods(found: griffe.Object | griffe.Alias, whole: bool) -> Iterator[str]:
             yield f"- `{call}`: {marked(about)}"
 
 
-def parameters(function: griffe.Object | griffe.Alias, *, defaults: bool = False) -> Iterator[str]:
-    """The parameters of a function by name, with their ``defaults`` if those are asked for."""
+def parameters(function: griffe.Object | griffe.Alias) -> Iterator[str]:
+    """The parameters of a function, by name and default."""
     keywords = False
     for parameter in function.parameters:
         kind = parameter.kind.value
@@ -125,8 +125,7 @@ def parameters(function: griffe.Object | griffe.Alias, *, defaults: bool = False
         if kind.startswith("variadic"):
             yield {"variadic positional": "*", "variadic keyword": "**"}[kind] + parameter.name
         elif parameter.name != "self":
-            value = f"={parameter.default}" if defaults and parameter.default else ""
-            yield f"{parameter.name}{value}"
+            yield parameter.name + (f"={parameter.default}" if parameter.default else "")
 
 
 def first_sentence(found: griffe.Object | griffe.Alias) -> str:
@@ -138,7 +137,7 @@ def first_sentence(found: griffe.Object | griffe.Alias) -> str:
 def signature(found: griffe.Object | griffe.Alias) -> Iterator[str]:
     """How ``found`` is imported and called, as a block of code."""
     function = found.members["__init__"] if found.is_class else found
-    call = f"{found.name}({', '.join(parameters(function, defaults=True))})"
+    call = f"{found.name}({', '.join(parameters(function))})"
     if not found.is_class:
         call += f" -> {found.returns}"
     yield "```python"
@@ -201,10 +200,10 @@ def commands() -> str:
 
 
 def news(command: str, said: dict[str, str]) -> list[str]:
-    """The lines of a command's help, without a long usage, and with the name alone of an option
-    that an earlier command explains in the same words, as ``said`` has them: text -> command."""
+    """The lines of a command's help, without a usage of one form, and with the name alone of an
+    option that an earlier command explains in the same words, as ``said`` has: text -> command."""
     usage, _, rest = help_of(command).partition("\n\n")
-    lines = [usage, ""] if len(usage.splitlines()) <= 3 else []
+    lines = [usage, ""] if "\n       mars-gguf" in usage else []
     for paragraph in rest.split("\n\n"):
         parts = re.split(r"\n(?=  -)", paragraph)
         known: dict[str, list[str]] = {}
