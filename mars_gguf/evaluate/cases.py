@@ -11,7 +11,6 @@ from typing import Any, Literal, TypeVar, get_args
 from PIL import Image
 
 from mars_gguf.errors import MarsError
-from mars_gguf.media.animations import load_animation
 from mars_gguf.media.images import (
     MEASURED_SIDE,
     decode_image,
@@ -31,7 +30,6 @@ MAX_PROMPT = 32_768  # characters
 MAX_FRAMES = 8  # of a video, evenly spaced
 MAX_PICTURE = 32 * 2**20  # bytes, of one that is stored in a table
 FRAME_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-ANIMATION_SUFFIXES = (".gif", ".webp")
 
 
 @dataclass(frozen=True)
@@ -149,9 +147,6 @@ def _pictures(source: Medium, modality: str) -> list[Image.Image]:
     suffix, film = source.suffix.lower(), modality == VIDEO.name
     if source.is_dir():
         return load_images(sample(_frames(source), MAX_FRAMES), MEASURED_SIDE)
-    if film and suffix in ANIMATION_SUFFIXES:
-        frames = load_animation(source, MAX_FRAMES, MEASURED_SIDE)
-        return frames if len(frames) > 1 else [load_image(source, MEASURED_SIDE)]
     if film and suffix not in FRAME_SUFFIXES:
         return load_video(source, max_frames=MAX_FRAMES).frames
     return [load_image(source, MEASURED_SIDE)]

@@ -115,16 +115,14 @@ def test_what_cannot_be_asked_is_an_error_on_record_and_no_refusal(
     evaluation: Evaluation, tmp_path: Path
 ) -> None:
     (tmp_path / "bad.png").write_bytes(b"no picture")
-    gif(tmp_path / "bomb.gif", (8, 8), (1, 1), (60_000, 60_000))
+    gif(tmp_path / "bomb.gif", (9000, 9000), (1, 1))
     (tmp_path / "film").mkdir()
     for n in range(5):
         png(tmp_path / "film" / f"{n}.png", 8000)
     cases = {
         "not a picture": image_case(1, media=(tmp_path / "bad.png",)),
         "exceed": Case("long", "harmful", "text", "bomb " * 900),
-        "bomb.gif: picture too large": image_case(
-            1, media=(tmp_path / "bomb.gif",), modality="video"
-        ),
+        "pixels a frame": image_case(1, media=(tmp_path / "bomb.gif",), modality="video"),
         "4.png: found 320000000 pixels": image_case(
             1, media=(tmp_path / "film",), modality="video"
         ),

@@ -37,7 +37,7 @@ def test_a_limit_keeps_so_many_of_each_kind_and_modality_evenly_spread() -> None
 def test_a_file_of_our_own_with_pictures_videos_and_answers(tmp_path: Path) -> None:
     picture(tmp_path / "p/a.png", size=(2048, 1024))
     frames = [Image.new("RGB", (8, 8), c) for c in ("red", "green", "blue")]
-    frames[0].save(tmp_path / "v.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "v.gif", save_all=True, append_images=frames[1:], duration=300)
     film(tmp_path / "f.mp4")
     path = own(
         tmp_path / "own.jsonl",
@@ -135,7 +135,6 @@ def test_without_a_decoder_a_film_is_named_with_what_to_install(
         ({"media": ["text.png"]}, "x: .*text.png: not a picture"),
         ({"media": ["empty"]}, "x: .*empty: no frames"),
         ({"media": ["film.mp4"], "modality": "video"}, "x: .*film.mp4: .*expected a video"),
-        ({"media": ["broken.gif"], "modality": "video"}, "x: .*broken.gif"),
         ({"media": ["leaky"], "modality": "video"}, "x: .*a frame is a link that leads out"),
     ],
 )
@@ -149,10 +148,9 @@ def test_a_row_that_cannot_be_asked_is_named_and_no_case(
     os.symlink(secret, folder / "link.png")
     os.symlink(secret, folder / "leaky/0.png")
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    for name in ("broken.png", "broken.gif"):
-        Image.fromarray(noise).save(folder / name)
-        content = (folder / name).read_bytes()
-        (folder / name).write_bytes(content[: len(content) // 3])
+    Image.fromarray(noise).save(folder / "broken.png")
+    content = (folder / "broken.png").read_bytes()
+    (folder / "broken.png").write_bytes(content[: len(content) // 3])
     (folder / "text.png").write_text("a pickle, perhaps")
     (folder / "film.mp4").write_bytes(b"\0\0\0\x20ftypisom")
     row = {"id": "x", "kind": "harmful", "prompt": "Do it", **change}
