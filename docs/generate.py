@@ -190,8 +190,7 @@ def commands() -> str:
         "This page is made from the help of each command by `python docs/generate.py`. What "
         "several commands take is explained at the first of them; `--help` has all of it.",
         "",
-        *(f"- [mars_gguf.{name}](#mars_gguf{slug(name)})" for name in COMMANDS),
-        "- [mars_gguf.server](SERVER.md#settings)",
+        "`mars_gguf.server` has a [page of its own](SERVER.md#settings).",
     ]
     said: dict[str, str] = {}
     for name in COMMANDS:
@@ -221,10 +220,6 @@ def news(command: str, said: dict[str, str]) -> list[str]:
         if len(new) > 1 or len(parts) == 1:  # else a heading alone
             lines += [*new, ""]
     return lines[:-1]
-
-
-def slug(name: str) -> str:
-    return name.replace(".", "").replace(" ", "-")
 
 
 def help_of(command: str) -> str:
