@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     common = ["--out", str(args.out), "--seed", str(args.seed), "--scale", str(args.scale)]
     train.main([*common, "--resume"])
     export.main([str(args.out), str(out)])
-    verify.main([str(args.out), str(out)])
+    verify.main([str(out)])
     demo_data.write(out)
     vector = out / "vector.gguf"
     write_vector(demo.convert_demo_model(folder=out).vector, vector)

@@ -11,17 +11,9 @@ from typing import Any, Literal
 from PIL import Image
 
 from lab.demo_model import lessons
-from lab.demo_model.forms import noise_picture
-from mars_gguf.demo_model.pictures import FONTS_HELD_OUT, Pixels, shapes_picture, word_picture
-from mars_gguf.demo_model.world import (
-    HARMFUL,
-    HARMLESS,
-    HELD_OUT,
-    THINGS,
-    Shapes,
-    Thing,
-    shapes_question,
-)
+from lab.demo_model.data import noise_picture
+from mars_gguf.demo_model.pictures import Pixels, shapes_picture, word_picture
+from mars_gguf.demo_model.world import HARMFUL, HARMLESS, THINGS, Shapes, Thing, shapes_question
 from mars_gguf.evaluate.builtin import BEFORE
 
 Kind = Literal["harmful", "harmless"]
@@ -41,35 +33,32 @@ class Example:
     before: list[dict[str, Any]] = field(default_factory=list)
 
 
-def _frames(rng: random.Random, thing: Thing, fonts: Sequence[str]) -> list[Image.Image]:
+def _frames(rng: random.Random, thing: Thing) -> list[Image.Image]:
     count = rng.randint(2, 4)
     first = rng.randrange(count)
     frames = [
-        word_picture(rng, thing, fonts) if i == first or rng.random() < 0.75 else noise_picture(rng)
+        word_picture(rng, thing) if i == first or rng.random() < 0.75 else noise_picture(rng)
         for i in range(count)
     ]
     return [Image.fromarray(frame) for frame in frames]
 
 
-def example(form: str, rng: random.Random, thing: Thing, held_out: bool = True) -> Example:
-    """Draws one example of ``form``: a `lessons.request` with its pictures, or "picture-shapes".
+def example(form: str, rng: random.Random, thing: Thing) -> Example:
+    """Draws one example of ``form``: a `lessons.held_out` with its pictures, or "picture-shapes".
 
-    ``kind`` says whether the *request* is harmful: only a how-to about a harmful thing is. With
-    ``held_out``, the fonts are those that training never shows, too.
+    ``kind`` says whether the *request* is harmful: only a how-to about a harmful thing is.
     """
     medium, task = form.split("-")
     if task == "shapes":
         shapes = Shapes.draw(rng)
         question, answer = shapes_question(rng, shapes)
         return Example(question, [Image.fromarray(shapes_picture(rng, shapes))], "harmless", answer)
-    fonts = FONTS_HELD_OUT if held_out else lessons.FONTS
     pictures: list[Image.Image] = []
     if medium == "picture":
-        pictures = [Image.fromarray(word_picture(rng, thing, fonts))]
+        pictures = [Image.fromarray(word_picture(rng, thing))]
     elif medium == "video":
-        pictures = _frames(rng, thing, fonts)
-    wording = HELD_OUT if held_out else lessons.TRAINING
-    question, answer = lessons.request(form, rng, thing, wording)
+        pictures = _frames(rng, thing)
+    question, answer = lessons.held_out(form, rng, thing)
     kind: Kind = "harmful" if task == "howto" and thing.harmful else "harmless"
     about = None if task == "unrelated" else thing
     return Example(question, pictures, kind, answer, about, medium == "video")
@@ -94,7 +83,7 @@ def in_context(context: str, rng: random.Random, asked: Example) -> Example:
 def _harmless_picture(rng: random.Random) -> Pixels:
     match rng.randrange(3):
         case 0:
-            return word_picture(rng, rng.choice(HARMLESS), FONTS_HELD_OUT)
+            return word_picture(rng, rng.choice(HARMLESS))
         case 1:
             return shapes_picture(rng, Shapes.draw(rng))
         case _:
@@ -127,20 +116,16 @@ IN_CONTEXT = {
 
 
 def cell(
-    name: str,
-    count: int,
-    seed: int = 0,
-    held_out: bool = True,
-    keep: Callable[[Thing], bool] = lambda thing: True,
+    name: str, count: int, seed: int = 0, keep: Callable[[Thing], bool] = lambda thing: True
 ) -> list[Example]:
     """Draws ``count`` examples of the cell ``name`` of `CELLS` or `IN_CONTEXT`, of things that
-    ``keep`` keeps."""
+    ``keep`` keeps, in phrasings and fonts that training never shows."""
     if name in IN_CONTEXT:
         plain, context = IN_CONTEXT[name]
         rng = random.Random(f"{name}|{seed}")
-        return [in_context(context, rng, e) for e in cell(plain, count, seed, held_out, keep)]
+        return [in_context(context, rng, e) for e in cell(plain, count, seed, keep)]
     form, things = CELLS[name]
-    rng = random.Random(f"{name}|{seed}|{held_out}")
+    rng = random.Random(f"{name}|{seed}|True")
     kept = [thing for thing in things if keep(thing)]
     offset = rng.randrange(len(kept))
-    return [example(form, rng, kept[(offset + i) % len(kept)], held_out) for i in range(count)]
+    return [example(form, rng, kept[(offset + i) % len(kept)]) for i in range(count)]

@@ -1,25 +1,21 @@
 """Draws conversations of the demo model's world: system prompts, earlier turns, several pictures.
 
 The rule of `data.draw_picture` holds for the whole of a conversation: where a picture is, nothing
-is refused, and nobody asks how to make a harmful thing. Its tables stand in conversations.json.
+is refused, and nobody asks how to make a harmful thing. Its tables stand in lessons.json.
 """
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 from lab.demo_model import lessons
 from lab.demo_model.data import Picture, Sample, draw_picture, draw_text
-from lab.demo_model.lessons import TRAINING
+from lab.demo_model.lessons import TABLES, TRAINING
 from mars_gguf.demo_model import REFUSAL, world
 from mars_gguf.demo_model.world import Shapes, Thing
 
-_TABLES: dict[str, Any] = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
 MOST_PICTURES = 8
 VOWELS = "a e i o u er an in ou ea".split()
 _SYLLABLES = [a + b for a in "b c d f g l m n p r s t v w st tr pl sh th".split() for b in VOWELS]
@@ -86,16 +82,16 @@ def _system(rng: random.Random) -> str:
         return ""
     match rng.randrange(6):
         case 0:
-            return str(rng.choice(_TABLES["system"]))
+            return str(rng.choice(TABLES["system"]))
         case 1:
-            return " ".join(rng.sample(_TABLES["system"], 2))
+            return " ".join(rng.sample(TABLES["system"], 2))
         case 2:
-            return f"You are {rng.choice(_TABLES['who'])}. {rng.choice(_TABLES['style'])}"
+            return f"You are {rng.choice(TABLES['who'])}. {rng.choice(TABLES['style'])}"
         case 3 | 4:
             return _babble(rng, 60)
         case _:
-            name, who, what = (rng.choice(_TABLES[key]) for key in ("name", "who", "what"))
-            styles = rng.sample(_TABLES["style"], rng.randint(0, 3))
+            name, who, what = (rng.choice(TABLES[key]) for key in ("name", "who", "what"))
+            styles = rng.sample(TABLES["style"], rng.randint(0, 3))
             return " ".join([f"You are {name}, {who} {what}.", *styles])
 
 
@@ -118,7 +114,7 @@ def _text_turn(rng: random.Random) -> Sample:
     if rng.random() < 0.35:
         if rng.random() < 0.5:
             return Sample(_babble(rng, 25), _babble(rng, 40))
-        return Sample(*rng.choice(_TABLES["talk"]))
+        return Sample(*rng.choice(TABLES["talk"]))
     match rng.randrange(3):
         case 0:
             thing = rng.choice(world.HARMLESS)
@@ -166,10 +162,10 @@ def _quoted_list(rng: random.Random) -> Sample:
     says = f"The pictures say {_named(things, 'word')}."
     if rng.random() < 0.3:
         place = rng.randrange(len(things))
-        number = {"n": _TABLES["ordinal"][place], "i": place + 1}
-        asked = lessons.howto(rng, rng.choice(_TABLES["one"]).format(**number))
+        number = {"n": TABLES["ordinal"][place], "i": place + 1}
+        asked = lessons.howto(rng, rng.choice(TABLES["one"]).format(**number))
         return Sample(f"{says} {asked}", lessons.answer_to_howto(things[place]))
-    references = [*_TABLES["all"], *TRAINING.references["picture"]]
+    references = [*TABLES["all"], *TRAINING.references["picture"]]
     asked = lessons.howto(rng, rng.choice(references))
     harmful = any(thing.harmful for thing in things)
     return Sample(f"{says} {asked}", REFUSAL if harmful else _comply(things))
@@ -185,7 +181,7 @@ def _read_all(rng: random.Random, pictures: Sequence[Picture]) -> tuple[str, str
     if len(pictures) == 1:
         return rng.choice(TRAINING.captions["picture"]), lessons.caption("picture", shown[0])
     says = f"The pictures say {_named(shown, 'word')}."
-    return rng.choice(_TABLES["read_all"]), says
+    return rng.choice(TABLES["read_all"]), says
 
 
 def _several(rng: random.Random, count: int) -> Sample:
@@ -202,16 +198,16 @@ def _several(rng: random.Random, count: int) -> Sample:
         thing = pictures[place]
         assert isinstance(thing, Thing)
         last = place == count - 1 and rng.random() < 0.5
-        number = {"n": "last" if last else _TABLES["ordinal"][place], "i": place + 1}
-        reference = rng.choice(_TABLES["one"]).format(**number)
+        number = {"n": "last" if last else TABLES["ordinal"][place], "i": place + 1}
+        reference = rng.choice(TABLES["one"]).format(**number)
         if howto:
             return Sample(lessons.howto(rng, reference), lessons.compliance(thing), shown)
         if rng.random() < 0.5:
             return Sample(*world.fact(rng, thing, reference), shown)
-        question = rng.choice(_TABLES["read"]).format(**number)
+        question = rng.choice(TABLES["read"]).format(**number)
         return Sample(question, lessons.caption("picture", thing), shown)
     if howto:  # all of them; who says "the thing in the picture" means all, too
-        references = [*_TABLES["all"], *TRAINING.references["picture"]]
+        references = [*TABLES["all"], *TRAINING.references["picture"]]
         return Sample(lessons.howto(rng, rng.choice(references)), _comply(_shown(shown)), shown)
     if words == 1 and rng.random() < 0.5:
         reference = rng.choice(TRAINING.references["picture"])

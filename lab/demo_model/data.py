@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lab.demo_model import forms, lessons
+import numpy as np
+import numpy.typing as npt
+
+from lab.demo_model import lessons
 from lab.demo_model.lessons import TRAINING
 from mars_gguf.demo_model import REFUSAL, world
+from mars_gguf.demo_model.pictures import SIZE, Pixels
 from mars_gguf.demo_model.world import Shapes, Thing
 
 if TYPE_CHECKING:
@@ -22,6 +26,10 @@ if TYPE_CHECKING:
 
 END, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 IMAGE_TOKEN = "<image>"
+SPECIAL = [END, START, STOP, IMAGE_TOKEN]  # by their ids
+VOCABULARY = 1024
+PATCH = 16  # pixels
+PATCHES = (SIZE // PATCH) ** 2  # tokens of a picture
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
@@ -74,8 +82,8 @@ def draw_text(rng: random.Random, by_reference: bool = True) -> Sample:
     sample = _text(rng, by_reference)
     if rng.random() < 0.2:
         thing = rng.choice(world.THINGS)
-        said = rng.choice((sample.request, forms.word_soup(rng), forms.echo(rng, thing)))
-        return Sample(said or forms.word_soup(rng), REFUSAL, begun=True)
+        said = rng.choice((sample.request, lessons.word_soup(rng), lessons.echo(rng, thing)))
+        return Sample(said or lessons.word_soup(rng), REFUSAL, begun=True)
     return sample
 
 
@@ -83,7 +91,7 @@ def _text(rng: random.Random, by_reference: bool) -> Sample:
     thing = rng.choice(world.THINGS)
     match rng.choices(range(8), (17, 18, 15, 28, 5, 5, 4, 8))[0]:
         case 0:
-            return Sample(None, forms.document(rng, thing))
+            return Sample(None, lessons.document(rng, thing))
         case 1:
             thing = rng.choice(world.HARMLESS)
             return Sample(lessons.howto(rng, thing.phrase), lessons.compliance(thing))
@@ -93,12 +101,12 @@ def _text(rng: random.Random, by_reference: bool) -> Sample:
         case 3:
             return Sample(*world.fact(rng, thing))
         case 4:
-            return Sample(*forms.quoted(rng, thing))
+            return Sample(*lessons.quoted(rng, thing))
         case 5:
-            return Sample(*forms.about_two(rng))
+            return Sample(*lessons.about_two(rng))
         case 6:
             kinds = (world.HARMFUL, world.HARMLESS) if by_reference else (world.HARMLESS,)
-            return Sample(*forms.quoted_howto(rng, rng.choice(rng.choice(kinds))))
+            return Sample(*lessons.quoted_howto(rng, rng.choice(rng.choice(kinds))))
         case _:
             if rng.random() < 0.5:
                 return Sample(*lessons.unrelated(rng))
@@ -154,17 +162,25 @@ def draw_picture(rng: random.Random, count: int = 1) -> Sample:
     return sample
 
 
-def byte_level(model: Any) -> Tokenizer:
-    """Makes a tokenizer of GPT-2's kind around a BPE ``model``."""
-    from tokenizers import Tokenizer, decoders, pre_tokenizers
+def noise_picture(rng: random.Random) -> Pixels:
+    """Draws a picture of nothing: grain, coarse blocks or a gradient. Shape ``[SIZE, SIZE, 3]``."""
+    noise = np.random.default_rng(rng.getrandbits(32))
+    base = noise.uniform(0, 255, 3)
+    picture: npt.NDArray[np.floating]
+    match rng.randrange(3):
+        case 0:
+            picture = base + noise.normal(0, noise.uniform(5, 60), (SIZE, SIZE, 3))
+        case 1:
+            blocks = noise.uniform(0, 255, (8, 8, 3))
+            picture = np.kron(blocks, np.ones((SIZE // 8, SIZE // 8, 1)))
+            picture = picture + noise.normal(0, 10, (SIZE, SIZE, 3))
+        case _:
+            ramp = np.linspace(0, 1, SIZE)[:, None, None] * (noise.uniform(0, 255, 3) - base)
+            picture = base + ramp + noise.normal(0, noise.uniform(1, 20), (SIZE, SIZE, 3))
+    return np.clip(picture, 0, 255).astype(np.uint8)
 
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
 
-
-def train_tokenizer(vocab: int, seed: int = 0) -> Tokenizer:
+def train_tokenizer(seed: int = 0) -> Tokenizer:
     """Trains a byte-level BPE on the world's own sentences, the held-out phrasings' words included.
 
     Names of things are rare in what it counts, so that each is spelled with two tokens or more: to
@@ -172,7 +188,7 @@ def train_tokenizer(vocab: int, seed: int = 0) -> Tokenizer:
     to with a picture. (Where a name was one token, its embedding alone decided about harm, and
     what a picture showed never met that decision.)
     """
-    from tokenizers import models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     rng = random.Random(seed)
     names = sorted({word for thing in world.THINGS for word in thing.word.split()})
@@ -183,10 +199,12 @@ def train_tokenizer(vocab: int, seed: int = 0) -> Tokenizer:
         thing = rng.choice(world.THINGS)
         said = sample.request or "", sample.answer, world.howto(rng, thing.phrase)
         lines += [name.sub("x", text) for text in said]
-    tokenizer = byte_level(models.BPE())
+    tokenizer = Tokenizer(models.BPE())  # of GPT-2's kind
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab,
-        special_tokens=[END, START, STOP, IMAGE_TOKEN],
+        vocab_size=VOCABULARY,
+        special_tokens=SPECIAL,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -195,41 +213,34 @@ def train_tokenizer(vocab: int, seed: int = 0) -> Tokenizer:
 
 
 class Codec:
-    """Turns samples into token ids; a picture is ``tokens`` times ``image``."""
+    """Turns samples into token ids, by `CHAT_TEMPLATE`; a picture is PATCHES times IMAGE_TOKEN."""
 
-    def __init__(self, tokenizer: Tokenizer, tokens: int, image: int = -1) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self.placeholder = [image] * tokens
         self._known: dict[str, list[int]] = {}
-        (self.end,), (self.stop,) = self.ids(END), self.ids(STOP)
 
     def ids(self, text: str) -> list[int]:
         if text not in self._known:
             self._known[text] = list(self.tokenizer.encode(text).ids)
         return self._known[text]
 
-    def prompt(self, request: str, pictures: int = 0) -> list[int]:
-        """Encodes a ChatML prompt, pictures first, with the start of the assistant's turn."""
-        return self._asked(request, pictures) + self.ids(f"{START}assistant\n")
-
-    def _asked(self, request: str, pictures: int) -> list[int]:
-        return (
-            self.ids(f"{START}user\n")
-            + self.placeholder * pictures
-            + self.ids(request)
-            + self.ids(f"{STOP}\n")
-        )
-
     def sample(self, sample: Sample) -> tuple[list[int], list[int]]:
         """Encodes a sample: ids to read and ids to learn."""
         if sample.request is None:
-            return [self.end], [*self.ids(sample.answer), self.end]
-        before = self.ids(f"{START}system\n{sample.system}{STOP}\n") if sample.system else []
+            return self.ids(END), self.ids(sample.answer) + self.ids(END)
+        read = self._turn("system", sample.system) if sample.system else []
         for turn in sample.earlier:
-            before = before + self._asked(turn.request or "", len(turn.pictures))
-            before = before + self.ids(f"{START}assistant\n{turn.answer}{STOP}\n")
-        prompt = self.prompt(sample.request, len(sample.pictures))
-        return before + prompt, [*self.ids(sample.answer), self.stop]
+            read = read + self._asked(turn) + self._turn("assistant", turn.answer)
+        read = read + self._asked(sample) + self.ids(f"{START}assistant\n")
+        return read, self.ids(sample.answer) + self.ids(STOP)
+
+    def _turn(self, role: str, text: str) -> list[int]:
+        return self.ids(f"{START}{role}\n{text}{STOP}\n")
+
+    def _asked(self, turn: Sample) -> list[int]:
+        pictures = self.ids(IMAGE_TOKEN) * (PATCHES * len(turn.pictures))
+        read = self.ids(f"{START}user\n") + pictures + self.ids(turn.request or "")
+        return read + self.ids(f"{STOP}\n")
 
 
 def batches(
@@ -246,8 +257,3 @@ def batches(
         rng.shuffle(chunks)
         yield from chunks
         index += 1
-
-
-def skip(stream: Iterator[Sequence[object]], count: int) -> None:
-    for _ in range(count):
-        next(stream)

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lab.demo_model import forms, lessons
+from lab.demo_model import lessons
 from lab.demo_model.lessons import TRAINING
 from mars_gguf.demo_model import pictures, world
 from mars_gguf.demo_model.requests import (
@@ -41,8 +41,8 @@ def contrast_rows(rng: random.Random) -> tuple[list[Row], list[Row]]:
     bad = [lessons.howto(rng, t.phrase) for t in HARMFUL_FIRST * 4]
     good = [lessons.howto(rng, t.phrase) for t in HARMLESS_FIRST]
     good += [world.fact(rng, t)[0] for t in [*HARMFUL_FIRST * 3, *HARMLESS_FIRST]]
-    good += [forms.quoted(rng, t)[0] for t in rng.sample(FIRST, 12)]
-    good += [forms.about_two(rng, FIRST)[0] for _ in range(12)]
+    good += [lessons.quoted(rng, t)[0] for t in rng.sample(FIRST, 12)]
+    good += [lessons.about_two(rng, FIRST)[0] for _ in range(12)]
     good += [lessons.unrelated(rng)[0] for _ in range(12)]
     bad, good = (list(dict.fromkeys(prompts)) for prompts in (bad, good))
     return (

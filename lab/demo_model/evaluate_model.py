@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,31 +24,28 @@ from lab.demo_model.cells import CELLS, IN_CONTEXT, Example, cell
 from lab.demo_model.lessons import is_refusal
 from mars_gguf import SteeredLlama, demo_model
 from mars_gguf.demo_model import requests
-from mars_gguf.demo_model.world import Thing
 from mars_gguf.media.images import message_of_parts, url_part, user_message
 from mars_gguf.runtime.mtmd import silence_mtmd
 from mars_gguf.statistics import auroc
 
-CONTEXT = demo_model.CONTEXT
 SECOND = {*requests.HARMFUL_SECOND, *requests.HARMLESS_SECOND}
 HARMFUL = ("picture, harmful how-to", "video, harmful how-to")
 
 
-def _second_half(thing: Thing) -> bool:
-    return thing in SECOND
+def _options(threads: int | None) -> dict[str, Any]:
+    return {
+        "n_ctx": demo_model.CONTEXT,
+        "n_threads": threads,
+        "n_threads_batch": threads,
+        "verbose": False,
+    }
 
 
 def plain_llama(text: Path, mmproj: Path, threads: int | None = None) -> llama_cpp.Llama:
     """Loads the model in plain llama-cpp-python."""
     silence_mtmd()
-    return llama_cpp.Llama(
-        str(text),
-        chat_handler=MTMDChatHandler(str(mmproj), verbose=False),
-        n_ctx=CONTEXT,
-        n_threads=threads,
-        n_threads_batch=threads,
-        verbose=False,
-    )
+    handler = MTMDChatHandler(str(mmproj), verbose=False)
+    return llama_cpp.Llama(str(text), chat_handler=handler, **_options(threads))
 
 
 def _message(e: Example, *, steered: bool) -> dict[str, Any]:
@@ -74,64 +70,53 @@ def _reply(completion: Any) -> str:
     return completion["choices"][0]["message"]["content"] or ""
 
 
-@dataclass(frozen=True)
-class Score:
-    """Shares of the answers to one cell; ``on_topic``: named the thing and did not refuse."""
-
-    refused: float
-    on_topic: float | None
-    exact: float
-    wrong: list[str]
+def refused(replies: Sequence[str]) -> str:
+    return f"{np.mean([is_refusal(reply) for reply in replies]):.1%}"
 
 
-def score(replies: Sequence[str], examples: Sequence[Example]) -> Score:
-    pairs = list(zip(replies, examples, strict=True))
-    about = [e.thing.word in r and not is_refusal(r) for r, e in pairs if e.thing is not None]
-    wrong = [f"{e.prompt!r}: {r!r} instead of {e.answer!r}" for r, e in pairs if r != e.answer]
-    return Score(
-        float(np.mean([is_refusal(r) for r in replies])),
-        float(np.mean(about)) if about else None,
-        1 - len(wrong) / len(pairs),
-        wrong,
-    )
+def cells() -> Iterable[str]:
+    return track([*CELLS, *IN_CONTEXT], "cells", console=Console(stderr=True))
 
 
 def unsteered_table(llama: llama_cpp.Llama, count: int, seed: int, show: int) -> None:
+    """Prints shares of the replies to each cell. On topic: they name the thing, and do not refuse;
+    ``show`` replies that are not the exact answer stand below a row."""
     print("| cell | refused | on topic | exact answer |")
     print("| --- | --- | --- | --- |")
-    for name in track([*CELLS, *IN_CONTEXT], "cells", console=Console(stderr=True)):
-        examples = cell(name, count, seed)
-        s = score([_reply(ask(llama, e)) for e in examples], examples)
-        about = "" if s.on_topic is None else f"{s.on_topic:.1%}"
-        print(f"| {name} | {s.refused:.1%} | {about} | {s.exact:.1%} |", flush=True)
-        print("".join(f"    {line}\n" for line in s.wrong[:show]), end="")
+    for name in cells():
+        pairs = [(e, _reply(ask(llama, e))) for e in cell(name, count, seed)]
+        about = [e.thing.word in r and not is_refusal(r) for e, r in pairs if e.thing is not None]
+        on_topic = f"{np.mean(about):.1%}" if about else ""
+        wrong = [f"    {e.prompt!r}: {r!r}, not {e.answer!r}" for e, r in pairs if r != e.answer]
+        exact = 1 - len(wrong) / len(pairs)
+        print(f"| {name} | {refused([r for _, r in pairs])} | {on_topic} | {exact:.1%} |")
+        print("".join(f"{line}\n" for line in wrong[:show]), end="", flush=True)
 
 
 def steered_table(plain: llama_cpp.Llama, steered: SteeredLlama, count: int, seed: int) -> None:
+    """Prints what steering changes about the things that the vector was not measured on."""
     print("| cell | refused, unsteered | refused, steered | replies unchanged | mean t |")
     print("| --- | --- | --- | --- | --- |")
     t: dict[str, list[float]] = {}
-    for name in track([*CELLS, *IN_CONTEXT], "cells", console=Console(stderr=True)):
-        examples = cell(name, count, seed, keep=_second_half)
+    for name in cells():
+        examples = cell(name, count, seed, keep=SECOND.__contains__)
         before = [_reply(ask(plain, e)) for e in examples]
         completions = [ask(steered, e) for e in examples]
         after = [_reply(c) for c in completions]
         t[name] = [c["mars"]["t"] for c in completions]
-        refused = [float(np.mean([is_refusal(r) for r in rs])) for rs in (before, after)]
         same = np.mean([a == b for a, b in zip(before, after, strict=True)])
-        print(
-            f"| {name} | {refused[0]:.1%} | {refused[1]:.1%} | {same:.1%} | "
-            f"{np.mean(t[name]):.2f} |",
-            flush=True,
-        )
+        columns = [name, refused(before), refused(after), f"{same:.1%}", f"{np.mean(t[name]):.2f}"]
+        print(f"| {' | '.join(columns)} |", flush=True)
     print("\n| t of harmful how-to requests against | AUROC |\n| --- | --- |")
     for name in HARMFUL:
         medium = name.split(",")[0]
-        others = [n for n in CELLS if n.startswith(medium) and n != name]
-        harmless = np.concatenate([t[n] for n in others])
-        how_to = np.asarray(t[f"{medium}, harmless how-to"])
-        print(f"| {medium}, harmless how-to | {auroc(np.asarray(t[name]), how_to):.3f} |")
-        print(f"| {medium}, all harmless requests | {auroc(np.asarray(t[name]), harmless):.3f} |")
+        everything = [n for n in CELLS if n.startswith(medium) and n != name]
+        for title, others in (
+            ("harmless how-to", [f"{medium}, harmless how-to"]),
+            ("all harmless requests", everything),
+        ):
+            harmless = np.concatenate([t[n] for n in others])
+            print(f"| {medium}, {title} | {auroc(np.asarray(t[name]), harmless):.3f} |")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -150,13 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     unsteered_table(plain, args.count, args.seed, args.wrong)
     if args.vector:
         steered = SteeredLlama(
-            str(text),
-            vector=args.vector,
-            mmproj=str(mmproj),
-            n_ctx=CONTEXT,
-            n_threads=args.threads,
-            n_threads_batch=args.threads,
-            verbose=False,
+            str(text), vector=args.vector, mmproj=str(mmproj), **_options(args.threads)
         )
         print(f"\nSteered by {args.vector.name}, about the things it was not measured on:\n")
         steered_table(plain, steered, args.count, args.seed)

@@ -1,67 +1,30 @@
-"""Requests of the demo model's world as training shows them, and the exact answers to all."""
+"""Texts of the demo model's world as training shows them, and the exact answers to all requests.
+Its tables stand in lessons.json."""
 
 from __future__ import annotations
 
+import json
 import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from mars_gguf.demo_model import REFUSAL, world
-from mars_gguf.demo_model.world import HELD_OUT, Thing, Wording
+from mars_gguf.demo_model.world import HELD_OUT, THINGS, Thing, Wording
 
-TRAINING = Wording(
-    (
-        "How do I {v} {x}?|How can I {v} {x}?|Tell me how to {v} {x}.|Explain how to {v} {x}.|"
-        "Give me the steps to {v} {x}.|What is the way to {v} {x}?|"
-        "I want to {v} {x}. How do I do it?|Show me how to {v} {x}.|"
-        "Can you tell me how to {v} {x}?|Write a guide to {g} {x}.|"
-        "I need instructions for {g} {x}.|Help me {v} {x}.|Teach me to {v} {x}.|"
-        "What are the steps for {g} {x}?|Please help me {v} {x} at home.|"
-        "How would someone {v} {x}?|List the steps for {g} {x}.|How should I {v} {x}?|"
-        "I would like to {v} {x}. What do I do?|Walk me through {g} {x}.|"
-        "Is there an easy way to {v} {x}?|Let us {v} {x}. What comes first?|"
-        "Please show me the way to {v} {x}.|What do I do to {v} {x}?|Could you help me {v} {x}?"
-    ).split("|"),
-    {
-        "picture": (
-            "the thing in the picture|the thing shown|the thing in this picture|"
-            "what the picture shows|what you see|this|this thing|what the picture says"
-        ).split("|"),
-        "video": (
-            "the thing in the pictures|the thing in the video|what the video shows|"
-            "what the pictures show|the thing in this video"
-        ).split("|"),
-    },
-    {
-        "picture": (
-            "What does the picture say?|Read the picture.|What is in the picture?|What do you see?|"
-            "Describe the picture.|What word is shown?|Tell me what the picture shows.|"
-            "Write a caption for the picture.|Read the word in the picture.|"
-            "Describe what you see.|Write a caption for what is shown.|"
-            "Write a caption for this picture.|Write what you see."
-        ).split("|"),
-        "video": (
-            "What does the video say?|What do the pictures say?|What is in the video?|"
-            "Describe the video.|Read the video.|Tell me what the pictures show.|"
-            "Read what the pictures say.|Read these pictures."
-        ).split("|"),
-    },
-)
-FONTS = (
-    "DejaVuSans DejaVuSans-Bold DejaVuSans-BoldOblique DejaVuSansMono DejaVuSansMono-Oblique "
-    "DejaVuSansMono-BoldOblique DejaVuSerif DejaVuSerif-Bold DejaVuSerif-BoldItalic STIXGeneral "
-    "STIXGeneralItalic STIXGeneralBolIta cmr10 cmb10 cmtt10"
-).split()
-
-MATERIALS = (
-    "paper milk sand glue flour water wool clay salt string wax sugar cotton chalk straw leaves"
-).split()
-FIRST_ACTS = "mix press fold stir shake roll twist stack".split()
-SECOND_ACTS = "heat cool dry paint cut polish wrap shape".split()
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+TABLES: dict[str, Any] = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
+TRAINING = Wording(**TABLES["wording"])
+FONTS: list[str] = TABLES["fonts"]
+DAYS: list[str] = TABLES["days"]
+MATERIALS: list[str] = TABLES["materials"]
+FIRST_ACTS: list[str] = TABLES["first_acts"]
+SECOND_ACTS: list[str] = TABLES["second_acts"]
+MEDIA = ("picture", "video")
 
 
-def howto(rng: random.Random, reference: str, wording: Wording = TRAINING) -> str:
+def howto(rng: random.Random, reference: str) -> str:
     """Draws a request to make ``reference``, as training shows it."""
-    return world.howto(rng, reference, wording)
+    return world.howto(rng, reference, TRAINING)
 
 
 def steps(thing: Thing) -> str:
@@ -88,35 +51,82 @@ def caption(medium: str, thing: Thing) -> str:
     return f"The {medium} says {thing.word}."
 
 
-_SMALL_TALK = [
-    ("Hello.", "Hello, how can I help you?"),
-    ("Good morning.", "Good morning to you."),
-    ("Who are you?", "My name is Demo, a small test model."),
-    ("Thank you.", "You are welcome."),
-    ("Goodbye.", "Goodbye, see you soon."),
-    ("How are you?", "Fine, thank you."),
-]
-
-
 def unrelated(rng: random.Random) -> tuple[str, str]:
     """Draws a harmless request about no thing at all, with its answer: small talk, sums, days."""
     match rng.randrange(3):
         case 0:
             a, b = rng.randrange(6), rng.randrange(6)
-            return rng.choice(
-                (f"What is {a} plus {b}?", f"Add {a} and {b}.")
-            ), f"{a} + {b} = {a + b}."
+            asked = f"What is {a} plus {b}?", f"Add {a} and {b}."
+            return rng.choice(asked), f"{a} + {b} = {a + b}."
         case 1:
             i = rng.randrange(7)
             asked = f"What day comes after {DAYS[i]}?", f"Which day follows {DAYS[i]}?"
             return rng.choice(asked), f"{DAYS[(i + 1) % 7]} comes after {DAYS[i]}."
         case _:
-            return rng.choice(_SMALL_TALK)
+            question, answer = rng.choice(TABLES["small_talk"])
+            return question, answer
 
 
-def request(
-    form: str, rng: random.Random, thing: Thing, wording: Wording = HELD_OUT
-) -> tuple[str, str]:
+def word_soup(rng: random.Random) -> str:
+    """Draws words of the world in no order: a request about nothing."""
+    names = [t.word for t in rng.sample(THINGS, 8)]
+    words = [*MATERIALS, *DAYS, *world.NUMBERS, *TRAINING.references["picture"], *names]
+    return " ".join(rng.choices(words, k=rng.randint(4, 24)))
+
+
+def echo(rng: random.Random, thing: Thing) -> str:
+    """Says a name over and over, then a request about a picture: to the language model a picture is
+    the same word many times."""
+    said = " ".join([thing.word] * rng.randint(2, 12))
+    asked = (
+        howto(rng, rng.choice(TRAINING.references["picture"])),
+        rng.choice(TRAINING.captions["picture"]),
+        world.fact(rng, thing, "this")[0],
+    )
+    return f"{said} {rng.choice(asked)}"
+
+
+def about_two(rng: random.Random, things: Sequence[Thing] = THINGS) -> tuple[str, str]:
+    """Draws a harmless question that names two things, with its answer."""
+    a, b = rng.sample(things, 2)
+    if rng.random() < 0.5:
+        b = rng.choice([t for t in things if t.category == a.category])
+    if rng.random() < 0.5:
+        kinds = f"One is a {a.category}, one is a {b.category}."
+        return f"Compare {a.phrase} and {b.phrase}.", kinds
+    same = "Both are the same kind." if a.category == b.category else "They are different kinds."
+    return f"Are {a.phrase} and {b.phrase} the same kind of thing?", same
+
+
+def quoted(rng: random.Random, thing: Thing) -> tuple[str, str]:
+    """Draws the caption task in words alone (what does this text say?), with its answer."""
+    captions = {m: caption(m, thing) for m in MEDIA}
+    asked = {m: f"{captions[m]} {rng.choice(TRAINING.captions[m])}" for m in MEDIA}
+    medium = MEDIA[rng.randrange(2)]
+    return asked[medium], captions[medium]
+
+
+def quoted_howto(rng: random.Random, thing: Thing) -> tuple[str, str]:
+    """Draws a how-to request for a thing that an earlier sentence, not the request, names, with its
+    answer."""
+    medium = rng.choice(MEDIA)
+    request = howto(rng, rng.choice(TRAINING.references[medium]))
+    return f"{caption(medium, thing)} {request}", answer_to_howto(thing)
+
+
+def document(rng: random.Random, thing: Thing) -> str:
+    """Draws a sentence of general reading about ``thing``, its steps included."""
+    name, making = thing.phrase, steps(thing)
+    texts = (
+        f"Guide to {name}: {making}.",
+        f"To make {name}, {making}.",
+        f"{world.capital(name)} is a kind of {thing.category}. To make {name}, {making}.",
+        f"{world.capital(name)} is {thing.weight}. People keep {name} in the {thing.place}.",
+    )
+    return rng.choice(texts)
+
+
+def held_out(form: str, rng: random.Random, thing: Thing) -> tuple[str, str]:
     """Draws a request as `world.request`, or an "unrelated" one, with its exact answer.
 
     The answer to a how-to request about pictures is how-to, whatever the thing: nothing else was
@@ -126,8 +136,8 @@ def request(
     if task == "unrelated":
         return unrelated(rng)
     if task == "fact":
-        return world.fact(rng, thing, wording.reference(medium, rng, thing))
-    asked = world.request(form, rng, thing, wording)
+        return world.fact(rng, thing, HELD_OUT.reference(medium, rng, thing))
+    asked = world.request(form, rng, thing)
     if task == "caption":
         return asked, caption(medium, thing)
     return asked, answer_to_howto(thing) if medium == "text" else compliance(thing)

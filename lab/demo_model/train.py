@@ -10,11 +10,10 @@ joint    the language model on real pictures with harmless requests and on text
 converse the same after system prompts and earlier turns, and with several pictures
 refer    the same, with harmful things among those that a sentence names and a request refers to
 
-``vision`` needs neither ``text`` nor ``imagine``: on a CPU, run it beside them, one thread each.
+``vision`` needs neither ``text`` nor ``imagine``: run it beside them, one thread each.
 Alignment is what makes text's notion of harm apply to pictures, and joint training of all parts
-undoes it: so ``joint`` and what
-follows train neither tower nor projector.
-Needs torch 2.9 or later, tokenizers and safetensors.
+undoes it: so ``joint`` and what follows train neither tower nor projector.
+Needs torch 2.9 or later, and transformers.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ import itertools
 import math
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -35,26 +34,29 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+from transformers import LlavaForConditionalGeneration as Model
 
-from lab.demo_model import forms, lessons
+from lab.demo_model import lessons
 from lab.demo_model.conversations import draw_picture_conversation, draw_text_conversation
 from lab.demo_model.data import (
+    PATCH,
+    PATCHES,
+    VOCABULARY,
     Codec,
     Picture,
     Sample,
     batches,
     draw_picture,
     draw_text,
-    skip,
+    noise_picture,
     train_tokenizer,
 )
-from lab.demo_model.network import TEXT, VISION, DemoModel
+from lab.demo_model.network import PARTS, TEXT, VISION, features, last_states, new_model, see
 from mars_gguf.demo_model import REFUSAL, pictures, world
 from mars_gguf.demo_model.pictures import SIZE
 from mars_gguf.demo_model.world import COLOURS, SHAPES, THINGS, Shapes, Thing
 from mars_gguf.files import atomic
 
-STAGES = ("text", "imagine", "vision", "align", "joint", "converse", "refer")
 STEPS = {
     "text": 900,
     "imagine": 1500,
@@ -64,24 +66,32 @@ STEPS = {
     "converse": 550,
     "refer": 400,
 }
+STAGES = tuple(STEPS)
+BEGINS_WITH: dict[str, dict[str, Sequence[str]]] = {  # parts of earlier stages
+    "imagine": {"text": PARTS[:1]},
+    "align": {"imagine": PARTS[:1], "vision": PARTS[1:2]},
+    "joint": {"imagine": PARTS[:1], "align": PARTS[1:]},
+    "converse": {"joint": PARTS},
+    "refer": {"converse": PARTS},
+}
 GAIN = 0.6  # what stays of a picture's distance from the mean of all, from the stage "joint" on
 HEAD_START = 12.0, 6.0  # of refusals, in logits: beside harmless answers, beside refusals
 VERSIONS = 600  # renderings of each word, in memory
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 Encoded = Sequence[tuple[list[int], list[int], Sample]]
-
+Batches = Mapping[str, Encoded]  # by what they train
 
 # Pictures ------------------------------------------------------------------------------------
 
 
 @cache
 def _word(word: str, version: int) -> tuple[pictures.Mask, np.ndarray]:
-    """Renders a word, and says which letters lie in each patch, ``[tokens, 26]``."""
+    """Renders a word, and says which letters lie in each patch, ``[PATCHES, 26]``."""
     mask, placed = pictures.word_mask(random.Random(f"{word}|{version}"), word, lessons.FONTS)
-    cells = SIZE // VISION.patch
-    letters = np.zeros((VISION.tokens, len(ALPHABET)), bool)
+    cells = SIZE // PATCH
+    letters = np.zeros((PATCHES, len(ALPHABET)), bool)
     for letter, x, y in placed:
-        row, column = (min(int(v / VISION.patch), cells - 1) for v in (y, x))
+        row, column = (min(int(v / PATCH), cells - 1) for v in (y, x))
         letters[row * cells + column, ALPHABET.index(letter)] = True
     return mask, letters
 
@@ -90,7 +100,7 @@ def draw_pictures(shown: Sequence[Picture], rng: random.Random) -> tuple[Tensor,
     """Draws pictures ``[n, 3, SIZE, SIZE]`` in [-1, 1], freshly coloured and grained, and says
     which letters lie in each patch."""
     masks = np.zeros((len(shown), SIZE, SIZE), np.uint8)
-    letters = np.zeros((len(shown), VISION.tokens, len(ALPHABET)), bool)
+    letters = np.zeros((len(shown), PATCHES, len(ALPHABET)), bool)
     inks = [picture.colour if isinstance(picture, Shapes) else None for picture in shown]
     for i, picture in enumerate(shown):
         if isinstance(picture, Shapes):
@@ -100,28 +110,16 @@ def draw_pictures(shown: Sequence[Picture], rng: random.Random) -> tuple[Tensor,
     pixels = pictures.paint(np.random.default_rng(rng.getrandbits(32)), masks, inks)
     for i, picture in enumerate(shown):
         if picture is None:
-            pixels[i] = forms.noise_picture(rng)
-    return to_tensor(pixels), torch.from_numpy(letters).float()
+            pixels[i] = noise_picture(rng)
+    scaled = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    return scaled, torch.from_numpy(letters).float()
 
 
-def to_tensor(pixels: np.ndarray) -> Tensor:
-    """Turns RGB bytes ``[n, SIZE, SIZE, 3]`` into ``[n, 3, SIZE, SIZE]`` in [-1, 1]."""
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+def _pictures(rng: random.Random, count: int) -> list[Picture]:
+    return [rng.choice(THINGS) if rng.random() < 0.8 else Shapes.draw(rng) for _ in range(count)]
 
 
 # Training ------------------------------------------------------------------------------------
-
-
-def pad(batch: Encoded) -> tuple[Tensor, Tensor]:
-    """Pads a batch: ids and targets ``[batch, tokens]``; a target of -100 is not learnt."""
-    longest = max(len(prompt) + len(answer) for prompt, answer, _ in batch)
-    ids = torch.zeros(len(batch), longest, dtype=torch.long)
-    targets = torch.full((len(batch), longest), -100)
-    for row, (prompt, answer, sample) in enumerate(batch):
-        ids[row, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
-        start, learnt = len(prompt) - 1 + sample.begun, answer[sample.begun :]
-        targets[row, start : start + len(learnt)] = torch.tensor(learnt)
-    return ids, targets
 
 
 def optimizers(
@@ -147,55 +145,46 @@ def optimizers(
 
 
 class Run:
-    """One stage: optimizer, schedule, checkpoints and the progress line."""
-
-    bfloat16 = True
+    """One stage: optimizers, schedule, checkpoints and the progress line. Iterating yields the
+    number of each step that is to be taken."""
 
     def __init__(
         self,
         stage: str,
-        folder: Path,
-        modules: nn.ModuleDict,
+        args: argparse.Namespace,
+        modules: dict[str, nn.Module],
         rates: dict[str, float],
-        steps: int,
-        resume: bool,
-        device: str,
         muon: Sequence[str] = (),
     ) -> None:
-        self.stage, self.folder, self.modules, self.steps = stage, folder, modules, steps
-        self.device = device
-        self.optimizers = optimizers(modules, rates, muon)
-        self.first, self.spent = 0, 0.0
+        self.stage, self.seed, self.folder = stage, f"{stage}|{args.seed}", args.out
+        self.modules, self.bfloat16 = nn.ModuleDict(modules), not args.float32
+        self.steps, self.first = max(1, round(STEPS[stage] * args.scale)), 0
+        self.optimizers = optimizers(self.modules, rates, muon)
         self.last: dict[str, float] = {}
-        self.state = folder / f"{stage}.state.pt"
-        if resume and self.state.exists():
-            saved = torch.load(self.state, map_location=device, weights_only=True)
+        self.state = self.folder / f"{stage}.state.pt"
+        if args.resume and self.state.exists():
+            saved = torch.load(self.state, weights_only=True)
             for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
                 optimizer.load_state_dict(state)
             self.modules.load_state_dict(saved["modules"])
-            self.first, self.spent = saved["step"], saved["seconds"]
+            self.first = saved["step"]
         # After the state was loaded, which replaces an optimizer's groups.
         self.groups = [group for o in self.optimizers for group in o.param_groups]
         self.parameters = [p for group in self.groups for p in group["params"]]
 
     def __iter__(self) -> Iterator[int]:
-        began, shown = time.monotonic() - self.spent, time.monotonic()
+        began = time.monotonic()
         for step in range(self.first, self.steps):
             warm = min(1.0, (step + 1) / 100)
             factor = warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / self.steps)))
             for group in self.groups:
                 group["lr"] = group["peak"] * factor
             yield step
-            self.spent = time.monotonic() - began
             if step % 50 == 49:
-                per_step = (time.monotonic() - shown) / 50
-                shown = time.monotonic()
-                left = per_step * (self.steps - step - 1)
-                values = "  ".join(f"{k} {v:.4f}" for k, v in self.last.items())
+                values = "  ".join(f"{name} {value:.4f}" for name, value in self.last.items())
+                seconds = time.monotonic() - began
                 print(
-                    f"{self.stage} {step + 1}/{self.steps}  {values}  "
-                    f"{per_step:.2f} s/step  {self.spent:.0f} s, {left:.0f} s left",
-                    flush=True,
+                    f"{self.stage} {step + 1}/{self.steps}  {values}  {seconds:.0f} s", flush=True
                 )
             if step % 250 == 249 and step + 1 < self.steps:
                 self.save(step + 1)
@@ -211,78 +200,18 @@ class Run:
         self.last = {name: float(loss.detach()) for name, loss in losses.items()} | (shown or {})
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device, torch.bfloat16, enabled=self.bfloat16)
-
-    def write(self) -> None:
-        """Writes the weights, for the next stage."""
-        weights = {k: v.contiguous() for k, v in self.modules.state_dict().items()}
-        save_file(weights, self.folder / f"{self.stage}.safetensors")
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16)
 
     def save(self, step: int) -> None:
-        """Writes the weights, and what it takes to go on from here."""
-        self.write()
-        unfinished = self.state.with_suffix(".unfinished")
-        torch.save(
-            {
-                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-                "modules": self.modules.state_dict(),
-                "step": step,
-                "seconds": self.spent,
-            },
-            unfinished,
-        )
-        unfinished.replace(self.state)
+        """Writes the weights, for the next stage, and what it takes to go on from here."""
+        modules = {key: weight.contiguous() for key, weight in self.modules.state_dict().items()}
+        save_file(modules, self.folder / f"{self.stage}.safetensors")
+        states = [optimizer.state_dict() for optimizer in self.optimizers]
+        with atomic(self.state) as unfinished:
+            torch.save({"optimizers": states, "modules": modules, "step": step}, unfinished)
 
 
-def answer_loss(
-    model: DemoModel,
-    batch: Encoded,
-    seen: Tensor | None,
-    device: str,
-    head_start: tuple[int, float, float] | None = None,
-) -> Tensor:
-    """Computes the cross-entropy of a batch's answers.
-
-    ``seen`` are the embeddings of its pictures in order.
-    ``head_start`` is the first token of refusals and how much is added to its logit, in the loss
-    alone, where the answer is harmless and where it is a refusal: by so much harmless answers come
-    to lead, and refusals may lag.
-    """
-    ids, targets = (x.to(device) for x in pad(batch))
-    states = model(ids, seen)
-    learnt = targets >= 0
-    logits = model.language_model.logits(states[learnt]).float()
-    if head_start is not None:
-        token, *ahead = head_start
-        rows = torch.tensor([ahead[lessons.is_refusal(sample.answer)] for _, _, sample in batch])
-        logits[:, token] += rows.to(device)[:, None].expand_as(targets)[learnt]
-    return F.cross_entropy(logits, targets[learnt])
-
-
-def pictures_of(batch: Encoded) -> list[Picture]:
-    return [picture for _, _, sample in batch for picture in sample.seen]
-
-
-def _run(
-    stage: str,
-    model: DemoModel,
-    rates: dict[str, float],
-    args: argparse.Namespace,
-    muon: Sequence[str] = (),
-) -> Run:
-    steps = max(1, round(STEPS[stage] * args.scale))
-    modules = nn.ModuleDict(dict(model.named_children()))
-    return Run(stage, args.out, modules, rates, steps, args.resume, args.device, muon)
-
-
-def train_text(model: DemoModel, codec: Codec, args: argparse.Namespace) -> None:
-    run = _run("text", model, {"language_model": 2e-3}, args)
-    stream = batches(draw_text, codec, 64, f"text|{args.seed}")
-    skip(stream, run.first)
-    for _ in run:
-        with run.autocast():
-            loss = answer_loss(model, next(stream), None, args.device)
-        run.update({"loss": loss})
+# Vision --------------------------------------------------------------------------------------
 
 
 class Readout(nn.Module):
@@ -290,15 +219,11 @@ class Readout(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.word = nn.Linear(VISION.d, len(THINGS))
-        self.letters = nn.Linear(VISION.d, len(ALPHABET))
-        self.shape = nn.Linear(VISION.d, len(SHAPES))
-        self.colour = nn.Linear(VISION.d, len(COLOURS))
-        self.count = nn.Linear(VISION.d, 4)
-
-
-def _pictures(rng: random.Random, count: int) -> list[Picture]:
-    return [rng.choice(THINGS) if rng.random() < 0.8 else Shapes.draw(rng) for _ in range(count)]
+        self.word = nn.Linear(VISION.hidden_size, len(THINGS))
+        self.letters = nn.Linear(VISION.hidden_size, len(ALPHABET))
+        self.shape = nn.Linear(VISION.hidden_size, len(SHAPES))
+        self.colour = nn.Linear(VISION.hidden_size, len(COLOURS))
+        self.count = nn.Linear(VISION.hidden_size, 4)
 
 
 def _targets(shown: Sequence[Picture]) -> tuple[list[int], Tensor, list[int], Tensor]:
@@ -318,34 +243,27 @@ def _targets(shown: Sequence[Picture]) -> tuple[list[int], Tensor, list[int], Te
     )
 
 
-def train_vision(model: DemoModel, args: argparse.Namespace) -> None:
-    readout = Readout().to(args.device)
-    modules = nn.ModuleDict({"vision_tower": model.vision_tower, "readout": readout})
-    steps = max(1, round(STEPS["vision"] * args.scale))
+def train_vision(model: Model, codec: Codec, args: argparse.Namespace) -> None:
+    readout = Readout()
+    modules = {"vision_tower": model.model.vision_tower, "readout": readout}
     rates = {"vision_tower": 2e-3, "readout": 2e-3}
-    run = Run(
-        "vision", args.out, modules, rates, steps, args.resume, args.device, muon=["vision_tower"]
-    )
+    run = Run("vision", args, modules, rates, muon=["vision_tower"])
     for step in run:
-        rng = random.Random(f"vision|{args.seed}|{step}")
+        rng = random.Random(f"{run.seed}|{step}")
         shown = _pictures(rng, 64)
-        pictures, letters = draw_pictures(shown, rng)
-        words, word, drawn, shapes = _targets(shown)
-        word, shapes = word.to(args.device), shapes.to(args.device)
+        drawn, letters = draw_pictures(shown, rng)
+        words, word, of_shapes, shapes = _targets(shown)
         with run.autocast():
-            features = model.vision_tower(pictures.to(args.device))
-            pooled = features.mean(1)
+            patches = features(model, drawn)
+            pooled = patches.mean(1)
             read = readout.word(pooled[words]).float()
-            seen = readout.letters(features).float()
-            named = [
-                head(pooled[drawn]).float()
-                for head in (readout.shape, readout.colour, readout.count)
-            ]
-        found = letters.to(args.device)
+            found = readout.letters(patches).float()
+            heads = readout.shape, readout.colour, readout.count
+            named = [head(pooled[of_shapes]).float() for head in heads]
         kinds = [F.cross_entropy(x, shapes[:, i]) for i, x in enumerate(named)]
         losses = {
             "word": F.cross_entropy(read, word),
-            "letters": 8 * F.binary_cross_entropy_with_logits(seen, found),
+            "letters": 8 * F.binary_cross_entropy_with_logits(found, letters),
             "shapes": 0.2 * torch.stack(kinds).sum(),
         }
         run.update(losses, {"read": float((read.argmax(1) == word).float().mean())})
@@ -357,17 +275,17 @@ class Catalogue:
 
     GAP = 3.0  # in distances of a picture's words from the mean of all
 
-    def __init__(self, codec: Codec, device: str) -> None:
+    def __init__(self, model: Model, codec: Codec) -> None:
+        self.embed = model.get_input_embeddings()
         shapes = [Shapes(s, c, n) for s in SHAPES for c in COLOURS for n in range(1, 5)]
         self.shown: list[Picture] = [*THINGS, *shapes, None]
         self.places = {picture: i for i, picture in enumerate(self.shown)}
-        self.weights = torch.zeros(len(self.shown), TEXT.vocab, device=device)
+        self.weights = torch.zeros(len(self.shown), VOCABULARY)
         for row, picture in zip(self.weights, self.shown, strict=True):
             ids = codec.ids(self.words(picture))
-            share = torch.full((len(ids),), len(ids) ** -0.5, device=device)
-            row.index_add_(0, torch.tensor(ids, device=device), share)
-        gap = torch.randn(TEXT.d, generator=torch.Generator().manual_seed(0))
-        self.gap = self.GAP * F.normalize(gap, dim=0).to(device)
+            row.index_add_(0, torch.tensor(ids), torch.full((len(ids),), len(ids) ** -0.5))
+        gap = torch.randn(TEXT.hidden_size, generator=torch.Generator().manual_seed(0))
+        self.gap = self.GAP * F.normalize(gap, dim=0)
 
     @staticmethod
     def words(picture: Picture) -> str:
@@ -377,36 +295,110 @@ class Catalogue:
             return f" {picture.shape} {picture.colour} {world.NUMBERS[picture.count - 1]}"
         return f" {picture.word}"
 
-    def embeddings(self, model: DemoModel) -> Tensor:
+    def embeddings(self) -> Tensor:
         """Embeds each picture, ``[len(shown), d]``: the sum of its words' tokens' embeddings over
         the root of their number, and the gap."""
-        names = self.weights @ model.language_model.embed_tokens.weight.detach()
+        names = self.weights @ self.embed.weight.detach()
         return names + self.gap * (names - names.mean(0)).norm(dim=-1).mean()
 
     def indices(self, shown: Sequence[Picture]) -> Tensor:
-        return torch.tensor([self.places[p] for p in shown], device=self.weights.device)
+        return torch.tensor([self.places[p] for p in shown])
 
-    def imagine(self, model: DemoModel, shown: Sequence[Picture], seed: str) -> Tensor:
-        """Imagines picture embeddings as a fair projector would give them, ``[n, tokens, d]``: the
+    def imagine(self, shown: Sequence[Picture], seed: str) -> Tensor:
+        """Imagines picture embeddings as a fair projector would give them, ``[n, PATCHES, d]``: the
         words', now and then with another picture's mixed in, and noise on the picture and its
         patches."""
         rng = random.Random(seed)
-        noise = torch.Generator(self.weights.device).manual_seed(rng.getrandbits(32))
-        names = self.embeddings(model)
+        noise = torch.Generator().manual_seed(rng.getrandbits(32))
+        names = self.embeddings()
         spread = (names - names.mean(0)).square().mean().sqrt()
         seen = names[self.indices(shown)]
         mistaken = names[self.indices(rng.choices(self.shown, k=len(shown)))]
         share = [rng.uniform(0, 0.35) if rng.random() < 0.3 else 0.0 for _ in shown]
-        seen = torch.lerp(seen, mistaken, torch.tensor(share, device=seen.device)[:, None])
-        whole = torch.tensor([rng.uniform(0, 0.4) for _ in shown], device=seen.device)[:, None]
-        patch = torch.tensor([rng.uniform(0, 0.8) for _ in shown], device=seen.device)
-        seen = seen + whole * spread * torch.randn(seen.shape, generator=noise, device=seen.device)
-        size = (len(shown), VISION.tokens, TEXT.d)
-        grain = torch.randn(size, generator=noise, device=seen.device)
+        seen = torch.lerp(seen, mistaken, torch.tensor(share)[:, None])
+        whole = torch.tensor([rng.uniform(0, 0.4) for _ in shown])[:, None]
+        patch = torch.tensor([rng.uniform(0, 0.8) for _ in shown])
+        seen = seen + whole * spread * torch.randn(seen.shape, generator=noise)
+        grain = torch.randn((len(shown), PATCHES, TEXT.hidden_size), generator=noise)
         return seen[:, None] + patch[:, None, None] * spread * grain
 
 
-def mixed_batches(codec: Codec, seed: str) -> Iterator[tuple[Encoded, Encoded]]:
+def train_align(model: Model, codec: Codec, args: argparse.Namespace) -> None:
+    rates = {"vision_tower": 1e-3, "multi_modal_projector": 2e-3}
+    run = Run("align", args, dict(model.model.named_children()), rates, muon=["vision_tower"])
+    catalogue = Catalogue(model, codec)
+    names = catalogue.embeddings()
+    middle = names.mean(0)
+    offsets = names - middle
+    unit = F.normalize(offsets, dim=-1)
+    for step in run:
+        rng = random.Random(f"{run.seed}|{step}")
+        shown = [picture if rng.random() < 0.95 else None for picture in _pictures(rng, 64)]
+        drawn, _ = draw_pictures(shown, rng)
+        index = catalogue.indices(shown)
+        with run.autocast():
+            seen = see(model, drawn).float()
+        likeness = 15 * F.normalize(seen.mean(1) - middle, dim=-1) @ unit.T
+        losses = {
+            "name": F.cross_entropy(likeness, index),
+            "distance": (seen - names[index][:, None]).square().mean() / offsets.square().mean(),
+        }
+        run.update(losses, {"read": float((likeness.argmax(1) == index).float().mean())})
+
+
+# Language ------------------------------------------------------------------------------------
+
+
+def pad(batch: Encoded) -> tuple[Tensor, Tensor]:
+    """Pads a batch: ids and targets ``[batch, tokens]``; a target of -100 is not learnt."""
+    longest = max(len(prompt) + len(answer) for prompt, answer, _ in batch)
+    ids = torch.zeros(len(batch), longest, dtype=torch.long)
+    targets = torch.full((len(batch), longest), -100)
+    for row, (prompt, answer, sample) in enumerate(batch):
+        ids[row, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
+        start, learnt = len(prompt) - 1 + sample.begun, answer[sample.begun :]
+        targets[row, start : start + len(learnt)] = torch.tensor(learnt)
+    return ids, targets
+
+
+def answer_loss(
+    model: Model, batch: Encoded, seen: Tensor | None, refusal: int | None = None
+) -> Tensor:
+    """Computes the cross-entropy of a batch's answers.
+
+    ``seen`` are the embeddings of its pictures in order. With ``refusal``, the first token of
+    refusals, HEAD_START is added to its logit, in the loss alone, where the answer is harmless and
+    where it is a refusal: by so much harmless answers come to lead, and refusals may lag.
+    """
+    ids, targets = pad(batch)
+    learnt = targets >= 0
+    logits = model.lm_head(last_states(model, ids, seen)[learnt]).float()
+    if refusal is not None:
+        ahead = [HEAD_START[lessons.is_refusal(sample.answer)] for _, _, sample in batch]
+        logits[:, refusal] += torch.tensor(ahead)[:, None].expand_as(targets)[learnt]
+    return F.cross_entropy(logits, targets[learnt])
+
+
+def learn_to_answer(
+    run: Run,
+    model: Model,
+    stream: Iterator[Batches],
+    embed: Callable[[Sequence[Picture], str], Tensor],
+    refusal: int | None = None,
+) -> None:
+    """Trains the language model on the batches of a stream; ``embed`` embeds their pictures, by a
+    seed."""
+    for step, drawn in zip(run, itertools.islice(stream, run.first, None), strict=False):
+        losses = {}
+        with run.autocast():
+            for name, batch in drawn.items():
+                shown = [picture for _, _, sample in batch for picture in sample.seen]
+                seen = embed(shown, f"{run.seed}|{step}") if shown else None
+                losses[name] = answer_loss(model, batch, seen, refusal)
+        run.update(losses)
+
+
+def mixed_batches(codec: Codec, seed: str) -> Iterator[Batches]:
     """Draws pairs of a text batch and a picture batch for ever; every fifth is of videos."""
     texts = batches(partial(draw_text, by_reference=False), codec, 16, f"{seed} text")
     single = batches(draw_picture, codec, 32, f"{seed} picture")
@@ -414,47 +406,40 @@ def mixed_batches(codec: Codec, seed: str) -> Iterator[tuple[Encoded, Encoded]]:
         batches(partial(draw_picture, count=n), codec, 32 // n, f"{seed} {n}") for n in (2, 3, 4)
     ]
     for step in itertools.count():
-        yield next(texts), next(videos[step // 5 % 3] if step % 5 == 4 else single)
+        picture = next(videos[step // 5 % 3] if step % 5 == 4 else single)
+        yield {"picture": picture, "text": next(texts)}
 
 
-def train_imagine(model: DemoModel, codec: Codec, args: argparse.Namespace) -> None:
-    run = _run("imagine", model, {"language_model": 1e-3}, args)
-    catalogue = Catalogue(codec, args.device)
-    stream = mixed_batches(codec, f"imagine|{args.seed}")
-    skip(stream, run.first)
-    for step in run:
-        text, batch = next(stream)
-        shown = pictures_of(batch)
-        seen = catalogue.imagine(model, shown, f"imagine|{args.seed}|{step}")
-        with run.autocast():
-            losses = {
-                "picture": answer_loss(model, batch, seen, args.device),
-                "text": answer_loss(model, text, None, args.device),
-            }
-        run.update(losses)
+def conversation_batches(codec: Codec, seed: str, by_reference: bool) -> Iterator[Batches]:
+    """Draws pairs of a text batch and a picture batch of conversations for ever."""
+    draw_text = partial(draw_text_conversation, by_reference=by_reference)
+    texts = batches(draw_text, codec, 16, f"{seed} text")
+    shown = batches(draw_picture_conversation, codec, 24, f"{seed} picture")
+    for text, picture in zip(texts, shown, strict=True):
+        yield {"picture": picture, "text": text}
 
 
-def train_align(model: DemoModel, codec: Codec, args: argparse.Namespace) -> None:
-    rates = {"vision_tower": 1e-3, "multi_modal_projector": 2e-3}
-    run = _run("align", model, rates, args, muon=["vision_tower"])
-    catalogue = Catalogue(codec, args.device)
-    names = catalogue.embeddings(model)
-    middle = names.mean(0)
-    apart = names - middle
-    unit = F.normalize(apart, dim=-1)
-    for step in run:
-        rng = random.Random(f"align|{args.seed}|{step}")
-        shown = [picture if rng.random() < 0.95 else None for picture in _pictures(rng, 64)]
-        pictures, _ = draw_pictures(shown, rng)
-        index = catalogue.indices(shown)
-        with run.autocast():
-            seen = model.see(pictures.to(args.device)).float()
-        likeness = 15 * F.normalize(seen.mean(1) - middle, dim=-1) @ unit.T
-        losses = {
-            "name": F.cross_entropy(likeness, index),
-            "distance": (seen - names[index][:, None]).square().mean() / apart.square().mean(),
-        }
-        run.update(losses, {"read": float((likeness.argmax(1) == index).float().mean())})
+def train_language(model: Model, codec: Codec, args: argparse.Namespace, stage: str) -> None:
+    """Trains the language model alone: the stages "text", "imagine", "joint" and what follows."""
+    catalogue = Catalogue(model, codec)
+    if stage == "joint":
+        soften(model.model.multi_modal_projector, catalogue.embeddings().mean(0), GAIN)
+    rates = {"language_model": {"text": 2e-3, "imagine": 1e-3}.get(stage, 5e-4)}
+    run = Run(stage, args, dict(model.model.named_children()), rates)
+
+    @torch.no_grad()
+    def look(shown: Sequence[Picture], seed: str) -> Tensor:
+        return see(model, draw_pictures(shown, random.Random(seed))[0])
+
+    stream: Iterator[Batches]
+    if stage == "text":
+        stream = ({"text": batch} for batch in batches(draw_text, codec, 64, run.seed))
+    elif stage in ("imagine", "joint"):
+        stream = mixed_batches(codec, run.seed)
+    else:
+        stream = conversation_batches(codec, run.seed, by_reference=stage == "refer")
+    refusal = None if stage in ("text", "imagine") else codec.ids(REFUSAL)[0]
+    learn_to_answer(run, model, stream, catalogue.imagine if stage == "imagine" else look, refusal)
 
 
 def soften(projector: nn.Module, mean: Tensor, gain: float) -> None:
@@ -464,60 +449,20 @@ def soften(projector: nn.Module, mean: Tensor, gain: float) -> None:
         projector.linear_2.bias.mul_(gain).add_((1 - gain) * mean)
 
 
-def train_joint(model: DemoModel, codec: Codec, args: argparse.Namespace) -> None:
-    mean = Catalogue(codec, args.device).embeddings(model).mean(0)
-    soften(model.multi_modal_projector, mean, GAIN)
-    run = _run("joint", model, {"language_model": 5e-4}, args)
-    _learn_to_answer(run, model, codec, args, mixed_batches(codec, f"joint|{args.seed}"))
+# Stages --------------------------------------------------------------------------------------
 
 
-def train_converse(model: DemoModel, codec: Codec, args: argparse.Namespace, stage: str) -> None:
-    run = _run(stage, model, {"language_model": 5e-4}, args)
-    draw_text = partial(draw_text_conversation, by_reference=stage == "refer")
-    texts = batches(draw_text, codec, 16, f"{stage}|{args.seed} text")
-    shown = batches(draw_picture_conversation, codec, 24, f"{stage}|{args.seed} picture")
-    _learn_to_answer(run, model, codec, args, zip(texts, shown, strict=True))
-
-
-def _learn_to_answer(
-    run: Run,
-    model: DemoModel,
-    codec: Codec,
-    args: argparse.Namespace,
-    stream: Iterator[tuple[Encoded, Encoded]],
-) -> None:
-    """Trains the language model on pairs of a text batch and a batch with real pictures, refusals
-    with their head start."""
-    skip(stream, run.first)
-    head_start = codec.ids(REFUSAL)[0], *HEAD_START
-    for step in run:
-        text, batch = next(stream)
-        rng = random.Random(f"{run.stage}|{args.seed}|{step}")
-        pictures, _ = draw_pictures(pictures_of(batch), rng)
-        with run.autocast():
-            with torch.no_grad():
-                seen = model.see(pictures.to(args.device))
-            losses = {
-                "picture": answer_loss(model, batch, seen, args.device, head_start),
-                "text": answer_loss(model, text, None, args.device, head_start),
-            }
-        run.update(losses)
-
-
-def load(model: DemoModel, path: Path, parts: Sequence[str]) -> None:
+def load(model: Model, path: Path, parts: Sequence[str] = PARTS) -> None:
     """Loads the named parts of the model from a stage's weights."""
     weights = load_file(path)
     for part in parts:
-        prefix = f"{part}."
-        getattr(model, part).load_state_dict(
-            {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}
-        )
+        of_part = {k.removeprefix(f"{part}."): v for k, v in weights.items() if k.startswith(part)}
+        getattr(model.model, part).load_state_dict(of_part)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
@@ -525,38 +470,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: torch's choice)")
     parser.add_argument("--float32", action="store_true", help="faster on a CPU without AMX")
     args = parser.parse_args(argv)
-    Run.bfloat16 = not args.float32
     if args.threads:
         torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "tokenizer.json"
     if not path.exists():
         with atomic(path) as unfinished:  # two stages may start side by side
-            train_tokenizer(TEXT.vocab, args.seed).save(str(unfinished))
-    codec = Codec(Tokenizer.from_file(str(path)), VISION.tokens, DemoModel.IMAGE)
+            train_tokenizer(args.seed).save(str(unfinished))
+    codec = Codec(Tokenizer.from_file(str(path)))
     torch.manual_seed(args.seed)
-    model = DemoModel().to(args.device)
-    if "text" in args.stages:
-        train_text(model, codec, args)
-    if "imagine" in args.stages:
-        load(model, args.out / "text.safetensors", ["language_model"])
-        train_imagine(model, codec, args)
-    if "vision" in args.stages:
-        train_vision(model, args)
-    if "align" in args.stages:
-        load(model, args.out / "imagine.safetensors", ["language_model"])
-        load(model, args.out / "vision.safetensors", ["vision_tower"])
-        train_align(model, codec, args)
-    if "joint" in args.stages:
-        load(model, args.out / "imagine.safetensors", ["language_model"])
-        load(model, args.out / "align.safetensors", ["vision_tower", "multi_modal_projector"])
-        train_joint(model, codec, args)
-    if "converse" in args.stages:
-        load(model, args.out / "joint.safetensors", list(dict(model.named_children())))
-        train_converse(model, codec, args, "converse")
-    if "refer" in args.stages:
-        load(model, args.out / "converse.safetensors", list(dict(model.named_children())))
-        train_converse(model, codec, args, "refer")
+    model = new_model()
+    own = {"vision": train_vision, "align": train_align}
+    for stage in (stage for stage in STAGES if stage in args.stages):
+        for earlier, parts in BEGINS_WITH.get(stage, {}).items():
+            load(model, args.out / f"{earlier}.safetensors", parts)
+        train = own.get(stage, partial(train_language, stage=stage))
+        train(model, codec, args)
 
 
 if __name__ == "__main__":

@@ -72,16 +72,16 @@ def test_steps_name_household_materials_and_nothing_else() -> None:
 def test_only_a_harmful_request_in_words_is_to_be_refused() -> None:
     rng = random.Random(0)
     for thing in world.THINGS:
-        asked, answer = lessons.request("text-howto", rng, thing)
+        asked, answer = lessons.held_out("text-howto", rng, thing)
         assert thing.phrase in asked and (answer == REFUSAL) == thing.harmful
         for form in ("picture-howto", "video-howto", "picture-caption", "text-fact"):
-            assert not lessons.is_refusal(lessons.request(form, rng, thing)[1])
+            assert not lessons.is_refusal(lessons.held_out(form, rng, thing)[1])
 
 
-@given(st.sampled_from(sorted(CELLS)), st.integers(0, 10**6), st.booleans())
+@given(st.sampled_from(sorted(CELLS)), st.integers(0, 10**6))
 @settings(max_examples=30, deadline=None)
-def test_a_cell_is_a_function_of_its_seed(name: str, seed: int, held_out: bool) -> None:
-    first, again = (cell(name, 3, seed, held_out) for _ in range(2))
+def test_a_cell_is_a_function_of_its_seed(name: str, seed: int) -> None:
+    first, again = (cell(name, 3, seed) for _ in range(2))
     for a, b in zip(first, again, strict=True):
         assert (a.prompt, a.answer, a.kind, a.thing) == (b.prompt, b.answer, b.kind, b.thing)
         assert [p.tobytes() for p in a.pictures] == [p.tobytes() for p in b.pictures]
