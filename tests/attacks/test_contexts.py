@@ -82,87 +82,73 @@ def with_text(llama: SteeredLlama) -> int:
     return len(tokens)
 
 
-@pytest.mark.parametrize("fill", [with_a_picture, with_text])
-@pytest.mark.parametrize("said", [True, False])
-def test_what_was_filled_without_eval_is_not_sampled(
-    fill: Callable[[SteeredLlama], int], said: bool
-) -> None:
-    llama = steered(DEMO, mmproj=DEMO_MMPROJ)
-    end = fill(llama)
-    if said:
-        llama.n_tokens = end
-    with pytest.raises(SteeringError, match="Nothing was generated"):
-        llama.sample(temp=0.0)
-
-
-def test_what_was_filled_again_up_to_the_same_length_is_not_sampled() -> None:
-    llama = steered(DEMO)
-    tokens = tokens_of(llama, QUESTION)
-    llama.eval(tokens)
+def again(llama: SteeredLlama) -> int:
+    """Up to the same length, after a prompt that was judged."""
+    llama.eval(tokens_of(llama, QUESTION))
     llama.sample(temp=0.0)
     llama.n_tokens = 0
     lib.llama_memory_clear(lib.llama_get_memory(llama.ctx), True)
-    assert with_text(llama) == len(tokens)
-    llama.n_tokens = len(tokens)
-    with pytest.raises(SteeringError, match="Nothing was generated"):
-        llama.sample(temp=0.0)
+    return with_text(llama)
 
 
-def test_what_was_decoded_behind_a_reply_is_not_sampled() -> None:
-    llama = steered(DEMO)
+def behind_a_reply(llama: SteeredLlama) -> int:
     llama.eval(tokens_of(llama, QUESTION))
     llama.eval([llama.sample(temp=0.0)])
     llama.sample(temp=0.0)  # a reply goes on
-    with_text(llama)
-    with pytest.raises(SteeringError, match="something else than eval has changed it"):
-        llama.sample(temp=0.0)
+    return llama.n_tokens + with_text(llama)
 
 
-def test_a_reply_taken_back_and_begun_with_its_own_token_is_judged_anew() -> None:
-    llama = steered(DEMO)
-    llama.eval(tokens_of(llama, QUESTION))
-    sampled = llama.sample(temp=0.0)
-    llama.steerer.turns.reply.steering = None
-    llama.n_tokens = 3
-    llama.eval([sampled])
-    llama.sample(temp=0.0)
-    assert llama.last_steering is not None
+def with_more_than_is_sampled_from(llama: SteeredLlama) -> int:
+    tokens = tokens_of(llama, QUESTION)
+    llama.eval(np.array([*tokens, *tokens_of(llama, OTHER)]))  # type: ignore[arg-type]
+    with pytest.raises(SteeringError, match=f"idx: found {len(tokens) - 1}, expected"):
+        llama.sample(temp=0.0, idx=len(tokens) - 1)
+    return len(tokens)
 
 
-def test_a_restored_state_is_not_sampled_before_it_is_judged() -> None:
-    llama = steered(DEMO)
+def restored(llama: SteeredLlama) -> int:
+    """By a state of before the last token."""
     tokens = tokens_of(llama, QUESTION)
     llama.eval(tokens[:-1])
     state = llama.save_state()
     llama.eval(tokens[-1:])
-    expected = llama.sample(temp=0.0)
+    llama.sample(temp=0.0)
     llama.load_state(state)
-    with pytest.raises(SteeringError, match="Nothing was generated"):
+    return llama.n_tokens
+
+
+@pytest.mark.parametrize("said", [True, False])
+@pytest.mark.parametrize(
+    "fill",
+    [with_a_picture, with_text, again, behind_a_reply, with_more_than_is_sampled_from, restored],
+)
+def test_what_was_filled_without_eval_is_not_sampled(
+    fill: Callable[[SteeredLlama], int], said: bool
+) -> None:
+    llama = steered(DEMO, mmproj=DEMO_MMPROJ, logits_all=True)
+    end = fill(llama)
+    if said or fill is with_more_than_is_sampled_from:
+        llama.n_tokens = end
+    with pytest.raises(SteeringError, match="Nothing was generated|something else than eval"):
         llama.sample(temp=0.0)
-    llama.eval(tokens[-1:])
-    assert llama.sample(temp=0.0) == expected
+    llama.reset()
+    llama._ctx.kv_cache_clear()
+    llama.eval(tokens_of(llama, QUESTION))  # it can be used again, and is judged
+    llama.sample(temp=0.0)
     assert llama.last_steering is not None and llama.last_steering.alpha > 0
 
 
-def test_a_prompt_behind_the_last_token_is_judged_with_drafts_as_well() -> None:
-    llama = steered(DEMO, draft_model=LlamaPromptLookupDecoding())
+@pytest.mark.parametrize("draft", [None, LlamaPromptLookupDecoding()])
+def test_a_prompt_that_begins_with_the_token_of_a_reply_is_judged_anew(draft: Any) -> None:
+    llama = steered(DEMO, draft_model=draft)
     llama.eval(tokens_of(llama, QUESTION))
     sampled = llama.sample(temp=0.0)
     llama.steerer.turns.reply.steering = None
-    llama.eval([sampled, *tokens_of(llama, OTHER)])
+    if draft is None:  # and the reply is taken back
+        llama.n_tokens = 3
+    llama.eval([sampled, *(tokens_of(llama, OTHER) if draft else ())])
     llama.sample(temp=0.0)
     assert llama.last_steering is not None
-
-
-def test_no_other_token_is_sampled_than_the_one_that_was_judged() -> None:
-    llama = steered(DEMO, logits_all=True)
-    tokens = tokens_of(llama, QUESTION)
-    llama.eval([*tokens, *tokens_of(llama, OTHER)])
-    with pytest.raises(SteeringError, match=f"idx: found {len(tokens) - 1}, expected"):
-        llama.sample(temp=0.0, idx=len(tokens) - 1)
-    llama.n_tokens = len(tokens)
-    with pytest.raises(SteeringError, match="Nothing was generated"):
-        llama.sample(temp=0.0)
 
 
 def test_a_state_that_cannot_be_restored_leaves_an_empty_context() -> None:
@@ -405,14 +391,6 @@ def test_a_text_of_no_tokens_is_not_embedded(nothing: Any, smollm2: str) -> None
     with pytest.raises(PromptError, match="a text of no tokens"):
         llama.embed(nothing)
     assert len(llama.embed("bread")) > 0
-
-
-def test_arrays_are_prompts_as_lists_are() -> None:
-    llama, other = steered(DEMO), steered(DEMO)
-    tokens = tokens_of(llama, QUESTION)
-    llama.eval(np.array(tokens))  # type: ignore[arg-type]
-    other.eval(tokens)
-    assert llama.sample(temp=0.0) == other.sample(temp=0.0)
 
 
 def test_an_embedding_that_fails_leaves_no_context_that_is_taken_for_whole() -> None:
