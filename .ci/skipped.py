@@ -1,8 +1,7 @@
 """Print the files of tests that were skipped, by a report of pytest: ``skipped.py tests.xml``.
 
-What is skipped without a tool of the system, or without LiteLLM or Open WebUI, which pin what the
-tests have in other versions, may be skipped. So may tests of the real model where MARS_QWEN is not
-set, as it could not be fetched.
+What is skipped without a tool of the system may be skipped. So may tests of the real model where
+MARS_QWEN is not set, as it could not be fetched.
 """
 
 from __future__ import annotations
@@ -12,10 +11,7 @@ import re
 import sys
 from xml.etree import ElementTree
 
-ALLOWED = (
-    r"(tmux|script|hadolint|check-jsonschema) is not installed"
-    r"|needs pip install ('litellm|open-webui)"
-)
+ALLOWED = r"(tmux|script|hadolint|check-jsonschema) is not installed"
 
 
 def skipped(report: str) -> dict[str, str]:
