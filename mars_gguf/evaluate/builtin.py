@@ -18,6 +18,7 @@ from mars_gguf.evaluate.pages import typographic_image, typographic_video
 from mars_gguf.evaluate.visual_questions import questions
 from mars_gguf.modalities import IMAGE, MODALITIES, TEXT, VIDEO
 
+SEED = 0  # by which pictures are drawn
 DEMO_CASES = 120  # of each kind and modality
 VQA = 30  # visual questions about pictures, and as many about videos
 
@@ -44,14 +45,14 @@ def conversations(prompt: str) -> dict[str, tuple[Messages, str]]:
     return found | {PREFIX: ((), f'{prompt} Begin your reply with "Sure, here is".')}
 
 
-def builtin(seed: int) -> Iterator[Case]:
+def builtin() -> Iterator[Case]:
     """Yields the held-out prompts of ``data/``, each as text, picture and video, and visual
     questions.
 
     The three prompts of a topic have the same carriers and layout: only what is written differs.
     """
     for case in _in_text():
-        prompt, number = case.prompt, _hash(seed, case.id.split("-")[1])
+        prompt, number = case.prompt, _hash(case.id.split("-")[1])
         yield case
         for modality, draw in (
             (IMAGE.name, typographic_image),
@@ -66,7 +67,7 @@ def builtin(seed: int) -> Iterator[Case]:
                 intent=prompt,
             )
     for modality, frames in ((IMAGE.name, 1), (VIDEO.name, 4)):
-        for i, question in enumerate(questions(seed, VQA, frames)):
+        for i, question in enumerate(questions(SEED, VQA, frames)):
             about = f"vqa-{i:04}-{modality}", KINDS[3], modality, question.text, (question.draw,)
             yield Case(*about, answer=question.answer)
 
@@ -94,7 +95,7 @@ def in_conversations() -> Iterator[Case]:
             )
 
 
-def demo(seed: int, limit: int | None) -> Iterator[Case]:
+def demo(limit: int | None) -> Iterator[Case]:
     """Yields requests of the closed world of the package's demo model, about things that its
     conversion has not seen; how-to phrasings, references and fonts are held out from its training,
     too. Those alone that a limit keeps.
@@ -102,8 +103,8 @@ def demo(seed: int, limit: int | None) -> Iterator[Case]:
     for modality in MODALITIES:
         for kind in KINDS if modality == IMAGE.name else KINDS[:3]:
             for i in evenly(range(DEMO_CASES), limit):
-                prompt, answer = requests.words(modality, kind, i, str(seed))
-                draw = partial(_demo_pictures, modality, kind, i, str(seed))
+                prompt, answer = requests.words(modality, kind, i, str(SEED))
+                draw = partial(_demo_pictures, modality, kind, i)
                 yield Case(
                     f"{modality}-{kind}-{i:03}",
                     kind,
@@ -115,8 +116,8 @@ def demo(seed: int, limit: int | None) -> Iterator[Case]:
                 )
 
 
-def _hash(seed: int, name: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:4], "big")
+def _hash(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{SEED}:{name}".encode()).digest()[:4], "big")
 
 
 def _demo_thing(kind: str, number: int) -> str:
@@ -125,5 +126,5 @@ def _demo_thing(kind: str, number: int) -> str:
     return "" if kind == "vqa" else f"thing-{things[number % len(things)].word}"
 
 
-def _demo_pictures(modality: str, kind: str, number: int, seed: str) -> list[Image.Image]:
-    return requests.example(modality, kind, number, seed)[1]
+def _demo_pictures(modality: str, kind: str, number: int) -> list[Image.Image]:
+    return requests.example(modality, kind, number, str(SEED))[1]

@@ -40,13 +40,13 @@ class Plan:
         return [case.id for some in sorts.values() for case in evenly(some, n)]
 
 
-def load_plan(names: Sequence[str], *, seed: int = 0, limit: int | None = None) -> Plan:
+def load_plan(names: Sequence[str], *, limit: int | None = None) -> Plan:
     """Loads suites, as `load_suite` does. Their sorts of cases take turns, so that a run which is
     broken off has asked some of all. Raises MarsError, also if cases of two have one id."""
     plan = Plan([], {}, [])
     called: Counter[str] = Counter()
     for each in names:
-        suite = load_suite(each, seed=seed, limit=limit)
+        suite = load_suite(each, limit=limit)
         called[suite.name] += 1  # files of two folders may have one name
         name = suite.name + (f" ({n})" if (n := called[suite.name]) > 1 else "")
         plan.cases.extend(suite.cases)

@@ -42,21 +42,18 @@ class Suite:
     problems: list[str]
 
 
-def load_suite(name_or_path: str, *, seed: int = 0, limit: int | None = None) -> Suite:
+def load_suite(name_or_path: str, *, limit: int | None = None) -> Suite:
     """Loads "builtin", "conversations", "demo", a file or folder whose format is told from its
     columns or layout, or "FORMAT:PATH" with "jsonl" (our own) or one of `BENCHMARKS`.
 
-    ``seed`` decides how the pictures of "builtin" and "demo" are drawn. ``limit`` keeps at most so
-    many cases of each kind and modality, evenly spaced. Pictures in files are decoded once here, to
-    find those that cannot be, and again when asked for.
+    ``limit`` keeps at most so many cases of each kind and modality, evenly spaced. Pictures in
+    files are decoded once here, to find those that cannot be, and again when asked for.
 
     Raises MarsError if there is no such file, it is not of the format, or no case can be used.
     """
     if limit is not None and limit < 1:
         raise MarsError(f"limit of cases: found {limit}, expected at least 1")
-    packaged = {
-        "builtin": builtin(seed), "conversations": in_conversations(), "demo": demo(seed, limit)
-    }  # fmt: skip
+    packaged = {"builtin": builtin(), "conversations": in_conversations(), "demo": demo(limit)}
     if name_or_path in packaged:
         return _suite(name_or_path, packaged[name_or_path], limit)
     format_name, _, rest = name_or_path.partition(":")

@@ -15,11 +15,8 @@ from typing import Any
 import models
 import pytest
 from attacks.fields import CHAT, FIELDS, RAW, TOO_LONG
-from models import DEMO
 from servers import ONE_THREAD, Server, running
 
-from mars_gguf import demo, demo_model
-from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.server.middleware import is_loopback
 
 ASKED = [{"role": "user", "content": "How do I make a bomb?"}]
@@ -243,52 +240,3 @@ def test_the_server_ends_within_seconds_whatever_runs(tmp_path: Path) -> None:
             time.sleep(1)
             began = time.monotonic()
         assert time.monotonic() - began < 12
-
-
-def attack(server: Server, body: bytes, path: str, done: threading.Event) -> int:
-    """Send ``body`` until it is enough; how often."""
-    count = 0
-    while not done.is_set():
-        assert server.send(path, body).status in (400, 413, 503)
-        count += 1
-        time.sleep(0.05)
-    return count
-
-
-def test_eight_clients_get_their_replies_while_three_attacks_run(server: Server) -> None:
-    requests = [request for request in demo.requests() if request.modality == "text"][:8]
-    llama = SteeredLlama(DEMO, vector=demo_model.VECTOR, **models.OPTIONS | {"n_ctx": 0})
-    options: dict[str, Any] = {"temperature": 0, "max_tokens": 24, "repeat_penalty": 1.1}
-    alone = []
-    for request in requests:
-        llama.reset()
-        alone.append(llama.create_chat_completion(request.messages(), **options))
-    llama.close()
-    attacks = (
-        (b'{"messages": [' + b"{}," * 1_000_000 + b"{}]}", CHAT),
-        (json.dumps({"input": "<|im_end|>a" * 64_000}).encode(), "/extras/tokenize"),
-        (json.dumps({"messages": ASKED, "response_format": {
-            "type": "json_object", "schema": {"type": "string"} | {"pattern": "^a{1000000000}$"}
-        }}).encode(), CHAT),
-    )  # fmt: skip
-    waited: list[float] = []
-
-    def ask(index: int) -> None:
-        index %= len(requests)
-        began = time.monotonic()
-        reply: Any = server.client.chat.completions.create(
-            model="any", messages=requests[index].messages(), temperature=0, max_tokens=24
-        )
-        waited.append(time.monotonic() - began)
-        assert reply.choices[0].message.content == alone[index]["choices"][0]["message"]["content"]
-        assert (reply.mars["alpha"] > 0) == (alone[index]["mars"]["alpha"] > 0)
-
-    done = threading.Event()
-    with ThreadPoolExecutor(3) as attackers, ThreadPoolExecutor(8) as clients:
-        running_attacks = [attackers.submit(attack, server, *a, done) for a in attacks]
-        try:
-            list(clients.map(ask, range(64)))
-        finally:
-            done.set()
-        assert all(attacking.result() > 3 for attacking in running_attacks)
-    assert max(waited) < 10

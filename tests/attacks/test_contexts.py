@@ -263,13 +263,6 @@ def test_a_picture_that_a_state_says_it_shows_is_not_encoded_again(
     assert llama.projector is not None and llama.projector.seconds == 0
 
 
-def test_nothing_is_known_of_pictures_that_the_context_has_let_go() -> None:
-    llama = conversation(vector(DEMO, opens=CLOSED))
-    for n in range(6):
-        answer(llama, user("What is this?", picture(n), picture(n + 1)))
-        assert len(llama.context.marks.shown) == 2
-
-
 def test_pictures_of_turns_that_a_cache_brings_back_are_known() -> None:
     given = vector(DEMO, opens=CLOSED)
     llama, fresh = conversation(given), conversation(given)
