@@ -14,7 +14,6 @@ import io
 import os
 import re
 import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,8 +51,8 @@ ERRORS = ("MarsError", "VectorError", "ModelError", "PromptError", "SteeringErro
 # Of these the page has whole docstrings, of all others the first sentence.
 WHOLE = ("SteeredLlama", "Steering")
 EXAMPLES = {
-    "steer.py": "asks the package's model as text and as a picture, and prints what steering did",
-    "convert_model.py": "converts the package's model and writes the vector with its card",
+    "steer.py": "asks the package's model as text and as a picture",
+    "convert_model.py": "converts the package's model",
     "ask_server.py": "asks a steered server with the `openai` client",
 }
 COMMANDS = (
@@ -125,7 +124,8 @@ def parameters(function: griffe.Object | griffe.Alias) -> Iterator[str]:
         if kind.startswith("variadic"):
             yield {"variadic positional": "*", "variadic keyword": "**"}[kind] + parameter.name
         elif parameter.name != "self":
-            yield parameter.name + (f"={parameter.default}" if parameter.default else "")
+            value = str(parameter.default).replace("'", '"')
+            yield parameter.name + (f"={value}" if parameter.default else "")
 
 
 def first_sentence(found: griffe.Object | griffe.Alias) -> str:
@@ -135,15 +135,19 @@ def first_sentence(found: griffe.Object | griffe.Alias) -> str:
 
 
 def signature(found: griffe.Object | griffe.Alias) -> Iterator[str]:
-    """How ``found`` is imported and called, as a block of code."""
+    """How ``found`` is imported and called, as a block of code, formatted as ruff does."""
     function = found.members["__init__"] if found.is_class else found
-    call = f"{found.name}({', '.join(parameters(function))})"
-    if not found.is_class:
-        call += f" -> {found.returns}"
+    given = list(parameters(function))
+    returned = "" if found.is_class else f" -> {found.returns}"
     yield "```python"
     yield f"from {found.parent.path} import {found.name}"
     yield ""
-    yield from textwrap.wrap(call, 96, subsequent_indent="    ", break_long_words=False)
+    if len(whole := f"{found.name}({', '.join(given)}){returned}") <= 100:
+        yield whole
+    else:
+        inside = "    " + ", ".join(given)
+        lines = [inside] if len(inside) <= 100 else [f"    {parameter}," for parameter in given]
+        yield from [f"{found.name}(", *lines, f"){returned}"]
     yield "```"
 
 
@@ -151,8 +155,7 @@ def attributes(found: griffe.Object | griffe.Alias) -> Iterator[str]:
     """The documented properties of a class."""
     for member in found.members.values():
         if member.is_attribute and not member.name.startswith("_") and member.docstring:
-            kind = f": `{member.annotation}`" if member.annotation else ""
-            yield f"- `{member.name}`{kind}. {marked(first_sentence(member))}"
+            yield f"- `{member.name}`: {marked(first_sentence(member))}"
 
 
 def docstring(found: griffe.Object | griffe.Alias) -> Iterator[str]:

@@ -180,9 +180,9 @@ def document(short: str) -> str:
     return f"""# Families
 
 mars-gguf was checked on tiny random models of the families that llama.cpp runs, built as the real
-ones are, with chat templates of their form. A check shows that reading, gating and pushing work
-there; how well a real model is repaired, [its card](CALIBRATION.md#reading-a-card) says. What is
-refused when loaded cannot be steered.
+ones are. A check shows that reading, gating and pushing work there; how well a real model is
+repaired, [its card](CALIBRATION.md#reading-a-card) says. What is refused when loaded cannot be
+steered.
 
 `python -m tests.tiny.matrix FAMILY` checks one family and prints every check of it;
 `python -m tests.tiny.matrix --write` made this page: {made()}.
