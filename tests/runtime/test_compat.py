@@ -113,59 +113,45 @@ def test_every_private_attribute_that_is_not_the_packages_own_is_checked() -> No
     assert found - own - checked == set()
 
 
+def taking_more() -> Any:
+    function = ctypes.CFUNCTYPE(ctypes.c_int32)()
+    function.argtypes = [ctypes.c_void_p] * 7
+    return function
+
+
+class Older(ctypes.Structure):
+    _fields_ = [("text", ctypes.c_char_p), ("add_special", ctypes.c_bool)]
+
+
+def init(self: Any) -> None:
+    self._ctx = self._model = self._stack = None
+
+
 @pytest.mark.parametrize(
-    ("owner", "name"),
+    ("owner", "name", "found", "lacking"),
     [
-        (_internals, "LlamaContext"),
-        (llama_chat_format, "chat_formatter_to_chat_completion_handler"),
-        (llama_chat_format, "MTMDChatHandler"),
-        (mtmd_cpp, "mtmd_helper_decode_image_chunk"),
-        (lib, "llama_state_seq_get_size_ext"),
-        (Llama, "sample"),
+        (_internals, "LlamaContext", None, r"\.LlamaContext"),
+        (llama_chat_format, "MTMDChatHandler", None, r"\.MTMDChatHandler"),
+        (Llama, "sample", None, r"\.sample"),
+        (lib, "llama_set_adapter_cvec", taking_more(), r"cvec of 6 arguments \(it has 7\)"),
+        (mtmd_cpp, "mtmd_input_text", Older, r"input_text\.parse_special, .*text\.text_len"),
+        # What is set when a model is loaded is looked for in what sets it.
+        (Llama, "__init__", init, r"init\.context_params, .*init\.model_params"),
     ],
 )
-def test_a_name_that_is_missing_is_said_with_what_is_supported(
-    owner: Any, name: str, monkeypatch: pytest.MonkeyPatch
+def test_what_is_missing_or_otherwise_is_said_with_what_is_supported(
+    owner: Any, name: str, found: Any, lacking: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("llama_cpp.__version__", "0.3.99")
-    monkeypatch.delattr(owner, name)
+    if found is None:
+        monkeypatch.delattr(owner, name)
+    else:
+        monkeypatch.setattr(owner, name, found)
     said = (
-        rf"found llama-cpp-python 0\.3\.99, which lacks .*\.{name}\. .*"
+        rf"found llama-cpp-python 0\.3\.99, which lacks .*{lacking}.*"
         rf"{re.escape(compat.SUPPORTED)}.*pip install llama-cpp-python=={compat.TESTED}"
     )
     with pytest.raises(ImportError, match=said):
-        importlib.reload(compat)
-    monkeypatch.undo()
-
-
-def test_a_function_that_takes_other_arguments_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    name = "llama_set_adapter_cvec"
-    taking_more = ctypes.CFUNCTYPE(ctypes.c_int32)()
-    taking_more.argtypes = [ctypes.c_void_p] * 7
-    monkeypatch.setattr(lib, name, taking_more)
-    with pytest.raises(ImportError, match=rf"{name} of 6 arguments \(it has 7\)"):
-        importlib.reload(compat)
-    monkeypatch.undo()
-
-
-def test_a_structure_that_lacks_a_field_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Older(ctypes.Structure):
-        _fields_ = [("text", ctypes.c_char_p), ("add_special", ctypes.c_bool)]
-
-    monkeypatch.setattr(mtmd_cpp, "mtmd_input_text", Older)
-    with pytest.raises(ImportError, match=r"lacks .*input_text\.parse_special, .*text\.text_len"):
-        importlib.reload(compat)
-    monkeypatch.undo()
-
-
-def test_attributes_that_are_set_when_a_model_is_loaded_are_looked_for_in_what_sets_them(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def init(self: Any) -> None:
-        self._ctx = self._model = self._stack = None
-
-    monkeypatch.setattr(Llama, "__init__", init)
-    with pytest.raises(ImportError, match=r"lacks .*init\.context_params, .*init\.model_params"):
         importlib.reload(compat)
     monkeypatch.undo()
 
