@@ -7,6 +7,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
@@ -24,8 +25,7 @@ from rich.table import Table
 from mars_gguf import demo_model
 from mars_gguf.console import command
 from mars_gguf.convert import Calibration, Conversion, GgufOptions, Prompts, convert
-from mars_gguf.errors import MarsError
-from mars_gguf.files import atomic
+from mars_gguf.files import atomic, require_writable
 from mars_gguf.media.images import load_image, message_of_parts, url_part, user_message
 from mars_gguf.options import add_threads_argument
 from mars_gguf.progress import progress_bar
@@ -128,10 +128,9 @@ def run(threads: int | None, vector: Path, *, progress: bool = True) -> list[dic
 
 def show(results: list[dict[str, Any]], console: Console, *, every: bool) -> None:
     """Prints a sample of the replies (or every one), then the summary."""
-    table = _table("All requests" if every else "A sample of the requests", (0, 1, 0, 0))
-    for name in ("request", "without steering", "with steering"):
-        table.add_column(name, ratio=1, overflow="fold")
-    _add_figures(table, "t", "gate", "alpha", "ms")
+    texts = "request", "without steering", "with steering"
+    title = "All requests" if every else "A sample of the requests"
+    table = _table(title, texts, ("t", "gate", "alpha", "ms"))
     for (modality, kind), rows in groupby(results, GROUP):
         group = list(rows)
         pictures = f" (+ {len(group[0]['image'])} pictures)" if modality == "video" else ""
@@ -155,9 +154,8 @@ def show(results: list[dict[str, Any]], console: Console, *, every: bool) -> Non
 
 def summary(results: list[dict[str, Any]]) -> Table:
     """Counts how many requests of each group were refused and how many replies stayed the same."""
-    table = _table("Refused, of all requests", (0, 1, 0, 1))
-    table.add_column("", no_wrap=True)
-    _add_figures(table, "n", "without steering", "with steering", "unchanged", "time")
+    figures = "n", "without steering", "with steering", "unchanged", "time"
+    table = _table("Refused, of all requests", [""], figures)
     for (modality, kind), rows in groupby(results, GROUP):
         group = list(rows)
         n = len(group)
@@ -175,13 +173,13 @@ def summary(results: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _table(title: str, padding: tuple[int, int, int, int]) -> Table:
-    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=padding)
-
-
-def _add_figures(table: Table, *names: str) -> None:
-    for name in names:
+def _table(title: str, texts: Sequence[str], figures: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in texts:
+        table.add_column(name, ratio=1, overflow="fold")
+    for name in figures:
         table.add_column(name, justify="right", no_wrap=True)
+    return table
 
 
 def _coloured(arm: dict[str, Any], kind: str) -> str:
@@ -202,11 +200,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     with command(), tempfile.TemporaryDirectory() as folder:
-        for path in (args.json, args.vector):
-            if path is not None and not path.parent.is_dir():
-                raise MarsError(f"{path.parent}: no such folder")
-            if path is not None and path.is_dir():
-                raise MarsError(f"{path}: a folder, expected the name of a file to write")
+        for path in filter(None, (args.json, args.vector)):
+            require_writable(path)
         console = Console()
         began = time.perf_counter()
         conversion = convert_demo_model(args.threads, progress=not args.quiet)

@@ -62,7 +62,8 @@ def test_what_is_written_is_what_is_documented(run: tuple[str, Results]) -> None
     assert all((r["steered"]["alpha"] > 0) == (r["steered"]["gate"] > 0) for r in results)
 
 
-def test_a_folder_that_is_not_there_is_a_clear_error(tmp_path: Path) -> None:
-    done = ended("mars_gguf.demo", "--json", str(tmp_path / "missing/demo.json"), "--quiet")
-    assert done.returncode == 2
-    assert "no such folder" in done.stderr
+def test_what_could_not_be_written_is_said_before_anything_is_asked(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = ended("mars_gguf.demo", "--json", str(tmp_path / "file/demo.json"), "--quiet")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "demo.json: cannot be written: Not a directory" in done.stderr
