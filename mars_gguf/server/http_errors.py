@@ -20,7 +20,7 @@ _TOO_LONG = re.compile(r"exceeds? (context window|n_ctx)")
 
 class RequestError(MarsError):
     """A request that cannot be served as it is: ``status`` is the HTTP status, ``code`` the word
-    that the OpenAI API has for it, ``limit`` the one of `request_limits.LIMITS` that it goes beyond."""
+    that the OpenAI API has for it, ``limit`` the one of `request_limits.LIMITS` it goes beyond."""
 
     def __init__(
         self, message: str, status: int = 400, code: str | None = None, limit: str = ""
