@@ -12,6 +12,7 @@ from mars_gguf.demo_model import VECTOR
 READING: dict[str, Any] = {"n_threads": 1}
 
 
-def subject(mmproj: str | None = None, **options: Any) -> Subject:
+def subject(mmproj: str | None = None, repetitions: int = 2, **options: Any) -> Subject:
     prompts = demo_prompts(sees=mmproj is not None)
-    return Subject(DEMO, mmproj, str(VECTOR), OPTIONS | {"n_gpu_layers": 0} | options, prompts)
+    options = OPTIONS | {"n_gpu_layers": 0} | options
+    return Subject(DEMO, mmproj, str(VECTOR), options, repetitions, prompts)

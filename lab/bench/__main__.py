@@ -8,17 +8,18 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lab.bench.extraction import measure_extraction
+from lab.bench.converting import conversion
 from lab.bench.figures import TABLE, Figure, missed
 from lab.bench.printing import machine, report_lines, versions
 from lab.bench.processes import GUARD, Processes, guard_prompt
-from lab.bench.replying import measure_pictures, measure_replies
-from lab.bench.subject import Asked, Subject, demo_prompts
+from lab.bench.replying import measure_replies, pictures
+from lab.bench.subject import Subject, demo_prompts
 from mars_gguf.console import command
 from mars_gguf.convert.choices import Prompts
 from mars_gguf.errors import MarsError
@@ -103,7 +104,7 @@ def _subject(args: argparse.Namespace) -> Subject:
         args.n_gpu_layers = args.n_gpu_layers or ALL_LAYERS
     args.threads = args.threads or max(1, (os.cpu_count() or 2) // 2)
     prompts = demo_prompts(sees=mmproj is not None) if args.demo else Prompts()
-    return Subject(model, mmproj, vector, llama_options(args), prompts)
+    return Subject(model, mmproj, vector, llama_options(args), args.repetitions, prompts)
 
 
 def _report(args: argparse.Namespace, argv: Sequence[str], subject: Subject) -> dict[str, Any]:
@@ -123,20 +124,22 @@ def _report(args: argparse.Namespace, argv: Sequence[str], subject: Subject) -> 
 
 
 def _measure(args: argparse.Namespace, subject: Subject) -> list[Figure]:
-    def started(name: str) -> None:
-        if sys.stderr.isatty():
-            print(f"measuring {name} ...", file=sys.stderr)
-
-    asked = Asked(args.only, args.repetitions, started)
-    guard = guard_prompt(args.guard_prompt) if args.guard_prompt else GUARD
-    figures = [
+    processes = Processes(subject, guard_prompt(args.guard_prompt) if args.guard_prompt else GUARD)
+    figures = [Figure.named(name) for name in NAMES if name in args.only]
+    ways: dict[str, Callable[[Figure], None]] = {
         # First: the models below are not yet in the memory of this process.
-        *Processes(subject, guard).measure(asked),
-        *measure_replies(subject, asked),
-        *measure_pictures(subject, asked),
-        *measure_extraction(subject, asked),
-    ]
-    return sorted(figures, key=lambda figure: NAMES.index(figure.name))
+        "memory-runtime": processes.memory,
+        "import": processes.imports,
+        "price": processes.price,
+        "first-token-pictures": partial(pictures, subject=subject),
+        "conversion": partial(conversion, subject=subject),
+    }
+    for name, way in ways.items():
+        for figure in figures:
+            if figure.name == name:
+                way(figure)
+    measure_replies(figures, subject)
+    return figures
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,7 @@ import yaml
 
 from lab.bench.child import peak_bytes
 from lab.bench.figures import Figure, Run, differences, interleaved
-from lab.bench.subject import Asked, Subject
+from lab.bench.subject import Subject
 from mars_gguf.convert.prompts import Preamble, Prompt
 from mars_gguf.errors import MarsError
 from mars_gguf.evaluate.arms import SAFETY_PROMPT
@@ -73,20 +72,7 @@ class Processes:
     subject: Subject
     guard: str = GUARD
 
-    def measure(self, asked: Asked) -> Iterator[Figure]:
-        """Measures the figures that are asked for. Raises MarsError if a process fails."""
-        works = {
-            "memory-runtime": self._memory,
-            "import": self._import,
-            "price": self._price,
-        }
-        for figure in asked.figures(works):
-            works[figure.name](figure, asked.repetitions)
-            yield figure
-
-    # Memory and imports --------------------------------------------------------------------------
-
-    def _memory(self, figure: Figure, repetitions: int) -> None:
+    def memory(self, figure: Figure) -> None:
         if peak_bytes() is None:
             figure.absent = "this system does not tell the memory of a process"
             return
@@ -95,21 +81,23 @@ class Processes:
             name: partial(self._peak, self._replies(tokens, SHORT_REPLY, **further))
             for name, further in (("plain", {}), ("ours", steered))
         }
-        figure.values = interleaved(runs, repetitions, warmup=0)
+        figure.values = interleaved(runs, self.subject.repetitions, warmup=0)
         figure.samples = differences(figure.values["ours"], figure.values["plain"])
         figure.note = f"one prompt, steered, and {SHORT_REPLY} tokens"
 
     def _peak(self, task: list[str]) -> float:
         return float(self.said(task)["peak"]) / MIB
 
-    def _import(self, figure: Figure, repetitions: int) -> None:
+    def imports(self, figure: Figure) -> None:
         runs = {
             "llama_cpp": partial(self._milliseconds, "import llama_cpp"),
             "mars_gguf": partial(self._milliseconds, IMPORT),
         }
-        figure.values = interleaved(runs, repetitions)
+        figure.values = interleaved(runs, self.subject.repetitions)
         figure.samples = differences(figure.values["mars_gguf"], figure.values["llama_cpp"])
-        heavy = self._python(f"{IMPORT}; import sys; print(*sys.modules.keys() & {HEAVY})").split()
+        heavy = self.run(
+            "-c", f"{IMPORT}; import sys; print(*sys.modules.keys() & {HEAVY})"
+        ).split()
         if heavy:
             figure.failure = f"imports {', '.join(sorted(heavy))}"
         figure.note = f"torch and transformers are {'' if heavy else 'not '}imported"
@@ -117,14 +105,9 @@ class Processes:
     def _milliseconds(self, statement: str) -> float:
         clock = "time.perf_counter()"
         code = f"import time; began = {clock}; {statement}; print({clock} - began)"
-        return 1000 * float(self._python(code))
+        return 1000 * float(self.run("-c", code))
 
-    def _python(self, code: str) -> str:
-        return self.run([sys.executable, "-c", code])
-
-    # The price -----------------------------------------------------------------------------------
-
-    def _price(self, figure: Figure, repetitions: int) -> None:
+    def price(self, figure: Figure) -> None:
         plain, prompted, guard = self._tokens()
         steered = {"vector": self.subject.vector}
         tasks = {
@@ -138,7 +121,7 @@ class Processes:
         runs: dict[str, Run] = {
             way: partial(self._reply, way, task, rest) for way, task in tasks.items()
         }
-        times = interleaved(runs, repetitions, warmup=0)
+        times = interleaved(runs, self.subject.repetitions, warmup=0)
         figure.values = {f"{way}: ms": ms for way, ms in times.items()} | rest
         figure.samples = differences(times["closed"], times["nothing"])
         figure.note = (
@@ -159,7 +142,7 @@ class Processes:
         servers = subject.options.get("rpc_servers")
         task = {"model": subject.model, "options": options, "rpc_servers": servers}
         task |= {"tokens": tokens, "n_reply": n_reply, **further}
-        return [sys.executable, "-m", "lab.bench.child", json.dumps(task)]
+        return ["-m", "lab.bench.child", json.dumps(task)]
 
     def _tokens(self) -> list[list[int]]:
         """Makes the tokens of the question, of it after the safety prompt, and of the guard's."""
@@ -170,20 +153,21 @@ class Processes:
         with closing(SteeredLlama(subject.model, vector=None, **subject.options)) as llama:
             return [[t for c in llama.chunks(p.messages) for t in c.tokens] for p in asked]
 
-    # Processes -----------------------------------------------------------------------------------
-
     def said(self, task: list[str]) -> dict[str, Any]:
         """Runs child.py. Returns what it found, and its peak memory in bytes."""
-        found: dict[str, Any] = json.loads(self.run(task).splitlines()[-1])
+        found: dict[str, Any] = json.loads(self.run(*task).splitlines()[-1])
         return found
 
-    def run(self, command: Sequence[str]) -> str:
-        """Runs a command. Returns what it printed. Raises MarsError if it fails."""
+    def run(self, *arguments: str) -> str:
+        """Runs Python. Returns what it printed. Raises MarsError if it fails."""
         environment = os.environ | {"OMP_NUM_THREADS": str(self.subject.options["n_threads"])}
         done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, errors="replace"
-        )
+            [sys.executable, *arguments],
+            env=environment, capture_output=True, text=True, errors="replace",
+        )  # fmt: skip
         if done.returncode != 0:
-            said = "\n".join(done.stderr.strip().splitlines()[-3:])
-            raise MarsError(f"{' '.join(command[:4])} ... returned {done.returncode}: {said}")
+            last = "\n".join(done.stderr.strip().splitlines()[-3:])
+            raise MarsError(
+                f"python {' '.join(arguments[:2])} ... returned {done.returncode}: {last}"
+            )
         return done.stdout

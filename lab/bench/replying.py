@@ -13,7 +13,7 @@ from llama_cpp import Llama
 
 from lab.bench.child import Seconds, reply
 from lab.bench.figures import Figure, Run, interleaved, ratios, timed
-from lab.bench.subject import Asked, Subject
+from lab.bench.subject import Subject
 from mars_gguf.convert.prompts import Prompt
 from mars_gguf.errors import MarsError
 from mars_gguf.media.images import user_message
@@ -23,7 +23,7 @@ from mars_gguf.runtime.tap import Tap
 
 PROMPT_TOKENS = 256
 REPLY_TOKENS = 64
-OF_PICTURES, PICTURES = "first-token-pictures", 4
+PICTURES = 4
 Trial = tuple[str, Way | None]  # a model, and how it steers
 PLAIN: Trial = ("plain", None)
 AGAIN: Trial = ("again", None)
@@ -41,17 +41,16 @@ TRIALS: dict[str, Trial] = {
 }
 
 
-def measure_replies(subject: Subject, asked: Asked) -> list[Figure]:
-    """Measures the figures that are asked for. Raises MarsError.
+def measure_replies(figures: Sequence[Figure], subject: Subject) -> None:
+    """Measures those of ``figures`` that TRIALS names. Raises MarsError.
 
     All models of a repetition, with the same options, are asked the same in turn. They are loaded
     anew for the next one, since a model is some percent faster or slower by where in memory it
     happens to lie. The plain model that is loaded again tells how much.
     """
-    figures = [Figure.named(name) for name in TRIALS if name in asked.only]
+    figures = [figure for figure in figures if figure.name in TRIALS]
     if not figures:
-        return []
-    asked.started(", ".join(figure.name for figure in figures))
+        return
     tokens, rewinds = _prepare(subject)
     for figure in figures:
         model, way = TRIALS[figure.name]
@@ -62,10 +61,9 @@ def measure_replies(subject: Subject, asked: Asked) -> list[Figure]:
     possible = [figure for figure in figures if not figure.absent]
     trials = dict.fromkeys([PLAIN, AGAIN, *(TRIALS[figure.name] for figure in possible)])
     n_reply = REPLY_TOKENS if any(_is_speed(figure) for figure in possible) else 0
-    taken = _take(subject, tokens, n_reply, list(trials), asked.repetitions)
+    taken = _take(subject, tokens, n_reply, list(trials))
     for figure in possible:
         _fill(figure, taken, len(tokens))
-    return figures
 
 
 def _is_speed(figure: Figure) -> bool:
@@ -93,12 +91,12 @@ def _prepare(subject: Subject) -> tuple[list[int], bool]:
 
 
 def _take(
-    subject: Subject, tokens: Sequence[int], n_reply: int, trials: Sequence[Trial], repetitions: int
+    subject: Subject, tokens: Sequence[int], n_reply: int, trials: Sequence[Trial]
 ) -> dict[Trial, list[Seconds]]:
-    """Times each of ``trials`` by `_seconds`, ``repetitions`` times: the mean of two, there and
-    back, so that a machine that becomes slower or faster meanwhile does so for all alike."""
+    """Times each of ``trials`` by `_seconds` in each repetition: the mean of two, there and back,
+    so that a machine that becomes slower or faster meanwhile does so for all alike."""
     taken: dict[Trial, list[Seconds]] = {trial: [] for trial in trials}
-    for turn in range(repetitions):
+    for turn in range(subject.repetitions):
         in_turn = list(trials)[:: -1 if turn % 2 else 1]
         with ExitStack() as stack:
             models = dict[str, Any]()
@@ -148,23 +146,13 @@ def _fill(figure: Figure, taken: dict[Trial, list[Seconds]], n_tokens: int) -> N
         figure.note += "; what it is from 1 is noise"
 
 
-# Several pictures --------------------------------------------------------------------------------
-
-
-def measure_pictures(subject: Subject, asked: Asked) -> list[Figure]:
+def pictures(figure: Figure, subject: Subject) -> None:
     """Measures the time to the first token where each of PICTURES pictures is judged alone, too,
-    against the same without steering, if it is asked for."""
-    figures = list(asked.figures([OF_PICTURES]))
-    for figure in figures:
-        if subject.mmproj is None:
-            figure.absent = "no mmproj"
-        else:
-            _of_pictures(figure, subject, asked.repetitions)
-    return figures
-
-
-def _of_pictures(figure: Figure, subject: Subject, repetitions: int) -> None:
-    shown = [prompt.images[0] for prompt in subject.picture_prompts()[:PICTURES]]
+    against the same without steering."""
+    if subject.mmproj is None:
+        figure.absent = "no mmproj"
+        return
+    shown = subject.pictures(PICTURES)
     messages = [user_message("What do these pictures have in common?", shown)]
     with closing(
         SteeredLlama(subject.model, vector=subject.vector, mmproj=subject.mmproj, **subject.options)
@@ -174,7 +162,7 @@ def _of_pictures(figure: Figure, subject: Subject, repetitions: int) -> None:
             name: timed(partial(_first_token, llama, messages, within))
             for name, within in (("unsteered", llama.using), ("judged", partial(llama.using, shut)))
         }
-        figure.values = interleaved(runs, repetitions)
+        figure.values = interleaved(runs, subject.repetitions)
         n_tokens = sum(chunk.n_tokens for chunk in llama.chunks(messages))
     figure.samples = ratios(figure.values["judged"], figure.values["unsteered"])
     figure.note = f"{len(shown)} pictures in a prompt of {n_tokens} tokens, their encoding included"

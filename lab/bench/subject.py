@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from lab.bench.figures import Figure
+from PIL import Image
+
 from mars_gguf import demo_model
 from mars_gguf.convert.choices import Prompts
 from mars_gguf.convert.prompt_sets import PromptSets, gather
-from mars_gguf.convert.prompts import Prompt
 
 # Of SteeredLlama's options. (RPC servers are made known to the process: plain models use them too.)
 STEERED_ONLY = {"template", "chat_template_kwargs", "reasoning", "way", "force", "rpc_servers"}
-PICTURES = 16
 READING = {
     "template": "chat_handler",
     "chat_template_kwargs": "chat_template_kwargs",
@@ -27,31 +25,15 @@ READING = {
 
 
 @dataclass(frozen=True)
-class Asked:
-    """The figures that are asked for, by name, and how often each run is repeated. ``started`` is
-    told what is measured next."""
-
-    only: Collection[str]
-    repetitions: int = 15
-    started: Callable[[str], object] = lambda name: None
-
-    def figures(self, names: Collection[str]) -> Iterator[Figure]:
-        """The figures of ``names`` that are asked for, still to be measured, one after another."""
-        for name in names:
-            if name in self.only:
-                self.started(name)
-                yield Figure.named(name)
-
-
-@dataclass(frozen=True)
 class Subject:
-    """A model, how it runs, and what it is converted with. ``options``: those of SteeredLlama, as
-    mars_gguf.options.llama_options makes them."""
+    """A model, how it runs, how often each run is repeated, and what it is converted with.
+    ``options``: those of SteeredLlama, as mars_gguf.options.llama_options makes them."""
 
     model: str
     mmproj: str | None
     vector: str
     options: dict[str, Any]
+    repetitions: int = 15
     prompts: Prompts = field(default_factory=Prompts)
 
     @cached_property
@@ -60,17 +42,10 @@ class Subject:
         few = replace(self.prompts, probes=32, contexts=False)
         return gather(few, 0, sees=self.mmproj is not None)
 
-    def text_prompts(self) -> list[Prompt]:
-        """Harmful and harmless prompts in turn."""
-        contrast = self.sets.contrast
-        pairs = zip(contrast.harmful, contrast.harmless, strict=False)
-        return [Prompt(text) for pair in pairs for text in pair]
-
-    def picture_prompts(self) -> list[Prompt]:
-        """Neutral prompts with one picture each, no picture twice: PICTURES at most."""
-        neutral = [prompt for part in self.sets.media["image"] for prompt in part]
-        distinct = {p.images[0].tobytes(): p for p in neutral if len(p.images) == 1}
-        return list(distinct.values())[:PICTURES]
+    def pictures(self, n: int) -> list[Image.Image]:
+        """The first ``n`` neutral pictures, none twice."""
+        neutral = [p.images[0] for part in self.sets.media["image"] for p in part]
+        return list({picture.tobytes(): picture for picture in neutral}.values())[:n]
 
     @property
     def plain(self) -> dict[str, Any]:

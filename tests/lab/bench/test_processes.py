@@ -12,9 +12,9 @@ from models import OPTIONS
 from subjects import subject
 
 from lab.bench import child
+from lab.bench.figures import Figure
 from lab.bench.printing import report_lines
 from lab.bench.processes import REPLY, WAYS, Processes, guard_prompt
-from lab.bench.subject import Asked
 from mars_gguf.errors import MarsError
 
 
@@ -24,12 +24,13 @@ def test_every_way_is_measured_in_turn_and_stands_in_one_table(
     tasks: list[dict[str, Any]] = []
     run = Processes.run
 
-    def counted(self: Processes, command: Sequence[str]) -> str:
-        tasks.append(json.loads(command[-1]))
-        return run(self, command)
+    def counted(self: Processes, *arguments: str) -> str:
+        tasks.append(json.loads(arguments[-1]))
+        return run(self, *arguments)
 
     monkeypatch.setattr(Processes, "run", counted)
-    (figure,) = Processes(subject()).measure(Asked(["price"], 1))
+    figure = Figure.named("price")
+    Processes(subject(repetitions=1)).price(figure)
     assert len(tasks) == len(WAYS)
     plain, prompted, closed, opened, guarded = tasks
     assert len(prompted["tokens"]) > len(plain["tokens"]) + 40

@@ -11,16 +11,15 @@ from models import DEMO_MMPROJ, vector
 from subjects import subject
 
 from lab.bench import replying
-from lab.bench.figures import ratios
-from lab.bench.subject import Asked
+from lab.bench.figures import Figure, ratios
 from mars_gguf.runtime.llama import SteeredLlama
 from mars_gguf.runtime.tap import Tap
 from mars_gguf.vectors import write_vector
 
 
 def test_steered_and_plain_do_the_work_that_the_figures_name() -> None:
-    measured = {f.name: f for f in replying.measure_replies(subject(), Asked(replying.TRIALS, 2))}
-    assert list(measured) == list(replying.TRIALS)
+    measured = {name: Figure.named(name) for name in replying.TRIALS}
+    replying.measure_replies(list(measured.values()), subject())
     for name, f in measured.items():
         if replying.TRIALS[name][0] == "C" and not Tap().compiled:
             assert "not built" in f.absent
@@ -53,7 +52,7 @@ def test_each_model_is_asked_what_its_figure_says(monkeypatch: pytest.MonkeyPatc
     runs: list[tuple[str, Any]] = [("plain", None), ("Python", None)]
     if Tap().compiled:
         runs += [("C", None), ("C", "inline"), ("C", "cvec")]
-    taken = replying._take(subject(), [1, 5, 6, 7], 3, runs, 2)
+    taken = replying._take(subject(), [1, 5, 6, 7], 3, runs)
     assert all(len(seconds) == 2 for seconds in taken.values())
     models = len({kind for kind, _ in runs})
     expected = [(kind, way, 4, 0 if way else 3) for kind, way in runs]
@@ -65,10 +64,10 @@ def test_each_model_is_asked_what_its_figure_says(monkeypatch: pytest.MonkeyPatc
 def test_a_memory_that_cannot_rewind_has_no_cvec(hybrid: str, tmp_path: Path) -> None:
     write_vector(vector(hybrid), tmp_path / "v.gguf")
     given = replace(subject(), model=hybrid, vector=str(tmp_path / "v.gguf"))
-    asked = Asked(["first-token-cvec", "first-token-python"], 1)
-    python, cvec = replying.measure_replies(given, asked)
+    python, cvec = map(Figure.named, ("first-token-python", "first-token-cvec"))
+    replying.measure_replies([python, cvec], given)
     assert "rewound" in cvec.absent or not Tap().compiled
-    assert len(python.samples) == 1
+    assert len(python.samples) == 2
 
 
 def test_four_pictures_are_judged_alone_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,9 +80,9 @@ def test_four_pictures_are_judged_alone_or_not_at_all(monkeypatch: pytest.Monkey
         return reply
 
     monkeypatch.setattr(SteeredLlama, "create_chat_completion", noting)
-    asked = Asked([replying.OF_PICTURES], 2)
-    (figure,) = replying.measure_pictures(subject(DEMO_MMPROJ), asked)
+    figure, blind = (Figure.named("first-token-pictures") for _ in range(2))
+    replying.pictures(figure, subject(DEMO_MMPROJ))
     assert sorted(judged) == [False] * 3 + [True] * 3  # the first of each warms it up
     assert len(figure.samples) == 2 and min(figure.values["judged"]) > 0
-    (blind,) = replying.measure_pictures(subject(), asked)
+    replying.pictures(blind, subject())
     assert (blind.samples, blind.absent) == ([], "no mmproj")

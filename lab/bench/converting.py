@@ -1,31 +1,23 @@
-"""Measures what reading hidden states costs, and a whole conversion, against llama.cpp's own work
-on the same prompts."""
+"""Measures a whole conversion against llama.cpp's own work on the same prompts."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from functools import partial
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
-import numpy as np
 from llama_cpp import llama_cpp as lib
 
-from lab.bench.figures import Figure, Run, interleaved, ratios, timed
-from lab.bench.subject import Asked, Subject
+from lab.bench.figures import Figure
+from lab.bench.subject import Subject
 from mars_gguf.convert import pipeline
 from mars_gguf.convert.choices import Calibration
 from mars_gguf.convert.extract_gguf import GgufExtractor, GgufSession
 from mars_gguf.convert.prompt_sets import gather, renderable
 from mars_gguf.convert.prompts import Prompt
 from mars_gguf.runtime.chunks import Chunk
-from mars_gguf.runtime.prefill import MAX_SEQUENCES, CachedPrompt, Decoder, Prefill
-from mars_gguf.runtime.tap import Rows
-
-E = TypeVar("E", bound=GgufExtractor)
-
-NAMES = ("extraction-text", "extraction-images", "conversion")
+from mars_gguf.runtime.prefill import CachedPrompt, Decoder, Prefill
 
 
 class TimedDecoder(Decoder):
@@ -72,13 +64,8 @@ class Limit(GgufExtractor):
 
     def run(self, prompts: Sequence[Prompt]) -> float:
         """Decodes all of ``prompts``; returns the seconds of encoding pictures and of decoding."""
-        self.forget()  # the repetition before
-        self.timed.n_tokens, before = 0, self._seconds()
         for _, session in self.sessions(prompts):
             self.timed.last_tokens(session.prompts)
-        return self._seconds() - before
-
-    def _seconds(self) -> float:
         projector = self.llama.projector
         return self.timed.seconds + (projector.seconds if projector is not None else 0.0)
 
@@ -95,62 +82,21 @@ class Recorded(GgufExtractor):
         return super().sessions(prompts)
 
 
-def measure_extraction(subject: Subject, asked: Asked) -> Iterator[Figure]:
-    """Measures the figures that are asked for."""
-    for figure in asked.figures(NAMES):
-        if figure.name == "conversion":
-            converted(figure, subject, Calibration())
-        elif figure.name == "extraction-text":
-            prompts = subject.text_prompts()[:MAX_SEQUENCES]
-            _extracted(figure, subject, prompts, asked.repetitions)
-        elif subject.mmproj is not None:
-            _extracted(figure, subject, subject.picture_prompts(), asked.repetitions)
-        else:
-            figure.absent = "no mmproj"
-        yield figure
-
-
-def extract(extractor: GgufExtractor, prompts: Sequence[Prompt]) -> Rows:
-    """Reads the hidden states of all ``prompts``, [n, n_layer, n_embd], as a conversion does."""
-    extractor.forget()  # the repetition before
-    states = np.empty((len(prompts), extractor.n_layer, extractor.n_embd), np.float32)
-    for indices, session in extractor.sessions(prompts):
-        states[indices] = session.observe()[0]
-    return states
-
-
-def _extracted(
-    figure: Figure, subject: Subject, prompts: Sequence[Prompt], repetitions: int
-) -> None:
-    with (
-        closing(_load(GgufExtractor, subject)) as extractor,
-        closing(_load(Limit, subject)) as limit,
-    ):
-        runs: dict[str, Run] = {
-            "llama.cpp": partial(limit.run, prompts),
-            "extraction": timed(partial(extract, extractor, prompts)),
-        }
-        figure.values = interleaved(runs, repetitions)
-    figure.samples = ratios(*figure.values.values())
-    n_tokens = limit.timed.n_tokens
-    rate = n_tokens / float(np.median(figure.values["extraction"]))
-    figure.note = (
-        f"{len(prompts)} prompts, {n_tokens} tokens, {rate:.0f} a second; "
-        "rendering and tokenizing included"
-    )
-
-
-def converted(figure: Figure, subject: Subject, calibration: Calibration) -> None:
+def conversion(figure: Figure, subject: Subject, calibration: Calibration | None = None) -> None:
     """Measures a whole conversion, once: it takes minutes."""
+    calibration = calibration or Calibration()
+    files, reading = (subject.model, subject.mmproj), subject.reading
     sets = gather(subject.prompts, calibration.seed, sees=subject.mmproj is not None)
-    with closing(_load(Recorded, subject)) as extractor, closing(_load(Limit, subject)) as limit:
+    with (
+        closing(Recorded(*files, **reading)) as extractor,
+        closing(Limit(*files, **reading)) as limit,
+    ):
         sets = renderable(extractor, sets)
         for one in (extractor, limit):
             one.make_room(sets.longest())
-        convert = partial(
-            pipeline.measure_vector, extractor, sets, calibration, source={}, progress=False
-        )
-        ours = timed(convert)()
+        began = time.perf_counter()
+        pipeline.measure_vector(extractor, sets, calibration, source={}, progress=False)
+        ours = time.perf_counter() - began
         prompts = list(extractor.asked.values())
         theirs = limit.run(prompts)
     figure.values = {"conversion": [ours], "llama.cpp": [theirs]}
@@ -160,7 +106,3 @@ def converted(figure: Figure, subject: Subject, calibration: Calibration) -> Non
         f"llama.cpp's prefill and encoding take {theirs:.0f} s; the rest are replies, plain and "
         "forced"
     )
-
-
-def _load(kind: type[E], subject: Subject) -> E:
-    return kind(subject.model, subject.mmproj, **subject.reading)
