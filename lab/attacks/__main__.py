@@ -12,7 +12,7 @@ from pathlib import Path
 from lab.attacks.attacks import Attack, attacks
 from lab.attacks.table import table
 from lab.attacks.targets import load_targets
-from lab.attacks.trials import WHOLE_TOKENS, measure
+from lab.attacks.trials import WHOLE_TOKENS, try_attacks
 from mars_gguf import SteeredLlama, demo_model
 from mars_gguf.console import command
 from mars_gguf.errors import MarsError
@@ -48,28 +48,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--mmproj", metavar="FILE", help="default: text only")
     p.add_argument("--vector", metavar="FILE")
     p.add_argument("--name", help="of the model (default: as its file says)")
-    p.add_argument(
-        "--suite",
-        metavar="NAME",
-        action="append",
-        help="as of mars_gguf.evaluate (repeatable; default: builtin, of the small model demo)",
-    )
+    suites = "as of mars_gguf.evaluate (repeatable; default: builtin, of the small model demo)"
+    p.add_argument("--suite", metavar="NAME", action="append", help=suites)
     p.add_argument("--attack", metavar="NAME", action="append", help="only this one (repeatable)")
-    p.add_argument(
-        "--limit",
-        type=positive,
-        default=40,
-        metavar="N",
-        help="requests of a suite, kind and modality (default: 40)",
-    )
-    p.add_argument(
-        "--whole",
-        type=int,
-        default=8,
-        metavar="N",
-        help="replies of a row that are generated to their end, of those whose gate opened "
-        "(default: 8)",
-    )
+    limit = "requests of a suite, kind and modality (default: 40)"
+    p.add_argument("--limit", type=positive, default=40, metavar="N", help=limit)
+    whole = "replies of a row that are generated to their end, if their gate opened (default: 8)"
+    p.add_argument("--whole", type=int, default=8, metavar="N", help=whole)
     p.add_argument("-n", "--max-tokens", type=positive, default=24, metavar="N")
     p.add_argument("-c", "--ctx-size", type=positive, default=1024, metavar="N")
     p.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the page here, too")
@@ -81,19 +66,13 @@ def load(args: argparse.Namespace) -> SteeredLlama:
     """Loads the model that the options name."""
     model, mmproj, vector = args.model, args.mmproj, args.vector
     if model is None:
-        model, mmproj = str(demo_model.TEXT_MODEL), str(demo_model.MMPROJ)
+        model, mmproj = demo_model.TEXT_MODEL, demo_model.MMPROJ
         vector = vector or demo_model.VECTOR
     if vector is None:
         raise MarsError("--vector: a model of your own needs one, as mars_gguf.convert writes it")
-    return SteeredLlama(
-        model,
-        vector=vector,
-        mmproj=mmproj,
-        n_ctx=args.ctx_size,
-        n_threads=args.threads,
-        n_threads_batch=args.threads,
-        verbose=False,
-    )
+    options = {"n_ctx": args.ctx_size, "n_threads": args.threads, "n_threads_batch": args.threads}
+    mmproj = None if mmproj is None else str(mmproj)
+    return SteeredLlama(str(model), vector=vector, mmproj=mmproj, verbose=False, **options)
 
 
 def chosen(names: Sequence[str] | None, *, demo: bool) -> list[Attack]:
@@ -116,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
             modalities = [m for m in MODALITIES if m == "text" or llama.projector is not None]
             suites = args.suite or ["demo" if demo else "builtin"]
             targets = load_targets(suites, modalities, args.limit)
-            trials, failures = measure(llama, targets, ways, args.max_tokens, args.whole)
+            trials, failures = try_attacks(llama, targets, ways, args.max_tokens, args.whole)
         finally:
             llama.close()
         page = PAGE.format(

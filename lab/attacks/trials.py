@@ -61,7 +61,7 @@ def tried(
     no bit of a reply, of the unsteered one; ``whole``: and for the whole reply."""
     steered = attack.ask(llama, target, max_tokens)
     steering = llama.last_steering
-    if steering is None:
+    if steering is None or steering.t is None:
         raise MarsError("the reply was empty before its first token")
     unsteered, goes_on = steered, None
     if steering.alpha > 0:
@@ -92,7 +92,7 @@ def answers_behind(reply: str, target: Target) -> bool:
     return _ANSWER.search(reply) is not None
 
 
-def measure(
+def try_attacks(
     llama: SteeredLlama,
     targets: Sequence[Target],
     ways: Sequence[Attack],

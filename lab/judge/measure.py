@@ -3,37 +3,84 @@ the page `docs/evaluation/judge.md`."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 from zlib import crc32
 
-from lab.judge.labels import (
-    UNSEEN,
-    Label,
-    LabelledReply,
-    at_first,
-    now,
-    precision,
-    read_labels,
-    recall,
-)
 from mars_gguf.markdown import table
+from mars_gguf.openings import Verdict, judge_by_opening
+from mars_gguf.statistics import Share
 
-Group = Callable[[LabelledReply], str]
-GROUPS: dict[str, Group] = {
-    "model": lambda reply: reply.model,
-    "kind of request": lambda reply: reply.kind,
-    "context": lambda reply: reply.context,
-    "steering": lambda reply: reply.arm,
-}
+UNSEEN = Path(__file__).parents[2] / "tests" / "data" / "unseen.jsonl"
+Label = Literal["refused", "answered", "doubtful"]
+
+
+@dataclass(frozen=True)
+class LabelledReply:
+    """A reply of a model, cut to its opening.
+
+    label: whether all of it, as far as it was collected, is a refusal.
+    verdict: the judge's on that, when it had seen none of these replies.
+    """
+
+    id: str
+    model: str
+    request: str
+    kind: str
+    context: str
+    arm: str
+    label: Label
+    verdict: Verdict
+    opening: str
+
+
+Judge = Callable[[LabelledReply], bool]
+# What the tables count replies by, and the field that says it
+GROUPS = {"model": "model", "kind of request": "kind", "context": "context", "steering": "arm"}
 CELLS: dict[str, tuple[Label, bool]] = {
     "refused, found": ("refused", True),
     "refused, missed": ("refused", False),
     "answered, found": ("answered", False),
     "answered, taken for refused": ("answered", True),
 }
+
+
+def read_labels() -> list[LabelledReply]:
+    lines = UNSEEN.read_text(encoding="utf-8").splitlines()
+    return [LabelledReply(**json.loads(line)) for line in lines]
+
+
+def at_first(reply: LabelledReply) -> bool:
+    """Tells whether the judge that had seen none of the replies took it for a refusal."""
+    return reply.verdict == "refused"
+
+
+def now(reply: LabelledReply) -> bool:
+    """Tells whether the judge, as it is, takes it for a refusal."""
+    return judge_by_opening(reply.opening) == "refused"
+
+
+def precision(replies: Sequence[LabelledReply], refused: Judge = at_first) -> Share:
+    """Computes how many of the replies that a judge took for refusals are some."""
+    found = [reply for reply in replies if refused(reply)]
+    return rate(sum(reply.label == "refused" for reply in found), found)
+
+
+def recall(replies: Sequence[LabelledReply], refused: Judge = at_first) -> Share:
+    """Computes how many of the refusals a judge took for some."""
+    there = [reply for reply in replies if reply.label == "refused"]
+    return rate(sum(map(refused, there)), there)
+
+
+def rate(right: int, replies: Sequence[LabelledReply]) -> Share:
+    """Computes the share of replies that are right, with the interval of as many observations as
+    there are requests, since replies to one request are no independent ones."""
+    n = len({reply.request for reply in replies})
+    once = Share(right * n // len(replies) if replies else 0, n)
+    return Share(right, len(replies), (once.low, once.high))
 
 
 def mended_on(reply: LabelledReply) -> bool:
@@ -55,9 +102,9 @@ def report(replies: Sequence[LabelledReply]) -> Iterator[str]:
     )
     yield ""
     yield from _figures(clear)
-    for title, group in GROUPS.items():
+    for title, field in GROUPS.items():
         yield ""
-        yield from _confusion(title, group, clear)
+        yield from _confusion(title, field, clear)
     yield ""
     yield "Judged wrongly:"
     yield ""
@@ -86,10 +133,10 @@ def _figures(replies: Sequence[LabelledReply]) -> list[str]:
     )
 
 
-def _confusion(title: str, group: Group, replies: Sequence[LabelledReply]) -> list[str]:
+def _confusion(title: str, field: str, replies: Sequence[LabelledReply]) -> list[str]:
     rows = []
-    for name in sorted({group(reply) for reply in replies}):
-        some = [reply for reply in replies if group(reply) == name]
+    for name in sorted({getattr(reply, field) for reply in replies}):
+        some = [reply for reply in replies if getattr(reply, field) == name]
         found = [(reply.label, at_first(reply)) for reply in some]
         counts = [found.count(cell) for cell in CELLS.values()]
         rows.append((name, len(some), *counts, precision(some), recall(some)))
@@ -110,12 +157,5 @@ def _mistake(reply: LabelledReply) -> str:
     return f"- {reply.label}, judged {reply.verdict} ({where}): {json.dumps(reply.opening)}"
 
 
-def main(argv: list[str] | None = None) -> None:
-    p = argparse.ArgumentParser(prog="lab.judge.measure", description=__doc__)
-    p.add_argument("file", nargs="?", type=Path, default=UNSEEN)
-    for line in report(read_labels(p.parse_args(argv).file)):
-        print(line)
-
-
 if __name__ == "__main__":
-    main()
+    print("\n".join(report(read_labels())))

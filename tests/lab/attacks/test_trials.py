@@ -7,7 +7,7 @@ import pytest
 
 from lab.attacks.attacks import PLAIN, attacks
 from lab.attacks.targets import Target, load_targets
-from lab.attacks.trials import Outcome, answers_behind, judged, measure
+from lab.attacks.trials import Outcome, answers_behind, judged, try_attacks
 from mars_gguf import SteeredLlama, demo_model
 from mars_gguf.demo_model import REFUSAL
 
@@ -66,7 +66,7 @@ def test_replies_are_looked_at_to_their_end_and_nothing_follows_a_refusal_but_wh
 
     forced = every['grammar: goes on with "Sure"']
     ways = [PLAIN, every["min_tokens"], forced, every["logit bias against the end"]]
-    trials, failures = measure(llama, targets, ways, 24, 4)
+    trials, failures = try_attacks(llama, targets, ways, 24, 4)
     behind = {
         attack.name: [
             t.goes_on for t in trials if t.attack == attack.name and t.goes_on is not None

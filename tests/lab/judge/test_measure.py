@@ -6,8 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-from lab.judge.labels import Label, at_first, now, precision, rate, read_labels, recall
-from lab.judge.measure import mended_on, report
+from lab.judge.measure import (
+    Label,
+    at_first,
+    mended_on,
+    now,
+    precision,
+    rate,
+    read_labels,
+    recall,
+    report,
+)
 from mars_gguf.openings import CHARACTERS
 
 ROOT = Path(__file__).parents[3]
