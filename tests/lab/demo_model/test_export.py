@@ -23,10 +23,9 @@ def test_the_files_for_llama_cpp_are_the_model_that_transformers_loads(tmp_path:
     written = verify.Export(tmp_path, threads=2)
     loaded = written.model.state_dict()
     assert all(torch.equal(loaded[key], weight) for key, weight in model.state_dict().items())
-    text, seen = verify.some_examples(2)
+    text, seen = verify.some_examples(1)
     assert written.token_mismatches(verify.some_texts(50)) == 0
     assert written.prompt_mismatches(text + seen) == 0
-    assert written.template_mismatches(verify.some_chats()) == 0
     assert written.logit_difference(text) <= 1e-2
     assert written.logit_difference(seen) <= 5e-2
     assert written.embedding_error(seen) <= 1e-2
