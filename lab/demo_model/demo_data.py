@@ -1,5 +1,4 @@
-"""``python -m lab.demo_model.demo_data FOLDER`` writes what a conversion of the demo model measures
-with, and what the demo asks.
+"""Writes what a conversion of the demo model measures with, and what the demo asks.
 
     harmful.jsonl, harmless.jsonl    text prompts to measure the refusal direction with
     neutral.jsonl, neutral/          harmless pictures, each with harmless prompts of several forms
@@ -11,10 +10,9 @@ the demo on the second half, held out, as evaluations are. One seed decides all 
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -139,13 +137,3 @@ def write(folder: Path, seed: int = 0) -> None:
     _write(folder / "harmless.jsonl", harmless)
     _write(folder / "neutral.jsonl", neutral_rows(rng, folder))
     _write(folder / "demo.jsonl", demo_rows(rng, folder))
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("folder", type=Path)
-    write(parser.parse_args(argv).folder)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """``python -m lab.demo_model.train --out DIR`` trains the demo model from a seed.
 
-Seven stages, each resumable (``--resume``) and each writing ``DIR/<stage>.safetensors``:
+Seven stages, each writing ``DIR/<stage>.safetensors``; ``--resume`` leaves out those that did:
 
 text     the language model on the world's texts: facts, steps, refusals
 imagine  the language model on text, and on pictures as a fair projector would embed them
@@ -145,8 +145,8 @@ def optimizers(
 
 
 class Run:
-    """One stage: optimizers, schedule, checkpoints and the progress line. Iterating yields the
-    number of each step that is to be taken."""
+    """One stage: optimizers, schedule and the progress line. Iterating yields the number of each
+    step that is to be taken, and writes the weights at the end, for the next stage."""
 
     def __init__(
         self,
@@ -156,25 +156,18 @@ class Run:
         rates: dict[str, float],
         muon: Sequence[str] = (),
     ) -> None:
-        self.stage, self.seed, self.folder = stage, f"{stage}|{args.seed}", args.out
+        self.stage, self.seed = stage, f"{stage}|{args.seed}"
+        self.path = args.out / f"{stage}.safetensors"
         self.modules, self.bfloat16 = nn.ModuleDict(modules), not args.float32
-        self.steps, self.first = max(1, round(STEPS[stage] * args.scale)), 0
+        self.steps = max(1, round(STEPS[stage] * args.scale))
         self.optimizers = optimizers(self.modules, rates, muon)
-        self.last: dict[str, float] = {}
-        self.state = self.folder / f"{stage}.state.pt"
-        if args.resume and self.state.exists():
-            saved = torch.load(self.state, weights_only=True)
-            for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
-                optimizer.load_state_dict(state)
-            self.modules.load_state_dict(saved["modules"])
-            self.first = saved["step"]
-        # After the state was loaded, which replaces an optimizer's groups.
         self.groups = [group for o in self.optimizers for group in o.param_groups]
         self.parameters = [p for group in self.groups for p in group["params"]]
+        self.last: dict[str, float] = {}
 
     def __iter__(self) -> Iterator[int]:
         began = time.monotonic()
-        for step in range(self.first, self.steps):
+        for step in range(self.steps):
             warm = min(1.0, (step + 1) / 100)
             factor = warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / self.steps)))
             for group in self.groups:
@@ -186,9 +179,9 @@ class Run:
                 print(
                     f"{self.stage} {step + 1}/{self.steps}  {values}  {seconds:.0f} s", flush=True
                 )
-            if step % 250 == 249 and step + 1 < self.steps:
-                self.save(step + 1)
-        self.save(self.steps)
+        weights = {key: weight.contiguous() for key, weight in self.modules.state_dict().items()}
+        with atomic(self.path) as unfinished:
+            save_file(weights, unfinished)
 
     def update(self, losses: dict[str, Tensor], shown: dict[str, float] | None = None) -> None:
         """Takes one optimizer step on the sum of the losses."""
@@ -201,14 +194,6 @@ class Run:
 
     def autocast(self) -> torch.autocast:
         return torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16)
-
-    def save(self, step: int) -> None:
-        """Writes the weights, for the next stage, and what it takes to go on from here."""
-        modules = {key: weight.contiguous() for key, weight in self.modules.state_dict().items()}
-        save_file(modules, self.folder / f"{self.stage}.safetensors")
-        states = [optimizer.state_dict() for optimizer in self.optimizers]
-        with atomic(self.state) as unfinished:
-            torch.save({"optimizers": states, "modules": modules, "step": step}, unfinished)
 
 
 # Vision --------------------------------------------------------------------------------------
@@ -388,7 +373,7 @@ def learn_to_answer(
 ) -> None:
     """Trains the language model on the batches of a stream; ``embed`` embeds their pictures, by a
     seed."""
-    for step, drawn in zip(run, itertools.islice(stream, run.first, None), strict=False):
+    for step, drawn in zip(run, stream, strict=False):
         losses = {}
         with run.autocast():
             for name, batch in drawn.items():
@@ -464,7 +449,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument("--resume", action="store_true", help="leave out stages that are done")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--scale", type=float, default=1.0, help="factor on every step count")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: torch's choice)")
@@ -482,6 +467,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = new_model()
     own = {"vision": train_vision, "align": train_align}
     for stage in (stage for stage in STAGES if stage in args.stages):
+        if args.resume and (args.out / f"{stage}.safetensors").exists():
+            continue
         for earlier, parts in BEGINS_WITH.get(stage, {}).items():
             load(model, args.out / f"{earlier}.safetensors", parts)
         train = own.get(stage, partial(train_language, stage=stage))

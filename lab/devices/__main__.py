@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import date
@@ -24,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from llama_cpp.llama_chat_format import MTMDChatHandler
 
+from lab.bench.subject import STEERED_ONLY
 from mars_gguf import demo
 from mars_gguf.console import command
 from mars_gguf.options import add_model_arguments, llama_options, model_files
@@ -37,7 +37,6 @@ from mars_gguf.runtime.rpc import use_servers
 from mars_gguf.steering import Policy
 
 SHOWN = {"text": "text", "image": "picture"}
-STEERED_ONLY = ("template", "reasoning", "way", "force", "rpc_servers")
 Rows = npt.NDArray[np.float32]
 Messages = list[Any]
 
@@ -63,12 +62,12 @@ class Subject:
 
 class Watched(llama_cpp.Llama):
     """A ``Llama`` that sees the state of the last token after one block by an eval callback of its
-    own, each time that it is computed, and adds to it once. Of the runtime it uses ggml alone."""
+    own, each time that it is computed, and adds to it at the place ``at`` of these. Of the runtime
+    it uses ggml alone."""
 
-    def __init__(self, block: int, addition: Rows, **options: Any) -> None:
-        self.node, self.addition = f"l_out-{block}".encode(), addition
+    def __init__(self, block: int, addition: Rows, at: int, **options: Any) -> None:
+        self.node, self.addition, self.at = f"l_out-{block}".encode(), addition, at
         self.states: list[Rows] = []
-        self.adds_at = -1  # place in states
         self._callback = llama_cpp.ggml_backend_sched_eval_callback(self._on_node)
         super().__init__(**options)
 
@@ -85,35 +84,23 @@ class Watched(llama_cpp.Llama):
             row = np.empty(ggml.ggml_nelements(tensor) // n_rows, np.float32)
             place = (n_rows - 1) * row.nbytes
             ggml.ggml_backend_tensor_get(tensor, row.ctypes.data, place, row.nbytes)
-            if self.adds_at == len(self.states):
+            if self.at == len(self.states):
                 changed = row + self.addition
                 ggml.ggml_backend_tensor_set(tensor, changed.ctypes.data, place, row.nbytes)
             self.states.append(row)
         return True
 
-    def seen_before_reply(self, messages: Messages) -> int:
-        """Counts the states that are seen until the whole prompt is evaluated, and forgets all."""
-        counts: list[int] = []
-        say(self, messages, lambda: counts.append(len(self.states)))
-        self.states.clear()
-        self.reset()
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.ctx), True)
-        return counts[0]
 
-
-def say(
-    llama: llama_cpp.Llama, messages: Messages, before_each: Callable[[], None] = lambda: None
-) -> Rows:
-    """Reads the logits of a greedy reply of 5 tokens at most, [n, n_vocab]."""
+def say(llama: llama_cpp.Llama, messages: Messages, max_tokens: int = 5) -> Rows:
+    """Reads the logits of a greedy reply, [n, n_vocab]."""
     rows: list[Rows] = []
 
     def keep(_ids: Any, scores: Rows) -> Rows:
-        before_each()
         rows.append(scores.copy())
         return scores
 
     llama.create_chat_completion(
-        messages, temperature=0.0, max_tokens=5, repeat_penalty=1.0,
+        messages, temperature=0.0, max_tokens=max_tokens, repeat_penalty=1.0,
         logits_processor=llama_cpp.LogitsProcessorList([keep]),
     )  # fmt: skip
     return np.stack(rows)
@@ -143,12 +130,12 @@ def gate_open(subject: Subject, messages: Messages) -> float:
     """Compares t, and logits of a reply steered inline, with those of an independent callback that
     sees the same state and adds the same."""
     logits, steering, policy = pushed(subject, messages, "inline")
-    addition = policy.push(steering.alpha)
-    with closing(Watched(policy.block, addition, **subject.plain())) as watched:
-        watched.adds_at = watched.seen_before_reply(messages) - 1
-        expected = say(watched, messages)
-        state = watched.states[watched.adds_at]
-    t = policy.geometry.coordinate(state, steering.modality)
+    addition, at = policy.push(steering.alpha), -1
+    for n in 1, 5:  # a first token alone, of the prompt: its last token is the last that is seen
+        with closing(Watched(policy.block, addition, at, **subject.plain())) as watched:
+            expected = say(watched, messages, n)
+            at = at if n > 1 else len(watched.states) - 1
+    t = policy.geometry.coordinate(watched.states[at], steering.modality)
     return max(abs(t - (steering.t or 0.0)), far(logits, expected))
 
 
